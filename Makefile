@@ -71,7 +71,7 @@ release: ## dist/: binaries for amd64 and arm64, packed, and checksums of both f
 	$(MAKE) build ARCH=arm64 TRIMPATH=1 OUT=dist/coracle-linux-arm64
 	packaging/check-release.sh dist
 	cp install.sh LICENSE NOTICE dist/
-	cd dist && xz -9e --keep --threads=2 coracle-linux-* && sha256sum coracle-linux-* install.sh > sha256sums.txt && cat sha256sums.txt
+	cd dist && printf '%s\n' coracle-linux-* | xargs -n 1 -P 2 xz -9e --keep --threads=1 && sha256sum coracle-linux-* install.sh > sha256sums.txt && cat sha256sums.txt
 	rm dist/coracle-linux-amd64 dist/coracle-linux-arm64
 
 install: ## build and install on this machine (root)

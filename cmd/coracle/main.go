@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/tools"
 	_ "github.com/coracle-k8s/coracle/cmd/coracle/tools/translations" // for its init
 	"github.com/coracle-k8s/coracle/cmd/coracle/workqueuemetrics"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/secrets"
@@ -36,7 +37,7 @@ const (
 )
 
 func main() {
-	if tools.IsHelmJob(os.Args) {
+	if os.Args[0] == helmjob.Name {
 		tools.RunHelmJob()
 	}
 	os.Args = argv.Hide(os.Args)

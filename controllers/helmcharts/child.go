@@ -37,7 +37,7 @@ const childMemory = "GOMEMLIMIT=160MiB"
 type Children struct {
 	// Config is the term's client configuration. The store refuses writes over it after the end of the term.
 	Config *rest.Config
-	// Program is the path of the program whose child process this is, with helmjob.Name as its argument.
+	// Program is the path of coracle, which is also the child process, by the name helmjob.Name.
 	Program string
 	// Dir is a folder for sockets. Empty is for the system's folder of temporary files.
 	Dir    string

@@ -11,8 +11,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// cleanupCommand finds the folders. The package cmd/coracle/tools/cleanup does the work. The command takes the arguments
-// of coracle server and ignores those that name no folder. So coracle-uninstall can pass it the service's arguments.
+// cleanupCommand finds the folders. The package cmd/coracle/tools/cleanup does the work. The command takes the
+// arguments of coracle server and ignores those that name no folder. So coracle-uninstall can pass it the service's
+// arguments.
 func (a *App) cleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cleanup", GroupID: groupUse,

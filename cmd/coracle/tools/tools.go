@@ -17,15 +17,17 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	helm "helm.sh/helm/v4/pkg/cmd"
 	"helm.sh/helm/v4/pkg/kube"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // kubeconfigs of other clusters may name these
 	"k8s.io/component-base/cli"
+	"k8s.io/component-base/featuregate"
 	"k8s.io/component-base/logs"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
+	_ "k8s.io/kubernetes/pkg/features" // it makes the client library's features those of the API server
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/tools/cleanup"
 	"github.com/coracle-k8s/coracle/cmd/coracle/tools/helmjob"
-	job "github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 var tools = map[string]func(){
@@ -41,7 +43,8 @@ func Run(name string, args, env []string) {
 	os.Clearenv()
 	for _, kv := range env {
 		key, value, _ := strings.Cut(kv, "=")
-		_ = os.Setenv(key, value) // it was this process' own variable, or is one of coracle's
+		_ = os.Setenv(key, value) // it fails only without a name
+		setClientFeature(key, value)
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(100) // Go's own: a tool ends soon
@@ -51,10 +54,23 @@ func Run(name string, args, env []string) {
 	os.Exit(0)
 }
 
-// IsHelmJob says whether args, with the program's name first, start the child process of the controller of Helm charts.
-func IsHelmJob(args []string) bool { return len(args) == 2 && args[1] == job.Name }
+// setClientFeature does for a variable KUBE_FEATURE_NAME what upstream's client library does by itself in a process
+// without the API server's features.
+func setClientFeature(key, value string) {
+	name, ok := strings.CutPrefix(key, "KUBE_FEATURE_")
+	if !ok {
+		return
+	}
+	gates := utilfeature.DefaultMutableFeatureGate
+	if _, known := gates.GetAll()[featuregate.Feature(name)]; !known {
+		return
+	}
+	if err := gates.Set(name + "=" + value); err != nil {
+		fmt.Fprintf(os.Stderr, "the variable %s has no effect: %v\n", key, err)
+	}
+}
 
-// RunHelmJob is that process. It ends when its job is done.
+// RunHelmJob makes this process the child process of the controller of Helm charts, which ends when its job is done.
 func RunHelmJob() { os.Exit(helmjob.Main()) }
 
 // runKubectl does what the main function of upstream's kubectl does.

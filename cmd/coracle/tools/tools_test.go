@@ -14,7 +14,7 @@ import (
 // TestMain is also the process that becomes a tool.
 func TestMain(m *testing.M) {
 	if name := os.Getenv("CORACLE_TEST_TOOL"); name != "" {
-		Run(name, os.Args[1:], []string{"HOME=" + os.Getenv("HOME"), "HELM_CACHE_HOME=of this tool"})
+		Run(name, os.Args[1:], []string{"HOME=" + os.Getenv("HOME"), "HELM_CACHE_HOME=of this tool", "KUBE_FEATURE_WatchListClient=junk"})
 	}
 	os.Exit(m.Run())
 }
@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 func TestProcessBecomesTool(t *testing.T) {
 	for _, tt := range []struct{ name, args, want string }{
 		{"kubectl", "version --client", "Client Version: "},
+		{"kubectl", "options", "KUBE_FEATURE_WatchListClient has no effect"},
 		{"kubectl", "no-such-command", "unknown command \"no-such-command\" for \"kubectl\""},
 		{"helm", "version", "version.BuildInfo"},
 		{"helm", "env HELM_CACHE_HOME", "of this tool"},
@@ -32,11 +33,5 @@ func TestProcessBecomesTool(t *testing.T) {
 		c.Env = []string{"CORACLE_TEST_TOOL=" + tt.name, "HOME=" + t.TempDir(), "SECRET=x"}
 		out, _ := c.CombinedOutput() // some fail, as they are to
 		testenv.Contains(t, string(out), tt.want, "%s %s", tt.name, tt.args)
-	}
-}
-
-func TestOnlyItsOneArgumentStartsHelmJob(t *testing.T) {
-	for args, want := range map[string]bool{"coracle": false, "coracle helmjob": true, "coracle helm helmjob": false, "coracle server": false} {
-		testenv.Equal(t, IsHelmJob(strings.Fields(args)), want, "%s", args)
 	}
 }

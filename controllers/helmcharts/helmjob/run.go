@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// Name is the child's only argument, by which coracle knows what it is to be.
-const Name = "helmjob"
+// Name is the child's name, by which coracle knows what it is to be. The child has no arguments.
+const Name = "coracle-helmjob"
 
 // Runner starts children.
 type Runner struct {
@@ -50,8 +50,8 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	out := &boundedResult{}
 	var tail bytes.Buffer
 	last := &lastLines{to: r.Log, keep: &tail}
-	c := exec.CommandContext(ctx, r.Program, Name)
-	c.Args[0] = "coracle" // the path may be that of a link in /proc
+	c := exec.CommandContext(ctx, r.Program)
+	c.Args[0] = Name
 	c.Stdin, c.Stdout, c.Stderr, c.Env = stdin, out, last, r.Env
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // only this process handles a Ctrl-C at its terminal
 	c.WaitDelay = 10 * time.Second

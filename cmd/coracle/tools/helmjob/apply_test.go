@@ -191,7 +191,8 @@ func (t *tester) child(ctx context.Context, req *helmjob.Request) (*helmjob.Resu
 func (t *tester) orphan(req *helmjob.Request) (pid int, die func() error) {
 	t.Helper()
 	program := testenv.Must(os.Executable())(t)
-	c := exec.Command(program, helmjob.Name)
+	c := exec.Command(program)
+	c.Args[0] = helmjob.Name
 	in := testenv.Must(c.StdinPipe())(t)
 	testenv.NoError(t, c.Start())
 	testenv.NoError(t, json.NewEncoder(in).Encode(req))

@@ -40,7 +40,7 @@ var shared struct {
 
 // TestMain also makes this binary the child process, as coracle is one.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == helmjob.Name {
+	if os.Args[0] == helmjob.Name {
 		os.Exit(Main())
 	}
 	os.Exit(func() int {
