@@ -17,6 +17,6 @@ import (
 func TestNodeRegistersWithItsTaints(t *testing.T) {
 	taints := []corev1.Taint{{Key: "dedicated", Value: "gpu", Effect: corev1.TaintEffectNoSchedule}}
 	n := node{machine: config.Node{Taints: taints}}
-	o := n.options(embedded.Dir{}, &cli.Process{Log: &logging.Log{}}, nil)
+	o := n.options(embedded.Dir{}, &cli.Process{Log: &logging.Log{}})
 	testenv.EqualSlices(t, o.Taints, taints, "the agent's taints are")
 }
