@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/argv"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/cmd/coracle/tools"
-	_ "github.com/coracle-k8s/coracle/cmd/coracle/tools/translations" // for its init
+	_ "github.com/coracle-k8s/coracle/cmd/coracle/tools/translations" // for what it does when it is initialized
 	"github.com/coracle-k8s/coracle/cmd/coracle/workqueuemetrics"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/internal/config"
