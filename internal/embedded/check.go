@@ -15,7 +15,7 @@ import (
 )
 
 // complete says whether dir holds the files of the index, by names, lengths, modes and link targets. Checksums were
-// checked before the set got its name. Reading a hundred megabytes at each start would take a small board a second.
+// checked before the set got its name. Reading all of them at each start would take a small board a second.
 func complete(x index.Index, dir string) bool {
 	for _, e := range x {
 		p := filepath.Join(dir, e.Path)
