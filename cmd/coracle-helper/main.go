@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:debug containermaxprocs=0
+
 // coracle-helper is a small program for what containerd and the kubelet's network start for every pod. Starting coracle
 // itself for that would cost fifty milliseconds and a hundred megabytes each time. The name by which it is called
 // selects what it is:
@@ -7,7 +9,8 @@
 //   - containerd-shim-runc-v2: upstream's runc shim, one process for each pod, which outlives the agent (shim.go);
 //   - coracle-cni: the CNI plugin, which passes its call to the agent.
 //
-// It is linked statically and holds no logic of the cluster.
+// It is linked statically and holds no logic of the cluster. Its directive keeps Go from reading the list of all mounts
+// at each start, for a limit of a control group that containers' helpers do not have.
 package main
 
 import (

@@ -69,9 +69,6 @@ func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest
 	t := &containerTask{stdout: r.Stdout, stderr: r.Stderr}
 	r.Stdout = t.attach(ctx, r.Bundle, "stdout", r.Stdout)
 	r.Stderr = t.attach(ctx, r.Bundle, "stderr", r.Stderr)
-	if err := nativeFilter(r.Bundle); err != nil {
-		log.G(ctx).WithError(err).Warn("the pause process keeps the system call filter that containerd wrote, which takes longer to make")
-	}
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
 	if err != nil {
 		t.close()

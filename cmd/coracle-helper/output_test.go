@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -15,7 +14,6 @@ import (
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	types "github.com/containerd/containerd/api/types/task"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -127,26 +125,6 @@ func TestShimWithoutTaskEnds(t *testing.T) {
 			synctest.Wait()
 			testenv.True(t, ended == 1-tasks, "a shim of %d tasks ended %d times", tasks, ended)
 		})
-	}
-}
-
-// TestOnlyPauseProcessGetsANativeFilter: its program is native; one in another container may be of 32 bits.
-func TestOnlyPauseProcessGetsANativeFilter(t *testing.T) {
-	for kind, want := range map[string]int{"sandbox": 0, "container": 2} {
-		s, _, bundle := newService(t)
-		name := filepath.Join(bundle, "config.json")
-		testenv.NoError(t, os.WriteFile(name, []byte(`{"ociVersion":"1.2.0","process":{"args":["/pause"]},
-			"annotations":{"io.kubernetes.cri.container-type":"`+kind+`"},
-			"linux":{"sysctl":{"net.ipv4.ip_forward":"1"},"seccomp":{"defaultAction":"SCMP_ACT_ERRNO",
-			"architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],"syscalls":[{"names":["pause"],"action":"SCMP_ACT_ALLOW"}]}}}`), 0o600))
-		testenv.Must(s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle}))(t)
-		var spec specs.Spec
-		testenv.NoError(t, json.Unmarshal(testenv.Must(os.ReadFile(name))(t), &spec))
-		filter := spec.Linux.Seccomp
-		testenv.Equal(t, len(filter.Architectures), want, "architectures of a %s", kind)
-		if len(filter.Syscalls) != 1 || filter.DefaultAction != specs.ActErrno || spec.Linux.Sysctl["net.ipv4.ip_forward"] != "1" {
-			t.Errorf("a %s lost something: %+v", kind, spec)
-		}
 	}
 }
 

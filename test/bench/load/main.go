@@ -294,8 +294,10 @@ func ready(c *client, began time.Time, within time.Duration) (map[string]float64
 
 // pods creates pods and watches each until it is Running; then deletes them all.
 func pods(c *client, count, parallel int, image string) (Latencies, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	limited, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
+	ctx, fail := context.WithCancelCause(limited)
+	defer fail(nil)
 	ns := fmt.Sprintf("pods-%d", time.Now().UnixNano())
 	if err := c.do(ctx, http.MethodPost, "/api/v1/namespaces", object{"metadata": object{"name": ns}}, nil); err != nil {
 		return Latencies{}, err
@@ -303,7 +305,7 @@ func pods(c *client, count, parallel int, image string) (Latencies, error) {
 	if err := c.account(ctx, ns); err != nil {
 		return Latencies{}, err
 	}
-	running, stop, err := c.watchRunning(ctx, ns)
+	running, stop, err := c.watchRunning(ctx, ns, fail)
 	if err != nil {
 		return Latencies{}, err
 	}
@@ -331,7 +333,7 @@ func pods(c *client, count, parallel int, image string) (Latencies, error) {
 				select {
 				case <-seen:
 				case <-ctx.Done():
-					err = fmt.Errorf("pod %s is not Running: %w", name, ctx.Err())
+					err = fmt.Errorf("pod %s is not Running: %w", name, context.Cause(ctx))
 				}
 			}
 			lock.Lock()
@@ -398,8 +400,8 @@ func (s *seen) notify(name string) {
 	}
 }
 
-// watchRunning follows the namespace's pods and tells when each is Running.
-func (c *client) watchRunning(ctx context.Context, ns string) (*seen, func(), error) {
+// watchRunning follows the namespace's pods and tells when each is Running. A watch that ends is reported to fail.
+func (c *client) watchRunning(ctx context.Context, ns string, fail context.CancelCauseFunc) (*seen, func(), error) {
 	ctx, cancel := context.WithCancel(ctx)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/api/v1/namespaces/"+ns+"/pods?watch=1", nil)
 	if err != nil {
@@ -420,6 +422,7 @@ func (c *client) watchRunning(ctx context.Context, ns string) (*seen, func(), er
 		for {
 			line, err := lines.ReadBytes('\n')
 			if err != nil {
+				fail(fmt.Errorf("the watch of pods ended: %w", err))
 				return
 			}
 			var e struct {
