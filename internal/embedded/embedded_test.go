@@ -42,6 +42,18 @@ func mustUnpack(t *testing.T, src fs.FS, bin string) *Dir {
 	return &d
 }
 
+// unpackOwn unpacks what this tree's make embedded built.
+func unpackOwn(t *testing.T) *Dir {
+	t.Helper()
+	d, err := Unpack(t.TempDir())
+	if errors.Is(err, ErrNotEmbedded) {
+		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
+	}
+	testenv.NoError(t, err)
+	t.Cleanup(func() { letGo(t, &d) })
+	return &d
+}
+
 // letGo gives up the lock on a set, as the end of the process does. What was let go already is left alone: its
 // descriptor may be another file's by now.
 func letGo(t *testing.T, d *Dir) {
@@ -232,12 +244,7 @@ func TestUnpackOntoFullDiskFails(t *testing.T) {
 
 // TestEmbeddedProgramsRun checks what this tree's make embedded built, by unpacking it as a server does.
 func TestEmbeddedProgramsRun(t *testing.T) {
-	d, err := Unpack(t.TempDir())
-	if errors.Is(err, ErrNotEmbedded) {
-		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
-	}
-	testenv.NoError(t, err)
-	t.Cleanup(func() { letGo(t, &d) })
+	d := unpackOwn(t)
 	for _, name := range []string{
 		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-ingress",
 		"nftables/nft", "nftables/ld.so", "nftables/protocols.so",

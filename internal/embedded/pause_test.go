@@ -4,7 +4,6 @@ package embedded
 
 import (
 	"archive/tar"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,12 +22,7 @@ import (
 // pod: it takes in orphans, buries them, and ends when it is terminated.
 func TestPauseReapsOrphansAndEnds(t *testing.T) {
 	testenv.RequireRoot(t, "it makes a pid namespace")
-	d, err := Unpack(t.TempDir())
-	if errors.Is(err, ErrNotEmbedded) {
-		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
-	}
-	testenv.NoError(t, err)
-	t.Cleanup(func() { letGo(t, &d) })
+	d := unpackOwn(t)
 	program := filepath.Join(t.TempDir(), "pause")
 	extractPause(t, d.File("pause.tar"), program)
 
