@@ -161,7 +161,7 @@ conformance: build ## upstream's conformance suite, built from its module, on a 
 	@packaging/deps.sh build test conformance
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/conformance -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' \
 	  $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(PROCESSES),-processes $(PROCESSES)) $(if $(SERVERS),-servers $(SERVERS)) \
-	  $(if $(LABELS),-labels '$(LABELS)')
+	  $(if $(LABELS),-labels '$(LABELS)') $(if $(MEMORY),-memory)
 
 # By hand, and slow: whatever a pod does takes ten times as long there.
 guest-conformance: build ## upstream's specs of Services and NetworkPolicies on a node whose kernel has IPVS, in a second kernel (root, gcc, 140 MB of source, hours); FOCUS='…' of some, SERVERS=3 nodes

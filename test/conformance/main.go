@@ -6,6 +6,7 @@
 //	make conformance                                  all specs of Conformance that may run side by side, then the serial ones
 //	make conformance FOCUS='ConfigMap should be'      those whose name matches
 //	make conformance SERVERS=3                        on three servers that run pods
+//	make conformance MEMORY=1                         prints what the server takes in memory before the specs and after them
 //	make guest-conformance                            those of Services and NetworkPolicies, on a node in a second kernel, which has IPVS; SERVERS=3: on three
 //
 // The suite and the programs in its images are built from upstream's module. There is no image registry: an archive in
@@ -27,8 +28,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/proc"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -49,7 +52,7 @@ var leftOut = []leaving{
 type run struct {
 	folder, ldflags, focus, skip, labels string
 	processes, servers                   int
-	buildOnly, built, guest              bool
+	buildOnly, built, guest, memory      bool
 }
 
 func main() {
@@ -65,6 +68,7 @@ func main() {
 	flag.BoolVar(&r.buildOnly, "build", false, "build programs and images, and end")
 	flag.BoolVar(&r.built, "built", false, "use the programs that the last run built")
 	flag.BoolVar(&r.guest, "guest", false, "run the specs of Services and NetworkPolicies on a node whose kernel is a User-Mode Linux with IPVS")
+	flag.BoolVar(&r.memory, "memory", false, "print what the first server takes in memory before the specs and ten minutes after them, a quarter of an hour in all")
 	flag.Parse()
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // it goes on to tidy up; what it runs ends
 	good := false
@@ -101,9 +105,22 @@ func (r run) do(t testing.TB) bool {
 	for _, l := range r.leftOut() {
 		fmt.Printf("left out  %s\n    %s\n", l.spec, l.reason)
 	}
+	r.printMemory(s, "five minutes after the start", 5*time.Minute)
 	side := r.suite(t, s, programs, "parallel", r.processes, "("+r.labels+`) && !Serial && !Disruptive`)
 	serial := r.suite(t, s, programs, "serial", 1, "("+r.labels+`) && (Serial || Disruptive)`)
+	r.printMemory(s, "after the specs", 0)
+	r.printMemory(s, "ten minutes later", 10*time.Minute)
 	return summary(os.Stdout, append(side, serial...))
+}
+
+// printMemory waits and then prints what a server takes in memory, if that was asked for.
+func (r run) printMemory(s *harness.Server, moment string, wait time.Duration) {
+	if !r.memory {
+		return
+	}
+	time.Sleep(wait) // what Go gives back it gives back within minutes
+	rollup := fmt.Sprintf("/proc/%d/smaps_rollup", s.Pid())
+	fmt.Printf("memory %s: %d MB, of which %d MB are anonymous\n", moment, proc.Field(rollup, "Rss:")/1024, proc.Field(rollup, "Anonymous:")/1024)
 }
 
 // leftOut are those of the cluster's size.
