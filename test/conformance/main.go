@@ -119,8 +119,7 @@ func (r run) printMemory(s *harness.Server, moment string, wait time.Duration) {
 		return
 	}
 	time.Sleep(wait) // what Go gives back it gives back within minutes
-	rollup := fmt.Sprintf("/proc/%d/smaps_rollup", s.Pid())
-	fmt.Printf("memory %s: %d MB, of which %d MB are anonymous\n", moment, proc.Field(rollup, "Rss:")/1024, proc.Field(rollup, "Anonymous:")/1024)
+	fmt.Printf("memory %s: %.0f MB, of which %.0f MB are anonymous\n", moment, proc.StatusMB(s.Pid(), "VmRSS:"), proc.StatusMB(s.Pid(), "RssAnon:"))
 }
 
 // leftOut are those of the cluster's size.
