@@ -32,10 +32,7 @@ func mb(n float64) float64 { return n / (1 << 20) }
 
 // memoryOf measures a server. What it asks of the server comes after what it reads of the kernel.
 func memoryOf(s *harness.Server) memory {
-	rollup := fmt.Sprintf("/proc/%d/smaps_rollup", s.Pid())
-	m := memory{
-		RSS: float64(proc.Field(rollup, "Rss:")) / 1024, Anonymous: float64(proc.Field(rollup, "Anonymous:")) / 1024,
-	}
+	m := memory{RSS: proc.StatusMB(s.Pid(), "VmRSS:"), Anonymous: proc.StatusMB(s.Pid(), "RssAnon:")}
 	text := s.Kubectl("get", "--raw", "/metrics")
 	for line := range strings.Lines(text) {
 		m.MetricsLines++

@@ -232,9 +232,8 @@ func TestBudgetHandler(t *testing.T) {
 	measure := func(what string) {
 		var rss, anonymous []float64
 		for range 20 {
-			rollup := fmt.Sprintf("/proc/%d/smaps_rollup", pid)
-			rss = append(rss, float64(proc.Field(rollup, "Rss:"))/1024)
-			anonymous = append(anonymous, float64(proc.Field(rollup, "Anonymous:"))/1024)
+			rss = append(rss, proc.StatusMB(pid, "VmRSS:"))
+			anonymous = append(anonymous, proc.StatusMB(pid, "RssAnon:"))
 			time.Sleep(time.Second) // a measurement
 		}
 		t.Logf("%-30s RSS %.1f MB (%.1f to %.1f), anonymous %.1f MB; processor %v; load %s", what+":", quantile(rss, 0.5), quantile(rss, 0), quantile(rss, 1), quantile(anonymous, 0.5), cpuOf(pid), load())

@@ -211,9 +211,8 @@ func sampleOf(s *harness.Server, times int) sample {
 		if i > 0 {
 			time.Sleep(time.Second) // a measurement
 		}
-		rollup := fmt.Sprintf("/proc/%d/smaps_rollup", s.Pid())
-		rss = append(rss, float64(proc.Field(rollup, "Rss:"))/1024)
-		anonymous = append(anonymous, float64(proc.Field(rollup, "Anonymous:"))/1024)
+		rss = append(rss, proc.StatusMB(s.Pid(), "VmRSS:"))
+		anonymous = append(anonymous, proc.StatusMB(s.Pid(), "RssAnon:"))
 	}
 	slices.Sort(rss)
 	slices.Sort(anonymous)
