@@ -16,6 +16,8 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+
+	"github.com/coracle-k8s/coracle/internal/boltcheck"
 )
 
 // Vars are raft's own variables (its term and its vote), in a bbolt file. Each value is followed by the CRC-32C, little
@@ -194,7 +196,10 @@ type savedVars struct {
 // verifyVars checks the file and reads all variables. It changes nothing, while bbolt would as soon as it may. It also
 // rejects unknown variables: a variable with a damaged name would count as never set, and a vote could be given twice.
 func verifyVars(path string) (saved savedVars, err error) {
-	if err := checkBolt(path); err != nil {
+	if err := boltcheck.Check(path); err != nil {
+		if damage, ok := errors.AsType[*boltcheck.Error](err); ok {
+			err = damaged(path, "%s", damage.Detail)
+		}
 		return saved, err
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package disk
+// Package boltcheck reads a bbolt file page by page before bbolt opens it.
+//
+// The library bbolt maps its file into memory and trusts it: a page number out of range, a truncated file or a wrong
+// list of free pages ends the process with SIGBUS or a panic, which no caller can be sure to catch. The package checks
+// each page that bbolt would reach and the list of free pages. It only reads, and does not know what the file is for.
+package boltcheck
 
 import (
 	"bytes"
@@ -10,28 +15,29 @@ import (
 	"os"
 )
 
-// The library bbolt maps its file into memory and trusts it: a page number out of range or a truncated file ends the
-// process with SIGBUS or a panic. So each page that bbolt would reach is first read and checked here. The layout is
-// that of bbolt's file format version 2. Numbers are little endian on every machine that we build for.
+// The layout is that of bbolt's file format version 2. Numbers are little endian on every machine that we build for.
 const (
-	boltMagic      = 0xED0CDAED
-	boltVersion    = 2
-	boltPageHeader = 16
-	boltElement    = 16
-	boltBucket     = 16
-	boltMetaSize   = 64
-	boltMinPage    = 512
-	boltMaxPage    = 64 << 10
-	boltMaxDepth   = 64
-	boltNoFreelist = ^uint64(0)
+	magic        = 0xED0CDAED
+	version      = 2
+	pageHeader   = 16
+	element      = 16
+	bucketHeader = 16
+	metaSize     = 64
+	minPage      = 512
+	maxPage      = 64 << 10
+	maxDepth     = 64
+	noFreelist   = ^uint64(0)
 
-	boltFlagBranch   = 0x01
-	boltFlagLeaf     = 0x02
-	boltFlagMeta     = 0x04
-	boltFlagFreelist = 0x10
+	freeID       = 8      // bytes of an entry of the list of free pages
+	countFollows = 0xFFFF // the list's first entry is its length
+
+	flagBranch   = 0x01
+	flagLeaf     = 0x02
+	flagMeta     = 0x04
+	flagFreelist = 0x10
 )
 
-type boltMeta struct {
+type metaPage struct {
 	pageSize int64
 	root     uint64
 	freelist uint64
@@ -39,19 +45,31 @@ type boltMeta struct {
 	txid     uint64
 }
 
-// boltChecker walks one file. Its work is bounded by the file's length, since
+// checker walks one file. Its work is bounded by the file's length, since
 // no page may be reached twice.
-type boltChecker struct {
+type checker struct {
 	path string
 	f    *os.File
-	meta boltMeta
+	meta metaPage
 	seen []uint64 // a bit for each page
 	buf  []byte
 }
 
-// checkBolt verifies that bbolt can open and read the file without touching
-// anything outside it. It only reads.
-func checkBolt(path string) error {
+// An Error says that a file is no sound bbolt file. Other errors of Check are the kernel's, and say nothing about the
+// file's content.
+type Error struct {
+	Path   string // the file
+	Detail string // what is wrong with it, with the page where there is one
+}
+
+func (e *Error) Error() string { return e.Path + " is damaged: " + e.Detail }
+
+func damaged(path, format string, args ...any) error {
+	return &Error{Path: path, Detail: fmt.Sprintf(format, args...)}
+}
+
+// Check verifies that bbolt can open, read and write the file without a panic. It returns an *Error for a damaged file.
+func Check(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
@@ -61,7 +79,7 @@ func checkBolt(path string) error {
 	if err != nil {
 		return fmt.Errorf("stat %s: %w", path, err)
 	}
-	c := &boltChecker{path: path, f: f}
+	c := &checker{path: path, f: f}
 	if c.meta, err = c.newestMeta(info.Size()); err != nil {
 		return err
 	}
@@ -70,35 +88,79 @@ func checkBolt(path string) error {
 			info.Size(), c.meta.pages, c.meta.pageSize)
 	}
 	c.seen = make([]uint64, c.meta.pages/64+1)
-	if c.meta.freelist != boltNoFreelist {
-		if _, err := c.page(c.meta.freelist, boltFlagFreelist); err != nil {
+	free, err := c.freelist()
+	if err == nil {
+		err = c.tree(c.meta.root, bounds{}, 0)
+	}
+	if err != nil {
+		return err
+	}
+	for _, id := range free {
+		if err := c.mark(id); err != nil {
 			return err
 		}
 	}
-	return c.tree(c.meta.root, bounds{}, 0)
+	return nil
+}
+
+// freelist reads the list of free pages, if the file has one. A page that is in use too, or twice in the list, makes
+// bbolt panic at a later write.
+func (c *checker) freelist() ([]uint64, error) {
+	if c.meta.freelist == noFreelist {
+		return nil, nil
+	}
+	p, err := c.page(c.meta.freelist, flagFreelist)
+	if err != nil {
+		return nil, err
+	}
+	le := binary.LittleEndian
+	ids, count := p[pageHeader:], uint64(le.Uint16(p[10:]))
+	if count == countFollows && len(ids) >= freeID {
+		count, ids = le.Uint64(ids), ids[freeID:]
+	}
+	if count > uint64(len(ids)/freeID) {
+		return nil, damaged(c.path, "page %d claims to list %d free pages", c.meta.freelist, count)
+	}
+	free := make([]uint64, count)
+	for i := range free {
+		free[i] = le.Uint64(ids[i*freeID:])
+		if free[i] < 2 || free[i] >= c.meta.pages {
+			return nil, damaged(c.path, "page %d lists page %d as free, which does not exist", c.meta.freelist, free[i])
+		}
+	}
+	return free, nil
+}
+
+// mark notes that a page was reached.
+func (c *checker) mark(id uint64) error {
+	if c.seen[id/64]&(1<<(id%64)) != 0 {
+		return damaged(c.path, "page %d is used twice", id)
+	}
+	c.seen[id/64] |= 1 << (id % 64)
+	return nil
 }
 
 // newestMeta reads both header pages, which bbolt writes in turn, and returns the newer one. If one is damaged, bbolt
 // would use the other without an error and so lose the last write. newestMeta returns an error then.
-func (c *boltChecker) newestMeta(size int64) (boltMeta, error) {
-	var first [boltPageHeader + boltMetaSize]byte
+func (c *checker) newestMeta(size int64) (metaPage, error) {
+	var first [pageHeader + metaSize]byte
 	if _, err := c.f.ReadAt(first[:], 0); err != nil {
-		return boltMeta{}, damaged(c.path, "it is only %d bytes long", size)
+		return metaPage{}, damaged(c.path, "it is only %d bytes long", size)
 	}
 	m0, err := c.parseMeta(first[:], 0)
 	if err != nil {
-		return boltMeta{}, err
+		return metaPage{}, err
 	}
 	second := make([]byte, len(first))
 	if _, err := c.f.ReadAt(second, m0.pageSize); err != nil {
-		return boltMeta{}, damaged(c.path, "it is only %d bytes long", size)
+		return metaPage{}, damaged(c.path, "it is only %d bytes long", size)
 	}
 	m1, err := c.parseMeta(second, 1)
 	if err != nil {
-		return boltMeta{}, err
+		return metaPage{}, err
 	}
 	if m1.pageSize != m0.pageSize {
-		return boltMeta{}, damaged(c.path, "its two header pages disagree")
+		return metaPage{}, damaged(c.path, "its two header pages disagree")
 	}
 	if m1.txid > m0.txid {
 		return m1, nil
@@ -106,32 +168,32 @@ func (c *boltChecker) newestMeta(size int64) (boltMeta, error) {
 	return m0, nil
 }
 
-func (c *boltChecker) parseMeta(p []byte, id uint64) (boltMeta, error) {
-	m := p[boltPageHeader:]
+func (c *checker) parseMeta(p []byte, id uint64) (metaPage, error) {
+	m := p[pageHeader:]
 	sum := fnv.New64a()
 	sum.Write(m[:56])
 	le := binary.LittleEndian
 	switch {
-	case le.Uint32(m) != boltMagic, le.Uint32(m[4:]) != boltVersion,
-		le.Uint64(m[56:]) != sum.Sum64(), le.Uint64(p) != id, le.Uint16(p[8:]) != boltFlagMeta:
-		return boltMeta{}, damaged(c.path, "header page %d has a wrong checksum", id)
+	case le.Uint32(m) != magic, le.Uint32(m[4:]) != version,
+		le.Uint64(m[56:]) != sum.Sum64(), le.Uint64(p) != id, le.Uint16(p[8:]) != flagMeta:
+		return metaPage{}, damaged(c.path, "header page %d has a wrong checksum", id)
 	}
-	meta := boltMeta{
+	meta := metaPage{
 		pageSize: int64(le.Uint32(m[8:])), root: le.Uint64(m[16:]),
 		freelist: le.Uint64(m[32:]), pages: le.Uint64(m[40:]), txid: le.Uint64(m[48:]),
 	}
-	if meta.pageSize < boltMinPage || meta.pageSize > boltMaxPage || meta.pageSize&(meta.pageSize-1) != 0 {
-		return boltMeta{}, damaged(c.path, "header page %d gives a page size of %d", id, meta.pageSize)
+	if meta.pageSize < minPage || meta.pageSize > maxPage || meta.pageSize&(meta.pageSize-1) != 0 {
+		return metaPage{}, damaged(c.path, "header page %d gives a page size of %d", id, meta.pageSize)
 	}
 	return meta, nil
 }
 
 // page reads a page with its overflow pages. It refuses a page that was reached before, or whose kind is none of kinds.
-func (c *boltChecker) page(id uint64, kinds uint16) ([]byte, error) {
+func (c *checker) page(id uint64, kinds uint16) ([]byte, error) {
 	if id < 2 || id >= c.meta.pages {
 		return nil, damaged(c.path, "it refers to page %d, which does not exist", id)
 	}
-	var h [boltPageHeader]byte
+	var h [pageHeader]byte
 	if _, err := c.f.ReadAt(h[:], int64(id)*c.meta.pageSize); err != nil {
 		return nil, fmt.Errorf("read page %d of %s: %w", id, c.path, err)
 	}
@@ -144,10 +206,9 @@ func (c *boltChecker) page(id uint64, kinds uint16) ([]byte, error) {
 		return nil, damaged(c.path, "page %d claims to reach beyond the end of the file", id)
 	}
 	for n := id; n <= id+overflow; n++ {
-		if c.seen[n/64]&(1<<(n%64)) != 0 {
-			return nil, damaged(c.path, "page %d is used twice", n)
+		if err := c.mark(n); err != nil {
+			return nil, err
 		}
-		c.seen[n/64] |= 1 << (n % 64)
 	}
 	size := int64(overflow+1) * c.meta.pageSize
 	if int64(cap(c.buf)) < size {
@@ -173,11 +234,11 @@ type child struct {
 	bounds bounds
 }
 
-func (c *boltChecker) tree(id uint64, b bounds, depth int) error {
-	if depth > boltMaxDepth {
+func (c *checker) tree(id uint64, b bounds, depth int) error {
+	if depth > maxDepth {
 		return damaged(c.path, "its pages are nested too deeply")
 	}
-	p, err := c.page(id, boltFlagBranch|boltFlagLeaf)
+	p, err := c.page(id, flagBranch|flagLeaf)
 	if err != nil {
 		return err
 	}
@@ -195,18 +256,18 @@ func (c *boltChecker) tree(id uint64, b bounds, depth int) error {
 }
 
 // elements checks a branch or leaf page and returns its references.
-func (c *boltChecker) elements(p []byte, id uint64, b bounds) ([]child, error) {
+func (c *checker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 	le := binary.LittleEndian
-	leaf := le.Uint16(p[8:]) == boltFlagLeaf
+	leaf := le.Uint16(p[8:]) == flagLeaf
 	count := int(le.Uint16(p[10:]))
-	if boltPageHeader+count*boltElement > len(p) || !leaf && count == 0 {
+	if pageHeader+count*element > len(p) || !leaf && count == 0 {
 		return nil, damaged(c.path, "page %d claims %d elements", id, count)
 	}
 	var children []child
 	var last []byte
 	for i := range count {
-		at := boltPageHeader + i*boltElement
-		e := p[at : at+boltElement]
+		at := pageHeader + i*element
+		e := p[at : at+element]
 		pos, ksize, vsize := uint64(le.Uint32(e)), uint64(le.Uint32(e[4:])), uint64(0)
 		if leaf {
 			pos, ksize, vsize = uint64(le.Uint32(e[4:])), uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
@@ -242,15 +303,15 @@ func (c *boltChecker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 
 // bucket checks a bucket's header, which is a leaf element's value. A small
 // bucket follows its header as an inline page.
-func (c *boltChecker) bucket(v []byte, id uint64) ([]child, error) {
-	if len(v) < boltBucket {
+func (c *checker) bucket(v []byte, id uint64) ([]child, error) {
+	if len(v) < bucketHeader {
 		return nil, damaged(c.path, "page %d has a bucket without a header", id)
 	}
 	if root := binary.LittleEndian.Uint64(v); root != 0 {
 		return []child{{page: root}}, nil
 	}
-	inline := v[boltBucket:]
-	if len(inline) < boltPageHeader || binary.LittleEndian.Uint16(inline[8:]) != boltFlagLeaf {
+	inline := v[bucketHeader:]
+	if len(inline) < pageHeader || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf {
 		return nil, damaged(c.path, "page %d has a bucket that cannot be read", id)
 	}
 	return c.elements(inline, id, bounds{})
