@@ -282,6 +282,7 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		ClientCAFile: o.ClientCAFile, NodeName: o.NodeName, NodeIPs: o.NodeIPs, Labels: o.Labels, Taints: o.Taints,
 		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf,
 		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
-		Lists: runtime.Lists(), Report: report, Returns: !o.isNew(),
+		LostRecords: o.reportLostRecords,
+		Lists:       runtime.Lists(), Report: report, Returns: !o.isNew(),
 	}
 }

@@ -79,6 +79,10 @@ type Options struct {
 	// the digest of the image's configuration. nil means that there are no such images.
 	Imported func(ctx context.Context, imageRef string) bool
 
+	// LostRecords, when set, is called with the names of all images that are complete and need their registry once,
+	// since a power cut has emptied the record of their pull. It is called again when that changes.
+	LostRecords func(images []string)
+
 	// Args are the operator's flags, name=value, in upstream's syntax, --config and --config-dir among them.
 	Args []string
 }
@@ -95,7 +99,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := preflight(server); err != nil {
+	if err := errors.Join(preflight(server), setAsideCheckpoints(klog.FromContext(ctx), server.RootDirectory)); err != nil {
 		return err
 	}
 	if server.OOMScoreAdj, err = permittedOOMScore(oomScoreFile, server.OOMScoreAdj); err != nil {
@@ -124,6 +128,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	deps.Options = append(deps.Options, func(k *upstream.Kubelet) {
 		made <- k
+		if err := flushPulls(k, server.RootDirectory, o.LostRecords); err != nil {
+			klog.FromContext(ctx).Error(err, "After a power cut, an image that was just pulled needs its registry once more")
+		}
 		if err := trustImported(k, server.ImagePullCredentialsVerificationPolicy, o.Imported); err != nil {
 			klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
 		}
