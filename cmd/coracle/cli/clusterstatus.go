@@ -230,7 +230,7 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 		}
 		return text
 	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
-		return fmt.Sprintf("container %s cannot be started: %s", c.Name, w.Message)
+		return startTrouble(p, c, w.Message)
 	}
 	return ""
 }
@@ -247,6 +247,9 @@ func startsAgain(p *corev1.Pod, c corev1.ContainerStatus) bool {
 // crashLoop says that a container ends again and again, and how it ended last. last is nil when that is not known.
 func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerStateTerminated) string {
 	why := ""
+	if last != nil && last.Reason == "StartError" { // containerd's: there are no logs
+		return startTrouble(p, c, last.Message)
+	}
 	if last != nil {
 		why = fmt.Sprintf(" with exit code %d", last.ExitCode)
 		if last.Reason == "OOMKilled" {
@@ -255,6 +258,16 @@ func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerSt
 	}
 	return fmt.Sprintf("container %s keeps exiting%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why,
 		c.RestartCount, p.Namespace, p.Name, c.Name)
+}
+
+// startTrouble says why the runtime could not start a container.
+func startTrouble(p *corev1.Pod, c corev1.ContainerStatus, message string) string {
+	pause := ""
+	if strings.Contains(message, "sandbox container") || strings.Contains(message, "sandbox task") {
+		pause = fmt.Sprintf("the pod's sandbox has ended, so the program pause does not run on node %s; restart coracle there, which replaces "+
+			"a damaged pause: ", p.Spec.NodeName)
+	}
+	return fmt.Sprintf("container %s cannot be started: %s%s", c.Name, pause, message)
 }
 
 // pullsAlways says whether the kubelet asks the registry each time the container starts.

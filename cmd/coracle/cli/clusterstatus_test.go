@@ -19,6 +19,11 @@ func waiting(reason, message string) corev1.ContainerState {
 	return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
 }
 
+// startError is the state of a container that the runtime could not start.
+func startError(message string) corev1.ContainerState {
+	return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 128, Reason: "StartError", Message: message}}
+}
+
 func TestStatusExplainsFailingPods(t *testing.T) {
 	started := metav1.NewTime(noon.Add(-10 * time.Minute))
 	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3}}
@@ -38,7 +43,15 @@ func TestStatusExplainsFailingPods(t *testing.T) {
 			"because it needs more memory than its limit"},
 		"image": {corev1.PodStatus{InitContainerStatuses: []corev1.ContainerStatus{{Name: "i", Image: "x/y:1", State: waiting("ImagePullBackOff", "")}}},
 			"container i cannot get its image x/y:1; without a registry, put an archive of the image into /images"},
-		"config":        {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("CreateContainerConfigError", `secret "s" not found`)}}}, `cannot be started: secret "s" not found`},
+		"config": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("CreateContainerConfigError", `secret "s" not found`)}}}, `cannot be started: secret "s" not found`},
+		"no pause": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 2, State: waiting("CrashLoopBackOff", ""), LastTerminationState: startError(`sandbox container "1f" is not running`)}}},
+			`container c cannot be started: the pod's sandbox has ended, so the program pause does not run on node pi; restart coracle there, ` +
+				`which replaces a damaged pause: sandbox container "1f" is not running`},
+		"no pause, most of the back-off": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 2, State: startError("failed to load sandbox task: dial unix")}}},
+			"the program pause does not run on node pi"},
+		"no pause at the moment": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("RunContainerError", `sandbox container "1f" is not running`)}}},
+			"the program pause does not run on node pi"},
+		"no program":    {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 2, State: startError(`exec: "/web": not found`)}}}, `container c cannot be started: exec: "/web": not found`},
 		"no node":       {corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "Insufficient memory.", LastTransitionTime: started}}}, "cannot be scheduled: Insufficient memory."},
 		"evicted":       {corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "low on disk"}, "has failed: Evicted low on disk"},
 		"not ready":     {corev1.PodStatus{Phase: corev1.PodRunning, StartTime: &started}, "runs but is not ready"},
@@ -47,7 +60,7 @@ func TestStatusExplainsFailingPods(t *testing.T) {
 		"just starting": {corev1.PodStatus{Phase: corev1.PodRunning, StartTime: &metav1.Time{Time: noon}}, ""},
 	}
 	for name, c := range cases {
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Status: c.status}
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.PodSpec{NodeName: "pi"}, Status: c.status}
 		got := podTrouble(pod, noon, "/images")
 		testenv.False(t, (c.want == "") != (got == "") || !strings.Contains(got, c.want), "%s: got %q, want %q", name, got, c.want)
 	}
