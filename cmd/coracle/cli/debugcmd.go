@@ -26,13 +26,15 @@ const debugTimeout = time.Minute
 
 func (a *App) debugCommand() *cobra.Command {
 	return commandGroup(&cobra.Command{
-		Use: "debug", GroupID: groupUse, Short: "Take profiles of the coracle that runs on this machine",
-		Long: `Asks the coracle that runs on this machine, server or agent, what it does and what memory it holds. The output is for people
+		Use: "debug", GroupID: groupUse, Short: "Gather what a bug report needs; take profiles of the running coracle",
+		Long: `collect makes one archive for a bug report, also while coracle does not run.
+
+The others ask the coracle that runs on this machine, server or agent, what it does and what memory it holds. The output is for people
 who know Go programs, and for bug reports: names of functions, no content of the cluster.
 
 profile and heap are for "go tool pprof FILE"; stacks is text. Without FILE they go to standard output. A FILE that exists
 is not replaced; only its owner may read it. As for coracle status, only root may ask.`,
-	}, a.debugProfileCommand(), a.debugStacksCommand(), a.debugHeapCommand())
+	}, a.debugCollectCommand(), a.debugProfileCommand(), a.debugStacksCommand(), a.debugHeapCommand())
 }
 
 func (a *App) debugProfileCommand() *cobra.Command {

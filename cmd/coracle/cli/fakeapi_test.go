@@ -8,10 +8,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
@@ -62,11 +64,28 @@ func fakeAPI() *httptest.Server {
 		if os.Getenv("FAKE_CRASH") != "" {
 			pod.Status = corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 3, State: waiting("CrashLoopBackOff", "")}}}
 		}
+		if planted := os.Getenv("FAKE_PLANTED"); planted != "" {
+			pod.Annotations = map[string]string{"last-applied": planted}
+			pod.Spec.Containers = []corev1.Container{{Name: "c", Args: []string{planted}, Command: []string{planted}, Env: []corev1.EnvVar{{Name: "A", Value: planted}}}}
+			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", LastTerminationState: corev1.ContainerState{
+				Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error", Message: planted}}}}
+		}
 		attempt := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "backup-1", OwnerReferences: []metav1.OwnerReference{
 			{APIVersion: "batch/v1", Kind: "Job", Name: "backup", Controller: new(true)}}}, Status: corev1.PodStatus{Phase: corev1.PodFailed}}
 		answer(w, 200, corev1.PodList{TypeMeta: kind("PodList"), Items: []corev1.Pod{pod, attempt}})
 	})
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) { answer(w, 200, map[string]string{"gitVersion": "v1"}) })
+	mux.HandleFunc("GET /api/v1/configmaps", func(w http.ResponseWriter, _ *http.Request) {
+		m := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Data: map[string]string{"a": os.Getenv("FAKE_PLANTED"), "b": ""}}
+		answer(w, 200, corev1.ConfigMapList{TypeMeta: kind("ConfigMapList"), Items: []corev1.ConfigMap{m}})
+	})
 	mux.HandleFunc("GET /api/v1/services", func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.Header.Get("Accept"), "as=Table") {
+			object := metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Annotations: map[string]string{"a": os.Getenv("FAKE_PLANTED")}}}
+			answer(w, 200, metav1.Table{ColumnDefinitions: []metav1.TableColumnDefinition{{Name: "Name"}, {Name: "Status"}},
+				Rows: []metav1.TableRow{{Cells: []any{"web", "Pending"}, Object: runtime.RawExtension{Object: &object}}}})
+			return
+		}
 		list := corev1.ServiceList{TypeMeta: kind("ServiceList")}
 		if os.Getenv("FAKE_NOT_YET") != "" && r.URL.Query().Get("fieldSelector") == "spec.type=LoadBalancer" {
 			served := corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "served"}}

@@ -17,10 +17,7 @@ func (a *App) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "version", GroupID: groupUse, Short: "Print the version", Args: noArgs}
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		v := version.Get()
-		if a.Libraries != nil {
-			v.Libraries = a.Libraries()
-		}
+		v := a.versionInfo()
 		if form.value == "json" {
 			return printJSON(cmd.OutOrStdout(), v)
 		}
@@ -28,6 +25,14 @@ func (a *App) versionCommand() *cobra.Command {
 		return nil
 	})
 	return cmd
+}
+
+func (a *App) versionInfo() version.Info {
+	v := version.Get()
+	if a.Libraries != nil {
+		v.Libraries = a.Libraries()
+	}
+	return v
 }
 
 func printVersion(w io.Writer, v version.Info) {
