@@ -40,10 +40,10 @@ COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(c
 
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
-SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
+SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh test/bench/upstream/build.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build embedded deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build embedded deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -220,12 +220,16 @@ RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmch
 race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
 	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 4 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)
 
-bench: build ## footprint, start-up, pod start and write rates, beside upstream (root); see also bench-store
-	CORACLE_BIN=$(CURDIR)/bin/coracle test/bench/run.sh
+# They are a module of their own: what only upstream's programs need is not in go.mod.
+upstream: ## upstream's programs for bench and bench-ha, built from their modules into build/upstream (gcc, the Go module proxy, minutes)
+	@GO='$(GO)' test/bench/upstream/build.sh $(BUILD)/upstream
 
-# CORACLE_PEER and CORACLE_PEER_DIR: as in test/bench/run.sh, but without the first coracle is measured alone.
-bench-ha: build ## failover times, writes through the API, beside upstream; footprint of agents, of servers that do not lead, and of one that leads up to 1,000 simulated nodes (root, three hours); RUN=… of some
-	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) test -vet=off -count=1 -v -timeout 6h -tags '$(TAGS) bench' $(if $(RUN),-run '$(RUN)') ./test/ha
+# QUICK=1: a tenth of each measurement, to try a change. BENCH=TestBench: the table of the README alone.
+bench: build upstream ## footprint, start-up, pod start and write rates, beside upstream (root, three hours); see also bench-store
+	@CORACLE_BENCH_QUICK='$(QUICK)' CORACLE_BIN=$(CURDIR)/bin/coracle CORACLE_UPSTREAM=$(CURDIR)/$(BUILD)/upstream test/bench/run.sh
+
+bench-ha: build upstream ## failover times, writes through the API, beside upstream; footprint of agents, of servers that do not lead, and of one that leads up to 1,000 simulated nodes (root, three hours); RUN=… of some
+	@CORACLE_BIN=$(CURDIR)/bin/coracle CORACLE_UPSTREAM=$(CURDIR)/$(BUILD)/upstream $(GO) test -vet=off -count=1 -v -timeout 6h -tags '$(TAGS) bench' $(if $(RUN),-run '$(RUN)') ./test/ha
 
 # QUICK=1: two minutes. RUN=… of: TestPods, TestBetween, TestServices, TestPolicies.
 bench-net: embedded ## a pod's network, ways between pods, Services beside upstream's kube-proxy, policies beside none: docs/benchmarks.md (root, half an hour)
@@ -311,8 +315,8 @@ docs: ## write the generated pages
 docs-check: docs ## the generated pages are up to date
 	@git diff --exit-code --stat -- docs || { echo "generated pages differ from what is committed: commit what make docs wrote"; exit 1; }
 
-tidy: ## go.mod and go.sum hold what is needed and nothing else
-	@$(GO) mod tidy -diff || { echo 'go.mod or go.sum is not tidy: run go mod tidy'; exit 1; }
+tidy: ## go.mod and go.sum hold what is needed and nothing else, also those of upstream's programs
+	@for module in . test/bench/upstream; do $(GO) -C $$module mod tidy -diff || { echo "$$module/go.mod or go.sum is not tidy: run go mod tidy there"; exit 1; }; done
 
 shellcheck: ## the shell scripts
 	shellcheck -x $(SHELL_SCRIPTS)

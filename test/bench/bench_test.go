@@ -5,8 +5,8 @@
 // Package bench measures coracle beside upstream's separate processes, one after the other in the same run, each on a
 // machine of namespaces of its own with the same image, client and load. It prints and never judges.
 //
-// CORACLE_PEER names the script that builds and runs upstream (verbs: build, up, node, pids, down), CORACLE_PEER_DIR
-// where it has built; without a script only coracle is measured. CORACLE_BENCH_QUICK shortens every window.
+// CORACLE_UPSTREAM names the folder in which make upstream has built upstream's programs. CORACLE_BENCH_QUICK shortens
+// every window.
 package bench
 
 import (
@@ -58,16 +58,16 @@ func window(full time.Duration) time.Duration {
 }
 
 func TestBench(t *testing.T) {
+	bin := os.Getenv("CORACLE_UPSTREAM")
+	testenv.Require(t, bin != "", "CORACLE_UPSTREAM is not set: run `make bench`, which builds upstream's programs and says where they are")
 	load := build(t, "load")
-	var coracleFigures, k3sFigures figures
+	var coracleFigures, upstreamFigures figures
 	t.Run("coracle", func(t *testing.T) { benchCoracle(t, load, &coracleFigures) })
-	if peer := os.Getenv("CORACLE_PEER"); peer != "" {
-		t.Run("upstream", func(t *testing.T) { benchUpstream(t, peer, load, &k3sFigures) })
-	}
+	t.Run("upstream", func(t *testing.T) { benchUpstream(t, bin, load, &upstreamFigures) })
 	fmt.Printf("\n%-44s %12s %12s %8s\n", "", "coracle", "upstream", "ratio")
 	for _, f := range coracleFigures.list {
 		row := fmt.Sprintf("%-44s %12.2f", f.name+" ("+f.unit+")", f.value)
-		if v, ok := k3sFigures.get(f.name); ok {
+		if v, ok := upstreamFigures.get(f.name); ok {
 			row += fmt.Sprintf(" %12.2f", v)
 			if v != 0 {
 				row += fmt.Sprintf(" %8.2f", f.value/v)
@@ -75,7 +75,7 @@ func TestBench(t *testing.T) {
 		}
 		fmt.Println(row)
 	}
-	for _, f := range k3sFigures.list { // all of it where upstream was measured alone
+	for _, f := range upstreamFigures.list { // all of it where upstream was measured alone
 		if _, ok := coracleFigures.get(f.name); !ok {
 			fmt.Printf("%-44s %12s %12.2f\n", f.name+" ("+f.unit+")", "", f.value)
 		}
@@ -234,60 +234,4 @@ func shims(m *harness.Machine) []int {
 		out = append(out, pid)
 	}
 	return out
-}
-
-func benchUpstream(t *testing.T, script, load string, out *figures) {
-	dir := os.Getenv("CORACLE_PEER_DIR")
-	testenv.Require(t, dir != "", "CORACLE_PEER_DIR is not set: where upstream's processes are built")
-	if _, err := os.Stat(filepath.Join(dir, "bin", "kube-apiserver")); err != nil {
-		c := exec.Command("bash", script, "build", dir)
-		c.Stdout, c.Stderr = os.Stdout, os.Stderr
-		testenv.NoError(t, c.Run(), "build upstream")
-	}
-	var size float64
-	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "runc"} {
-		if info, err := os.Stat(filepath.Join(dir, "bin", name)); err == nil {
-			size += float64(info.Size()) / 1e6
-		}
-	}
-	out.add("binary", "MB", size)
-	site := harness.NewSite(t)
-	site.Needs = []string{dir, filepath.Dir(script)}
-	m := site.NewMachine()
-	m.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
-	defer cancel()
-	peer := func(args ...string) string {
-		t.Helper()
-		out, err := harness.Output(m.Command(ctx, "bash", append([]string{script}, args...)...))
-		testenv.NoError(t, err, "%s", out)
-		return out
-	}
-	images := []string{filepath.Join(m.Dir, "box.tar"), filepath.Join(m.Dir, "pause.tar")}
-	harness.WriteBoxImage(t, images[0])
-	harness.WritePauseImage(t, images[1], "registry.k8s.io/pause:3.10")
-	x := &subject{Machine: m, t: t, load: load, kubeconfig: filepath.Join(dir, "run", "kubeconfig"), out: out}
-	x.kubectl = func(args ...string) (string, error) {
-		return harness.Output(m.Command(ctx, m.Coracle(), append([]string{"kubectl", "--kubeconfig", x.kubeconfig}, args...)...))
-	}
-	x.pids = func() []int {
-		var pids []int
-		for _, word := range strings.Fields(peer("pids", dir)) {
-			_, n, _ := strings.Cut(word, "=")
-			inside, _ := strconv.Atoi(n)
-			pids = append(pids, m.HostPid(inside))
-		}
-		return pids
-	}
-	defer func() {
-		_, _ = harness.Output(m.Command(ctx, "bash", script, "down", dir))
-	}()
-	began := time.Now()
-	peer("up", dir)
-	out.add("empty directory → /readyz", "ms", float64(time.Since(began).Milliseconds()))
-	peer(append([]string{"node", dir}, images...)...)
-	var r readiness
-	x.run(&r, "ready", "-seconds", "180")
-	out.add("empty directory → node Ready", "ms", float64(time.Since(began).Milliseconds()))
-	x.measure()
 }

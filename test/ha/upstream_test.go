@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -50,26 +49,14 @@ type upstream struct {
 	etcd testca.Files
 }
 
-// upstreamBin is a folder with upstream's programs, which the script that CORACLE_PEER names builds if they are not
-// there.
+// upstreamBin is the folder with upstream's programs.
 func upstreamBin(t *testing.T) string {
 	t.Helper()
-	script, dir := os.Getenv("CORACLE_PEER"), os.Getenv("CORACLE_PEER_DIR")
-	if script == "" {
-		t.Skip("CORACLE_PEER names no script that builds upstream's programs (test/bench/run.sh): coracle is measured alone")
-	}
-	if dir == "" {
-		cache := testenv.Must(os.UserCacheDir())(t)
-		dir = filepath.Join(cache, "coracle-peer")
-	}
-	bin := filepath.Join(dir, "bin")
-	if slices.ContainsFunc(append([]string{"etcd", "kube-apiserver"}, elected...), func(name string) bool {
+	bin := os.Getenv("CORACLE_UPSTREAM")
+	testenv.Require(t, bin != "", "CORACLE_UPSTREAM is not set: run `make bench-ha`, which builds upstream's programs and says where they are")
+	for _, name := range append([]string{"etcd", "kube-apiserver"}, elected...) {
 		_, err := os.Stat(filepath.Join(bin, name))
-		return err != nil
-	}) {
-		c := exec.Command("bash", script, "build", dir)
-		c.Stdout, c.Stderr = os.Stdout, os.Stderr
-		testenv.NoError(t, c.Run(), "build upstream's programs")
+		testenv.NoError(t, err, "one of upstream's programs is missing: run `make upstream`")
 	}
 	return bin
 }
