@@ -66,6 +66,9 @@ func (s *outputService) RegisterTTRPC(server *ttrpc.Server) error {
 // opens its end in Start.
 func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	s.unused.Stop()
+	if err := lowerSpecVersion(r); err != nil {
+		return nil, err
+	}
 	t := &containerTask{stdout: r.Stdout, stderr: r.Stderr}
 	r.Stdout = t.attach(ctx, r.Bundle, "stdout", r.Stdout)
 	r.Stderr = t.attach(ctx, r.Bundle, "stderr", r.Stderr)
