@@ -74,7 +74,9 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 		},
 		Authorization: v1beta1.KubeletAuthorization{Mode: v1beta1.KubeletAuthorizationModeWebhook},
 		ReadOnlyPort:  0,
-		HealthzPort:   ptr.To[int32](0), // it would report on the whole process, and no client uses it
+		// Logs of the machine's services, for clients that may already read all files of /var/log by this port.
+		EnableSystemLogQuery: ptr.To(true),
+		HealthzPort:          ptr.To[int32](0), // it would report on the whole process, and no client uses it
 
 		// Hosts of all ages are supported: cgroup v1 is still common on boards, and swap is normal there. The driver is
 		// cgroupfs because containerd's is (agent/containerd gives the reason).

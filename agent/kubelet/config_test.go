@@ -55,6 +55,7 @@ func TestKubeletConfigurationHasOurDefaults(t *testing.T) {
 		"seccomp where the kernel has it":      s.KubeletConfiguration.SeccompDefault == seccomp.IsEnabled(),
 		"a pod has so many processes":          s.PodPidsLimit == 4096,
 		"no cipher suite in CBC mode":          len(s.TLSCipherSuites) == 6 && !strings.Contains(strings.Join(s.TLSCipherSuites, ","), "CBC"),
+		"logs of the machine's services":       s.EnableSystemLogQuery && s.EnableSystemLogHandler,
 		"containerd's socket":                  s.ContainerRuntimeEndpoint == "unix:///run/coracle/containerd/containerd.sock",
 	} {
 		testenv.True(t, ok, "not so: %s", name)
@@ -68,6 +69,18 @@ func TestHardeningIsOnesOwn(t *testing.T) {
 	s := mustServer(t, o)
 	if s.KubeletConfiguration.SeccompDefault || s.KubeletFlags.SeccompDefault || s.PodPidsLimit != -1 || len(s.TLSCipherSuites) != 1 {
 		t.Errorf("seccompDefault %t, podPidsLimit %d, suites %v", s.KubeletConfiguration.SeccompDefault, s.PodPidsLimit, s.TLSCipherSuites)
+	}
+}
+
+// TestLogsOfTheMachineCanBeDisabled: each of the two settings alone is valid.
+func TestLogsOfTheMachineCanBeDisabled(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kubelet.yaml")
+	for setting, files := range map[string]bool{"enableSystemLogQuery": true, "enableSystemLogHandler": false} {
+		write(t, file, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"+setting+": false\n")
+		o := testOptions()
+		o.Args = []string{"config=" + file}
+		s := mustServer(t, o)
+		testenv.True(t, !s.EnableSystemLogQuery && s.EnableSystemLogHandler == files, "%s: query %t, handler %t", setting, s.EnableSystemLogQuery, s.EnableSystemLogHandler)
 	}
 }
 

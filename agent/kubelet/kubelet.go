@@ -191,6 +191,9 @@ func newServer(o Options) (*options.KubeletServer, error) {
 	if err := args.apply(server); err != nil {
 		return nil, err
 	}
+	if !server.EnableSystemLogHandler { // else upstream refuses a configuration that only disables the handler
+		server.EnableSystemLogQuery = false
+	}
 	if err := options.ValidateKubeletServer(server); err != nil {
 		return nil, fmt.Errorf("kubelet: the configuration is not valid: %w", err)
 	}
