@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/agent/registries"
+	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/agent/tunnels"
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/preflight"
@@ -44,6 +45,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	relay, auths, err := configureRegistries(o)
 	if err != nil {
+		return err
+	}
+	if o.runtimes, err = findRuntimes(ctx, o, runtimes.Dirs(os.Getenv("PATH"))); err != nil {
 		return err
 	}
 	runtime, err := startRuntime(ctx, o, auths)

@@ -38,6 +38,10 @@ func watchNode(ctx context.Context, o Options) {
 		case err != nil:
 			part.Set(status.Starting, "not registered yet: "+err.Error())
 		case ready:
+			if err := labelRuntimes(ctx, nodes, node, o.runtimes); err != nil {
+				part.Set(status.Degraded, "ready, but the labels of its container runtimes could not be written; retrying: "+err.Error())
+				break
+			}
 			part.Set(status.Running, "")
 			if o.PodSubnets != nil {
 				o.PodSubnets(podSubnets(node))

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
@@ -63,7 +64,9 @@ type Options struct {
 	ResolvConf string
 	// Snapshotter is "auto", "overlayfs" or "native".
 	Snapshotter string
-	KubeletArgs []string // name=value
+	// DefaultRuntime is the container runtime of pods without a RuntimeClass. Empty means the embedded runc.
+	DefaultRuntime string
+	KubeletArgs    []string // name=value
 	// DisableProxy leaves Services to another proxy that the operator installs, and removes the rules of our proxy from
 	// the kernel.
 	DisableProxy bool
@@ -126,6 +129,8 @@ type Options struct {
 
 	refused      *atomic.Bool // the API server refuses the node's credentials
 	kubeletPorts []uint16     // the ports on which the node's kubelet listens; Run finds them out
+
+	runtimes []runtimes.Runtime // installed beside the embedded runc; Run finds them
 }
 
 // paths are the folders that follow from the options: those that the commands know too, and those of the node alone.
@@ -184,7 +189,8 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 	}
 	return containerd.Options{
 		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: cniBin, CNIConfDir: cniConf,
-		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter, Logger: o.Logger,
+		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter,
+		Runtimes: o.runtimes, DefaultRuntime: o.DefaultRuntime, Logger: o.Logger,
 	}
 }
 

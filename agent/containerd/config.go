@@ -3,6 +3,7 @@
 package containerd
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/platforms"
 
+	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
@@ -93,19 +95,8 @@ func runtimeConfig(o Options, h host) map[string]any {
 			"use_internal_loopback": true, // else a loopback plugin would be executed for every pod
 		},
 		"containerd": map[string]any{
-			"default_runtime_name": "runc",
-			"runtimes": map[string]any{"runc": map[string]any{
-				"runtime_type": "io.containerd.runc.v2",
-				"runtime_path": filepath.Join(o.BinDir, shimName),
-				"sandboxer":    "podsandbox",
-				"options": map[string]any{
-					"BinaryName": filepath.Join(o.BinDir, "runc"),
-					"Root":       filepath.Join(o.State, "runc"),
-					// cgroupfs on every host: one code path under systemd, OpenRC or nothing, and no D-Bus call per
-					// container.
-					"SystemdCgroup": false,
-				},
-			}},
+			"default_runtime_name": cmp.Or(o.DefaultRuntime, clusterconfig.DefaultRuntime),
+			"runtimes":             handlers(o),
 		},
 		// Network namespaces stay where the rest of the state is: removing the state directory removes them, and a
 		// containerd of the host does not meet them in /run/netns.
@@ -117,6 +108,27 @@ func runtimeConfig(o Options, h host) map[string]any {
 		"stats_collect_period":   "60s",
 		"stats_retention_period": "3m",
 	}
+}
+
+// handlers returns the configuration of each runtime by its name.
+func handlers(o Options) map[string]any {
+	embedded := runtimes.Runtime{Name: clusterconfig.DefaultRuntime, Program: filepath.Join(o.BinDir, "runc")}
+	all := map[string]any{}
+	for _, r := range append([]runtimes.Runtime{embedded}, o.Runtimes...) {
+		handler := map[string]any{"runtime_type": r.Type(), "runtime_path": r.Program, "sandboxer": "podsandbox"}
+		if !r.OwnShim {
+			handler["runtime_path"] = filepath.Join(o.BinDir, shimName)
+			handler["options"] = map[string]any{
+				"BinaryName": r.Program,
+				"Root":       filepath.Join(o.State, r.Name),
+				// cgroupfs on every host: one code path under systemd, OpenRC or nothing, and no D-Bus call per
+				// container.
+				"SystemdCgroup": false,
+			}
+		}
+		all[r.Name] = handler
+	}
+	return all
 }
 
 // shimSocketDir returns the folder of shims' sockets. It is in the state directory, unless their names would be too

@@ -30,6 +30,8 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
+
+	"github.com/coracle-k8s/coracle/agent/runtimes"
 )
 
 // Namespace is the containerd namespace of Kubernetes' containers and images.
@@ -62,6 +64,10 @@ type Options struct {
 	// Snapshotter is "overlayfs", "native" or "auto". The last means overlayfs where the file system under Root
 	// supports it.
 	Snapshotter string
+	// Runtimes are installed runtimes beside the embedded runc. DefaultRuntime is the name of one of them; empty means
+	// runc.
+	Runtimes       []runtimes.Runtime
+	DefaultRuntime string
 	// Logger receives this package's messages. containerd itself logs through logrus' standard logger.
 	Logger *slog.Logger
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"github.com/sirupsen/logrus"
 
+	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -85,6 +86,7 @@ func TestEffectiveCapabilityIsReadFromProcStatus(t *testing.T) {
 
 func TestContainerdConfigurationHasItsOptions(t *testing.T) {
 	o := Options{Root: "/r", State: "/s", BinDir: "/b", CNIBinDir: "/b", CNIConfDir: "/c", RegistryDir: "/reg", PauseImage: "p:1",
+		Runtimes:      []runtimes.Runtime{{Name: "crun", Program: "/usr/bin/crun"}, {Name: "kata", Program: "/k/containerd-shim-kata-v2", OwnShim: true}},
 		RegistryAuths: map[string]RegistryAuth{"a.example.org": {Username: "u", Password: "p"}}}
 	c := serverConfig(o, "native", host{canLowerOOMScore: false})
 	at := func(path ...string) any {
@@ -107,6 +109,13 @@ func TestContainerdConfigurationHasItsOptions(t *testing.T) {
 		"oom score":       at(runtime, "restrict_oom_score_adj") == true,
 		"runc":            at(runtime, "containerd", "runtimes", "runc", "options", "BinaryName") == "/b/runc",
 		"shim":            at(runtime, "containerd", "runtimes", "runc", "runtime_path") == "/b/containerd-shim-runc-v2",
+		"default":         at(runtime, "containerd", "default_runtime_name") == "runc",
+		"crun":            at(runtime, "containerd", "runtimes", "crun", "options", "BinaryName") == "/usr/bin/crun",
+		"crun's records":  at(runtime, "containerd", "runtimes", "crun", "options", "Root") == "/s/crun",
+		"crun's shim":     at(runtime, "containerd", "runtimes", "crun", "runtime_path") == "/b/containerd-shim-runc-v2",
+		"crun's type":     at(runtime, "containerd", "runtimes", "crun", "runtime_type") == "io.containerd.runc.v2",
+		"kata's type":     at(runtime, "containerd", "runtimes", "kata", "runtime_type") == "io.containerd.kata.v2",
+		"kata's shim":     at(runtime, "containerd", "runtimes", "kata", "runtime_path") == "/k/containerd-shim-kata-v2",
 		"cri is required": len(c.RequiredPlugins) == 1,
 	} {
 		testenv.True(t, ok, "wrong: %s", name)

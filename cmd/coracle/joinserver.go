@@ -134,6 +134,7 @@ func disabledParts(s clusterconfig.Settings) string {
 		{config.PartServiceLB, s.Balancer.Disabled}, {config.PartMetrics, s.NoMetrics},
 		{config.PartHelm, s.NoHelm}, {config.PartIngress, s.NoIngress},
 		{config.PartGateway, s.NoGateway}, {config.PartConsole, s.NoConsole},
+		{config.PartRuntimes, s.NoRuntimes},
 	} {
 		if p.disabled {
 			out = append(out, p.name)

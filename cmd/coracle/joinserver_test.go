@@ -57,7 +57,7 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	testenv.WantError(t, contradictions(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", but its cluster has ""`)
 	own.Given, own.Disable = []string{"disable"}, []string{config.PartServiceLB}
 	testenv.WantError(t, contradictions(own, joined), `--disable: this server was given "servicelb", but its cluster has ""`)
-	for _, part := range []string{config.PartMetrics, config.PartHelm, config.PartManifests, config.PartIngress, config.PartGateway, config.PartConsole} {
+	for _, part := range []string{config.PartMetrics, config.PartHelm, config.PartManifests, config.PartIngress, config.PartGateway, config.PartConsole, config.PartRuntimes} {
 		own.Disable = []string{part}
 		want := fmt.Sprintf(`--disable: this server was given %q, but its cluster has ""`, part)
 		testenv.WantError(t, contradictions(own, joined), want)

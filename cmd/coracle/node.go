@@ -116,7 +116,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		ClusterDomain: n.cluster.Domain,
 
 		RegistriesFile: n.machine.RegistriesFile, ResolvConf: n.machine.ResolvConf,
-		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
+		Snapshotter: n.machine.Snapshotter, DefaultRuntime: n.machine.DefaultRuntime, KubeletArgs: n.machine.KubeletArgs,
 		WaitAPI:     n.waitAPI,
 		WaitServing: n.waitServing,
 		Servers:     n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.ended,
@@ -157,6 +157,7 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 		NoMetrics:         c.Disabled(config.PartMetrics), NoHelm: c.Disabled(config.PartHelm),
 		NoManifests: c.Disabled(config.PartManifests), NoConsole: c.Disabled(config.PartConsole),
 		NoIngress: c.Disabled(config.PartIngress), NoGateway: c.Disabled(config.PartGateway),
+		NoRuntimes: c.Disabled(config.PartRuntimes),
 		Balancer: clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool),
 			ReservedPorts: c.LBReserved},
 	}

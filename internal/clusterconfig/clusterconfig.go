@@ -44,6 +44,8 @@ type Settings struct {
 	NoGateway bool `json:"noGateway,omitempty"`
 	// NoConsole says that the cluster has no web console.
 	NoConsole bool `json:"noConsole,omitempty"`
+	// NoRuntimes means that RuntimeClasses are left to the operator.
+	NoRuntimes bool `json:"noRuntimes,omitempty"`
 	// NoManifests means that the servers ignore their folders of manifests.
 	NoManifests bool `json:"noManifests,omitempty"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or unreachable, unless they have
@@ -160,6 +162,18 @@ const (
 // kubelet expects that a cloud provider sets external addresses. So it registers the Node with the taint that such a
 // provider's controller would remove. The API server omits that taint from a Node with this label.
 const OwnAddressesLabel = "coracle.dev/own-addresses"
+
+// RuntimeLabel and the name of a container runtime are a label of Nodes. A node gives itself the label with the value
+// "true" when it starts and the runtime is installed, and removes it when the runtime is not installed any more.
+const RuntimeLabel = "runtime.coracle.dev/"
+
+// Runtimes are the container runtimes that a node finds by itself, in alphabetical order. Each is the name of a label,
+// of containerd's handler and of a RuntimeClass. The names are those of k3s, which has no kata and no runsc.
+var Runtimes = []string{"crun", "kata", "lunatic", "nvidia", "nvidia-cdi", "nvidia-experimental", "runsc", "slight", "spin",
+	"wasmedge", "wasmer", "wasmtime", "wws"}
+
+// DefaultRuntime is the name of the embedded runtime, which is the default one.
+const DefaultRuntime = "runc"
 
 // MaxLeave is the longest time that the pods of a leaving node may be given to end.
 const MaxLeave = 24 * time.Hour

@@ -367,3 +367,11 @@ func TestConsoleOIDCOptionsAreChecked(t *testing.T) {
 		}
 	}
 }
+
+func TestRuntimesAreOfKnownNames(t *testing.T) {
+	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
+	testenv.Equal(t, s.Node.DefaultRuntime, "runc", "the default runtime")
+	s = testenv.Must(load(t, map[string]string{}, nil, board, "--default-runtime=crun", "--disable=runtimes"))(t)
+	testenv.True(t, s.Node.DefaultRuntime == "crun" && s.Disabled(config.PartRuntimes), "%q, %v", s.Node.DefaultRuntime, s.Disable)
+	refused(t, "--default-runtime", "podman", "/usr/bin/crun", "")
+}

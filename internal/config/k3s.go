@@ -16,7 +16,6 @@ var k3sOnly = map[string]string{
 	"datastore-certfile":                "the store is part of coracle",
 	"datastore-endpoint":                "the store is part of coracle",
 	"datastore-keyfile":                 "the store is part of coracle",
-	"default-runtime":                   "runc is the only runtime",
 	"disable-apiserver":                 "a server always has all of its parts",
 	"disable-apiserver-lb":              "an agent always finds the servers by itself",
 	"disable-cloud-controller":          "there is no cloud controller",

@@ -41,6 +41,7 @@ type Node struct {
 	RegistriesFile string // need not exist unless the user named it
 	PauseImage     string // "" means the embedded one
 	Snapshotter    string
+	DefaultRuntime string // of pods without a RuntimeClass; need not be installed
 
 	KubeletArgs []string // name=value
 
@@ -73,6 +74,7 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		RegistriesFile: r.existing("private-registry"),
 		PauseImage:     r.str("pause-image"),
 		Snapshotter:    r.str("snapshotter"),
+		DefaultRuntime: r.str("default-runtime"),
 		KubeletArgs:    r.args("kubelet-arg"),
 
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),

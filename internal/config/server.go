@@ -352,9 +352,6 @@ func (r *reader) encryption() []string {
 	return out
 }
 
-// k3sParts are names of parts that k3s has and coracle does not.
-var k3sParts = []string{"runtimes"}
-
 // ranges returns ranges of addresses.
 func (r *reader) ranges(name string) []loadbalancer.Range {
 	var out []loadbalancer.Range
@@ -393,8 +390,6 @@ func (r *reader) disable(name string) []string {
 					out = append(out, part)
 				}
 			}
-		case slices.Contains(k3sParts, it.text):
-			r.bad(it.src, "this version of coracle has no %s that could be disabled; leave it out", it.text)
 		default:
 			r.bad(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", known),
 				strings.Join(Lookup(name).Values, ", "))

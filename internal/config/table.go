@@ -50,13 +50,15 @@ const (
 	PartNetworkPolicy = "network-policy"
 
 	PartConsole = "console"
+
+	PartRuntimes = "runtimes"
 )
 
 // DisableNames maps each name that --disable takes to the parts that it disables.
 var DisableNames = map[string][]string{
 	PartDNS: {PartDNS}, "dns": {PartDNS}, PartManifests: {PartManifests}, PartServiceLB: {PartServiceLB},
 	PartNetworkPolicy: {PartNetworkPolicy},
-	PartLocalStorage:  {PartLocalStorage}, PartConsole: {PartConsole},
+	PartLocalStorage:  {PartLocalStorage}, PartConsole: {PartConsole}, PartRuntimes: {PartRuntimes},
 	PartMetrics: {PartMetrics}, "metrics": {PartMetrics},
 	PartHelm: {PartHelm}, "helm": {PartHelm},
 	PartIngress: {PartIngress}, PartGateway: {PartGateway}, "traefik": {PartIngress, PartGateway},
@@ -260,14 +262,18 @@ var table = []Setting{
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
 		Help: "How containers' file systems are stacked: overlayfs, or native, which copies every layer and works on any file system; " +
 			"auto takes overlayfs where the disk can"},
+	{Name: "default-runtime", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: clusterconfig.DefaultRuntime,
+		Values: append([]string{clusterconfig.DefaultRuntime}, clusterconfig.Runtimes...),
+		Help: "Runtime of this node's pods that name no RuntimeClass: runc, which the binary carries, or one that is installed here; " +
+			"see docs/runtimes.md"},
 
 	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests,
-		PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress, PartGateway, PartConsole},
+		PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress, PartGateway, PartConsole, PartRuntimes},
 		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder " +
 			"(manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), " +
 			"volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing " +
-			"HelmCharts (helm-controller), serving Ingresses (ingress), serving Gateways (gateway), of which traefik is both, or the web " +
-			"console (console); all servers have the same"},
+			"HelmCharts (helm-controller), serving Ingresses (ingress), serving Gateways (gateway), of which traefik is both, the web " +
+			"console (console), or making RuntimeClasses of installed runtimes (runtimes); all servers have the same"},
 	{Name: "console-listen", Commands: ServerCommand, Group: groupParts, Holder: "ADDRESS:PORT",
 		Help: "Serve the web console to browsers of other machines there, by HTTPS; without an address, at all of this machine's. Users " +
 			"log in with their own tokens. coracle console needs no such port"},

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package bootstrap makes the objects that every cluster has: the roles of coracle's own identities, the StorageClass
-// of local storage, the Service of the cluster's DNS, and that Service's endpoints, one for each node.
+// of local storage, the Service of the cluster's DNS, that Service's endpoints, one for each node, and the
+// RuntimeClasses of installed container runtimes.
 //
 // It owns those objects and corrects them at each start, by server-side apply: an apply that changes nothing writes
 // nothing. Of objects that it did not make it changes only the default accounts of system namespaces, in a field that

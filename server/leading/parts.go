@@ -49,6 +49,9 @@ func (l *Leader) parts() []term.Part {
 		},
 		logged(departures.Run, "nodes that leave"), logged(admission.RunGC, "joining"),
 		l.serviceLBPart, l.ingressPart, l.gatewayPart, l.helmPart}
+	if !l.o.Cluster.NoRuntimes {
+		parts = append(parts, l.runtimesPart)
+	}
 	if l.o.Manifests.Dir != "" {
 		parts = append(parts, l.manifestsPart)
 	}
@@ -135,6 +138,15 @@ func (l *Leader) dnsPart(ctx context.Context, t *term.Term) error {
 		return nil
 	}
 	return d.Run(ctx)
+}
+
+// runtimesPart makes RuntimeClasses of the container runtimes that nodes have found, for a term.
+func (l *Leader) runtimesPart(ctx context.Context, t *term.Term) error {
+	r := bootstrap.NewRuntimeClasses(t.Client, t.Informers, l.log("container runtimes"))
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	return r.Run(ctx)
 }
 
 func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
