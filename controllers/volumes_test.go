@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,11 +49,17 @@ func (c *cluster) localVolumes(t *testing.T, nodes volumeNodes, class string) {
 	t.Helper()
 	refusals := localpath.NewRefusals(time.Now)
 	c.refusals = refusals
+	var running sync.WaitGroup
+	t.Cleanup(running.Wait)
 	c.plugins = func(ctx context.Context, t *term.Term) ([]volume.VolumePlugin, error) {
 		v, err := localpath.New(localpath.Options{
 			Client: t.Client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
-			Nodes: nodes, Refusals: refusals, Context: ctx, Logger: quiet,
+			ClaimInformer: t.Informers.Core().V1().PersistentVolumeClaims(), PodInformer: t.Informers.Core().V1().Pods(),
+			ClassInformer: t.Informers.Storage().V1().StorageClasses(), Nodes: nodes, Refusals: refusals, Context: ctx, Logger: quiet,
 		})
+		if err == nil {
+			running.Go(func() { v.Run(ctx) })
+		}
 		return []volume.VolumePlugin{v}, err
 	}
 	t.Cleanup(func() { c.plugins, c.refusals = nil, nil })
@@ -218,4 +225,70 @@ func TestLocalVolumesFollowTheirClaims(t *testing.T) {
 		return gone(err)
 	})
 	testenv.ErrorIs(t, testenv.Err(os.Stat(path)), os.ErrNotExist, "the directory of a volume that is gone")
+}
+
+// TestLocalVolumesOfPodsThatNameTheirNode: the volume of a claim whose pod was given its node by its user is made on
+// that node, whichever of claim, pod and class is made first.
+func TestLocalVolumesOfPodsThatNameTheirNode(t *testing.T) {
+	c := shared
+	const class, node, late = "named-node", "named", "named-node-late"
+	folder := filepath.Join(t.TempDir(), "storage")
+	c.localVolumes(t, volumeNodes{node: volumeFolder(folder, 1<<30), "other": volumeFolder(filepath.Join(t.TempDir(), "storage"), 1<<30)}, class)
+	ns := c.namespace(t, "named-nodes")
+	spec := func(class string) corev1.PersistentVolumeClaimSpec {
+		return corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")}},
+		}
+	}
+	claim := func(name, class string) {
+		t.Helper()
+		testenv.Must(c.client.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(),
+			&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec(class)}, metav1.CreateOptions{}))(t)
+	}
+	pod := func(name string, source corev1.VolumeSource) {
+		t.Helper()
+		template := podTemplate(name)
+		template.Spec.NodeName, template.Spec.Volumes = node, []corev1.Volume{{Name: "v", VolumeSource: source}}
+		testenv.Must(c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: template.Labels}, Spec: template.Spec,
+		}, metav1.CreateOptions{}))(t)
+	}
+	of := func(claim string) corev1.VolumeSource {
+		return corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}
+	}
+	made := func(name string) {
+		t.Helper()
+		eventually(t, "the volume of "+name+" is made on the pod's node", func(ctx context.Context) error {
+			got, err := c.client.CoreV1().PersistentVolumeClaims(ns).Get(ctx, name, metav1.GetOptions{})
+			if err == nil && got.Status.Phase != corev1.ClaimBound {
+				err = fmt.Errorf("the claim is %s, with the annotations %v", got.Status.Phase, got.Annotations)
+			}
+			if err == nil {
+				err = testenv.Err(os.Stat(filepath.Join(folder, fmt.Sprintf("pvc-%s_%s_%s", got.UID, ns, name))))
+			}
+			return err
+		})
+	}
+
+	claim("first", class)
+	pod("second", of("first"))
+	made("first")
+	pod("earlier", of("later"))
+	claim("later", class)
+	made("later")
+	pod("own", corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{
+		VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: spec(class)},
+	}})
+	made("own-v")
+	claim("classless", late)
+	pod("waits", of("classless"))
+	testenv.Must(c.client.StorageV1().StorageClasses().Create(t.Context(), &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: late}, Provisioner: localpath.Provisioner,
+		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
+	}, metav1.CreateOptions{}))(t)
+	t.Cleanup(func() {
+		_ = c.client.StorageV1().StorageClasses().Delete(context.Background(), late, metav1.DeleteOptions{})
+	})
+	made("classless")
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -90,9 +91,13 @@ func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 		})
 }
 
-// Run removes leftovers when their nodes are back, and sets finalizers, until ctx is done. Without work it sleeps.
+// Run removes leftovers when their nodes are back, sets finalizers and chooses nodes of claims, until ctx is done.
+// Without work it sleeps.
 func (v *Volumes) Run(ctx context.Context) {
 	defer v.o.Part.Set(status.Waiting, "this server does not lead")
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { v.nodeNames.Rounds(ctx, gather, func() time.Duration { return v.chooseNodes(ctx) }) })
 	for {
 		finalizers := v.setFinalizers(ctx)
 		left, err := v.collect(ctx)

@@ -94,7 +94,8 @@ func newFixture(t *testing.T, names ...string) *fixture {
 	factory := informers.NewSharedInformerFactory(f.client, 0)
 	ctx, cancel := context.WithCancel(context.Background())
 	v, err := New(Options{
-		Client: f.client, NodeInformer: factory.Core().V1().Nodes(), VolumeInformer: factory.Core().V1().PersistentVolumes(), Nodes: f.nodes, Context: ctx, Part: f.board.Part("local storage"),
+		Client: f.client, NodeInformer: factory.Core().V1().Nodes(), VolumeInformer: factory.Core().V1().PersistentVolumes(),
+		ClaimInformer: factory.Core().V1().PersistentVolumeClaims(), PodInformer: factory.Core().V1().Pods(), ClassInformer: factory.Storage().V1().StorageClasses(), Nodes: f.nodes, Context: ctx, Part: f.board.Part("local storage"),
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	testenv.NoError(t, err)

@@ -4,10 +4,10 @@
 // on the node where their pod runs. It removes the directory when the claim is deleted.
 //
 // It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion. It thus needs no
-// cache and no lease of its own. Its only loop is Run, which waits for nodes that come back and for volumes whose
-// policy changes to Retain. The nodes do the work (localvolume) and check every path themselves. The package never
-// removes a volume that another provisioner may have made: the provisioner's annotation, the name and the folder have
-// to match.
+// cache and no lease of its own. Its loops are in Run, which waits for nodes that come back, for volumes whose policy
+// changes to Retain, and for claims of pods that name their node themselves. The nodes do the work (localvolume) and
+// check every path themselves. The package never removes a volume that another provisioner may have made: the
+// provisioner's annotation, the name and the folder have to match.
 package localpath
 
 import (
@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
 	coreinformers "k8s.io/client-go/informers/core/v1"
+	storageinformers "k8s.io/client-go/informers/storage/v1"
 	"k8s.io/client-go/kubernetes"
 	storagehelpers "k8s.io/component-helpers/storage/volume"
 	"k8s.io/klog/v2"
@@ -56,9 +57,12 @@ var ErrAway = errors.New("the node has no connection to the server that leads")
 type Options struct {
 	// Client has the permissions of an administrator.
 	Client kubernetes.Interface
-	// NodeInformer and VolumeInformer are shared. Other parts run them.
+	// The informers are shared. Other parts run them.
 	NodeInformer   coreinformers.NodeInformer
 	VolumeInformer coreinformers.PersistentVolumeInformer
+	ClaimInformer  coreinformers.PersistentVolumeClaimInformer
+	PodInformer    coreinformers.PodInformer
+	ClassInformer  storageinformers.StorageClassInformer
 	Nodes          Nodes
 	// Refusals records each claim for which a node made no volume.
 	Refusals *Refusals
@@ -70,8 +74,9 @@ type Options struct {
 
 // Volumes is the plugin. Run has to run while the controllers run.
 type Volumes struct {
-	o      Options
-	wakeup timers.Signal // Run has work
+	o         Options
+	wakeup    timers.Signal // Run has work
+	nodeNames timers.Signal // chooseNodes has work
 
 	mu       sync.Mutex
 	finalize map[string]bool // volumes whose finalizers have to change
@@ -86,8 +91,8 @@ var (
 // New makes the plugin. It must be called before the informers run.
 func New(o Options) (*Volumes, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	v := &Volumes{o: o, wakeup: timers.NewSignal(), finalize: map[string]bool{}}
-	return v, errors.Join(v.watchNodes(), v.watchVolumes())
+	v := &Volumes{o: o, wakeup: timers.NewSignal(), nodeNames: timers.NewSignal(), finalize: map[string]bool{}}
+	return v, errors.Join(v.watchNodes(), v.watchVolumes(), v.watchNodeNames())
 }
 
 // Init is called once for each controller that has the plugin.

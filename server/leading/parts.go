@@ -117,8 +117,10 @@ func (l *Leader) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.
 	if err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
+	core := t.Informers.Core().V1()
 	return localpath.New(localpath.Options{
-		Client: client, NodeInformer: t.Informers.Core().V1().Nodes(), VolumeInformer: t.Informers.Core().V1().PersistentVolumes(),
+		Client: client, NodeInformer: core.Nodes(), VolumeInformer: core.PersistentVolumes(), ClaimInformer: core.PersistentVolumeClaims(),
+		PodInformer: core.Pods(), ClassInformer: t.Informers.Storage().V1().StorageClasses(),
 		Nodes: l.o.Volumes, Refusals: l.refusals, Context: ctx, Part: l.line(LocalStorageLine), Logger: l.log(LocalStorageLine),
 	})
 }
