@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apiserver/pkg/admission"
 	apiserveradmission "k8s.io/apiserver/pkg/admission/initializer"
+	"k8s.io/apiserver/pkg/warning"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -127,9 +128,6 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if a.GetResource().GroupResource() != core.Resource("nodes") {
 		return nil
 	}
-	if name, isNode := p.identifier.NodeIdentity(a.GetUserInfo()); !isNode || name == "" {
-		return nil
-	}
 	node, ok := a.GetObject().(*core.Node)
 	if !ok {
 		return admission.NewForbidden(a, fmt.Errorf("unexpected type %T", a.GetObject()))
@@ -137,6 +135,14 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	old, _ := a.GetOldObject().(*core.Node) // nil when the Node is created
 	if old == nil {
 		old = &core.Node{}
+	}
+	name, isNode := p.identifier.NodeIdentity(a.GetUserInfo())
+	isNode = isNode && name != ""
+	if err := checkAutonomy(ctx, isNode, node, old); err != nil {
+		return admission.NewForbidden(a, err)
+	}
+	if !isNode {
+		return nil
 	}
 	if !slices.Equal(node.Spec.PodCIDRs, old.Spec.PodCIDRs) {
 		return admission.NewForbidden(a, errors.New("a node does not choose its own pod network: the controllers give it one"))
@@ -187,6 +193,23 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 		if err := p.mayHave(ctx, node, address); err != nil {
 			return admission.NewForbidden(a, err)
 		}
+	}
+	return nil
+}
+
+// checkAutonomy refuses a change of a node's autonomy by the node itself. It warns other users who write one that is
+// malformed.
+func checkAutonomy(ctx context.Context, byNode bool, now, old *core.Node) error {
+	value := now.Annotations[clusterconfig.AutonomyAnnotation]
+	if value == old.Annotations[clusterconfig.AutonomyAnnotation] {
+		return nil
+	}
+	if byNode {
+		return fmt.Errorf("the annotation %s is the administrator's: with it the pods of a lost node are not replaced. Set it with "+
+			"kubectl annotate node", clusterconfig.AutonomyAnnotation)
+	}
+	if _, err := clusterconfig.ParseAutonomy(value); err != nil {
+		warning.AddWarning(ctx, "", err.Error())
 	}
 	return nil
 }

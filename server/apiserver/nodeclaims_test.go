@@ -66,6 +66,8 @@ func TestNodesClaimsAreChecked(t *testing.T) {
 	posing, held := nodeAt("one", "192.0.2.3"), nodeAt("one", "192.0.2.3")
 	posing.Annotations = map[string]string{clusterconfig.ServerIDAnnotation: "somebody's"}
 	held.Finalizers = []string{clusterconfig.MemberFinalizer}
+	autonomous := nodeAt("one", "192.0.2.3")
+	autonomous.Annotations = map[string]string{clusterconfig.AutonomyAnnotation: "24h"}
 	leaving := nodeAt("one", "192.0.2.3")
 	leaving.Annotations = map[string]string{clusterconfig.LeaveAnnotation: "0s"}
 	inside := func(networks string) *corev1.Node {
@@ -84,6 +86,7 @@ func TestNodesClaimsAreChecked(t *testing.T) {
 		"at more than it can have":     {nodeAt("one", "192.0.2.3", "192.0.2.4", "192.0.2.5", "192.0.2.6", "192.0.2.7"), "has 4 addresses at most"},
 		"as another's server":          {posing, "only servers may label"},
 		"as a member of the store":     {held, "only servers may label"},
+		"and keeps its pods":           {autonomous, "the annotation coracle.dev/autonomy is the administrator's"},
 		"and is to leave":              {leaving, "by an administrator's order"},
 		"with a pod network":           {ranges, "does not choose its own pod network"},
 		"at a pod's address":           {nodeAt("one", "10.42.0.9"), "network for pods or Services"},
@@ -149,6 +152,12 @@ func TestNodesClaimsAreChecked(t *testing.T) {
 	}
 	testenv.Check(t, patch(admin, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`), "the controllers give it a pod network")
 	testenv.Check(t, patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"198.51.100.3"}]}}`, "status"), "an address of its own")
+	autonomy := `{"metadata":{"annotations":{"coracle.dev/autonomy":"%s"}}}`
+	testenv.Check(t, patch(admin, fmt.Sprintf(autonomy, "24h")), "an administrator gives a node an autonomy")
+	for _, other := range []string{"9000h", ""} {
+		refused("another autonomy", "is the administrator's", patch(node, fmt.Sprintf(autonomy, other)))
+	}
+	testenv.Check(t, patch(node, `{"metadata":{"annotations":{"coracle.dev/stopped":"boot"}}}`), "a node stops its pods")
 	leave := `{"metadata":{"annotations":{"coracle.dev/leave":"1m0s"}}}`
 	testenv.Check(t, patch(node, leave), "a node leaves")
 	testenv.NoError(t,
@@ -220,4 +229,31 @@ func TestServersNodeMayClaimServersAddress(t *testing.T) {
 		testenv.Fails(t, p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "10.42.0.1"}), "%s may have a pod's address", n.Name)
 	}
 	testenv.Check(t, p.mayHave(t.Context(), &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "raft"}}, core.NodeAddress{Type: core.NodeHostName, Address: "a-host-name"}))
+}
+
+// warnings are what the API server warns of.
+type warnings []string
+
+// HandleWarningHeader implements rest.WarningHandler.
+func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
+
+// TestMalformedAutonomyIsWarnedOf: an administrator sees what is wrong when the annotation is written, and not again.
+func TestMalformedAutonomyIsWarnedOf(t *testing.T) {
+	f := newFixture(t)
+	o := f.options(t)
+	o.NodeClaims = &NodeClaims{}
+	r := f.start(t, o)
+	var got warnings
+	config := r.admin()
+	config.WarningHandler = &got
+	nodes := client(t, config).CoreV1().Nodes()
+	n := testenv.Must(nodes.Create(t.Context(), nodeAt("one"), metav1.CreateOptions{}))(t)
+	for _, value := range []string{"24h", "2d", "2d", "48h"} {
+		metav1.SetMetaDataAnnotation(&n.ObjectMeta, clusterconfig.AutonomyAnnotation, value)
+		n.Labels = map[string]string{"changed": value}
+		n = testenv.Must(nodes.Update(t.Context(), n, metav1.UpdateOptions{}))(t)
+	}
+	if len(got) != 1 || !strings.Contains(got[0], `is "2d": it has to be a duration`) {
+		t.Errorf("warnings: %q", got)
+	}
 }
