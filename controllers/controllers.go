@@ -59,6 +59,8 @@ type Options struct {
 	// collector, the quota controller and the deletion of namespaces' content ignore the group.
 	Unused func(group string) bool
 
+	// Toleration is for how long pods stay on a lost node, unless they have tolerations of their own.
+	Toleration time.Duration
 	// Small lowers the number of workers for a machine with few cores. ExtraArgs have precedence.
 	Small bool
 	// ExtraArgs are further kube-controller-manager arguments, name=value. They have precedence over all other options.
@@ -153,6 +155,7 @@ func ownConstructors(ctx context.Context, cc app.ControllerContext, o Options) (
 	own := map[string]func() (app.Controller, error){
 		names.NamespaceController:     func() (app.Controller, error) { return newNamespaceController(ctx, cc, o.Unused) },
 		names.NodeLifecycleController: func() (app.Controller, error) { return newNodeLifecycleController(ctx, cc) },
+		names.TaintEvictionController: func() (app.Controller, error) { return newTaintEvictionController(ctx, cc, o.Toleration) },
 	}
 	if o.VolumePlugins == nil {
 		return own, nil

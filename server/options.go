@@ -200,6 +200,7 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 		ClusterCIDR:         clusterconfig.FlagValue(o.Cluster.PodCIDRs),
 		ServiceCIDR:         clusterconfig.FlagValue(o.Cluster.ServiceCIDRs),
 		FlexVolumePluginDir: o.FlexVolumePluginDir,
+		Toleration:          time.Duration(o.Cluster.Toleration()) * time.Second,
 		Small:               o.Small,
 		// The operator's flags come last, so that they take precedence.
 		ExtraArgs: append([]string{"node-monitor-grace-period=" + clusterconfig.GracePeriod.String()}, o.ControllerManagerArgs...),
