@@ -39,13 +39,14 @@ func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 			"io.containerd.server.v1.grpc-tcp",
 		},
 		Plugins: map[string]any{
-			"io.containerd.server.v1.grpc":    map[string]any{"address": o.Address()},
-			"io.containerd.server.v1.ttrpc":   map[string]any{"address": o.Address() + ".ttrpc"},
-			"io.containerd.shim.v1.manager":   map[string]any{"socket_dir": shimSocketDir(o.State)},
-			"io.containerd.grpc.v1.cri":       map[string]any{"stream_server_address": clusterconfig.Loopback.String()},
-			"io.containerd.cri.v1.images":     imagesConfig(o, snapshotter),
-			"io.containerd.cri.v1.runtime":    runtimeConfig(o, h),
-			"io.containerd.transfer.v1.local": transferConfig(o, snapshotter),
+			"io.containerd.server.v1.grpc":          map[string]any{"address": o.Address()},
+			"io.containerd.server.v1.ttrpc":         map[string]any{"address": o.Address() + ".ttrpc"},
+			"io.containerd.shim.v1.manager":         map[string]any{"socket_dir": shimSocketDir(o.State)},
+			"io.containerd.grpc.v1.cri":             map[string]any{"stream_server_address": clusterconfig.Loopback.String()},
+			"io.containerd.cri.v1.images":           imagesConfig(o, snapshotter),
+			"io.containerd.cri.v1.runtime":          runtimeConfig(o, h),
+			"io.containerd.transfer.v1.local":       transferConfig(o, snapshotter),
+			"io.containerd.service.v1.diff-service": map[string]any{"default": []string{syncedDiffer}},
 		},
 	}
 }
@@ -83,7 +84,7 @@ func transferConfig(o Options, snapshotter string) map[string]any {
 	return map[string]any{
 		"config_path": o.RegistryDir,
 		"unpack_config": []map[string]any{{
-			"platform": platforms.Format(platforms.DefaultSpec()), "snapshotter": snapshotter, "differ": "walking",
+			"platform": platforms.Format(platforms.DefaultSpec()), "snapshotter": snapshotter, "differ": syncedDiffer,
 		}},
 	}
 }

@@ -117,6 +117,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	registerClientPlugin(s)
 	registerCRIPlugin(s)
 	registerGCScheduler()
+	registerSyncedDiffer()
 
 	// The server keeps this context for its background work. Cancelling it half-way would leave plugins running without
 	// their services, so it is never cancelled, and Stop closes the plugins in order.
