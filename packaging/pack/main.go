@@ -19,6 +19,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 )
 
+// pauseUser is the user and group of the pause program. Kubernetes' own pause image has 65535, which systemd takes for
+// no user: it would leave pause running while it shuts the machine down.
+const pauseUser = "65534:65534"
+
 func main() {
 	stage := flag.String("stage", "", "folder with the programs")
 	out := flag.String("out", "", "folder to write the set to")
@@ -42,7 +46,7 @@ func pauseImage(program, name, arch, dst string) error {
 		return err
 	}
 	err = imagetar.Write(f, imagetar.Image{
-		Name: name, Architecture: arch, User: "65535:65535", Entrypoint: []string{"/pause"},
+		Name: name, Architecture: arch, User: pauseUser, Entrypoint: []string{"/pause"},
 		Files: []imagetar.File{{Path: "pause", Mode: 0o555, Source: program}},
 	})
 	return errors.Join(err, f.Close())
