@@ -89,7 +89,7 @@ PROMISED := root,embedded,loop-device,systemd,xfs,node
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
 	@packaging/deps.sh build test console
-	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux) packaging/steps.sh $(or $(STEPS),build unit scenarios)
+	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux)$$([ ! -e /dev/fuse ] || echo ,fuse) packaging/steps.sh $(or $(STEPS),build unit scenarios)
 
 # Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
 # first that take minutes.
@@ -105,10 +105,10 @@ unit: ## go test ./...; tests that need root are left out without it
 
 # Scenarios mostly wait: two packages of them run side by side.
 scenarios: build ## e2e and install-test, side by side (root)
-	@$(E2E) -p 2 -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/...
+	@$(E2E) -p 2 -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/...
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
-	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/...
+	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/nodepower/...
 
 # Without RUN, and where RUN names it, TestMixedVersions runs too, which wants an older build.
 MIXED := $(if $(RUN),$(findstring Mixed,$(RUN)),all)
@@ -245,8 +245,12 @@ bench-ingress: ## the ingress proxy beside Debian's nginx, HAProxy and Caddy: do
 CUTS ?= 30
 ROUNDS ?= 5
 
-powercut: ## cut the power of a store's machine CUTS times, and of a cluster's in ROUNDS (user-mode-linux)
-	CORACLE_TEST_RANDOM=1 CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
+# Of stores in second kernels, or of whole nodes with pods on this one.
+STORE_CUTS = CORACLE_TEST_RANDOM=1 CORACLE_POWERCUTS=$(CUTS) CORACLE_POWERCUT_ROUNDS=$(ROUNDS) $(GO) test -vet=off -count=1 -v -timeout 0 -tags '$(TAGS)' ./test/powercut/
+NODE_CUTS = CORACLE_TEST_RANDOM=1 CORACLE_NODE_CUTS=$(NODES) CORACLE_TEST_REQUIRE=root,embedded,loop-device,fuse $(subst /report,/report -v,$(E2E)) -timeout 0 $(if $(RUN),-run '$(RUN)') ./test/nodepower/
+
+powercut: $(if $(NODES),build) ## cut the power of a store's machine CUTS times, and of a cluster's in ROUNDS (user-mode-linux); NODES=10: of a node with pods so many times (root, /dev/fuse)
+	$(if $(NODES),$(NODE_CUTS),$(STORE_CUTS))
 
 # Upstream's program in nftables mode, as a process of its own. Each difference is printed, and one that is not listed fails.
 proxy-test: embedded ## the same cases of Services with our nftables back end and with upstream's kube-proxy, which is built from its module (root, the Go module proxy, minutes)

@@ -27,8 +27,15 @@ func (s *Server) AddDisk() {
 	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", file).CombinedOutput(); err != nil {
 		testenv.Missing(s.T, testenv.LoopDevice, "mkfs.ext4: %v\n%s", err, out)
 	}
-	testenv.NoError(s.T, os.Mkdir(s.DataDir, 0o755))
-	if out, err := s.Run("mount", "-o", "loop", file, s.DataDir); err != nil { // the loop device goes with the mount, and that with the machine
+	s.MountDisk("-o", "loop", file) // the loop device goes with the mount, and that with the machine
+}
+
+// MountDisk puts the server's data directory on a disk with a file system: a device, with options of mount before it.
+// As with AddDisk, only its machine sees it, until that is switched off.
+func (s *Server) MountDisk(device ...string) {
+	s.T.Helper()
+	testenv.NoError(s.T, os.MkdirAll(s.DataDir, 0o755))
+	if out, err := s.Run("mount", append(device, s.DataDir)...); err != nil {
 		testenv.Missing(s.T, testenv.LoopDevice, "%v\n%s", err, out)
 	}
 	s.ownDisk = true

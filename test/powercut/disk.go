@@ -43,8 +43,8 @@ type write struct {
 	data []byte
 }
 
-// openDisk connects a disk to the power. The file is its content.
-func openDisk(path string) (*Disk, error) {
+// OpenDisk connects a disk to the power. The file is its content.
+func OpenDisk(path string) (*Disk, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open a disk: %w", err)
@@ -167,8 +167,8 @@ func (l Loss) String() string {
 	return fmt.Sprintf("%.0f%% of %s kept", 100*l.Kept, unit)
 }
 
-// someLoss draws a loss: everything, nothing or something in between.
-func someLoss(r *rand.Rand) Loss {
+// SomeLoss draws a loss: everything, nothing or something in between.
+func SomeLoss(r *rand.Rand) Loss {
 	return Loss{
 		Unit: []int{0, sectorSize, sectorSize, blockSize}[r.IntN(4)],
 		Kept: []float64{0, 0.05, 0.5, 0.5, 0.95, 1}[r.IntN(6)],

@@ -19,7 +19,7 @@ func TestPowerCutLosesUnflushedWrites(t *testing.T) {
 	for _, loss := range []Loss{{Kept: 0}, {Kept: 1}, {Kept: 0.5}, {Unit: sectorSize, Kept: 0.5}} {
 		path := filepath.Join(t.TempDir(), "disk")
 		testenv.NoError(t, os.WriteFile(path, make([]byte, size), 0o600))
-		d := testenv.Must(openDisk(path))(t)
+		d := testenv.Must(OpenDisk(path))(t)
 		write := func(b byte) {
 			t.Helper()
 			got := make([]byte, blockSize)

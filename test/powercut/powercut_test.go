@@ -61,7 +61,7 @@ func TestPowerCuts(t *testing.T) {
 			t.Fatal(r.explain(s, errNotReady))
 		}
 		r.sendGo(s)
-		r.settle(s, someLoss(r.random))
+		r.settle(s, SomeLoss(r.random))
 		testenv.Require(t, len(s.lines.unknown) == 0, "nothing was wrong, and writes failed: %v", s.lines.unknown)
 	}
 	testenv.NoError(t, r.check())
@@ -171,7 +171,7 @@ func (r *rig) round(newDisks bool) {
 	// Servers that lost the majority can do nothing that a cut could wait for.
 	for _, s := range first {
 		r.untilOff(s)
-		r.settle(s, someLoss(r.random))
+		r.settle(s, SomeLoss(r.random))
 	}
 	r.letWrite(rest, r.random.IntN(500))
 	if r.majority() && r.random.IntN(2) == 0 {
@@ -185,7 +185,7 @@ func (r *rig) round(newDisks bool) {
 	}
 	for _, s := range rest {
 		r.untilOff(s)
-		r.settle(s, someLoss(r.random))
+		r.settle(s, SomeLoss(r.random))
 	}
 }
 

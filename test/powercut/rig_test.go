@@ -153,7 +153,7 @@ func (r *rig) newDisks() {
 func (r *rig) start(s *server, c cut, idle bool) {
 	r.t.Helper()
 	r.boots++
-	disk, err := openDisk(s.image)
+	disk, err := OpenDisk(s.image)
 	testenv.NoError(r.t, err)
 	disk.lies = c.lies
 	s.cut, s.disk, s.number, s.began = c, disk, r.boots, time.Now()

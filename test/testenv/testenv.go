@@ -21,6 +21,7 @@ const (
 	Root          Need = "root"             // being root, with all its rights: namespaces, mounts
 	Embedded      Need = "embedded"         // the embedded programs: make embedded
 	LoopDevice    Need = "loop-device"      // losetup, mkfs.ext4, and a kernel that has loop devices
+	FUSE          Need = "fuse"             // /dev/fuse: file systems that a process serves
 	UserModeLinux Need = "user-mode-linux"  // Debian's package of that name, and what else test/powercut says
 	GuestNFTables Need = "guest-nftables"   // nftables for a User-Mode Linux that has IPVS: make guest-test builds it
 	GuestNFS      Need = "guest-nfs"        // programs of NFS for a User-Mode Linux, whose kernel has it: make guest-nodes unpacks them
