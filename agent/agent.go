@@ -109,6 +109,9 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 	if err := store.Clean(ctx); err != nil {
 		o.Logger.Warn("agent: could not remove the remains of an interrupted import", "error", err)
 	}
+	if err := store.DropLost(ctx); err != nil {
+		o.Logger.Warn("agent: images whose files are lost may not be imported or pulled again", "error", err)
+	}
 	if o.PauseTar != "" {
 		if err := images.ImportOnce(ctx, store, o.PauseTar, o.PauseImage, o.paths().pauseRecord); err != nil {
 			err = fmt.Errorf("agent: the embedded pause image: %w", err)

@@ -186,6 +186,61 @@ configs:
 	testenv.Equal(t, resp.Image.GetId(), digest(makeImage(t, "changed", "").config), "the changed archive's image is")
 }
 
+// TestLostContentComesAgain takes the files of content away, as a dying disk does, while the records say that they are
+// there. What came from archives is imported again. The rest is no image for the kubelet, so that it pulls it.
+func TestLostContentComesAgain(t *testing.T) {
+	n := newNode(t)
+	one, pulled := makeImage(t, "one", ""), makeImage(t, "pulled", "")
+	n.archive("one.tar", one.layout(t, "example.org/one:1"))
+	registry := httptest.NewServer(&fakeRegistry{image: pulled, names: []string{"app"}})
+	defer registry.Close()
+	host := strings.TrimPrefix(registry.URL, "http://")
+	config := fmt.Sprintf("mirrors: {example.net: {endpoint: [%q]}}\nconfigs: {%q: {auth: {username: user, password: word}}}\n", registry.URL, host)
+	testenv.NoError(t, os.WriteFile(filepath.Join(n.dir, "registries.yaml"), []byte(config), 0o600))
+	pull := func(t *testing.T) {
+		t.Helper()
+		_, err := n.images.PullImage(t.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "example.net/app:1"}})
+		testenv.NoError(t, err, "pull")
+	}
+	n.start()
+	pull(t)
+	file := func(data []byte) string { return strings.TrimPrefix(digest(data), "sha256:") }
+	for _, lost := range []struct {
+		what, files string
+		pull        bool // the pulled image cannot run any more
+	}{
+		{"a layer", file(one.layer), false},
+		{"a pulled layer", file(pulled.layer), false}, // it is unpacked, and is not fetched again
+		{"a configuration", file(pulled.config), true},
+		{"everything", "*", true},
+	} {
+		t.Run(lost.what, func(t *testing.T) {
+			n.signal(os.Kill)
+			blobs := filepath.Join(runtimeOptions(n.dir).Root, "io.containerd.content.v1.content/blobs/sha256")
+			files := testenv.Must(filepath.Glob(filepath.Join(blobs, lost.files)))(t)
+			testenv.Require(t, len(files) > 0, "there is no content to lose")
+			for _, f := range files {
+				testenv.NoError(t, os.Remove(f))
+			}
+			n.start()
+			for _, name := range []string{chatImage, "example.org/one:1"} {
+				present, pinned := n.has(name)
+				testenv.True(t, present && pinned, "%s is there: %t, pinned: %t", name, present, pinned)
+			}
+			present, _ := n.has("example.net/app:1")
+			testenv.Equal(t, present, !lost.pull, "the pulled image is there:")
+			if !present {
+				pull(t)
+			}
+			for _, data := range [][]byte{one.manifest, one.config, one.layer, pulled.manifest, pulled.config} {
+				testenv.Check(t, testenv.Err(os.Stat(filepath.Join(blobs, file(data)))), "content that was lost")
+			}
+		})
+	}
+	n.pod()
+	n.container("runs", "burst", "1", "0")
+}
+
 // fakeRegistry serves one image under some names, to one user (OCI distribution specification).
 type fakeRegistry struct {
 	image testImage

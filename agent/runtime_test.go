@@ -83,9 +83,13 @@ func runtimeChild(dir string) error {
 	if _, err := containerd.Start(ctx, runtimeOptions(dir)); err == nil {
 		return errors.New("a second containerd was started in one process")
 	}
-	folder := &images.Folder{Dir: filepath.Join(dir, "images"), IndexFile: filepath.Join(dir, "images.json"), Store: images.Containerd{
+	store := images.Containerd{
 		Client: server.Client(), Namespace: containerd.Namespace, Snapshotter: server.Snapshotter(), NotifyImageAdded: server.NotifyImageAdded,
-	}}
+	}
+	if err := store.DropLost(ctx); err != nil {
+		return err
+	}
+	folder := &images.Folder{Dir: filepath.Join(dir, "images"), IndexFile: filepath.Join(dir, "images.json"), Store: store}
 	if err := folder.ImportAll(ctx); err != nil {
 		return err
 	}

@@ -197,8 +197,8 @@ func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, fi
 		return false, nil
 	}
 	for _, image := range last.Images {
-		has, err := f.Store.Has(ctx, image)
-		if err != nil || !has {
+		complete, err := f.Store.Complete(ctx, image)
+		if err != nil || !complete {
 			return false, err
 		}
 	}

@@ -50,7 +50,7 @@ func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string) ([]s
 	return names[1:], nil
 }
 
-func (s *fakeStore) Has(_ context.Context, name string) (bool, error) {
+func (s *fakeStore) Complete(_ context.Context, name string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.images[name], nil
@@ -219,7 +219,7 @@ func TestRunWaitsForTheWriter(t *testing.T) {
 	}
 	x.wantImports(1)
 	testenv.NoError(t, f.Close())
-	x.waitFor("the slow archive", func() bool { has, _ := x.store.Has(ctx, "slow:4"); return has })
+	x.waitFor("the slow archive", func() bool { has, _ := x.store.Complete(ctx, "slow:4"); return has })
 }
 
 func (x *fixture) waitFor(what string, cond func() bool) {

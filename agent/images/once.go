@@ -13,7 +13,7 @@ import (
 )
 
 // ImportOnce imports one small archive with the image of the given name. It does nothing if the index has this very
-// archive and the image still exists.
+// archive and the image is still complete.
 func ImportOnce(ctx context.Context, store Store, archive, name, recordFile string) error {
 	data, err := os.ReadFile(archive)
 	if err != nil {
@@ -25,15 +25,15 @@ func ImportOnce(ctx context.Context, store Store, archive, name, recordFile stri
 	if err != nil {
 		return err
 	}
-	if has, err := store.Has(ctx, name); err != nil {
+	if complete, err := store.Complete(ctx, name); err != nil {
 		return err
-	} else if has && record[name].SHA256 == want.SHA256 {
+	} else if complete && record[name].SHA256 == want.SHA256 {
 		return nil
 	}
 	if want.Images, err = store.Import(ctx, bytes.NewReader(data), FallbackName(archive)); err != nil {
 		return fmt.Errorf("import %s: %w", archive, err)
 	}
-	if has, err := store.Has(ctx, name); err != nil || !has {
+	if complete, err := store.Complete(ctx, name); err != nil || !complete {
 		return errors.Join(fmt.Errorf("%s does not hold the image %s", archive, name), err)
 	}
 	return saveIndex(recordFile, map[string]entry{name: want})

@@ -44,8 +44,9 @@ type Store interface {
 	// which can be run when it returns. fallback is the name of an image for which the archive has only a tag, or no
 	// name.
 	Import(ctx context.Context, r io.Reader, fallback string) ([]string, error)
-	// Has reports whether the store has an image of that name.
-	Has(ctx context.Context, name string) (bool, error)
+	// Complete reports whether the store has an image of that name with all that a container of it needs on this
+	// machine.
+	Complete(ctx context.Context, name string) (bool, error)
 }
 
 // Containerd implements Store with containerd.
@@ -203,18 +204,6 @@ func (s Containerd) warnForeign(ctx context.Context, im images.Image) {
 	}
 	s.Logger.Warn("images: an image is for another kind of machine, its containers will not start without an emulator",
 		"image", im.Name, "for", platforms.Format(is[0]), "here", platforms.DefaultString())
-}
-
-// Has implements Store.
-func (s Containerd) Has(ctx context.Context, name string) (bool, error) {
-	_, err := s.Client.ImageService().Get(namespaces.WithNamespace(ctx, s.Namespace), name)
-	if errdefs.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look up image %s: %w", name, err)
-	}
-	return true, nil
 }
 
 // refName completes a reference of an OCI layout. It may be a full name or, as the specification suggests, a tag alone.
