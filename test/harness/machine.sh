@@ -90,6 +90,10 @@ else
 fi
 mount --make-rshared /
 
+# Each start of the machine is a boot of its own, though the kernel's is one.
+cat /proc/sys/kernel/random/uuid > /run/boot_id
+mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
+
 rm -f /etc/resolv.conf
 printf 'nameserver 10.77.0.1\n' > /etc/resolv.conf
 

@@ -36,6 +36,17 @@ func TestSiteKeepsItsEthernetAddress(t *testing.T) {
 	testenv.Equal(t, is(), want, "a machine was off, and the address is")
 }
 
+func TestEachPowerOnIsAnotherBoot(t *testing.T) {
+	testenv.RequireRoot(t, "a machine is made of namespaces")
+	m := NewMachine(t)
+	id := func() string { return testenv.Must(m.Run("cat", "/proc/sys/kernel/random/boot_id"))(t) }
+	first := id()
+	testenv.Equal(t, id(), first, "a running machine's boot is")
+	m.PowerOff()
+	m.PowerOn()
+	testenv.True(t, id() != first && len(first) == len(id()), "the second boot is %q, as the first one: %q", id(), first)
+}
+
 func TestFaultsBecomeRules(t *testing.T) {
 	got := rules([]int{1, 2}, map[link]fault{{1, 2}: {cut: true, noConnecting: true}, {2, 1}: {lossPercent: 30, bytesPerSecond: 1000}})
 	want := `table netdev site {}
