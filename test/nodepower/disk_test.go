@@ -39,8 +39,8 @@ func TestMain(m *testing.M) {
 }
 
 // serveDisk is the child process. It prints the name of a block device, and "off" once the power is off. Commands come
-// on its standard input, whose end ends it: "cut N" cuts after N requests that change the disk, and "settle SEED" makes
-// the file what the power cut has left and prints what that is.
+// on its standard input, whose end ends it: "cut N" cuts after N requests that change the disk, and "settle SEED UNIT
+// KEPT" makes the file what the power cut has left (powercut.Loss) and prints what that is.
 func serveDisk(file string) error {
 	d, err := powercut.OpenDisk(file)
 	if err != nil {
@@ -63,13 +63,12 @@ func serveDisk(file string) error {
 	for s := bufio.NewScanner(os.Stdin); s.Scan(); {
 		var n int
 		var seed uint64
+		var loss powercut.Loss
 		if _, err := fmt.Sscanf(s.Text(), "cut %d", &n); err == nil {
 			d.CutAfter(n)
 		}
-		if _, err := fmt.Sscanf(s.Text(), "settle %d", &seed); err == nil {
-			r := rand.New(rand.NewPCG(seed, 0))
-			loss := powercut.SomeLoss(r)
-			cached, err := d.Settle(r, loss)
+		if _, err := fmt.Sscanf(s.Text(), "settle %d %d %g", &seed, &loss.Unit, &loss.Kept); err == nil {
+			cached, err := d.Settle(rand.New(rand.NewPCG(seed, 0)), loss)
 			if err != nil {
 				return err
 			}
@@ -176,9 +175,9 @@ func (p *power) cutAfter(requests int) {
 }
 
 // settle makes the file what the cut has left of it, and says what that is.
-func (p *power) settle(seed uint64) string {
+func (p *power) settle(seed uint64, loss powercut.Loss) string {
 	p.t.Helper()
-	_, err := fmt.Fprintf(p.in, "settle %d\n", seed)
+	_, err := fmt.Fprintf(p.in, "settle %d %d %g\n", seed, loss.Unit, loss.Kept)
 	testenv.NoError(p.t, err)
 	line := p.next()
 	testenv.Require(p.t, strings.HasPrefix(line, "settled"), "the disk was not settled: %s", line)

@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/powercut"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -86,15 +87,15 @@ func (n *node) boot() {
 }
 
 // cut cuts the power when that many more requests have changed the disk, and switches the machine on again, without
-// starting anything.
-func (n *node) cut(requests int) {
+// starting anything. What was written and not flushed is lost in part.
+func (n *node) cut(requests int, loss powercut.Loss) {
 	n.T.Helper()
 	if reached, err := n.counter("flushed"); err == nil {
 		n.counted = max(n.counted, reached)
 	}
 	n.power.cutAfter(requests)
 	n.PowerOff()
-	left := n.power.settle(n.random.Uint64())
+	left := n.power.settle(n.random.Uint64(), loss)
 	n.T.Logf("power cut %v after the boot, after %d more requests; %s", time.Since(n.booted).Round(100*time.Millisecond), requests, left)
 	n.PowerOn()
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/test/powercut"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -32,16 +33,19 @@ func TestNodeSurvivesPowerCuts(t *testing.T) {
 	n.boot()
 	n.count()
 	for i := range cuts(t, 2) {
-		app := n.deploy(i%2 == 1)
+		app, loss := n.deploy(i%2 == 1), powercut.SomeLoss(n.random)
+		if i < 2 {
+			loss = powercut.Loss{Unit: 512, Kept: 0.5}
+		}
 		if i < 2 || n.random.IntN(2) == 0 {
 			n.ready(app)
-			n.cut(n.random.IntN(20))
+			n.cut(n.random.IntN(20), loss)
 		} else { // it is on its way
-			n.cut(n.random.IntN(400))
+			n.cut(n.random.IntN(400), loss)
 		}
 		n.boot()
 		if i >= 2 && n.random.IntN(4) == 0 { // in the midst of the start
-			n.cut(n.random.IntN(300))
+			n.cut(n.random.IntN(300), powercut.SomeLoss(n.random))
 			n.boot()
 		}
 		n.checkWell()
@@ -64,12 +68,31 @@ func TestFirstStartSurvivesPowerCuts(t *testing.T) {
 		n.boot()
 		if n.random.IntN(2) == 0 {
 			n.ready(n.deploy(false))
-			n.cut(n.random.IntN(20))
+			n.cut(n.random.IntN(20), powercut.SomeLoss(n.random))
 		} else {
-			n.cut(n.random.IntN(1000))
+			n.cut(n.random.IntN(1000), powercut.SomeLoss(n.random))
 		}
 		n.boot()
 		n.deploy(n.random.IntN(2) == 0)
+		n.checkWell()
+	}
+}
+
+// TestNodeStartsOfflineAfterPowerCut cuts the power soon after a pull. The registry cannot be reached afterwards, and
+// the image is complete on the disk: its pod has to run again.
+func TestNodeStartsOfflineAfterPowerCut(t *testing.T) {
+	times := cuts(t, 0)
+	if times == 0 {
+		t.Skip("each cut takes half a minute: make powercut NODES=10 runs this")
+	}
+	n := newNode(t)
+	n.boot()
+	for range times {
+		n.registry.setAway(false)
+		n.ready(n.deploy(true))
+		n.cut(n.random.IntN(20), powercut.SomeLoss(n.random))
+		n.registry.setAway(true)
+		n.boot()
 		n.checkWell()
 	}
 }
