@@ -26,7 +26,7 @@ func (s *Server) newTunnels() (*tunnels.Table, error) {
 // newFinder returns the Finder that finds out whether nodes are alive.
 func (s *Server) newFinder() *liveness.Finder {
 	return &liveness.Finder{
-		Tunnels: s.tunnels, Roster: s.roster, Own: s.o.ownNode(), KubeletCA: s.pki.CAFile(pki.KubeletCA),
+		Tunnels: s.tunnels, Roster: s.roster, Own: s.o.runsNode, KubeletCA: s.pki.CAFile(pki.KubeletCA),
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			return s.peers.DialFor(ctx, liveness.Protocol, address)
 		},

@@ -58,6 +58,9 @@ type Options struct {
 	NodeIPs  []net.IP
 	// OwnNode says that the machine is a node too. Its Node then gets the label of servers.
 	OwnNode bool
+	// NodeIsOff, when set, says that this machine's node has failed and does not run. This server does not vouch for it
+	// then, and the leader finds it dead as any other node.
+	NodeIsOff func() bool
 	// BindAddress and Port are where the API server listens. A nil address means all addresses.
 	BindAddress net.IP
 	Port        int
@@ -242,6 +245,11 @@ func (o *Options) ownNode() string {
 		return o.NodeName
 	}
 	return ""
+}
+
+// runsNode says whether a node runs in this process.
+func (o *Options) runsNode(node string) bool {
+	return node != "" && node == o.ownNode() && (o.NodeIsOff == nil || !o.NodeIsOff())
 }
 
 func (o *Options) folders() secrets.Folders {

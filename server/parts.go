@@ -233,7 +233,7 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		}),
 		Volumes:   tunnels.Volumes{Table: s.tunnels, Own: o.ownNode(), Folders: o.Volumes},
 		Manifests: manifests.Options{Dir: o.ManifestsDir, ServerID: s.data.ServerID(), Part: s.board.manifests},
-		Liveness:  liveness.Options{Own: o.ownNode(), Contact: s.tunnels.Contact, Check: s.newFinder().Check},
+		Liveness:  liveness.Options{Own: o.runsNode, Contact: s.tunnels.Contact, Check: s.newFinder().Check},
 		Judge:     &s.judge, Members: store.Cluster(),
 		ServiceLB: servicelb.Options{
 			Disabled: o.Cluster.Balancer.Disabled, Pool: o.LBPool, Networks: o.reserved(),

@@ -62,7 +62,7 @@ func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 // isAlive says whether this server has contact with a node: every node sends a ping each second. For a node that never
 // was connected it returns true, so that only its condition is used.
 func (l *Leader) isAlive(node string) bool {
-	if node == l.o.Liveness.Own {
+	if l.o.Liveness.Own(node) {
 		return true
 	}
 	c, ok := l.o.Liveness.Contact(node)

@@ -34,8 +34,8 @@ const (
 type Finder struct {
 	Tunnels *tunnels.Table
 	Roster  *roster.Roster
-	// Own is this machine's own node, empty if it has none.
-	Own string
+	// Own says whether a node runs in this process.
+	Own func(node string) bool
 	// KubeletCA is the file with the CA of kubelets' certificates.
 	KubeletCA string
 	// Dial connects to another server for Protocol.
@@ -76,7 +76,7 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 
 // Find returns what this server by itself finds out about a node.
 func (f *Finder) Find(ctx context.Context, name string) Finding {
-	if name == f.Own {
+	if f.Own(name) {
 		return Connected
 	}
 	if c, ok := f.Tunnels.Contact(name); ok && time.Since(c.Last) < Quick {

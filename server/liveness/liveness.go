@@ -78,8 +78,8 @@ type Options struct {
 	Client kubernetes.Interface
 	// Nodes must be synced when Run is called.
 	Nodes corelisters.NodeLister
-	// Own is the name of the node in this server's process.
-	Own string
+	// Own says whether a node runs in this server's process. Nil means that none does.
+	Own func(node string) bool
 	// Contact returns this server's contact with a node.
 	Contact func(node string) (tunnels.Contact, bool)
 	// Check finds out whether a node without contact is alive, within CheckTimeout.
@@ -137,6 +137,9 @@ func New(o Options) *NodeMonitor {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Own == nil {
+		o.Own = func(string) bool { return false }
 	}
 	return &NodeMonitor{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, parallel)}
 }
@@ -208,7 +211,7 @@ func (j *NodeMonitor) round(ctx context.Context) (pause time.Duration) {
 	seen := map[string]bool{}
 	for _, n := range nodes {
 		seen[n.Name] = true
-		if n.Name == j.o.Own {
+		if j.o.Own(n.Name) {
 			continue
 		}
 		s := j.observe(n, now)

@@ -48,6 +48,7 @@ type world struct {
 	checks   int
 	checkFor time.Duration
 	skew     time.Duration  // by how much the clock has jumped: a process that was paused sees that
+	ownIsOff bool           // the server's own node does not run
 	fails    map[string]int // so many updates of a resource's status fail
 }
 
@@ -107,7 +108,7 @@ func live(t *testing.T, nodes int, f func(w *world)) {
 		w.client = fake.NewClientset(objects...)
 		w.client.PrependReactor("update", "*", w.update)
 		w.judge = New(Options{
-			Client: w.client, Nodes: lister{client: w.client}, Own: "own", Contact: w.contact, Check: w.check, Now: w.now,
+			Client: w.client, Nodes: lister{client: w.client}, Own: w.own, Contact: w.contact, Check: w.check, Now: w.now,
 			Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
 		})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -153,6 +154,12 @@ func (w *world) contact(name string) (tunnels.Contact, bool) {
 	defer w.mu.Unlock()
 	c, ok := w.contacts[name]
 	return c, ok
+}
+
+func (w *world) own(name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return name == "own" && !w.ownIsOff
 }
 
 func (w *world) check(_ context.Context, n *corev1.Node) Finding {
@@ -254,6 +261,22 @@ func TestDeadNodeIsFoundInSeconds(t *testing.T) {
 		w.do(func() { w.silent["n2"] = true })
 		time.Sleep(3 * time.Second)
 		w.want("after the second death", []string{"n2"}, []string{"n2"})
+	})
+}
+
+// TestOwnNodeThatIsOffDies: a server vouches for its own node only while the node runs.
+func TestOwnNodeThatIsOffDies(t *testing.T) {
+	live(t, 5, func(w *world) {
+		w.do(func() {
+			w.silent["own"] = true
+			delete(w.contacts, "own") // no tunnel leads to one's own server
+			w.finding["own"] = Reachable
+		})
+		time.Sleep(10 * time.Minute)
+		w.want("while it runs", nil, nil)
+		w.do(func() { w.ownIsOff = true })
+		time.Sleep(2 * slow)
+		w.want("when it is off", []string{"own"}, []string{"own"})
 	})
 }
 

@@ -52,7 +52,7 @@ func TestMassFailureWheneverLastHeartbeat(t *testing.T) {
 			}
 			client := fake.NewClientset(objects...)
 			j := New(Options{
-				Client: client, Nodes: lister{client: client}, Own: "n0", Now: time.Now, Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
+				Client: client, Nodes: lister{client: client}, Own: func(n string) bool { return n == "n0" }, Now: time.Now, Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
 				Contact: func(name string) (tunnels.Contact, bool) {
 					until := time.Now()
 					if gones[name] && until.After(cut) {

@@ -53,7 +53,7 @@ func newVoices(t *testing.T, r *rand.Rand, nodes int, zone func(i int) string, c
 	}
 	v.client = fake.NewClientset(objects...)
 	j := New(Options{
-		Client: v.client, Nodes: lister{client: v.client}, Own: "n0", Contact: v.contact, Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
+		Client: v.client, Nodes: lister{client: v.client}, Own: func(n string) bool { return n == "n0" }, Contact: v.contact, Recorder: &record.FakeRecorder{}, Logger: slog.New(slog.DiscardHandler),
 		Check: func(_ context.Context, n *corev1.Node) Finding {
 			v.mu.Lock() // of check's randomness, too
 			took, found := check(n.Name)

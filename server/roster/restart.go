@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package roster
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/coracle-k8s/coracle/raftstore"
+)
+
+// MayRestart returns an error while a restart of this server would cost the store its quorum: the other voters that can
+// store are no majority. Where there is no quorum anyway, or this server has the only vote or none, a restart costs
+// none.
+func (r *Roster) MayRestart(ctx context.Context) error {
+	if r.o.KV() == nil { // the store is not open yet
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, surveyPatience)
+	defer cancel()
+	return mayRestart(r.o.Survey(ctx))
+}
+
+func mayRestart(members []raftstore.MemberState) error {
+	voters, others, votes := 0, 0, false
+	for _, m := range members {
+		switch {
+		case !m.Voter:
+			continue
+		case m.Self:
+			votes = true
+		case m.Answers && !m.Stalled && !m.Full:
+			others++
+		}
+		voters++
+	}
+	majority := voters/2 + 1
+	if !votes || voters == 1 || others >= majority || others+1 < majority {
+		return nil
+	}
+	return fmt.Errorf("the store needs this server: of the %d others with a vote, %d can store, and without this one %d have to", voters-1,
+		others, majority)
+}
