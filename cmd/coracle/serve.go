@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent"
@@ -49,9 +50,10 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 }
 
 // serve runs a server, and the node on the same machine unless that is disabled. The node's parts start while the API
-// server starts, and stop before it stops, so that their last requests are served.
+// server starts, and stop before it stops, so that their last requests are served. A node that fails ends nothing else.
 func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Server, p *cli.Process) error {
 	start, idle, busy := fitMemory(p)
+	var nodeIsOff atomic.Bool
 	keepName := func() error { return nil }
 	if !c.DisableAgent {
 		var err error
@@ -66,6 +68,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	if !c.DisableAgent {
 		o.Reach = reachability.New(reachability.Options{Logger: p.Log.Logger})
 		o.Volumes = newVolumes(c.Node, c.Paths, p)
+		o.NodeIsOff = nodeIsOff.Load
 	}
 	o, err := joinedOptions(ctx, c, o)
 	if err != nil {
@@ -87,7 +90,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	p.Admin.Handle(snapshots.Path+"/", s.SnapshotsHandler())
 	p.Admin.Handle("GET "+status.ServersPath, s.Roster().Handler())
 	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Gossip().Members()) })
-	runNode := func(context.Context) error { return nil }
+	runNode := func(context.Context) {}
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
 		n.reach, n.volumes = o.Reach, o.Volumes
@@ -98,7 +101,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		if err != nil {
 			return errors.Join(err, s.Close())
 		}
-		runNode = func(ctx context.Context) error { return n.run(ctx, p) }
+		runNode = besideServer(n, s, &nodeIsOff, stopAll, p)
 	}
 	catchFatal(stopAll)
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
@@ -110,17 +113,12 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	}()
 	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
 	beside.Go(func(ctx context.Context) { announce(ctx, p, s.Ready(), pacer) })
-	nodeErr := runNode(ctx)
-	if nodeErr == nil {
-		<-ctx.Done() // without a node, the server runs until ctx is done
-	}
+	runNode(ctx)
+	<-ctx.Done() // without a node, the server runs until ctx is done
 	stopServing()
 	<-serverDone
 	stopAll(nil)
-	if err := beside.Wait(); err != nil {
-		return err
-	}
-	return nodeErr
+	return beside.Wait()
 }
 
 // fitMemory adapts the process to the memory that it may use. It returns the values of GOGC for a start, for rest and

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nodeoff keeps the failures of a server's node from the server's store and API (docs/adr/0135).
+//
+// It decides whether a start of the process runs the node, and when a node that is off is tried again. It owns the
+// marker of a node's start and the line of the node in the status while the node is off. It never restarts the process
+// itself, and knows nothing of the store: its caller does both.
+package nodeoff
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
+)
+
+const (
+	// proven is the time after which a start of the node has succeeded: an end of the process after that is not held
+	// against the node.
+	proven = time.Minute
+	// recheck is the pause between two checks whether a restart costs the store its quorum.
+	recheck = time.Minute
+)
+
+// waits are the pauses before a node is tried again, after its first failure in a row, its second, and all later ones.
+var waits = [...]time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute}
+
+// Options describe the node of a server. All fields are required, except Part.
+type Options struct {
+	// Marker is the path of the marker. It should not outlive a reboot.
+	Marker string
+	// Boot identifies the boot of the machine. A marker of another boot does not count.
+	Boot string
+	// GaveUp is the cause with which the node's context ends when a library wants to end the process.
+	GaveUp error
+	// Off is called when the node does not run, and will not run in this process any more.
+	Off func()
+	// MayRestart returns an error while a restart of this process would cost the store its quorum.
+	MayRestart func(context.Context) error
+	// Restart begins a restart of the process, and ends the node's context.
+	Restart func()
+	Part    *status.Part
+	Logger  *slog.Logger
+}
+
+// Node is the node of a server.
+type Node struct {
+	o Options
+
+	mu       sync.Mutex
+	failures int      // in a row
+	trial    *os.File // the open marker from the start of the node until it has failed or is proven; nil otherwise
+	keep     bool     // the marker is for the next start of the process
+}
+
+// New returns a node that Run runs.
+func New(o Options) *Node { return &Node{o: o} }
+
+// Run runs the node by run, and returns when ctx is done. If the node failed in the process before this one, or run
+// returns before ctx is done, the node is off: Run waits until the node may be tried again, and restarts the process.
+func (n *Node) Run(ctx context.Context, run func(context.Context) error) {
+	defer n.end(ctx)
+	defer context.AfterFunc(ctx, func() { n.end(ctx) })() // not after run: a node that is slow to stop has not failed
+	last := readMarker(n.o.Marker, n.o.Boot)
+	n.failures = last.failures
+	why := last.why
+	if why == "" {
+		n.begin()
+		timer := time.AfterFunc(proven, n.succeed)
+		err := run(ctx)
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+		why = n.fail(err)
+	}
+	n.o.Off()
+	n.await(ctx, why)
+}
+
+// Ready reports that the node is ready. From then on a kill is not held against the node: an operator or the kernel may
+// be its reason, and the next start of the node takes seconds.
+func (n *Node) Ready() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.note(ready)
+}
+
+// begin writes the marker. Go's runtime adds to it the text of a panic.
+func (n *Node) begin() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f, err := createMarker(n.o.Marker, marker{Boot: n.o.Boot, Failures: n.failures})
+	if f != nil {
+		n.trial = f
+		err = errors.Join(err, debug.SetCrashOutput(f, debug.CrashOptions{}))
+	}
+	if err != nil {
+		n.o.Logger.Warn("the start of the node could not be recorded; should it end the process, the next start may run the node at once",
+			"error", err)
+	}
+}
+
+// note adds text to the marker.
+func (n *Node) note(text string) {
+	if n.trial == nil {
+		return
+	}
+	if _, err := n.trial.WriteString(text); err != nil {
+		n.o.Logger.Warn("the start of the node is recorded incompletely", "error", err)
+	}
+}
+
+// close ends the trial. The file stays.
+func (n *Node) close() {
+	if n.trial != nil {
+		_ = debug.SetCrashOutput(nil, debug.CrashOptions{}) // without a file it returns no error
+		_ = n.trial.Close()                                 // what was written is in the file
+		n.trial = nil
+	}
+}
+
+// succeed ends the trial of a node that has run for long enough.
+func (n *Node) succeed() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.trial == nil { // it failed just now
+		return
+	}
+	n.close()
+	n.failures = 0
+	n.remove()
+}
+
+// fail ends the trial of a node that has failed, and returns the reason.
+func (n *Node) fail(err error) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	why := "it ended without an error"
+	if err != nil {
+		why = err.Error()
+	}
+	n.note(why)
+	n.close()
+	n.failures++
+	return why
+}
+
+// end removes the marker when the process ends in order, so that the next start runs the node.
+func (n *Node) end(ctx context.Context) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.trial != nil && errors.Is(context.Cause(ctx), n.o.GaveUp) {
+		n.note("a library ended the process (klog.Fatal or klog.Exit); the end of the log of that start says why")
+		n.keep = true
+	}
+	n.close()
+	if !n.keep {
+		n.remove()
+	}
+}
+
+func (n *Node) remove() {
+	if err := os.Remove(n.o.Marker); err != nil && !errors.Is(err, os.ErrNotExist) {
+		n.o.Logger.Warn("the record of the node's start could not be removed; the next start of coracle may leave the node off for a minute",
+			"error", err)
+	}
+}
+
+// await restarts the process when the node may be tried again, and returns when ctx is done. The pauses are measured
+// with the monotonic clock: a clock that is set changes nothing.
+func (n *Node) await(ctx context.Context, why string) {
+	wait, blocked := waits[min(n.failures, len(waits))-1], ""
+	for {
+		n.o.Logger.Error("this server's node is off; store and API go on, and pods keep running", "reason", why, "next try after", wait,
+			"blocked", blocked)
+		n.o.Part.Set(status.Failed, "off, while store and API of this server go on and pods keep running: "+why+". "+blocked+
+			"coracle restarts by itself to try the node again after "+wait.String()+" ("+time.Now().Add(wait).Format(time.TimeOnly)+
+			"); restart coracle to try it at once")
+		if !timers.Sleep(ctx, wait) {
+			return
+		}
+		err := n.o.MayRestart(ctx)
+		if err == nil {
+			err = n.recordTry()
+		}
+		if err == nil {
+			n.o.Logger.Info("coracle restarts to try the node again", "failures", n.failures)
+			n.o.Restart()
+			<-ctx.Done()
+			return
+		}
+		wait, blocked = recheck, "It waits: "+err.Error()+". "
+	}
+}
+
+// recordTry makes the next start of the process run the node.
+func (n *Node) recordTry() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f, err := createMarker(n.o.Marker, marker{Boot: n.o.Boot, Failures: n.failures, Try: true})
+	if f != nil {
+		err = errors.Join(err, f.Close())
+	}
+	n.keep = err == nil
+	return err
+}
