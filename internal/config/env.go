@@ -38,6 +38,18 @@ func fromEnviron(environ []string, c Command) (values, []string) {
 	return vals, warnings
 }
 
+// Environment returns the variable of the setting with this name, and its value in the environment ("NAME=value" each).
+// The value is "" where the environment has none.
+func Environment(environ []string, name string) (variable, value string) {
+	variable = Lookup(name).EnvName()
+	for _, kv := range environ {
+		if text, ok := strings.CutPrefix(kv, variable+"="); ok {
+			value = text
+		}
+	}
+	return variable, value
+}
+
 func itemsFromEnv(s *Setting, text string) []item {
 	src := Source{Env: s.EnvName()}
 	if !s.Kind.Repeats() {

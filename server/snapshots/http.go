@@ -38,7 +38,7 @@ func (k *Keeper) Handler() http.Handler {
 		respond(w, removed(deleted, err), nil)
 	})
 	mux.HandleFunc("POST "+Path+"/prune", func(w http.ResponseWriter, r *http.Request) {
-		keep := k.o.Retention
+		keep := ConfiguredRetention
 		if text := r.URL.Query().Get("retention"); text != "" {
 			n, err := strconv.Atoi(text)
 			if err != nil || n < 0 {

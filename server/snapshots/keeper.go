@@ -226,6 +226,10 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 	return deleted, err
 }
 
+// ConfiguredRetention as the number for Prune keeps as many snapshots as the schedule keeps of its own: here the
+// Retention of the Options, on S3 that of its settings.
+const ConfiguredRetention = -1
+
 // Prune removes this server's snapshots of this name, on this machine and on S3, except for the newest keep. It returns
 // the names of those that it removed. Damaged snapshots are neither counted nor removed. A request may set another
 // number for S3 (QueryOf).
@@ -233,11 +237,14 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	k.one.Lock()
 	defer k.one.Unlock()
 	name = cmp.Or(name, OnDemandName)
-	mine := k.own(name)
-	deleted, err := k.prune(keep, mine, "")
+	mine, here := k.own(name), keep
+	if keep == ConfiguredRetention {
+		here = k.o.Retention
+	}
+	deleted, err := k.prune(here, mine, "")
 	remoteErr := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		keepThere := keep
-		if QueryOf(ctx).Values[config.S3Retention] != "" {
+		if keep == ConfiguredRetention || QueryOf(ctx).Values[config.S3Retention] != "" {
 			keepThere = b.o.Retention
 		}
 		more, err := b.prune(ctx, keepThere, mine, "")

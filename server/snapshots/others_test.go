@@ -107,23 +107,26 @@ func TestSnapshotsAreFoundHoweverFolderIsSpelt(t *testing.T) {
 // TestPruneKeepsWhatS3ShouldKeep: a request that says how many stay on S3 means that, beside how many stay here.
 func TestPruneKeepsWhatS3ShouldKeep(t *testing.T) {
 	for _, c := range []struct {
-		asked      map[string]string
-		here, onS3 int
+		asked            map[string]string
+		keep, here, onS3 int
 	}{
-		{nil, 1, 1},
-		{map[string]string{config.S3Region: "x"}, 1, 1},
-		{map[string]string{config.S3Retention: "3"}, 1, 3},
+		{nil, 1, 1, 1},
+		{map[string]string{config.S3Region: "x"}, 1, 1, 1},
+		{map[string]string{config.S3Retention: "3"}, 1, 1, 3},
+		{nil, ConfiguredRetention, 3, 2},
+		{map[string]string{config.S3Retention: "1"}, ConfiguredRetention, 3, 1},
 	} {
 		f, m := newFakeS3(t), newMachine(t)
 		m.o.S3 = func(ctx context.Context) (*config.S3, error) {
 			return config.ParseS3(config.OverlayS3(f.settings(), QueryOf(ctx).Values))
 		}
+		m.o.Retention = 3 // f.settings have 2 for S3
 		for i := range 4 {
 			m.Put("a", fmt.Sprint(i))
 			m.MustSave()
 		}
 		ctx := WithQuery(t.Context(), config.AskedS3{Values: c.asked})
-		if _, err := m.Prune(ctx, "", 1); err != nil || len(names(t, m.o.Dir)) != c.here || len(f.keys()) != c.onS3 {
+		if _, err := m.Prune(ctx, "", c.keep); err != nil || len(names(t, m.o.Dir)) != c.here || len(f.keys()) != c.onS3 {
 			t.Errorf("with %q, here are %q and on S3 %q, %v", c.asked, names(t, m.o.Dir), f.keys(), err)
 		}
 	}

@@ -62,7 +62,7 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 		return err
 	}
 	keeper := snapshots.NewKeeper(snapshots.Options{
-		Dir: filepath.Join(p.DataDir, "snapshots"), Cluster: token.Hash(keys.Root()), Server: "board1", Version: "v0", Retention: 5, BeginBackup: s.BeginBackup, Logger: log,
+		Dir: filepath.Join(p.DataDir, "snapshots"), Cluster: token.Hash(keys.Root()), Server: "board1", Version: "v0", Retention: 2, BeginBackup: s.BeginBackup, Logger: log,
 		Contents: func() (snapshots.Contents, error) { return fakeContents(p.ServerDir) },
 		Key:      func() (snapshots.Key, error) { return snapshots.KeyOfToken(tokens.Server.String()) },
 		S3: func(ctx context.Context) (*config.S3, error) {

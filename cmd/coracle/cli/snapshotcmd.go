@@ -144,17 +144,28 @@ func (a *App) snapshotPruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "prune", Short: "Delete this server's older snapshots", Args: noArgs,
 		Long: `Deletes all but the newest snapshots that this server has saved with the same --name. A file that was renamed
-stays. The schedule does so for its own snapshots after each one. On S3 the same number stays, or --snapshot-s3-retention.`,
+stays. The schedule does so for its own snapshots after each one. Without --snapshot-retention as many stay as the server is
+configured to keep, here and on S3. With it the same number stays on S3, or --snapshot-s3-retention.`,
 	}
 	flags := addS3(cmd)
 	name := cmd.Flags().String("name", snapshots.OnDemandName, "The --name that they were saved with")
-	keep := cmd.Flags().Int("snapshot-retention", snapshots.DefaultRetention, "How many to keep")
+	const retention = "snapshot-retention"
+	keep := cmd.Flags().Int(retention, 0, "How many to keep (default: as many as the server is configured to keep)")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		if *keep < 0 {
-			return usageError{cmd, errors.New("--snapshot-retention: the number of snapshots to keep is 0 or more")}
+		// The server has its own number from its flags, its file and its environment. This command's environment may
+		// have another one.
+		source, text := "--"+retention, strconv.Itoa(*keep)
+		if !cmd.Flags().Changed(retention) {
+			source, text = config.Environment(a.Environ, retention)
 		}
-		return removeSnapshots(cmd, t, flags, http.MethodPost, snapshots.Path+"/prune",
-			url.Values{"name": {*name}, "retention": {strconv.Itoa(*keep)}})
+		query := url.Values{"name": {*name}}
+		if text != "" {
+			if n, err := strconv.Atoi(text); err != nil || n < 0 {
+				return usageError{cmd, fmt.Errorf("%s: the number of snapshots to keep is 0 or more", source)}
+			}
+			query.Set("retention", text)
+		}
+		return removeSnapshots(cmd, t, flags, http.MethodPost, snapshots.Path+"/prune", query)
 	})
 	return cmd
 }
