@@ -197,6 +197,9 @@ func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, fi
 		return false, nil
 	}
 	for _, image := range last.Images {
+		if name, _ := Normalize(image); name != image {
+			return false, nil // imported by an earlier version, under a name that no pod has
+		}
 		complete, err := f.Store.Complete(ctx, image)
 		if err != nil || !complete {
 			return false, err

@@ -30,6 +30,7 @@ type fakeStore struct {
 	mu      sync.Mutex
 	images  map[string]bool
 	imports []string
+	written bool // names stay as they are written, as in versions that did not normalize them
 }
 
 func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string) ([]string, error) {
@@ -44,8 +45,11 @@ func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string) ([]s
 	if len(names) == 0 || names[0] != "images" {
 		return nil, errors.New("not an archive")
 	}
-	for _, n := range names[1:] {
-		s.images[n] = true
+	for i, n := range names[1:] {
+		if !s.written {
+			names[i+1], _ = images.Normalize(n)
+		}
+		s.images[names[i+1]] = true
 	}
 	return names[1:], nil
 }
@@ -53,7 +57,8 @@ func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string) ([]s
 func (s *fakeStore) Complete(_ context.Context, name string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.images[name], nil
+	full, _ := images.Normalize(name)
+	return s.images[full] || s.images[name], nil
 }
 
 func (s *fakeStore) imported() []string {
@@ -123,7 +128,7 @@ func TestImportSkipsBadArchives(t *testing.T) {
 	x.importAll()
 	x.wantImports(3)
 	for _, name := range []string{"a:1", "b:1", "c:1"} {
-		testenv.True(t, x.store.images[name], "image %s is missing", name)
+		testenv.True(t, x.store.images["docker.io/library/"+name], "image %s is missing", name)
 	}
 	if log := x.logged(); !strings.Contains(log, "bad.tar.gz") || !strings.Contains(log, "not an archive") {
 		t.Errorf("the bad archive is not named in the log:\n%s", log)
@@ -148,6 +153,20 @@ func TestRestartImportsNothingAgain(t *testing.T) {
 	x.put("a.tar", "images a:2")
 	x.importAll()
 	x.wantImports(3)
+}
+
+// TestEarlierNamesAreImportedAgain: an earlier version imported an archive under a name that no pod has.
+func TestEarlierNamesAreImportedAgain(t *testing.T) {
+	x := newFixture(t)
+	x.put("a.tar", "images app:1")
+	x.store.written = true
+	x.importAll()
+	x.store.written = false
+	x.importAll()
+	x.wantImports(2)
+	testenv.True(t, x.store.images["docker.io/library/app:1"], "the store has %v", x.store.images)
+	x.importAll()
+	x.wantImports(2)
 }
 
 func TestDamagedRecordCountsAsNone(t *testing.T) {

@@ -11,11 +11,13 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 )
 
 // writtenNames is a store of image names. It records which names are written through it, and their earlier images: when
-// an archive turns out to be unusable, the node gets these back.
+// an archive turns out to be unusable, the node gets these back. It normalizes names, whichever annotation of an
+// archive has them.
 type writtenNames struct {
 	images.Store
 	leases leases.Manager
@@ -31,8 +33,20 @@ func newWrittenNames(c *client.Client) *writtenNames {
 	return &writtenNames{Store: c.ImageService(), leases: c.LeasesService(), names: map[string]writtenName{}}
 }
 
+// Normalize returns the name by which pods find an image of this name. The kubelet and the CRI service complete names
+// in the same way: app:v1 is docker.io/library/app:v1, and a name without a tag gets :latest. The error says that no
+// pod can have such a name.
+func Normalize(name string) (string, error) {
+	ref, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return name, err
+	}
+	return ref.String(), nil
+}
+
 // Update implements images.Store.
 func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...string) (images.Image, error) {
+	im.Name, _ = Normalize(im.Name) // Import warns of names that no pod can have
 	was, err := w.Get(ctx, im.Name)
 	if err != nil {
 		return images.Image{}, err
@@ -50,6 +64,7 @@ func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...st
 
 // Create implements images.Store.
 func (w *writtenNames) Create(ctx context.Context, im images.Image) (images.Image, error) {
+	im.Name, _ = Normalize(im.Name)
 	w.record(im, nil)
 	return w.Store.Create(ctx, im)
 }

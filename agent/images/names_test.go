@@ -107,6 +107,46 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 	}
 }
 
+// TestNamesAreThoseOfPods: an archive's names, in either annotation, become the names by which the kubelet asks for
+// them.
+func TestNamesAreThoseOfPods(t *testing.T) {
+	for in, want := range map[string]string{
+		"v1":                   "docker.io/library/file:v1",
+		"app:v1":               "docker.io/library/app:v1",
+		"team/app:v1":          "docker.io/team/app:v1",
+		"docker.io/app:v2":     "docker.io/library/app:v2",
+		"example.test/notag":   "example.test/notag:latest",
+		"localhost/app":        "localhost/app:latest",
+		"example.test:5000/x":  "example.test:5000/x:latest",
+		"index.docker.io/a/b":  "docker.io/a/b:latest",
+		"example.test/full:v1": "example.test/full:v1",
+		"Upper/Case:v1":        "Upper/Case:v1",
+	} {
+		for _, annotation := range []string{ocispec.AnnotationRefName, images.AnnotationImageName} {
+			if in == "v1" && annotation != ocispec.AnnotationRefName {
+				continue // only the OCI's annotation may have a tag alone
+			}
+			ctx, s, _ := collectedStore(t)
+			p := makeImageBlobs(t)
+			d := p.descriptor
+			d.Annotations = map[string]string{annotation: in}
+			files := map[string][]byte{
+				ocispec.ImageLayoutFile: encode(t, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}),
+				ocispec.ImageIndexFile:  encode(t, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispec.Descriptor{d}}),
+			}
+			for _, data := range [][]byte{p.layer, p.config, p.manifest} {
+				files["blobs/sha256/"+digest.FromBytes(data).Encoded()] = data
+			}
+			w := newWrittenNames(s.Client)
+			got, _, err := s.read(ctx, bytes.NewReader(archive(t, files)), "docker.io/library/file", w)
+			if err != nil || len(got) != 1 || got[0].Name != want || w.names[want].is != p.descriptor.Digest {
+				t.Errorf("%s in %s is %+v, %v; want %s", in, annotation, got, err, want)
+			}
+			testenv.Check(t, testenv.Err(s.Client.ImageService().Get(ctx, want)), want)
+		}
+	}
+}
+
 // TestTakenNamesOfOthers: a name that stands for something else by now, as after a pull meanwhile, or that is gone, is
 // left as it is. So is that of an image that is ready.
 func TestTakenNamesOfOthers(t *testing.T) {

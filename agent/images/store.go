@@ -154,6 +154,10 @@ func (s Containerd) ready(ctx context.Context, im images.Image, blobs *heldBlobs
 		return err
 	}
 	s.warnForeign(ctx, im)
+	if _, err := Normalize(im.Name); err != nil && s.Logger != nil {
+		s.Logger.Warn("images: no pod can name this image; create the archive again with a name such as example.org/app:v1",
+			"image", im.Name, "error", err)
+	}
 	if s.NotifyImageAdded != nil {
 		if err := s.NotifyImageAdded(ctx, im.Name); err != nil {
 			return fmt.Errorf("announce image %s: %w", im.Name, err)
