@@ -68,6 +68,9 @@ func setupClients(c *caddy.Controller) error {
 			g.prefixes = append(g.prefixes, p)
 		}
 	}
+	if known, ok := starts.Load(g.loop); ok {
+		known.(*starting).checkAtStartup(c)
+	}
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
 		g.next = next
 		return g

@@ -4,7 +4,9 @@ package dns
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -24,12 +26,12 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	line("    bind %s", join(o.Addresses))
 	line("    %s", clients(o))
 	// The operator's directives replace ours: each of these may occur once.
-	if extra.main["errors"] == nil {
+	if extra.main["errors"] == "" {
 		line("    errors {")
 		line(`        consolidate 5m ".*" warning show_first`)
 		line("    }")
 	}
-	if extra.main["cache"] == nil {
+	if extra.main["cache"] == "" {
 		line("    cache 30 {")
 		line("        success 4096")
 		line("        denial 1024")
@@ -39,14 +41,16 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 		line("        disable denial %s in-addr.arpa ip6.arpa", o.Domain)
 		line("    }")
 	}
-	if extra.main["loadbalance"] == nil {
+	if extra.main["loadbalance"] == "" {
 		line("    loadbalance")
 	}
 	line("    %s %s %s in-addr.arpa ip6.arpa {", directive, o.id, o.Domain)
 	line("        pods insecure")
 	line("        fallthrough in-addr.arpa ip6.arpa")
 	line("    }")
-	b.WriteString(extra.main.text())
+	for _, name := range slices.Sorted(maps.Keys(extra.main)) {
+		b.WriteString(extra.main[name])
+	}
 	if len(resolvers) > 0 {
 		// In the order of resolv.conf, as the host itself uses them. When all are known to be down, queries fail at
 		// once.

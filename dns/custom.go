@@ -4,8 +4,10 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,11 +22,15 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // CustomConfigMap, in kube-system, holds the operator's configuration, as with k3s: keys that end in .override extend
 // the cluster's server block, and those that end in .server are separate blocks.
 const CustomConfigMap = clustersettings.DNS
+
+// partCustom is the status line about sections that are not in force. It does not exist until there is one.
+const partCustom = "cluster dns configuration"
 
 const (
 	overrideSuffix, serverSuffix = ".override", ".server"
@@ -65,8 +71,10 @@ func isCustom(name string) bool {
 
 // blocks are the additions to the Corefile.
 type blocks struct {
-	main   directives // to the cluster's block
-	others []string   // whole blocks
+	// main is the text of the directives of the cluster's block by their names. Each section's text begins with a line
+	// of its own: two sections may have the same directive in lines of the same number.
+	main   map[string]string
+	others []string // whole blocks
 }
 
 // directives are the directives of a block, each with all of its lines.
@@ -90,7 +98,7 @@ func (b *blocks) parse(o Options, name, text string) error {
 			return err
 		}
 		for d, tokens := range parsed[0].Tokens {
-			b.main[d] = append(b.main[d], tokens...)
+			b.main[d] += directives{d: tokens}.text()
 		}
 		return nil
 	}
@@ -193,47 +201,92 @@ func (d directives) text() string {
 	return b.String()
 }
 
-// check returns the error of one section of the configuration by itself.
-func (s *Server) check(name, text string) error {
-	b := blocks{main: directives{}}
-	if err := b.parse(s.o, name, text); err != nil {
-		return err
-	}
-	input := caddy.CaddyfileInput{Filepath: name, Contents: []byte(corefile(s.o, nil, b)), ServerTypeName: "dns"}
-	return caddy.ValidateAndExecuteDirectives(input, nil, true)
-}
-
-// accept returns the sections of a configuration that work. For one that does not, the last working version is kept,
-// and errs has the error by name.
+// accept returns the sections of a configuration that work by themselves. For one that does not, the last working
+// version is kept, and errs has the error by name.
 func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
 	out, errs = custom{}, map[string]error{}
 	for name, text := range now {
 		if !isCustom(name) {
 			continue
 		}
-		if before, ok := have[name]; ok && before == text {
-			out[name] = text
-			continue
-		}
-		if err := s.check(name, text); err != nil {
-			errs[name] = err
-			if before, ok := have[name]; ok {
-				out[name] = before
+		before, ok := have[name]
+		if !ok || before != text {
+			if err := s.try(&starting{anySocket: true}, nil, custom{name: text}); err != nil {
+				if errs[name] = err; !ok {
+					continue
+				}
+				text = before
 			}
-			continue
 		}
 		out[name] = text
 	}
 	return out, errs
 }
 
-// render combines working sections, in the order of their names.
-func (s *Server) render(parts custom) blocks {
-	b := blocks{main: directives{}}
-	for _, name := range slices.Sorted(maps.Keys(parts)) {
-		_ = b.parse(s.o, name, parts[name]) // accept has parsed it before
+// compatible returns the sections that work with one another: the files first and then the keys of the ConfigMap, each
+// in the order of their names. A section that does not work with those before it is left out, and errs has the error by
+// name. The order does not depend on what is in force now, so that a restart changes nothing. err means that CoreDNS
+// cannot start with no section either.
+func (s *Server) compatible(running *caddy.Instance, resolvers []netip.AddrPort) (out custom, errs map[string]error, err error) {
+	all := maps.Clone(s.files)
+	maps.Copy(all, s.custom)
+	if s.try(newStarting(running), resolvers, all) == nil {
+		return all, nil, nil
 	}
-	return b
+	out, errs = custom{}, map[string]error{}
+	if err := s.try(newStarting(running), resolvers, out); err != nil {
+		return nil, nil, err
+	}
+	for _, name := range slices.Concat(slices.Sorted(maps.Keys(s.files)), slices.Sorted(maps.Keys(s.custom))) {
+		out[name] = all[name]
+		if err := s.try(newStarting(running), resolvers, out); err != nil {
+			errs[name] = err
+			delete(out, name)
+		}
+	}
+	return out, errs, nil
+}
+
+// report reports which sections are not in force, on this machine's status line, in its log and, for a key of the
+// ConfigMap, as an Event. It does so when that has changed.
+func (s *Server) report(ctx context.Context, w *customWatch, refused map[string]error) {
+	now := map[string]string{}
+	for name, err := range s.invalid {
+		now[name] = err.Error()
+	}
+	for name, err := range refused {
+		now[name] = err.Error()
+	}
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		lines = append(lines, name+": "+now[name])
+		if s.reported[name] == now[name] {
+			continue
+		}
+		s.log.Error(errors.New(now[name]), "A section of the operator's DNS configuration is not used; all others are", "configmap",
+			CustomConfigMap, "section", name)
+		if !filepath.IsAbs(name) {
+			w.complain(ctx, name, errors.New(now[name]))
+		}
+	}
+	if len(now) > 0 {
+		s.o.Board.Part(partCustom).Set(status.Degraded, "not used is, while all other keys and files apply, "+strings.Join(lines, "; ")+
+			". Mend it in the ConfigMap "+CustomConfigMap+" of kube-system, or in the file")
+	} else if len(s.reported) > 0 {
+		s.o.Board.Part(partCustom).Set(status.Running, "all keys and files are used again")
+	}
+	s.reported = now
+}
+
+// render combines working sections, in the order of their names.
+func (s *Server) render(sections custom) (blocks, error) {
+	b := blocks{main: map[string]string{}}
+	for _, name := range slices.Sorted(maps.Keys(sections)) {
+		if err := b.parse(s.o, name, sections[name]); err != nil {
+			return b, err
+		}
+	}
+	return b, nil
 }
 
 // customWatch follows the ConfigMap.

@@ -18,6 +18,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -82,6 +83,10 @@ type Server struct {
 	soon   time.Duration
 	files  custom // the working files of ImportDir
 	custom custom // the working keys of the ConfigMap
+	// invalid are the files and keys that do not work by themselves, and reported those that are not in force, with the
+	// reasons.
+	invalid  map[string]error
+	reported map[string]string
 }
 
 // NewServer checks the options. It does not listen yet.
@@ -126,21 +131,23 @@ func (s *Server) Run(ctx context.Context) error {
 	defer func() { stop(instance) }()
 	resolvers := watch.current()
 	use, here := split(resolvers) // those on this machine are first checked for loops
-	good := custom{}
+	var inForce custom
 	for {
-		var retry, poll <-chan time.Time
-		next, err := s.start(instance, use, s.custom)
-		if err != nil && instance != nil && !maps.Equal(s.custom, good) {
-			parts.complain(ctx, "(all of them together)", err)
-			s.log.Error(err, "The ConfigMap does not work with what else is configured; the last one that did stays", "configmap",
-				CustomConfigMap)
-			s.custom = good
-			continue
+		var retry, poll, again <-chan time.Time
+		sections, refused, err := s.compatible(instance, use)
+		if err == nil {
+			s.report(ctx, parts, refused)
+			var next *caddy.Instance
+			if next, err = s.start(instance, use, sections); err == nil {
+				instance, inForce = next, sections
+			}
 		}
 		switch {
 		case err == nil:
-			instance, good = next, s.custom
 			s.log.Info("Cluster DNS answers", "addresses", s.o.Addresses, "port", Port, "resolvers", use)
+			if len(refused) > 0 { // an address may come, and a port become free
+				again = time.After(loopEvery)
+			}
 			if len(here) > 0 {
 				able, wait := s.withoutLoops(ctx, resolvers)
 				if !slices.Equal(able, use) {
@@ -150,7 +157,7 @@ func (s *Server) Run(ctx context.Context) error {
 				poll = time.After(wait)
 			}
 		case instance != nil:
-			s.log.Error(err, "Cluster DNS goes on with the resolvers it had", "after", startRetry)
+			s.log.Error(err, "Cluster DNS goes on with the configuration it had", "after", startRetry)
 			retry = time.After(startRetry)
 		default:
 			s.log.Error(err, "Cluster DNS could not start, trying again; pods resolve no names until then", "after", startRetry)
@@ -162,12 +169,15 @@ func (s *Server) Run(ctx context.Context) error {
 				return nil
 			case <-retry:
 				waiting = false
+			case <-again:
+				sections, _, err := s.compatible(instance, use)
+				waiting, again = err != nil || maps.Equal(sections, inForce), time.After(loopEvery)
 			case <-poll:
 				able, wait := s.withoutLoops(ctx, resolvers)
 				waiting, poll = slices.Equal(able, use), time.After(wait)
 				use = able
 			case data := <-parts.changes:
-				waiting = !s.apply(ctx, parts, data)
+				waiting = !s.apply(data)
 			case changed := <-watch.changes:
 				if waiting = slices.Equal(changed, resolvers); !waiting {
 					resolvers = changed
@@ -184,69 +194,38 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 	if err != nil {
 		s.log.Error(err, "The operator's DNS configuration is left out", "dir", s.o.ImportDir)
 	}
-	var errs map[string]error
-	s.files, errs = s.accept(nil, files)
-	for name, err := range errs {
-		s.log.Error(err, "A file of the operator's DNS configuration does not work and is left out", "file", name)
-	}
+	s.files, s.invalid = s.accept(nil, files)
 	return watchCustom(ctx, s.o, s.log)
 }
 
-// apply applies the ConfigMap's content, and returns whether that changes anything.
-func (s *Server) apply(ctx context.Context, w *customWatch, data custom) (changed bool) {
+// apply takes over the ConfigMap's content, and returns whether that changes anything.
+func (s *Server) apply(data custom) (changed bool) {
 	now, errs := s.accept(s.custom, data)
-	for key, err := range errs {
-		s.log.Error(err, "A key of the ConfigMap does not work; what it said before stays in force", "configmap", CustomConfigMap, "key",
-			key)
-		w.complain(ctx, key, err)
+	invalid := map[string]error{}
+	for name, err := range s.invalid {
+		if filepath.IsAbs(name) { // a file, which is read at the start only
+			invalid[name] = err
+		}
 	}
-	changed = !maps.Equal(now, s.custom)
-	s.custom = now
+	maps.Copy(invalid, errs)
+	changed = !maps.Equal(now, s.custom) || len(invalid)+len(s.invalid) > 0
+	s.custom, s.invalid = now, invalid
 	return changed
 }
 
 // start starts CoreDNS, or replaces a running one without a gap.
-func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, from custom) (*caddy.Instance, error) {
-	if running == nil {
-		if err := free(s.o.Addresses); err != nil {
-			return nil, err
-		}
+func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, sections custom) (*caddy.Instance, error) {
+	extra, err := s.render(sections)
+	if err != nil {
+		return nil, err
 	}
-	both := maps.Clone(s.files)
-	maps.Copy(both, from)
-	instance, err := s.launch(running, corefile(s.o, resolvers, s.render(both)))
-	if err != nil && len(both) > 0 && running == nil {
-		var plainErr error
-		if instance, plainErr = s.launch(running, corefile(s.o, resolvers, s.render(nil))); plainErr == nil {
-			s.log.Error(err, "The operator's DNS configuration does not work and is left out")
-		}
-		err = plainErr
-	}
+	starts.Store(loopName(s.o.id), newStarting(running))
+	defer starts.Delete(loopName(s.o.id))
+	instance, err := s.launch(running, corefile(s.o, resolvers, extra))
 	if err != nil {
 		return nil, fmt.Errorf("starting CoreDNS: %w", err)
 	}
 	return instance, nil
-}
-
-// free returns an error if an address does not exist, or a program uses its port. CoreDNS opens its sockets one after
-// the other and closes none of them when one cannot be opened. Those would share the port with the sockets of the next
-// attempt, and some of the queries would go to sockets without a reader.
-func free(addresses []netip.Addr) error {
-	for _, a := range addresses {
-		at := netip.AddrPortFrom(a, Port).String()
-		l, err := net.Listen("tcp", at)
-		if err != nil {
-			return err
-		}
-		pc, packetErr := net.ListenPacket("udp", at)
-		if packetErr == nil {
-			packetErr = pc.Close()
-		}
-		if err := errors.Join(packetErr, l.Close()); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // launch starts CoreDNS, or replaces a running one. The returned instance can be stopped.
