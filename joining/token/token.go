@@ -126,7 +126,10 @@ func Parse(s string) (Token, error) {
 				separator)
 		}
 		secret = rest
-	} else if t.Role = Role(role); t.Role != RoleServer && t.Role != RoleAgent {
+	} else if t.Role = Role(role); t.CAHash == "" && t.Role != RoleServer && t.Role != RoleAgent {
+		return Token{}, errors.New("a token of one's own has no colon: in a token, the words before the first colon name its role, " +
+			"server or agent. Choose one without a colon")
+	} else if t.Role != RoleServer && t.Role != RoleAgent {
 		return Token{}, fmt.Errorf("the token is for %q, which should be server or agent", role)
 	}
 	if !secretForm.MatchString(secret) {

@@ -51,6 +51,8 @@ func TestParseErrorsNameTheFault(t *testing.T) {
 		"CRC1" + hash + "::server:":      "empty",
 		"CRC1" + hash + "::node:x":       `"node"`,
 		"CRC1" + hash + "::server:a b":   "blanks",
+		"pass:word":                      "has no colon",
+		":word":                          "has no colon",
 		"K10" + hash + "::server:abcdef": "k3s",
 	} {
 		if _, err := token.Parse(in); err == nil || !strings.Contains(err.Error(), want) {
