@@ -47,6 +47,7 @@ find_machine() {
     *) die "there is no coracle for this machine's processor ($(uname -m)); there is one for x86_64 and aarch64" ;;
   esac
   [ "$(id -u)" = 0 ] || die "installing takes root: sudo $0"
+  refuse_k3s
   service=${INSTALL_CORACLE_SERVICE:-}
   if [ -z "$service" ]; then
     if [ -d /run/systemd/system ] && command -v systemctl >/dev/null; then
@@ -59,6 +60,25 @@ find_machine() {
   fi
   case $service in systemd | openrc | none) ;; *) die "INSTALL_CORACLE_SERVICE is \"$service\"; it may be systemd, openrc or none" ;; esac
   case $bin_dir in /*) ;; *) die "INSTALL_CORACLE_BIN_DIR has to be an absolute path, not \"$bin_dir\"" ;; esac
+}
+
+# refuse_k3s refuses variables of k3s, which would have no effect.
+refuse_k3s() {
+  found=
+  for name in $(env | sed -n 's/^\(K3S_[A-Z0-9_]*\|INSTALL_K3S_[A-Z0-9_]*\)=..*/\1/p'); do
+    case $name in
+      K3S_CONFIG_FILE | K3S_DEBUG | K3S_DATA_DIR | K3S_URL | K3S_TOKEN | K3S_TOKEN_FILE | K3S_AGENT_TOKEN | K3S_AGENT_TOKEN_FILE | \
+        K3S_NODE_NAME | K3S_RESOLV_CONF | K3S_LB_SERVER_PORT) is="it is called CORACLE_${name#K3S_} here" ;;
+      K3S_KUBECONFIG_OUTPUT) is="it is called CORACLE_WRITE_KUBECONFIG here" ;;
+      K3S_KUBECONFIG_*) is="it is called CORACLE_WRITE_KUBECONFIG_${name#K3S_KUBECONFIG_} here" ;;
+      INSTALL_K3S_EXEC | INSTALL_K3S_BIN_DIR | INSTALL_K3S_SYMLINK | INSTALL_K3S_SKIP_START)
+        is="it is called INSTALL_CORACLE_${name#INSTALL_K3S_} here" ;;
+      *) is="coracle has no such setting: docs/coming-from-k3s.md says why" ;;
+    esac
+    found="$found
+  $name: $is"
+  done
+  [ -z "$found" ] || die "variables of k3s are set, and coracle does not read them. Nothing was installed. Unset them:$found"
 }
 
 # ---- the binary ----
@@ -701,6 +721,11 @@ TXT
   printf '\nNext, as root or with sudo:\n'
   printf '  %-39s # %s\n' "$kubectl get pods -A" 'what runs' "$kubectl run hello --image=nginx" 'a first pod' \
     'coracle status' 'how coracle itself is' 'coracle token print' 'the line that adds a machine'
+  if [ "$kubectl" != kubectl ] && command -v kubectl >/dev/null; then
+    file=$etc/coracle.yaml
+    [ -f "$file" ] || file=${kubeconfig:-$file}
+    printf '\n%s has no cluster yet. This one, as root:\n  export KUBECONFIG=%s\n' "This machine's own kubectl" "$file"
+  fi
 }
 
 # ---- all of it ----

@@ -253,6 +253,41 @@ func TestCrashWritesNoCoreFile(t *testing.T) {
 	}
 }
 
+// TestOwnKubectlIsLedToTheCluster: a machine may have a kubectl of its own, which the installer leaves alone. Without a
+// kubeconfig it asks localhost:8080.
+func TestOwnKubectlIsLedToTheCluster(t *testing.T) {
+	s := newScript(t)
+	own := t.TempDir()
+	testenv.NoError(t, os.WriteFile(filepath.Join(own, "kubectl"), []byte("#!/bin/sh\n"), 0o755))
+	path := "PATH=" + own + ":" + os.Getenv("PATH")
+	testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "service.args"), []byte("server\n"), 0o600))
+	last := func(commands string, env ...string) string {
+		out := testenv.Must(s.run(commands, env...))(t)
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		return strings.TrimSpace(lines[len(lines)-1])
+	}
+	next := "kubeconfig=/d/admin.kubeconfig bin_dir=" + s.dir + "; next_steps"
+	testenv.Equal(t, last(next, path), "export KUBECONFIG=/d/admin.kubeconfig", "where the administrator's kubeconfig is elsewhere:")
+	testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "coracle.yaml"), nil, 0o600))
+	testenv.Equal(t, last(next, path), "export KUBECONFIG="+s.dir+"/coracle.yaml", "the last line:")
+	testenv.NoError(t, os.Symlink("coracle", filepath.Join(s.dir, "kubectl")))
+	testenv.False(t, strings.Contains(last(next, path), "KUBECONFIG"), "kubectl is coracle's: %s", last(next, path))
+}
+
+// TestVariablesOfK3sAreRefused: they would have no effect, and a node that was to join would start a cluster of its
+// own.
+func TestVariablesOfK3sAreRefused(t *testing.T) {
+	s := newScript(t)
+	s.must("refuse_k3s", "K3S_TOKEN=", "CORACLE_TOKEN=x", "MY_K3S_URL=x")
+	for variable, want := range map[string]string{
+		"K3S_URL": "CORACLE_URL here", "K3S_KUBECONFIG_MODE": "CORACLE_WRITE_KUBECONFIG_MODE here", "K3S_KUBECONFIG_OUTPUT": "CORACLE_WRITE_KUBECONFIG here",
+		"INSTALL_K3S_EXEC": "INSTALL_CORACLE_EXEC here", "INSTALL_K3S_VERSION": "no such setting", "K3S_SELINUX": "no such setting",
+	} {
+		out, err := s.run("refuse_k3s", variable+"=x")
+		testenv.True(t, err != nil && strings.Contains(out, variable+": ") && strings.Contains(out, want), "%s: %v\n%s", variable, err, out)
+	}
+}
+
 // TestInstallerSaysWhyTheServiceEnds: what a service that does not stay up complains of stands in the error, below the
 // lines of its log.
 func TestInstallerSaysWhyTheServiceEnds(t *testing.T) {
