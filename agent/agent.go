@@ -16,6 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/agent/kubelet"
@@ -43,13 +45,14 @@ func Run(ctx context.Context, o Options) error {
 			return fmt.Errorf("agent: make its folder: %w", err)
 		}
 	}
-	relay, auths, err := configureRegistries(o)
+	hosts, relay, auths, err := configureRegistries(o)
 	if err != nil {
 		return err
 	}
 	if o.runtimes, err = findRuntimes(ctx, o, runtimes.Dirs(os.Getenv("PATH"))); err != nil {
 		return err
 	}
+	o.pullAuth = pullAuth(hosts)
 	runtime, err := startRuntime(ctx, o, auths)
 	if err != nil {
 		return err
@@ -72,23 +75,36 @@ func Run(ctx context.Context, o Options) error {
 
 // configureRegistries writes containerd's configuration of the operator's registries. The relay is nil where none is
 // needed.
-func configureRegistries(o Options) (*registries.Relay, map[string]containerd.RegistryAuth, error) {
+func configureRegistries(o Options) (*registries.Config, *registries.Relay, map[string]containerd.RegistryAuth, error) {
 	config, err := registries.Load(o.RegistriesFile)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
+	config.DisableDefaultEndpoint = o.DisableDefaultEndpoint
 	relay, err := registries.NewRelay(config)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := config.Write(o.paths().registries, relay); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	auths := map[string]containerd.RegistryAuth{}
 	for host, a := range config.Auths() {
 		auths[host] = containerd.RegistryAuth(a)
 	}
-	return relay, auths, nil
+	return config, relay, auths, nil
+}
+
+// pullAuth returns the credentials of a pull that containerd's configuration cannot have.
+func pullAuth(hosts *registries.Config) func(image string) *runtimeapi.AuthConfig {
+	return func(image string) *runtimeapi.AuthConfig {
+		host, a := hosts.AuthOfImage(image)
+		if a == nil {
+			return nil
+		}
+		return &runtimeapi.AuthConfig{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken,
+			ServerAddress: "https://" + host}
+	}
 }
 
 func startRuntime(ctx context.Context, o Options, auths map[string]containerd.RegistryAuth) (*containerd.Server, error) {
@@ -290,6 +306,6 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf,
 		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 		LostRecords: o.reportLostRecords,
-		Lists:       runtime.Lists(), Report: report, Returns: !o.isNew(),
+		Lists:       runtime.Lists(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(),
 	}
 }

@@ -24,8 +24,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
+	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -239,6 +241,37 @@ func TestLostContentComesAgain(t *testing.T) {
 	}
 	n.pod()
 	n.container("runs", "burst", "1", "0")
+}
+
+// TestCredentialsForAnyHost pulls with the credentials of the entry "*" from a mirror, from one with rewrites, and from
+// a registry that the file does not name. A host's own entry goes before.
+func TestCredentialsForAnyHost(t *testing.T) {
+	n := newNode(t)
+	registry := httptest.NewServer(&fakeRegistry{image: makeImage(t, "three", ""), names: []string{"plain/app", "cache/app"}})
+	defer registry.Close()
+	other := httptest.NewServer(registry.Config.Handler) // another host, with an entry of its own
+	defer other.Close()
+	host, own := strings.TrimPrefix(registry.URL, "http://"), strings.TrimPrefix(other.URL, "http://")
+	config := fmt.Sprintf(`
+mirrors:
+  plain.example.org: {endpoint: ["http://%[1]s"]}
+  rewritten.example.org: {endpoint: ["http://%[1]s"], rewrite: {"^team/(.*)": "cache/$1"}}
+  own.example.org: {endpoint: ["http://%[2]s"], rewrite: {"^team/(.*)": "cache/$1"}}
+configs:
+  "*": {auth: {username: user, password: word}}
+  "%[2]s": {auth: {username: user, password: another}}
+`, host, own)
+	path := filepath.Join(n.dir, "registries.yaml")
+	testenv.NoError(t, os.WriteFile(path, []byte(config), 0o600))
+	n.start()
+	auth := agent.PullAuth(testenv.Must(registries.Load(path))(t))
+	for name, want := range map[string]bool{
+		"plain.example.org/plain/app:1": true, "rewritten.example.org/team/app:1": true, host + "/plain/app:1": true,
+		"own.example.org/team/app:1": false, own + "/plain/app:1": false,
+	} {
+		_, err := n.images.PullImage(context.Background(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: name}, Auth: auth(name)})
+		testenv.Equal(t, err == nil, want, "%s is pulled (%v):", name, err)
+	}
 }
 
 // fakeRegistry serves one image under some names, to one user (OCI distribution specification).

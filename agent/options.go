@@ -17,6 +17,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
@@ -60,6 +61,10 @@ type Options struct {
 
 	// RegistriesFile is the operator's registries.yaml. A missing file means no registries.
 	RegistriesFile string
+	// DisableDefaultEndpoint keeps containerd from asking a registry that has mirrors in that file.
+	DisableDefaultEndpoint bool
+	// NonrootDevices gives devices to the users that pods' security contexts name.
+	NonrootDevices bool
 	// ResolvConf is the resolv.conf that pods inherit. Empty means the host's.
 	ResolvConf string
 	// Snapshotter is "auto", "overlayfs" or "native".
@@ -127,8 +132,9 @@ type Options struct {
 	// requests then, but may not be ready.
 	WaitServing func(ctx context.Context) error
 
-	refused      *atomic.Bool // the API server refuses the node's credentials
-	kubeletPorts []uint16     // the ports on which the node's kubelet listens; Run finds them out
+	refused      *atomic.Bool                              // the API server refuses the node's credentials
+	pullAuth     func(image string) *runtimeapi.AuthConfig // of the file of registries; Run sets it
+	kubeletPorts []uint16                                  // the ports on which the node's kubelet listens; Run finds them out
 
 	runtimes []runtimes.Runtime // installed beside the embedded runc; Run finds them
 }
@@ -136,8 +142,8 @@ type Options struct {
 // paths are the folders that follow from the options: those that the commands know too, and those of the node alone.
 type paths struct {
 	config.Paths
-	cniConf, cniState, registries, dnsImports, staticPods string
-	imageRecord, pauseRecord, proxyRecord, policyRules    string
+	cniConf, cniState, registries, dnsImports, staticPods            string
+	imageRecord, pauseRecord, proxyRecord, policyRules, nodeSettings string
 }
 
 func (o Options) paths() paths {
@@ -150,7 +156,7 @@ func (o Options) paths() paths {
 		dnsImports:  filepath.Join(p.DataDir, "dns"),
 		staticPods:  filepath.Join(p.AgentDir, "pods"),
 		imageRecord: filepath.Join(p.AgentDir, "images.json"),
-		pauseRecord: filepath.Join(p.AgentDir, "pause.json"),
+		pauseRecord: filepath.Join(p.AgentDir, "pause.json"), nodeSettings: filepath.Join(p.AgentDir, "node-settings.json"),
 		proxyRecord: nft.ServiceRecordIn(p.RunDir),
 		policyRules: filepath.Join(p.RunDir, "network-policies.nft"),
 	}
@@ -190,7 +196,7 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 	return containerd.Options{
 		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: cniBin, CNIConfDir: cniConf,
 		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter,
-		Runtimes: o.runtimes, DefaultRuntime: o.DefaultRuntime, Logger: o.Logger,
+		Runtimes: o.runtimes, DefaultRuntime: o.DefaultRuntime, NonrootDevices: o.NonrootDevices, Logger: o.Logger,
 	}
 }
 

@@ -95,6 +95,7 @@ func runtimeConfig(o Options, h host) map[string]any {
 			"bin_dirs": []string{o.CNIBinDir}, "conf_dir": o.CNIConfDir,
 			"use_internal_loopback": true, // else a loopback plugin would be executed for every pod
 		},
+		"device_ownership_from_security_context": o.NonrootDevices,
 		"containerd": map[string]any{
 			"default_runtime_name": cmp.Or(o.DefaultRuntime, clusterconfig.DefaultRuntime),
 			"runtimes":             handlers(o),

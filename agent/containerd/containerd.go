@@ -59,6 +59,8 @@ type Options struct {
 	// PauseImage is the full name of the sandbox image. It must be imported: without a registry pulling it always
 	// fails.
 	PauseImage string
+	// NonrootDevices gives a pod's devices to the user and the group of its security context.
+	NonrootDevices bool
 	// RegistryAuths are credentials by the registry host that requires them.
 	RegistryAuths map[string]RegistryAuth
 	// Snapshotter is "overlayfs", "native" or "auto". The last means overlayfs where the file system under Root

@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
@@ -43,6 +44,10 @@ type Options struct {
 	// Lists serves in this process the calls that the kubelet would repeat all the time over RuntimeSocket. nil means
 	// that it uses the socket.
 	Lists Lists
+
+	// PullAuth returns the credentials for an image of a pod that brings none, and nil where containerd has them or
+	// there are none. nil means that there are none.
+	PullAuth func(image string) *runtimeapi.AuthConfig
 
 	// Kubeconfig is the file with the node's client credentials (system:node:NAME). The files that it names are read
 	// again when they change.
@@ -139,6 +144,9 @@ func Run(ctx context.Context, o Options) error {
 		}
 		if err := useInProcessClient(k, o.lists(server)); err != nil {
 			klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; an idle node uses slightly more CPU")
+		}
+		if err := useRegistryAuth(k, o.PullAuth); err != nil {
+			klog.FromContext(ctx).Error(err, "Registries get no credentials from the entry * of registries.yaml")
 		}
 		if err := serveBounded(k, server, deps, bound); err != nil {
 			klog.FromContext(ctx).Error(err, "The kubelet's port is served without a limit on unauthenticated connections")

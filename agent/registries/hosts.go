@@ -15,50 +15,75 @@ import (
 type file struct{ dir, toml string }
 
 // files returns the whole configuration. A registry has a file when it has mirrors or its own host needs TLS settings.
+// One with an entry of its own has a file, too, where other registries have the TLS settings of the entry for any host.
 func (c *Config) files(relay *Relay) []file {
 	var out []file
 	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
-		dir := name
-		if name == anyRegistry {
-			dir = "_default"
-		}
-		out = append(out, file{dir, c.hostsTOML(name, name, relay)})
+		out = append(out, file{folder(name), c.hostsTOML(name, name, relay)})
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Configs)) {
-		if _, done := c.Mirrors[name]; !done && c.Configs[name].TLS != nil {
-			out = append(out, file{name, c.hostsTOML(name, anyRegistry, relay)})
+		_, done := c.Mirrors[name]
+		if needed := c.Configs[name].TLS != nil || c.Configs[anyRegistry].TLS != nil; !done && needed {
+			out = append(out, file{folder(name), c.hostsTOML(name, anyRegistry, relay)})
 		}
 	}
 	return out
 }
 
-// hostsTOML describes one registry: the mirrors of the given entry in order, then the registry itself.
+// folder returns the folder of a registry's file.
+func folder(registry string) string {
+	if registry == anyRegistry {
+		return "_default"
+	}
+	return registry
+}
+
+// hostsTOML describes one registry: the mirrors of the given entry in order, then the registry itself. Where the
+// registry itself is not to be asked, the last mirror stands in its place.
 func (c *Config) hostsTOML(name, entry string, relay *Relay) string {
-	m := c.Mirrors[entry]
+	mirrors := c.Mirrors[entry].Endpoints
 	var b strings.Builder
 	b.WriteString("# Written by coracle from registries.yaml at each start.\n")
-	if name != anyRegistry {
+	switch last := len(mirrors) - 1; {
+	case c.DisableDefaultEndpoint && last >= 0:
+		fmt.Fprintf(&b, "server = %s\n%s", strconv.Quote(c.target(entry, mirrors[last], relay)), c.mirror(entry, mirrors[last], ""))
+		mirrors = mirrors[:last]
+	case name == anyRegistry:
+		b.WriteString(c.tls(name, ""))
+	default:
 		server := defaultServer(name)
 		fmt.Fprintf(&b, "server = %s\n", strconv.Quote(server.String()))
 		b.WriteString(c.tls(server.Host, ""))
 	}
-	for _, e := range m.Endpoints {
-		u, err := endpointURL(e)
-		if err != nil {
-			continue // check has rejected it
-		}
-		target := u.String()
-		if len(m.Rewrites) > 0 {
-			target = relay.url(entry, e)
-		}
-		fmt.Fprintf(&b, "\n[host.%s]\n  capabilities = [\"pull\", \"resolve\"]\n", strconv.Quote(target))
-		// With this the URL's path is the whole path; without it containerd would add /v2.
-		b.WriteString("  override_path = true\n")
-		if len(m.Rewrites) == 0 {
-			b.WriteString(c.tls(u.Host, "  "))
-		}
+	for _, e := range mirrors {
+		fmt.Fprintf(&b, "\n[host.%s]\n%s", strconv.Quote(c.target(entry, e, relay)), c.mirror(entry, e, "  "))
 	}
 	return b.String()
+}
+
+// relayed reports whether the mirrors of an entry are asked by the relay: those with rewrites, and the mirrors of any
+// registry where any registry has credentials. These come with the pull, for the image's registry alone (AuthOfImage).
+func (c *Config) relayed(entry string) bool {
+	return len(c.Mirrors[entry].Rewrites) > 0 || entry == anyRegistry && c.Configs[anyRegistry].Auth != nil
+}
+
+// target returns the URL at which containerd asks a mirror.
+func (c *Config) target(entry, endpoint string, relay *Relay) string {
+	if c.relayed(entry) {
+		return relay.url(entry, endpoint)
+	}
+	u, _ := endpointURL(endpoint) // check has rejected those that are no URLs
+	return u.String()
+}
+
+// mirror returns the settings of one mirror.
+func (c *Config) mirror(entry, endpoint, indent string) string {
+	// With override_path the URL's path is the whole path; without it containerd would add /v2.
+	text := indent + "capabilities = [\"pull\", \"resolve\"]\n" + indent + "override_path = true\n"
+	if u, err := endpointURL(endpoint); err == nil && !c.relayed(entry) {
+		text += c.tls(u.Host, indent)
+	}
+	return text
 }
 
 // defaultServer returns a registry's URL. Docker Hub's name is not its address.
@@ -71,10 +96,7 @@ func defaultServer(name string) *url.URL {
 
 // tls returns the TLS section for one host.
 func (c *Config) tls(host, indent string) string {
-	t := c.Configs[host].TLS
-	if t == nil && host == hubHost {
-		t = c.Configs["docker.io"].TLS
-	}
+	t := c.host(host).TLS
 	if t == nil {
 		return ""
 	}

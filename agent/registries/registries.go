@@ -13,6 +13,7 @@
 //	  mirror.example.org:
 //	    auth: {username: u, password: p}   # or auth: <base64 of u:p>, or identity_token
 //	    tls: {ca_file: /etc/ssl/mirror.pem, cert_file: , key_file: , insecure_skip_verify: false}
+//	  "*": {}                              # the same, for every host without an entry of its own
 package registries
 
 import (
@@ -31,6 +32,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -44,6 +46,9 @@ const hubHost = "registry-1.docker.io"
 type Config struct {
 	Mirrors map[string]Mirror `yaml:"mirrors"`
 	Configs map[string]Host   `yaml:"configs"`
+
+	// DisableDefaultEndpoint leaves registries that have mirrors out: images come from the mirrors alone.
+	DisableDefaultEndpoint bool `yaml:"-"`
 }
 
 // Mirror lists endpoints that are tried for images of one registry before the registry itself.
@@ -164,21 +169,55 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// Auths returns the credentials by host.
+// host returns the settings of a host: those of its own entry, or else those of the entry for any host. Docker Hub's
+// host has another name than the registry in images' names.
+func (c *Config) host(name string) Host {
+	if own, ok := c.Configs[name]; ok {
+		return own
+	}
+	if hub, ok := c.Configs["docker.io"]; ok && name == hubHost {
+		return hub
+	}
+	return c.Configs[anyRegistry]
+}
+
+// Auths returns the credentials of all hosts that the file names, by host. For other hosts see AuthOfImage.
 func (c *Config) Auths() map[string]Auth {
-	out := map[string]Auth{}
-	for name, h := range c.Configs {
-		if h.Auth != nil {
-			out[name] = *h.Auth
+	hosts := slices.Collect(maps.Keys(c.Configs))
+	for name, m := range c.Mirrors {
+		hosts = append(hosts, name)
+		for _, e := range m.Endpoints {
+			if u, err := endpointURL(e); err == nil {
+				hosts = append(hosts, u.Host)
+			}
 		}
 	}
-	// Docker Hub's host has another name than the registry in images' names.
-	if hub, ok := out["docker.io"]; ok {
-		if _, given := out[hubHost]; !given {
-			out[hubHost] = hub
+	out := map[string]Auth{}
+	for _, h := range hosts {
+		for _, name := range []string{h, defaultServer(h).Host} {
+			if a := c.host(name).Auth; a != nil && name != anyRegistry {
+				out[name] = *a
+			}
 		}
 	}
 	return out
+}
+
+// AuthOfImage returns the host and the credentials of an image's registry, if the file does not name the registry and
+// has credentials for any host. containerd has no setting for these: each pull has to have them.
+func (c *Config) AuthOfImage(image string) (host string, auth *Auth) {
+	if c.Configs[anyRegistry].Auth == nil {
+		return "", nil
+	}
+	ref, err := reference.ParseDockerRef(image)
+	if err != nil {
+		return "", nil // containerd says so
+	}
+	host = defaultServer(reference.Domain(ref)).Host
+	if _, named := c.Auths()[host]; named {
+		return "", nil
+	}
+	return host, c.host(host).Auth
 }
 
 // isHost reports whether s is a host name or address with an optional port.
@@ -210,8 +249,8 @@ func endpointURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// Write makes dir contain this configuration and nothing else. Mirrors with rewrites are replaced by relay, which is
-// nil if there are none.
+// Write makes dir contain this configuration and nothing else. Mirrors that the relay asks are replaced by relay,
+// which is nil if there are none.
 func (c *Config) Write(dir string, relay *Relay) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("registries: empty the configuration folder: %w", err)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,6 +79,74 @@ skip_verify = true
 	auths := map[string]Auth{"mirror.example.org:5000": {Username: "u", Password: "p"}, "private.example.org": {Auth: "dTpw"}}
 	if got := c.Auths(); !reflect.DeepEqual(got, auths) {
 		t.Errorf("credentials %v", got)
+	}
+}
+
+// TestSettingsForAnyHost: the entry "*" counts for each host without an entry of its own, as k3s documents it.
+func TestSettingsForAnyHost(t *testing.T) {
+	c := mustParse(t, `
+mirrors:
+  docker.io: {endpoint: [a.example.org, b.example.org]}
+  "*": {endpoint: [any.example.org]}
+configs:
+  "*": {auth: {username: u, password: p}, tls: {insecure_skip_verify: true}}
+  b.example.org: {auth: {username: v, password: q}}
+`)
+	relay := testenv.Must(NewRelay(c))(t)
+	t.Cleanup(func() { testenv.Check(t, relay.listener.Close()) })
+	const head, pull = "# Written by coracle from registries.yaml at each start.\n", "  capabilities = [\"pull\", \"resolve\"]\n  override_path = true\n"
+	const skip = "skip_verify = true\n"
+	anyHost := "\n[host.\"" + relay.url("*", "any.example.org") + "\"]\n" + pull
+	want := []file{
+		{"_default", head + skip + anyHost},
+		{"docker.io", head + "server = \"https://registry-1.docker.io/v2\"\n" + skip + "\n[host.\"https://a.example.org/v2\"]\n" + pull + "  " + skip +
+			"\n[host.\"https://b.example.org/v2\"]\n" + pull},
+		{"b.example.org", head + "server = \"https://b.example.org/v2\"\n" + anyHost},
+	}
+	got := c.files(relay)
+	for _, f := range want {
+		testenv.True(t, len(got) == len(want) && slices.Contains(got, f), "%s is not among %q", f, got)
+	}
+	every, own := Auth{Username: "u", Password: "p"}, Auth{Username: "v", Password: "q"}
+	auths := map[string]Auth{"docker.io": every, hubHost: every, "a.example.org": every, "b.example.org": own, "any.example.org": every}
+	if got := c.Auths(); !reflect.DeepEqual(got, auths) {
+		t.Errorf("credentials %v", got)
+	}
+	for image, want := range map[string]string{
+		"other.example.org:5000/team/app:1": "other.example.org:5000", "b.example.org/app": "", "app:1": "", "Not An Image": "",
+	} {
+		if host, auth := c.AuthOfImage(image); host != want || (auth != nil) != (want != "") || auth != nil && *auth != every {
+			t.Errorf("for %s the credentials of %q are %v", image, host, auth)
+		}
+	}
+	only := mustParse(t, `configs: {"*": {auth: {username: u, password: p}}, b.example.org: {tls: {insecure_skip_verify: true}}}`)
+	host, auth := only.AuthOfImage("app:1")
+	testenv.True(t, host == hubHost && auth != nil && *auth == every, "for Docker Hub: %s %v", host, auth)
+	if host, auth := only.AuthOfImage("b.example.org/app:1"); auth != nil {
+		t.Errorf("a host with an entry of its own, which has no credentials, gets %v at %s", auth, host)
+	}
+}
+
+// TestDefaultEndpointIsDisabled: a registry with mirrors is not asked itself, so that nothing waits for it.
+func TestDefaultEndpointIsDisabled(t *testing.T) {
+	c := mustParse(t, `
+mirrors:
+  docker.io: {endpoint: ["http://a.example.org", "http://b.example.org/x"]}
+  rewritten.example.org: {endpoint: [c.example.org], rewrite: {"^a": "b"}}
+  none.example.org: {}
+`)
+	c.DisableDefaultEndpoint = true
+	relay := testenv.Must(NewRelay(c))(t)
+	t.Cleanup(func() { testenv.Check(t, relay.listener.Close()) })
+	const head, pull = "# Written by coracle from registries.yaml at each start.\nserver = ", "capabilities = [\"pull\", \"resolve\"]\n"
+	const override = "override_path = true\n"
+	want := []file{
+		{"docker.io", head + "\"http://b.example.org/x\"\n" + pull + override + "\n[host.\"http://a.example.org/v2\"]\n  " + pull + "  " + override},
+		{"none.example.org", head + "\"https://none.example.org/v2\"\n"},
+		{"rewritten.example.org", head + "\"" + relay.url("rewritten.example.org", "c.example.org") + "\"\n" + pull + override},
+	}
+	if got := c.files(relay); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
 	}
 }
 

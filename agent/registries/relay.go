@@ -58,12 +58,12 @@ type rewrite struct {
 // relayTimeout limits the wait for a mirror's first byte. containerd tries the next mirror then.
 const relayTimeout = 30 * time.Second
 
-// NewRelay listens for those mirrors of the configuration that have rewrites. It returns nil when there are none.
+// NewRelay listens for those mirrors of the configuration that it asks (relayed). It returns nil when there are none.
 func NewRelay(c *Config) (*Relay, error) {
 	r := &Relay{secret: rand.Text(), routes: map[string]*route{}}
 	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
 		m := c.Mirrors[name]
-		if len(m.Rewrites) == 0 {
+		if !c.relayed(name) {
 			continue
 		}
 		rewrites, err := compile(m.Rewrites)
@@ -109,7 +109,7 @@ func (c *Config) newRoute(endpoint string, rewrites []rewrite) (*route, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := c.Configs[u.Host]
+	host := c.host(u.Host)
 	tlsConfig, err := host.TLS.config()
 	if err != nil {
 		return nil, err

@@ -115,6 +115,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		ServiceCIDRs:  n.cluster.ServiceCIDRs,
 		ClusterDomain: n.cluster.Domain,
 
+		DisableDefaultEndpoint: n.machine.DisableDefaultEndpoint, NonrootDevices: n.machine.NonrootDevices,
 		RegistriesFile: n.machine.RegistriesFile, ResolvConf: n.machine.ResolvConf,
 		Snapshotter: n.machine.Snapshotter, DefaultRuntime: n.machine.DefaultRuntime, KubeletArgs: n.machine.KubeletArgs,
 		WaitAPI:     n.waitAPI,

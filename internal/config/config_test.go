@@ -211,11 +211,36 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 	_, err = load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
 	testenv.WantError(t, err, `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`)
 	// Newer ones, which a user who comes from there may have.
-	for _, name := range []string{"node-internal-dns", "node-external-dns", "tls-san-security", "egress-selector-mode", "image-credential-provider-bin-dir", "image-credential-provider-config"} {
+	for _, name := range []string{"node-internal-dns", "node-external-dns", "tls-san-security", "egress-selector-mode", "write-kubeconfig-name", "etcd-snapshot-reconcile-interval",
+		"helm-controller-arg", "airgap-extra-registry", "kine-tls", "supervisor-port", "apiserver-port", "apiserver-bind-address", "kube-controller-arg", "kube-cloud-controller-arg"} {
 		if _, err := load(t, map[string]string{"config.yaml": name + ": x\n"}, nil, board); err == nil || !strings.Contains(err.Error(), `unknown key "`+name+`"; coracle does not have this setting of k3s: `) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestK3sFlagsHaveTheirEffect: a flag that coracle takes by k3s' name does what it does there.
+func TestK3sFlagsHaveTheirEffect(t *testing.T) {
+	dir := t.TempDir()
+	s, err := load(t, map[string]string{}, nil, board, "--protect-kernel-defaults", "--image-credential-provider-bin-dir="+dir, "--image-credential-provider-config="+dir,
+		"--disable-default-registry-endpoint", "--nonroot-devices", "--kubelet-arg=protect-kernel-defaults=false")
+	testenv.NoError(t, err)
+	want := []string{"protect-kernel-defaults=true", "image-credential-provider-bin-dir=" + dir, "image-credential-provider-config=" + dir, "protect-kernel-defaults=false"}
+	testenv.True(t, slices.Equal(s.Node.KubeletArgs, want), "the kubelet's arguments, the operator's own last: %q", s.Node.KubeletArgs)
+	testenv.True(t, s.Node.DisableDefaultEndpoint && s.Node.NonrootDevices, "%+v", s.Node)
+}
+
+// TestVariablesOfK3sAreNamed: they have no effect, since k3s may run on the same machine, and that is said.
+func TestVariablesOfK3sAreNamed(t *testing.T) {
+	s, err := load(t, map[string]string{}, []string{"K3S_TOKEN=x", "K3S_KUBECONFIG_MODE=644", "K3S_CLUSTER_INIT=1", "K3S_NOTHING=1", "K3S_NODE_NAME="}, board)
+	testenv.NoError(t, err)
+	want := []string{
+		"environment variable K3S_TOKEN is one of k3s and has no effect; it is called CORACLE_TOKEN here",
+		"environment variable K3S_KUBECONFIG_MODE is one of k3s and has no effect; it is called CORACLE_WRITE_KUBECONFIG_MODE here",
+		"environment variable K3S_CLUSTER_INIT is one of k3s and has no effect; coracle does not have this setting of k3s: every first server starts a cluster, with a store that others can join",
+		"environment variable K3S_NOTHING is one of k3s and has no effect",
+	}
+	testenv.True(t, slices.Equal(s.Warnings, want), "the warnings are %q", s.Warnings)
 }
 
 func TestExternalNetworkNeedsExternalAddress(t *testing.T) {

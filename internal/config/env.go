@@ -7,7 +7,8 @@ import (
 )
 
 // fromEnviron returns the settings of a command in the environment ("NAME=value" each). It also returns a warning for
-// each unknown variable with coracle's prefix. Such a variable is no error, because an environment is often shared.
+// each unknown variable with coracle's prefix, and for each with k3s'. Such a variable is no error, because an
+// environment is often shared.
 func fromEnviron(environ []string, c Command) (values, []string) {
 	known := map[string]*Setting{}
 	var candidates []string
@@ -18,6 +19,9 @@ func fromEnviron(environ []string, c Command) (values, []string) {
 	vals, warnings := values{}, []string(nil)
 	for _, kv := range environ {
 		name, text, _ := strings.Cut(kv, "=")
+		if strings.HasPrefix(name, k3sPrefix) && text != "" {
+			warnings = append(warnings, k3sVariable(name))
+		}
 		if !strings.HasPrefix(name, EnvPrefix) {
 			continue
 		}
@@ -38,8 +42,8 @@ func fromEnviron(environ []string, c Command) (values, []string) {
 	return vals, warnings
 }
 
-// Environment returns the variable of the setting with this name, and its value in the environment ("NAME=value" each).
-// The value is "" where the environment has none.
+// Environment returns the variable of the setting with this name, and its value in the environment ("NAME=value"
+// each). The value is "" where the environment has none.
 func Environment(environ []string, name string) (variable, value string) {
 	variable = Lookup(name).EnvName()
 	for _, kv := range environ {

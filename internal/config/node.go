@@ -39,6 +39,10 @@ type Node struct {
 	ResolvConf string // "" means the host's, found by the agent
 
 	RegistriesFile string // need not exist unless the user named it
+	// DisableDefaultEndpoint keeps registries that have mirrors in that file from being asked themselves.
+	DisableDefaultEndpoint bool
+	// NonrootDevices gives devices to the users that pods' security contexts name.
+	NonrootDevices bool
 	PauseImage     string // "" means the embedded one
 	Snapshotter    string
 	DefaultRuntime string // of pods without a RuntimeClass; need not be installed
@@ -75,7 +79,9 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		PauseImage:     r.str("pause-image"),
 		Snapshotter:    r.str("snapshotter"),
 		DefaultRuntime: r.str("default-runtime"),
-		KubeletArgs:    r.args("kubelet-arg"),
+		KubeletArgs:    append(r.kubeletFlags(), r.args("kubelet-arg")...),
+
+		DisableDefaultEndpoint: r.boolean("disable-default-registry-endpoint"), NonrootDevices: r.boolean("nonroot-devices"),
 
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
 		NetworkInterface:  r.pattern("network-iface"),
@@ -89,6 +95,19 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 			"that its own address has: give it with --node-external-ip")
 	}
 	return n
+}
+
+// kubeletFlags returns the flags of the kubelet that are settings of their own, under the same names, as in k3s.
+func (r *reader) kubeletFlags() (args []string) {
+	if r.boolean("protect-kernel-defaults") {
+		args = append(args, "protect-kernel-defaults=true")
+	}
+	for _, name := range []string{"image-credential-provider-bin-dir", "image-credential-provider-config"} {
+		if path := r.existing(name); path != "" {
+			args = append(args, name+"="+path)
+		}
+	}
+	return args
 }
 
 // reachedOutside says whether an external address can replace one of the machine's own addresses. With

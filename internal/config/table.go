@@ -243,9 +243,11 @@ var table = []Setting{
 	{Name: "with-node-id", Commands: nodeCommands, Group: groupNode, Kind: Bool, Default: "false",
 		Help: "Append an id to the node's name that this machine makes once and keeps, for machines that have one host name"},
 	{Name: "node-label", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "KEY=VALUE",
-		Help: "Label that the node gets when it registers"},
+		Help: "Label of the node. One that is changed here is applied at the next start. One that is taken out stays, and the log " +
+			"has the line that removes it"},
 	{Name: "node-taint", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "KEY=VALUE:EFFECT",
-		Help: "Taint that the node gets when it registers; EFFECT is NoSchedule, PreferNoSchedule or NoExecute"},
+		Help: "Taint that the node gets when it registers; EFFECT is NoSchedule, PreferNoSchedule or NoExecute. A node may not change " +
+			"its taints later: the log has the line that does so"},
 	{Name: "resolv-conf", Commands: nodeCommands, Group: groupNode, Holder: "FILE", Computed: "the host's, without loopback resolvers",
 		Files: true,
 		Help:  "File with the resolvers for names outside the cluster, in the form of /etc/resolv.conf"},
@@ -257,6 +259,17 @@ var table = []Setting{
 
 	{Name: "private-registry", Commands: nodeCommands, Group: groupRuntime, Holder: "FILE", Default: DefaultRegistriesFile, Files: true,
 		Help: "File that describes mirrors of image registries and how to log in to them"},
+	{Name: "disable-default-registry-endpoint", Commands: nodeCommands, Group: groupRuntime, Kind: Bool, Default: "false",
+		Help: "Ask only its mirrors for the images of a registry that has mirrors in --private-registry, and never the registry itself: " +
+			"without an outside network each pull would wait for it"},
+	{Name: "image-credential-provider-bin-dir", Commands: nodeCommands, Group: groupRuntime, Holder: "DIR", Dirs: true,
+		Help: "Folder with the kubelet's credential provider programs"},
+	{Name: "image-credential-provider-config", Commands: nodeCommands, Group: groupRuntime, Holder: "FILE", Files: true,
+		Help: "File or folder with the configuration of the kubelet's credential providers"},
+	{Name: "nonroot-devices", Commands: nodeCommands, Group: groupRuntime, Kind: Bool, Default: "false",
+		Help: "Devices of a pod belong to the user and the group that its security context names"},
+	{Name: "protect-kernel-defaults", Commands: nodeCommands, Group: groupNode, Kind: Bool, Default: "false",
+		Help: "The kubelet does not start where the kernel's settings differ from those that it expects, instead of changing them"},
 	{Name: "pause-image", Commands: nodeCommands, Group: groupRuntime, Holder: "IMAGE", Computed: "an image that the binary carries",
 		Help: "Image of the container that holds a pod's namespaces"},
 	{Name: "snapshotter", Commands: nodeCommands, Group: groupRuntime, Holder: "NAME", Default: "auto", Values: snapshotters,
