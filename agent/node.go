@@ -43,6 +43,9 @@ func watchNode(ctx context.Context, o Options) {
 				break
 			}
 			part.Set(status.Running, "")
+			if err := o.applyNodeSettings(ctx, nodes, node); err != nil && ctx.Err() == nil {
+				o.Logger.Warn("agent: changes of the node's labels in the configuration are not applied; the next start tries again", "error", err)
+			}
 			if o.PodSubnets != nil {
 				o.PodSubnets(podSubnets(node))
 			}
