@@ -20,13 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-const (
-	// proven is the time after which a start of the node has succeeded: an end of the process after that is not held
-	// against the node.
-	proven = time.Minute
-	// recheck is the pause between two checks whether a restart costs the store its quorum.
-	recheck = time.Minute
-)
+// proven is the time after which a start of the node has succeeded: an end of the process after that is not held
+// against the node.
+const proven = time.Minute
 
 // waits are the pauses before a node is tried again, after its first failure in a row, its second, and all later ones.
 var waits = [...]time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute}
@@ -67,10 +63,8 @@ func New(o Options) *Node { return &Node{o: o} }
 func (n *Node) Run(ctx context.Context, run func(context.Context) error) {
 	defer n.end(ctx)
 	defer context.AfterFunc(ctx, func() { n.end(ctx) })() // not after run: a node that is slow to stop has not failed
-	last := readMarker(n.o.Marker, n.o.Boot)
-	n.failures = last.failures
-	why := last.why
-	if why == "" {
+	var why string
+	if n.failures, why = readMarker(n.o.Marker, n.o.Boot); why == "" {
 		n.begin()
 		timer := time.AfterFunc(proven, n.succeed)
 		err := run(ctx)
@@ -107,13 +101,10 @@ func (n *Node) begin() {
 	}
 }
 
-// note adds text to the marker.
+// note adds text to the marker. Without it, as on a full disk, the marker still counts.
 func (n *Node) note(text string) {
-	if n.trial == nil {
-		return
-	}
-	if _, err := n.trial.WriteString(text); err != nil {
-		n.o.Logger.Warn("the start of the node is recorded incompletely", "error", err)
+	if n.trial != nil {
+		_, _ = n.trial.WriteString(text)
 	}
 }
 
@@ -142,21 +133,23 @@ func (n *Node) succeed() {
 func (n *Node) fail(err error) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	why := "it ended without an error"
-	if err != nil {
-		why = err.Error()
+	if err == nil {
+		err = errors.New("it ended unexpectedly")
 	}
-	n.note(why)
+	n.note(err.Error())
 	n.close()
 	n.failures++
-	return why
+	return err.Error()
 }
 
 // end removes the marker when the process ends in order, so that the next start runs the node.
 func (n *Node) end(ctx context.Context) {
+	if ctx.Err() == nil { // a panic of run goes through Run's deferred calls
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.trial != nil && errors.Is(context.Cause(ctx), n.o.GaveUp) {
+	if errors.Is(context.Cause(ctx), n.o.GaveUp) { // it may be what is left of a node that is off
 		n.note("a library ended the process (klog.Fatal or klog.Exit); the end of the log of that start says why")
 		n.keep = true
 	}
@@ -196,7 +189,7 @@ func (n *Node) await(ctx context.Context, why string) {
 			<-ctx.Done()
 			return
 		}
-		wait, blocked = recheck, "It waits: "+err.Error()+". "
+		wait, blocked = waits[0], "It waits: "+err.Error()+". "
 	}
 }
 

@@ -42,7 +42,9 @@ func endProcess(n *Node, how string) {
 		switch step {
 		case "ready":
 			n.Ready()
-		case "panic":
+		case "panic": // Run's deferred calls run
+			panic("page 45 is damaged")
+		case "panic-elsewhere":
 			go func() { panic("page 45 is damaged") }()
 			select {}
 		case "exit":
@@ -132,7 +134,7 @@ func TestFailedNodeIsTriedAgain(t *testing.T) {
 // says why. A kill of a node that was ready does not count.
 func TestNodeThatEndedTheProcessIsOff(t *testing.T) {
 	for _, c := range []struct{ how, why string }{
-		{"panic", "page 45 is damaged"}, {"ready panic", "page 45 is damaged"}, {"exit", "was killed or exited"},
+		{"panic", "page 45 is damaged"}, {"panic-elsewhere", "page 45 is damaged"}, {"ready panic", "page 45 is damaged"}, {"exit", "was killed or exited"},
 		{"kill", "was killed or exited"}, {"ready kill", ""},
 	} {
 		t.Run(c.how, func(t *testing.T) {
@@ -185,7 +187,7 @@ func TestMarkerOfNodesStart(t *testing.T) {
 				s := newStart(t, marker, runs)
 				synctest.Wait()
 				testenv.Equal(t, s.off, c.off, "the node is off:")
-				testenv.True(t, len(s.board.Components()[0].Message) < 2*reasonAtMost, "the status has a long text")
+				testenv.True(t, len(s.board.Components()[0].Message) < 2*readAtMost, "the status has a long text")
 				if c.off {
 					testenv.Equal(t, s.restarted(), time.Minute+c.longer, "the node is tried again after")
 				} else {
@@ -212,6 +214,7 @@ func TestMarkerIsRemoved(t *testing.T) {
 		"stopped while off":    {run: fails, before: 1, cause: context.Canceled},
 		"off":                  {run: fails, before: 1, stays: true},
 		"a library ended it":   {run: runs, before: 1, cause: errGaveUp, stays: true},
+		"it did so while off":  {run: fails, before: 1, cause: errGaveUp, stays: true},
 		"it did so much later": {run: runs, before: proven + 1, cause: errGaveUp},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -253,7 +256,7 @@ func TestRestartWaitsForMajority(t *testing.T) {
 		message := s.board.Components()[0].Message
 		testenv.True(t, strings.Contains(message, s.refuse.Error()) && strings.Contains(message, "the kubelet ended"), "status says %q", message)
 		s.refuse = nil
-		testenv.True(t, s.restarted() <= recheck, "the restart is late")
+		testenv.True(t, s.restarted() <= waits[0], "the restart is late")
 	})
 }
 
@@ -269,6 +272,6 @@ func TestFullDiskHoldsRestart(t *testing.T) {
 		message := s.board.Components()[0].Message
 		testenv.True(t, strings.Contains(message, syscall.ENOSPC.Error()), "status says %q", message)
 		testenv.NoError(t, os.Remove(marker))
-		testenv.True(t, s.restarted() <= recheck, "the restart is late")
+		testenv.True(t, s.restarted() <= waits[0], "the restart is late")
 	})
 }
