@@ -266,6 +266,9 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 		select {
 		case <-event:
 		case <-g.Context().Done():
+			for _, name := range []string{partPodNetwork, partPolicies, partSpeaker, partIngress} {
+				o.part(name).Set(status.Stopped, "") // a server goes on without its node
+			}
 			return nil
 		}
 	}

@@ -31,10 +31,12 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// partPodNetwork and partServices are the names of the status lines of the pod network and the Service proxy.
+// partPodNetwork, partServices and partSpeaker are the names of the status lines of the pod network, the Service proxy
+// and the load balancer addresses.
 const (
 	partPodNetwork = "pod network"
 	partServices   = "service proxy"
+	partSpeaker    = "load balancer addresses"
 	// partFirewall is the name of the status line of other programs' firewalls. It is never degraded: whether they
 	// accept the required packets cannot be found out.
 	partFirewall = "host firewall"
@@ -278,7 +280,7 @@ func (n *network) start(g *supervise.Group) {
 	} else {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
-	run("load balancer addresses", n.addresses.Run)
+	run(partSpeaker, n.addresses.Run)
 	if n.ingress != nil {
 		run(partIngress, n.ingress.Run)
 	} else {

@@ -29,8 +29,9 @@ func TestNodeFailureLeavesServer(t *testing.T) {
 	s.Creates("configmap", "kept", "--from-literal=a=1")
 	pid := s.Pid()
 	harness.Eventually(t, soon, "the status says why the node is off", func() error {
-		return statusLine(s, "node", "failed.*kubelet.*10250.*tries? the node again after 1m0s")
+		return statusLine(s, "node", "failed.*kubelet.*10250.*to try the node again after 1m0s")
 	})
+	testenv.NoError(t, statusLine(s, "pod network", "stopped"))
 	endListener()
 	_ = listener.Wait() // it was killed
 	s.WaitReady()
