@@ -4,8 +4,8 @@
 // network devices, packet filter tables, cgroups and files that were made for them.
 //
 // It recognizes what is coracle's by coracle's own records: shims by the program that they run, containers by the ids
-// in the run directory and the cgroups named after them, mounts by the folders in which they are. It never goes by a
-// process' name, and never deletes a folder in which something is still mounted. It refuses to work while coracle runs,
+// in the run directory and the cgroups named after them (internal/podkill), mounts by the folders in which they are. It
+// never goes by a process' name, and never deletes a folder in which something is still mounted. It refuses to work while coracle runs,
 // and does not stop coracle: the service manager does that.
 package cleanup
 
@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/internal/podkill"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -56,9 +57,12 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 		what string
 		do   func() error
 	}{
-		{"pods", func() error { return endPods(ctx, o) }},
+		{"pods", func() error {
+			n := podkill.Node{Root: o.Paths.ContainerdRoot, State: o.Paths.ContainerdState, BinDir: o.Paths.BinDir}
+			return podkill.End(ctx, n, o.Grace, func(text string) { fmt.Fprintln(o.Progress, text) })
+		}},
 		{"mounts", func() error {
-			return unmountBelow(append(kubeletRoots(o.Paths), o.Paths.RunDir, o.Paths.ContainerdRoot)...)
+			return podkill.UnmountBelow(append(kubeletRoots(o.Paths), o.Paths.RunDir, o.Paths.ContainerdRoot)...)
 		}},
 		{"network", func() error { return cleanNetwork(o.Paths.RunDir) }},
 		{"cgroups", func() error {

@@ -30,45 +30,6 @@ func write(t *testing.T, path, text string) {
 	testenv.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 }
 
-// fakeProcess adds a process to a made-up /proc.
-func fakeProcess(t *testing.T, proc, pid, exe, stat, cgroup string) {
-	t.Helper()
-	dir := filepath.Join(proc, pid)
-	write(t, filepath.Join(dir, "stat"), pid+" "+stat)
-	write(t, filepath.Join(dir, "cgroup"), cgroup)
-	testenv.NoError(t, os.Symlink(exe, filepath.Join(dir, "exe")))
-}
-
-func TestProcessesOfThisBinary(t *testing.T) {
-	proc, bin := t.TempDir(), t.TempDir()
-	helper := bin + "/0123/coracle-helper"
-	fakeProcess(t, proc, "10", helper, "(containerd-shim) S 1", "0::/system.slice/coracle.service\n")
-	fakeProcess(t, proc, "11", helper+" (deleted)", "(containerd-shim) S 1", "0::/\n")
-	fakeProcess(t, proc, "12", "/pause", "(pause) S 10", "4:memory:/kubepods/podx/abc\n0::/\n")
-	fakeProcess(t, proc, "13", "/bin/odd", "(a) b) S 12", "0::/kubepods/podx/abc/inner\n")
-	fakeProcess(t, proc, "14", "/bin/other", "(other) S 1", "0::/kubepods/pody/def\n")
-	fakeProcess(t, proc, "15", bin+"/0123/coracle-tools", "(kubectl) S 1", "0::/user.slice\n")
-	fakeProcess(t, proc, "16", "/pause", "(pause) Z 10", "0::/kubepods/podx/abc\n")
-	fakeProcess(t, proc, "17", "/usr/bin/coracle-helper", "(coracle-helper) S 1", "0::/\n")
-	got := testenv.Must(processesOf(proc, bin, map[string]bool{"abc": true}))(t)
-	slices.SortFunc(got, func(a, b process) int { return a.pid - b.pid })
-	want := []process{{10, 1, true}, {11, 1, true}, {12, 10, false}, {13, 12, false}}
-	testenv.EqualSlices(t, got, want, "")
-}
-
-func TestMountsBelowFolderAreFound(t *testing.T) {
-	dir := t.TempDir()
-	file := filepath.Join(dir, "mountinfo")
-	write(t, file, `20 1 0:1 / / rw - ext4 /dev/root rw
-21 20 0:2 / `+dir+` rw - ext4 /dev/sdb rw
-22 21 0:3 / `+dir+`/a\040b rw - tmpfs tmpfs rw
-23 21 0:4 / `+dir+`-not rw - tmpfs tmpfs rw
-24 22 0:5 / `+dir+`/a\040b/c rw - tmpfs tmpfs rw
-`)
-	got := testenv.Must(mountsBelow(file, dir))(t)
-	testenv.EqualSlices(t, got, []string{dir + "/a b", dir + "/a b/c"}, "")
-}
-
 // TestOthersServiceTablesStay: the kube-proxy of another cluster on this host calls its tables as coracle's proxy does.
 func TestOthersServiceTablesStay(t *testing.T) {
 	netns.Require(t)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/podkill"
 )
 
 // Paths outside the data directory. With the default data directory, the agent gives the kubelet the system's folders.
@@ -48,7 +49,7 @@ func (k *remover) removeAll(paths ...string) error {
 		if p == "" || !filepath.IsAbs(p) || filepath.Dir(p) == p {
 			continue
 		}
-		points, err := mountsBelow(mountinfo, p)
+		points, err := podkill.MountsBelow(p)
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cleanup
+package podkill
 
 import (
 	"errors"
@@ -12,14 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const mountinfo = "/proc/self/mountinfo"
-
-// unmountBelow unmounts everything below the folders, the last mounted first. The folders themselves stay mounted: they
+// UnmountBelow unmounts everything below the folders, the last mounted first. The folders themselves stay mounted: they
 // may be mount points of the operator.
-func unmountBelow(dirs ...string) error {
+func UnmountBelow(dirs ...string) error {
 	var errs []error
 	for range 3 { // another round finds mounts only where some were stacked on one mount point
-		points, err := mountsBelow(mountinfo, dirs...)
+		points, err := MountsBelow(dirs...)
 		if err != nil {
 			return err
 		}
@@ -40,7 +38,12 @@ func unmountBelow(dirs ...string) error {
 	return errors.Join(errs...)
 }
 
-// mountsBelow returns the mount points below the folders in the order in which they were mounted (proc(5)).
+// MountsBelow returns the mount points below the folders in the order in which they were mounted.
+func MountsBelow(dirs ...string) ([]string, error) {
+	return mountsBelow("/proc/self/mountinfo", dirs...)
+}
+
+// mountsBelow reads the mount points from a file (proc(5)).
 func mountsBelow(file string, dirs ...string) ([]string, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {

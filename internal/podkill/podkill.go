@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cleanup
+// Package podkill ends the processes of a node's pods without containerd, and unmounts what they had mounted.
+//
+// It recognizes what is coracle's by coracle's own records: shims by the program that they run, containers by the ids
+// in containerd's state directory and the cgroups named after them, or by a root file system that is one of containerd's
+// snapshots. It never goes by a process' name. It removes no files.
+package podkill
 
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,6 +26,16 @@ import (
 // write first.
 const hardEnd = 30 * time.Second
 
+// Node is where a node's containers have their records and programs.
+type Node struct {
+	Root   string // containerd's root directory
+	State  string // containerd's state directory
+	BinDir string // the programs of the shims
+}
+
+// snapshots is the beginning of the names of the folders in which containerd's root directory has its snapshots.
+const snapshots = "/io.containerd.snapshotter.v1."
+
 // process is what /proc says of a process of coracle's or of its pods.
 type process struct {
 	pid    int
@@ -30,28 +43,11 @@ type process struct {
 	shim   bool
 }
 
-// refuseWhileRunning returns an error when a running coracle holds the lock on its pid file.
-func refuseWhileRunning(pidFile string) error {
-	f, err := os.Open(pidFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("see whether coracle runs: %w", err)
-	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		pid, _ := os.ReadFile(pidFile)
-		return fmt.Errorf("coracle is running as process %s; nothing was removed. Stop it first, then run this again", bytes.TrimSpace(pid))
-	}
-	return nil
-}
-
-// endPods sends SIGTERM to the first process of each container, waits for the grace time, and kills the remaining
-// processes and the shims.
-func endPods(ctx context.Context, o Options) error {
-	ids := containerIDs(o.Paths.ContainerdState)
-	list := func() ([]process, error) { return processesOf("/proc", o.Paths.BinDir, ids) }
+// End sends SIGTERM to the first process of each container, waits for the grace time, and kills the remaining
+// processes and the shims. progress gets a sentence when processes have to be killed.
+func End(ctx context.Context, n Node, grace time.Duration, progress func(string)) error {
+	ids := containerIDs(n.State)
+	list := func() ([]process, error) { return processesOf("/proc", n, ids) }
 	procs, err := list()
 	if err != nil {
 		return err
@@ -68,8 +64,8 @@ func endPods(ctx context.Context, o Options) error {
 			_ = unix.Kill(p.pid, unix.SIGTERM) // an error is fine: the process has exited
 		}
 	}
-	if left, err := waitExited(ctx, o.Grace, func() ([]process, error) { return containersOf(list) }); err == nil && left > 0 {
-		fmt.Fprintf(o.Progress, "%d processes of pods are still there after %v: killing them\n", left, o.Grace)
+	if left, err := waitExited(ctx, grace, func() ([]process, error) { return containersOf(list) }); err == nil && left > 0 {
+		progress(fmt.Sprintf("%d processes of pods are still there after %v: killing them", left, grace))
 	}
 	left, err := waitExited(ctx, hardEnd, func() ([]process, error) {
 		procs, err := list()
@@ -121,11 +117,16 @@ func containerIDs(state string) map[string]bool {
 	return ids
 }
 
-// processesOf returns the shims and the ingress proxy, which run programs in the folder bin, and the processes in the
-// cgroup of one of the containers.
-func processesOf(proc, bin string, ids map[string]bool) ([]process, error) {
+// processesOf returns the shims and the ingress proxy, which run programs in the folder of programs, and the processes
+// in the cgroup of one of the containers, or in a snapshot. The last have a container that the state directory does not
+// have any more.
+func processesOf(proc string, n Node, ids map[string]bool) ([]process, error) {
+	bin, root, own := n.BinDir, n.Root, filepath.Join(proc, "self", "mountinfo")
 	if real, err := filepath.EvalSymlinks(bin); err == nil {
 		bin = real // the path as the kernel writes it
+	}
+	if real, err := filepath.EvalSymlinks(root); err == nil {
+		root = real
 	}
 	entries, err := os.ReadDir(proc)
 	if err != nil {
@@ -137,11 +138,12 @@ func processesOf(proc, bin string, ids map[string]bool) ([]process, error) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		p := process{pid: pid, shim: isShim(filepath.Join(proc, e.Name()), bin)}
-		if !p.shim && !inContainer(filepath.Join(proc, e.Name(), "cgroup"), ids) {
+		dir := filepath.Join(proc, e.Name())
+		p := process{pid: pid, shim: isShim(dir, bin)}
+		if !p.shim && !inContainer(filepath.Join(dir, "cgroup"), ids) && !inSnapshot(filepath.Join(dir, "mountinfo"), own, root) {
 			continue
 		}
-		if p.parent = parentOf(filepath.Join(proc, e.Name(), "stat")); p.parent < 0 {
+		if p.parent = parentOf(filepath.Join(dir, "stat")); p.parent < 0 {
 			continue // a zombie, which only its parent can remove, or the process has exited
 		}
 		out = append(out, p)
@@ -174,6 +176,25 @@ func inContainer(file string, ids map[string]bool) bool {
 		}
 	}
 	return false
+}
+
+// inSnapshot says whether a process' root file system is an overlay of containerd's snapshots below root. own is the
+// mountinfo file of this process, which may run in a container of another node with the same paths.
+func inSnapshot(file, own, root string) bool {
+	line := rootMount(file)
+	return len(line) > 4 && strings.Contains(strings.Join(line, " "), "="+root+snapshots) && line[2] != rootMount(own)[2]
+}
+
+// rootMount returns the fields of the mount of a process' root (proc(5)), of which the third is the device. They are
+// empty texts for a process that has exited.
+func rootMount(file string) []string {
+	data, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(unescape.Replace(line)); len(f) > 4 && f[4] == "/" {
+			return f
+		}
+	}
+	return make([]string, 3)
 }
 
 // parentOf reads the parent's process id from /proc/PID/stat. It returns -1 for zombies and for processes that have
