@@ -20,11 +20,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/internal/podkill"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
@@ -197,6 +199,8 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: cniBin, CNIConfDir: cniConf,
 		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter,
 		Runtimes: o.runtimes, DefaultRuntime: o.DefaultRuntime, NonrootDevices: o.NonrootDevices, Logger: o.Logger,
+		Records: &records.Records{Logger: o.Logger,
+			Node: podkill.Node{Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: p.BinDir}},
 	}
 }
 

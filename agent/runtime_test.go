@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -27,9 +28,11 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
+	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
+	"github.com/coracle-k8s/coracle/internal/podkill"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -57,6 +60,8 @@ func runtimeChild(dir string) error {
 	defer stop()
 	logrus.SetLevel(logrus.WarnLevel)
 	o := runtimeOptions(dir)
+	o.Records = &records.Records{Logger: slog.Default(), BootIDFile: filepath.Join(dir, "boot_id"),
+		Node: podkill.Node{Root: o.Root, State: o.State, BinDir: dir}}
 	config, err := registries.Load(filepath.Join(dir, "registries.yaml"))
 	if err != nil {
 		return err
@@ -206,9 +211,7 @@ func (n *node) remove() {
 		if n.cmd == nil {
 			n.start()
 		}
-		ctx := context.Background()
-		testenv.Check(n.t, testenv.Err(n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: n.sandbox})), "stop the pod")
-		testenv.Check(n.t, testenv.Err(n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: n.sandbox})), "remove the pod")
+		n.endPod()
 	}
 	n.signal(syscall.SIGTERM)
 	if n.conn != nil {
@@ -229,6 +232,13 @@ func (n *node) remove() {
 		}
 	}
 	testenv.Check(n.t, os.RemoveAll(n.dir))
+}
+
+func (n *node) endPod() {
+	n.t.Helper()
+	ctx := context.Background()
+	testenv.Check(n.t, testenv.Err(n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: n.sandbox})), "stop the pod")
+	testenv.Check(n.t, testenv.Err(n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: n.sandbox})), "remove the pod")
 }
 
 func (n *node) cgroup() string { return "/coracle-test-" + filepath.Base(n.dir) }

@@ -31,6 +31,7 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 
+	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
 )
 
@@ -70,6 +71,8 @@ type Options struct {
 	// runc.
 	Runtimes       []runtimes.Runtime
 	DefaultRuntime string
+	// Records are checked before the start, and set aside if they are damaged. nil means that they are taken as they are.
+	Records *records.Records
 	// Logger receives this package's messages. containerd itself logs through logrus' standard logger.
 	Logger *slog.Logger
 }
@@ -99,7 +102,7 @@ var started atomic.Bool
 
 // Start starts containerd. It returns when the CRI service has recovered the containers of an earlier run and serves
 // requests.
-func Start(ctx context.Context, o Options) (*Server, error) {
+func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	if !started.CompareAndSwap(false, true) {
 		return nil, errors.New("containerd: already started in this process, and its plugins cannot be set up twice")
 	}
@@ -108,6 +111,12 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{opts: o, fatal: setTrap()}
 	if err := s.prepare(); err != nil {
 		return nil, err
+	}
+	if o.Records != nil {
+		if err := s.checkRecords(ctx); err != nil {
+			return nil, err
+		}
+		defer func() { o.Records.Ended(err) }()
 	}
 	config := serverConfig(o, s.snapshotter, detectHost())
 	if err := server.CreateTopLevelDirectories(config); err != nil {
@@ -165,6 +174,15 @@ func (s *Server) prepare() error {
 	return nil
 }
 
+// checkRecords makes sure that containerd gets records that it can use, if only empty ones.
+func (s *Server) checkRecords(ctx context.Context) (err error) {
+	if err := s.opts.Records.Prepare(ctx, func() error { return nil }); err != nil {
+		return err
+	}
+	s.snapshotter, err = chooseSnapshotter(s.opts.Snapshotter, s.opts.Root, s.opts.Logger) // the choice was set aside too
+	return err
+}
+
 // waitReady waits until the CRI service has recovered, has failed, or exceeds startTimeout.
 func (s *Server) waitReady(ctx context.Context) error {
 	ready := make(chan struct{})
@@ -183,8 +201,8 @@ func (s *Server) waitReady(ctx context.Context) error {
 	case err := <-s.fatal.failed:
 		return fmt.Errorf("containerd: the CRI service did not start: %w", err)
 	case <-timer.C:
-		return fmt.Errorf("containerd: the CRI service was not ready within %s; containers keep running, see its log lines above",
-			startTimeout)
+		return fmt.Errorf("containerd: the CRI service was not ready within %s; containers keep running, see its log lines above: %w",
+			startTimeout, context.DeadlineExceeded)
 	case <-ctx.Done():
 		return fmt.Errorf("containerd: stopped while starting: %w", context.Cause(ctx))
 	}

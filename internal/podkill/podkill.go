@@ -139,7 +139,7 @@ func processesOf(proc string, n Node, ids map[string]bool) ([]process, error) {
 			continue
 		}
 		dir := filepath.Join(proc, e.Name())
-		p := process{pid: pid, shim: isShim(dir, bin)}
+		p := process{pid: pid, shim: isShim(dir, bin, n.State)}
 		if !p.shim && !inContainer(filepath.Join(dir, "cgroup"), ids) && !inSnapshot(filepath.Join(dir, "mountinfo"), own, root) {
 			continue
 		}
@@ -151,7 +151,13 @@ func processesOf(proc string, n Node, ids map[string]bool) ([]process, error) {
 	return out, nil
 }
 
-func isShim(dir, bin string) bool {
+// isShim says whether a process is a shim or the ingress proxy. containerd starts a shim in its container's folder,
+// also one of a runtime of the machine, which is another program.
+func isShim(dir, bin, state string) bool {
+	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && state != "" &&
+		strings.HasPrefix(cwd, filepath.Join(state, "io.containerd.runtime.v2.task")+"/") {
+		return true
+	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
 	if err != nil {
 		return false

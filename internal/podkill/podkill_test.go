@@ -44,10 +44,12 @@ func TestProcessesOfThisBinary(t *testing.T) {
 	fakeProcess(t, proc, "16", "/pause", "(pause) Z 10", "0::/kubepods/podx/abc\n", host)
 	fakeProcess(t, proc, "17", "/usr/bin/coracle-helper", "(coracle-helper) S 1", "0::/\n", host)
 	fakeProcess(t, proc, "18", "/bin/orphan", "(orphan) S 1", "0::/\n", snapshot("0:62", root)) // its shim and its bundle are gone
+	fakeProcess(t, proc, "20", "/usr/bin/containerd-shim-runsc-v1", "(containerd-shim) S 1", "0::/\n", host)
+	testenv.NoError(t, os.Symlink("/state/io.containerd.runtime.v2.task/k8s.io/abc", filepath.Join(proc, "20", "cwd")))
 	fakeProcess(t, proc, "19", "/bin/beside", "(beside) S 1", "0::/\n", snapshot("0:50", root)) // in this process' container
-	got := testenv.Must(processesOf(proc, Node{Root: root, BinDir: bin}, map[string]bool{"abc": true}))(t)
+	got := testenv.Must(processesOf(proc, Node{Root: root, State: "/state", BinDir: bin}, map[string]bool{"abc": true}))(t)
 	slices.SortFunc(got, func(a, b process) int { return a.pid - b.pid })
-	want := []process{{10, 1, true}, {11, 1, true}, {12, 10, false}, {13, 12, false}, {18, 1, false}}
+	want := []process{{10, 1, true}, {11, 1, true}, {12, 10, false}, {13, 12, false}, {18, 1, false}, {20, 1, true}}
 	testenv.EqualSlices(t, got, want, "")
 }
 

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -58,7 +60,7 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 		if r.Role == "server" && !r.Stopping {
 			askOthers(ctx, t, r)
 		}
-		r.Problems = append(r.Problems, diskProblems(t.Paths)...)
+		r.Problems = slices.Concat(r.Problems, records.Problems(t.Paths.ContainerdRoot), diskProblems(t.Paths))
 		return r, nil
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("only root may ask the running coracle; use: sudo coracle status")
@@ -71,7 +73,7 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	}
 	r = &status.Report{DataDir: t.Paths.DataDir, Problems: []string{}}
 	r.Problems = append(r.Problems, a.whyNotRunning(t)...)
-	r.Problems = append(r.Problems, diskProblems(t.Paths)...)
+	r.Problems = slices.Concat(r.Problems, records.Problems(t.Paths.ContainerdRoot), diskProblems(t.Paths))
 	return r, nil
 }
 
