@@ -71,7 +71,7 @@ type Options struct {
 	// runc.
 	Runtimes       []runtimes.Runtime
 	DefaultRuntime string
-	// Records are checked before the start, and set aside if they are damaged. nil means that they are taken as they are.
+	// Records are checked before the start, and set aside if they are damaged. nil means that they are not checked.
 	Records *records.Records
 	// Logger receives this package's messages. containerd itself logs through logrus' standard logger.
 	Logger *slog.Logger

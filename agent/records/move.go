@@ -34,7 +34,7 @@ func moveContent(root string) error {
 	return err
 }
 
-// moveTo moves all that is in the directory root to the new directory to. Nothing is moved if the first of it cannot be.
+// moveTo moves all that is in the directory root to the new directory to. Nothing is moved if the first rename fails.
 func moveTo(to, root string) error {
 	entries, err := os.ReadDir(root)
 	if err != nil || len(entries) == 0 {

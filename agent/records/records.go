@@ -3,8 +3,8 @@
 // Package records decides, before containerd starts, whether containerd's records can be used, and sets damaged ones
 // aside.
 //
-// It owns the directories ROOT.damaged-N and the files ROOT.json, ROOT.starts and ROOT.crash, where ROOT is containerd's
-// root directory. It deletes nothing but the oldest of more than two directories that it has set aside, and says so. It
+// It owns the directories ROOT.damaged-N and the files ROOT.json, ROOT.starts and ROOT.crash. ROOT is containerd's root
+// directory. It deletes nothing but the oldest of more than two directories that it has set aside, and says so. It
 // never touches the records of a containerd that runs.
 package records
 
@@ -60,9 +60,9 @@ type state struct {
 	Directories []Directory `json:"directories,omitempty"`
 }
 
-// Prepare checks the records, and sets them aside if they are damaged, or if containerd did not start twice in a row. It
-// does so at most once after each boot: a disk that damages them again at once has to be
-// replaced, and Prepare returns an error then. unpacked is one more check, which is called if bbolt can open the files.
+// Prepare checks the records, and sets them aside if they are damaged or if containerd did not start twice in a row. It
+// does so at most once after each boot: a disk that damages them again at once has to be replaced, and Prepare returns
+// an error then. unpacked is one more check, which is called if bbolt can open the files. Its error says what is wrong.
 // Ended must be called when the start has ended.
 func (r *Records) Prepare(ctx context.Context, unpacked func() error) error {
 	s, err := r.load()

@@ -2,9 +2,9 @@
 
 // Package podkill ends the processes of a node's pods without containerd, and unmounts what they had mounted.
 //
-// It recognizes what is coracle's by coracle's own records: shims by the program that they run, containers by the ids
-// in containerd's state directory and the cgroups named after them, or by a root file system that is one of containerd's
-// snapshots. It never goes by a process' name. It removes no files.
+// It recognizes what is coracle's by coracle's own records: shims by the program that they run or their folder,
+// containers by the ids in containerd's state directory and the cgroups named after them, or by a root file system that
+// is one of containerd's snapshots. It never goes by a process' name. It removes no files.
 package podkill
 
 import (
@@ -154,16 +154,16 @@ func processesOf(proc string, n Node, ids map[string]bool) ([]process, error) {
 // isShim says whether a process is a shim or the ingress proxy. containerd starts a shim in its container's folder,
 // also one of a runtime of the machine, which is another program.
 func isShim(dir, bin, state string) bool {
-	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && state != "" &&
-		strings.HasPrefix(cwd, filepath.Join(state, "io.containerd.runtime.v2.task")+"/") {
-		return true
-	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
 	if err != nil {
 		return false
 	}
 	exe = strings.TrimSuffix(exe, " (deleted)")
 	name := filepath.Base(exe)
+	if cwd, err := os.Readlink(filepath.Join(dir, "cwd")); err == nil && strings.HasPrefix(name, "containerd-shim-") && state != "" &&
+		strings.HasPrefix(cwd, filepath.Join(state, "io.containerd.runtime.v2.task")+"/") {
+		return true
+	}
 	// the proxy is ended like a shim: after the containers, by SIGKILL
 	return strings.HasPrefix(exe, bin+"/") && (name == "coracle-helper" || name == "coracle-ingress")
 }

@@ -5,8 +5,8 @@
 //
 // It recognizes what is coracle's by coracle's own records: shims by the program that they run, containers by the ids
 // in the run directory and the cgroups named after them (internal/podkill), mounts by the folders in which they are. It
-// never goes by a process' name, and never deletes a folder in which something is still mounted. It refuses to work while coracle runs,
-// and does not stop coracle: the service manager does that.
+// never goes by a process' name, and never deletes a folder in which something is still mounted. It refuses to work
+// while coracle runs, and does not stop coracle: the service manager does that.
 package cleanup
 
 import (
