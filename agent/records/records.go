@@ -3,7 +3,7 @@
 // Package records decides, before containerd starts, whether containerd's records can be used, and sets damaged ones
 // aside.
 //
-// It owns the directories ROOT.damaged-N and the files ROOT.json, ROOT.starts and ROOT.crash. ROOT is containerd's root
+// It owns the directories ROOT.damaged-N and the files ROOT.json and ROOT.starts, where ROOT is containerd's root
 // directory. It deletes nothing but the oldest of more than two directories that it has set aside, and says so. It
 // never touches the records of a containerd that runs.
 package records
@@ -88,7 +88,6 @@ func (r *Records) Prepare(ctx context.Context, unpacked func() error) error {
 			return fmt.Errorf("containerd's records are damaged (%s) and could not be set aside: %w", why, err)
 		}
 	}
-	r.watchCrash()
 	return nil
 }
 
