@@ -20,9 +20,9 @@ import (
 
 const (
 	// logTail is how much of the end of a log is collected, and olderTail of the file before it, in bytes.
-	logTail, olderTail = 5_000_000, 1_000_000
+	logTail, olderTail = 3_000_000, 1_000_000
 	// journalLines is how many lines of the journal are collected.
-	journalLines = "20000"
+	journalLines = "10000"
 	// listedFiles is how many files of the data directory are listed.
 	listedFiles = 3000
 	// lineLength is how much of a line of the list of mounts is collected: an image has tens of layers.

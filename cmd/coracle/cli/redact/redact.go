@@ -116,10 +116,10 @@ func afterMarker(text string, from int) int {
 // logPrefix is what the journal puts before a line.
 var logPrefix = regexp.MustCompile(`^\S+ \S+ \S+\[\d+\]: `)
 
-// opensBlock is the end of a line behind which the value of a key of YAML follows in lines of its own.
-var opensBlock = regexp.MustCompile(`^([\s-]*)"?([A-Za-z_][\w.-]*)"?:\s*([|>][-+0-9]*)?\s*$`)
+// opensBlock is a line behind which the value of a key of YAML or JSON follows in lines of its own.
+var opensBlock = regexp.MustCompile(`^([\s-]*)"?([A-Za-z_][\w.-]*)"?:\s*([|>][-+0-9]*|[\[{])?\s*$`)
 
-// block is the value of a secret key of YAML that has lines of its own.
+// block is the value of a secret key of YAML or JSON that has lines of its own.
 type block struct {
 	open   bool
 	indent int
@@ -140,30 +140,41 @@ func (b *block) hides(line string) bool {
 	return false
 }
 
-// rule masks one form of secrets in a line.
+// rule masks one form of secrets in a line that has the given text: most lines have not, and searching for it is much
+// faster than the form.
 type rule struct {
+	has  string
 	form *regexp.Regexp
 	by   string
 }
 
 var rules = []rule{
-	{regexp.MustCompile(`(?i)\b(bearer|basic|negotiate)(["']?[ \t]+["']?)[A-Za-z0-9+/=._~-]{4,}`), "$1$2" + Mask},
-	{regexp.MustCompile(`(?i)\b(digest|aws4-hmac-sha256) \w+=.*`), "$1 " + Mask},
-	{regexp.MustCompile(`\beyJ[\w-]{6,}\.[\w-]+(\.[\w-]*)*`), Mask},
-	{regexp.MustCompile(`\b(CRC1|K10)[0-9a-f]{8,}::[^\s"']+`), Mask},
-	{regexp.MustCompile(`\b[a-z0-9]{6}\.[a-z0-9]{16}\b`), Mask},
-	{regexp.MustCompile(`\bAGE-SECRET-KEY-1[A-Z0-9]+`), Mask},
-	{regexp.MustCompile(`\b(AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}\b`), Mask},
-	{regexp.MustCompile(`\b(gh[pousr]_|github_pat_|glpat-|xox[a-z]-|[sr]k_live_|hvs\.|dckr_pat_|npm_|AIza)[\w-]{8,}`), Mask},
-	{regexp.MustCompile(`(hooks\.slack\.com/|discord\.com/api/webhooks/|api\.telegram\.org/bot)[^\s"']+`), "$1" + Mask},
-	{regexp.MustCompile(`(\s-u|--user|--proxy-user)([ =]["']?)[^\s"':]+:[^\s"']+`), "$1$2" + Mask},
+	{"", regexp.MustCompile(`(?i)\b(bearer|basic|negotiate)(["']?[ \t]+["']?)[A-Za-z0-9+/=._~-]{4,}`), "$1$2" + Mask},
+	{"=", regexp.MustCompile(`(?i)\b(digest|aws4-hmac-sha256) \w+=.*`), "$1 " + Mask},
+	{"eyJ", regexp.MustCompile(`\beyJ[\w-]{6,}\.[\w-]+(\.[\w-]*)*`), Mask},
+	{"::", regexp.MustCompile(`\b(CRC1|K10)[0-9a-f]{8,}::[^\s"']+`), Mask},
+	{".", regexp.MustCompile(`\b[a-z0-9]{6}\.[a-z0-9]{16}\b`), Mask},
+	{"AGE-", regexp.MustCompile(`\bAGE-SECRET-KEY-1[A-Z0-9]+`), Mask},
+	{"A", regexp.MustCompile(`\b(AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}\b`), Mask},
+	{"", regexp.MustCompile(`\b(gh[pousr]_|github_pat_|glpat-|xox[a-z]-|[sr]k_live_|hvs\.|dckr_pat_|npm_|AIza)[\w-]{8,}`), Mask},
+	{"/", regexp.MustCompile(`(hooks\.slack\.com/|discord\.com/api/webhooks/|api\.telegram\.org/bot)[^\s"']+`), "$1" + Mask},
+	{"-", regexp.MustCompile(`(\s-u|--user|--proxy-user)([ =]["']?)[^\s"':]+:[^\s"']+`), "$1$2" + Mask},
+	{"", regexp.MustCompile(`(?i)\b(password|passwd|passphrase|token)( is| was)? ["'][^"']+["']`), "$1$2 " + Mask},
+	{" ", regexp.MustCompile(`(?i)\b(password|passwd|passphrase|token|secret)( is| was) [^\s"'*]\S*`), "$1$2 " + Mask},
+	{" ", regexp.MustCompile(`(?i)\b((?:api|access|private|secret|encryption|signing|account) key(?: is|:| =|=))\s*[^\s*]\S*`), "$1 " + Mask},
+	{"<", regexp.MustCompile(`(?i)(<[\w:-]*(?:pass|pwd|secret|token|key|credential)[\w:-]*>)[^<]+`), "$1" + Mask},
+	{"%3", regexp.MustCompile(`(?i)((?:pass|password|passwd|pwd|secret|token|key|credential|signature)%3[da])[^\s"'&]+`), "$1" + Mask},
+	{" -", regexp.MustCompile(`(\b(?:mysql|mariadb|sshpass|redis-cli|docker|podman|nerdctl)\w*\b.*?\s-[pa] ?)[^\s*-]\S*`), "$1" + Mask},
+	{"$", regexp.MustCompile(`\$(2[abxy]?|5|6|7|y|apr1|argon2\w*)\$[^\s"':]+`), Mask},
 }
 
 // maskLine masks the secrets of one line.
 func maskLine(line string) string {
 	line = maskUserinfo(line)
 	for _, r := range rules {
-		line = r.form.ReplaceAllString(line, r.by)
+		if strings.Contains(line, r.has) {
+			line = r.form.ReplaceAllString(line, r.by)
+		}
 	}
 	line = maskFlags(line)
 	line = maskValues(line)
@@ -184,6 +195,9 @@ var (
 
 // maskUserinfo masks user and password before a host. A password may have slashes and at signs.
 func maskUserinfo(line string) string {
+	if !strings.Contains(line, "@") {
+		return line
+	}
 	line = urlForm.ReplaceAllStringFunc(line, func(address string) string {
 		scheme, rest, _ := strings.Cut(address, "://")
 		for at := strings.LastIndexByte(rest, '@'); at >= 0; at = strings.LastIndexByte(rest[:at], '@') {

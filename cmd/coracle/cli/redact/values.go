@@ -14,12 +14,12 @@ var secretWords = []string{
 	"password", "passwd", "passphrase", "passcode", "pwd", "secret", "token", "credential", "bearer", "cookie", "signature",
 	"jwt", "authoriz", "webhookurl", "dockerconfig", "kubeconfigdata", "presharedkey", "hmac", "keydata", "certificatedata",
 	"connectionstring", "connstr", "apikey", "accesskey", "privatekey", "secretkey", "encryptionkey", "signingkey",
-	"accountkey", "sharedkey", "clientkey", "masterkey", "authkey", "sshkey",
+	"creds", "fromliteral", "lastapplied", "accountkey", "sharedkey", "clientkey", "masterkey", "authkey", "sshkey",
 }
 
 // secretPieces are words that name a secret, or what may hold one, when they are the whole name or a word of it.
 var secretPieces = []string{
-	"pass", "auth", "auths", "sig", "pin", "psk", "dsn", "otp", "salt", "sid", "env", "envs", "environ", "environment",
+	"pass", "pw", "auth", "auths", "sig", "pin", "psk", "dsn", "otp", "salt", "sid", "env", "envs", "environ", "environment",
 	"value", "values", "args", "arg", "argv", "command", "cmd", "cmdline", "kid",
 }
 
@@ -80,6 +80,9 @@ var flagForm = regexp.MustCompile(`((?:^|[\s"'\[({,=])--?([A-Za-z][\w.-]*)["']?(
 
 // maskFlags masks the values of secret flags.
 func maskFlags(line string) string {
+	if !strings.Contains(line, "-") {
+		return line
+	}
 	return flagForm.ReplaceAllStringFunc(line, func(text string) string {
 		found := flagForm.FindStringSubmatch(text)
 		if !IsSecret(found[2]) && !strings.HasPrefix(found[2], "set") || strings.HasPrefix(found[3], Mask) { // helm's --set-string
