@@ -144,7 +144,7 @@ func (c *collector) versionText() string {
 func (c *collector) collectProcess(ctx context.Context, f *bugreport.Files) {
 	for name, path := range map[string]string{"stacks.txt": profiling.StacksPath, "heap.pprof": profiling.HeapPath} {
 		var out strings.Builder
-		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 		err := askDebug(ctx, c.tool, &out, path)
 		cancel()
 		switch {

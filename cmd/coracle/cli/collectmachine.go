@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,8 @@ const (
 	listedFiles = 3000
 	// lineLength is how much of a line of the list of mounts is collected: an image has tens of layers.
 	lineLength = 300
+	// containerdTime is the maximum duration of all questions to containerd together.
+	containerdTime = 20 * time.Second
 	// kernelLog is how much of the kernel's messages is collected, in bytes.
 	kernelLog = 256 << 10
 )
@@ -63,6 +66,8 @@ func (c *collector) collectNode(ctx context.Context, f *bugreport.Files) {
 		f.Failed("containers.txt", fmt.Errorf("there is no containerd at %s", p.ContainerdSocket))
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, containerdTime)
+	defer cancel()
 	for name, args := range map[string][]string{
 		"containers": {"containers", "ls"}, "images": {"images", "ls"}, "tasks": {"tasks", "ls"}, "snapshots": {"snapshots", "ls"},
 		"plugins": {"plugins", "ls"}, "content": {"content", "ls"}, "leases": {"leases", "ls"},
