@@ -136,19 +136,24 @@ func runBeside(t *testing.T, s *harness.Server, programs string) []int {
 			cancel()
 			<-ended
 		})
-		pids = append(pids, childOf(t, c.Process.Pid))
+		pids = append(pids, childOf(t, c.Process.Pid, ended))
 	}
 	return pids
 }
 
-// childOf waits for the program that nsenter starts in the machine's namespaces.
-func childOf(t *testing.T, pid int) int {
+// childOf waits for the program that nsenter starts in the machine's namespaces. It returns 0 if that has ended before.
+func childOf(t *testing.T, pid int, ended <-chan struct{}) int {
 	t.Helper()
 	child := 0
 	harness.Eventually(t, time.Minute, "nsenter starts the program", func() error {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
 		if err == nil {
 			child, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		}
+		select {
+		case <-ended:
+			return nil
+		default:
 		}
 		return err
 	})

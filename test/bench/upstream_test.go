@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/kubeproxy"
+	"github.com/coracle-k8s/coracle/test/proc"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -73,6 +74,9 @@ func benchUpstream(t *testing.T, bin, load string, out *figures) {
 	u.images()
 	x.measure()
 	u.pids() // all of them still run
+	for _, p := range u.processes {
+		out.add("RSS of "+p.name+" at the end", "MB", proc.StatusMB(p.pid, "VmRSS:"))
+	}
 }
 
 func newUpstream(t *testing.T, bin string) *upstream {
@@ -126,8 +130,9 @@ func (u *upstream) start(name string, args ...string) {
 		cancel()
 		<-p.ended
 	})
-	p.pid = childOf(u.t, c.Process.Pid)
+	p.pid = childOf(u.t, c.Process.Pid, p.ended)
 	u.processes = append(u.processes, p)
+	u.pids()
 }
 
 // pids returns the processes that are measured, and fails the test when one has ended: what is left would be measured
