@@ -197,7 +197,7 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 	}
 	return containerd.Options{
 		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: cniBin, CNIConfDir: cniConf,
-		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, Snapshotter: o.Snapshotter,
+		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, PauseTar: o.PauseTar, Snapshotter: o.Snapshotter,
 		Runtimes: o.runtimes, DefaultRuntime: o.DefaultRuntime, NonrootDevices: o.NonrootDevices, Logger: o.Logger,
 		Records: &records.Records{Logger: o.Logger,
 			Node: podkill.Node{Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: p.BinDir}},

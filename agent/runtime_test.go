@@ -112,6 +112,7 @@ func runtimeOptions(dir string) containerd.Options {
 		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), BinDir: filepath.Join(dir, "programs"),
 		CNIBinDir: filepath.Join(dir, "programs"), CNIConfDir: filepath.Join(dir, "net.d"),
 		RegistryDir: filepath.Join(dir, "registries"), PauseImage: embedded.PauseImage,
+		PauseTar: filepath.Join(dir, "images", "pause.tar"),
 	}
 }
 

@@ -60,6 +60,8 @@ type Options struct {
 	// PauseImage is the full name of the sandbox image. It must be imported: without a registry pulling it always
 	// fails.
 	PauseImage string
+	// PauseTar is the archive with PauseImage; empty for none. What is unpacked is compared with it before each start.
+	PauseTar string
 	// NonrootDevices gives a pod's devices to the user and the group of its security context.
 	NonrootDevices bool
 	// RegistryAuths are credentials by the registry host that requires them.
@@ -176,7 +178,8 @@ func (s *Server) prepare() error {
 
 // checkRecords makes sure that containerd gets records that it can use, if only empty ones.
 func (s *Server) checkRecords(ctx context.Context) (err error) {
-	if err := s.opts.Records.Prepare(ctx, func() error { return nil }); err != nil {
+	unpacked := func() error { return checkUnpacked(s.opts.Root, s.snapshotter, s.opts.PauseTar) }
+	if err := s.opts.Records.Prepare(ctx, unpacked); err != nil {
 		return err
 	}
 	s.snapshotter, err = chooseSnapshotter(s.opts.Snapshotter, s.opts.Root, s.opts.Logger) // the choice was set aside too
