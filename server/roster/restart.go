@@ -5,20 +5,39 @@ package roster
 import (
 	"context"
 	"fmt"
+	"time"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
+// turn is the time between the restarts of two servers whose nodes failed at the same moment. A restart takes two
+// seconds, and some more on a loaded board.
+const turn = 10 * time.Second
+
 // MayRestart returns an error while a restart of this server would cost the store its quorum: the other voters that can
 // store are no majority. Where there is no quorum anyway, or this server has the only vote or none, a restart costs
-// none.
+// none. It first waits for this server's turn, since servers that restart together have all found the others working.
 func (r *Roster) MayRestart(ctx context.Context) error {
 	if r.o.KV() == nil { // the store is not open yet
 		return nil
 	}
+	timers.Sleep(ctx, turnOf(r.o.Members()))
 	ctx, cancel := context.WithTimeout(ctx, surveyPatience)
 	defer cancel()
 	return mayRestart(r.o.Survey(ctx))
+}
+
+// turnOf returns how long this server lets others go first.
+func turnOf(members []raftstore.Member) (wait time.Duration) {
+	for _, self := range members {
+		for _, m := range members {
+			if self.Self && m.RaftID < self.RaftID {
+				wait += turn
+			}
+		}
+	}
+	return wait
 }
 
 func mayRestart(members []raftstore.MemberState) error {

@@ -4,6 +4,7 @@ package roster
 
 import (
 	"testing"
+	"time"
 
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -26,4 +27,18 @@ func TestRestartCostsNoQuorum(t *testing.T) {
 		err := mayRestart(states)
 		testenv.Equal(t, err == nil, want, "%s may restart (%v):", members, err)
 	}
+}
+
+// TestServersRestartInTurn: no two servers have one turn, whatever the order in which they see the members.
+func TestServersRestartInTurn(t *testing.T) {
+	turns := map[time.Duration]bool{}
+	for _, own := range []string{"c.1", "a.2", "a.1"} {
+		var members []raftstore.Member
+		for _, id := range []string{"c.1", "a.1", "a.2"} {
+			members = append(members, raftstore.Member{RaftID: id, Self: id == own})
+		}
+		turns[turnOf(members)] = true
+	}
+	testenv.True(t, len(turns) == 3 && turns[0] && turns[2*turn], "the turns are %v", turns)
+	testenv.Equal(t, turnOf([]raftstore.Member{{RaftID: "a", Self: true}}), 0, "a single server waits")
 }
