@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/cadvisor/lib/manager"
 	corev1 "k8s.io/api/core/v1"
@@ -87,10 +88,18 @@ type Options struct {
 	// LostRecords, when set, is called with the names of all images that are complete and need their registry once,
 	// since a power cut has emptied the record of their pull. It is called again when that changes.
 	LostRecords func(images []string)
+	// Starts, when set, is the gate through which the kubelet starts sandboxes and containers.
+	Starts *Starts
+	// Made, when set, receives a function that returns the pods that the kubelet knows, also when it has ended.
+	Made func(pods func() []*corev1.Pod)
 
 	// Args are the operator's flags, name=value, in upstream's syntax, --config and --config-dir among them.
 	Args []string
 }
+
+// reportPatience bounds the wait for a report that is under way when the kubelet ends. Upstream's kubelet registers
+// its node for ever, also with a context that is done, and holds the lock that a report needs meanwhile.
+const reportPatience = 2 * time.Second
 
 // started is true once a kubelet was started in this process: upstream's kubelet cannot be started twice in one
 // process.
@@ -124,7 +133,7 @@ func Run(ctx context.Context, o Options) error {
 	made := make(chan *upstream.Kubelet, 1) // one: there is one kubelet
 	ctx, cancel := context.WithCancel(ctx)
 	var reporting sync.WaitGroup
-	defer reporting.Wait()
+	defer waitAtMost(&reporting, reportPatience)
 	defer cancel()
 	reporting.Go(func() { report(ctx, made, o.Report) })
 	bound, err := connlimit.ByMemory()
@@ -135,6 +144,12 @@ func Run(ctx context.Context, o Options) error {
 		made <- k
 		if err := flushPulls(k, server.RootDirectory, o.LostRecords); err != nil {
 			klog.FromContext(ctx).Error(err, "After a power cut, an image that was just pulled needs its registry once more")
+		}
+		if o.Made != nil {
+			o.Made(k.GetPods)
+		}
+		if err := gateStarts(k, o.Starts); err != nil {
+			klog.FromContext(ctx).Error(err, "Pods may still be started while the node's pods are being stopped")
 		}
 		if err := trustImported(k, server.ImagePullCredentialsVerificationPolicy, o.Imported); err != nil {
 			klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
@@ -163,6 +178,21 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
+// waitAtMost waits for goroutines, at most for some time.
+func waitAtMost(goroutines *sync.WaitGroup, atMost time.Duration) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		goroutines.Wait()
+	}()
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+	}
+}
+
 // Ports returns the TCP ports on which a kubelet with these options listens.
 func Ports(o Options) ([]uint16, error) {
 	server, err := newServer(o)
@@ -176,6 +206,17 @@ func Ports(o Options) ([]uint16, error) {
 		}
 	}
 	return ports, nil
+}
+
+// StopsPods reports whether the operator's configuration makes the kubelet itself stop pods when the machine goes down.
+// Flags are name=value, as Options.Args. It returns false for wrong ones, which Run reports.
+func StopsPods(flags []string) bool {
+	args, err := splitArgs(flags)
+	if err != nil {
+		return false
+	}
+	config, err := configuration(Options{}, args.configFile, args.configDir)
+	return err == nil && (config.ShutdownGracePeriod.Duration > 0 || len(config.ShutdownGracePeriodByPodPriority) > 0)
 }
 
 // newServer makes the kubelet's whole configuration.

@@ -60,10 +60,15 @@ func useInProcessClient(kubelet any, lists Lists) error {
 	if lists == nil {
 		return nil
 	}
-	client, err := kubecompat.Field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
+	client, err := clientOf(kubelet)
 	if err != nil {
 		return err
 	}
 	*client = listingClient{*client, lists}
 	return nil
+}
+
+// clientOf returns where a kubelet has its client of the runtime.
+func clientOf(kubelet any) (*runtimeapi.RuntimeServiceClient, error) {
+	return kubecompat.Field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
 }
