@@ -222,6 +222,9 @@ func (s *Server) NotifyImageAdded(ctx context.Context, name string) error {
 // Lists returns the CRI list calls, served in this process and not over the socket.
 func (s *Server) Lists() Lists { return *s.lists }
 
+// Pods returns the CRI calls that end pods, served in this process.
+func (s *Server) Pods() Pods { return Pods{*s.lists} }
+
 // Snapshotter returns the name of the snapshotter in use.
 func (s *Server) Snapshotter() string { return s.snapshotter }
 

@@ -20,9 +20,13 @@ import (
 // waits for it.
 const criPlugin plugin.Type = "io.coracle.cri.v1"
 
-// criService has the calls of containerd's CRI service that Lists uses.
+// criService has the calls of containerd's CRI service that Lists and Pods use.
 type criService interface {
 	IsInitialized() bool
+	PodSandboxStatus(context.Context, *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error)
+	ExecSync(context.Context, *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error)
+	StopContainer(context.Context, *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error)
+	StopPodSandbox(context.Context, *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error)
 	ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error)
 	ListContainers(context.Context, *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error)
 	Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
@@ -46,6 +50,29 @@ func (l Lists) ListContainers(ctx context.Context, r *runtimeapi.ListContainersR
 // Status implements CRI's call of that name.
 func (l Lists) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	return ask(ctx, l.cri, l.cri.Status, r)
+}
+
+// Pods serves the calls that end pods, within this process: a machine that goes down needs no socket for them.
+type Pods struct{ Lists }
+
+// PodSandboxStatus implements CRI's call of that name.
+func (p Pods) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	return ask(ctx, p.cri, p.cri.PodSandboxStatus, r)
+}
+
+// ExecSync implements CRI's call of that name.
+func (p Pods) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	return ask(ctx, p.cri, p.cri.ExecSync, r)
+}
+
+// StopContainer implements CRI's call of that name.
+func (p Pods) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	return ask(ctx, p.cri, p.cri.StopContainer, r)
+}
+
+// StopPodSandbox implements CRI's call of that name.
+func (p Pods) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	return ask(ctx, p.cri, p.cri.StopPodSandbox, r)
 }
 
 // ask does the same as upstream for each call over the socket.
