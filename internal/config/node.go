@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -23,6 +24,10 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
+
+// MaxShutdownGrace is the longest time for pods to end when the machine goes down. systemd powers a machine off by
+// force after half an hour.
+const MaxShutdownGrace = 20 * time.Minute
 
 // Node holds the settings that servers and agents have in common: those of the machine as a node.
 type Node struct {
@@ -60,6 +65,9 @@ type Node struct {
 	ProxyMode       string
 	IPVSScheduler   string
 
+	// ShutdownGrace is how long pods may take to end when the machine goes down; 0 means that they are not stopped.
+	ShutdownGrace time.Duration
+
 	// StoragePaths are the folders for local volumes; the first is the default one.
 	StoragePaths []string
 }
@@ -88,6 +96,7 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		NetworkExternal:   r.boolean("network-external-ip"),
 		ProxyMode:         r.str("proxy-mode"),
 		IPVSScheduler:     r.str("ipvs-scheduler"),
+		ShutdownGrace:     r.duration("shutdown-grace-period", MaxShutdownGrace),
 		StoragePaths:      r.storagePaths("default-local-storage-path"),
 	}
 	if n.NetworkExternal && !n.reachedOutside() {

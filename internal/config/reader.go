@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // reader converts values to their types and collects their errors.
@@ -83,6 +84,16 @@ func (r *reader) integer(name string, low, high int) int {
 		return low
 	}
 	return n
+}
+
+// duration returns a duration from 0 to atMost.
+func (r *reader) duration(name string, atMost time.Duration) time.Duration {
+	it := r.one(name)
+	d, err := time.ParseDuration(it.text)
+	if err != nil || d < 0 || d > atMost {
+		r.bad(it.src, "%q is no duration between 0 and %v; write it like 90s", it.text, atMost)
+	}
+	return d
 }
 
 func (r *reader) port(name string) int { return r.integer(name, 1, 65535) }

@@ -248,6 +248,9 @@ var table = []Setting{
 	{Name: "node-taint", Commands: nodeCommands, Group: groupNode, Kind: List, Holder: "KEY=VALUE:EFFECT",
 		Help: "Taint that the node gets when it registers; EFFECT is NoSchedule, PreferNoSchedule or NoExecute. A node may not change " +
 			"its taints later: the log has the line that does so"},
+	{Name: "shutdown-grace-period", Commands: nodeCommands, Group: groupNode, Holder: "DURATION", Default: "60s",
+		Help: "How long pods may take to end when the machine goes down; 10 seconds of it, at most half, are for those of kube-system " +
+			"and critical ones. 0 means that nothing stops them in order, as when the kubelet's configuration has a shutdownGracePeriod"},
 	{Name: "resolv-conf", Commands: nodeCommands, Group: groupNode, Holder: "FILE", Computed: "the host's, without loopback resolvers",
 		Files: true,
 		Help:  "File with the resolvers for names outside the cluster, in the form of /etc/resolv.conf"},
