@@ -4,8 +4,9 @@
 // proxy and the cluster DNS, all in this process.
 //
 // It owns DataDir/agent, RunDir and, at the default data directory, /var/lib/kubelet. It decides in which order the
-// parts start and stop, and reports their state. It never stops a pod: containers belong to their shims, and the next
-// run finds them. It knows the cluster through the API alone and never imports the server.
+// parts start and stop, and reports their state. It stops pods only when the machine goes down (Shutdown): containers
+// belong to their shims, and the next run finds them. It knows the cluster through the API alone and never imports the
+// server.
 package agent
 
 import (
@@ -40,6 +41,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	defer close(o.Shutdown.ended)
 	for _, dir := range []string{o.paths().AgentDir, o.RunDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("agent: make its folder: %w", err)
@@ -58,6 +60,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer runtime.Stop() // last: the kubelet and the network have ended by then
+	o.Shutdown.attach(o, runtime)
 
 	folder, err := prepareImages(ctx, o, runtime)
 	if err != nil {
@@ -179,7 +182,14 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		return startNetwork(g, o, imported, ready, &podCIDRs, own)
 	})
 	g.Essential(nil, after(o.kubeletWaits(ready), func() {
-		g.Essential(o.part("kubelet"), func(ctx context.Context) error { return kubelet.Run(ctx, o.kubelet(p.runtime, report)) })
+		g.Essential(o.part("kubelet"), func(ctx context.Context) error {
+			ctx, cancel := o.Shutdown.untilStop(ctx)
+			defer cancel()
+			if err := o.unmark(ctx); err != nil || ctx.Err() != nil {
+				return err
+			}
+			return kubelet.Run(ctx, o.kubelet(p.runtime, report))
+		})
 	}))
 	g.Essential(nil, after(o.WaitAPI, func() {
 		close(ready)
@@ -310,5 +320,6 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 		LostRecords: o.reportLostRecords,
 		Lists:       runtime.Lists(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(),
+		Starts: &o.Shutdown.starts, Made: o.Shutdown.setPods,
 	}
 }

@@ -24,7 +24,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/resolvconf"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -278,7 +277,6 @@ func (n *network) start(g *supervise.Group) {
 	}
 	if n.names != nil {
 		run("cluster dns", n.names.Run)
-		g.Quiet("search list", func(ctx context.Context) error { return watchSearchList(ctx, n.o, resolvconf.Wildcards) })
 	} else {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}

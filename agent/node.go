@@ -114,8 +114,17 @@ func readyCondition(node *corev1.Node, started time.Time) (ready bool, why strin
 	return false, "the kubelet has not reported yet"
 }
 
-// nodeClient returns a client of the core group alone: the whole clientset costs memory for groups that are not used.
+// nodeClient returns a client for Nodes.
 func nodeClient(kubeconfig string) (corev1client.NodeInterface, error) {
+	client, err := coreClient(kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	return client.Nodes(), nil
+}
+
+// coreClient returns a client of the core group alone: the whole clientset costs memory for groups that are not used.
+func coreClient(kubeconfig string) (corev1client.CoreV1Interface, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("agent: read the node's credentials: %w", err)
@@ -124,5 +133,5 @@ func nodeClient(kubeconfig string) (corev1client.NodeInterface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: make the node's client: %w", err)
 	}
-	return client.Nodes(), nil
+	return client, nil
 }

@@ -134,6 +134,9 @@ type Options struct {
 	// requests then, but may not be ready.
 	WaitServing func(ctx context.Context) error
 
+	// Shutdown, when set, can stop the node's pods when its machine goes down. It is for one run.
+	Shutdown *Shutdown
+
 	refused      *atomic.Bool                              // the API server refuses the node's credentials
 	pullAuth     func(image string) *runtimeapi.AuthConfig // of the file of registries; Run sets it
 	kubeletPorts []uint16                                  // the ports on which the node's kubelet listens; Run finds them out
@@ -186,6 +189,9 @@ func (o Options) complete() (Options, error) {
 	o.NetworkBackend = cmp.Or(o.NetworkBackend, clusterconfig.NetworkBackends[0])
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	o.refused = new(atomic.Bool)
+	if o.Shutdown == nil {
+		o.Shutdown = NewShutdown()
+	}
 	return o, errors.Join(errs...)
 }
 

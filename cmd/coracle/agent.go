@@ -78,6 +78,8 @@ func startBalancing(ctx context.Context, servers *balancer.Balancer) (stop func(
 
 // joinAndRun joins the cluster of a server on another machine and runs this machine's node.
 func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Agent, p *cli.Process) (err error) {
+	shutdown := agent.NewShutdown()
+	serveStopPods(p, shutdown, c.Node)
 	start, idle, busy := fitMemory(p)
 	keepName, err := nameNode(&c.Node, c.Paths, p.Log.Logger)
 	if err != nil {
@@ -135,6 +137,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 			return err
 		},
 		reach:      member.reach,
+		shutdown:   shutdown,
 		volumes:    newVolumes(c.Node, c.Paths, p),
 		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}

@@ -51,6 +51,8 @@ type node struct {
 	reach *reachability.Watch
 	// volumes are the folders for local volumes on the machine.
 	volumes *localvolume.Folders
+	// shutdown stops the node's pods when the machine goes down.
+	shutdown *agent.Shutdown
 	// podSubnets is called with the node's pod subnets.
 	podSubnets func([]netip.Prefix)
 }
@@ -125,7 +127,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets,
-		Reach:      n.reach, Volumes: n.volumes,
+		Reach:      n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
 		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,

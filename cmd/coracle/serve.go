@@ -54,6 +54,11 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Server, p *cli.Process) error {
 	start, idle, busy := fitMemory(p)
 	var nodeIsOff atomic.Bool
+	var shutdown *agent.Shutdown
+	if !c.DisableAgent {
+		shutdown = agent.NewShutdown()
+	}
+	serveStopPods(p, shutdown, c.Node)
 	keepName := func() error { return nil }
 	if !c.DisableAgent {
 		var err error
@@ -93,7 +98,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	runNode := func(context.Context) {}
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)
-		n.reach, n.volumes = o.Reach, o.Volumes
+		n.reach, n.volumes, n.shutdown = o.Reach, o.Volumes, shutdown
 		n.podSubnets = func(subnets []netip.Prefix) { s.Gossip().SetPodSubnets(ctx, subnets) }
 		if err == nil {
 			err = keepName()

@@ -50,6 +50,21 @@ type Process struct {
 	quiet           *quiet
 	started         time.Time
 	stopping        atomic.Bool // a stop was requested
+	end             chan struct{}
+	endOnce         sync.Once
+}
+
+// End ends the process in order, as a first signal does. The next signal counts as the first one.
+func (p *Process) End() { p.endOnce.Do(func() { close(p.end) }) }
+
+// EndWithin ends the process after this time at the latest, also while parts of it still run, unless the returned
+// function was called before. It is for a machine that goes down: nothing may keep it.
+func (p *Process) EndWithin(d time.Duration) (cancel func()) {
+	timer := time.AfterFunc(d, func() {
+		p.Log.Warn("some parts have not stopped in time; coracle exits without them, the store is safe")
+		os.Exit(1)
+	})
+	return func() { timer.Stop() }
 }
 
 // Ready reports that the process serves: systemd then starts the units that wait for it, and coracle status shows since
@@ -69,6 +84,7 @@ func (p *Process) Ready() {
 // run sets up the log, the pid file, the admin socket and the signals, and runs body.
 func (p *Process) run(parent context.Context, logs config.Logging, warnings []string, body func(context.Context) error) (err error) {
 	p.started = time.Now()
+	p.end = make(chan struct{})
 	p.notify = takeNotifier()
 	if err := writableDir(p.Paths.DataDir, "data directory", "--data-dir"); err != nil {
 		return err
@@ -162,8 +178,9 @@ func (p *Process) maintainClock(v version.Info) (stop func()) {
 	}
 }
 
-// untilSignal returns a context that ends at the first SIGTERM or SIGINT. The second signal ends the process. SIGHUP,
-// which a closing terminal sends, is ignored: everything that can be reloaded is reloaded without it.
+// untilSignal returns a context that ends at the first SIGTERM or SIGINT, or when End is called. The second signal ends
+// the process. SIGHUP, which a closing terminal sends, is ignored: everything that can be reloaded is reloaded without
+// it.
 func (p *Process) untilSignal(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(parent)
 	signals := make(chan os.Signal, 2) // two: the first signal and an impatient second one are never lost
@@ -174,28 +191,24 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 	go func() {
 		defer close(finished)
 		var first time.Time
-		select {
-		case s := <-signals:
-			p.stopping.Store(true)
-			p.Log.Info("stopping; press Ctrl-C or send the signal again to stop at once", "signal", s)
-			if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
-				p.Log.Warn("systemd could not be notified that coracle stops", "error", err)
-			}
-			first = time.Now() // before the status shows it: a caller who then waits sameSignal can end the process
-			p.Admin.SetStopping()
-			p.quiet.setStopping()
-			cancel()
-		case <-done:
-			return
-		}
+		end := p.end
 		for {
 			select {
 			case s := <-signals:
-				if time.Since(first) < sameSignal {
-					continue
+				switch {
+				case first.IsZero():
+					p.Log.Info("stopping; press Ctrl-C or send the signal again to stop at once", "signal", s)
+					first = time.Now() // before the status shows it: a caller who then waits sameSignal can end the process
+					p.beginStop()
+					cancel()
+				case time.Since(first) >= sameSignal:
+					p.Log.Warn("second signal, leaving at once; pods keep running and the store is safe", "signal", s)
+					os.Exit(1)
 				}
-				p.Log.Warn("second signal, leaving at once; pods keep running and the store is safe", "signal", s)
-				os.Exit(1)
+			case <-end:
+				end = nil
+				p.beginStop()
+				cancel()
 			case <-done:
 				return
 			}
@@ -207,6 +220,16 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 		<-finished
 		cancel()
 	}
+}
+
+// beginStop reports that the process stops.
+func (p *Process) beginStop() {
+	p.stopping.Store(true)
+	if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
+		p.Log.Warn("systemd could not be notified that coracle stops", "error", err)
+	}
+	p.Admin.SetStopping()
+	p.quiet.setStopping()
 }
 
 // notifier speaks systemd's sd_notify protocol (sd_notify(3)).

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/agent/containerd"
+	"github.com/coracle-k8s/coracle/agent/kubelet"
+	"github.com/coracle-k8s/coracle/agent/podstop"
+)
+
+const (
+	// attachPatience is how long a stop waits for a runtime that is starting.
+	attachPatience = 10 * time.Second
+	// startPatience is how long starts that are under way may take.
+	startPatience = 10 * time.Second
+)
+
+// StopRest is how much longer than the pods' time a stop and the end of the process may take.
+const StopRest = 45 * time.Second
+
+// Shutdown stops the pods of a node when its machine goes down. It outlives the node: it says why it cannot stop pods
+// of one that has not started, or has ended.
+type Shutdown struct {
+	running chan struct{} // closed when the runtime runs
+	ended   chan struct{} // closed when the node has ended
+
+	// set before running is closed
+	options Options
+	runtime *containerd.Server
+
+	starts     kubelet.Starts
+	stopping   context.Context // done when the kubelet has to end
+	endKubelet context.CancelFunc
+
+	mu   sync.Mutex
+	pods func() []*corev1.Pod // those that the kubelet knows; nil before there is one
+	once func() (string, error)
+}
+
+// NewShutdown makes a Shutdown for Options.
+func NewShutdown() *Shutdown {
+	s := &Shutdown{running: make(chan struct{}), ended: make(chan struct{})}
+	s.stopping, s.endKubelet = context.WithCancel(context.Background())
+	return s
+}
+
+// attach gives it the node, whose runtime runs.
+func (s *Shutdown) attach(o Options, runtime *containerd.Server) {
+	s.options, s.runtime = o, runtime
+	close(s.running)
+}
+
+// untilStop returns a context that also ends when pods are stopped.
+func (s *Shutdown) untilStop(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	if s.stopping.Err() != nil {
+		cancel()
+	}
+	release := context.AfterFunc(s.stopping, cancel)
+	return ctx, func() {
+		release()
+		cancel()
+	}
+}
+
+// setPods receives the kubelet's list of pods.
+func (s *Shutdown) setPods(pods func() []*corev1.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pods = pods
+}
+
+// known returns the pods that the kubelet knows, by their UIDs.
+func (s *Shutdown) known() map[string]*corev1.Pod {
+	s.mu.Lock()
+	pods := s.pods
+	s.mu.Unlock()
+	known := map[string]*corev1.Pod{}
+	if pods != nil {
+		for _, p := range pods() {
+			known[string(p.UID)] = p
+		}
+	}
+	return known
+}
+
+// Stopping says whether pods are being stopped, or were.
+func (s *Shutdown) Stopping() bool { return s.stopping.Err() != nil }
+
+// StopPods stops all pods, unmounts their volumes, and returns what it did. Containers have the given time; the rest
+// takes at most half a minute more. It does all of this once: later calls return the result of the first. The node
+// starts no pods any more, so the process has to end afterwards.
+func (s *Shutdown) StopPods(ctx context.Context, within time.Duration) (done string, err error) {
+	timer := time.NewTimer(attachPatience)
+	defer timer.Stop()
+	select {
+	case <-s.running:
+	case <-s.ended:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	select {
+	case <-s.ended:
+		return "", errors.New("the node does not run on this machine, so its pods cannot be stopped in order")
+	case <-s.running:
+	default:
+		return "", errors.New("the container runtime has not started, so pods cannot be stopped in order")
+	}
+	s.mu.Lock()
+	if s.once == nil {
+		s.once = sync.OnceValues(func() (string, error) { return s.stopPods(context.WithoutCancel(ctx), within) })
+	}
+	once := s.once
+	s.mu.Unlock()
+	return once()
+}
+
+func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done string, err error) {
+	log, began := s.options.Logger, time.Now()
+	log.Info("agent: stopping all pods, since the machine goes down", "within", within)
+	known := s.known()
+	s.endKubelet()
+	closing, cancel := context.WithTimeout(ctx, startPatience)
+	var preparing sync.WaitGroup
+	left := 0
+	preparing.Go(func() { left = s.starts.Close(closing) })
+	preparing.Go(func() { s.unready(ctx, known) })
+	preparing.Wait()
+	cancel()
+	n, err := podstop.Stop(ctx, podstop.Options{
+		Runtime: s.runtime.Pods(), Within: within - time.Since(began), Logger: log,
+		Pod: func(uid string) *corev1.Pod { return known[uid] },
+	})
+	if left > 0 {
+		err = errors.Join(err, fmt.Errorf("%d starts of sandboxes or containers are still under way", left))
+	}
+	p := s.options.paths()
+	err = errors.Join(err, podstop.Volumes{Root: p.KubeletRoot, Disks: []string{p.DataDir, p.KubeletRoot}}.Unmount(ctx))
+	if err == nil {
+		if err := s.mark(ctx, known); err != nil {
+			log.Info("agent: the cluster does not know that the pods were stopped, so others take their place later", "error", err)
+		}
+	}
+	took := time.Since(began).Round(100 * time.Millisecond)
+	if err != nil {
+		log.Warn("agent: not all pods were stopped in order", "containers", n, "after", took, "error", err)
+		return "", fmt.Errorf("not all pods were stopped in order; what still runs is killed when the machine goes down: %w", err)
+	}
+	log.Info("agent: all pods were stopped", "containers", n, "after", took)
+	return "stopped " + strconv.Itoa(n) + " containers in " + took.String(), nil
+}
