@@ -27,6 +27,7 @@ etc=/etc/coracle
 env_file=$etc/service.env
 args_file=$etc/service.args
 unit_file=/etc/systemd/system/coracle.service
+pods_unit_file=/etc/systemd/system/coracle-pods.service
 openrc_file=/etc/init.d/coracle
 log_file=/var/log/coracle.log
 bin_dir=${INSTALL_CORACLE_BIN_DIR:-/usr/local/bin}
@@ -362,13 +363,44 @@ with_lines() {
 quote_systemd() { for a in "$@"; do printf ' "%s"' "$(printf '%s' "$a" | sed 's/[\\"]/\\&/g; s/%/%%/g; s/\$/$$/g')"; done; }
 quote_shell() { for a in "$@"; do printf " '%s'" "$(printf '%s' "$a" | sed "s/'/'\\\\''/g")"; done; }
 
+# stop_pods QUOTE prints the command that stops the pods in order, with its arguments quoted by QUOTE.
+stop_pods() {
+  printf '%s node stop-pods' "$bin_dir/coracle"
+  each_arg places | while IFS= read -r flag; do "$1" "$flag"; done
+}
+
+# write_pods_unit writes the unit that stops pods when the machine goes down, and at no other time. It neither requires
+# coracle.service nor is a part of it: a restart or an upgrade of that one does not touch it.
+write_pods_unit() {
+  put_text 600 "$pods_unit_file" <<UNIT
+[Unit]
+Description=Coracle: stops the pods in order when the machine goes down
+Documentation=https://github.com/coracle-k8s/coracle
+# What comes before it is stopped after it: pods end while the API, the network and the file systems are there.
+After=coracle.service network-online.target remote-fs.target local-fs.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+EnvironmentFile=-$env_file
+ExecStart=/bin/true
+ExecStop=$(stop_pods quote_systemd)
+# The command ends by itself, at most 50 seconds after the time of --shutdown-grace-period.
+TimeoutStopSec=infinity
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+}
+
 write_systemd() {
+  write_pods_unit || true # a change of it restarts nothing
   put_text 600 "$unit_file" <<UNIT
 [Unit]
 Description=Coracle: Kubernetes in one process
 Documentation=https://github.com/coracle-k8s/coracle
 Wants=network-online.target
-After=network-online.target
+After=network-online.target remote-fs.target
 
 [Service]
 Type=notify
@@ -419,14 +451,21 @@ set +o allexport
 ulimit -S -c 0 # a crash writes no memory to the disk: keys are in it
 
 depend() {
-	after network-online
+	after network-online netmount localmount
 	want cgroups
+}
+
+# Pods are stopped when the machine goes down, and only then.
+stop_pre() {
+	[ "\${RC_GOINGDOWN:-}" != YES ] || $(stop_pods quote_shell)
+	return 0
 }
 SCRIPT
 }
 
 # write_none: without a service manager a shell script keeps coracle running. It does not come back after a reboot by
-# itself; "coracle-service start" in the machine's own start-up script does that.
+# itself; "coracle-service start" in the machine's own start-up script does that, and "coracle-service stop --pods" in
+# the one that shuts it down stops the pods in order.
 write_none() { service_script | put_text 755 "$bin_dir/coracle-service"; }
 
 service_script() {
@@ -434,6 +473,7 @@ service_script() {
 #!/bin/sh
 # Written by coracle's install.sh for a machine without systemd and OpenRC.
 #   coracle-service start|stop|restart|status
+#   coracle-service stop --pods    when the machine goes down: stops the pods in order first
 set -u
 bin='$bin_dir/coracle'
 etc='$etc'
@@ -443,6 +483,7 @@ log='$log_file'
 pid_file=/run/coracle-service.pid
 restarts_file=/run/coracle-service.restarts
 self='$bin_dir/coracle-service'
+stop_pods() { $(stop_pods quote_shell); }
 HEAD
   cat <<'BODY'
 
@@ -505,11 +546,13 @@ stop() {
 
 case ${1:-} in
   start) start ;;
-  stop) stop ;;
+  stop)
+    if [ "${2:-}" = --pods ]; then (set -a; [ ! -f "$env_file" ] || . "$env_file"; stop_pods); fi
+    stop ;;
   restart) stop; start ;;
   status) if pid=$(running); then echo "running, supervised by process $pid; see also: coracle status"; else echo "not running"; exit 3; fi ;;
   supervise) supervise ;;
-  *) echo "usage: coracle-service start|stop|restart|status" >&2; exit 2 ;;
+  *) echo "usage: coracle-service start|stop [--pods]|restart|status" >&2; exit 2 ;;
 esac
 BODY
 }
@@ -568,6 +611,7 @@ etc='$etc'
 env_file='$env_file'
 args_file='$args_file'
 unit_file='$unit_file'
+pods_unit_file='$pods_unit_file'
 openrc_file='$openrc_file'
 log_file='$log_file'
 HEAD
@@ -603,6 +647,12 @@ if [ -z "$keep" ] && [ -x "$bin_dir/coracle" ]; then
 fi
 
 echo "stopping coracle"
+if [ -f "$pods_unit_file" ]; then # without its file systemd has nothing to run when it ends
+  systemctl disable --quiet coracle-pods 2>/dev/null
+  rm -f "$pods_unit_file"
+  systemctl daemon-reload
+  systemctl stop coracle-pods 2>/dev/null
+fi
 if [ -f "$unit_file" ]; then
   systemctl disable --quiet coracle 2>/dev/null
   systemctl stop coracle || exit 1
@@ -741,7 +791,7 @@ main() {
   uninstall_script | put_text 755 "$bin_dir/coracle-uninstall" || true # that it was the same is fine
   if "write_$service"; then changed=yes; fi
   case $service in
-    systemd) systemctl daemon-reload; systemctl enable --quiet coracle ;;
+    systemd) systemctl daemon-reload; systemctl enable --quiet coracle coracle-pods ;;
     openrc) rc-update --quiet add coracle default ;;
     none) say "there is no systemd and no OpenRC here: coracle runs in the background; coracle-service starts and stops it" ;;
   esac
@@ -759,6 +809,7 @@ Everything is installed; see to it and run this again (INSTALL_CORACLE_SKIP_CHEC
     fi
     start_service
   fi
+  [ "$service" != systemd ] || systemctl start --no-block coracle-pods
   wait_ready
   next_steps
 }

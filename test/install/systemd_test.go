@@ -21,6 +21,9 @@ import (
 
 const systemd = "/lib/systemd/systemd"
 
+// shutdownUnits are the host's units that switch a machine off. They tend to nothing of the host's.
+var shutdownUnits = []string{"poweroff.target", "final.target", "umount.target", "systemd-poweroff.service"}
+
 // startSystemd makes systemd the first process of a pid namespace inside the machine. It gets units of its own, since
 // the host's would tend to the host's files: a handful of empty targets. In a container systemd takes its own arguments
 // for the kernel's: the last one keeps it, on hosts with cgroup v1, from the one hierarchy that the machine has no root
@@ -33,6 +36,7 @@ for d in /usr/lib/systemd/system /usr/lib/systemd/system-generators /usr/lib/sys
   mount -t tmpfs -o mode=755 systemd-test $d
 done
 mkdir -p /etc/systemd/system
+cp "$1"/* /usr/lib/systemd/system/
 for t in sysinit basic shutdown multi-user network-online; do
   printf '[Unit]\nDescription=%s\nDefaultDependencies=no\n' $t > /usr/lib/systemd/system/$t.target
 done
@@ -49,8 +53,14 @@ func (h *host) bootSystemd() {
 	}
 	log := testenv.Must(os.Create(filepath.Join(h.Dir, "systemd.log")))(h.t)
 	defer log.Close()
-	pidFile := filepath.Join(h.Dir, "systemd.pid")
-	c := h.Command(context.Background(), "sh", "-c", `unshare --pid --mount --fork --mount-proc sh -c "$1" & echo $! > "$2"; wait`, "boot", startSystemd, pidFile)
+	pidFile, units := filepath.Join(h.Dir, "systemd.pid"), filepath.Join(h.Dir, "units")
+	testenv.NoError(h.t, os.MkdirAll(units, 0o755))
+	for _, u := range shutdownUnits {
+		h.copy("/usr/lib/systemd/system/"+u, filepath.Join(units, u), 0o644)
+	}
+	_ = os.Remove(pidFile) // of an earlier boot
+	c := h.Command(context.Background(), "sh", "-c", `unshare --pid --mount --fork --mount-proc sh -c "$1" boot "$3" & echo $! > "$2"; wait`, "boot",
+		startSystemd, pidFile, units)
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	testenv.NoError(h.t, c.Start())
