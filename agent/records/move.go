@@ -5,6 +5,7 @@ package records
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,9 @@ func moveContent(root string) error {
 // moveTo moves all that is in the directory root to the new directory to. Nothing is moved if the first rename fails.
 func moveTo(to, root string) error {
 	entries, err := os.ReadDir(root)
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return e.Name() == "lost+found" || strings.HasPrefix(e.Name(), suffix)
+	})
 	if err != nil || len(entries) == 0 {
 		return err
 	}
@@ -44,9 +48,6 @@ func moveTo(to, root string) error {
 		return err
 	}
 	for _, e := range entries {
-		if e.Name() == "lost+found" || strings.HasPrefix(e.Name(), suffix) {
-			continue
-		}
 		if err := os.Rename(filepath.Join(root, e.Name()), filepath.Join(to, e.Name())); err != nil {
 			_ = os.Remove(to) // fails unless it is empty
 			return err

@@ -148,7 +148,8 @@ func (r *Records) setAside(ctx context.Context, s state, boot, why string) error
 	if err := podkill.End(ctx, r.Node, grace, progress); err != nil {
 		return fmt.Errorf("end the containers: %w", err)
 	}
-	if err := podkill.UnmountBelow(r.Node.State, r.Node.Root); err != nil {
+	// A mount of the operator's below the root stays: renaming it fails, and the error names it.
+	if err := podkill.UnmountBelow(r.Node.State, filepath.Join(r.Node.Root, "tmpmounts")); err != nil {
 		return err
 	}
 	root, err := filepath.EvalSymlinks(r.Node.Root)

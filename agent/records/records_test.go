@@ -247,6 +247,18 @@ func TestPlaceOfTheRecordsStays(t *testing.T) {
 	}
 }
 
+// TestMountsOfTheOperatorStay: part of the records may be on a disk of its own, which is not unmounted.
+func TestMountsOfTheOperatorStay(t *testing.T) {
+	testenv.RequireRoot(t, "it mounts")
+	n := newNode(t)
+	disk := filepath.Join(n.Node.Root, "io.containerd.snapshotter.v1.overlayfs")
+	testenv.NoError(t, os.Mkdir(disk, 0o700))
+	testenv.NoError(t, unix.Mount("none", disk, "tmpfs", 0, ""))
+	t.Cleanup(func() { testenv.Check(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	n.damage()
+	testenv.WantError(t, n.start(nil), "could not be set aside: rename "+disk)
+}
+
 // TestInterruptedSetAsideIsFinished: a power cut may come while the records are being set aside.
 func TestInterruptedSetAsideIsFinished(t *testing.T) {
 	for name, leave := range map[string]func(t *testing.T, n *node){
