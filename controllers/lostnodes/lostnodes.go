@@ -175,7 +175,7 @@ func (c *Controller) sync(ctx context.Context, name string) error {
 	at, want := c.outOfServiceAt(node)
 	want = want && !at.After(time.Now())
 	switch has := slices.ContainsFunc(node.Spec.Taints, isOwn); {
-	case want == has, want && hasForeign(node):
+	case want == has:
 		return nil
 	case want:
 		node.Spec.Taints = append(node.Spec.Taints, outOfService)

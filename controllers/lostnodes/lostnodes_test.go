@@ -192,6 +192,7 @@ func TestMalformedAutonomyIsReported(t *testing.T) {
 		n := stopped()
 		n.Annotations[clusterconfig.AutonomyAnnotation] = "2 days"
 		client, events := run(t, n)
+		time.Sleep(time.Second) // of the bubble's clock: it is reported
 		update := func(change func(*corev1.Node)) {
 			t.Helper()
 			got := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{}))(t)
