@@ -89,13 +89,12 @@ func nodesOf(s *harness.Server, app string, want []string) (got []string, err er
 	return got, err
 }
 
-// TestPodsOfDeadNodeAreReplaced: a dead node's pods are replaced on another one when the cluster's tolerations are
-// over; a StatefulSet's, which may exist once only, when a user says by the taint that the node is out of service;
-// and the node's return leaves nothing of them behind.
-func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
-	t.Parallel() // it mostly waits
-	site := harness.NewSite(t)
-	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
+// withLeaveable makes a server without a node and two agents with these workloads, whose pods tolerate a lost node for
+// five seconds. victim is the node of the StatefulSet's pod, left the other one.
+func withLeaveable(t *testing.T) (site *harness.Site, s, victim, left *harness.Server) {
+	t.Helper()
+	site = harness.NewSite(t)
+	s = site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
 	agents := withAgents(t, s, 2)
 	s.InsistsOn(leaveable)
 	names := []string{agents[0].NodeName(), agents[1].NodeName()}
@@ -109,11 +108,44 @@ func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
 		return runningOn(s, "s", on)
 	})
 	i := slices.Index(names, on)
-	victim, left := agents[i], agents[1-i]
+	return site, s, agents[i], agents[1-i]
+}
 
+// keptByAutonomy is nil when a node has been lost for twice its pods' toleration, and they are still there.
+func keptByAutonomy(s, node *harness.Server) error {
+	at, err := s.TryKubectl("get", "node", node.NodeName(), "-o",
+		`jsonpath={.spec.taints[?(@.effect=="NoExecute")].timeAdded}`)
+	if err != nil {
+		return err
+	}
+	for _, text := range strings.Fields(at) {
+		if since, err := time.Parse(time.RFC3339, text); err != nil || time.Since(since) < 10*time.Second {
+			return errors.Join(err, fmt.Errorf("the node is tainted since %s only", text))
+		}
+		ending, err := s.TryKubectl("get", "pods", "-o", `jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name} {end}`)
+		if err == nil && ending != "" {
+			return fmt.Errorf("pods were evicted: %s", ending)
+		}
+		return err
+	}
+	return errors.New("the node is not tainted yet")
+}
+
+// TestPodsOfDeadNodeAreReplaced: a dead node's pods are replaced on another one when its autonomy and the cluster's
+// tolerations are over; a StatefulSet's, which may exist once only, when a user says by the taint that the node is out
+// of service; and the node's return leaves nothing of them behind.
+func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
+	t.Parallel() // it mostly waits
+	site, s, victim, left := withLeaveable(t)
+	names := slices.Sorted(slices.Values([]string{victim.NodeName(), left.NodeName()}))
+
+	s.Insists("annotate", "node", victim.NodeName(), "coracle.dev/autonomy=24h")
 	vanished := time.Now()
 	site.Split(victim.Machine, s.Machine)
 	site.Split(victim.Machine, left.Machine)
+	eventually(t, vanished, "no pod of the node is evicted, though the toleration is over", func() error { return keptByAutonomy(s, victim) })
+	eventually(t, vanished, "its pods are not ready all the same", func() error { return runningOn(s, "d", left.NodeName()) })
+	s.Insists("annotate", "node", victim.NodeName(), "coracle.dev/autonomy-")
 	eventually(t, vanished, "the Deployment's pods run on the node that is left", func() error { return runningOn(s, "d", left.NodeName(), left.NodeName()) })
 	// It is unknown whether the StatefulSet's pod runs still, and it is not to run twice.
 	eventually(t, vanished, "the StatefulSet's pod is not replaced", func() error { return runningOn(s, "s") })
