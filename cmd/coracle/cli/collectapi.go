@@ -282,7 +282,7 @@ func addConfigMaps(ctx context.Context, client kubernetes.Interface, f *bugrepor
 		keys := append(slices.Sorted(maps.Keys(m.Data)), slices.Sorted(maps.Keys(m.BinaryData))...)
 		fmt.Fprintf(&b, "%s/%s: %s\n", m.Namespace, m.Name, strings.Join(keys, " "))
 	}
-	f.Text("configmaps.txt", b.String())
+	f.Binary("configmaps.txt", []byte(b.String())) // names, of which some look like names of secrets
 }
 
 // chosenMetrics returns the lines of the metrics that are collected.

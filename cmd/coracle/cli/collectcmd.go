@@ -147,13 +147,9 @@ func (c *collector) collectProcess(ctx context.Context, f *bugreport.Files) {
 		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 		err := askDebug(ctx, c.tool, &out, path)
 		cancel()
-		switch {
-		case err != nil:
-			f.Failed(name, err)
-		case name == "heap.pprof":
-			f.Binary(name, []byte(out.String()))
-		default:
-			f.Text(name, out.String())
+		f.Failed(name, err)
+		if err == nil {
+			f.Binary(name, []byte(out.String())) // names of functions only
 		}
 	}
 	if c.pid == 0 {

@@ -36,8 +36,13 @@ const (
 
 func (c *collector) collectLog(ctx context.Context, f *bugreport.Files) {
 	file := cmp.Or(c.setting("log"), defaultLogFile)
-	for name, length := range map[string]int64{file: logTail, file + ".1": olderTail} {
-		if exists(name) {
+	logs := map[string]int64{file: logTail, file + ".1": olderTail}
+	// Without the setting, standard error may be a file.
+	if output, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", c.pid)); err == nil && filepath.IsAbs(output) {
+		logs[output] = logTail
+	}
+	for name, length := range logs {
+		if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() {
 			text, err := readTail(name, length)
 			f.Text(filepath.Base(name), text)
 			f.Failed(filepath.Base(name), err)
@@ -93,7 +98,9 @@ func (c *collector) collectNetwork(ctx context.Context, f *bugreport.Files) {
 	if !exists(nft) {
 		nft = "nft"
 	}
-	c.run(ctx, f, "nftables.txt", nft, "list", "ruleset")
+	rules, err := bugreport.Output(ctx, program(nft, "list", "ruleset"))
+	f.Binary("nftables.txt", []byte(rules)) // names of chains look like keys
+	f.Failed("nftables.txt", err)
 	for _, name := range []string{"dev", "route", "ipv6_route", "sockstat", "snmp", "netstat", "ip_vs", "ip_vs_stats"} {
 		if path := "/proc/net/" + name; exists(path) {
 			c.copyFile(f, "proc-"+name+".txt", path)

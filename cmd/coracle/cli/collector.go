@@ -162,15 +162,20 @@ func (c *collector) collectConfig(_ context.Context, f *bugreport.Files) {
 	f.Text("registries.txt", strings.Join(c.names, "\n")+"\n")
 }
 
-// run adds what a program prints. Its environment is none of this process'.
+// run adds what a program prints.
 func (c *collector) run(ctx context.Context, f *bugreport.Files, file string, args ...string) {
+	f.Command(ctx, file, program(args...))
+}
+
+// program returns a program of the machine, whose environment is none of this process'.
+func program(args ...string) *exec.Cmd {
 	path := args[0]
 	if !filepath.IsAbs(path) {
 		path = firstOf("/usr/sbin/"+path, "/sbin/"+path, "/usr/bin/"+path, "/bin/"+path)
 	}
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	f.Command(ctx, file, cmd)
+	return cmd
 }
 
 // firstOf returns the first path that exists, or the last one.
@@ -183,11 +188,15 @@ func firstOf(paths ...string) string {
 	return paths[len(paths)-1]
 }
 
-// copyFile adds the content of a file that is text, at most its first megabytes.
+// copyFile adds the content of a file. What the kernel says of itself has no secrets, and names that look like some.
 func (c *collector) copyFile(f *bugreport.Files, name, path string) {
 	text, err := os.ReadFile(path)
-	f.Failed(name, err)
-	if err == nil {
+	switch {
+	case err != nil:
+		f.Failed(name, err)
+	case strings.HasPrefix(path, "/proc/"):
+		f.Binary(name, text)
+	default:
 		f.Text(name, string(text))
 	}
 }

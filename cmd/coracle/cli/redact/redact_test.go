@@ -141,6 +141,7 @@ func TestOrdinaryTextIsKept(t *testing.T) {
 		`container 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef exited with status 137`,
 		`exec: "crun": executable file not found in $PATH`,
 		`snapshot-s3-bucket = board`,
+		`	/go/src/server/secrets/tokens.go:12 +0x371`,
 		`data=/var/lib/coracle pid=12 kubernetes=v1.37.0`,
 	} {
 		testenv.Equal(t, m.Text(text), text, "the text is")
