@@ -36,7 +36,6 @@ func findRuntimes(ctx context.Context, o Options, dirs []string) ([]runtimes.Run
 		}
 		err := fmt.Errorf("agent: --default-runtime %s cannot be used: %w. Pods that run are not touched, but the node does not start. "+
 			"Install it, or name one that was found: %s", o.DefaultRuntime, failed, strings.Join(names, ", "))
-		o.Logger.Error("agent: the node does not start", "error", err)
 		o.part("container runtimes").Set(status.Failed, err.Error())
 		return nil, err
 	}

@@ -15,8 +15,8 @@ import (
 )
 
 // crunSpecVersion is the newest version of the OCI runtime specification that each crun accepts. Those before 1.14.3
-// refuse a container whose config.json has 1.1 or later, and containerd writes 1.3.0. No crun treats the newer fields
-// according to the version.
+// refuse versions that they do not know (1.8.1 those after 1.1.0), and containerd writes 1.3.0. No crun treats the
+// newer fields according to the version.
 const crunSpecVersion = "1.0.2"
 
 // lowerSpecVersion writes crunSpecVersion into the bundle's config.json if crun is to run the container.
