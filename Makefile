@@ -83,7 +83,7 @@ GOTEST = $(GO) run ./test/report $(GO) test -json -vet=off
 E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tags '$(TAGS) e2e'
 
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
-PROMISED := root,embedded,loop-device,systemd,xfs,node
+PROMISED := root,embedded,loop-device,systemd,xfs,crun,node
 
 # STEPS='build unit': some of its steps.
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)

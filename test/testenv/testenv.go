@@ -25,6 +25,7 @@ const (
 	UserModeLinux Need = "user-mode-linux"  // Debian's package of that name, and what else test/powercut says
 	GuestNFTables Need = "guest-nftables"   // nftables for a User-Mode Linux that has IPVS: make guest-test builds it
 	GuestNFS      Need = "guest-nfs"        // programs of NFS for a User-Mode Linux, whose kernel has it: make guest-nodes unpacks them
+	Crun          Need = "crun"             // the container runtime of Debian's package of that name
 	XFS           Need = "xfs"              // mkfs.xfs, of Debian's package xfsprogs
 	Systemd       Need = "systemd"          // its program; it need not be what started the machine
 	S3Server      Need = "s3-server"        // one that others have written: make s3-test builds it
