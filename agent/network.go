@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -277,6 +278,7 @@ func (n *network) start(g *supervise.Group) {
 	}
 	if n.names != nil {
 		run("cluster dns", n.names.Run)
+		g.Quiet("search list", func(ctx context.Context) error { return watchSearchList(ctx, n.o, resolvconf.Wildcards) })
 	} else {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}

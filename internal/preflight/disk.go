@@ -3,6 +3,7 @@
 package preflight
 
 import (
+	"context"
 	"fmt"
 	"path"
 	"slices"
@@ -157,6 +158,32 @@ func (r *run) speed() {
 	}
 	r.ok("disk speed", found)
 }
+
+// searchList looks for domains below which every name exists, in the search list that pods inherit.
+func (r *run) searchList(ctx context.Context) {
+	const name = "search list"
+	if r.ResolvConf == "" {
+		return
+	}
+	switch found, err := r.Probe.Wildcards(ctx, r.ResolvConf); {
+	case len(found) > 0:
+		r.warn(name, WildcardFound(r.ResolvConf, found), WildcardRemedy)
+	case err != nil:
+		r.warn(name, "could not be checked: "+err.Error(), "make the resolvers in "+r.ResolvConf+" reply, or name others with --resolv-conf")
+	default:
+		r.ok(name, "outside names are looked up as they are")
+	}
+}
+
+// WildcardFound describes domains of a search list below which every name exists.
+func WildcardFound(file string, domains []string) string {
+	return fmt.Sprintf("a made-up name below %s exists, and %s has that in its search list: pods take outside names for names below it",
+		strings.Join(domains, " and "), file)
+}
+
+// WildcardRemedy is what to do about that.
+const WildcardRemedy = "take the domain out of the search list, or the record * out of the domain, or give --resolv-conf a file without " +
+	"the domain; docs/dns.md says more"
 
 // others finds other programs that run containers on this machine.
 func (r *run) others() {

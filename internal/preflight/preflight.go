@@ -52,6 +52,9 @@ type Needs struct {
 	// NoNFTables says that nothing of coracle uses nftables, because other programs provide the pod network and
 	// Services.
 	NoNFTables bool
+	// ResolvConf is the file with the resolvers and the search list that pods inherit. It is empty where there is no
+	// node.
+	ResolvConf string
 	// Running says that a coracle with these settings runs already, so that it holds the ports itself.
 	Running bool
 }
@@ -99,6 +102,8 @@ type Probe interface {
 	Firewalls() ([]hostfirewall.Chain, error)
 	// Routes returns the networks to which the host has routes, apart from its default route.
 	Routes() ([]Route, error)
+	// Wildcards returns the domains in a file's search list below which a made-up name resolves.
+	Wildcards(ctx context.Context, resolvConf string) ([]string, error)
 }
 
 // Space describes a file system. Sizes are in bytes.
@@ -121,6 +126,7 @@ func Run(ctx context.Context, h Host, n Needs) []Result {
 		r.rights, r.kernel, r.namespaces, r.cgroups, r.memory, r.swap, r.clock, r.devices, r.limits,
 		r.links, r.nat, r.proxyMode, r.forwarding, r.filters, r.routes, r.address, r.ports, r.ingress,
 		r.mount, r.space, r.overlay, r.speed, r.others,
+		func() { r.searchList(ctx) },
 	} {
 		if ctx.Err() != nil {
 			break

@@ -50,6 +50,8 @@ type fakeProbe struct {
 	sync      time.Duration
 	closed    []hostfirewall.Chain
 	routes    []preflight.Route
+	wild      []string
+	wildError error
 }
 
 func (p fakeProbe) Link(kind string) error           { return p.links[kind] }
@@ -59,10 +61,12 @@ func (p fakeProbe) Listen(port preflight.Port) error { return p.listen[port.Numb
 func (p fakeProbe) Listeners([]int, []netip.Addr) (map[int]string, error) {
 	return p.listeners, nil
 }
-func (p fakeProbe) Space(string) (preflight.Space, error)    { return p.space, nil }
-func (p fakeProbe) SyncTime(string) (time.Duration, error)   { return p.sync, nil }
-func (p fakeProbe) Firewalls() ([]hostfirewall.Chain, error) { return p.closed, nil }
-func (p fakeProbe) Routes() ([]preflight.Route, error)       { return p.routes, nil }
+func (p fakeProbe) Space(string) (preflight.Space, error)               { return p.space, nil }
+func (p fakeProbe) SyncTime(string) (time.Duration, error)              { return p.sync, nil }
+func (p fakeProbe) Firewalls() ([]hostfirewall.Chain, error)            { return p.closed, nil }
+func (p fakeProbe) Wildcards(context.Context, string) ([]string, error) { return p.wild, p.wildError }
+
+func (p fakeProbe) Routes() ([]preflight.Route, error) { return p.routes, nil }
 
 // setup is a host and needs that a case changes.
 type setup struct {
@@ -82,7 +86,8 @@ func goodSetup() *setup {
 		},
 		needs: preflight.Needs{
 			ProxyMode: "auto", Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
-			DataDir: "/var/lib/coracle", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.1.5")}, Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
+			ResolvConf: "/etc/resolv.conf",
+			DataDir:    "/var/lib/coracle", NodeIPs: []netip.Addr{netip.MustParseAddr("192.168.1.5")}, Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 			Firewall: hostfirewall.Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
 			Ingress:  []int{80, 443},
 			Ports:    []preflight.Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 10053, What: "cluster DNS"}},
@@ -124,6 +129,8 @@ func TestFindingsSayWhatToDo(t *testing.T) {
 		message string // in Found
 		advice  string // in Do
 	}{
+		"a wildcard":        {func(s *setup) { s.probe.wild = []string{"lan.example"} }, "search list", preflight.Warn, "below lan.example exists, and /etc/resolv.conf has that", "--resolv-conf"},
+		"no resolver":       {func(s *setup) { s.probe.wildError = denied }, "search list", preflight.Warn, "could not be checked: operation not supported", "/etc/resolv.conf"},
 		"old kernel":        {func(s *setup) { s.files["proc/sys/kernel/osrelease"] = "4.4.0" }, "kernel", preflight.Fail, "4.4.0 is too old", "5.13"},
 		"middling kernel":   {func(s *setup) { s.files["proc/sys/kernel/osrelease"] = "5.10.0-28-arm64" }, "kernel", preflight.Warn, "lacks parts of nftables", "5.13"},
 		"no namespaces":     {func(s *setup) { delete(s.files, "proc/self/ns/net") }, "namespaces", preflight.Fail, "no net namespaces", "CONFIG_NAMESPACES"},

@@ -3,6 +3,7 @@
 package preflight
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
 // LocalHost returns the Host for the machine on which this process runs.
@@ -161,6 +163,10 @@ func (kernelProbe) SyncTime(path string) (time.Duration, error) {
 }
 
 func (kernelProbe) Firewalls() ([]hostfirewall.Chain, error) { return hostfirewall.Find() }
+
+func (kernelProbe) Wildcards(ctx context.Context, file string) ([]string, error) {
+	return resolvconf.Wildcards(ctx, file)
+}
 
 func (kernelProbe) Routes() ([]Route, error) {
 	routes, err := netlinkutil.Routes(netlink.FAMILY_ALL)

@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/internal/preflight"
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
 func (a *App) checkCommand() *cobra.Command {
@@ -78,6 +79,7 @@ func needsOf(c *config.Server) preflight.Needs {
 	if c.DisableAgent {
 		return n
 	}
+	n.ResolvConf = resolvconf.File(c.Node.ResolvConf)
 	if !c.DisableKubeProxy {
 		n.ProxyMode, n.IPVSScheduler, n.Pods = c.Node.ProxyMode, c.Node.IPVSScheduler, c.ClusterCIDRs
 	}
