@@ -136,11 +136,11 @@ func (s *Server) Run(ctx context.Context) error {
 		var retry, poll, again <-chan time.Time
 		sections, refused, err := s.compatible(instance, use)
 		if err == nil {
-			s.report(ctx, parts, refused)
 			var next *caddy.Instance
 			if next, err = s.start(instance, use, sections); err == nil {
 				instance, inForce = next, sections
 			}
+			s.report(ctx, parts, refused) // afterwards, since Events may take long
 		}
 		switch {
 		case err == nil:
