@@ -29,6 +29,7 @@ func cuts(t *testing.T, least int) int {
 // TestNodeSurvivesPowerCuts cuts the power soon after the first start, and then soon after other images have come. All
 // pods have to run again by themselves.
 func TestNodeSurvivesPowerCuts(t *testing.T) {
+	t.Parallel() // it mostly waits
 	n := newNode(t)
 	n.boot()
 	n.count()
