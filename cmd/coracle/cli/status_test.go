@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -52,4 +54,20 @@ func TestStatusWhileTheAPIServerIsStalled(t *testing.T) {
 	defer admin.Close()
 	r := testenv.Must((&App{}).findStatus(t.Context(), &config.Tool{Paths: p}))(t)
 	testenv.False(t, r.Servers == nil || len(r.Servers.Servers) != 2, "status says of the servers %v; problems: %q", r.Servers, r.Problems)
+}
+
+// TestStatusNamesRecordsThatWereSetAside: also while coracle does not run, and until the directory is removed.
+func TestStatusNamesRecordsThatWereSetAside(t *testing.T) {
+	p := config.NewPaths(t.TempDir(), "")
+	aside := p.ContainerdRoot + ".damaged-1"
+	testenv.NoError(t, os.MkdirAll(aside, 0o700))
+	testenv.NoError(t, os.WriteFile(p.ContainerdRoot+".json",
+		[]byte(`{"directories":[{"path":"`+aside+`","why":"meta.db: page 45 is used twice"}]}`), 0o600))
+	problems := func() string {
+		return strings.Join(testenv.Must((&App{}).findStatus(t.Context(), &config.Tool{Paths: p}))(t).Problems, "\n")
+	}
+	want := "containerd's records were damaged (meta.db: page 45 is used twice): set aside in " + aside + "; images are imported and pulled again."
+	testenv.True(t, strings.Contains(problems(), want), "status says: %s", problems())
+	testenv.NoError(t, os.Remove(aside))
+	testenv.False(t, strings.Contains(problems(), "set aside"), "after its removal status says: %s", problems())
 }
