@@ -144,3 +144,19 @@ func TestOpenGateChangesNothing(t *testing.T) {
 		testenv.Fails(t, gateStarts(&struct{}{}, starts), "a kubelet without a client has a gate")
 	})
 }
+
+// TestStuckReportDelaysTheEndLittle: a report that waits for a kubelet that registers for ever does not keep the
+// process from its end.
+func TestStuckReportDelaysTheEndLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var reporting sync.WaitGroup
+		registered := make(chan struct{})
+		reporting.Go(func() { <-registered })
+		began := time.Now()
+		waitAtMost(&reporting, reportPatience)
+		testenv.Equal(t, time.Since(began), reportPatience, "it waited")
+		close(registered)
+		waitAtMost(&reporting, reportPatience)
+		testenv.Equal(t, time.Since(began), reportPatience, "it waited for a report that has ended; in all")
+	})
+}
