@@ -68,8 +68,15 @@ func damaged(path, format string, args ...any) error {
 	return &Error{Path: path, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Check verifies that bbolt can open, read and write the file without a panic. It returns an *Error for a damaged file.
-func Check(path string) error {
+// Check verifies that bbolt can open, read and write the file without a panic, and that no write is lost. It returns an
+// *Error for a damaged file.
+func Check(path string) error { return check(path, false) }
+
+// CheckUsable is as Check, but allows that one of the two header pages is damaged, as by a power cut amid its write.
+// bbolt uses the other one then, without an error and without the last write.
+func CheckUsable(path string) error { return check(path, true) }
+
+func check(path string, fallback bool) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
@@ -80,7 +87,7 @@ func Check(path string) error {
 		return fmt.Errorf("stat %s: %w", path, err)
 	}
 	c := &checker{path: path, f: f}
-	if c.meta, err = c.newestMeta(info.Size()); err != nil {
+	if c.meta, err = c.newestMeta(info.Size(), fallback); err != nil {
 		return err
 	}
 	if c.meta.pages < 3 || c.meta.pages > uint64(info.Size()/c.meta.pageSize) {
@@ -140,32 +147,44 @@ func (c *checker) mark(id uint64) error {
 	return nil
 }
 
-// newestMeta reads both header pages, which bbolt writes in turn, and returns the newer one. If one is damaged, bbolt
-// would use the other without an error and so lose the last write. newestMeta returns an error then.
-func (c *checker) newestMeta(size int64) (metaPage, error) {
-	var first [pageHeader + metaSize]byte
-	if _, err := c.f.ReadAt(first[:], 0); err != nil {
-		return metaPage{}, damaged(c.path, "it is only %d bytes long", size)
-	}
-	m0, err := c.parseMeta(first[:], 0)
-	if err != nil {
+// newestMeta reads both header pages, which bbolt writes in turn, and returns the newer one. If one is damaged, it
+// returns the other one with fallback, and an error without.
+func (c *checker) newestMeta(size int64, fallback bool) (metaPage, error) {
+	m0, err := c.readMeta(0, 0, size)
+	if err != nil && !fallback {
 		return metaPage{}, err
 	}
-	second := make([]byte, len(first))
-	if _, err := c.f.ReadAt(second, m0.pageSize); err != nil {
-		return metaPage{}, damaged(c.path, "it is only %d bytes long", size)
-	}
-	m1, err := c.parseMeta(second, 1)
-	if err != nil {
+	if err != nil { // bbolt looks for the other one in the same way
+		for at := int64(minPage); at <= maxPage; at *= 2 {
+			if m, err1 := c.readMeta(1, at, size); err1 == nil && m.pageSize == at {
+				return m, nil
+			}
+		}
 		return metaPage{}, err
 	}
-	if m1.pageSize != m0.pageSize {
+	switch m1, err := c.readMeta(1, m0.pageSize, size); {
+	case err != nil && fallback:
+		return m0, nil
+	case err != nil:
+		return metaPage{}, err
+	case m1.pageSize != m0.pageSize:
 		return metaPage{}, damaged(c.path, "its two header pages disagree")
-	}
-	if m1.txid > m0.txid {
+	case m1.txid > m0.txid:
 		return m1, nil
 	}
 	return m0, nil
+}
+
+// readMeta reads a header page at its place in the file, which has the given size.
+func (c *checker) readMeta(id uint64, at, size int64) (metaPage, error) {
+	var p [pageHeader + metaSize]byte
+	if size < at+int64(len(p)) {
+		return metaPage{}, damaged(c.path, "it is only %d bytes long", size)
+	}
+	if _, err := c.f.ReadAt(p[:], at); err != nil {
+		return metaPage{}, fmt.Errorf("read header page %d of %s: %w", id, c.path, err)
+	}
+	return c.parseMeta(p[:], id)
 }
 
 func (c *checker) parseMeta(p []byte, id uint64) (metaPage, error) {
@@ -221,11 +240,15 @@ func (c *checker) page(id uint64, kinds uint16) ([]byte, error) {
 	return p, nil
 }
 
-// bounds limit the keys of a page: from low, and before high unless that is nil.
-type bounds struct{ low, high []byte }
+// bounds limit the keys of a page: its first key, and a key that comes after all of its keys. Each is nil if there is
+// none. bbolt finds a page in the page above it by its first key. If that has another key, bbolt frees the page twice.
+type bounds struct{ first, high []byte }
 
-func (b bounds) contains(key []byte) bool {
-	return bytes.Compare(key, b.low) >= 0 && (b.high == nil || bytes.Compare(key, b.high) < 0)
+func (b bounds) allow(i int, key, last []byte) bool {
+	if i == 0 {
+		return b.first == nil || bytes.Equal(key, b.first)
+	}
+	return bytes.Compare(key, last) > 0
 }
 
 // child is a reference from a page: to another page of its tree, or to a bucket.
@@ -260,7 +283,7 @@ func (c *checker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 	le := binary.LittleEndian
 	leaf := le.Uint16(p[8:]) == flagLeaf
 	count := int(le.Uint16(p[10:]))
-	if pageHeader+count*element > len(p) || !leaf && count == 0 {
+	if pageHeader+count*element > len(p) || count == 0 && (!leaf || b.first != nil) {
 		return nil, damaged(c.path, "page %d claims %d elements", id, count)
 	}
 	var children []child
@@ -277,19 +300,20 @@ func (c *checker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 			return nil, damaged(c.path, "element %d of page %d lies outside the page", i, id)
 		}
 		key := p[start : start+ksize]
-		if i > 0 && bytes.Compare(key, last) <= 0 || (leaf || i > 0) && !b.contains(key) {
+		if ksize == 0 {
+			return nil, damaged(c.path, "element %d of page %d has no key", i, id)
+		}
+		if !b.allow(i, key, last) || b.high != nil && bytes.Compare(key, b.high) >= 0 {
 			return nil, damaged(c.path, "element %d of page %d is out of order", i, id)
 		}
 		last = key
 		switch {
 		case !leaf:
-			low := bytes.Clone(key)
-			if i == 0 {
-				low = b.low
-			} else {
-				children[i-1].bounds.high = low
+			first := bytes.Clone(key)
+			if i > 0 {
+				children[i-1].bounds.high = first
 			}
-			children = append(children, child{page: le.Uint64(e[8:]), bounds: bounds{low: low, high: b.high}})
+			children = append(children, child{page: le.Uint64(e[8:]), bounds: bounds{first: first, high: b.high}})
 		case le.Uint32(e)&1 != 0:
 			more, err := c.bucket(p[start+ksize:start+ksize+vsize], id)
 			if err != nil {
@@ -311,7 +335,8 @@ func (c *checker) bucket(v []byte, id uint64) ([]child, error) {
 		return []child{{page: root}}, nil
 	}
 	inline := v[bucketHeader:]
-	if len(inline) < pageHeader || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf {
+	// bbolt takes a number in the page's header for a page of the file, and frees that.
+	if len(inline) < pageHeader || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf || binary.LittleEndian.Uint64(inline) != 0 {
 		return nil, damaged(c.path, "page %d has a bucket that cannot be read", id)
 	}
 	return c.elements(inline, id, bounds{})

@@ -86,13 +86,19 @@ func TestDamageIsFoundBeforeBboltOpensTheFile(t *testing.T) {
 		harm func(file []byte) []byte
 		want string
 	}{
-		"sound":             {func(f []byte) []byte { return f }, ""},
-		"empty":             {func(f []byte) []byte { return nil }, "it is only 0 bytes long"},
-		"cut to half":       {func(f []byte) []byte { return f[:len(f)/2] }, "it was truncated"},
-		"twelve pages zero": {func(f []byte) []byte { clear(f[p.root*4096:][:12*4096]); return f }, "does not have the header"},
-		"all zero":          {func(f []byte) []byte { clear(f); return f }, "header page 0"},
-		"header page":       {func(f []byte) []byte { page(f, 1)[pageHeader+20] ^= 1; return f }, "header page 1"},
-		"wrong page id":     {func(f []byte) []byte { le.PutUint64(page(f, p.leaf), p.leaf+1); return f }, "does not have the header"},
+		"sound":                    {func(f []byte) []byte { return f }, ""},
+		"empty":                    {func(f []byte) []byte { return nil }, "it is only 0 bytes long"},
+		"cut to half":              {func(f []byte) []byte { return f[:len(f)/2] }, "it was truncated"},
+		"twelve pages zero":        {func(f []byte) []byte { clear(f[p.root*4096:][:12*4096]); return f }, "does not have the header"},
+		"all zero":                 {func(f []byte) []byte { clear(f); return f }, "header page 0"},
+		"header page":              {func(f []byte) []byte { page(f, 1)[pageHeader+20] ^= 1; return f }, "header page 1"},
+		"wrong page id":            {func(f []byte) []byte { le.PutUint64(page(f, p.leaf), p.leaf+1); return f }, "does not have the header"},
+		"an element without a key": {func(f []byte) []byte { le.PutUint32(page(f, p.leaf)[pageHeader+8:], 0); return f }, "has no key"},
+		"a first key that its branch does not name": {func(f []byte) []byte {
+			b := page(f, p.branch)
+			b[pageHeader+le.Uint32(b[pageHeader:])]-- // all keys are still in order
+			return f
+		}, "out of order"},
 		"a leaf of another kind": {func(f []byte) []byte { le.PutUint16(page(f, p.leaf)[8:], flagFreelist); return f },
 			"does not have the header"},
 		"a cycle": {func(f []byte) []byte { le.PutUint64(page(f, p.branch)[pageHeader+8:], p.branch); return f }, "is used twice"},
@@ -137,48 +143,132 @@ func TestRefusalsOfTheKernelAreNoDamage(t *testing.T) {
 	testenv.True(t, errors.Is(err, syscall.ELOOP) && !damage, "got %v", err)
 }
 
-// TestCheckedFileIsSafeForBbolt damages a file at chance. bbolt reads and writes each one that passes the check without
-// a panic.
-func TestCheckedFileIsSafeForBbolt(t *testing.T) {
-	const rounds = 400
-	sound := sample(t)
-	p := find(t, sound)
-	r := rand.New(rand.NewPCG(1, 2)) // the same in each run
-	passed, path := 0, filepath.Join(t.TempDir(), "damaged.db")
-	for range rounds {
-		file := append([]byte(nil), sound...)
-		for range 1 + r.IntN(3) {
-			of := []uint64{p.root, p.freelist, p.branch, p.leaf, r.Uint64N(uint64(len(file) / 4096))}[r.IntN(5)]
-			file[of*4096+r.Uint64N(64)] ^= 1 << r.IntN(8)
+// TestTornHeaderIsUsable: bbolt uses the other header page where one is damaged, and loses the last write alone.
+func TestTornHeaderIsUsable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "torn.db")
+	for damaged := range 4 { // a bit for each header page
+		file := sample(t)
+		for id := range 2 {
+			if damaged&(1<<id) != 0 {
+				clear(file[id*4096:][:4096])
+			}
 		}
 		testenv.NoError(t, os.WriteFile(path, file, 0o600))
-		if Check(path) != nil {
-			continue
-		}
-		passed++
-		if failure := use(path); failure != nil {
-			t.Errorf("bbolt panicked on a file that had passed the check: %v", failure)
+		testenv.Equal(t, Check(path) == nil, damaged == 0, "damaged headers %b: it is sound:", damaged)
+		testenv.Equal(t, CheckUsable(path) == nil, damaged != 3, "damaged headers %b: it is usable:", damaged)
+		if damaged != 3 {
+			testenv.True(t, use(path) == nil, "bbolt panicked")
 		}
 	}
-	testenv.True(t, passed > rounds/10 && passed < rounds*9/10, "%d of %d files passed: the test shows little", passed, rounds)
 }
 
-// use reads and writes a file with bbolt, and returns what bbolt panicked with.
+// TestCheckedFileIsSafeForBbolt writes files at chance, none of which is called damaged, and damages them at chance.
+// bbolt reads and writes each one that passes the check without a panic.
+func TestCheckedFileIsSafeForBbolt(t *testing.T) {
+	const files, rounds = 12, 25
+	passed, path := 0, filepath.Join(t.TempDir(), "random.db")
+	for seed := range uint64(files) { // the same in each run
+		r := rand.New(rand.NewPCG(seed, 9))
+		testenv.NoError(t, os.RemoveAll(path))
+		fill(t, r, path)
+		sound := testenv.Must(os.ReadFile(path))(t)
+		for range rounds {
+			testenv.NoError(t, os.WriteFile(path, harm(r, append([]byte(nil), sound...)), 0o600))
+			if CheckUsable(path) != nil {
+				continue
+			}
+			passed++
+			if failure := use(path); failure != nil {
+				t.Errorf("seed %d: bbolt panicked on a file that had passed the check: %v", seed, failure)
+			}
+		}
+	}
+	testenv.True(t, passed > files*rounds/10 && passed < files*rounds*9/10, "%d of %d files passed: the test shows little", passed, files*rounds)
+}
+
+// fill writes and deletes keys and buckets at chance, and checks the file now and then. containerd's main file has no
+// list of free pages, the snapshotter's has one.
+func fill(t *testing.T, r *rand.Rand, path string) {
+	t.Helper()
+	o := &bbolt.Options{NoSync: true, PageSize: 1024 << r.IntN(3), NoFreelistSync: r.IntN(2) == 0}
+	db := testenv.Must(bbolt.Open(path, 0o600, o))(t)
+	defer func() { testenv.NoError(t, db.Close()) }()
+	for range 2 + r.IntN(12) {
+		testenv.NoError(t, db.Update(func(tx *bbolt.Tx) error {
+			for range 1 + r.IntN(200) {
+				b := testenv.Must(tx.CreateBucketIfNotExists(fmt.Appendf(nil, "b%d", r.IntN(4))))(t)
+				for range r.IntN(3) {
+					b = testenv.Must(b.CreateBucketIfNotExists(fmt.Appendf(nil, "n%d", r.IntN(3))))(t)
+				}
+				key := fmt.Appendf(nil, "k%0*d", 1+r.IntN(30), r.IntN(300))
+				switch r.IntN(5) {
+				case 0, 1, 2:
+					testenv.NoError(t, b.Put(key, make([]byte, r.IntN(100)*(1+99*(r.IntN(20)/19)))))
+				case 3:
+					c, left := b.Cursor(), r.IntN(60)
+					for k, v := c.Seek(key); k != nil && left > 0; k, v = c.Next() {
+						if left--; v != nil {
+							testenv.NoError(t, c.Delete())
+						}
+					}
+				case 4:
+					_ = b.DeleteBucket([]byte("n0")) // there may be none
+				}
+			}
+			return nil
+		}))
+		testenv.NoError(t, Check(path))
+	}
+}
+
+// harm changes a file at chance: bits, zeros, whole pages that hold another one.
+func harm(r *rand.Rand, file []byte) []byte {
+	size := int(le.Uint32(file[pageHeader+8:]))
+	for range 1 + r.IntN(3) {
+		page := r.IntN(len(file)/size) * size
+		at := page + r.IntN(16+r.IntN(size-16))
+		switch r.IntN(4) {
+		case 0:
+			file[at] ^= 1 << r.IntN(8)
+		case 1:
+			clear(file[at:min(len(file), at+r.IntN(64))])
+		case 2:
+			copy(file[page:page+size], file[r.IntN(len(file)/size)*size:])
+		case 3:
+			le.PutUint16(file[min(at, len(file)-2):], []uint16{0, 1, countFollows}[r.IntN(3)])
+		}
+	}
+	return file
+}
+
+// use reads, writes and deletes with bbolt, and returns what bbolt panicked with.
 func use(path string) (failure any) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() { failure = recover() }()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true})
 	if err != nil {
-		return nil
+		return err
 	}
 	defer func() { _ = db.Close() }()
-	_ = db.Update(func(tx *bbolt.Tx) error {
-		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-			for i := range 2000 {
-				_ = b.Put(fmt.Appendf(nil, "key %04d", i), make([]byte, 80))
-			}
-			return b.ForEach(func(_, _ []byte) error { return nil })
+	for range 3 {
+		_ = db.Update(func(tx *bbolt.Tx) error {
+			return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error { useBucket(b); return nil })
 		})
-	})
+	}
+	_ = db.Update(func(tx *bbolt.Tx) error { return tx.DeleteBucket([]byte("b0")) }) // there may be none
 	return nil
+}
+
+// useBucket writes keys, deletes every second one, and does the same in the buckets below.
+func useBucket(b *bbolt.Bucket) {
+	_ = b.ForEachBucket(func(name []byte) error { useBucket(b.Bucket(name)); return nil })
+	for i := range 60 {
+		_ = b.Put(fmt.Appendf(nil, "zz%04d", i), make([]byte, 90))
+	}
+	c, odd := b.Cursor(), false
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		if odd = !odd; odd && v != nil {
+			_ = c.Delete()
+		}
+	}
 }
