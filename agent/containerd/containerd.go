@@ -178,7 +178,11 @@ func (s *Server) prepare() error {
 
 // checkRecords makes sure that containerd gets records that it can use, if only empty ones.
 func (s *Server) checkRecords(ctx context.Context) (err error) {
-	unpacked := func() error { return checkUnpacked(s.opts.Root, s.snapshotter, s.opts.PauseTar) }
+	pause, err := pauseLayer(s.opts.PauseTar)
+	if err != nil { // that says nothing about the records
+		return fmt.Errorf("containerd: %w", err)
+	}
+	unpacked := func() error { return checkUnpacked(s.opts.Root, s.snapshotter, pause) }
 	if err := s.opts.Records.Prepare(ctx, unpacked); err != nil {
 		return err
 	}

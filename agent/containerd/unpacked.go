@@ -17,14 +17,15 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 )
 
 // checkUnpacked compares what the snapshotter's records call unpacked with what is on the disk. It returns an error if
-// a layer has no folder, or if the pause program, without which no pod starts, is not the one in the archive pauseTar
-// ("" for none). containerd must not run, and its records must be intact: bbolt panics on others.
-func checkUnpacked(root, snapshotter, pauseTar string) error {
+// a layer has no folder, or if the pause program, without which no pod starts, is not the one in the layer pause, which
+// may be nil. containerd must not run, and its records must be intact: bbolt panics on others.
+func checkUnpacked(root, snapshotter string, pause []byte) error {
 	dir := filepath.Join(root, "io.containerd.snapshotter.v1."+snapshotter)
 	layers, err := layerFolders(dir)
 	if err != nil {
@@ -35,14 +36,10 @@ func checkUnpacked(root, snapshotter, pauseTar string) error {
 			return fmt.Errorf("the unpacked layer %s has no folder %s", path.Base(name), folder)
 		}
 	}
-	if pauseTar == "" {
+	if pause == nil {
 		return nil
 	}
-	layer, err := pauseLayer(pauseTar)
-	if err != nil {
-		return err
-	}
-	own := digest.FromBytes(layer).String() // what a snapshot of an image's first layer is called
+	own := digest.FromBytes(pause).String() // what a snapshot of an image's first layer is called
 	for name, folder := range layers {
 		if path.Base(name) != own {
 			continue
@@ -50,7 +47,7 @@ func checkUnpacked(root, snapshotter, pauseTar string) error {
 		if snapshotter == "overlayfs" {
 			folder = filepath.Join(folder, "fs")
 		}
-		if err := compare(layer, folder); err != nil {
+		if err := compare(pause, folder); err != nil {
 			return fmt.Errorf("the pause image: %w", err)
 		}
 	}
@@ -76,6 +73,9 @@ func layerFolders(dir string) (map[string]string, error) {
 	folders := map[string]string{}
 	err = records.WithTransaction(context.Background(), false, func(ctx context.Context) error {
 		ids, err := storage.IDMap(ctx)
+		if errdefs.IsNotFound(err) { // nothing was unpacked since bbolt made the file
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -94,8 +94,11 @@ func layerFolders(dir string) (map[string]string, error) {
 	return folders, nil
 }
 
-// pauseLayer reads the only layer of an archive that internal/imagetar has written.
+// pauseLayer reads the only layer of an archive that internal/imagetar has written. It is nil for no archive.
 func pauseLayer(archive string) ([]byte, error) {
+	if archive == "" {
+		return nil, nil
+	}
 	f, err := os.Open(archive)
 	if err != nil {
 		return nil, fmt.Errorf("read the pause image: %w", err)
