@@ -60,10 +60,10 @@ type state struct {
 	Directories []Directory `json:"directories,omitempty"`
 }
 
-// Prepare checks the records, and sets them aside if they are damaged or if containerd did not start twice in a row. It
-// does so at most once after each boot: a disk that damages them again at once has to be replaced, and Prepare returns
-// an error then. unpacked is one more check, which is called if bbolt can open the files. Its error says what is wrong.
-// Ended must be called when the start has ended.
+// Prepare checks the records, and sets them aside if they are damaged or if containerd twice in a row failed to read
+// them. It does so at most once after each boot: a disk that damages them again at once has to be replaced, and Prepare
+// returns an error then. unpacked is one more check, which is called if bbolt can open the files. Its error says what
+// is wrong. Ended must be called when the start has ended.
 func (r *Records) Prepare(ctx context.Context, unpacked func() error) error {
 	s, err := r.load()
 	if err != nil {
@@ -109,7 +109,7 @@ func (r *Records) damage(unpacked func() error) (string, error) {
 		return metaDB + ": it is empty or gone", nil // containerd starts, and containers that still run are never ended
 	}
 	for _, file := range files {
-		err := boltcheck.Check(file)
+		err := boltcheck.CheckUsable(file)
 		if damage, ok := errors.AsType[*boltcheck.Error](err); ok {
 			return filepath.Base(file) + ": " + damage.Detail, nil
 		}
@@ -138,10 +138,10 @@ func asDamage(err error) (string, error) {
 }
 
 // setAside ends what still runs, moves the content of the root directory away and empties the state directory. A start
-// after an interruption begins again, since the state says so.
+// after an interruption of the move begins again, since the state says so. Until then nothing says it: an operator may
+// repair the records after an error.
 func (r *Records) setAside(ctx context.Context, s state, boot, why string) error {
-	s.Next = why
-	if err := errors.Join(r.save(s), os.MkdirAll(r.Node.Root, 0o711)); err != nil {
+	if err := errors.Join(r.save(s), os.MkdirAll(r.Node.Root, 0o711)); err != nil { // on a full disk, containers run on
 		return err
 	}
 	progress := func(text string) { r.Logger.Warn("containerd: its records are set aside", "ending", text) }
@@ -156,9 +156,22 @@ func (r *Records) setAside(ctx context.Context, s state, boot, why string) error
 	if err != nil {
 		return err
 	}
-	if err := moveContent(root); err != nil {
+	before, resumed := len(setAsideBefore(root)), s.Next != ""
+	s.Next = why
+	if err := r.save(s); err != nil {
 		return err
 	}
+	if err := moveContent(root); err != nil {
+		if s.Next = ""; len(setAsideBefore(root)) == before && !resumed {
+			err = errors.Join(err, r.save(s)) // nothing was moved
+		}
+		return err
+	}
+	return r.finish(s, root, boot, why)
+}
+
+// finish empties the state directory, removes what was set aside long ago, and notes what was set aside.
+func (r *Records) finish(s state, root, boot, why string) error {
 	bundles, err := filepath.Glob(filepath.Join(r.Node.State, "*"))
 	for _, b := range bundles {
 		err = errors.Join(err, os.RemoveAll(b))
@@ -175,7 +188,7 @@ func (r *Records) setAside(ctx context.Context, s state, boot, why string) error
 	}
 	r.forget()
 	r.Logger.Warn("containerd: its records were damaged and are set aside; images are imported and pulled again", "damage", why,
-		"directory", s.Directories[len(s.Directories)-1].Path)
+		"directories", setAsideBefore(root)) // none if an operator had removed the records
 	return nil
 }
 

@@ -138,20 +138,21 @@ func TestTwoSetAsideDirectoriesAreKept(t *testing.T) {
 }
 
 func TestFailedStartsInARowSetRecordsAside(t *testing.T) {
-	broken := errors.New("two records have\none name")
+	broken := errors.New("failed to recover state: two records have\none name")
 	killed := errors.New("the process was killed")
 	for name, row := range map[string]struct {
 		failures []error // nil is a good start
 		want     string
 	}{
 		"once":                    {[]error{broken}, ""},
-		"twice":                   {[]error{broken, broken}, "containerd did not start 2 times in a row: two records have one name"},
+		"twice":                   {[]error{broken, broken}, "containerd did not start 2 times in a row: failed to recover state: two records have one name"},
 		"not in a row":            {[]error{broken, nil, broken}, ""},
 		"killed":                  {[]error{killed, killed, killed}, ""},
 		"stopped":                 {[]error{fmt.Errorf("stopped: %w", context.Canceled), context.Canceled}, ""},
 		"slow":                    {[]error{context.DeadlineExceeded, context.DeadlineExceeded}, ""},
 		"the kernel refuses":      {[]error{fmt.Errorf("listen: %w", unix.EADDRINUSE), unix.EMFILE, unix.ENOSPC}, ""},
-		"the kernel, not wrapped": {[]error{errors.New("failed to create fsnotify watcher: too many open files"), errors.New("too many open files")}, ""},
+		"the kernel, not wrapped": {[]error{errors.New("failed to recover state: x: too many open files"), errors.New("too many open files")}, ""},
+		"something else":          {[]error{errors.New("invalid plugin config"), errors.New("invalid plugin config"), errors.New("a bug")}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
@@ -173,10 +174,10 @@ func TestFailedStartsOfAnotherBootDoNotCount(t *testing.T) {
 	n := newNode(t)
 	for _, boot := range []string{"one", "two", "three"} {
 		n.boots(boot)
-		testenv.NoError(t, n.start(errors.New("two records have one name")))
+		testenv.NoError(t, n.start(errors.New("failed to recover state: two records have one name")))
 	}
 	testenv.Equal(t, n.aside(), "", "set aside")
-	testenv.NoError(t, n.start(errors.New("two records have one name")))
+	testenv.NoError(t, n.start(errors.New("failed to recover state: two records have one name")))
 	testenv.NoError(t, n.start(nil))
 	testenv.Equal(t, n.aside(), "containerd.damaged-1", "set aside")
 }
@@ -282,6 +283,47 @@ func TestInterruptedSetAsideIsFinished(t *testing.T) {
 			testenv.True(t, len(problems) > 0 && strings.Contains(problems[0], "page 7 is used twice): set aside in "+n.Node.Root+".damaged-1;"), "status: %q",
 				problems)
 		})
+	}
+}
+
+// TestRemovedRecordsAreNoFailure: an operator may remove the records while coracle is stopped. Then there is nothing
+// to set aside.
+func TestRemovedRecordsAreNoFailure(t *testing.T) {
+	n := newNode(t)
+	mounts := filepath.Join(n.Node.State, "io.containerd.mount-manager.v1.bolt", "mounts.db")
+	testenv.NoError(t, os.MkdirAll(filepath.Dir(mounts), 0o700))
+	testenv.NoError(t, os.Rename(n.db(), mounts))
+	testenv.NoError(t, os.RemoveAll(n.Node.Root))
+	testenv.NoError(t, n.start(nil))
+	testenv.NoError(t, n.start(nil), "the second start")
+	testenv.Equal(t, n.aside()+strings.Join(Problems(n.Node.Root), " "), "", "set aside")
+}
+
+// TestRepairedRecordsStay: an operator may bring records back from a backup after they could not be set aside.
+func TestRepairedRecordsStay(t *testing.T) {
+	testenv.RequireRoot(t, "it mounts")
+	n := newNode(t)
+	disk := filepath.Join(n.Node.Root, "a-disk")
+	testenv.NoError(t, os.Mkdir(disk, 0o700))
+	testenv.NoError(t, unix.Mount("none", disk, "tmpfs", 0, ""))
+	t.Cleanup(func() { testenv.Check(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	sound := testenv.Must(os.ReadFile(n.db()))(t)
+	n.damage()
+	testenv.WantError(t, n.start(nil), "could not be set aside: rename "+disk)
+	testenv.NoError(t, os.WriteFile(n.db(), sound, 0o600))
+	testenv.NoError(t, n.start(nil))
+	testenv.Equal(t, n.aside(), "", "set aside")
+}
+
+// TestTornHeaderIsNoDamage: bbolt itself goes on with the other header page.
+func TestTornHeaderIsNoDamage(t *testing.T) {
+	for id := range int64(2) {
+		n := newNode(t)
+		f := testenv.Must(os.OpenFile(n.db(), os.O_WRONLY, 0))(t)
+		testenv.Must(f.WriteAt(make([]byte, 4096), id*4096))(t)
+		testenv.NoError(t, f.Close())
+		testenv.NoError(t, n.start(nil))
+		testenv.Equal(t, n.aside(), "", "set aside")
 	}
 }
 

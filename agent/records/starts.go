@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,13 +29,21 @@ func (r *Records) Ended(err error) {
 // forget forgets the failed starts.
 func (r *Records) forget() { _ = os.Remove(r.Node.Root + ".starts") }
 
-// addFailed adds a failed start to those of this boot, unless the reason may be another than the records: a stop, a
-// slow disk, or something that the kernel refused. Nothing is flushed, since the next boot counts from the beginning.
+// ofRecords are parts of the errors of containerd that are about its records: it reads all of them when it finds its
+// containers again, and changes them for a newer version. A mistake in its configuration, or in a new version of
+// coracle, fails with others, on every node to which it is rolled out.
+var ofRecords = []string{"failed to recover state: ", "failed to migrate to "}
+
+// addFailed adds a failed start to those of this boot if the reason is about the records, and is not a stop, a slow
+// disk, or something that the kernel refused. Nothing is flushed, since the next boot counts from the beginning.
 func (r *Records) addFailed(err error) {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return
 	}
 	text := strings.ReplaceAll(err.Error(), "\n", " ")
+	if !slices.ContainsFunc(ofRecords, func(part string) bool { return strings.Contains(text, part) }) {
+		return
+	}
 	for no := unix.Errno(1); no < 134; no++ { // by their text, since upstream does not wrap each
 		if strings.Contains(text, no.Error()) {
 			return
