@@ -46,12 +46,18 @@ func (v Volumes) Unmount(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, unmountTime)
 	defer cancel()
 	// Pods' volumes, and those that drivers mount once for all pods. Other mounts of a driver are its own.
-	points, err := v.mounted(filepath.Join(v.Root, "pods"), filepath.Join(v.Root, "plugins", "kubernetes.io"))
+	volumes := []string{filepath.Join(v.Root, "pods"), filepath.Join(v.Root, "plugins", "kubernetes.io")}
+	points, err := v.mounted(volumes...)
 	errs := []error{err}
 	for _, point := range slices.Backward(points) {
 		if err := v.unmountOne(ctx, point); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
 		}
+	}
+	rest, err := v.mounted(volumes...)
+	errs = append(errs, err)
+	for _, point := range rest {
+		errs = append(errs, fmt.Errorf("%s is still mounted", point))
 	}
 	for _, disk := range v.Disks {
 		if _, err := bounded(context.WithoutCancel(ctx), syncPatience, flush, disk); err != nil {

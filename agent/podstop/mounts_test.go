@@ -23,12 +23,19 @@ type kernel struct {
 	mu     sync.Mutex
 	points []string
 	busy   string // until it is detached
+	locked string // the kernel says that it is not mounted
 	stuck  string // its server does not answer, until it is detached
 	calls  []string
 }
 
 func (k *kernel) volumes() Volumes {
-	return Volumes{Root: "/kubelet", unmount: k.unmount, mounted: func(...string) ([]string, error) { return k.points, nil }}
+	return Volumes{Root: "/kubelet", unmount: k.unmount, mounted: k.mounted}
+}
+
+func (k *kernel) mounted(...string) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.points), nil
 }
 
 func (k *kernel) unmount(path string, flags int) error {
@@ -36,14 +43,25 @@ func (k *kernel) unmount(path string, flags int) error {
 	k.calls = append(k.calls, fmt.Sprintf("%s %d", path, flags&^unix.UMOUNT_NOFOLLOW))
 	k.mu.Unlock()
 	switch {
+	case path == k.locked:
+		return unix.EINVAL
 	case flags&unix.MNT_DETACH != 0:
-		return nil
 	case path == k.busy:
 		return unix.EBUSY
 	case path == k.stuck:
 		time.Sleep(24 * time.Hour) // fake time
+		return nil
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.points = slices.DeleteFunc(k.points, func(p string) bool { return p == path })
 	return nil
+}
+
+// TestUnmountFindsWhatIsLeft: the kernel says EINVAL of a mount that another one took along, and of one that is locked.
+func TestUnmountFindsWhatIsLeft(t *testing.T) {
+	k := &kernel{points: []string{"/kubelet/a", "/kubelet/b"}, locked: "/kubelet/a"}
+	testenv.WantError(t, k.volumes().Unmount(t.Context()), "/kubelet/a is still mounted")
 }
 
 // TestUnmountDetachesWhatIsStuck: a file system whose server does not answer, and one that is in use, delay the others

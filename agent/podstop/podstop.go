@@ -195,11 +195,11 @@ func (o Options) stopContainer(ctx context.Context, c *runtimeapi.Container, unt
 
 // gracePeriod returns the grace period of a container's pod.
 func gracePeriod(c *runtimeapi.Container) time.Duration {
-	seconds, err := strconv.ParseInt(c.Annotations[graceAnnotation], 10, 32)
+	seconds, err := strconv.ParseInt(c.Annotations[graceAnnotation], 10, 64)
 	if err != nil {
 		seconds = corev1.DefaultTerminationGracePeriodSeconds
 	}
-	return time.Duration(seconds) * time.Second
+	return time.Duration(min(seconds, math.MaxInt64/int64(time.Second))) * time.Second
 }
 
 // stopSandboxes stops all sandboxes. The runtime ends what still runs in them.

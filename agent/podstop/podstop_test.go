@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -262,4 +263,15 @@ func TestStopEndsWithAStuckRuntime(t *testing.T) {
 		r.immortal = "web.app"
 		testenv.WantError(t, testenv.Err(Stop(t.Context(), options(r))), "container default/web/app still runs")
 	})
+}
+
+// TestGracePeriods: a pod may ask for more seconds than an int32 or a time.Duration holds, which is as long as there
+// is.
+func TestGracePeriods(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"": 30 * time.Second, "many": 30 * time.Second, "0": 0, "5": 5 * time.Second,
+		"2147483648": 2147483648 * time.Second, "9223372036854775807": math.MaxInt64 / time.Second * time.Second,
+	} {
+		testenv.Equal(t, gracePeriod(&runtimeapi.Container{Annotations: map[string]string{graceAnnotation: text}}), want, "%q:", text)
+	}
 }
