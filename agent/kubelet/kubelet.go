@@ -90,6 +90,8 @@ type Options struct {
 	LostRecords func(images []string)
 	// Starts, when set, is the gate through which the kubelet starts sandboxes and containers.
 	Starts *Starts
+	// Mounts, when set, is the gate through which it changes mounts.
+	Mounts *Starts
 	// Made, when set, receives a function that returns the pods that the kubelet knows, also when it has ended.
 	Made func(pods func() []*corev1.Pod)
 
@@ -148,7 +150,7 @@ func Run(ctx context.Context, o Options) error {
 		if o.Made != nil {
 			o.Made(k.GetPods)
 		}
-		if err := gateStarts(k, o.Starts); err != nil {
+		if err := errors.Join(gateStarts(k, o.Starts), gateMounts(k, o.Mounts)); err != nil {
 			klog.FromContext(ctx).Error(err, "Pods may still be started while the node's pods are being stopped")
 		}
 		if err := trustImported(k, server.ImagePullCredentialsVerificationPolicy, o.Imported); err != nil {
@@ -217,6 +219,21 @@ func StopsPods(flags []string) bool {
 	}
 	config, err := configuration(Options{}, args.configFile, args.configDir)
 	return err == nil && (config.ShutdownGracePeriod.Duration > 0 || len(config.ShutdownGracePeriodByPodPriority) > 0)
+}
+
+// UsesRuntime reports whether a kubelet with these options uses the runtime at Options.RuntimeSocket: the operator's
+// flags may name another one.
+func UsesRuntime(o Options) (bool, error) {
+	server, err := newServer(o)
+	if err != nil {
+		return false, err
+	}
+	return o.uses(server), nil
+}
+
+// uses reports whether a kubelet's runtime is the one at Options.RuntimeSocket.
+func (o Options) uses(server *options.KubeletServer) bool {
+	return server.ContainerRuntimeEndpoint == runtimeEndpoint(o.RuntimeSocket)
 }
 
 // newServer makes the kubelet's whole configuration.

@@ -45,7 +45,7 @@ func (c listingClient) Status(ctx context.Context, in *runtimeapi.StatusRequest,
 
 // lists returns nil where the operator's flags make the kubelet use another runtime.
 func (o Options) lists(server *options.KubeletServer) Lists {
-	if server.ContainerRuntimeEndpoint != runtimeEndpoint(o.RuntimeSocket) {
+	if !o.uses(server) {
 		return nil
 	}
 	return o.Lists

@@ -76,6 +76,7 @@ func TestListsAreOurRuntimes(t *testing.T) {
 	testenv.True(t, o.lists(server) != nil, "our own runtime is asked over its socket")
 	server.ContainerRuntimeEndpoint = "unix:///run/crio/crio.sock"
 	testenv.True(t, o.lists(server) == nil, "our own runtime is asked about another one's pods")
+	testenv.False(t, o.uses(server), "our own runtime is asked to stop another one's pods")
 }
 
 // Upstream's kubelet still begins the way to its client as useInProcessClient does; the rest of it is in

@@ -80,6 +80,21 @@ func End(ctx context.Context, n Node, grace time.Duration, progress func(string)
 	return err
 }
 
+// AwaitNone returns when no process of a container runs, and an error when one still does after the given time.
+func AwaitNone(ctx context.Context, n Node, within time.Duration) error {
+	return awaitNone(ctx, "/proc", n, within)
+}
+
+func awaitNone(ctx context.Context, proc string, n Node, within time.Duration) error {
+	ids := containerIDs(n.State)
+	list := func() ([]process, error) { return processesOf(proc, n, ids) }
+	left, err := waitExited(ctx, within, func() ([]process, error) { return containersOf(list) })
+	if err == nil && left > 0 {
+		err = fmt.Errorf("%d processes of pods still run", left)
+	}
+	return err
+}
+
 func containersOf(list func() ([]process, error)) ([]process, error) {
 	procs, err := list()
 	var out []process

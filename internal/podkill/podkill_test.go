@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -64,4 +65,16 @@ func TestMountsBelowFolderAreFound(t *testing.T) {
 `)
 	got := testenv.Must(mountsBelow(file, dir))(t)
 	testenv.EqualSlices(t, got, []string{dir + "/a b", dir + "/a b/c"}, "")
+}
+
+// TestAwaitNone: a container that the runtime does not know any more is found by its cgroup; its shim may live on.
+func TestAwaitNone(t *testing.T) {
+	proc, state := t.TempDir(), t.TempDir()
+	n := Node{Root: t.TempDir(), State: state, BinDir: "/bin/of/coracle"}
+	testenv.NoError(t, os.MkdirAll(filepath.Join(state, "io.containerd.runtime.v2.task", "k8s.io", "lost"), 0o755))
+	write(t, filepath.Join(proc, "self", "mountinfo"), "20 1 8:1 / / rw - ext4 /dev/root rw\n")
+	fakeProcess(t, proc, "10", "/bin/of/coracle/0123/coracle-helper", "(coracle-helper) S 1", "0::/\n", "20 1 8:1 / / rw - ext4 /dev/root rw\n")
+	testenv.NoError(t, awaitNone(t.Context(), proc, n, time.Millisecond))
+	fakeProcess(t, proc, "11", "/bin/program", "(program) S 10", "0::/kubepods/pod1/lost\n", "20 1 8:1 / / rw - ext4 /dev/root rw\n")
+	testenv.WantError(t, awaitNone(t.Context(), proc, n, time.Millisecond), "1 processes of pods still run")
 }
