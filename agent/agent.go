@@ -320,6 +320,6 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 		LostRecords: o.reportLostRecords,
 		Lists:       runtime.Lists(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(),
-		Starts: &o.Shutdown.starts, Made: o.Shutdown.setPods,
+		Starts: &o.Shutdown.starts, Mounts: &o.Shutdown.mounts, Made: o.Shutdown.setPods,
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/agent/podstop"
+	"github.com/coracle-k8s/coracle/internal/podkill"
 )
 
 const (
@@ -22,6 +23,8 @@ const (
 	attachPatience = 10 * time.Second
 	// startPatience is how long starts that are under way may take.
 	startPatience = 10 * time.Second
+	// lostPatience is how long processes of pods may take to exit after their containers have ended.
+	lostPatience = 2 * time.Second
 )
 
 // StopRest is how much longer than the pods' time a stop and the end of the process may take.
@@ -37,7 +40,8 @@ type Shutdown struct {
 	options Options
 	runtime *containerd.Server
 
-	starts     kubelet.Starts
+	starts     kubelet.Starts  // of sandboxes and containers
+	mounts     kubelet.Starts  // and of mounts
 	stopping   context.Context // done when the kubelet has to end
 	endKubelet context.CancelFunc
 
@@ -108,12 +112,8 @@ func (s *Shutdown) StopPods(ctx context.Context, within time.Duration) (done str
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	select {
-	case <-s.ended:
-		return "", errors.New("the node does not run on this machine, so its pods cannot be stopped in order")
-	case <-s.running:
-	default:
-		return "", errors.New("the container runtime has not started, so pods cannot be stopped in order")
+	if err := s.stoppable(); err != nil {
+		return "", err
 	}
 	s.mu.Lock()
 	if s.once == nil {
@@ -122,6 +122,26 @@ func (s *Shutdown) StopPods(ctx context.Context, within time.Duration) (done str
 	once := s.once
 	s.mu.Unlock()
 	return once()
+}
+
+// stoppable returns why the pods cannot be stopped, or nil.
+func (s *Shutdown) stoppable() error {
+	select {
+	case <-s.ended: // before the rest: a node that has ended had a runtime
+		return errors.New("the node does not run on this machine, so its pods cannot be stopped in order")
+	default:
+	}
+	select {
+	case <-s.running:
+	default:
+		return errors.New("the container runtime has not started, so pods cannot be stopped in order")
+	}
+	own, err := kubelet.UsesRuntime(s.options.kubelet(s.runtime, nil))
+	if err == nil && !own {
+		err = errors.New("the kubelet has another runtime than coracle's (--kubelet-arg container-runtime-endpoint), " +
+			"whose pods coracle does not stop. They run on")
+	}
+	return err
 }
 
 func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done string, err error) {
@@ -134,8 +154,9 @@ func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done str
 	left := 0
 	preparing.Go(func() { left = s.starts.Close(closing) })
 	preparing.Go(func() { s.unready(ctx, known) })
+	mounting := make(chan int, 1) // one: nothing receives it after a panic
+	go func() { mounting <- s.mounts.Close(closing) }()
 	preparing.Wait()
-	cancel()
 	n, err := podstop.Stop(ctx, podstop.Options{
 		Runtime: s.runtime.Pods(), Within: within - time.Since(began), Logger: log,
 		Pod: func(uid string) *corev1.Pod { return known[uid] },
@@ -143,8 +164,16 @@ func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done str
 	if left > 0 {
 		err = errors.Join(err, fmt.Errorf("%d starts of sandboxes or containers are still under way", left))
 	}
+	if left := <-mounting; left > 0 {
+		err = errors.Join(err, fmt.Errorf("%d mounts of volumes are still under way", left))
+	}
+	cancel()
 	p := s.options.paths()
 	err = errors.Join(err, podstop.Volumes{Root: p.KubeletRoot, Disks: []string{p.DataDir, p.KubeletRoot}}.Unmount(ctx))
+	if err == nil {
+		// What the runtime does not list may run all the same: it has lost a container, or a shim goes on with a start.
+		err = podkill.AwaitNone(ctx, podkill.Node{Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: s.options.BinDir}, lostPatience)
+	}
 	if err == nil {
 		if err := s.mark(ctx, known); err != nil {
 			log.Info("agent: the cluster does not know that the pods were stopped, so others take their place later", "error", err)

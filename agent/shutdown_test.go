@@ -6,11 +6,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -37,6 +39,13 @@ func TestStopPodsOfANodeThatDoesNotRun(t *testing.T) {
 		testenv.WantError(t, testenv.Err(starting.StopPods(t.Context(), time.Minute)), "has not started")
 		testenv.Equal(t, time.Since(began), attachPatience, "it took")
 		testenv.False(t, off.Stopping() || starting.Stopping(), "a stop has begun")
+
+		for range 30 { // select is fair: one of two ready cases would be taken by chance
+			failed := NewShutdown() // the node ran, and has ended
+			close(failed.running)
+			close(failed.ended)
+			testenv.WantError(t, testenv.Err(failed.StopPods(t.Context(), time.Minute)), "the node does not run")
+		}
 	})
 }
 
@@ -144,6 +153,46 @@ func TestKubeletWaitsForTheMarksRemoval(t *testing.T) {
 		testenv.Equal(t, len(n.Annotations), 1, "annotations %v; how many:", n.Annotations)
 		testenv.NoError(t, unmark(t.Context(), client.CoreV1(), "missing", log), "a node that is not registered yet")
 	})
+}
+
+// TestMarkIsForOneVersion: a request that reaches the store late, when the kubelet has started again, changes nothing.
+func TestMarkIsForOneVersion(t *testing.T) {
+	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", ResourceVersion: "7"}})
+	conflicts := 1
+	client.PrependReactor("patch", "nodes", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		testenv.Contains(t, string(a.(clienttesting.PatchAction).GetPatch()), `"resourceVersion":"7"`, "the mark is for any version:")
+		conflicts--
+		return conflicts >= 0, nil, apierrors.NewConflict(corev1.Resource("nodes"), "n", errors.New("another version"))
+	})
+	testenv.NoError(t, markStopped(t.Context(), client.CoreV1(), "n", "boot", map[string]*corev1.Pod{"uid": ownedPod("StatefulSet")}))
+	n := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{}))(t)
+	testenv.Equal(t, n.Annotations[clusterconfig.StoppedAnnotation], "boot", "the mark after a conflict:")
+}
+
+// TestKubeletWaitsForTheTaintsRemoval: as long as the leader's taint is there, pods of the node may be removed while
+// they run.
+func TestKubeletWaitsForTheTaintsRemoval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
+		node.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeOutOfService, Value: "an operator's"}}
+		free := node.DeepCopy()
+		node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: corev1.TaintNodeOutOfService, Value: clusterconfig.StoppedTaint})
+		client := fake.NewClientset(node)
+		leader := time.AfterFunc(time.Minute, func() {
+			testenv.Check(t, testenv.Err(client.CoreV1().Nodes().Update(t.Context(), free, metav1.UpdateOptions{})))
+		})
+		defer leader.Stop()
+		began := time.Now()
+		testenv.NoError(t, unmark(t.Context(), client.CoreV1(), "n", slog.New(slog.DiscardHandler)))
+		testenv.True(t, time.Since(began) >= time.Minute, "the kubelet starts after %v", time.Since(began))
+	})
+}
+
+// TestNewNodesAreUnmarkedToo: the Node of a machine whose data was removed has the mark of its former life.
+func TestNewNodesAreUnmarkedToo(t *testing.T) {
+	o := Options{NodeName: "n", KubeletKubeconfig: filepath.Join(t.TempDir(), "missing"), DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
+	testenv.True(t, o.isNew(), "the node is not new")
+	testenv.WantError(t, o.unmark(t.Context()), "read the node's credentials")
 }
 
 // TestPodsAreMadeUnready: ready pods are not ready any more, their other conditions stay, and a pod that has the name

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -26,7 +28,8 @@ const (
 	bootIDFile = "/proc/sys/kernel/random/boot_id"
 	// markTime bounds all requests for the mark of a node that stopped its pods.
 	markTime = 5 * time.Second
-	// unmarkPause is the pause between two attempts to remove it.
+	// unmarkFirst is the pause after the first attempt to remove it, unmarkPause the longest one.
+	unmarkFirst = 20 * time.Millisecond
 	unmarkPause = time.Second
 )
 
@@ -47,21 +50,28 @@ func (s *Shutdown) mark(ctx context.Context, pods map[string]*corev1.Pod) error 
 }
 
 func markStopped(ctx context.Context, client corev1client.CoreV1Interface, name, boot string, pods map[string]*corev1.Pod) error {
-	node, err := client.Nodes().Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		return fmt.Errorf("read the Node: %w", err)
-	}
-	if node.Annotations[clusterconfig.AutonomyAnnotation] != "" || !anyAwaited(ctx, client, pods) {
-		return nil
-	}
-	return annotateStopped(ctx, client, name, boot)
+	awaited := anyAwaited(ctx, client, pods)
+	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		node, err := client.Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("read the Node: %w", err)
+		}
+		if node.Annotations[clusterconfig.AutonomyAnnotation] != "" || !awaited {
+			return nil
+		}
+		// Only this version: a request that reaches the store late would mark a node whose kubelet has started again.
+		return annotateStopped(ctx, client, name, node.ResourceVersion, boot)
+	})
 }
 
-// annotateStopped writes the annotation with the id of a boot. nil removes it.
-func annotateStopped(ctx context.Context, client corev1client.CoreV1Interface, node string, boot any) error {
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"annotations": map[string]any{clusterconfig.StoppedAnnotation: boot}},
-	})
+// annotateStopped writes the annotation with the id of a boot. nil removes it. version is the version of the Node that
+// it is for, "" means any.
+func annotateStopped(ctx context.Context, client corev1client.CoreV1Interface, node, version string, boot any) error {
+	metadata := map[string]any{"annotations": map[string]any{clusterconfig.StoppedAnnotation: boot}}
+	if version != "" {
+		metadata["resourceVersion"] = version
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": metadata})
 	if err != nil {
 		return fmt.Errorf("encode the mark: %w", err)
 	}
@@ -126,11 +136,9 @@ func isLocal(ctx context.Context, client corev1client.CoreV1Interface, namespace
 	return false
 }
 
-// unmark is the function of that name for a node that may have a mark: a new one has no Node.
+// unmark is the function of that name for this node. A node without pods yet may have a mark, of one whose data was
+// removed.
 func (o Options) unmark(ctx context.Context) error {
-	if o.isNew() {
-		return nil
-	}
 	client, err := coreClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
@@ -139,20 +147,28 @@ func (o Options) unmark(ctx context.Context) error {
 }
 
 // unmark removes the mark of the last stop. The kubelet has to wait for it: until then the leader lets other nodes have
-// the pods that it would start. It tries until it succeeds or ctx is done, which is no error.
+// the pods that it would start. It waits for the leader's taint to be removed too, by which pods are removed from a
+// node. It tries until it succeeds or ctx is done, which is no error.
 func unmark(ctx context.Context, client corev1client.CoreV1Interface, name string, log *slog.Logger) error {
-	for {
+	for pause := unmarkFirst; ; pause = min(2*pause, unmarkPause) {
 		node, err := client.Nodes().Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) || err == nil && node.Annotations[clusterconfig.StoppedAnnotation] == "" {
+		marked := err == nil && node.Annotations[clusterconfig.StoppedAnnotation] != ""
+		tainted := err == nil && slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
+			return t.Key == corev1.TaintNodeOutOfService && t.Value == clusterconfig.StoppedTaint
+		})
+		switch {
+		case apierrors.IsNotFound(err), err == nil && !marked && !tainted:
 			return nil
-		}
-		if err == nil {
-			if err = annotateStopped(ctx, client, name, nil); err == nil {
+		case marked:
+			if err = annotateStopped(ctx, client, name, "", nil); err == nil {
 				continue // read again
 			}
 		}
-		log.Info("agent: the kubelet waits until the Node's annotation "+clusterconfig.StoppedAnnotation+" is removed", "error", err)
-		if !timers.Sleep(ctx, unmarkPause) {
+		if pause == unmarkPause {
+			log.Info("agent: the kubelet waits until the Node's annotation "+clusterconfig.StoppedAnnotation+" and the taint "+
+				corev1.TaintNodeOutOfService+"="+clusterconfig.StoppedTaint+" are removed", "error", err)
+		}
+		if !timers.Sleep(ctx, pause) {
 			return nil
 		}
 	}

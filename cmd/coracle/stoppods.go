@@ -43,6 +43,10 @@ func serveStopPods(p *cli.Process, shutdown *agent.Shutdown, machine config.Node
 				return
 			}
 		}
+		if within > config.MaxShutdownGrace {
+			http.Error(w, "within is longer than "+config.MaxShutdownGrace.String(), http.StatusBadRequest)
+			return
+		}
 		result := status.StopPodsResult{Within: within.String()}
 		switch {
 		case shutdown == nil:

@@ -32,7 +32,7 @@ import (
 )
 
 // TaintValue is the value of the taint that this package adds and removes.
-const TaintValue = "coracle-stopped"
+const TaintValue = clusterconfig.StoppedTaint
 
 const (
 	// gather is how long a round waits for further changes of Nodes.

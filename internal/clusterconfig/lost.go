@@ -15,6 +15,8 @@ const (
 	// that is written, before its kubelet starts: until then the leader lets other nodes have its pods and volumes
 	// (controllers/lostnodes).
 	StoppedAnnotation = "coracle.dev/stopped"
+	// StoppedTaint is the value of the taint node.kubernetes.io/out-of-service by which the leader does so.
+	StoppedTaint = "coracle-stopped"
 	// AutonomyAnnotation is how long a node may be lost before its pods are evicted ([ParseAutonomy]). It is set by
 	// users who may edit Nodes, and never by the node itself.
 	AutonomyAnnotation = "coracle.dev/autonomy"

@@ -13,8 +13,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
+
+// beside is a StatefulSet whose pod runs where the one of leaveable does. It has no volume: that one's is on its node's
+// disk for all that coracle knows, and a node without other pods does not say that it stopped.
+const beside = `
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: w}
+spec:
+  serviceName: w
+  selector: {matchLabels: {app: w}}
+  template:
+    metadata: {labels: {app: w}}
+    spec:
+      affinity: {podAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: s}}}]}}
+      containers: [` + harness.BoxYAML + `, command: [testbox, serve]}]
+`
 
 // TestStoppedNodeFreesStatefulSet: a node that stopped its pods before its machine was switched off is out of service
 // once the tolerations are over, so that a StatefulSet's pod and its volume move to another node without a person; and
@@ -25,14 +42,19 @@ func TestStoppedNodeFreesStatefulSet(t *testing.T) {
 	taints := func() (string, error) {
 		return s.TryKubectl("get", "node", victim.NodeName(), "-o", `jsonpath={range .spec.taints[*]}{.key}={.value}:{.effect} {end}`)
 	}
+	s.InsistsOn(beside)
+	harness.Eventually(t, harness.Soon, "a StatefulSet's pod without a volume runs there too", func() error { return runningOn(s, "w", victim.NodeName()) })
+	out, err := victim.Run(victim.Coracle(), "node", "stop-pods", "--within", "20s", "--data-dir", victim.DataDir)
+	testenv.NoError(t, err, "%s", out)
+	testenv.Contains(t, out, "stopped ", "the command said:")
+	testenv.Equal(t, victim.WaitExit(harness.Soon), 0, "the exit code of the process whose pods were stopped:")
 	boot := s.Insists("get", "node", victim.NodeName(), "-o", "jsonpath={.status.nodeInfo.bootID}")
-	// With the node's own identity, which may do that.
-	testenv.Must(victim.Run(victim.Coracle(), "kubectl", "--kubeconfig", victim.Seen("agent", "cred", "kubelet.kubeconfig"),
-		"annotate", "node", victim.NodeName(), "coracle.dev/stopped="+boot))(t)
+	testenv.Equal(t, s.Insists("get", "node", victim.NodeName(), "-o", `jsonpath={.metadata.annotations.coracle\.dev/stopped}`), boot, "the node's mark:")
 
 	off := time.Now()
 	victim.PowerOff()
 	eventually(t, off, "the StatefulSet's pod runs, with its volume, on the node that is left", func() error { return runningOn(s, "s", left.NodeName()) })
+	eventually(t, off, "and the one without a volume", func() error { return runningOn(s, "w", left.NodeName()) })
 	found := testenv.Must(taints())(t)
 	testenv.True(t, strings.Contains(found, "node.kubernetes.io/out-of-service=coracle-stopped:NoSchedule"), "the node has the taints %s", found)
 
