@@ -9,8 +9,10 @@ import (
 
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
 	"k8s.io/kubernetes/pkg/volume/util/nestedpendingoperations"
+	"k8s.io/kubernetes/pkg/volume/util/operationexecutor"
 	volumetypes "k8s.io/kubernetes/pkg/volume/util/types"
 
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -18,15 +20,15 @@ import (
 // node that has unmounted all.
 func TestMountsUnderWayAreWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		type executor struct {
-			pendingOperations nestedpendingoperations.NestedPendingOperations
+		type manager struct {
+			operationExecutor operationexecutor.OperationExecutor
 		}
-		type manager struct{ operationExecutor *executor }
-		k := &struct{ volumeManager *manager }{&manager{&executor{nestedpendingoperations.NewNestedPendingOperations(false)}}}
+		k := &struct{ volumeManager *manager }{&manager{operationexecutor.NewOperationExecutor(nil)}}
 		mounts, mounted := &Starts{}, 0
 		testenv.NoError(t, gateMounts(k, mounts))
+		operations := *testenv.Must(kubecompat.Field[nestedpendingoperations.NestedPendingOperations](k, operationsAt))(t)
 		mount := func() error {
-			return k.volumeManager.operationExecutor.pendingOperations.Run("volume", "pod", "", volumetypes.GeneratedOperations{
+			return operations.Run("volume", "pod", "", volumetypes.GeneratedOperations{
 				OperationFunc: func() volumetypes.OperationContext {
 					time.Sleep(time.Hour) // fake time
 					mounted++
