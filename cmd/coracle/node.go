@@ -53,6 +53,8 @@ type node struct {
 	volumes *localvolume.Folders
 	// shutdown stops the node's pods when the machine goes down.
 	shutdown *agent.Shutdown
+	// failed, when set, is why the node cannot run.
+	failed error
 	// podSubnets is called with the node's pod subnets.
 	podSubnets func([]netip.Prefix)
 }
@@ -92,6 +94,9 @@ func portOf(listen string) uint16 {
 // run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so a server
 // starts while they are unpacked.
 func (n node) run(ctx context.Context, p *cli.Process) error {
+	if n.failed != nil {
+		return n.failed
+	}
 	dir, err := embedded.Unpack(n.paths.DataDir)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/containerd/v2/plugins"
@@ -66,4 +67,24 @@ func TestPluginThatEndsTheProcess(t *testing.T) {
 			testenv.NoError(t, s.Stop())
 		})
 	}
+}
+
+// TestNodeWithoutFolderLeavesServer: whatever is wrong with the folder of the node, the server serves.
+func TestNodeWithoutFolderLeavesServer(t *testing.T) {
+	testenv.RequireRoot(t, "namespaces")
+	if _, err := embedded.Unpack(t.TempDir()); err != nil {
+		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
+	}
+	t.Setenv("CORACLE_BIN", testenv.Must(os.Executable())(t))
+	m := harness.NewMachine(t)
+	m.Env = append(m.Env, faultEnv+"=panic") // containerd would panic
+	s := m.NewServer()
+	testenv.NoError(t, os.MkdirAll(s.DataDir, 0o755))
+	testenv.NoError(t, os.WriteFile(filepath.Join(s.DataDir, "agent"), nil, 0o600))
+	s.Start()
+	s.WaitAPI()
+	out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir)
+	testenv.True(t, err != nil, "the status finds nothing wrong")
+	harness.Says(t, out, "off, while store and API of this server go on", "agent", "not a directory")
+	testenv.NoError(t, s.Stop())
 }

@@ -28,7 +28,8 @@ func nameNode(n *config.Node, p config.Paths, log *slog.Logger) (keep func() err
 	file := filepath.Join(p.AgentDir, "node-name")
 	data, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("reading this node's name: %w", err)
+		err = fmt.Errorf("reading this node's name: %w", err)
+		return func() error { return err }, nil // a server serves without its node
 	}
 	was := strings.TrimSpace(string(data))
 	switch {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -103,9 +102,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		if err == nil {
 			err = keepName()
 		}
-		if err != nil {
-			return errors.Join(err, s.Close())
-		}
+		n.failed = err // such as a folder that cannot be written: the server serves
 		runNode = besideServer(n, s, &nodeIsOff, stopAll, p)
 	}
 	catchFatal(stopAll)
