@@ -66,6 +66,7 @@ func TestScenarioCandidateWithALeader(t *testing.T) {
 		leader.start()
 		testenv.NoError(c, c.writes(left[0], time.Minute))
 		took := time.Since(began)
-		c.failIf(took > 4*time.Second, "%v without a write", took)
+		// 1.5 s in 98 of 100 seeds, 4.8 s at most in 480; 13 to 23 s with the fault.
+		c.failIf(took > 8*time.Second, "%v without a write", took)
 	})
 }
