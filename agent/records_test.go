@@ -57,7 +57,7 @@ func TestDamagedRecordsAreSetAside(t *testing.T) {
 		{"snapshotter: pages zero", layersDB, func(_ *testing.T, f []byte) []byte { clear(f[2*page:][:4*page]); return f }, "metadata.db: page "},
 		{"snapshotter: cut to half", layersDB, func(_ *testing.T, f []byte) []byte { return f[:len(f)/2] }, "metadata.db: it is"},
 		{"mounts: garbage", "state/io.containerd.mount-manager.v1.bolt/mounts.db", func(_ *testing.T, f []byte) []byte { return f[:100] },
-			"mounts.db: it is only 100 bytes"},
+			"mounts.db: it is 100 bytes long"},
 	}
 	n := newNode(t)
 	n.start()
