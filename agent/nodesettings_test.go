@@ -75,7 +75,7 @@ func TestChangedNodeSettings(t *testing.T) {
 		testenv.Equal(t, strings.Count(log.String(), "coracle kubectl"), len(c.wantLines), "%s: lines in\n%s", c.what, log.String())
 		testenv.Equal(t, strings.Count(log.String(), "level=WARN"), min(1, len(c.wantLines)), "%s: warnings:", c.what)
 		for _, line := range c.wantLines {
-			testenv.Contains(t, log.String(), line, c.what)
+			testenv.Contains(t, log.String(), line, "%s", c.what)
 		}
 	}
 }

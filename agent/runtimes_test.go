@@ -84,7 +84,7 @@ func TestNodeLabelsItsRuntimes(t *testing.T) {
 		}
 		slices.Sort(got)
 		slices.Sort(want)
-		testenv.EqualSlices(t, got, want, "labels with "+strings.Join(found, " "))
+		testenv.EqualSlices(t, got, want, "labels with %s", strings.Join(found, " "))
 	}
 	patches := 0
 	for _, a := range client.Actions() {

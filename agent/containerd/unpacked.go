@@ -69,7 +69,7 @@ func layerFolders(dir string) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the snapshotter's records: %w", err)
 	}
-	defer records.Close()
+	defer func() { _ = records.Close() }() // it was only read
 	folders := map[string]string{}
 	err = records.WithTransaction(context.Background(), false, func(ctx context.Context) error {
 		ids, err := storage.IDMap(ctx)

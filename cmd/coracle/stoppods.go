@@ -36,8 +36,9 @@ func serveStopPods(p *cli.Process, shutdown *agent.Shutdown, machine config.Node
 		respond(w, status.StopPodsResult{Within: grace.String()})
 	}))
 	p.Admin.Handle("POST "+status.StopPodsPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		within, err := grace, error(nil)
+		within := grace
 		if text := r.URL.Query().Get("within"); text != "" {
+			var err error
 			if within, err = time.ParseDuration(text); err != nil {
 				http.Error(w, err.Error(), http.StatusBadRequest)
 				return

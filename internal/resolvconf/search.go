@@ -5,6 +5,7 @@ package resolvconf
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -78,7 +79,8 @@ func exists(ctx context.Context, servers []netip.Addr, name string) (bool, error
 		asked, cancel := context.WithTimeout(ctx, askTimeout)
 		_, err = r.LookupNetIP(asked, "ip", name)
 		cancel()
-		if dns, ok := err.(*net.DNSError); err == nil || ok && dns.IsNotFound {
+		var dns *net.DNSError
+		if err == nil || errors.As(err, &dns) && dns.IsNotFound {
 			return err == nil, nil
 		}
 	}

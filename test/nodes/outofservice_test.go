@@ -118,17 +118,18 @@ func keptByAutonomy(s, node *harness.Server) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range strings.Fields(at) {
-		if since, err := time.Parse(time.RFC3339, text); err != nil || time.Since(since) < 10*time.Second {
-			return errors.Join(err, fmt.Errorf("the node is tainted since %s only", text))
-		}
-		ending, err := s.TryKubectl("get", "pods", "-o", `jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name} {end}`)
-		if err == nil && ending != "" {
-			return fmt.Errorf("pods were evicted: %s", ending)
-		}
-		return err
+	times := strings.Fields(at)
+	if len(times) == 0 {
+		return errors.New("the node is not tainted yet")
 	}
-	return errors.New("the node is not tainted yet")
+	if since, err := time.Parse(time.RFC3339, times[0]); err != nil || time.Since(since) < 10*time.Second {
+		return errors.Join(err, fmt.Errorf("the node is tainted since %s only", times[0]))
+	}
+	ending, err := s.TryKubectl("get", "pods", "-o", `jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name} {end}`)
+	if err == nil && ending != "" {
+		return fmt.Errorf("pods were evicted: %s", ending)
+	}
+	return err
 }
 
 // TestPodsOfDeadNodeAreReplaced: a dead node's pods are replaced on another one when its autonomy and the cluster's
