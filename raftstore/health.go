@@ -51,5 +51,12 @@ func (h Health) OtherLeader() string {
 	return dialAddress(lead.Address)
 }
 
+// WithoutLeader returns since when this server has had no leader that it can use, the zero time while it has one. A
+// leader can be used if it is this server, or if this server hears it. The channel is closed when that begins or ends.
+// A store that has just been opened has no leader.
+func (h Health) WithoutLeader() (since time.Time, changed <-chan struct{}) {
+	return h.leader.leaderless()
+}
+
 // Quota returns how many bytes of keys and history the store may have, see Options.QuotaBytes.
 func (h Health) Quota() int64 { return h.opts.QuotaBytes }

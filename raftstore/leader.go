@@ -39,6 +39,9 @@ type leaderBoard struct {
 	// present ends when there has been no leader for leaderlessAfter. The next leader replaces it by a new one.
 	present    context.Context
 	endPresent context.CancelFunc
+	// missing is since when this server has had no leader that it can use. It is zero while there is one.
+	missing  time.Time
+	presents chan struct{} // closed and replaced when missing is set or cleared
 
 	refreshing sync.Mutex    // held while refresh finds out who leads
 	heard      timers.Signal // sent when the transport heard another leader
@@ -59,7 +62,9 @@ const leaderlessAfter = 3 * time.Second
 const askedAgainAfter = 10 * time.Second
 
 func newLeaderBoard(closing context.Context) *leaderBoard {
-	b := &leaderBoard{closing: closing, changed: make(chan struct{}), heard: timers.NewSignal()}
+	b := &leaderBoard{
+		closing: closing, changed: make(chan struct{}), heard: timers.NewSignal(), missing: time.Now(), presents: make(chan struct{}),
+	}
 	b.present, b.endPresent = context.WithCancel(context.Background())
 	return b
 }
@@ -95,6 +100,29 @@ func (b *leaderBoard) set(now leader) {
 	}
 	close(b.changed)
 	b.changed = make(chan struct{})
+	b.noteUsable()
+}
+
+// noteUsable notes whether there is a leader that this server can use. b.mu is held.
+func (b *leaderBoard) noteUsable() {
+	usable := b.now.known()
+	if usable == b.missing.IsZero() {
+		return
+	}
+	b.missing = time.Time{}
+	if !usable {
+		b.missing = time.Now()
+	}
+	close(b.presents)
+	b.presents = make(chan struct{})
+}
+
+// leaderless returns since when this server has had no leader that it can use, and a channel that is closed when that
+// changes. The time is zero while there is one.
+func (b *leaderBoard) leaderless() (since time.Time, changed <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.missing, b.presents
 }
 
 // hasLeader says whether there is a leader, as far as this server knows.
