@@ -120,3 +120,9 @@ func (c etcdCluster) PromoteMemberID(ctx context.Context, id uint64) error {
 func (c etcdCluster) LeaderPresence() (known bool, present context.Context) {
 	return c.leader.presence()
 }
+
+// AwaitLeader returns when a leader is known, or an error when ctx is done or the store closes.
+func (c etcdCluster) AwaitLeader(ctx context.Context) error {
+	_, _, err := c.leader.await(ctx)
+	return err
+}

@@ -49,6 +49,38 @@ func TestScenarioWatchWithoutLeader(t *testing.T) {
 	})
 }
 
+// Upstream's caches begin a watch again as soon as it is refused. Without a leader a watch is therefore refused a few
+// times, and begins as soon as there is a leader.
+func TestScenarioWatchesAreRefusedSlowly(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		leader := c.leader()
+		away := c.others(leader)[0]
+		c.isolate(away)
+		c.eventually("the leader is missed", time.Minute, func() bool { return !away.running().leader.hasLeader() })
+		client := away.running().Client()
+		const most = 12
+		cut, refused := time.Now(), 0
+		for time.Since(cut) < 30*time.Second && refused <= most {
+			resp := <-client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k")
+			testenv.ErrorIs(c, resp.Err(), rpctypes.ErrNoLeader, "a watch without a leader")
+			refused++
+		}
+		c.Logf("%d refusals in %v", refused, time.Since(cut))
+		testenv.True(c, refused <= most, "a watch was refused %d times in %v, more than %d times", refused, time.Since(cut), most)
+		ended, cancel := context.WithCancel(c.ctx)
+		time.AfterFunc(50*time.Millisecond, cancel)
+		began := time.Now()
+		_, open := <-client.Watch(clientv3.WithRequireLeader(ended), "k")
+		testenv.True(c, !open && time.Since(began) < 100*time.Millisecond, "a watch whose context ended waits for %v", time.Since(began))
+		time.AfterFunc(200*time.Millisecond, c.net.HealAll)
+		again := client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k")
+		testenv.True(c, away.running().leader.hasLeader() && time.Since(began) < 5*time.Second,
+			"a watch waits for %v when there is a leader again", time.Since(began))
+		c.put(c.within(time.Second), leader.name, leader.running().Client().KV, "k", "back")
+		testenv.Equal(c, string(collect(c.within(time.Minute), c, again, 1)[0].Kv.Value), "back", "")
+	})
+}
+
 // Values as large as they may be, through every server at once, and a follower
 // that needs a snapshot of them.
 func TestScenarioLargeValues(t *testing.T) {

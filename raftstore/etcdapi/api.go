@@ -72,6 +72,8 @@ type Cluster interface {
 	MoveLeader(ctx context.Context, id uint64) error
 	// LeaderPresence says whether a leader is known now. The context ends when no leader has been known for a while.
 	LeaderPresence() (known bool, present context.Context)
+	// AwaitLeader returns when a leader is known, or the error of ctx or of the store's end.
+	AwaitLeader(ctx context.Context) error
 }
 
 // ServerStatus describes a server.

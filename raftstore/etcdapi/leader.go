@@ -44,6 +44,9 @@ func (a *API) WhileLeader(ctx context.Context) (_ context.Context, release func(
 	return ctx, release, nil
 }
 
+// AwaitLeader returns when a leader is known, or an error when ctx is done or the store closes.
+func (a *API) AwaitLeader(ctx context.Context) error { return a.o.Store.AwaitLeader(ctx) }
+
 func whilePresent(ctx, present context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(present, func() { cancel(rpctypes.ErrGRPCNoLeader) })
