@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
+	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -233,7 +235,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background := supervise.NewGroup(context.WithoutCancel(ctx), s.o.Board, s.log)
 	defer background.End()
 	outlasting := background.Context()
-	s.board.certificates.Set(status.Running, "")
+	s.showCertificates(nil)
+	defer serveMetrics(certend.Collector(s.pki.Certificates), s.log)()
 	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
 	background.Go(s.gossip.Run)
 	defer s.localFailover.End()
@@ -296,10 +299,14 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return s.runAPI(ctx, outlasting, store, keys)
 }
 
-// showCertificates writes the result of the last check of the certificates to the status.
+// showCertificates writes the result of the last check of the certificates to the status, and which authorities end.
 func (s *Server) showCertificates(err error) {
+	words := s.pki.Ending()
 	if err != nil {
-		s.board.certificates.Set(status.Degraded, "some could not be renewed, the present ones stay in use: "+err.Error())
+		words = strings.TrimPrefix(words+". Some certificates could not be renewed, the present ones stay in use: "+err.Error(), ". ")
+	}
+	if words != "" {
+		s.board.certificates.Set(status.Degraded, words)
 		return
 	}
 	s.board.certificates.Set(status.Running, "")

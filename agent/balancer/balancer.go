@@ -35,7 +35,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/relay"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 const (
@@ -53,7 +55,7 @@ const (
 	acceptPause = 100 * time.Millisecond
 )
 
-// All fields of Options are required, except Logger.
+// All fields of Options are required, except Part and Logger.
 type Options struct {
 	// Address is where the node's parts connect.
 	Address string
@@ -63,7 +65,9 @@ type Options struct {
 	Server string
 	// ServerCAFile has the authority of the servers. The file has to exist before the first connection is made.
 	ServerCAFile string
-	Logger       *slog.Logger
+	// Part is the line in status for the servers' certificates.
+	Part   *status.Part
+	Logger *slog.Logger
 }
 
 // Balancer forwards the connections to Options.Address.
@@ -109,6 +113,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	for _, s := range b.servers {
 		b.named[s] = s != o.Server
 	}
+	o.Part.Set(status.Waiting, "no server was used yet")
 	var err error
 	if b.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", o.Address); err != nil {
 		return nil, fmt.Errorf("the local address of the API, %s, cannot be used: %w%s. "+
@@ -288,6 +293,10 @@ func (b *Balancer) logUnusable(err error) {
 		b.reason = text
 		b.o.Logger.Warn("the API cannot be reached; retrying", "reason", err)
 	}
+	if refused, ok := errors.AsType[*protocol.RefusedCertificateError](err); ok {
+		b.o.Part.Set(status.Degraded, "no server can be used, since this machine refuses their certificates: "+refused.Reason+
+			". Pods keep running. Check the clocks; `coracle status` on a server says which of its certificates have to be renewed")
+	}
 }
 
 // use moves a server to the front of the list.
@@ -295,6 +304,7 @@ func (b *Balancer) use(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reason = ""
+	b.o.Part.Set(status.Running, "")
 	if i := slices.Index(b.servers, server); i > 0 {
 		b.o.Logger.Info("the API is reached through another server", "server", server, "before", b.servers[0])
 		b.servers = slices.Insert(slices.Delete(b.servers, i, i+1), 0, server)

@@ -9,10 +9,12 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent/balancer"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/echo"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -133,4 +135,25 @@ func TestServerWithSlowHandshakeIsUsed(t *testing.T) {
 		}()
 	})
 	balancer.FindsAtLast(t, balancer.StartUsual(t, balancer.Options{Server: l.Addr().String()}), "slow")
+}
+
+// TestStatusSaysWhyServersAreRefused: while no server's certificate is accepted, status says which is refused and why.
+func TestStatusSaysWhyServersAreRefused(t *testing.T) {
+	foreign := echo.NewOf(t, echo.Others, "foreign", "127.0.0.1:0", "127.0.0.1")
+	real := echo.New(t, "real", "127.0.0.1:0")
+	board := status.NewBoard(time.Now)
+	b := balancer.StartUsual(t, balancer.Options{Server: foreign.Address, Part: board.Part("servers")})
+	testenv.Equal(t, board.Components()[0].State, status.Waiting, "at first:")
+	c := balancer.ConnectTo(t, b)
+	echo.Ended(t, c)
+	testenv.Eventually(t, echo.Patience, "the reason in status", func() error {
+		now := board.Components()[0]
+		if now.State != status.Degraded || !strings.Contains(now.Message, "this machine refuses their certificates: it was signed by CN=") {
+			return fmt.Errorf("%+v", now)
+		}
+		return nil
+	})
+	testenv.NoError(t, b.Set([]string{real.Address}))
+	balancer.FindsAtLast(t, b, "real")
+	testenv.Equal(t, board.Components()[0].State, status.Running, "with a server:")
 }

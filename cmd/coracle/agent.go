@@ -15,10 +15,12 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
@@ -92,7 +94,8 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	defer func() { err = errors.Join(err, port.close()) }()
 	servers, err := openBalancer(ctx, p.Board, balancer.Options{
-		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
+		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host,
+		Part: p.Board.Part("servers"), Logger: p.Log.Logger,
 		ServerCAFile: nodecreds.In(filepath.Join(c.Paths.AgentDir, "cred")).ServerCAFile, // the file exists since the machine joined
 	})
 	if err != nil {
@@ -105,11 +108,12 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
 		Server: c.ServerURL, Others: f.others, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
 		Addresses: c.Node.IPs, External: c.Node.ExternalIPs,
-		Program: version.Get().Coracle, Logger: p.Log.Logger,
+		Program: version.Get().Coracle, Part: p.Board.Part("certificates"), Logger: p.Log.Logger,
 	})
 	if err != nil {
 		return err
 	}
+	_ = legacyregistry.Registerer().Register(certend.Collector(joined.Certificates)) // the kubelet serves them; a process has one node
 	if err := keepName(); err != nil {
 		return err
 	}

@@ -37,8 +37,10 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
@@ -58,7 +60,7 @@ const (
 	atStart = 5 * time.Second
 )
 
-// All fields of Options are required, except Others, Search, External, Logger and Now.
+// All fields of Options are required, except Others, Search, External, Part, Logger and Now.
 type Options struct {
 	// Dir is the folder of the credentials. StateDir is the folder of password and settings.
 	Dir, StateDir string
@@ -80,7 +82,9 @@ type Options struct {
 	// Program is this program's version.
 	Program string
 	Now     func() time.Time
-	Logger  *slog.Logger
+	// Part is the line of the certificates in status.
+	Part   *status.Part
+	Logger *slog.Logger
 }
 
 // Node is a machine that has joined.
@@ -116,6 +120,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	n := &Node{o: o, Credentials: nodecreds.In(o.Dir)}
+	o.Part.Set(status.Waiting, "")
 	var err error
 	if n.token, err = token.Parse(o.Token); err != nil {
 		return nil, fmt.Errorf("--token: %w", err)
@@ -338,8 +343,10 @@ func (n *Node) load() bool {
 // Run renews the certificates until ctx is done.
 func (n *Node) Run(ctx context.Context) error {
 	last, soon := "", firstPause
+	var failed error
 	for {
-		pause := renewCheck
+		n.showCertificates(failed)
+		pause := n.untilEnd(renewCheck)
 		switch {
 		case n.stale:
 			pause = newsCheck
@@ -354,7 +361,8 @@ func (n *Node) Run(ctx context.Context) error {
 		if !n.stale && !n.due() {
 			continue
 		}
-		switch err := n.joinOnce(ctx); {
+		failed = n.joinOnce(ctx)
+		switch err := failed; {
 		case err == nil:
 			n.stale, last = false, ""
 		case ctx.Err() == nil && !n.stale && err.Error() != last:
@@ -364,9 +372,10 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// due reports whether a certificate should be renewed. All have the same age, unless writing one of them failed.
+// due reports whether a certificate should be renewed. All have the same age, unless writing one of them failed. Near
+// the end of an authority the servers may have a renewed one.
 func (n *Node) due() bool {
-	return slices.ContainsFunc(n.pairs(), func(path string) bool {
+	return len(certend.Ending(n.authorities(), n.o.Now())) > 0 || slices.ContainsFunc(n.pairs(), func(path string) bool {
 		pair, err := tls.LoadX509KeyPair(path, path)
 		return err != nil || n.dueFor(&pair)
 	})

@@ -63,11 +63,14 @@ type servers struct {
 	servingSigner pki.Signer
 }
 
-func newServers(t *testing.T) *servers {
+func newServers(t *testing.T) *servers { return newServersWith(t, t.TempDir()) }
+
+// newServersWith is newServers with the authorities in a folder.
+func newServersWith(t *testing.T, authorities string) *servers {
 	t.Helper()
 	s := &servers{t: t}
 	var err error
-	s.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	s.pki, err = pki.Open(pki.Options{Dir: authorities, Logger: slog.New(slog.DiscardHandler)})
 	testenv.NoError(t, err)
 	s.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: s.pki.Root(), Logger: slog.New(slog.DiscardHandler)})
 	testenv.NoError(t, err)

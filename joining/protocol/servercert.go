@@ -3,11 +3,13 @@
 package protocol
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/util/cert"
@@ -21,9 +23,13 @@ import (
 // name of the certificate are checked, and the address is not. NamesAddress reports whether a certificate is for the
 // dialed address.
 func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, error) {
-	roots, err := cert.NewPool(caFile)
+	authorities, err := cert.CertsFromFile(caFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the cluster's authority: %w", err)
+	}
+	roots := x509.NewCertPool()
+	for _, c := range authorities {
+		roots.AddCert(c)
 	}
 	if now == nil {
 		now = time.Now
@@ -36,7 +42,10 @@ func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, erro
 			if s.NegotiatedProtocol != protocol {
 				return errors.New("it is not the certificate of a server for nodes")
 			}
-			return verifyServer(s.PeerCertificates, roots, now())
+			if err := verifyServer(s.PeerCertificates, roots, now()); err != nil {
+				return &RefusedCertificateError{Reason: reason(s.PeerCertificates, authorities, now(), err), err: err}
+			}
+			return nil
 		},
 	}
 	if protocol != "" {
@@ -44,6 +53,42 @@ func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, erro
 	}
 	return c, nil
 }
+
+// RefusedCertificateError means that this machine refuses the certificate that a server presented.
+type RefusedCertificateError struct {
+	// Reason says which certificate is wrong and why.
+	Reason string
+	err    error
+}
+
+func (e *RefusedCertificateError) Error() string { return e.Reason }
+
+func (e *RefusedCertificateError) Unwrap() error { return e.err }
+
+// reason says why a chain of a server is refused: dates come first, since the error of package x509 names no authority
+// that has ended.
+func reason(chain, authorities []*x509.Certificate, now time.Time, err error) string {
+	if len(chain) == 0 {
+		return err.Error()
+	}
+	issuer := chain[len(chain)-1].RawIssuer
+	issuers := slices.DeleteFunc(slices.Clone(authorities), func(a *x509.Certificate) bool { return !bytes.Equal(a.RawSubject, issuer) })
+	for _, c := range slices.Concat(issuers, chain) {
+		switch {
+		case now.After(c.NotAfter):
+			return fmt.Sprintf("the certificate of %s ended on %s, by this machine's clock (%s)", c.Subject, day(c.NotAfter), day(now))
+		case now.Before(c.NotBefore):
+			return fmt.Sprintf("the certificate of %s is valid only from %s on, and this machine's clock shows %s", c.Subject,
+				day(c.NotBefore), day(now))
+		}
+	}
+	if len(issuers) == 0 {
+		return fmt.Sprintf("it was signed by %s, and this machine trusts %s", chain[len(chain)-1].Issuer, authorities[0].Subject)
+	}
+	return err.Error()
+}
+
+func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
 
 // verifyServer checks a chain, the leaf first. Nodes may have certificates of the same authority, with other common
 // names.

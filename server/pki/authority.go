@@ -16,11 +16,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/certend"
 )
 
 // Signer names a CA. It is also the base name of the CA's files.
@@ -34,6 +36,9 @@ const (
 	PeerCA          Signer = "peer-ca"
 	KubeletCA       Signer = "kubelet-ca"
 )
+
+// Signers returns all CAs.
+func Signers() []Signer { return []Signer{ServerCA, ClientCA, RequestHeaderCA, PeerCA, KubeletCA} }
 
 // authority is a loaded CA. chain[0] signs. The other certificates lead to the root.
 type authority struct {
@@ -189,11 +194,33 @@ func (p *PKI) adviseAboutDates(s Signer, a *authority) {
 				"refused until the clock is right: set it (NTP)", "name", s, "clock", now, "validFrom", c.NotBefore)
 		case now.After(c.NotAfter):
 			p.log.Error("by this machine's clock a certificate authority has expired; connections will be refused. If "+
-				"the clock is right, the authority must be replaced", "name", s, "clock", now, "expired", c.NotAfter)
+				"the clock is right: "+RenewalHint, "name", s, "clock", now, "expired", c.NotAfter)
 		case now.Add(LeafLifetime).After(c.NotAfter):
 			p.log.Warn("a certificate authority expires within a year", "name", s, "expires", c.NotAfter)
 		}
 	}
+}
+
+// RenewalHint says how to renew an authority.
+const RenewalHint = "renew it with the key that it has, as docs/security.md says"
+
+// Certificates returns the authorities' certificates with their names. They do not renew themselves.
+func (p *PKI) Certificates() (out []certend.Certificate) {
+	for _, s := range Signers() {
+		out = append(out, certend.Named(string(s), p.authority(s).chain)...)
+	}
+	return out
+}
+
+// Ending says which authorities end soon or have ended, and what to do. It returns "" if there are none.
+func (p *PKI) Ending() string {
+	now := p.now()
+	words := certend.Words(certend.Ending(p.Certificates(), now), now)
+	if words == "" {
+		return ""
+	}
+	return "after its end an authority's certificates are refused: the API, kubectl and nodes do not work, and pods keep running. " +
+		words + ". " + strings.ToUpper(RenewalHint[:1]) + RenewalHint[1:]
 }
 
 func (p *PKI) ensureServiceAccountKey(established bool) error {

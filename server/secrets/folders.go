@@ -23,7 +23,7 @@ import (
 // CommonFiles returns the files that all servers share, by their path below the server's folder. Optional files may be
 // missing.
 func CommonFiles() (required, optional []string) {
-	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA, pki.KubeletCA} {
+	for _, s := range pki.Signers() {
 		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
 	}
 	required = append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile, token.AgentFile)
