@@ -289,7 +289,7 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 // tunnels returns the options of the node's tunnels. They get the networks of the node's pods once these are known.
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
 	t := tunnels.Options{
-		Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile,
+		Answered: o.ServerAnswered, Ended: o.ServerEnded, Readiness: o.ServerReadiness, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile,
 		NodeIPs: o.NodeIPs, Logger: o.Logger,
 		Servers: func() []string {
 			if o.refused.Load() { // servers that receive messages of the node would take it for ready

@@ -121,6 +121,8 @@ type Options struct {
 	ServerAnswered func(server string, itself bool)
 	// ServerEnded, when set, is called each time that one of Servers has ended its connection.
 	ServerEnded func(server string)
+	// ServerReadiness, when set, is called when one of Servers reports its readiness; see tunnels.Options.
+	ServerReadiness func(server, reason string)
 	// FallbackConfigs returns client configurations for the API beside the kubelet's. Their identity may write the
 	// node's status.
 	FallbackConfigs func() []*rest.Config

@@ -27,6 +27,9 @@ type Node struct {
 
 	// Answered, when set, is called for each reply of the server. It must not block.
 	Answered func()
+	// Readiness, when set, is called with each reason why the server is not ready for clients, such as NoLeader, and
+	// with "" when it is ready again. A server that has reported nothing is ready. It must not block.
+	Readiness func(reason string)
 
 	// Until returns the time until the next moment of a period. nil means timers.Until. Nodes that share a process,
 	// which only tests have, need different moments.
@@ -109,6 +112,10 @@ func (n Node) serve(ctx context.Context, stream *yamux.Stream) {
 	defer func() { _ = stream.Close() }()               // all data has been sent by then
 	_ = stream.SetDeadline(time.Now().Add(openTimeout)) // fails for a closed stream, which reading reports
 	to, err := readTarget(stream)
+	if err == nil && to == readinessTarget && n.Readiness != nil {
+		n.serveReadiness(stream)
+		return
+	}
 	if err == nil && !n.Allowed(to) {
 		err = fmt.Errorf("%s is not this node's", to)
 	}

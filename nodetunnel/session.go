@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -20,6 +21,9 @@ const opening = 128
 type Session struct {
 	yamux *yamux.Session
 	conn  *contactConn
+
+	reporting sync.Mutex // held while the node receives a report
+	reported  string     // see ReportReadiness
 }
 
 // ErrRefused means that the node does not open a stream: the address is not its own, or its connection fails.

@@ -262,7 +262,8 @@ func (s *Server) drainNodes(ctx context.Context) {
 			return nil
 		},
 		FailoverTargets: s.starting.FailoverTargets, SetFailedOver: s.starting.SetFailedOver,
-		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver, Logger: s.log,
+		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver,
+		SetReadiness: s.tunnels.SetReadiness, Logger: s.log,
 	})
 }
 

@@ -65,7 +65,7 @@ type Options struct {
 	Server string
 	// ServerCAFile has the authority of the servers. The file has to exist before the first connection is made.
 	ServerCAFile string
-	// Part is the line in status for the servers' certificates.
+	// Part is the line in status for the servers' certificates, and for whether the server in use is ready.
 	Part   *status.Part
 	Logger *slog.Logger
 }
@@ -85,6 +85,7 @@ type Balancer struct {
 	named, excluded map[string]bool
 	proved          map[string]proof
 	proving         map[string]*proving
+	unready         map[string]unready  // servers that are not ready for clients
 	ended           bool                // no new handshake begins
 	pairs           map[addressPair]int // of open connections
 	reason          string              // why no server could be used, as last logged; "" if one can
@@ -104,7 +105,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-		proved: map[string]proof{}, proving: map[string]*proving{}, pairs: map[addressPair]int{},
+		proved: map[string]proof{}, proving: map[string]*proving{}, unready: map[string]unready{}, pairs: map[addressPair]int{},
 		waiting: connlimit.Table{Max: mostWaiting},
 		now:     time.Now, quiet: timers.NewSignal(),
 	}
@@ -304,11 +305,11 @@ func (b *Balancer) use(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reason = ""
-	b.o.Part.Set(status.Running, "")
 	if i := slices.Index(b.servers, server); i > 0 {
 		b.o.Logger.Info("the API is reached through another server", "server", server, "before", b.servers[0])
 		b.servers = slices.Insert(slices.Delete(b.servers, i, i+1), 0, server)
 	}
+	b.showReadiness()
 }
 
 // inUse returns the servers with open connections.

@@ -86,6 +86,9 @@ func (b *Balancer) watch(ctx context.Context) {
 
 // checkServer checks whether a server with connections responds, and closes them if it does not.
 func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState) {
+	if b.leaveUnready(server) {
+		return
+	}
 	yes, last := b.lastContact(server)
 	again := !last.Equal(l.heard)
 	l.heard = last
@@ -96,7 +99,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		}
 		return
 	}
-	if other := b.otherResponsive(server); other != "" {
+	if other := b.otherReady(server); other != "" {
 		b.o.Logger.Warn("a server is unresponsive while another one answers; moving its connections to the other one", "server", server, "other",
 			other)
 		b.drop(server)

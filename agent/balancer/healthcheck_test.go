@@ -23,7 +23,7 @@ func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
 	t.Helper()
 	b := &Balancer{
 		o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-		proved: map[string]proof{}, proving: map[string]*proving{}, now: time.Now,
+		proved: map[string]proof{}, proving: map[string]*proving{}, unready: map[string]unready{}, now: time.Now,
 	}
 	client, up := net.Pipe()
 	t.Cleanup(func() { client.Close() })

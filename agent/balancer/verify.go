@@ -81,7 +81,7 @@ func (b *Balancer) Replied(server string, itself bool) {
 // all requests. If another server replies, the connections to this one are closed at once, so that clients use the
 // other one.
 func (b *Balancer) Ended(server string) {
-	if other := b.otherResponsive(server); other != "" {
+	if other := b.otherReady(server); other != "" {
 		b.o.Logger.Info("a server has drained this node's connections; moving them to another server", "server", server, "other", other)
 		b.drop(server)
 	}
@@ -122,14 +122,14 @@ func (b *Balancer) responsive(server string, within time.Duration) bool {
 	return ok && b.now().Sub(p.at) < within
 }
 
-// otherResponsive returns another server than the given one that has just replied, or "". When there is one,
+// otherReady returns another server than the given one that is ready and has just replied, or "". When there is one,
 // connections to an unresponsive server are closed at once, without a second probe: that costs its clients a new
 // connection, and waiting would cost them their requests.
-func (b *Balancer) otherResponsive(but string) string {
+func (b *Balancer) otherReady(but string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range b.servers {
-		if s != but && b.proved[s].itself && b.responsive(s, answersNow) {
+		if s != but && b.ready(s) && b.proved[s].itself && b.responsive(s, answersNow) {
 			return s
 		}
 	}
@@ -151,24 +151,27 @@ func (b *Balancer) provedLast() []string {
 func (b *Balancer) removeAddresses(gone func(string) bool) {
 	maps.DeleteFunc(b.named, func(s string, _ bool) bool { return gone(s) })
 	maps.DeleteFunc(b.proved, func(s string, _ proof) bool { return gone(s) })
+	maps.DeleteFunc(b.unready, func(s string, _ unready) bool { return gone(s) })
 }
 
-// candidates returns all addresses in the order in which they are tried: responsive ones, then those that presented a
-// certificate for themselves before, then those that were only named, and last the excluded ones. So addresses that one
-// source names in large numbers are tried late.
+// candidates returns all addresses in the order in which they are tried: responsive ones, those that are ready first,
+// then those that presented a certificate for themselves before, then those that were only named, and last the excluded
+// ones. So addresses that one source names in large numbers are tried late.
 func (b *Balancer) candidates() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	rank := func(s string) int {
 		switch {
-		case b.responsive(s, sureFor):
+		case b.responsive(s, sureFor) && b.ready(s):
 			return 0
-		case b.proved[s].itself:
+		case b.responsive(s, sureFor):
 			return 1
+		case b.proved[s].itself:
+			return 2
 		case b.leftOut(s):
-			return 3
+			return 4
 		}
-		return 2
+		return 3
 	}
 	out := slices.Clone(b.servers)
 	slices.SortStableFunc(out, func(x, y string) int { return cmp.Compare(rank(x), rank(y)) })

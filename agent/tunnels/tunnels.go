@@ -39,7 +39,7 @@ const (
 	lasting = 10 * time.Second
 )
 
-// All fields of Options are required, except PodCIDRs, Volumes, Answered, Ended, Until, Now and Logger.
+// All fields of Options are required, except PodCIDRs, Volumes, Answered, Ended, Readiness, Until, Now and Logger.
 type Options struct {
 	// Servers lists the servers as host:port.
 	Servers func() []string
@@ -57,6 +57,9 @@ type Options struct {
 	Answered func(server string, itself bool)
 	// Ended is called each time that a connection to a server has ended. It must not block.
 	Ended func(server string)
+	// Readiness is called with the reason why a server is not ready for clients (nodetunnel.Node), which is empty when
+	// it is ready and when it is connected again. It must not block.
+	Readiness func(server, reason string)
 	// Until is nodetunnel.Node's Until, for pings.
 	Until func(period time.Duration) time.Duration
 	// Now returns the time for checks of a server's certificate. nil means time.Now.
@@ -120,12 +123,18 @@ func (o *Options) maintain(ctx context.Context, server string) {
 	if o.Answered != nil {
 		node.Answered = func() { o.Answered(server, itself) }
 	}
+	if o.Readiness != nil {
+		node.Readiness = func(reason string) { o.Readiness(server, reason) }
+	}
 	last := ""
 	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, maxPause) {
 		c, err := o.dial(ctx, server)
 		if err == nil {
 			began := time.Now()
 			itself = protocol.NamesAddress(c.ConnectionState(), server)
+			if o.Readiness != nil {
+				o.Readiness(server, "")
+			}
 			err = node.Serve(ctx, c)
 			if o.Ended != nil && ctx.Err() == nil {
 				o.Ended(server)

@@ -115,7 +115,8 @@ func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 		servers = append(servers, s.address)
 	}
 	storage := filepath.Join(dir, "storage")
-	ended := make(chan string, 1) // the first one counts
+	ended := make(chan string, 1)      // the first one counts
+	readiness := make(chan string, 10) // more than there are
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -135,7 +136,8 @@ func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 				default:
 				}
 			},
-			Logger: slog.New(slog.DiscardHandler),
+			Readiness: func(server, reason string) { readiness <- server + " " + reason },
+			Logger:    slog.New(slog.DiscardHandler),
 		})
 	}()
 	defer func() {
@@ -157,6 +159,12 @@ func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 	beside := netip.AddrPortFrom(localvolume.Target.Addr(), localvolume.Target.Port()+1)
 	testenv.ErrorIs(t, testenv.Err(s.Dial(t.Context(), beside)), nodetunnel.ErrRefused, "another port of that address")
 
+	// What a server reports of its readiness counts until the connection ends.
+	testenv.NoError(t, s.ReportReadiness(func() string { return nodetunnel.NoLeader }))
+	for _, want := range []string{"", nodetunnel.NoLeader} {
+		testenv.Equal(t, <-readiness, first.address+" "+want, "the readiness:")
+	}
+
 	// It comes back after a connection that has broken off, to servers that are new, and leaves those that are gone.
 	_ = s.Close()
 	if server := <-ended; server != first.address {
@@ -170,6 +178,7 @@ func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 		}
 		return nil
 	})
+	testenv.Equal(t, <-readiness, first.address+" ", "the readiness:")
 	mu.Lock()
 	servers = append(servers[1:], second.address)
 	mu.Unlock()

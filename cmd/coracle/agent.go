@@ -132,7 +132,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	n := node{
 		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers,
 		fallbackConfigs: directWays(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
-		answered:        servers.Replied, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
+		answered:        servers.Replied, ended: servers.Ended, readiness: servers.SetReadiness, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
 			if err == nil {

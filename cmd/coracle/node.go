@@ -47,6 +47,8 @@ type node struct {
 	answered func(server string, itself bool)
 	// ended, when set, is called each time that one of the servers has ended the node's connection.
 	ended func(server string)
+	// readiness, when set, is called when one of the servers reports whether it is ready.
+	readiness func(server, reason string)
 	// reach determines which other nodes this one cannot reach. Gossip reports which of them to probe.
 	reach *reachability.Watch
 	// volumes are the folders for local volumes on the machine.
@@ -128,7 +130,8 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		WaitAPI:     n.waitAPI,
 		WaitServing: n.waitServing,
 		Servers:     n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.ended,
-		NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
+		ServerReadiness: n.readiness,
+		NodePair:        n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package serviceability drains the connections of nodes, and makes this machine's programs fail over, while this
-// server cannot serve them and another one can.
+// server cannot serve them and another one can. It reports to nodes whether this server is ready.
 //
 // It decides when that is so. The connections belong to the tunnels (server/tunnels). Package localfailover does the
 // failover.
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
 const (
@@ -23,6 +24,9 @@ const (
 	stalledAfter = 3 * time.Second
 	// diskPoll is how often the disk is checked.
 	diskPoll = 500 * time.Millisecond
+	// unreadyAfter is for how long this server has had no leader before nodes learn of it, and for how long it has had
+	// one again. An election takes a second or two, and costs no node a move.
+	unreadyAfter = 3 * time.Second
 )
 
 // Store is the part of the store that shows its health.
@@ -31,6 +35,8 @@ type Store interface {
 	OtherLeader() string
 	Removed() bool
 	CutOff() bool
+	// WithoutLeader returns since when this server has had no leader that it can use, the zero time while it has one.
+	WithoutLeader() (since time.Time, changed <-chan struct{})
 }
 
 // Options are the parameters of Run.
@@ -45,18 +51,29 @@ type Options struct {
 	Drain func(bool)
 	// FailOver begins or ends the failover of this machine's programs. It is called again when the leader changes.
 	FailOver func(bool)
+	// SetReadiness tells nodes why they should use another server that is ready, such as nodetunnel.NoLeader. The
+	// reason is empty when this server is ready. Nodes keep their connections to it.
+	SetReadiness func(reason string)
+	// ClockOff, when set, says whether this machine's clock is so wrong that this server refuses valid certificates.
+	ClockOff func() bool
 	Logger   *slog.Logger
 }
 
 // Run drains the connections of nodes while this server cannot serve them, until ctx is done, so that the nodes fail
 // over. The requests of this machine's programs, also of its own node, are passed on to another server.
 func Run(ctx context.Context, o Options) {
+	ready := readiness{reported: nodetunnel.NoLeader}
+	o.SetReadiness(ready.reported)
 	for now := (state{}); ; {
 		if !timers.Sleep(ctx, timers.Until(diskPoll)) {
 			return
 		}
 		if now.unable && o.FailoverTargets() != nil {
 			o.SetFailedOver()
+		}
+		if ready.update(o.unready(), time.Now()) {
+			o.Logger.Info("nodes are informed whether this server is ready for them", "reason", cmp.Or(ready.reported, "it is ready"))
+			o.SetReadiness(ready.reported)
 		}
 		before := now
 		var why string
@@ -88,6 +105,45 @@ func (o *Options) next(before state) (now state, why string) {
 		return before.next(store)
 	}
 	return state{}, ""
+}
+
+// unready returns the reason why this server is not ready for clients, or "".
+func (o *Options) unready() string {
+	if o.ClockOff != nil && o.ClockOff() {
+		return nodetunnel.ClockOff
+	}
+	store := o.Store()
+	if store == nil {
+		return nodetunnel.NoLeader
+	}
+	if since, _ := store.WithoutLeader(); !since.IsZero() {
+		return nodetunnel.NoLeader
+	}
+	return ""
+}
+
+// readiness is what nodes have received of this server's readiness.
+type readiness struct {
+	reported string    // the reason why it is not ready, or ""
+	differs  time.Time // since when the reason has been another one; zero if it has not
+	was      bool      // it was ready before
+}
+
+// update takes the present reason. It returns whether nodes have to receive it, since it has lasted, or since this
+// server has not been ready before.
+func (r *readiness) update(reason string, now time.Time) bool {
+	if reason == r.reported {
+		r.differs = time.Time{}
+		return false
+	}
+	if r.differs.IsZero() {
+		r.differs = now
+	}
+	if r.was && now.Sub(r.differs) < unreadyAfter {
+		return false
+	}
+	r.reported, r.differs, r.was = reason, time.Time{}, r.was || reason == ""
+	return true
 }
 
 // state says whether requests to this server wait or fail while another server can serve them.

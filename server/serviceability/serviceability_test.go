@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -21,12 +22,21 @@ type fakeStore struct {
 	leader   string
 	takenOut bool
 	cutOff   bool
+	led      bool // there is a leader that it can use
 }
 
 func (t fakeStore) Stalled() time.Duration { return t.stalled }
 func (t fakeStore) OtherLeader() string    { return t.leader }
 func (t fakeStore) Removed() bool          { return t.takenOut }
 func (t fakeStore) CutOff() bool           { return t.cutOff }
+
+// WithoutLeader is some moment unless there is a leader.
+func (t fakeStore) WithoutLeader() (since time.Time, changed <-chan struct{}) {
+	if !t.led {
+		since = time.Unix(1, 0)
+	}
+	return since, nil
+}
 
 // TestStalledServerDrainsNodes: nodes are drained when another server leads, which may have joined since the disk
 // is stalled, and are not welcome again before the disk works, whatever becomes of that one.
@@ -73,6 +83,7 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 				SetFailedOver: func() { did = append(did, "go away") },
 				Drain:         func(on bool) { did = append(did, fmt.Sprint("drain ", on)) },
 				FailOver:      func(on bool) { did = append(did, fmt.Sprint("fail over ", on)) },
+				SetReadiness:  func(string) {},
 				Logger:        slog.New(slog.DiscardHandler),
 			})
 		})
@@ -99,6 +110,60 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 		time.Sleep(3 * diskPoll) // fake time
 		synctest.Wait()
 		testenv.True(t, slices.Contains(did, "go away"), "the node does not hear that another server answers: %q", did)
+		cancel()
+		running.Wait()
+	})
+}
+
+// TestReadinessFollowsLeaderSlowly: nodes learn that this server has no leader when it has had none for some seconds,
+// and that it has one again when it has had one for as long. A server that starts is not ready, and is at once when it
+// has a leader. A wrong clock is a reason too.
+func TestReadinessFollowsLeaderSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var store Store // nil: it is not open
+		var clockOff bool
+		reported := "never"
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
+			Run(ctx, Options{
+				Store: func() Store { return store }, FailoverTargets: func() []string { return nil }, ClockOff: func() bool { return clockOff },
+				SetReadiness: func(reason string) { reported = reason }, Logger: slog.New(slog.DiscardHandler),
+			})
+		})
+		after := func(d time.Duration, want string) {
+			t.Helper()
+			time.Sleep(d) // fake time
+			synctest.Wait()
+			testenv.Equal(t, reported, want, "the reason that nodes have:")
+		}
+		after(0, nodetunnel.NoLeader)
+		after(time.Minute, nodetunnel.NoLeader)
+		store = fakeStore{}
+		after(time.Second, nodetunnel.NoLeader)
+		store = fakeStore{led: true}
+		after(diskPoll, "")
+		for range 10 { // elections
+			store = fakeStore{}
+			after(unreadyAfter-diskPoll, "")
+			store = fakeStore{led: true}
+			after(diskPoll, "")
+		}
+		store = fakeStore{}
+		after(unreadyAfter, "")
+		after(diskPoll, nodetunnel.NoLeader)
+		for range 10 {
+			store = fakeStore{led: true}
+			after(unreadyAfter-diskPoll, nodetunnel.NoLeader)
+			store = fakeStore{}
+			after(diskPoll, nodetunnel.NoLeader)
+		}
+		store = fakeStore{led: true}
+		after(unreadyAfter+diskPoll, "")
+		clockOff = true
+		after(unreadyAfter+diskPoll, nodetunnel.ClockOff)
+		clockOff, store = false, fakeStore{}
+		after(unreadyAfter+diskPoll, nodetunnel.NoLeader)
 		cancel()
 		running.Wait()
 	})

@@ -66,6 +66,9 @@ type Table struct {
 	nodes  map[string]*entry
 	owner  Owner
 	closed bool // connections are closed at once (Drain)
+	// unready is why this server is not ready for clients, empty if it is; see SetReadiness.
+	unready string
+	reports sync.WaitGroup // reports of it that nodes are receiving
 }
 
 // entry is the record of a node.
@@ -99,6 +102,7 @@ func New(o Options) (*Table, error) {
 
 // Run accepts connections until ctx is done, and returns when none is left.
 func (t *Table) Run(ctx context.Context) error {
+	defer t.reports.Wait() // no connection is left, so they end
 	if err := connlimit.Serve(ctx, t.o.Listener, maxUnknown, t.serve); err != nil {
 		return fmt.Errorf("waiting for nodes: %w", err)
 	}
@@ -184,6 +188,9 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 	}
 	e.from = from
 	e.sessions = append(e.sessions, s)
+	if t.unready != "" {
+		t.report(s)
+	}
 	t.arrived.Send()
 	for _, oldest := range e.sessions[:max(len(e.sessions)-mostOfOne, 0)] { // also those that are being closed
 		go func() { _ = oldest.Close() }() // it may take a moment; serve removes it
@@ -273,6 +280,33 @@ func (t *Table) Drain(on bool) {
 			go func() { _ = s.Close() }() // it may take a moment; serve removes it
 		}
 	}
+}
+
+// SetReadiness sets the reason why clients should use another server that is ready, such as nodetunnel.NoLeader. It is
+// empty when this server is ready. Nodes that are connected, or that connect later, receive it.
+func (t *Table) SetReadiness(reason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unready = reason
+	for _, e := range t.nodes {
+		for _, s := range e.sessions {
+			t.report(s)
+		}
+	}
+}
+
+// report sends a node the present reason, in a goroutine. The caller holds mu.
+func (t *Table) report(s *nodetunnel.Session) {
+	t.reports.Go(func() {
+		err := s.ReportReadiness(func() string {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			return t.unready
+		})
+		if err != nil {
+			t.o.Logger.Debug("a node did not receive this server's readiness", "error", err)
+		}
+	})
 }
 
 // session returns the newest of a node's connections, or nil.

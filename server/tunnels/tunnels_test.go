@@ -33,6 +33,8 @@ type fixture struct {
 	pki   *pki.PKI
 	table *Table
 	at    string
+	// readiness, when set, is called with what a node receives of the server's readiness.
+	readiness func(node, reason string)
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -92,6 +94,9 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 			}()
 			return a, nil
 		},
+	}
+	if f.readiness != nil {
+		n.Readiness = func(reason string) { f.readiness(name, reason) }
 	}
 	running.Go(func() { _ = n.Serve(ctx, conn) })
 	stop = func() {
@@ -291,6 +296,45 @@ func TestDrainClosesSessions(t *testing.T) {
 	closed("n2")
 	f.table.Drain(false)
 	f.node("n2", "10.0.0.2")
+}
+
+// TestNodesReceiveReadiness: nodes that are connected, and those that connect later, have the server's latest
+// readiness, however quickly it changes. One of an older version stays connected.
+func TestNodesReceiveReadiness(t *testing.T) {
+	f := newFixture(t)
+	f.node("old", "10.0.0.9")
+	var mu sync.Mutex
+	has := map[string]string{}
+	f.readiness = func(node, reason string) {
+		mu.Lock()
+		defer mu.Unlock()
+		has[node] = reason
+	}
+	wants := func(reason string, nodes ...string) {
+		t.Helper()
+		for _, n := range nodes {
+			testenv.Until(t, 2*time.Minute, n+" has "+reason, func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return has[n] == reason
+			})
+		}
+	}
+	f.node("n1", "10.0.0.1")
+	f.table.SetReadiness(nodetunnel.NoLeader)
+	wants(nodetunnel.NoLeader, "n1")
+	f.node("n2", "10.0.0.2")
+	wants(nodetunnel.NoLeader, "n2")
+	for range 50 {
+		f.table.SetReadiness("")
+		f.table.SetReadiness(nodetunnel.NoLeader)
+	}
+	f.table.SetReadiness(nodetunnel.ClockOff)
+	wants(nodetunnel.ClockOff, "n1", "n2")
+	f.table.SetReadiness("")
+	wants("", "n1", "n2")
+	c, _ := f.table.Contact("old")
+	testenv.True(t, c.Open, "a node of an older version has lost its connection")
 }
 
 // TestRemovedNodeIsForgotten: of a node that is gone nothing is left, and one that has moved counts as never reached.

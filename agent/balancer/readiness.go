@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/nodetunnel"
+)
+
+const (
+	// leaveAfter is the least time for which a server is not ready before its connections are closed. When all servers
+	// lose their leader, they report it within that time, and none is left.
+	leaveAfter = time.Second
+	// leaveSpread is the time over which the nodes of a server leave it: they would all begin handshakes, lists and
+	// watches at another one at the same moment.
+	leaveSpread = 2 * time.Second
+)
+
+// unready is a server's report that it is not ready for clients.
+type unready struct {
+	reason string    // such as nodetunnel.NoLeader
+	leave  time.Time // its connections are closed then, if another server is ready
+}
+
+// SetReadiness records the reason why a server is not ready for clients, as it reported over the node's own connection
+// to it. The reason is empty when the server is ready. A server that has reported nothing is ready.
+func (b *Balancer) SetReadiness(server, reason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before, known := b.unready[server]
+	switch {
+	case reason == "" && !known:
+		return
+	case reason == "":
+		delete(b.unready, server)
+	case known:
+		b.unready[server] = unready{reason, before.leave}
+	default:
+		b.unready[server] = unready{reason, b.now().Add(leaveAfter + rand.N(leaveSpread))}
+	}
+	if server == b.servers[0] {
+		b.showReadiness()
+	}
+}
+
+// leaveUnready closes the connections to a server that is not ready, if it is time and another server is ready. It
+// reports whether it did.
+func (b *Balancer) leaveUnready(server string) bool {
+	b.mu.Lock()
+	u, is := b.unready[server]
+	due := is && !b.now().Before(u.leave)
+	b.mu.Unlock()
+	if !due {
+		return false
+	}
+	other := b.otherReady(server)
+	if other == "" {
+		return false
+	}
+	b.o.Logger.Warn("a server is not ready while another one is; moving its connections to the other one", "server", server,
+		"reason", u.words(), "other", other)
+	b.drop(server)
+	return true
+}
+
+// ready reports whether a server has not reported that it is not ready. The caller holds mu.
+func (b *Balancer) ready(server string) bool {
+	_, is := b.unready[server]
+	return !is
+}
+
+// words says why a server is not ready.
+func (u unready) words() string {
+	switch u.reason {
+	case nodetunnel.NoLeader:
+		return "its store has no leader"
+	case nodetunnel.ClockOff:
+		return "its clock is wrong"
+	}
+	return fmt.Sprintf("%q", u.reason)
+}
+
+// showReadiness shows in status whether the server in use is ready. The caller holds mu.
+func (b *Balancer) showReadiness() {
+	server := b.servers[0]
+	u, is := b.unready[server]
+	if !is {
+		b.o.Part.Set(status.Running, "")
+		return
+	}
+	b.o.Part.Set(status.Degraded, fmt.Sprintf("%s, the server that this node uses, is not ready: %s. This node uses another server as soon "+
+		"as one is ready. Pods keep running; the API may not answer. `coracle status` on that server says more", server, u.words()))
+}
