@@ -46,7 +46,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 		case have.Labels[managedBy] != manager:
 			c.judgeDefault(have, err)
 			return nil
-		case err == nil && now.Before(pair.Leaf.NotAfter.Add(-defaultRest)):
+		case err == nil && !now.Before(pair.Leaf.NotBefore) && now.Before(pair.Leaf.NotAfter.Add(-defaultRest)):
 			return nil
 		}
 	}

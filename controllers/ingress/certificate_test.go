@@ -60,6 +60,23 @@ func TestDefaultCertificateIsKept(t *testing.T) {
 	})
 }
 
+// TestDefaultCertificateOfTheFuture was made while the leader's clock was ahead, and is replaced once the clock is
+// right.
+func TestDefaultCertificateOfTheFuture(t *testing.T) {
+	run(t, func(b bed) {
+		data := testenv.Must(ingress.NewDefault(time.Now().AddDate(0, 0, 400)))(t)
+		testenv.Must(b.client.CoreV1().Secrets("kube-system").Create(b.Context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: compile.DefaultCertificate.Name, Labels: ingress.OwnLabels()},
+			Type:       corev1.SecretTypeTLS, Data: data,
+		}, metav1.CreateOptions{}))(t)
+		b.create(web())
+		b.settle()
+		now := b.defaultCertificate()
+		pair := testenv.Must(tls.X509KeyPair(now.Data[corev1.TLSCertKey], now.Data[corev1.TLSPrivateKeyKey]))(t)
+		testenv.False(t, time.Now().Before(pair.Leaf.NotBefore), "it is valid from %v on", pair.Leaf.NotBefore)
+	})
+}
+
 // TestDefaultCertificateOfAUser is left alone, and an event says what is wrong with it.
 func TestDefaultCertificateOfAUser(t *testing.T) {
 	for _, c := range []struct {

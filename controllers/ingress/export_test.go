@@ -6,3 +6,6 @@ package ingress
 const PerSlice, UnusedFor, DefaultRest = perSlice, unusedFor, defaultRest
 
 var SlicesOf, NewDefault = slicesOf, newDefault
+
+// OwnLabels are those of objects that the controller made.
+func OwnLabels() map[string]string { return map[string]string{managedBy: manager} }

@@ -49,9 +49,11 @@ import (
 const (
 	// firstPause and maxPause are the shortest and longest pause between requests without a response.
 	firstPause, maxPause = time.Second, 15 * time.Second
-	// renewCheck is the interval of checks of the certificates' dates. newsCheck is the interval of requests by a
-	// machine that has had no response since it started.
-	renewCheck, newsCheck = time.Hour, time.Minute
+	// dateCheck is the interval of checks of the certificates' dates: the clock may be set. newsCheck is the interval
+	// of requests by a machine that has had no response since it started, and of those that fail.
+	dateCheck, newsCheck = time.Minute, time.Minute
+	// renewPause is the longest pause between requests while new certificates do not last.
+	renewPause = time.Hour
 	// A certificate is renewed when less than this fraction of its life is left, as on a server (pki.LeafLifetime).
 	renewPart = 3
 	// dialTimeout limits how long a server may take to accept a connection.
@@ -346,12 +348,12 @@ func (n *Node) Run(ctx context.Context) error {
 	var failed error
 	for {
 		n.showCertificates(failed)
-		pause := n.untilEnd(renewCheck)
+		pause := n.untilEnd(timers.Until(dateCheck))
 		switch {
 		case n.stale:
 			pause = newsCheck
 		case n.due(): // repeatedly if new certificates do not last: the server's authority expires
-			pause, soon = soon, min(2*soon, renewCheck)
+			pause, soon = soon, min(2*soon, renewPause)
 		default:
 			soon = firstPause
 		}
@@ -365,9 +367,12 @@ func (n *Node) Run(ctx context.Context) error {
 		switch err := failed; {
 		case err == nil:
 			n.stale, last = false, ""
-		case ctx.Err() == nil && !n.stale && err.Error() != last:
-			last = err.Error()
-			n.o.Logger.Warn("the node's certificates could not be renewed; retrying within an hour", "error", err)
+		case ctx.Err() == nil && !n.stale:
+			soon = min(soon, newsCheck)
+			if err.Error() != last {
+				last = err.Error()
+				n.o.Logger.Warn("the node's certificates could not be renewed; retrying within a minute", "error", err)
+			}
 		}
 	}
 }
@@ -381,9 +386,10 @@ func (n *Node) due() bool {
 	})
 }
 
+// dueFor reports whether a certificate should be renewed. One of the future was made while a clock was ahead.
 func (n *Node) dueFor(pair *tls.Certificate) bool {
-	life := pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
-	return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
+	now, life := n.o.Now(), pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
+	return now.Before(pair.Leaf.NotBefore) || pair.Leaf.NotAfter.Sub(now) < life/renewPart
 }
 
 // sameButDates reports whether a new certificate has the same content as the existing one, except dates and keys, and

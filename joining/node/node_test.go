@@ -3,6 +3,7 @@
 package node_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -23,7 +24,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -298,6 +301,69 @@ func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	if last := s.joins[len(s.joins)-1]; last.Joined || last.Node.Password != s.password {
 		t.Error("it did not join with its token, as the machine that it was")
 	}
+}
+
+// TestCertificatesOfTheFuture: the clocks of the servers and of a node were ahead when the node joined, and were then
+// set right. A start of the node keeps the certificates that it gets then, and a node that runs asks for them within
+// two minutes.
+func TestCertificatesOfTheFuture(t *testing.T) {
+	const ahead = 8 * time.Hour // as of a clock in local time
+	f := func(dir string) []string {
+		c := nodecreds.In(filepath.Join(dir, "cred"))
+		return []string{c.KubeletPair, c.KubeletServing, c.NetworkPair}
+	}
+	valid := func(dir string) error {
+		for _, path := range f(dir) {
+			pair, err := tls.LoadX509KeyPair(path, path)
+			if err != nil || time.Now().Before(pair.Leaf.NotBefore) {
+				return fmt.Errorf("%s is valid from %v on: %w", filepath.Base(path), pair.Leaf.NotBefore, cmp.Or(err, errors.ErrUnsupported))
+			}
+		}
+		return nil
+	}
+	joined := func(t *testing.T) (*servers, string, *node.Node) {
+		s, dir := newServers(t), t.TempDir()
+		right := s.pki
+		s.pki = s.at(t, time.Now().Add(ahead))
+		n := testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
+		testenv.Fails(t, valid(dir), "the certificates are not of the future")
+		s.pki = right
+		return s, dir, n
+	}
+	t.Run("started again", func(t *testing.T) {
+		s, dir, _ := joined(t)
+		testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
+		testenv.Check(t, valid(dir))
+	})
+	t.Run("while it runs", func(t *testing.T) {
+		_, dir, n := joined(t)
+		defer testenv.Run(t, n.Run)()
+		testenv.Eventually(t, 2*time.Minute, "valid certificates", func() error { return valid(dir) })
+	})
+	t.Run("the clock is set while it runs", func(t *testing.T) {
+		s, dir := newServers(t), t.TempDir()
+		began, offset, o := time.Now(), time.Duration(0), s.options(dir)
+		var log testenv.Log
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		o.Now = func() time.Time { return began.Add(offset) }
+		s.pki = s.at(t, began.Add(ahead))
+		n := testenv.Must(node.Join(t.Context(), o))(t)
+		s.stop() // a request can be seen in the log: it fails
+		synctest.Test(t, func(t *testing.T) {
+			offset = ahead
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { testenv.Check(t, n.Run(ctx)) })
+			time.Sleep(30 * time.Minute) // fake time
+			synctest.Wait()
+			testenv.Equal(t, log.String(), "", "with valid certificates")
+			offset = 0
+			time.Sleep(2 * time.Minute) // fake time
+			cancel()
+			running.Wait()
+			testenv.True(t, strings.Contains(log.String(), "could not be renewed"), "two minutes after the clock was set: %q", log.String())
+		})
+	})
 }
 
 // TestRenewedCertificateIsUsedWithoutRestart: certificates that are about to run out are renewed, and a client that was
