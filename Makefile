@@ -210,8 +210,8 @@ soak: ## the random tests of the store with SEEDS seeds, those of other packages
 	@for test in $$($(GO) test -vet=off -list Scenario -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore | grep ^Test | grep -v Scripts) \
 	  $$(cd raftstore/testdata/scenarios && ls *.txt | sed 's/\(.*\)\.txt/TestScenarioScripts$$\/^\1/'); do \
 	  CORACLE_TEST_SEEDS=$(SEEDS) $(GOTEST) -count=1 -timeout 6h -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run "^$$test\$$" ./raftstore || exit 1; done
-	@CORACLE_TEST_RANDOM=1 $(GOTEST) -count=1 -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore/disk ./raftstore/mvcc ./raftstore/watch ./raftstore/etcdapi ./netpolicy ./proxy/... ./controllers/servicelb \
-	  ./server/apiserver ./server/liveness ./server ./scheduler ./agent/balancer ./cni ./internal/...
+	@CORACLE_TEST_RANDOM=1 CORACLE_TEST_KILLS=each $(GOTEST) -count=1 -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore/disk ./raftstore/mvcc ./raftstore/watch ./raftstore/etcdapi ./netpolicy ./proxy/... ./controllers/servicelb \
+	  ./server/apiserver ./server/liveness ./server ./server/storefiles ./scheduler ./agent/balancer ./cni ./internal/...
 	@$(MAKE) --no-print-directory chaos DURATION=30m
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.

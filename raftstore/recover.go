@@ -52,7 +52,7 @@ func Recover(o Options) error {
 		return err
 	}
 	if err = errors.Join(r.reset(), r.dir.Close()); err != nil {
-		return fmt.Errorf("raftstore: recover: %w. The store's data are still there: run the command again", err)
+		return fmt.Errorf("raftstore: recover: %w", err)
 	}
 	return nil
 }

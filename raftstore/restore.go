@@ -33,6 +33,9 @@ const revisionsPerSecond = 1000
 // its own. After such a leap, an older store that is recovered next would be behind it for eleven days.
 const revisionsAhead = 1_000_000
 
+// Beside follows Options.Dir in the name of the folder in which Restore builds the store.
+const Beside = ".restoring"
+
 // seedIndex is the index of the snapshot that a restored store starts from. It is not 1: disk.Log knows only the term
 // of a snapshot's last entry, and raft would send entry 1 without a look-up before it.
 const seedIndex = 2
@@ -63,7 +66,7 @@ func Restore(o Options, backup io.Reader, seen int64) error {
 // taken for a store, in particular not for an empty one.
 func build(o Options, state *mvcc.State) error {
 	place := filepath.Clean(o.Dir)
-	beside := place + ".restoring"
+	beside := place + Beside
 	if err := os.RemoveAll(beside); err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func TestServerServesAndRestarts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a whole server; -short leaves it out")
 	}
-	o := options(t, t.TempDir())
+	o := options(t.TempDir())
 	// Its certificates are as of 250 days ago: due for renewal when the clock comes to the present.
 	now := time.Now()
 	clock := testclock.NewFakeClock(now.AddDate(0, 0, -250))
@@ -457,7 +457,7 @@ func TestStartReportsTakenDNSAddress(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a whole server; -short leaves it out")
 	}
-	o := options(t, t.TempDir())
+	o := options(t.TempDir())
 	_, stop := start(t, o)
 	c := newClients(t, o)
 	taken := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "taken"}, Spec: corev1.ServiceSpec{ClusterIP: "10.43.0.77",
@@ -478,7 +478,7 @@ func TestStoreOfAnotherCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a whole server; -short leaves it out")
 	}
-	o, other := options(t, t.TempDir()), options(t, t.TempDir())
+	o, other := options(t.TempDir()), options(t.TempDir())
 	_, stop := start(t, o)
 	stop()
 	s, err := New(t.Context(), other)

@@ -25,7 +25,7 @@ func TestWritesOfEndedTermAreRefused(t *testing.T) {
 		t.Skip("starts a store and an API server; -short leaves it out")
 	}
 	ctx := t.Context()
-	s := testenv.Must(New(ctx, options(t, t.TempDir())))(t)
+	s := testenv.Must(New(ctx, options(t.TempDir())))(t)
 	defer func() { testenv.Check(t, s.Close()) }()
 	store, others, err := s.openStore(ctx)
 	testenv.NoError(t, err)

@@ -23,7 +23,7 @@ import (
 // store.
 func listening(t *testing.T, common string) *Server {
 	t.Helper()
-	o := options(t, t.TempDir())
+	o := options(t.TempDir())
 	o.AdvertiseAddress, o.Port = net.IPv4(127, 0, 0, 1), testenv.Port(t)
 	if common != "" {
 		testenv.NoError(t, os.CopyFS(o.ServerDir, os.DirFS(common)))

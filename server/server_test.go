@@ -35,12 +35,18 @@ func TestMain(m *testing.M) {
 	klog.OsExit = func(code int) {
 		panic(fmt.Sprintf("a part of upstream ended the process with %d; CORACLE_TEST_VERBOSE=1 shows why", code))
 	}
+	if dir := os.Getenv(killedDir); dir != "" {
+		if err := runKilled(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
 // options are of a server below dir on a port of its own.
-func options(t *testing.T, dir string) Options {
-	t.Helper()
+func options(dir string) Options {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	if os.Getenv("CORACLE_TEST_VERBOSE") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -101,12 +107,12 @@ func refused(t *testing.T, o Options, want ...string) {
 }
 
 func TestServerRefusesWrongDirectoryPortOrAddress(t *testing.T) {
-	o := options(t, t.TempDir())
+	o := options(t.TempDir())
 	o.Port = testenv.Port(t)
 	s := testenv.Must(New(t.Context(), o))(t)
 	t.Run("second server on the directory", func(t *testing.T) { refused(t, o, "another coracle server", o.DataDir) })
 	t.Run("port taken", func(t *testing.T) {
-		other := options(t, t.TempDir())
+		other := options(t.TempDir())
 		other.Port = o.Port
 		refused(t, other, "is taken", "--https-listen-port")
 	})
@@ -141,7 +147,7 @@ func TestServerRefusesWrongDirectoryPortOrAddress(t *testing.T) {
 }
 
 func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
-	o := options(t, filepath.Join(t.TempDir(), "data"))
+	o := options(filepath.Join(t.TempDir(), "data"))
 	o.SchedulerArgs = []string{"no-such-flag=1"}
 	testenv.WantError(t, testenv.Err(New(t.Context(), o)), "no-such-flag")
 	if _, err := os.Stat(o.DataDir); !os.IsNotExist(err) {
@@ -152,7 +158,7 @@ func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
 // TestStartRemovesInterruptedRestore: a start removes what an interrupted restore left, and the note that a reset was
 // done.
 func TestStartRemovesInterruptedRestore(t *testing.T) {
-	o := options(t, t.TempDir())
+	o := options(t.TempDir())
 	half := testenv.Must(storefiles.Begin(o.ServerDir, "20250101T000000Z"))(t)
 	testenv.NoError(t, errors.Join(os.MkdirAll(half, 0o700), os.MkdirAll(o.ServerDir, 0o700), datadir.NoteReset(o.ServerDir, "it")))
 	s := testenv.Must(New(t.Context(), o))(t)
@@ -165,7 +171,7 @@ func TestStartRemovesInterruptedRestore(t *testing.T) {
 
 // TestServerWithOtherKeysIsNoMember: a server whose encryption keys are not this one's is no member.
 func TestServerWithOtherKeysIsNoMember(t *testing.T) {
-	o := options(t, t.TempDir())
+	o := options(t.TempDir())
 	s := testenv.Must(New(t.Context(), o))(t)
 	defer func() { testenv.Check(t, s.Close()) }()
 	for _, share := range []string{"another", ""} {
@@ -180,7 +186,7 @@ func TestServerWithOtherKeysIsNoMember(t *testing.T) {
 }
 
 func TestAgentCredentialsAreWritten(t *testing.T) {
-	s := testenv.Must(New(t.Context(), options(t, t.TempDir())))(t)
+	s := testenv.Must(New(t.Context(), options(t.TempDir())))(t)
 	defer func() { testenv.Check(t, s.Close()) }()
 	c := testenv.Must(s.AgentCredentials("boat", []net.IP{net.IPv4(192, 0, 2, 1)}))(t)
 	for _, path := range []string{c.KubeletKubeconfig, c.NetworkKubeconfig, c.KubeletServing, c.ServerCAFile, c.ClientCAFile} {

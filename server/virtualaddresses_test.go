@@ -26,7 +26,7 @@ import (
 // newTestVIPs returns a server that does not run and whose flag requests addresses.
 func newTestVIPs(t *testing.T, requested ...netip.Addr) (*Server, Options) {
 	t.Helper()
-	o := options(t, t.TempDir())
+	o := options(t.TempDir())
 	o.VIPs = requested
 	s := testenv.Must(New(t.Context(), o))(t)
 	t.Cleanup(func() { testenv.Check(t, s.Close()) })

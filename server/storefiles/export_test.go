@@ -2,5 +2,11 @@
 
 package storefiles
 
-// BackupAlign is for the tests from outside.
-const BackupAlign = backupAlign
+import "crypto/sha256"
+
+// Trailed is data as Maintenance.Snapshot streams it.
+func Trailed(data string) []byte {
+	out := append([]byte(data), make([]byte, -len(data)&(backupAlign-1))...)
+	sum := sha256.Sum256(out)
+	return append(out, sum[:]...)
+}

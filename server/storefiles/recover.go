@@ -74,7 +74,8 @@ func (s *Server) storeOptions(dir *datadir.Dir) (raftstore.Options, error) {
 	}, err
 }
 
-// Recover makes this server's store the store of a cluster of one server. It first copies the store to the folder kept.
+// Recover makes this server's store the store of a cluster of one server. The new store is a copy that replaces the
+// former one when it is complete, so a kill leaves one or the other. The former store is kept in the folder kept.
 func (s *Server) Recover() (plan Plan, kept string, err error) {
 	plan, dir, err := s.planRecovery()
 	if err != nil {
@@ -85,12 +86,22 @@ func (s *Server) Recover() (plan Plan, kept string, err error) {
 	if err != nil {
 		return plan, "", err
 	}
-	kept = s.StoreDir + ".before-" + s.stamp()
-	if err := copyStore(s.StoreDir, kept); err != nil {
-		return plan, "", errors.Join(fmt.Errorf("keeping a copy of the store in %s: %w. Nothing was changed", kept, err),
-			os.RemoveAll(kept))
+	stamp := s.stamp()
+	if err := Tidy(s.StoreDir); err != nil {
+		return plan, "", err
 	}
-	return plan, kept, raftstore.Recover(o)
+	o.Dir, err = Begin(s.StoreDir, stamp)
+	if err != nil {
+		return plan, "", err
+	}
+	if err := copyStore(s.StoreDir, o.Dir); err != nil {
+		return plan, "", errors.Join(fmt.Errorf("copying the store to %s: %w. Nothing was changed", o.Dir, err), Abandon(o.Dir))
+	}
+	if err := raftstore.Recover(o); err != nil {
+		return plan, "", errors.Join(fmt.Errorf("%w. Nothing was changed", err), Abandon(o.Dir))
+	}
+	kept, err = Replace(s.StoreDir, o.Dir, s.StoreDir+before+stamp)
+	return plan, kept, err
 }
 
 // copyStore copies a store's folder, without the file that reserves disk space.

@@ -21,17 +21,21 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// newServer makes a server's folder with its keys.
-func newServer(t *testing.T) *Server {
-	t.Helper()
-	data := t.TempDir()
+// serverIn is the server with a data directory.
+func serverIn(data string) *Server {
 	dir := filepath.Join(data, "server")
-	s := &Server{
+	return &Server{
 		DataDir: data, ServerDir: dir, TLSDir: filepath.Join(dir, "tls"), StoreDir: filepath.Join(dir, "store"),
 		Version: "v0", Now: func() time.Time { return time.Unix(1700000000, 0) },
 	}
+}
+
+// newServer makes a server's folder with its keys.
+func newServer(t *testing.T) *Server {
+	t.Helper()
+	s := serverIn(t.TempDir())
 	testenv.Must(pki.Open(pki.Options{Dir: s.TLSDir, Logger: slog.New(slog.DiscardHandler)}))(t)
-	d := testenv.Must(datadir.Open(datadir.Options{DataDir: data, ServerDir: dir, StoreDir: s.StoreDir}))(t)
+	d := testenv.Must(datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir}))(t)
 	testenv.NoError(t, errors.Join(d.RecordVersion(), d.Close()))
 	return s
 }
@@ -67,12 +71,11 @@ func eventually(t *testing.T, what string, ok func() error) {
 	testenv.Eventually(t, 2*time.Minute, what, ok)
 }
 
-// TestLastOfThreeServersIsRecovered loses two of three servers and goes on with the third.
-func TestLastOfThreeServersIsRecovered(t *testing.T) {
-	s := newServer(t)
-	testenv.WantError(t, testenv.Err(s.PlanRecovery()), "there is no store")
-	cluster := testenv.Must(s.cluster())(t)
-	// The others are what is lost.
+// lastOfThree makes a server with 20 keys that has lost the two others.
+func lastOfThree(t *testing.T) (s *Server, cluster string) {
+	t.Helper()
+	s = newServer(t)
+	cluster = testenv.Must(s.cluster())(t)
 	t.Run("three servers", func(t *testing.T) {
 		first, address := newServer(t).open(t, cluster)
 		store, _ := s.open(t, cluster, address)
@@ -94,15 +97,20 @@ func TestLastOfThreeServersIsRecovered(t *testing.T) {
 		})
 		testenv.WantError(t, testenv.Err(s.PlanRecovery()), "the server runs")
 	})
+	return s, cluster
+}
 
+// TestLastOfThreeServersIsRecovered loses two of three servers and goes on with the third.
+func TestLastOfThreeServersIsRecovered(t *testing.T) {
+	testenv.WantError(t, testenv.Err(newServer(t).PlanRecovery()), "there is no store")
+	s, cluster := lastOfThree(t)
 	plan := testenv.Must(s.PlanRecovery())(t)
 	if plan.Keys != 20 || len(plan.Members) != 3 || plan.LastIndex == 0 || plan.LastTerm == 0 || plan.Written.IsZero() {
 		t.Errorf("the plan: %+v", plan)
 	}
 	_, kept, err := s.Recover()
 	testenv.NoError(t, err)
-	testenv.Equal(t, testenv.Must(CheckStore(kept))(t).LastIndex, plan.LastIndex, "the copy:")
-	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(kept, "RESERVE"))), "the copy has the reserve")
+	testenv.Equal(t, testenv.Must(CheckStore(kept))(t).LastIndex, plan.LastIndex, "the former store:")
 	testenv.WantError(t, testenv.Err(s.PlanRecovery()), "only voter")
 	store, _ := s.open(t, cluster)
 	testenv.NoError(t, store.WaitReady(t.Context()))
@@ -111,4 +119,18 @@ func TestLastOfThreeServersIsRecovered(t *testing.T) {
 		t.Errorf("afterwards: %v, %v, %d voters", got, err, voters(store))
 	}
 	testenv.Check(t, testenv.Err(store.Client().Put(t.Context(), "new", "value")))
+}
+
+// TestRecoverTwiceInOneSecond: a second run does not touch what an earlier one, or a restore, kept under the name of
+// the same second.
+func TestRecoverTwiceInOneSecond(t *testing.T) {
+	s, _ := lastOfThree(t)
+	earlier := s.StoreDir + ".before-" + s.stamp()
+	testenv.NoError(t, errors.Join(os.Mkdir(earlier, 0o700), os.WriteFile(filepath.Join(earlier, "IDENTITY"), []byte("of an earlier run"), 0o600)))
+	_, kept, err := s.Recover()
+	testenv.Check(t, err)
+	testenv.Equal(t, kept, earlier+"-2", "the copy's name:")
+	if text, err := os.ReadFile(filepath.Join(earlier, "IDENTITY")); string(text) != "of an earlier run" {
+		t.Errorf("the earlier copy has %q, %v", text, err)
+	}
 }

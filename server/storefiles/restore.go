@@ -93,7 +93,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	if err := dir.RecordVersion(); err != nil {
 		return nil, "", errors.Join(fmt.Errorf("saving this server's identity: %w", err), Abandon(made))
 	}
-	kept, err = Replace(s.StoreDir, made, s.StoreDir+".before-"+stamp)
+	kept, err = Replace(s.StoreDir, made, s.StoreDir+before+stamp)
 	if err != nil {
 		return nil, "", err
 	}
@@ -110,9 +110,11 @@ func (s *Server) fill(made, cluster, node, backup string, seen int64) error {
 	return raftstore.Restore(raftstore.Options{Dir: made, ClusterID: cluster, NodeID: node, Logger: slog.New(slog.DiscardHandler)}, f, seen)
 }
 
-// Replace replaces dir by the folder made, and returns the name under which the former dir is kept. dir is one or the
+// Replace replaces dir by the folder made, and returns the name under which the former dir is kept: keep, with a number
+// if that is in use. dir is one or the
 // other at every moment, if the file system supports that.
 func Replace(dir, made, keep string) (kept string, err error) {
+	keep = unused(keep)
 	// From here on the folder is complete. After the exchange the former folder has its name, and must not be removed.
 	if err := errors.Join(notMissing(os.Remove(made+unfinished)), atomicfile.SyncDir(filepath.Dir(dir))); err != nil {
 		return "", errors.Join(fmt.Errorf("finishing %s: %w. Nothing was changed", made, err), os.RemoveAll(made))

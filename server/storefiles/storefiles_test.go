@@ -4,7 +4,6 @@ package storefiles_test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -19,15 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// trailed is data as Maintenance.Snapshot streams it.
-func trailed(data string) []byte {
-	out := append([]byte(data), make([]byte, -len(data)&(storefiles.BackupAlign-1))...)
-	sum := sha256.Sum256(out)
-	return append(out, sum[:]...)
-}
-
 func TestDamagedBackupIsNotCopied(t *testing.T) {
-	whole := trailed(strings.Repeat("state ", 1000))
+	whole := storefiles.Trailed(strings.Repeat("state ", 1000))
 	for name, r := range map[string]io.Reader{
 		"at once": bytes.NewReader(whole), "byte by byte": iotest.OneByteReader(bytes.NewReader(whole)),
 	} {
@@ -57,12 +49,12 @@ func TestBrokenStreamLeavesNoBackup(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("a broken stream left %v, %v", left, err)
 	}
-	whole := trailed("state")
+	whole := storefiles.Trailed("state")
 	testenv.Must(storefiles.SaveBackup(path, bytes.NewReader(whole)))(t)
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	testenv.Fails(t, testenv.Err(storefiles.SaveBackup(path, bytes.NewReader(trailed("other")))), "it replaced a backup")
+	testenv.Fails(t, testenv.Err(storefiles.SaveBackup(path, bytes.NewReader(storefiles.Trailed("other")))), "it replaced a backup")
 	if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, whole) {
 		t.Errorf("the backup changed: %v", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 const (
@@ -19,6 +20,8 @@ const (
 	// unfinished follows the new folder's name in the name of an empty file beside it. That file exists while the
 	// folder is being built.
 	unfinished = ".unfinished"
+	// before follows the replaced folder's name in the name under which it is kept. A time follows it.
+	before = ".before-"
 )
 
 // Begin returns the name of the new folder that is to replace dir, and records that it is being built. The caller
@@ -36,9 +39,21 @@ func Begin(dir, stamp string) (made string, err error) {
 	return made, nil
 }
 
-// Abandon removes an unfinished folder.
+// Abandon removes an unfinished folder, and what raftstore.Restore had begun beside it.
 func Abandon(made string) error {
-	return errors.Join(os.RemoveAll(made), notMissing(os.Remove(made+unfinished)))
+	return errors.Join(os.RemoveAll(made), os.RemoveAll(made+raftstore.Beside), notMissing(os.Remove(made+unfinished)))
+}
+
+// unused returns the name, or the name with the first number after it that is not in use. So no run takes the name of
+// what another run kept in the same second. The caller must be the only user of the folder.
+func unused(name string) string {
+	path := name
+	for n := 2; ; n++ {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			return path
+		}
+		path = fmt.Sprintf("%s-%d", name, n)
+	}
 }
 
 // Tidy completes a replacement of the folder dir that a power cut, or the end of a process, interrupted. It removes an
@@ -59,13 +74,14 @@ func Tidy(dir string) error {
 		}
 		if made, ok := strings.CutSuffix(path, unfinished); ok {
 			errs = append(errs, Abandon(made))
-			delete(left, made) // the folder precedes its file in the list
+			delete(left, made) // the folders precede their file in the list
+			delete(left, made+raftstore.Beside)
 		} else if e.IsDir() {
 			left[path] = true
 		}
 	}
 	for path := range left {
-		errs = append(errs, renameNew(path, dir+".before-"+strings.TrimPrefix(path, dir+restoring)))
+		errs = append(errs, renameNew(path, unused(dir+before+strings.TrimPrefix(path, dir+restoring))))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("tidying up after a restore that was interrupted: %w", err)
