@@ -195,7 +195,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 		Names:       pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs},
 		Kubeconfigs: s.o.Kubeconfigs, NodeDir: s.o.AgentCredDir,
 	})
-	s.peers, err = peertls.New(peertls.Options{CA: s.pki.CAPEM(pki.PeerCA), Name: pki.PeerName, Now: s.o.Clock.Now})
+	s.peers, err = peertls.New(peertls.Options{CA: s.pki.CAPEM(pki.PeerCA), Name: pki.PeerName})
 	if err != nil {
 		return err
 	}

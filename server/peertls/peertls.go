@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package peertls makes the connections between a cluster's servers. They use TLS 1.3. Both ends present a certificate
-// of the cluster's CA for servers (pki.PeerCA) and accept no other.
+// of the cluster's CA for servers (pki.PeerCA) and accept no other. The dates of a certificate do not count: a server
+// whose clock is wrong, or whose certificate could not be renewed, still counts for the store's majority.
 //
 // The store trusts a client with such a connection without another check. The package holds the server's own
 // certificate while the process runs, and uses a renewed one at once. It never reads or writes files. It never decides
@@ -35,15 +36,12 @@ type Options struct {
 	CA []byte
 	// Name is the DNS name that is in every server's certificate.
 	Name string
-	// Now returns the time at which certificates are checked. Nil means time.Now.
-	Now func() time.Time
 }
 
 // Identity is a server's identity towards the cluster's other servers.
 type Identity struct {
 	name  string
 	roots *x509.CertPool
-	now   func() time.Time
 	own   atomic.Pointer[tls.Certificate]
 }
 
@@ -51,7 +49,7 @@ var errNoCertificate = errors.New("this server has no certificate for the other 
 
 // New returns an Identity without a certificate. Use sets the certificate.
 func New(o Options) (*Identity, error) {
-	i := &Identity{name: o.Name, roots: x509.NewCertPool(), now: o.Now}
+	i := &Identity{name: o.Name, roots: x509.NewCertPool()}
 	if i.name == "" {
 		return nil, errors.New("peertls.Options.Name is required")
 	}
@@ -60,9 +58,6 @@ func New(o Options) (*Identity, error) {
 		return nil, fmt.Errorf("peertls.Options.CA: %w", err)
 	}
 	i.roots.AddCert(signers[0])
-	if i.now == nil {
-		i.now = time.Now
-	}
 	return i, nil
 }
 
@@ -83,35 +78,41 @@ func (i *Identity) certificate() (*tls.Certificate, error) {
 	return nil, errNoCertificate
 }
 
-// config returns the configuration for both ends. crypto/tls checks the chain, dates and usage of the other end's
-// certificate: as a client's for an accepted connection, and as a server's for a dialled one.
-func (i *Identity) config(protocol string) *tls.Config {
+// config returns the configuration for an end of a connection. usage is that of the other end's certificate. crypto/tls
+// checks that the other end has the certificate's key, and verify all else.
+func (i *Identity) config(protocol string, usage x509.ExtKeyUsage) *tls.Config {
 	return &tls.Config{
 		MinVersion:           tls.VersionTLS13,
 		NextProtos:           []string{protocol},
 		ServerName:           i.name,
-		RootCAs:              i.roots,
-		ClientCAs:            i.roots,
-		ClientAuth:           tls.RequireAndVerifyClientCert,
-		Time:                 i.now,
+		ClientCAs:            i.roots, // named in the request for a certificate
+		ClientAuth:           tls.RequireAnyClientCert,
+		InsecureSkipVerify:   true,
 		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.certificate() },
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.certificate() },
-		VerifyConnection:     func(s tls.ConnectionState) error { return i.verify(s, protocol) },
-		// A resumed connection does not present a certificate again, so an expired one would stay valid.
+		VerifyConnection:     func(s tls.ConnectionState) error { return i.verify(s, protocol, usage) },
+		// A resumed connection does not present a certificate again.
 		SessionTicketsDisabled: true,
 	}
 }
 
-// verify checks what crypto/tls does not: the protocol, as the connection may be meant for another service, the name in
-// a client's certificate, and that the CA itself signed the certificate, and not another CA that it has signed.
-func (i *Identity) verify(s tls.ConnectionState, protocol string) error {
+// verify checks the protocol, as the connection may be meant for another service, and the certificate: its usage, the
+// server's name, and that the CA itself signed it, and not another CA that it has signed. The certificate may not be
+// valid yet or have expired: it is checked as at its own end, before which no CA ends that pki has signed with.
+func (i *Identity) verify(s tls.ConnectionState, protocol string, usage x509.ExtKeyUsage) error {
 	if s.NegotiatedProtocol != protocol {
 		return errors.New("tls: the other end does not ask for a connection between servers (ALPN)")
 	}
-	if !slices.ContainsFunc(s.VerifiedChains, func(chain []*x509.Certificate) bool { return len(chain) == 2 }) {
+	leaf := *s.PeerCertificates[0]
+	leaf.NotBefore = time.Time{} // it is after the end if it was made by a clock that was past the CA's end
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: i.roots, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: leaf.NotAfter})
+	if err != nil {
+		return &tls.CertificateVerificationError{UnverifiedCertificates: s.PeerCertificates, Err: err}
+	}
+	if !slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool { return len(chain) == 2 }) {
 		return errors.New("tls: the other end's certificate was not signed by the authority for servers itself")
 	}
-	return s.PeerCertificates[0].VerifyHostname(i.name)
+	return leaf.VerifyHostname(i.name)
 }
 
 // Network returns the network of a store with this address, whose connections l accepts.
@@ -125,7 +126,7 @@ func (i *Identity) Listener(l net.Listener) net.Listener { return i.ListenerFor(
 
 // ListenerFor does what Listener does, for another protocol between servers.
 func (i *Identity) ListenerFor(protocol string, l net.Listener) net.Listener {
-	return tls.NewListener(l, i.config(protocol))
+	return tls.NewListener(l, i.config(protocol, x509.ExtKeyUsageClientAuth))
 }
 
 // Dial connects to another server. That server checks this server's certificate only after Dial has returned (TLS 1.3):
@@ -145,7 +146,7 @@ func (i *Identity) dial(ctx context.Context, protocol, address string, prepare f
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(prepare(raw), i.config(protocol))
+	c := tls.Client(prepare(raw), i.config(protocol, x509.ExtKeyUsageServerAuth))
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = c.NetConn().Close() // closing TLS would send a message to a peer that does not read
 		return nil, err

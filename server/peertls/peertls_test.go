@@ -67,6 +67,13 @@ func forged(t *testing.T, p *pki.PKI, s pki.Signer, change func(*x509.Certificat
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
+// dated changes the dates of a certificate, to days from now.
+func dated(from, to int) func(*x509.Certificate) {
+	return func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = time.Now().AddDate(0, 0, from), time.Now().AddDate(0, 0, to)
+	}
+}
+
 func listen(t *testing.T) net.Listener {
 	t.Helper()
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
@@ -147,8 +154,10 @@ func TestOnlyServersGetIn(t *testing.T) {
 		{"a port's that looks like a server's", forged(t, p, pki.ServerCA, nil), "unknown authority", "failed to verify certificate"},
 		{"a front proxy's that looks like a server's", forged(t, p, pki.RequestHeaderCA, nil), "unknown authority", "failed to verify certificate"},
 		{"another cluster's server", leaf(t, other, other.Peer("two")), "unknown authority", "failed to verify certificate"},
-		{"expired", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "expired", "expired"},
-		{"not yet valid", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "not yet valid", "not yet valid"},
+		{"expired", forged(t, p, pki.PeerCA, dated(-500, -100)), "", ""}, // a clock that is wrong ends no quorum
+		{"not yet valid", forged(t, p, pki.PeerCA, dated(100, 500)), "", ""},
+		{"made by a clock past its authority's end", forged(t, p, pki.PeerCA, dated(30*365, 19*365)), "", ""},
+		{"expired, a client's", forged(t, p, pki.ClientCA, dated(-500, -100)), "unknown authority", "failed to verify certificate"},
 		{"for serving only", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), "incompatible key usage", ""},
 		{"for calling only", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), "", "incompatible key usage"},
 		{"without a server's name", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.DNSNames = []string{"n"} }), "not server.peer", "not server.peer"},
