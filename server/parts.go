@@ -73,6 +73,7 @@ func (s *Server) newRoster() *roster.Roster {
 		ReachedBy: func(ctx context.Context, states []raftstore.MemberState) map[string][]string {
 			return s.opened.Load().Cluster().ReachedBy(ctx, states)
 		},
+		Judge: s.judgeStore,
 		KV: func() clientv3.KV {
 			if store := s.opened.Load(); store != nil {
 				return store.Client().KV
