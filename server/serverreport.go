@@ -50,12 +50,6 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	return out
 }
 
-// judgeStore adds to a report what the servers' quotas mean for the store.
-func (s *Server) judgeStore(servers *status.Servers) {
-	if store := s.opened.Load(); store != nil {
-		storeusage.Judge(servers, store.View(), store.Health().Quota())
-	}
-}
-
-// StoreUsageHandler serves status.UsagePath on the admin socket. It works without a majority and without the API server.
-func (s *Server) StoreUsageHandler() http.Handler { return storeusage.Handler(s.opened.Load) }
+// StoreUsageHandler serves status.UsagePath on a server's admin socket. It works without a majority and without the API
+// server.
+func StoreUsageHandler(s *Server) http.Handler { return storeusage.Handler(s.opened.Load) }

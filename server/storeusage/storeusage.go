@@ -62,8 +62,8 @@ var renamed = map[string]string{
 }
 
 // kindOf returns the kind and the namespace of the object with a key. Keys of the API server are
-// /registry/[GROUP/]RESOURCE/[NAMESPACE/]NAME. Only groups of custom resources and aggregated APIs are in keys, and have a
-// dot.
+// /registry/[GROUP/]RESOURCE/[NAMESPACE/]NAME. Only groups of custom resources and aggregated APIs are in keys, and
+// have a dot.
 func kindOf(key string) (kind, namespace string) {
 	path, object := strings.CutPrefix(key, "/registry/")
 	if !object {
@@ -90,8 +90,8 @@ func kindOf(key string) (kind, namespace string) {
 // mostNamed is how many kinds a note names.
 const mostNamed = 3
 
-// Judge adds to the state of the servers what their quotas mean for the store. quota is the limit of the store's size in
-// bytes if no leader reports one.
+// Judge adds to the state of the servers what their quotas mean for the store. quota is the limit of the store's size
+// in bytes if no leader reports one.
 func Judge(servers *status.Servers, view *mvcc.View, quota int64) {
 	live := view.Stats().LiveBytes
 	limit, by := limitOf(servers.Servers, quota)

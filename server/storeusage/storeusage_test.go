@@ -66,8 +66,8 @@ func TestUsageByKindAndNamespace(t *testing.T) {
 	}
 }
 
-// TestQuotasAreJudged: from 80% of the quota there is a note with the largest kinds, and a server with too little memory
-// is named.
+// TestQuotasAreJudged: from 80% of the quota there is a note with the largest kinds, and a server with too little
+// memory is named.
 func TestQuotasAreJudged(t *testing.T) {
 	view := viewOf(map[string]int{
 		"/registry/configmaps/a/a": 60_000, "/registry/events/a/a": 30_000, "/registry/pods/a/a": 5000, "/registry/secrets/a/a": 100,

@@ -35,8 +35,8 @@ func (a *App) storeCommand() *cobra.Command {
 "status", "usage", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and
 "recover" work on the files of one that is stopped, as does "usage" there. A backup is the store alone; "coracle snapshot" saves the whole cluster.
 docs/operations/store.md has the procedures.`,
-	}, a.storeStatusCommand(), a.storeUsageCommand(), former(a.memberListCommand(), "members", "member-list"), former(a.memberRemoveCommand(), "remove NAME",
-		"member-remove"),
+	}, a.storeStatusCommand(), a.storeUsageCommand(), former(a.memberListCommand(), "members", "member-list"),
+		former(a.memberRemoveCommand(), "remove NAME", "member-remove"),
 		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand())
 }
 

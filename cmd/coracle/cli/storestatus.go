@@ -18,7 +18,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
-	"github.com/coracle-k8s/coracle/raftstore"
 )
 
 // storeStatus is the output of coracle store status.
@@ -147,7 +146,7 @@ func problemText(text, dir string) string {
 	case strings.Contains(text, "database space exceeded"): // etcd's phrase
 		return "the disk of " + dir + " is full: writes are refused, reads go on. Nothing is lost. Free some space; writes are accepted " +
 			"again by themselves"
-	case strings.Contains(text, raftstore.QuotaUsedUp):
+	case strings.Contains(text, "the quota is used up"):
 		return status.RefusalProblem("quota")
 	}
 	return status.RefusalProblem("disk_failing") + " (" + text + ")"
