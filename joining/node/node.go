@@ -386,9 +386,13 @@ func (n *Node) due() bool {
 	})
 }
 
-// dueFor reports whether a certificate should be renewed. One of the future was made while a clock was ahead.
+// dueFor reports whether a certificate should be renewed. One of the future was made while a clock was ahead. One that
+// does not name its machine is from a server of an earlier version.
 func (n *Node) dueFor(pair *tls.Certificate) bool {
 	now, life := n.o.Now(), pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
+	if slices.Contains(pair.Leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && nodecreds.IdentityOf(pair.Leaf).Node == "" {
+		return true
+	}
 	return now.Before(pair.Leaf.NotBefore) || pair.Leaf.NotAfter.Sub(now) < life/renewPart
 }
 
@@ -396,10 +400,11 @@ func (n *Node) dueFor(pair *tls.Certificate) bool {
 // the same authority.
 func sameButDates(have, next *tls.Certificate) bool {
 	a, b := have.Leaf, next.Leaf
+	names := nodecreds.IdentityOf(b) // a server of an earlier version names no machine, which is nothing new
 	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawIssuer, b.RawIssuer) &&
 		bytes.Equal(a.AuthorityKeyId, b.AuthorityKeyId) &&
 		slices.Equal(a.DNSNames, b.DNSNames) && slices.EqualFunc(a.IPAddresses, b.IPAddresses, net.IP.Equal) &&
-		slices.Equal(a.ExtKeyUsage, b.ExtKeyUsage) &&
+		slices.Equal(a.ExtKeyUsage, b.ExtKeyUsage) && (names.Node == "" || nodecreds.IdentityOf(a) == names) &&
 		slices.EqualFunc(have.Certificate[1:], next.Certificate[1:], bytes.Equal)
 }
 

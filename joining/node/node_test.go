@@ -64,6 +64,7 @@ type servers struct {
 
 	servingIPs    []net.IP
 	servingSigner pki.Signer
+	earlier       bool // it is of a version whose certificates name no machine
 }
 
 func newServers(t *testing.T) *servers { return newServersWith(t, t.TempDir()) }
@@ -126,13 +127,19 @@ func (s *servers) admit(_ context.Context, m server.Machine) (*protocol.Response
 	}
 	a := &protocol.Response{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
 	var errs [3]error
-	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
+	if s.earlier {
+		a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
+		a.Network, errs[1] = s.pki.Sign(s.pki.Network(""), m.Node.NetworkRequest)
+		a.Serving, errs[2] = s.pki.Sign(s.pki.NodeServing("", m.Node.Name, s.servingIPs), m.Node.ServingRequest)
+		return a, errors.Join(errs[:]...)
+	}
+	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name).For(m.Node.Name, m.Generation), m.Node.KubeletRequest)
 	serving := s.pki.NodeServing("", m.Node.Name, s.servingIPs)
 	if s.servingSigner != "" {
 		serving.Signer = s.servingSigner
 	}
 	a.Serving, errs[1] = s.pki.Sign(serving, m.Node.ServingRequest)
-	a.Network, errs[2] = s.pki.Sign(s.pki.Network(""), m.Node.NetworkRequest)
+	a.Network, errs[2] = s.pki.Sign(s.pki.Network("").For(m.Node.Name, m.Generation), m.Node.NetworkRequest)
 	return a, errors.Join(errs[:]...)
 }
 
@@ -275,6 +282,33 @@ func TestRestartedNodeKeepsItsFiles(t *testing.T) {
 	}
 	s.servingSigner = pki.ServerCA
 	testenv.False(t, serials()[1] == moved[1], "a certificate of another authority was not taken")
+	last := serials()
+	s.earlier = true
+	if earlier := serials(); !slices.Equal(earlier, last) {
+		t.Errorf("a server of an earlier version answered: %v, and before %v", earlier, last)
+	}
+}
+
+// TestCertificatesNameTheirMachine: a node whose certificates do not name it, since a server of an earlier version
+// signed them, asks again while it runs, and has those that do, with no restart.
+func TestCertificatesNameTheirMachine(t *testing.T) {
+	s, dir := newServers(t), t.TempDir()
+	s.earlier = true
+	n := testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
+	named := func() bool {
+		for _, path := range []string{n.Credentials.KubeletPair, n.Credentials.NetworkPair} {
+			pair := testenv.Must(tls.LoadX509KeyPair(path, path))(t)
+			if nodecreds.IdentityOf(pair.Leaf) != (nodecreds.Identity{Node: "n"}) {
+				return false
+			}
+		}
+		return true
+	}
+	testenv.Require(t, !named(), "the certificates name the machine already")
+	s.earlier = false
+	stop := testenv.Run(t, n.Run)
+	testenv.Until(t, 2*time.Minute, "the certificates name the machine", named)
+	stop()
 }
 
 // TestExpiredCertificatesNeedTheToken: a machine whose certificates have run out joins again with its token, and not

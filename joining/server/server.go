@@ -24,6 +24,7 @@ import (
 	"k8s.io/cluster-bootstrap/token/util"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
@@ -63,6 +64,8 @@ type Options struct {
 	ClientCA *x509.CertPool
 	// Tokens returns the cluster's lasting tokens.
 	Tokens func() token.Set
+	// Revoked returns the revoked nodes. nil means none.
+	Revoked func() nodecreds.Revoked
 	// Bootstrap finds a bootstrap token. ok is false if there is none with that id.
 	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
 	// Admit returns the response to a machine that has proved a token, or presented its certificate. Its error is a
@@ -78,6 +81,9 @@ type Machine struct {
 	*protocol.Request
 	// Joined means that it presented the certificate of a node and no token.
 	Joined bool
+	// Generation is that of the certificates which the node is given. It was read before the machine authenticated: a
+	// machine that a revocation overtakes gets certificates that are refused.
+	Generation uint64
 	// From is the address of the connection. Another machine may have forwarded the connection.
 	From netip.Addr
 }
@@ -94,6 +100,9 @@ type Server struct {
 func New(o Options) *Server {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Revoked == nil {
+		o.Revoked = func() nodecreds.Revoked { return nil }
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Server{o: o, guesses: newGuesses(), admitting: make(chan struct{}, admitted)}
@@ -123,7 +132,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	_ = raw.SetDeadline(time.Now().Add(protocol.Patience))
 	// A node that presents its certificate need not wait: a certificate cannot be guessed, and all nodes may connect at
 	// once.
-	known := q.Proof.Kind == "" && s.checkCertificate(conn.ConnectionState(), q.Node.Name) == nil
+	known := q.Proof.Kind == "" && s.checkCertificate(conn.ConnectionState(), q.Node.Name, s.o.Revoked()) == nil
 	if !known && !s.guesses.wait(ctx, raw.RemoteAddr()) {
 		return
 	}
@@ -216,7 +225,8 @@ func (s *Server) decide(ctx context.Context, state tls.ConnectionState, from net
 			"be valid on one of the two. "+
 			"Set the one that is wrong (NTP) and start again", q.Time.UTC().Format(time.DateTime), skew.Abs().Round(time.Minute), word)
 	}
-	known, err := s.identify(ctx, state, q)
+	revoked := s.o.Revoked()
+	known, err := s.identify(ctx, state, q, revoked)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +243,7 @@ func (s *Server) decide(ctx context.Context, state tls.ConnectionState, from net
 	default:
 		return nil, protocol.Refuse(protocol.CodeBusy, "%d machines are being admitted at this moment", admitted)
 	}
-	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil, From: from})
+	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil, Generation: revoked[q.Node.Name], From: from})
 	if err != nil {
 		return nil, err
 	}
@@ -263,10 +273,11 @@ func checkVersion(q *protocol.Request) error {
 
 // identify returns the token that the machine has proved. It returns nil if it has presented a node's certificate
 // instead.
-func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *protocol.Request) (*token.Token, error) {
+func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *protocol.Request,
+	revoked nodecreds.Revoked) (*token.Token, error) {
 	switch q.Proof.Kind {
 	case "":
-		return nil, s.checkCertificate(state, q.Node.Name)
+		return nil, s.checkCertificate(state, q.Node.Name, revoked)
 	case token.RoleAgent, token.RoleServer:
 		// A bare secret may be of either kind, and its kind decides for what it may be used.
 		for _, t := range s.o.Tokens().Accepted(s.o.Now()) {
@@ -334,7 +345,7 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 }
 
 // checkCertificate verifies that the machine is the node that it names.
-func (s *Server) checkCertificate(state tls.ConnectionState, name string) error {
+func (s *Server) checkCertificate(state tls.ConnectionState, name string, revoked nodecreds.Revoked) error {
 	refuse := func(format string, args ...any) error {
 		return protocol.Refuse(protocol.CodeCertificate, "the node's certificate is not accepted: "+format+
 			". `coracle token create` on a server makes a token; with that the node joins again", args...)
@@ -356,6 +367,9 @@ func (s *Server) checkCertificate(state tls.ConnectionState, name string) error 
 	if user, ok := strings.CutPrefix(leaf.Subject.CommonName, nodeUser); !ok || user != name ||
 		!slices.Contains(leaf.Subject.Organization, nodeGroup) {
 		return refuse("it belongs to %s, not to the node %s", leaf.Subject.CommonName, name)
+	}
+	if err := revoked.Refuses(leaf); err != nil {
+		return refuse("%v", err)
 	}
 	return nil
 }

@@ -15,9 +15,11 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/server"
@@ -33,15 +35,19 @@ type fixture struct {
 	tokens    token.Set
 	bootstrap token.Bootstrap
 	others    []token.Bootstrap // that are good for something else, or were
+	revoked   atomic.Pointer[nodecreds.Revoked]
 	address   string
 	log       *bytes.Buffer // read after stop only
 	admitted  chan server.Machine
-	stop      func()
+
+	whileIdentified func() // called when a token that expires is looked up
+	stop            func()
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{T: t, log: &bytes.Buffer{}, admitted: make(chan server.Machine, 10)}
+	f.revoked.Store(&nodecreds.Revoked{})
 	logger := slog.New(slog.NewTextHandler(f.log, nil))
 	var err error
 	f.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
@@ -61,8 +67,12 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 	clients.AppendCertsFromPEM(f.pki.CAPEM(pki.ClientCA))
 	s := server.New(server.Options{
 		Listener: l, ClientCA: clients, Tokens: func() token.Set { return f.tokens }, Logger: logger,
+		Revoked:     func() nodecreds.Revoked { return *f.revoked.Load() },
 		Certificate: func() (*tls.Certificate, error) { return certificate, nil },
 		Bootstrap: func(_ context.Context, id string) (token.Bootstrap, bool, error) {
+			if f.whileIdentified != nil {
+				f.whileIdentified()
+			}
 			for _, b := range append(f.others, f.bootstrap) {
 				if b.ID == id {
 					return b, true, nil
@@ -205,6 +215,41 @@ func TestWhoMayJoin(t *testing.T) {
 		})
 	}
 	testenv.True(t, len(f.admitted)+len(other.admitted) == 0, "somebody was admitted who should not have been")
+}
+
+// TestRevokedNodeJoinsWithANewTokenAlone: the certificate of a revoked node renews nothing. A machine of the same name
+// that shows a token gets certificates of the next generation, and renews these. One that a revocation overtakes, after
+// its token was accepted, gets certificates that are refused already.
+func TestRevokedNodeJoinsWithANewTokenAlone(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	ask := func(q protocol.Call) (generation uint64, err error) {
+		if _, err = protocol.Send(t.Context(), q); err == nil {
+			generation = (<-f.admitted).Generation
+		}
+		return generation, err
+	}
+	stolen := f.byCertificate(f.pki.Node("", "n").For("n", 0), f.pki.Root())
+	testenv.Equal(t, testenv.Must(ask(stolen))(t), 0, "the generation of a node that is not revoked:")
+	f.revoked.Store(&nodecreds.Revoked{"n": 1})
+	for what, q := range map[string]protocol.Call{
+		"its certificate":                        stolen,
+		"its certificate of an earlier version":  f.byCertificate(f.pki.Node("", "n"), f.pki.Root()),
+		"its certificate, for the gossip's keys": func() protocol.Call { q := stolen; q.Request.Want = protocol.WantGossipKeys; return q }(),
+	} {
+		_, err := ask(q)
+		var refusal *protocol.Refusal
+		if !errors.As(err, &refusal) || refusal.Code != protocol.CodeCertificate || !strings.Contains(refusal.Message, "was revoked") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	testenv.Equal(t, testenv.Must(ask(f.question()))(t), 1, "the generation with a token:")
+	testenv.Equal(t, testenv.Must(ask(f.byCertificate(f.pki.Node("", "n").For("n", 1), f.pki.Root())))(t), 1, "the generation of a renewal:")
+
+	f.whileIdentified = func() { f.revoked.Store(&nodecreds.Revoked{"n": 2}) }
+	q := f.question()
+	q.Token = f.bootstrap.Token(q.Token.CAHash)
+	testenv.Equal(t, testenv.Must(ask(q))(t), 1, "the generation of a machine that a revocation overtakes:")
 }
 
 // bare is what a user has who copied a token's secret alone.

@@ -26,6 +26,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	joiningserver "github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/joining/token"
@@ -50,6 +51,8 @@ type Options struct {
 	Listen func() net.Listener
 	PKI    *pki.PKI
 	Tokens func() *token.Set
+	// Revoked returns the revoked nodes.
+	Revoked func() nodecreds.Revoked
 	// Serving is this server's certificate without the virtual addresses. No node may have a name or an address of it.
 	Serving pki.Leaf
 	// Cluster is the settings in which all machines agree. Networks are the networks of pods and Services.
@@ -96,7 +99,7 @@ func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(a.o.PKI.CAPEM(pki.ClientCA))
 	server := joiningserver.New(joiningserver.Options{
-		Listener: a.o.Listen(), ClientCA: clients, Tokens: func() token.Set { return *a.o.Tokens() },
+		Listener: a.o.Listen(), ClientCA: clients, Tokens: func() token.Set { return *a.o.Tokens() }, Revoked: a.o.Revoked,
 		Certificate: a.o.PKI.Serving, Bootstrap: a.bootstrapToken, Admit: a.admit, Now: a.o.Clock.Now, Logger: a.o.Logger,
 	})
 	go func() {
@@ -190,9 +193,9 @@ func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*pr
 		request []byte
 		to      *[]byte
 	}{
-		{p.Node("", m.Node.Name), m.Node.KubeletRequest, &out.Kubelet},
+		{p.Node("", m.Node.Name).For(m.Node.Name, m.Generation), m.Node.KubeletRequest, &out.Kubelet},
 		{serving, m.Node.ServingRequest, &out.Serving},
-		{p.Network(""), m.Node.NetworkRequest, &out.Network},
+		{p.Network("").For(m.Node.Name, m.Generation), m.Node.NetworkRequest, &out.Network},
 	} {
 		if *c.to, err = p.Sign(c.leaf, c.request); err != nil {
 			return nil, protocol.Refuse(protocol.CodeRequest, "%v", err)

@@ -103,7 +103,10 @@ func (c *Credentials) Node(nodeName string, nodeIPs []net.IP) (nodecreds.Files, 
 	if c.o.NodeDir == "" {
 		return f, errors.New("server.Options.AgentCredDir is required")
 	}
-	for _, l := range []pki.Leaf{p.Node(f.Dir, nodeName), p.NodeServing(f.Dir, nodeName, nodeIPs), p.Network(f.Dir)} {
+	for _, l := range []pki.Leaf{
+		p.Node(f.Dir, nodeName).For(nodeName, nodecreds.ServersOwn), p.NodeServing(f.Dir, nodeName, nodeIPs),
+		p.Network(f.Dir).For(nodeName, nodecreds.ServersOwn),
+	} {
 		if err := p.Ensure(l); err != nil {
 			return f, fmt.Errorf("making the credentials of the node %s: %w", nodeName, err)
 		}

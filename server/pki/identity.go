@@ -18,10 +18,10 @@ const (
 	// KubeletClientUser is the user as which the API server calls kubelets (logs, exec). It has no other rights.
 	KubeletClientUser = "system:coracle:kubelet-client"
 	// NetworkUser is the user of a node's pod network, proxy and DNS. It is read-only, and separate from the node's own
-	// user, which cannot see other nodes' pods.
-	NetworkUser  = "system:coracle:network"
+	// user, which cannot see other nodes' pods. All nodes have the same user, and each has a certificate that names it.
+	NetworkUser  = nodecreds.NetworkUser
 	NetworkGroup = "system:coracle:agents"
-	nodeUser     = "system:node:"
+	nodeUser     = nodecreds.UserPrefix
 	nodeGroup    = "system:nodes"
 	// FrontProxyUser is the user as which the aggregator calls extension API servers.
 	FrontProxyUser = "system:auth-proxy"

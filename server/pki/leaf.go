@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/util/keyutil"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
 
 // Leaf describes a certificate that should exist. Its file contains the chain and then the key. So a renewal is one
@@ -41,6 +42,8 @@ type Leaf struct {
 	// DNSNames and IPs are the names and addresses in a serving certificate.
 	DNSNames []string
 	IPs      []net.IP
+	// Identity says to which machine a node's client certificate is issued. Other certificates have none.
+	Identity nodecreds.Identity
 	// Use, when set, is called with the PEM of chain and key when the leaf is first ensured and after each renewal, for
 	// owners of a copy. Its error is reported like a failed renewal, and the call is repeated.
 	Use func(certPEM, keyPEM []byte) error
@@ -51,6 +54,12 @@ type Pair struct {
 	Chain []*x509.Certificate
 	Cert  []byte // PEM
 	Key   []byte // PEM
+}
+
+// For returns a client certificate's leaf for the machine of a node, after so many revocations of nodes with that name.
+func (l Leaf) For(node string, generation uint64) Leaf {
+	l.Identity = nodecreds.Identity{Node: node, Generation: generation}
+	return l
 }
 
 func (l *Leaf) usages() []x509.ExtKeyUsage {
@@ -111,6 +120,9 @@ func (p *PKI) unfit(l *Leaf, pair *Pair) string {
 	}
 	if c.Subject.CommonName != l.CommonName || !equalSets(c.Subject.Organization, l.Organizations) {
 		return "its identity changed"
+	}
+	if nodecreds.IdentityOf(c) != l.Identity {
+		return "it does not name its machine"
 	}
 	if !equalSets(c.DNSNames, l.DNSNames) || !equalSets(ipStrings(c.IPAddresses), ipStrings(l.IPs)) {
 		return "the names and addresses it covers changed"

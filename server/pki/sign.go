@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"net/url"
 
 	"k8s.io/client-go/util/cert"
 )
@@ -47,6 +48,9 @@ func (p *PKI) sign(l *Leaf, public crypto.PublicKey) ([]*x509.Certificate, error
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           l.usages(),
 		BasicConstraintsValid: true,
+	}
+	if l.Identity.Node != "" {
+		template.URIs = []*url.URL{l.Identity.URI()}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert(), public, a.key)
 	if err != nil {
