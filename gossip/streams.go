@@ -44,6 +44,8 @@ type Trust struct {
 	Own func() (*tls.Certificate, error)
 	// ServerCA signs API servers' certificates. ClientCA signs nodes' certificates.
 	ServerCA, ClientCA *x509.CertPool
+	// Refuses, if set, returns why a node's certificate is refused, or nil.
+	Refuses func(*x509.Certificate) error
 	// Now returns the time by which nodes' certificates are checked. nil means time.Now.
 	Now func() time.Time
 }
@@ -88,6 +90,9 @@ func (t Trust) verify(s tls.ConnectionState) error {
 	}
 	if _, err := leaf.Verify(o); err != nil {
 		return fmt.Errorf("gossip: the other end's certificate: %w", err)
+	}
+	if t.Refuses != nil {
+		return t.Refuses(leaf)
 	}
 	return nil
 }

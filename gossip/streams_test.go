@@ -76,9 +76,18 @@ func TestStreamsBetweenServersAndNodes(t *testing.T) {
 		"a foreign node":             foreign.issue("system:node:n", nodeGroup, x509.ExtKeyUsageClientAuth, later),
 		"an expired node":            clients.issue("system:node:n", nodeGroup, x509.ExtKeyUsageClientAuth, time.Now().Add(-time.Minute)),
 	}
+	revoked := clients.issue("system:node:gone", nodeGroup, x509.ExtKeyUsageClientAuth, later)
+	unauthenticated["a revoked node"] = revoked
+	refuses := func(c *x509.Certificate) error {
+		if c.Subject.CommonName == "system:node:gone" {
+			return errors.New("revoked")
+		}
+		return nil
+	}
 	open := func(cert *tls.Certificate) (Streams, string) {
 		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
-		s := NewStreams(l, Trust{Own: func() (*tls.Certificate, error) { return cert, nil }, ServerCA: servers.pool(), ClientCA: clients.pool()})
+		s := NewStreams(l, Trust{Own: func() (*tls.Certificate, error) { return cert, nil }, ServerCA: servers.pool(), ClientCA: clients.pool(),
+			Refuses: refuses})
 		t.Cleanup(func() {
 			if err := s.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 				t.Error(err)

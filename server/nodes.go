@@ -18,6 +18,7 @@ func (s *Server) newTunnels() (*tunnels.Table, error) {
 		Listener:    s.port.Route(nodetunnel.Protocol),
 		Certificate: s.pki.Serving,
 		ClientCA:    s.pki.CAPEM(pki.ClientCA),
+		Guard:       &s.revoked,
 		Now:         s.o.Clock.Now,
 		Logger:      s.log.With("part", "nodes"),
 	})

@@ -21,7 +21,6 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/gossip"
-	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -41,7 +40,6 @@ import (
 	"github.com/coracle-k8s/coracle/server/serviceability"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/starting"
-	"github.com/coracle-k8s/coracle/server/storeusage"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 	"github.com/coracle-k8s/coracle/server/webconsole"
@@ -74,11 +72,6 @@ func (s *Server) newRoster() *roster.Roster {
 		Survey: func(ctx context.Context) []raftstore.MemberState { return s.opened.Load().Cluster().Survey(ctx) },
 		ReachedBy: func(ctx context.Context, states []raftstore.MemberState) map[string][]string {
 			return s.opened.Load().Cluster().ReachedBy(ctx, states)
-		},
-		Judge: func(servers *status.Servers) {
-			if store := s.opened.Load(); store != nil {
-				storeusage.Judge(servers, store.View(), store.Health().Quota())
-			}
 		},
 		KV: func() clientv3.KV {
 			if store := s.opened.Load(); store != nil {
@@ -127,8 +120,9 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 				j.Suspect(node)
 			}
 		},
-		Part: s.o.Board.Part("gossip"),
-		Now:  s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
+		Refuses: s.revoked.Refuses,
+		Part:    s.o.Board.Part("gossip"),
+		Now:     s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
 	})
 }
 
@@ -188,7 +182,7 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	}
 	s.tokens, err = secrets.NewTokens(secrets.TokenOptions{
 		Folders: s.o.folders(), ServerID: s.data.ServerID(), Root: s.pki.Root(),
-		Server: s.o.Token, Agent: s.o.AgentToken, Clock: s.o.Clock, Logger: s.log,
+		Server: s.o.Token, Agent: s.o.AgentToken, Guard: &s.revoked, Clock: s.o.Clock, Logger: s.log,
 	})
 	if err != nil {
 		return err
@@ -220,7 +214,8 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 
 func (s *Server) newAdmission() *admission.Admission {
 	return admission.New(admission.Options{
-		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now, Serving: s.files.serving,
+		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now,
+		Revoked: s.revoked.Revoked, Serving: s.files.serving,
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
 		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Flags: s.o.Flags, Folders: s.o.folders(),
 		Members: membersOf(&s.store), Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,

@@ -84,6 +84,8 @@ type Server struct {
 	files  files
 	local  *localcreds.Credentials
 	tokens *secrets.Tokens
+	// revoked refuses the revoked nodes at all of this server's ports.
+	revoked nodecreds.Guard
 	// admission admits machines to the cluster.
 	admission *admission.Admission
 	// gossip is this server as a member of the gossip.
@@ -338,7 +340,6 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
 	}
 	s.opened.Store(store)
-	s.board.store.SetCheck(func() string { return status.RefusalProblem(string(store.Health().Refusing())) })
 	upstream.Install(store.Client)
 	return store, others, nil
 }
@@ -522,6 +523,7 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		RequestHeaderCAFile:       s.pki.CAFile(pki.RequestHeaderCA),
 		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile:       f.proxy.Path, ProxyClientKeyFile: f.proxy.Path,
+		Guard:                &s.revoked,
 		ServiceCIDRs:         clusterconfig.Strings(s.o.Cluster.ServiceCIDRs),
 		NodePortRange:        s.o.NodePortRange,
 		EncryptionConfigFile: f.encryption,

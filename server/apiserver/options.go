@@ -23,6 +23,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -51,6 +52,9 @@ type Options struct {
 
 	TLSCertFile, TLSKeyFile string
 	ClientCAFile            string
+
+	// Guard refuses revoked nodes. nil refuses none.
+	Guard *nodecreds.Guard
 
 	// ServiceAccountKeyFiles verify tokens. ServiceAccountSigningKeyFile signs them.
 	ServiceAccountKeyFiles       []string

@@ -59,6 +59,11 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	unauthenticated := boundUnauthenticated(&o)
+	var conns *nodeListener
+	if o.Listener != nil {
+		conns = &nodeListener{Listener: o.Listener}
+		o.Listener = conns
+	}
 	opts, err := runOptions(ctx, o)
 	if err != nil {
 		return nil, err
@@ -75,6 +80,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
 	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, s.ready, o.Logger)
 	if err == nil {
+		g.config.Authentication.Authenticator = refusing{g.config.Authentication.Authenticator, o.Guard, conns}
 		if unauthenticated != nil {
 			g.config.Authentication.Authenticator = identifying{g.config.Authentication.Authenticator, unauthenticated}
 		}

@@ -72,6 +72,8 @@ type Options struct {
 	MaxGossipMembers func() int
 	// Suspect is called for a member that may be dead.
 	Suspect func(node string)
+	// Refuses, if set, returns why a node's certificate is refused, or nil.
+	Refuses func(*x509.Certificate) error
 	Now     func() time.Time
 
 	Part   *status.Part // may be nil
@@ -145,7 +147,7 @@ func (m *Member) join(ctx context.Context) error {
 	p := m.o.PKI()
 	trust := gossip.Trust{
 		Own:      p.Serving,
-		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Now: m.o.Now,
+		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Refuses: m.o.Refuses, Now: m.o.Now,
 	}
 	trust.ServerCA.AppendCertsFromPEM(p.CAPEM(pki.ServerCA))
 	trust.ClientCA.AppendCertsFromPEM(p.CAPEM(pki.ClientCA))

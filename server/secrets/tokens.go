@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -33,9 +35,9 @@ const (
 	// followed by a server's name, is the key with the generation that the server has.
 	TokensKey     = "/coracle/tokens/cluster"
 	tokensServers = "/coracle/tokens/servers/"
-	// tokensFile, in the server's folder, says that the tokens are in the store, and which generation this server has.
-	// The tokens on the command line are then not used any more, and neither are those of a store that was restored to
-	// an earlier state.
+	// tokensFile, in the server's folder, says that the tokens are in the store, which generation this server has, and
+	// which nodes are revoked. The tokens on the command line are then not used any more, and neither are those of a
+	// store that was restored to an earlier state.
 	tokensFile = "tokens-rotated"
 	// tokensSeenFile, in the same folder, says since when this server knows of replaced tokens that are still valid for
 	// a time.
@@ -54,6 +56,9 @@ type storedTokens struct {
 	Server string        `json:"server"`
 	Agent  string        `json:"agent"`
 	Former []formerToken `json:"former,omitempty"`
+	// Revoked are the revoked nodes. Unfinished are those whose revocation has not ended (RevokeNode).
+	Revoked    nodecreds.Revoked `json:"revoked,omitempty"`
+	Unfinished []string          `json:"unfinished,omitempty"`
 
 	revision int64 // of the store's key; 0 while there is none
 }
@@ -101,8 +106,10 @@ type TokenOptions struct {
 	Root *x509.Certificate
 	// Server and Agent are the tokens that an operator chose, or empty.
 	Server, Agent string
-	Clock         clock.PassiveClock
-	Logger        *slog.Logger
+	// Guard refuses the revoked nodes at this server. It may be nil.
+	Guard  *nodecreds.Guard
+	Clock  clock.PassiveClock
+	Logger *slog.Logger
 }
 
 // Tokens are the tokens that a server accepts. They may be replaced while it runs.
@@ -136,6 +143,7 @@ func NewTokens(given TokenOptions) (*Tokens, error) {
 		}
 	}
 	t.now.Store(&set)
+	given.Guard.Set(t.seen().Revoked)
 	return t, nil
 }
 
@@ -151,27 +159,46 @@ func (t *Tokens) Open(kv clientv3.KV) (err error) {
 // TokenFiles returns the files of a server's folder that have the tokens once they were replaced.
 func TokenFiles() []string { return []string{token.ServerFile, token.AgentFile, tokensFile} }
 
-// generation returns the generation of the tokens in this server's files. It is 0 if they were never replaced, or by a
-// version that did not record it.
-func (t *Tokens) generation() uint64 {
+// seen returns the generation of the tokens in this server's files, and the revoked nodes. The generation is 0 if the
+// tokens were never replaced, or by a version that did not record it.
+func (t *Tokens) seen() storedTokens {
 	data, err := os.ReadFile(filepath.Join(t.o.Folders.Server, tokensFile))
 	if err != nil {
-		return 0
+		return storedTokens{}
 	}
-	n, _ := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64) // such a version wrote an empty file
-	return n
+	first, nodes, _ := strings.Cut(string(data), "\n")
+	out := storedTokens{Revoked: nodecreds.Revoked{}}
+	out.Generation, _ = strconv.ParseUint(first, 10, 64) // such a version wrote an empty file
+	for line := range strings.Lines(nodes) {
+		name, number, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if n, err := strconv.ParseUint(number, 10, 64); err == nil {
+			out.Revoked[name] = n
+		}
+	}
+	return out
 }
 
-// Pull updates this server's tokens from the store, if that has any, and returns their generation. If this server has a
-// later generation, the store was restored to a time before they were replaced. Pull then writes this server's tokens
-// to the store again, so that replaced tokens remain invalid.
+// note records what this server has seen.
+func (t *Tokens) note(r storedTokens) error {
+	var text strings.Builder
+	fmt.Fprintln(&text, r.Generation)
+	for _, name := range slices.Sorted(maps.Keys(r.Revoked)) {
+		fmt.Fprintln(&text, name, r.Revoked[name])
+	}
+	_, err := atomicfile.WriteIfDifferent(filepath.Join(t.o.Folders.Server, tokensFile), []byte(text.String()), 0o600)
+	return err
+}
+
+// Pull updates this server's tokens and revoked nodes from the store, if that has any, and returns their generation. If
+// this server has a later generation, or a revocation that the store lacks, the store was restored to an earlier time.
+// Pull then writes what this server has to the store again, so that replaced tokens and revoked nodes remain invalid.
 func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 	for {
 		r, err := readTokens(ctx, t.box)
 		if err != nil {
 			return 0, err
 		}
-		if own := t.generation(); own > r.Generation {
+		if own := t.seen(); own.Generation > r.Generation || r.Revoked.Lacks(own.Revoked) {
 			err := t.putBack(ctx, r, own)
 			if errors.Is(err, storecrypt.ErrChanged) { // another server has done the same
 				continue
@@ -185,17 +212,21 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 			return 0, nil
 		}
 		set := r.set(token.Hash(t.o.Root))
-		if err := t.countHere(&set, r); err != nil {
-			return 0, err
-		}
-		if err := token.Save(t.o.Folders.Server, set); err != nil {
-			return 0, err
-		}
-		if _, err := atomicfile.WriteIfDifferent(filepath.Join(t.o.Folders.Server, tokensFile),
-			[]byte(strconv.FormatUint(r.Generation, 10)+"\n"), 0o600); err != nil {
-			return 0, err
+		err = t.countHere(&set, r)
+		if err != nil {
+			set.Former = nil // how long they are valid here is not known
 		}
 		t.now.Store(&set)
+		t.o.Guard.Set(r.Revoked) // after the tokens: a revoked node's machine cannot join by the former one
+		if err == nil {          // the files last: what is revoked is refused on a full disk, too
+			err = token.Save(t.o.Folders.Server, set)
+		}
+		if err == nil {
+			err = t.note(r)
+		}
+		if err != nil {
+			return 0, err
+		}
 		return r.Generation, nil
 	}
 }
@@ -246,16 +277,22 @@ func (t *Tokens) countHere(set *token.Set, r storedTokens) error {
 	return nil
 }
 
-// putBack writes the tokens of this server's files into a store that has earlier ones, or none.
-func (t *Tokens) putBack(ctx context.Context, r storedTokens, own uint64) error {
-	now, err := token.Read(t.o.Folders.Server)
-	if err != nil {
-		return err
+// putBack writes the tokens of this server's files into a store that has earlier ones, or none, and the revoked nodes
+// that it lacks.
+func (t *Tokens) putBack(ctx context.Context, r, own storedTokens) error {
+	next := r
+	if own.Generation > r.Generation {
+		now, err := token.Read(t.o.Folders.Server)
+		if err != nil {
+			return err
+		}
+		next = storedTokens{Server: now.Server.Secret, Agent: now.Agent.Secret}
 	}
-	_, err = t.box.Put(ctx, storedTokens{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
+	next.Generation, next.Revoked = max(own.Generation, r.Generation)+1, r.Revoked.With(own.Revoked)
+	_, err := t.box.Put(ctx, next, r.revision)
 	if err == nil {
-		t.o.Logger.Warn("the store was restored to a time before the cluster's tokens were replaced; writing the tokens of this "+
-			"server to it again", "generation", own+1)
+		t.o.Logger.Warn("the store was restored to a time before the cluster's tokens were replaced or a node was revoked; writing "+
+			"what this server has to it again", "generation", next.Generation)
 	}
 	return err
 }
@@ -308,25 +345,49 @@ func follow(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher, key s
 // updates them when it starts, before it admits a machine.
 func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.RotationRequest, servers []string,
 	patience time.Duration) (token.Token, []string, error) {
-	box, err := tokenBox(kv, filepath.Join(serverDir, "tls"))
+	box, r, caHash, err := presentTokens(ctx, kv, serverDir)
 	if err != nil {
 		return token.Token{}, nil, err
 	}
-	r, err := readTokens(ctx, box)
+	next, err := r.replace(rotation, caHash)
 	if err != nil {
 		return token.Token{}, nil, err
+	}
+	r.Generation++
+	_, err = box.Put(ctx, r, r.revision)
+	switch {
+	case errors.Is(err, storecrypt.ErrChanged):
+		return token.Token{}, nil, errors.New("another command replaced a token at this moment; nothing was changed by this one. Check " +
+			"the token now (coracle token print), and run it again if it is to be replaced once more")
+	case err != nil:
+		return token.Token{}, nil,
+			fmt.Errorf("%w. The token may have been replaced all the same: coracle token print shows the one that works", err)
+	}
+	behind, err := awaitTokens(ctx, kv, servers, r.Generation, patience)
+	return next, behind, err
+}
+
+// presentTokens returns the record in the store. If there is none yet, it has the tokens of a server's folder.
+func presentTokens(ctx context.Context, kv clientv3.KV, serverDir string) (box storecrypt.Box, r storedTokens, caHash string, err error) {
+	if box, err = tokenBox(kv, filepath.Join(serverDir, "tls")); err != nil {
+		return box, r, "", err
+	}
+	if r, err = readTokens(ctx, box); err != nil {
+		return box, r, "", err
 	}
 	own, err := token.Read(serverDir)
-	if err != nil {
-		return token.Token{}, nil, err
-	}
 	if r.revision == 0 {
 		r.Server, r.Agent = own.Server.Secret, own.Agent.Secret
 	}
+	return box, r, own.Server.CAHash, err
+}
+
+// replace replaces one of the tokens, and returns the new one.
+func (r *storedTokens) replace(rotation token.RotationRequest, caHash string) (token.Token, error) {
 	now := rotation.Now
-	next, err := rotation.Next(r.set(own.Server.CAHash))
+	next, err := rotation.Next(r.set(caHash))
 	if err != nil {
-		return token.Token{}, nil, err
+		return token.Token{}, err
 	}
 	former := formerToken{Role: next.Role, Secret: r.Agent, Until: now.Add(rotation.Grace), Grace: rotation.Grace}
 	if next.Role == token.RoleServer {
@@ -342,18 +403,7 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	if rotation.Grace > 0 {
 		r.Former = append(r.Former, former)
 	}
-	r.Generation++
-	_, err = box.Put(ctx, r, r.revision)
-	switch {
-	case errors.Is(err, storecrypt.ErrChanged):
-		return token.Token{}, nil, errors.New("another command replaced a token at this moment; nothing was changed by this one. Check " +
-			"the token now (coracle token print), and run it again if it is to be replaced once more")
-	case err != nil:
-		return token.Token{}, nil,
-			fmt.Errorf("%w. The token may have been replaced all the same: coracle token print shows the one that works", err)
-	}
-	behind, err := awaitTokens(ctx, kv, servers, r.Generation, patience)
-	return next, behind, err
+	return next, nil
 }
 
 // awaitTokens waits until servers have a generation of the tokens, and returns those that do not have it in time.

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -26,7 +27,7 @@ func newTokens(t *testing.T, dir string) (*Tokens, *raftstore.Store) {
 	f := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
 	p := testenv.Must(pki.Open(pki.Options{Dir: f.TLS, Logger: slog.New(slog.DiscardHandler)}))(t)
 	tokens, err := NewTokens(TokenOptions{
-		Folders: f, ServerID: "s1", Root: p.Root(), Server: "given-to-servers", Agent: "given-to-agents", Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler),
+		Folders: f, ServerID: "s1", Root: p.Root(), Server: "given-to-servers", Agent: "given-to-agents", Guard: new(nodecreds.Guard), Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler),
 	})
 	testenv.NoError(t, err)
 	store := testenv.Must(

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 )
@@ -42,7 +43,7 @@ const (
 	nodeGroup = "system:nodes"
 )
 
-// All fields of Options are required, except Logger.
+// All fields of Options are required, except Guard and Logger.
 type Options struct {
 	// Listener returns the connections of nodetunnel.Protocol, before TLS.
 	Listener net.Listener
@@ -50,6 +51,8 @@ type Options struct {
 	Certificate func() (*tls.Certificate, error)
 	// ClientCA is the PEM of the CA of nodes' certificates. Only its first certificate is used.
 	ClientCA []byte
+	// Guard refuses revoked nodes. nil refuses none.
+	Guard *nodecreds.Guard
 	// Now returns the time at which certificates are checked.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -121,6 +124,11 @@ func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
 	if err != nil {
 		return // the handshake has checked it already
 	}
+	release, err := t.o.Guard.Hold(conn.ConnectionState().PeerCertificates[0], func() { _ = raw.Close() })
+	if err != nil {
+		return // revoked since the handshake
+	}
+	defer release()
 	identified()
 	_ = raw.SetDeadline(time.Time{})
 	s, err := nodetunnel.NewSession(conn)
@@ -144,8 +152,10 @@ func (t *Table) config() *tls.Config {
 		ClientCAs:      t.roots,
 		Time:           t.o.Now,
 		VerifyConnection: func(s tls.ConnectionState) error {
-			_, err := nodeOf(s)
-			return err
+			if _, err := nodeOf(s); err != nil {
+				return err
+			}
+			return t.o.Guard.Refuses(s.PeerCertificates[0])
 		},
 		// A resumed connection does not present a certificate again.
 		SessionTicketsDisabled: true,

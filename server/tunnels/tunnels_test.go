@@ -23,6 +23,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -32,6 +33,7 @@ type fixture struct {
 	t     *testing.T
 	pki   *pki.PKI
 	table *Table
+	guard nodecreds.Guard
 	at    string
 	// readiness, when set, is called with what a node receives of the server's readiness.
 	readiness func(node, reason string)
@@ -47,7 +49,7 @@ func newFixture(t *testing.T) *fixture {
 	serving := f.pair(p.APIServer(pki.APIServerNames{NodeName: "s1", Domain: "cluster.local"}))
 	f.table = testenv.Must(New(Options{
 		Listener: l, Certificate: func() (*tls.Certificate, error) { return serving, nil }, ClientCA: p.CAPEM(pki.ClientCA),
-		Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Guard: &f.guard, Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 	}))(t)
 	testenv.Run(t, f.table.Run)
 	return f
@@ -139,6 +141,50 @@ func TestOnlyNodesMayConnectTheirTunnel(t *testing.T) {
 		}
 	}
 	testenv.False(t, len(f.table.nodes) > 0, "connections were taken: %v", f.table.nodes)
+}
+
+// TestRevokedNodesTunnelEnds: a node that is revoked loses its connection and gets no other one. Other nodes keep
+// theirs, and a later machine of that name connects.
+func TestRevokedNodesTunnelEnds(t *testing.T) {
+	f := newFixture(t)
+	open := func(l pki.Leaf) func() bool { // until the server closes it
+		conn := f.connect(f.pair(l))
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			_, _ = io.Copy(io.Discard, conn)
+		}()
+		return func() bool {
+			select {
+			case <-closed:
+				return true
+			default:
+				return false
+			}
+		}
+	}
+	leaf := func(name string, generation uint64) pki.Leaf {
+		return f.pki.Node(t.TempDir(), name).For(name, generation)
+	}
+	connected := func(name string, n int) {
+		t.Helper()
+		testenv.Until(t, 2*time.Minute, fmt.Sprintf("%s has %d connections", name, n), func() bool {
+			f.table.mu.Lock()
+			defer f.table.mu.Unlock()
+			return f.table.nodes[name] != nil && len(f.table.nodes[name].sessions) == n
+		})
+	}
+	first, second, other := open(leaf("n1", 0)), open(leaf("n1", 0)), open(leaf("n2", 0))
+	connected("n1", 2)
+	connected("n2", 1)
+	f.guard.Set(nodecreds.Revoked{"n1": 1})
+	testenv.Until(t, 2*time.Minute, "its connections are closed", func() bool { return first() && second() })
+	connected("n1", 0)
+	testenv.Until(t, 2*time.Minute, "a new one is closed", open(leaf("n1", 0)))
+	next := open(leaf("n1", 1))
+	connected("n1", 1)
+	testenv.False(t, other() || next(), "closed are another node's connection: %t, the next machine's: %t", other(), next())
+	connected("n2", 1)
 }
 
 // What is a node's is reached through its connection, and through no other node's.
