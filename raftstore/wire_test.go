@@ -18,8 +18,8 @@ func TestNamesOfCalls(t *testing.T) {
 		of   any
 		want string
 	}{
-		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname Quota ClusterQuota Refusing"},
-		{joinCall{}, "ID Address Share Quota"},
+		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname"},
+		{joinCall{}, "ID Address Share"},
 		{removeCall{}, "Name"},
 		{promoteCall{}, "Name"},
 		{leaseCall{}, "ID Keys"},

@@ -14,6 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
+	"github.com/coracle-k8s/coracle/server/revocation"
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
@@ -58,6 +59,17 @@ func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, 
 		return token.Token{}, nil, err
 	}
 	return secrets.RotateToken(ctx, store, serverDir, r, servers, tokenPatience)
+}
+
+func revokeNode(ctx context.Context, r cli.RevokeRequest) error {
+	servers, err := storeServers(ctx, r.Store)
+	if err != nil {
+		return err
+	}
+	return revocation.Revocation{
+		Node: r.Node, Deleted: r.Deleted, KV: r.Store.KV, ServerDir: r.ServerDir, Servers: servers, Patience: tokenPatience,
+		Client: r.Client, Members: r.Members, Progress: r.Progress, Now: time.Now,
+	}.Run(ctx)
 }
 
 // storeServers returns the names of the store's members.

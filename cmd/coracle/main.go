@@ -61,6 +61,7 @@ func main() {
 		TokenFiles:       secrets.TokenFiles,
 		RotateGossipKey:  rotateGossipKey,
 		RotateToken:      rotateToken,
+		RevokeNode:       revokeNode,
 		Restart:          func() error { return restartProcess(environ) },
 		CheckVIPs:        checkNewVIPs,
 		CheckHost:        checkHost,

@@ -52,6 +52,8 @@ type App struct {
 	// knows. It calls progress with each step.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error),
 		progress func(string)) error
+	// RevokeNode shuts out a node whose machine was stolen.
+	RevokeNode func(ctx context.Context, r RevokeRequest) error
 	// Restart replaces the program by a new start of itself, with the original arguments and environment. It returns
 	// only when that fails.
 	Restart func() error

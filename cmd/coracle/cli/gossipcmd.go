@@ -10,7 +10,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 func (a *App) gossipCommand() *cobra.Command {
@@ -25,15 +24,8 @@ A machine that is off meanwhile asks a server for the new key when it starts.`,
 	}
 	flags := addLocations(rotate)
 	rotate.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		members := func(ctx context.Context) ([]status.Member, error) {
-			r, err := status.NewClient(t.Paths.AdminSocket).Status(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return r.Members, nil
-		}
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
-			err := a.RotateGossipKey(ctx, c, members, func(text string) { fmt.Fprintln(cmd.OutOrStdout(), text) })
+			err := a.RotateGossipKey(ctx, c, gossipMembers(t), func(text string) { fmt.Fprintln(cmd.OutOrStdout(), text) })
 			if err == nil {
 				fmt.Fprintln(cmd.OutOrStdout(), "The key is replaced.")
 			}

@@ -34,11 +34,11 @@ const (
 
 func (a *App) nodeCommand() *cobra.Command {
 	return commandGroup(&cobra.Command{
-		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move or stop the pods of a node, or remove a node from the cluster",
-		Long: `drain and remove are for a server, and for any node of the cluster; stop-pods is for the machine on which it is called.
+		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move or stop the pods of a node, remove a node from the cluster, or revoke a stolen one",
+		Long: `drain, remove and revoke are for a server, and for any node of the cluster; stop-pods is for the machine on which it is called.
 A machine that leaves the cluster itself uses "coracle leave".
 Nodes are listed by "coracle kubectl get nodes".`,
-	}, a.nodeDrainCommand(), a.nodeRemoveCommand(), a.nodeStopPodsCommand())
+	}, a.nodeDrainCommand(), a.nodeRemoveCommand(), a.nodeRevokeCommand(), a.nodeStopPodsCommand())
 }
 
 func (a *App) nodeDrainCommand() *cobra.Command {

@@ -131,6 +131,14 @@ func testApp() *App {
 			}
 			return token.Token{CAHash: strings.Repeat("a", 64), Role: r.Role, Secret: r.New}, []string{"board3"}, nil
 		},
+		RevokeNode: func(ctx context.Context, r RevokeRequest) error {
+			members, err := r.Members(ctx)
+			r.Progress(fmt.Sprintf("deleted %t, %d members", r.Deleted, len(members)))
+			if r.Node == "board1" {
+				return errors.New("a server's own node")
+			}
+			return err
+		},
 		SnapshotFiles: fakeFiles,
 		TokenFiles:    func() []string { return []string{"token", "tokens-rotated"} },
 		CheckHost:     preflight.LocalHost,
