@@ -111,7 +111,7 @@ func inspect(dir string) (*Inspection, error) {
 }
 
 func (i *Inspection) readLog(scanned *scannedLog, newest snapshotEnd) error {
-	i.log = &Log{dir: scanned.dir, segments: scanned.segments, first: scanned.first, positions: scanned.positions}
+	i.log = &Log{dir: scanned.dir, writing: newTurn(), segments: scanned.segments, first: scanned.first, positions: scanned.positions}
 	i.LogBytes = scanned.bytes
 	if scanned.torn != nil {
 		i.Torn = scanned.torn.path
