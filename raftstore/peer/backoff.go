@@ -18,6 +18,9 @@ const (
 	// failedTries is the number of retransmissions after which a connection is given up: the next one would come later
 	// than a new connection takes. Of packets that are lost at random, three in a row are rare.
 	failedTries = 2
+	// silence is how long the kernel keeps a connection for calls on which the peer acknowledges nothing. It probes an
+	// idle connection after probeAfter. The kernel's timers for such times are late by up to an eighth.
+	silence, probeAfter = 10 * time.Second, 9 * time.Second
 )
 
 // retransmitter is a connection that reports retransmissions itself, where the kernel does not. The connections of
@@ -25,6 +28,43 @@ const (
 type retransmitter interface {
 	// Retransmits returns how often the oldest unacknowledged data was retransmitted.
 	Retransmits() int
+}
+
+// prober is a connection that probes an idle peer itself, where the kernel does not. The connections of memnet do.
+type prober interface {
+	// EndAfterSilence ends the connection when the peer has been out of reach for so long.
+	EndAfterSilence(time.Duration)
+}
+
+// endAfterSilence has the kernel end a connection on which the peer has acknowledged nothing for silence. gRPC's own
+// keepalive does that by the wall clock: when that is set, it ends connections that work, or never those that do not.
+// An error means that the connection has ended, or that the kernel has no such option. Then TCP's own time-outs hold.
+func endAfterSilence(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if p, ok := c.(prober); ok {
+		p.EndAfterSilence(silence)
+		return
+	}
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for _, o := range []struct{ level, option, value int }{
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(probeAfter / time.Second)},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int((silence - probeAfter) / time.Second)},
+			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence / time.Millisecond)}, // counts instead of a number of probes
+		} {
+			_ = unix.SetsockoptInt(int(fd), o.level, o.option, o.value)
+		}
+	})
 }
 
 // backsOff says whether data that is sent on the connection now waits for TCP's next retransmission, since packets were

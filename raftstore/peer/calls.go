@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync/atomic"
 	"time"
@@ -31,7 +32,7 @@ const (
 	// its connection if nothing has arrived on the connection for that fraction of Timeout, half an election timeout.
 	// The voters miss a leader only after more than one election timeout.
 	movedPatience = 10
-	maxDoublings  = 6 // of patience: beyond that it is longer than gRPC's keepalive
+	maxDoublings  = 6 // of patience: beyond that it is longer than silence
 )
 
 // ReconnectsWithin bounds for how long calls to a server may still fail after the link to it was repaired: until gRPC's
@@ -87,7 +88,8 @@ func (t *Transport) serveCalls() {
 		grpc.InitialConnWindowSize(callWindow),
 		grpc.WaitForHandlers(true),
 		grpc.ConnectionTimeout(t.handshakeTime()),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: math.MaxInt64}), // none: see endAfterSilence
+		// Older versions send pings.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	t.server.RegisterService(&grpc.ServiceDesc{
@@ -155,7 +157,7 @@ func (c *caller) close() {
 //
 // If nothing arrives on a new connection either, no packets are lost, but the server is slow. It could never answer the
 // longest calls if its connections were ended each time, so patience doubles each time. A loss of packets in that time
-// is noticed by gRPC.
+// is noticed by TCP (endAfterSilence).
 func (c *caller) suspect(began time.Time, missed bool) {
 	k := c.conn.Load()
 	if k == nil {
@@ -295,7 +297,6 @@ func (t *Transport) caller(address string) (*caller, error) {
 		grpc.WithDisableRetry(),
 		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(callIdle),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: maxBackoff},
 			MinConnectTimeout: t.handshakeTime(),
@@ -320,6 +321,7 @@ func (t *Transport) dialCalls(ctx context.Context, c *caller) (net.Conn, error) 
 	}
 	p := t.peer(id)
 	c.peer.Store(p)
+	endAfterSilence(nc)
 	k := &conn{Conn: nc, t: t, peer: p, made: time.Now()}
 	c.conn.Store(k)
 	if !t.register(k) {

@@ -45,3 +45,37 @@ func TestClockSetBack(t *testing.T) {
 	}
 	m.HealAll()
 }
+
+// TestClockEndsNoConnection: that a machine's clock is set back or forward ends no connection for calls, while a call
+// is under way and while none is.
+func TestClockEndsNoConnection(t *testing.T) {
+	if !uml.Inside() {
+		uml.Run(t, uml.Options{Within: 5 * time.Minute})
+		return
+	}
+	m := memory{memnet.New()}
+	a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
+	address := string(b.address)
+	testenv.Must(a.Call(t.Context(), address, "echo", nil))(t)
+	before := a.onlyConn(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := a.Call(ctx, address, "hang", nil)
+		done <- err
+	}()
+	const turn = silence + 2*time.Second // in which what keeps connections alive has its turn
+	time.Sleep(turn)
+	for _, step := range []time.Duration{-400 * 24 * time.Hour, 800 * 24 * time.Hour} {
+		clock := unix.NsecToTimeval(time.Now().Add(step).UnixNano())
+		testenv.NoError(t, unix.Settimeofday(&clock))
+		select {
+		case err := <-done:
+			t.Fatalf("the clock was set by %v: %v", step, err)
+		case <-time.After(turn):
+		}
+		testenv.Equal(t, a.onlyConn(t), before, "the clock was set by %v: another connection was made:", step)
+	}
+	cancel()
+	<-done
+}

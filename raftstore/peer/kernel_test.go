@@ -136,3 +136,51 @@ func TestUnresponsivePeerIsNoPacketLoss(t *testing.T) {
 		t.Errorf("closed, and sent again %d times", k)
 	}
 }
+
+// unacknowledged returns how many segments that were sent on a connection wait for an acknowledgement.
+func unacknowledged(t testing.TB, c net.Conn) (segments uint32) {
+	t.Helper()
+	raw := testenv.Must(c.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn())(t)
+	var failed error
+	testenv.NoError(t, raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if failed = err; err == nil {
+			segments = info.Unacked
+		}
+	}))
+	testenv.NoError(t, failed)
+	return segments
+}
+
+// TestSilentPeerIsNoticed: all packets between two servers are lost while a call is under way that has been
+// acknowledged. Both ends notice it, whatever becomes of their wall clocks.
+func TestSilentPeerIsNoticed(t *testing.T) {
+	t.Parallel()
+	g := newLoopback(t)
+	entered, ended := make(chan struct{}), make(chan time.Time, 1)
+	a := start(t, g, 0, "a.1", nil)
+	b := start(t, g, 1, "b.1", func(o *Options) {
+		o.Handle = func(ctx context.Context, _, _ string, _ []byte) ([]byte, error) {
+			close(entered)
+			<-ctx.Done()
+			ended <- time.Now()
+			return nil, ctx.Err()
+		}
+	})
+	failed := make(chan time.Time, 1)
+	go func() {
+		_, err := a.Call(t.Context(), string(b.address), "long", nil)
+		testenv.WantError(t, err, "Unavailable")
+		failed <- time.Now()
+	}()
+	<-entered
+	mine, peers := a.onlyConn(t), b.onlyConn(t)
+	until(t, "all is acknowledged", func() bool { return unacknowledged(t, mine) == 0 && unacknowledged(t, peers) == 0 })
+	dropPackets(t, mine, true)
+	dropPackets(t, peers, true)
+	began := time.Now()
+	caller, called := (<-failed).Sub(began), (<-ended).Sub(began)
+	t.Logf("the caller noticed it after %v, the other end after %v", caller.Round(10*time.Millisecond), called.Round(10*time.Millisecond))
+	const most = 20 * time.Second
+	testenv.False(t, caller > most || called > most, "they noticed it after %v and %v", caller, called)
+}

@@ -75,7 +75,9 @@ func (t *Transport) greet(c net.Conn, identified func()) {
 	if h.kind == kindSnapshots {
 		k.class = classIncomingSnapshots
 	}
-	if h.kind != kindCalls {
+	if h.kind == kindCalls {
+		endAfterSilence(c)
+	} else {
 		to, k.incoming = t.raftConns, true
 		t.handlers.Add(1)
 		k.done = t.handlers.Done

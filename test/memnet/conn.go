@@ -46,6 +46,7 @@ func (s *stream) push(g segment) {
 	s.last = g.due
 	s.stuck = s.stuck || s.l.largest > 0 && len(g.data) > s.l.largest
 	g.lost = s.stuck
+	s.reader.out.reader.watchSilence()
 	s.segments = append(s.segments, g)
 	s.bytes += len(g.data)
 	s.fly(g.sent, g.due)
@@ -124,6 +125,8 @@ type conn struct {
 	dead          bool       // its host crashed
 	readDeadline  deadline
 	writeDeadline deadline
+	silence       time.Duration // see EndAfterSilence
+	silent        *time.Timer   // ends the connection; nil while the peer is in reach
 }
 
 // deadline is a moment, and the timer that wakes who waits for it.
@@ -305,7 +308,41 @@ func (c *conn) drop() {
 	}
 }
 
+// EndAfterSilence ends the connection when what it sends has not been acknowledged for so long, or would not be, as
+// TCP's keepalive and its user timeout do.
+func (c *conn) EndAfterSilence(d time.Duration) {
+	c.n.mu.Lock()
+	defer c.n.mu.Unlock()
+	c.silence = d
+	c.watchSilence()
+}
+
+// watchSilence is called when the peer may have come into reach or out of reach.
+func (c *conn) watchSilence() {
+	reached := !c.out.l.cut && !c.in.l.cut && !c.out.stuck
+	switch {
+	case c.silence == 0 || c.closed || c.dead || reached == (c.silent == nil):
+	case reached:
+		c.silent.Stop()
+		c.silent = nil
+	default:
+		var timer *time.Timer
+		timer = time.AfterFunc(c.silence, func() {
+			c.n.mu.Lock()
+			defer c.n.mu.Unlock()
+			if c.silent == timer {
+				c.abort()
+			}
+		})
+		c.silent = timer
+	}
+}
+
 func (c *conn) stopTimers() {
+	if c.silent != nil {
+		c.silent.Stop()
+		c.silent = nil
+	}
 	for _, d := range []*deadline{&c.readDeadline, &c.writeDeadline} {
 		if d.timer != nil {
 			d.timer.Stop()

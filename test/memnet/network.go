@@ -105,6 +105,14 @@ func (n *Network) cut(from, to string) {
 		s.reader.out.strand(now)
 	})
 	l.cut = true
+	n.watchSilence(from, to)
+}
+
+func (n *Network) watchSilence(from, to string) {
+	n.streams(from, to, func(s *stream) {
+		s.reader.watchSilence()
+		s.reader.out.reader.watchSilence()
+	})
 }
 
 // Heal ends a Cut.
@@ -126,6 +134,7 @@ func (n *Network) heal(from, to string) {
 		s.refly(now)
 		s.reader.out.refly(now)
 	})
+	n.watchSilence(from, to)
 	for _, h := range n.hosts { // dials that block
 		h.changed.Broadcast()
 	}
