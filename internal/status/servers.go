@@ -82,8 +82,11 @@ type ClusterServer struct {
 	Lag uint64 `json:"lag"`
 	// ReachedBy are the other servers that reach it, when it does not reply to the server that reports.
 	ReachedBy []string `json:"reachedBy,omitempty"`
-	Version   string   `json:"version,omitempty"`
-	Full      bool     `json:"full,omitempty"` // its disk is full
+	// Alive says that the gossip counts it as alive, when it does not reply to the server that reports: it replies to
+	// other machines.
+	Alive   bool   `json:"alive,omitempty"`
+	Version string `json:"version,omitempty"`
+	Full    bool   `json:"full,omitempty"` // its disk is full
 	// Stalled says that its disk does not finish a write. The server replies, and does not count for a majority.
 	Stalled bool `json:"stalled,omitempty"`
 }
@@ -97,9 +100,11 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	servers, problems = countReachedByOthers(servers)
 	voters, alive := 0, 0
 	var leader string
-	var silent, stalled []string
+	var silent, stalled, cutOff []string
 	for _, s := range servers {
 		switch {
+		case !s.Answers && s.Alive:
+			cutOff = append(cutOff, s.Name)
 		case !s.Answers:
 			silent = append(silent, s.Name)
 		case s.Stalled:
@@ -126,6 +131,10 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 		}
 		problems = append(problems, problem)
 	}
+	if len(cutOff) > 0 {
+		problems = append(problems, fmt.Sprintf("%s: unreachable from this server, but alive: the gossip of this machine hears it. Check the "+
+			"network between the two machines (TCP), and their clocks. Do not remove it", listOf(cutOff)))
+	}
 	if len(stalled) > 0 {
 		problem := fmt.Sprintf("%s: its store's disk is stalled, so it answers but does not count for the majority. "+
 			"Nothing is lost, and its pods keep running. Check the disk and the kernel's log there", listOf(stalled))
@@ -146,6 +155,10 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	switch {
 	case voters == 0:
 		return "not known yet: this server does not know the cluster's servers yet", problems
+	case alive < majority && len(cutOff) > 0:
+		return fmt.Sprintf("none by what this server reaches: %d of %d voters %s, and %d are needed. But %s: alive, as the gossip of this "+
+			"machine hears; this server is cut off from them. Do not recover this server: the others may work without it, and there would be "+
+			"two clusters. Pods keep running and nothing is lost", alive, voters, work(stalled), majority, listOf(cutOff)), problems
 	case alive < majority:
 		return "none: the cluster has no quorum. " + fmt.Sprintf("%d of %d voters %s, and %d are needed. Pods keep running and nothing is "+
 			"lost. Bring back one of the others; "+
@@ -158,9 +171,9 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	case spare <= 0:
 		return fmt.Sprintf("no further server: %d of %d voters %s, and %d are needed", alive, voters, work(stalled), majority), problems
 	case spare == 1:
-		return fmt.Sprintf("any one server%s", more(len(silent)+len(stalled))), problems
+		return fmt.Sprintf("any one server%s", more(len(silent)+len(stalled)+len(cutOff))), problems
 	}
-	return fmt.Sprintf("any %d servers at the same time%s", spare, more(len(silent)+len(stalled))), problems
+	return fmt.Sprintf("any %d servers at the same time%s", spare, more(len(silent)+len(stalled)+len(cutOff))), problems
 }
 
 // countReachedByOthers counts a server as one that replies when only this server does not reach it.

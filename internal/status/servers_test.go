@@ -7,16 +7,18 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // servers makes a list from words such as "leader", "voter", "voter!" (which does not answer), "voter?" (whose disk is
-// stalled) and "non-voter".
+// stalled), "voter~" (which does not answer and is alive by the gossip) and "non-voter".
 func servers(roles string) []status.ClusterServer {
 	var out []status.ClusterServer
 	for i, role := range strings.Fields(roles) {
-		name, silent := strings.CutSuffix(role, "!")
+		name, alive := strings.CutSuffix(role, "~")
+		name, silent := strings.CutSuffix(name, "!")
 		name, stalled := strings.CutSuffix(name, "?")
-		out = append(out, status.ClusterServer{Name: string(rune('a' + i)), Role: name, Answers: !silent, Stalled: stalled})
+		out = append(out, status.ClusterServer{Name: string(rune('a' + i)), Role: name, Answers: !silent && !alive, Stalled: stalled, Alive: alive})
 	}
 	return out
 }
@@ -45,6 +47,20 @@ func TestStatusSaysWhichFailuresAreSurvived(t *testing.T) {
 		if !strings.Contains(words, c.want) || (len(problems) > 0) != (c.problem != "") || !strings.Contains(strings.Join(problems, "\n"), c.problem) {
 			t.Errorf("%q: %q, problems %q", c.servers, words, problems)
 		}
+	}
+	for roles, want := range map[string]string{
+		"voter voter~ voter~": "1 of 3 voters answer, and 2 are needed. But b, c: alive", "voter voter~ voter!": "But b: alive",
+		"voter voter~ voter! voter! voter!": "But b: alive",
+	} {
+		words, problems := status.Failures(servers(roles))
+		all := words + "\n" + strings.Join(problems, "\n")
+		testenv.True(t, strings.Contains(words, want) && strings.Contains(words, "Do not recover"), "%s: %q, want %q", roles, words, want)
+		testenv.False(t, strings.Contains(all, "coracle store recover") || strings.Contains(all, "member remove"), "%s: bad advice: %q", roles, all)
+		testenv.True(t, strings.Contains(all, "b") && strings.Contains(all, "unreachable from this server, but alive"), "%s: %q", roles, all)
+	}
+	if words, problems := status.Failures(servers("leader voter voter~")); words != "no further server: 2 of 3 voters answer, and 2 are needed" ||
+		len(problems) != 1 || strings.Contains(problems[0], "coracle member remove") {
+		t.Errorf("a server that is alive and does not answer: %q, problems %q", words, problems)
 	}
 	cut := servers("voter leader! voter")
 	cut[1].ReachedBy = []string{"c"}

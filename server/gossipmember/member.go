@@ -38,9 +38,9 @@ const (
 	// can read it.
 	GossipSecret = "gossip-keys.coracle"
 	gossipData   = "keys.json"
-	// KeysFile and membersFile are in the server's folder.
+	// KeysFile and MembersFile are in the server's folder.
 	KeysFile    = "gossip-keys.json"
-	membersFile = "members.json"
+	MembersFile = "members.json"
 	// keysRetry is the pause before the keys are read again. At a first start their namespace is created a moment after
 	// the API server is ready.
 	keysRetry = time.Second
@@ -168,7 +168,7 @@ func (m *Member) join(ctx context.Context) error {
 	}
 	member, err := gossip.New(gossip.Options{
 		Name: m.o.Name, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.o.Streams, trust), Keys: m.keys, Meta: meta,
-		File: filepath.Join(m.o.Dir, membersFile), Ask: m.o.Stores,
+		File: filepath.Join(m.o.Dir, MembersFile), Ask: m.o.Stores,
 		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MaxGossipMembers, Suspect: m.o.Suspect, Reach: watch,
 		Logger: m.o.Logger,
 	})

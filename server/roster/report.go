@@ -15,6 +15,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -50,6 +51,7 @@ func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
 	states := r.o.Survey(ctx)
 	servers := listServers(states, r.serverNames(ctx), publishedNames(ctx, kv))
 	noteReached(servers, r.o.ReachedBy(ctx, states))
+	noteAlive(servers, r.o.Machines())
 	out := &status.Servers{Servers: servers, Problems: []string{}}
 	words, problems := status.Failures(servers)
 	out.Failures, out.Problems = words, append(out.Problems, problems...)
@@ -67,6 +69,16 @@ func noteReached(servers []status.ClusterServer, reached map[string][]string) {
 			servers[i].ReachedBy = append(servers[i].ReachedBy, names[by])
 		}
 		slices.Sort(servers[i].ReachedBy)
+	}
+}
+
+// noteAlive records which of the servers that do not answer this one are alive, by the gossip.
+func noteAlive(servers []status.ClusterServer, machines []gossip.Info) {
+	for i := range servers {
+		s := &servers[i]
+		s.Alive = !s.Answers && slices.ContainsFunc(machines, func(m gossip.Info) bool {
+			return !m.Self && m.Role == gossip.RoleServer && m.State == gossip.Alive && m.Address.String() == s.Address
+		})
 	}
 }
 

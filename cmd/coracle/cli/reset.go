@@ -48,7 +48,7 @@ func (a *App) resetCluster(cmd *cobra.Command, c *config.Server, r *reset) error
 	}
 	tool := config.Tool{Paths: c.Paths}
 	if r.restorePath == "" {
-		if err := recoverStore(cmd.OutOrStdout(), &tool); err != nil {
+		if err := recoverStore(cmd.Context(), cmd.OutOrStdout(), &tool, false); err != nil {
 			return err
 		}
 		return datadir.NoteReset(c.Paths.ServerDir, "this server is the only one of its cluster")

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -22,29 +23,52 @@ func (a *App) storeRecoverCommand() *cobra.Command {
 out of the store of this machine's server, which has to be stopped; other servers join it again.
 
 Writes that the lost servers acknowledged without this one are lost. Without --yes this shows what this server has and changes
-nothing. A copy of the store is kept.`,
+nothing. A copy of the store is kept.
+
+It first asks the other machines that this one knew, by TCP and TLS at the cluster's port, whether a server runs there, and
+refuses if one does. Silence is no proof: a server that this machine does not reach may run.`,
 	}
 	flags := addLocations(cmd)
 	yes := cmd.Flags().Bool("yes", false, "Do it")
+	second := cmd.Flags().Bool("second-cluster", false, "With --yes, do it although another server answers. There are two clusters "+
+		"then, if the others have a majority: nodes and clients reach sometimes one and sometimes the other, and what is written to "+
+		"one of them is lost")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		s, out := stoppedServer(t), cmd.OutOrStdout()
-		if !*yes {
-			plan, err := s.PlanRecovery()
-			if err != nil {
-				return forRoot(err)
-			}
-			printPlan(out, plan, time.Now())
-			fmt.Fprint(out, "Nothing was changed. To continue with this server's data: coracle store recover --yes\n")
-			return errSilent
+		out := cmd.OutOrStdout()
+		if *yes {
+			return recoverStore(cmd.Context(), out, t, *second)
 		}
-		return recoverStore(out, t)
+		s := stoppedServer(t)
+		plan, err := s.PlanRecovery()
+		if err != nil {
+			return forRoot(err)
+		}
+		printPlan(out, plan, time.Now())
+		if err := printOthers(out, s.AskOthers(cmd.Context(), plan)); err != nil {
+			return err
+		}
+		fmt.Fprint(out, "Nothing was changed. To continue with this server's data: coracle store recover --yes\n")
+		return errSilent
 	})
 	return cmd
 }
 
-// recoverStore makes the store of this machine that of a cluster with one server.
-func recoverStore(out io.Writer, t *config.Tool) error {
-	plan, kept, err := stoppedServer(t).Recover()
+// recoverStore makes the store of this machine that of a cluster with one server. It refuses while another server
+// answers, unless there may be a second cluster.
+func recoverStore(ctx context.Context, out io.Writer, t *config.Tool, second bool) error {
+	s := stoppedServer(t)
+	plan, err := s.PlanRecovery()
+	if err != nil {
+		return forRoot(err)
+	}
+	others := s.AskOthers(ctx, plan)
+	if err := printOthers(out, others); err != nil {
+		return err
+	}
+	if err := refuseRecovery(others, second); err != nil {
+		return err
+	}
+	plan, kept, err := s.Recover()
 	if err != nil {
 		return forRoot(err)
 	}
@@ -57,6 +81,45 @@ Now:
   3. On each other server that is to come back: move its folder %s away, then start it; it joins this one.
 `, plan.Keys, kept, t.Paths.StoreDir)
 	return nil
+}
+
+// refuseRecovery returns an error if another server answers and there may be no second cluster.
+func refuseRecovery(others []storefiles.Other, second bool) error {
+	var answer []string
+	for _, o := range others {
+		if o.Answers {
+			answer = append(answer, o.Address)
+		}
+	}
+	if len(answer) == 0 || second {
+		return nil
+	}
+	return fmt.Errorf("a server answers at %s. Nothing was changed. If the others work, start this server again and let it reach them: "+
+		"check the network and the clocks. If they have no majority either, stop them first. With --second-cluster this is done all "+
+		"the same: nodes and clients then reach sometimes this cluster and sometimes the others', and what is written to one of them "+
+		"is lost", strings.Join(answer, ", "))
+}
+
+// printOthers prints which other machines were asked, how, and what they replied.
+func printOthers(w io.Writer, others []storefiles.Other) error {
+	if len(others) == 0 {
+		return printText(w, "No other machine is known here, so none was asked whether another server runs.\n\n")
+	}
+	if err := printText(w, "These were asked whether another server runs:\n\n"); err != nil {
+		return err
+	}
+	rows := [][]string{}
+	for _, o := range others {
+		answer := "no"
+		if o.Answers {
+			answer = "YES"
+		}
+		rows = append(rows, []string{o.Name, o.Address, strings.Join(o.From, ", "), answer, o.Reply})
+	}
+	if err := printTable(w, []string{"MACHINE", "ADDRESS", "KNOWN FROM", "ANSWERS", ""}, rows); err != nil {
+		return err
+	}
+	return printText(w, "\nSilence is no proof: a server that this machine does not reach may run, and may have the others.\n\n")
 }
 
 // printPlan prints what this server's store holds and which writes may be lost.
@@ -87,7 +150,7 @@ func printPlan(w io.Writer, p storefiles.Plan, now time.Time) {
 	fmt.Fprintf(w, `
 If at least %d of the %d voters can still be started, do that instead: then nothing is lost.
 
-Recovering continues with this server's data, and asks none of the other servers (%s).
+Recovering continues with this server's data, and takes nothing from the other servers (%s).
   May be lost: writes that were acknowledged without this server, that is, anything after entry %d.
   May appear: writes at the end of the log here that no client got an acknowledgement for.
 If another server's files can still be read, run this command there too, and recover where the term, and in the same

@@ -105,8 +105,8 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 		s.Leader = hexID(st.Leader)
 	} else {
 		s.Problems = append(s.Problems, "there is no leader: no majority of the voters can be reached, or an election is under way. "+
-			"Nothing is lost; writes wait until a majority is back. If it never comes back: coracle store recover, and "+
-			"docs/operations/recover.md")
+			"Nothing is lost; writes wait until a majority is back. If it never comes back, and coracle status names no other server as "+
+			"alive: coracle store recover, and docs/operations/recover.md")
 	}
 	if s.Members, err = listMembers(ctx, c, st); err != nil {
 		return nil, err
