@@ -19,6 +19,7 @@ import (
 // answers (little endian). The others have JSON.
 const (
 	callWrite   = "write"   // to the leader: an entry → applied index, results
+	callDelete  = "delete"  // to the leader: numbers of the steps of deletions, an entry → as of callWrite
 	callRead    = "read"    // to the leader: the asker's term → read index
 	callTerm    = "term"    // → the server's term, its raft id
 	callRenew   = "renew"   // to the leader: leaseCall → etcdapi.Lease
@@ -44,7 +45,7 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 	defer cancel()
 	switch method {
 	case callWrite:
-		return p.forwarder.serveWrite(ctx, body)
+		return p.forwarder.serveWrite(ctx, body, nil)
 	case callRead:
 		if len(body) != 8 {
 			return nil, status.Error(codes.InvalidArgument, "raftstore: a read needs a term")
@@ -77,9 +78,10 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 // A served function answers the calls of one method. It belongs to a part of the store that is not in clustered.
 type served func(ctx context.Context, body []byte) ([]byte, error)
 
-// callsOf returns the calls that c and l answer, by name.
-func callsOf(c *Cluster, l *leases) map[string]served {
+// callsOf returns the calls that c, l and f answer, by name.
+func callsOf(c *Cluster, l *leases, f *forwarder) map[string]served {
 	return map[string]served{
+		callDelete:  f.serveDelete,
 		callRenew:   servedBy(l.renewHere),
 		callLease:   servedBy(l.leaseHere),
 		callLeases:  servedBy(l.leasesHere),

@@ -49,7 +49,7 @@ func (s *Store) openPeers() (*clustered, error) {
 		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
 		election:   &election{raftTimers: &raftTimers{peers: others}, missed: timers.NewSignal()},
 		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
-		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader},
+		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota},
 	}
 	p.election.pace.Store(&pace{})
 	var err error

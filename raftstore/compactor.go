@@ -35,13 +35,15 @@ const compactKey = "compact_rev_key"
 // when it first saw that mark, which is when the interval began or later. A new leader takes the interval's begin from
 // there: it may compact later than the old leader would have, never earlier.
 //
-// By size: whenever there is more history than allowed, whatever its age. Allowed is what the keys leave of the quota,
-// if that is less than the limit for history (bytes): history is compacted before writes are refused for lack of quota.
+// By size: whenever there is more history than allowed, whatever its age. Allowed is what the keys and a margin for the
+// next writes leave of the quota, if that is less than the limit for history (bytes): history is compacted before
+// writes are refused for lack of quota.
 type compactor struct {
 	clock   clock.WithTicker
 	age     time.Duration // history younger than this is kept, within bytes and quota
 	bytes   int64         // limit of history, in bytes
-	quota   int64         // limit of keys and history together, in bytes
+	quota   func() int64  // limit of keys and history together, in bytes
+	margin  int64         // what is left for the next writes, in bytes
 	view    func() *mvcc.View
 	compact func(ctx context.Context, rev int64) error
 	// setMark writes compactKey and returns the revision of that write.
@@ -66,20 +68,17 @@ type compactor struct {
 const leastByQuota = 1.0 / 64
 
 func newCompactor(w *writer) *compactor {
-	c := &compactor{
-		clock: w.opts.Clock, age: w.opts.HistoryAge, bytes: w.opts.HistoryBytes, quota: w.opts.QuotaBytes,
-		view: w.fsm.view, compact: w.compactTo, setMark: w.markHistory, wake: timers.NewSignal(),
+	return &compactor{
+		clock: w.opts.Clock, age: w.opts.HistoryAge, bytes: w.opts.HistoryBytes, quota: w.quota.bytes,
+		margin: min(int64(w.opts.MaxRequestBytes), w.opts.QuotaBytes/8),
+		view:   w.fsm.view, compact: w.compactTo, setMark: w.markHistory, wake: timers.NewSignal(),
 	}
-	return c
 }
 
 // allowed returns how many bytes of history may stay.
 func (c *compactor) allowed(stats mvcc.Stats) int64 {
-	left := c.quota - stats.LiveBytes
-	if left < 0 { // the keys alone are beyond the quota: no compaction helps
-		return c.bytes
-	}
-	return min(c.bytes, max(left, int64(leastByQuota*float64(c.quota))))
+	quota := c.quota()
+	return min(c.bytes, max(quota-stats.LiveBytes-c.margin, int64(leastByQuota*float64(quota))))
 }
 
 // published is called for every new view, one after the other, on every server. It does not block.

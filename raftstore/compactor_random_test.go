@@ -42,7 +42,7 @@ func newReplicas(t testing.TB, seed uint64) *replicas {
 // start makes a server's compactor, which knows nothing of what it saw before.
 func (r *replicas) start(i int) {
 	r.all[i] = &compactor{
-		clock: clock.RealClock{}, age: r.age, bytes: 1 << 40, quota: 1 << 50, wake: make(chan struct{}, 1), view: r.view,
+		clock: clock.RealClock{}, age: r.age, bytes: 1 << 40, quota: func() int64 { return 1 << 50 }, wake: make(chan struct{}, 1), view: r.view,
 		compact: func(_ context.Context, rev int64) error {
 			if age := r.ageOf(rev); age < r.age {
 				r.Errorf("compacted to revision %d, which was %v old", rev, age)

@@ -33,7 +33,7 @@ type compactorState struct {
 func newCompactorState(t testing.TB, limit int64) *compactorState {
 	h := &compactorState{TB: t, state: mvcc.New()}
 	h.compactor = &compactor{
-		clock: clock.RealClock{}, age: time.Hour, bytes: limit, quota: 1 << 50, wake: make(chan struct{}, 1),
+		clock: clock.RealClock{}, age: time.Hour, bytes: limit, quota: func() int64 { return 1 << 50 }, wake: make(chan struct{}, 1),
 		view: func() *mvcc.View { return h.state.Freeze() },
 	}
 	h.compactor.compact = func(_ context.Context, rev int64) error {

@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -20,28 +21,31 @@ import (
 // the reserve of a voter lasts for 3 MB of writes a second.
 const roomTick = 5 * time.Second
 
-// room is what a leader knows of the disk space of the voters.
+// room is what a leader knows of the disk space and the quotas of the voters.
 type room struct {
 	asked  time.Time
 	newest uint64 // index of the log's last entry when they were asked
 	full   int    // number of voters that reported a full disk then
+	quotas map[raft.ServerID]*voterQuota
 }
 
-// checkRoom asks the voters for their disk space. While writes are refused for lack of space, it does so at each call.
-// Otherwise it does nothing if nothing was written since the last time, or if no disk was full then and roomTick has
-// not passed.
+// checkRoom asks the voters for their disk space and quotas. While writes are refused for lack of either, it does so at
+// each call. Otherwise it does nothing if nothing was written since the last time, or if no disk was full then and
+// roomTick has not passed.
 func (s *steward) checkRoom(ctx context.Context, r *room) {
 	newest, was := s.raft.LastIndex(), s.quota.withoutRoom.Load()
-	if !was && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
+	if !was && !s.quota.over() && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
 		return
 	}
 	r.asked, r.newest = time.Now(), newest
 	servers := votersOf(s.raft.GetConfiguration().Configuration().Servers)
-	full, roomy := s.roomOf(ctx, servers)
+	full, roomy, quotas := s.roomOf(ctx, servers)
 	if ctx.Err() != nil {
 		return
 	}
 	r.full = full
+	r.noteQuotas(servers, quotas)
+	s.quota.cluster.Store(smallestQuota(r.quotas, s.fsm.view().Stats().LiveBytes))
 	is := full > 0 && roomy <= len(servers)/2
 	s.quota.withoutRoom.Store(is)
 	switch {
@@ -53,16 +57,35 @@ func (s *steward) checkRoom(ctx context.Context, r *room) {
 	}
 }
 
+// noteQuotas notes the quotas that voters reported. A voter that did not answer keeps the one that it reported before.
+func (r *room) noteQuotas(voters []raft.Server, quotas map[raft.ServerID]int64) {
+	known := make(map[raft.ServerID]*voterQuota, len(voters))
+	for _, v := range voters {
+		q := r.quotas[v.ID]
+		if bytes := quotas[v.ID]; bytes > 0 {
+			q = cmp.Or(q, &voterQuota{})
+			q.bytes = bytes
+		}
+		if q != nil {
+			known[v.ID] = q
+		}
+	}
+	r.quotas = known
+}
+
 // roomOf returns how many of these servers report a full disk, and how many of the others store. A server that stores
-// but does not answer in time counts as one with room.
-func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int) {
+// but does not answer in time counts as one with room. quotas are those that servers reported, in bytes: older ones
+// report none.
+func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int, quotas map[raft.ServerID]int64) {
 	term := s.raft.CurrentTerm()
+	quotas = make(map[raft.ServerID]int64)
 	var mu sync.Mutex
 	var asked sync.WaitGroup
 	for _, m := range servers {
 		if m.ID == s.id {
 			mu.Lock()
 			roomy++ // this server refuses writes by itself when its disk is full
+			quotas[m.ID] = s.opts.QuotaBytes
 			mu.Unlock()
 			continue
 		}
@@ -71,6 +94,9 @@ func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, room
 			_, stored := s.Stored(m.ID, term)
 			mu.Lock()
 			defer mu.Unlock()
+			if err == nil {
+				quotas[m.ID] = info.Quota
+			}
 			switch {
 			case err == nil && info.Full:
 				full++
@@ -80,5 +106,5 @@ func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, room
 		})
 	}
 	asked.Wait()
-	return full, roomy
+	return full, roomy, quotas
 }

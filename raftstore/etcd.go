@@ -36,7 +36,7 @@ func (s *Store) ServeGRPC(ctx context.Context, l net.Listener) error {
 func (s *Store) newAPI() *etcdapi.API {
 	r := s.replica
 	return etcdapi.New(etcdapi.Options{
-		Store: etcdStore{s, s.leases, etcdCluster{s.cluster, s.quota}}, Watches: s.watches,
+		Store: etcdStore{s, s.leases, etcdCluster{s.cluster}}, Watches: s.watches,
 		Closing: r.ctx, Ready: r.ready, ClusterID: r.clusterID, MemberID: r.memberID,
 		MaxRequestBytes: r.opts.MaxRequestBytes, MaxTxnOps: r.opts.MaxTxnOps,
 		Counters: r.opts.Counters, RequestTimeout: r.opts.RequestTimeout,
@@ -59,15 +59,12 @@ type etcdStore struct {
 var _ etcdapi.Store = etcdStore{}
 
 // etcdCluster implements the methods of etcdapi.Store that concern the cluster.
-type etcdCluster struct {
-	*Cluster
-	quota *quota
-}
+type etcdCluster struct{ *Cluster }
 
 // EtcdStatus describes this server in the terms of etcd's API.
 func (c etcdCluster) EtcdStatus() etcdapi.ServerStatus {
 	out := etcdapi.ServerStatus{
-		Committed: c.raft.CommitIndex(), Applied: c.raft.AppliedIndex(), Quota: c.opts.QuotaBytes,
+		Committed: c.raft.CommitIndex(), Applied: c.raft.AppliedIndex(), Quota: c.quota.bytes(),
 	}
 	if lead, _ := c.leader.get(); lead.known() {
 		out.Leader = memberID(string(lead.ID))
@@ -80,7 +77,7 @@ func (c etcdCluster) EtcdStatus() etcdapi.ServerStatus {
 		out.NoSpace = errors.Is(err, rpctypes.ErrGRPCNoSpace)
 	}
 	if c.quota.over() {
-		out.Refusing = append(out.Refusing, "raftstore: the quota is used up: writes that add anything are refused")
+		out.Refusing = append(out.Refusing, "raftstore: the quota is used up: writes that do not fit in are refused")
 		out.NoSpace = true
 	}
 	return out

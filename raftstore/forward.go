@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"math"
 	"sync/atomic"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -112,15 +113,12 @@ func (f *forwarder) attempt(
 	if !lead.Self {
 		return f.batches.propose(ctx, bounds{moved: moved}, c)
 	}
-	if err := f.admit(); err != nil {
-		return mvcc.Result{}, err
-	}
-	return f.writer.proposer.propose(ctx, bounds{moved: moved}, c)
+	return f.writer.client(ctx, bounds{moved: moved}, c)
 }
 
 // forward sends a batch to the leader, and waits until this server has applied it: a client that wrote through a server
-// finds the write there.
-func (f *forwarder) forward(entry []byte) func() ([]mvcc.Result, error) {
+// finds the write there. deleting are the numbers of the commands that are steps of a deletion.
+func (f *forwarder) forward(entry []byte, deleting []int) func() ([]mvcc.Result, error) {
 	lead, moved := f.leader.get()
 	return func() ([]mvcc.Result, error) {
 		if lead.Self || !lead.known() {
@@ -132,7 +130,7 @@ func (f *forwarder) forward(entry []byte) func() ([]mvcc.Result, error) {
 		call, giveUp := context.WithCancelCause(ctx)
 		defer giveUp(nil)
 		stop := cancelWhen(moved, giveUp)
-		answer, err := f.Call(call, string(lead.Address), callWrite, entry)
+		answer, err := f.send(call, string(lead.Address), entry, deleting)
 		stop()
 		if err != nil {
 			return nil, err
@@ -152,12 +150,64 @@ func (f *forwarder) forward(entry []byte) func() ([]mvcc.Result, error) {
 	}
 }
 
-// serveWrite runs a batch that another server's forward sent to this leader.
-func (f *forwarder) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
+// send sends a batch to the server at an address. A server of an older version does not know steps of deletions, and
+// takes them for other writes.
+func (f *forwarder) send(ctx context.Context, address string, entry []byte, deleting []int) ([]byte, error) {
+	if len(deleting) > 0 {
+		answer, err := f.Call(ctx, address, callDelete, append(encodeNumbers(deleting), entry...))
+		if status.Code(err) != codes.Unimplemented {
+			return answer, err
+		}
+	}
+	return f.Call(ctx, address, callWrite, entry)
+}
+
+// encodeNumbers encodes numbers for the beginning of a call, as varints: how many there are, and each of them.
+func encodeNumbers(numbers []int) []byte {
+	out := binary.AppendUvarint(nil, uint64(len(numbers)))
+	for _, n := range numbers {
+		out = binary.AppendUvarint(out, uint64(n))
+	}
+	return out
+}
+
+// decodeNumbers decodes what encodeNumbers encoded, and returns the rest of the call.
+func decodeNumbers(body []byte) (numbers []int, rest []byte, ok bool) {
+	count, size := binary.Uvarint(body)
+	if size <= 0 {
+		return nil, nil, false
+	}
+	for body = body[size:]; count > 0; count-- {
+		n, size := binary.Uvarint(body)
+		if size <= 0 || n > math.MaxInt32 {
+			return nil, nil, false
+		}
+		numbers, body = append(numbers, int(n)), body[size:]
+	}
+	return numbers, body, true
+}
+
+// serveDelete does what serveWrite does for a batch with steps of deletions.
+func (f *forwarder) serveDelete(ctx context.Context, body []byte) ([]byte, error) {
+	deleting, entry, ok := decodeNumbers(body)
+	if !ok {
+		return nil, status.Error(codes.InvalidArgument, "raftstore: forwarded deletions have no numbers")
+	}
+	return f.serveWrite(ctx, entry, deleting)
+}
+
+// serveWrite runs a batch that another server's forward sent to this leader. deleting are the numbers of the commands
+// that are steps of a deletion.
+func (f *forwarder) serveWrite(ctx context.Context, entry []byte, deleting []int) ([]byte, error) {
 	// The commands are decoded with their bodies: all servers must be able to read what is in the log.
 	commands, err := mvcc.DecodeEntry(entry)
 	if err != nil || len(commands) == 0 || !mvcc.Plain(entry) {
 		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
+	}
+	for _, n := range deleting {
+		if n < len(commands) {
+			commands[n].Deleting = true
+		}
 	}
 	lead, moved := f.leader.get()
 	if !lead.Self {
@@ -181,16 +231,19 @@ func (f *forwarder) serveWrite(ctx context.Context, entry []byte) ([]byte, error
 	return append(answer, encoded...), nil
 }
 
-// proposeGathered runs the commands that another server gathered, except those that this server's quota refuses.
+// proposeGathered runs the commands that another server gathered, except those that the quota refuses.
 func (f *forwarder) proposeGathered(
 	ctx context.Context, moved <-chan struct{}, entry []byte, commands []mvcc.Command,
 ) ([]mvcc.Result, error) {
 	results := make([]mvcc.Result, len(commands))
 	left, taken := mvcc.NewEntry(nil), make([]int, 0, len(commands))
 	for i, c := range commands {
-		if results[i].Err = f.quota.within(c.Request); results[i].Err == nil {
+		done, err := f.quota.admit(c)
+		if err == nil {
+			defer done()
 			taken = append(taken, i)
 		}
+		results[i].Err = err
 	}
 	switch len(taken) {
 	case len(commands):

@@ -2,17 +2,22 @@
 
 package raftstore
 
-import "time"
+import (
+	"time"
+
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
+)
 
 // Health is what this server knows of its own state: of its disk, and whether the others count it as a member and have
 // a leader.
 type Health struct {
 	*replica
 	leader *leaderBoard
+	quota  *quota
 }
 
 // Health returns what this server knows of its own state.
-func (s *Store) Health() Health { return Health{s.replica, s.leader} }
+func (s *Store) Health() Health { return Health{s.replica, s.leader, s.quota} }
 
 // Stalled returns for how long the oldest unfinished write to the disk has been waiting, 0 if there is none. Until that
 // write ends this server learns of no newer write to the store.
@@ -58,5 +63,10 @@ func (h Health) WithoutLeader() (since time.Time, changed <-chan struct{}) {
 	return h.leader.leaderless()
 }
 
-// Quota returns how many bytes of keys and history the store may have, see Options.QuotaBytes.
-func (h Health) Quota() int64 { return h.opts.QuotaBytes }
+// Quota returns how many bytes of keys and history the store may have: while this server leads, the cluster's quota,
+// and else this server's own (Options.QuotaBytes).
+func (h Health) Quota() int64 { return h.quota.bytes() }
+
+// Refusing returns why this server refuses its clients' writes, as the metric coracle_store_writes_refused does. The
+// quota is the leader's to check, so only the leader refuses writes for it.
+func (h Health) Refusing() metrics.Refusal { return h.quota.reason() }

@@ -29,6 +29,7 @@ type joinCall struct {
 	ID, Address string
 	// Share is the result of Options.Share.
 	Share string `json:",omitempty"`
+	Quota int64  `json:",omitempty"` // Options.QuotaBytes; 0 from older servers
 }
 
 // membership makes this server a member, keeps its address up to date, and finds out when it was removed. While this
@@ -37,6 +38,7 @@ type membership struct {
 	*peers
 	leadership *leadership
 	leader     *leaderBoard
+	quota      *quota
 	former     []disk.Peer // other members, as noted before this start
 	asking     sync.Mutex  // held while a goroutine asks whether this server was removed
 	joins      bool        // this server's directory was never part of a cluster, and may not begin one
@@ -90,8 +92,13 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 	if err := ms.full(members.Servers, id); err != nil {
 		return nothing{}, err
 	}
-	if admit := ms.opts.Admit; admit != nil && id != ms.id &&
-		!slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
+	joins := id != ms.id && !hasMember(members.Servers, id)
+	if live := ms.fsm.view().Stats().LiveBytes; joins && r.Quota > 0 && !enoughFor(r.Quota, live) {
+		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: the cluster's store has %d bytes of keys, and this server's "+
+			"memory is enough for %d with history. Give its machine or control group more memory, so that there is a quarter "+
+			"more than the keys take, or delete what is not needed", live, r.Quota)
+	}
+	if admit := ms.opts.Admit; admit != nil && joins {
 		release, err := admit(r.Share)
 		if errors.Is(err, ErrShare) {
 			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // a call to join has this code for no other reason
@@ -166,7 +173,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 			return nil
 		}
 	}
-	me := joinCall{ID: string(ms.id), Address: string(ms.address)}
+	me := joinCall{ID: string(ms.id), Address: string(ms.address), Quota: ms.opts.QuotaBytes}
 	if ms.opts.Share != nil {
 		me.Share = ms.opts.Share()
 	}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
 // A Member is a server of the cluster, as far as this server knows.
@@ -40,6 +41,7 @@ type Member struct {
 type Cluster struct {
 	leaderRoute
 	leadership *leadership
+	quota      *quota
 }
 
 // Cluster gives access to the store's servers.
@@ -203,9 +205,13 @@ type infoReply struct {
 	Stalled     bool   `json:",omitempty"` // the server's disk is stalled
 	// Version and Hostname are those of the server's Options.
 	Version, Hostname string
+	Quota             int64 `json:",omitempty"` // Options.QuotaBytes; 0 from older servers
+	// ClusterQuota is the cluster's quota in bytes, from a server that leads.
+	ClusterQuota int64           `json:",omitempty"`
+	Refusing     metrics.Refusal `json:",omitempty"` // why the server refuses writes
 }
 
 func (ms *membership) serveInfo(context.Context, nothing) (infoReply, error) {
 	lead, _ := ms.leader.get()
-	return ms.info(lead), nil
+	return ms.quota.info(lead), nil
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
@@ -35,8 +34,8 @@ func (p sampler) Sample() metrics.Sample {
 		Leads: lead.Leader, Term: s.replica.raft.CurrentTerm(),
 		Committed: s.replica.raft.CommitIndex(), Applied: s.replica.raft.AppliedIndex(),
 		Keys: stats.Keys, Revision: view.Revision(), Compacted: view.Compacted(),
-		LiveBytes: stats.LiveBytes, TotalBytes: stats.TotalBytes, QuotaBytes: s.replica.opts.QuotaBytes,
-		Leases: len(view.Leases()), LogSize: s.replica.dir.Log.Size(), Refusing: p.refusing(),
+		LiveBytes: stats.LiveBytes, TotalBytes: stats.TotalBytes, QuotaBytes: s.quota.bytes(),
+		Leases: len(view.Leases()), LogSize: s.replica.dir.Log.Size(), Refusing: s.quota.reason(),
 	}
 	leader, _ := s.leader.get()
 	out.HasLeader, out.LeaderChanges = leader.known(), s.leader.leaderChanges()
@@ -68,20 +67,6 @@ func (p *clustered) sample(out *metrics.Sample) {
 			Sent: peer.BytesSent, Received: peer.BytesReceived, Failures: peer.Failures, RTT: peer.RTT,
 		})
 	}
-}
-
-func (p sampler) refusing() metrics.Refusal {
-	switch err := p.s.replica.dir.Refusing(); {
-	case errors.Is(err, disk.ErrNoSpace):
-		return metrics.RefusingSpace
-	case err != nil:
-		return metrics.RefusingFailing
-	case p.s.quota.withoutRoom.Load():
-		return metrics.RefusingSpace
-	case p.s.quota.over():
-		return metrics.RefusingQuota
-	}
-	return metrics.RefusingNone
 }
 
 // applied is called with every command that was run, from whichever server.

@@ -45,10 +45,10 @@ func (s *Store) openRaft(ctx context.Context) error {
 		s.replication, transport, logs = p, p.peers.Transport, p.logs
 	}
 	route := leaderRoute{r, s.leader, s.replication}
-	s.cluster = &Cluster{leaderRoute: route, leadership: s.leadership}
+	s.cluster = &Cluster{leaderRoute: route, leadership: s.leadership, quota: s.quota}
 	s.leases = &leases{leaderRoute: route, lessor: s.lessor}
 	if p != nil {
-		p.calls = callsOf(s.cluster, s.leases)
+		p.calls = callsOf(s.cluster, s.leases, p.forwarder)
 	}
 	unlessEnded := context.AfterFunc(ctx, r.dir.Abort)
 	err := r.bootstrap(conf, logs, transport, s.replication)

@@ -32,8 +32,9 @@ const (
 // Its workers take turns. The one that has the turn gathers the waiting commands into a batch and sends the batch. Then
 // it gives up the turn, and waits for the answer. So entries reach raft in the order in which they were gathered.
 type proposer struct {
-	// send sends a batch. It may block for as long as the receiver is busy.
-	send  func(entry []byte) (wait func() ([]mvcc.Result, error))
+	// send sends a batch. It may block for as long as the receiver is busy. deleting are the numbers of the commands,
+	// from 0 and in order, that are steps of a deletion.
+	send  func(entry []byte, deleting []int) (wait func() ([]mvcc.Result, error))
 	queue chan *proposal
 	// turn has a capacity of 1: a worker holds a token in it while it gathers and sends a batch. It is not a mutex,
 	// since a mutex that an idle worker holds would stop the time of tests (testing/synctest).
@@ -70,7 +71,7 @@ type outcome struct {
 // errUntried says that a command was not sent to a server, and never will be.
 var errUntried = errors.New("raftstore: not tried")
 
-func newProposer(workers int, send func([]byte) func() ([]mvcc.Result, error)) *proposer {
+func newProposer(workers int, send func([]byte, []int) func() ([]mvcc.Result, error)) *proposer {
 	p := &proposer{
 		send: send, queue: make(chan *proposal, maxWaiting), turn: make(chan struct{}, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}), idle: make(chan struct{}),
@@ -205,14 +206,14 @@ func (p *proposer) next() ([]*proposal, func() ([]mvcc.Result, error)) {
 		}
 		// Each entry has a new buffer: raft keeps it, and may still be sending it to a slow follower when this worker
 		// has its answer.
-		if batch, entry := p.gather(first); len(batch) > 0 {
-			return batch, p.send(entry)
+		if batch, entry, deleting := p.gather(first); len(batch) > 0 {
+			return batch, p.send(entry, deleting)
 		}
 	}
 }
 
-func (p *proposer) gather(first *proposal) ([]*proposal, []byte) {
-	var batch []*proposal
+func (p *proposer) gather(first *proposal) (batch []*proposal, _ []byte, deleting []int) {
+	commands := 0
 	entry := mvcc.NewEntry(make([]byte, 0, first.size+1))
 	for c := first; c != nil; {
 		if len(batch) > 0 && len(entry)+c.size > maxEntryBytes {
@@ -222,10 +223,15 @@ func (p *proposer) gather(first *proposal) ([]*proposal, []byte) {
 		if c.owned.CompareAndSwap(false, true) {
 			if c.gathered != nil {
 				entry, batch = mvcc.AppendEncoded(entry, c.gathered), append(batch, c)
+				commands += c.count
 			} else if grown, err := mvcc.AppendCommand(entry, c.command); err != nil {
 				c.done <- outcome{err: err}
 			} else {
 				entry, batch = grown, append(batch, c)
+				if c.command.Deleting {
+					deleting = append(deleting, commands)
+				}
+				commands++
 			}
 		}
 		select {
@@ -234,5 +240,5 @@ func (p *proposer) gather(first *proposal) ([]*proposal, []byte) {
 			c = nil
 		}
 	}
-	return batch, entry
+	return batch, entry, deleting
 }

@@ -3,12 +3,17 @@
 package raftstore
 
 import (
+	"cmp"
+	"errors"
 	"log/slog"
 	"sync/atomic"
 
+	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/coracle-k8s/coracle/internal/memory"
+	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -45,30 +50,131 @@ func defaultQuota(log *slog.Logger) int64 {
 	return quota
 }
 
-// quota refuses writes that do not fit into the memory, or for which the disks of a majority are too full.
+// quota refuses writes that do not fit into the memory, or for which the disks of a majority are too full. Only the
+// leader asks it, for its own clients and for those of the other servers.
 type quota struct {
 	*replica
-	refusing    atomic.Bool // writes are refused for the quota, as logged last
-	withoutRoom atomic.Bool // this server leads, a voter's disk is full, and those that store and have room are no majority
+	leadership *leadership
+	refusing   atomic.Bool // writes are refused for the quota, as logged last
+	// withoutRoom says that this server leads, a voter's disk is full, and those that store and have room are no
+	// majority.
+	withoutRoom atomic.Bool
+	cluster     atomic.Int64 // the cluster's quota while this server leads and knows that of other voters, else 0; bytes
+	underWay    atomic.Int64 // bytes of the writes that were admitted and are not in the view yet, or have just got there
+	refused     atomic.Int64 // size in bytes of the largest refused write, 0 once that would fit
 }
 
-// within returns etcd's ErrNoSpace for a request that would add to a store beyond its quota, or while no majority has
-// room on its disks.
-func (q *quota) within(req mvcc.Request) error {
-	over := q.over()
-	if over != q.refusing.Load() && q.refusing.CompareAndSwap(!over, over) {
-		if over {
-			q.log.Error("the store's quota is used up: writes that add anything are refused, reads and deletions are not. Delete what is not needed, "+
-				"or give the machine or its control group more memory", "quota", q.opts.QuotaBytes, "live", q.fsm.view().Stats().LiveBytes)
-		} else {
-			q.log.Info("the store is within its quota again: accepting writes")
+const (
+	// reserveShare is the share of the quota that only steps of a deletion may use.
+	reserveShare = 32
+	// mostLengthened is by how many bytes a step of a deletion may lengthen what is stored.
+	mostLengthened = 1 << 10
+)
+
+// bytes returns how many bytes keys and history may take: while this server leads, on all voters, and else on this one.
+func (q *quota) bytes() int64 { return cmp.Or(q.cluster.Load(), q.opts.QuotaBytes) }
+
+// admit returns etcd's ErrNoSpace for a command that does not fit into the quota, or that would add to the store while
+// no majority has room on its disks. done must be called when the command's result is known, or was given up.
+//
+// All that was admitted fits in together, so that the reserve is there when it is needed.
+func (q *quota) admit(c mvcc.Command) (done func(), err error) {
+	size := mvcc.Added(c.Request)
+	if size == 0 {
+		return func() {}, nil
+	}
+	needed := q.underWay.Add(size) // before the view is read: a write that has ended is in the one or the other
+	view, limit := q.fsm.view(), q.bytes()
+	if c.Deleting && view.Lengthened(c.Request) <= mostLengthened {
+		limit += limit / reserveShare
+	}
+	fits := view.Stats().TotalBytes+needed <= limit
+	if !fits {
+		q.refused.Store(max(q.refused.Load(), size))
+	}
+	q.logChange(q.over())
+	if !fits || q.withoutRoom.Load() {
+		q.underWay.Add(-size)
+		return nil, rpctypes.ErrGRPCNoSpace
+	}
+	return func() { q.underWay.Add(-size) }, nil
+}
+
+func (q *quota) logChange(over bool) {
+	if over == q.refusing.Load() || !q.refusing.CompareAndSwap(!over, over) {
+		return
+	}
+	if over {
+		q.log.Error("the store's quota is used up: writes that do not fit in are refused, reads and deletions are not. Delete what is not needed, "+
+			"or give the servers' machines or control groups more memory", "quota", q.bytes(), "live", q.fsm.view().Stats().LiveBytes)
+	} else {
+		q.log.Info("the store is within its quota again: accepting writes")
+	}
+}
+
+// over says whether this server leads and refuses writes for the quota: a write that it refused would still not fit in.
+func (q *quota) over() bool {
+	if lead, _ := q.leadership.get(); !lead.Leader {
+		return false
+	}
+	largest := q.refused.Load()
+	if q.fsm.view().Stats().TotalBytes+largest > q.bytes() {
+		return true
+	}
+	q.refused.CompareAndSwap(largest, 0)
+	return false
+}
+
+// reason returns why this server refuses writes.
+func (q *quota) reason() metrics.Refusal {
+	switch err := q.dir.Refusing(); {
+	case errors.Is(err, disk.ErrNoSpace):
+		return metrics.RefusingSpace
+	case err != nil:
+		return metrics.RefusingFailing
+	case q.withoutRoom.Load():
+		return metrics.RefusingSpace
+	case q.over():
+		return metrics.RefusingQuota
+	}
+	return metrics.RefusingNone
+}
+
+// endTerm forgets what this server knew as the leader.
+func (q *quota) endTerm() {
+	q.withoutRoom.Store(false)
+	q.cluster.Store(0)
+	q.refused.Store(0)
+}
+
+// A voterQuota is the quota of one voter, as it reported it last.
+type voterQuota struct {
+	bytes int64
+	// ignored says that the voter had less memory than the store needed when it was asked, and not a quarter more
+	// since.
+	ignored bool
+}
+
+// smallestQuota returns the smallest quota of some voters, in bytes, 0 if there are none. A voter whose quota, with the
+// reserve, is below live is ignored: it would refuse all writes of the cluster, and free nothing by that. It counts
+// again once its quota is enough: see enoughFor. If all are ignored, it is the largest.
+func smallestQuota(voters map[raft.ServerID]*voterQuota, live int64) (smallest int64) {
+	largest := int64(0)
+	for _, v := range voters {
+		switch {
+		case v.bytes+v.bytes/reserveShare < live:
+			v.ignored = true
+		case enoughFor(v.bytes, live):
+			v.ignored = false
+		}
+		largest = max(largest, v.bytes)
+		if !v.ignored && (smallest == 0 || v.bytes < smallest) {
+			smallest = v.bytes
 		}
 	}
-	if (over || q.withoutRoom.Load()) && mvcc.Grows(req) {
-		return rpctypes.ErrGRPCNoSpace
-	}
-	return nil
+	return cmp.Or(smallest, largest)
 }
 
-// over says whether keys and history exceed the quota.
-func (q *quota) over() bool { return q.fsm.view().Stats().TotalBytes > q.opts.QuotaBytes }
+// enoughFor says whether a server with a quota can join a cluster whose keys take live bytes: a quarter is left for
+// history and growth.
+func enoughFor(quota, live int64) bool { return quota >= live+live/4 }

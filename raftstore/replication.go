@@ -62,10 +62,7 @@ func (l standalone) write(ctx context.Context, c mvcc.Command) (any, error) {
 	if err := l.waitLeader(ctx); err != nil {
 		return nil, err
 	}
-	if err := l.admit(); err != nil {
-		return nil, err
-	}
-	res, err := l.writer.proposer.propose(ctx, bounds{late: l.writer.patience.over()}, c)
+	res, err := l.writer.client(ctx, bounds{late: l.writer.patience.over()}, c)
 	return l.writer.outcome(ctx, res, err)
 }
 

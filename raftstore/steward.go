@@ -64,7 +64,7 @@ func (s *steward) run(ctx context.Context) {
 	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
 	var full time.Time
 	var space room
-	defer s.quota.withoutRoom.Store(false) // the next leader finds out by itself
+	defer s.quota.endTerm() // the next leader finds out by itself
 	for {
 		if !moments.Sleep(ctx, moments.Until(stewardTick)) {
 			return

@@ -76,8 +76,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func newStore(o Options) *Store {
 	r := &replica{opts: o, log: o.Logger}
 	r.begin()
-	s := &Store{replica: r, leadership: newLeadership(), leader: newLeaderBoard(r.ctx), quota: &quota{replica: r}}
-	s.writer = &writer{replica: r, leadership: s.leadership}
+	s := &Store{replica: r, leadership: newLeadership(), leader: newLeaderBoard(r.ctx)}
+	s.quota = &quota{replica: r, leadership: s.leadership}
+	s.writer = &writer{replica: r, leadership: s.leadership, quota: s.quota}
 	s.writer.patience.limit = o.RequestTimeout
 	s.replication = standalone{replica: r, leadership: s.leadership, writer: s.writer}
 	s.watches = watch.NewHub(watch.Options{

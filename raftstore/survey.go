@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
 // A MemberState is a member with its answer to Survey.
@@ -28,6 +29,10 @@ type MemberState struct {
 	Version, Hostname string
 	Full              bool // the member's disk is full
 	Stalled           bool // the member's disk is stalled: it answers, but counts for no majority
+	// Quota is how many bytes of keys and history the member's memory allows, 0 if it does not say so. ClusterQuota is
+	// how many the cluster may have, if the member leads.
+	Quota, ClusterQuota int64
+	Refusing            metrics.Refusal // why the member refuses writes
 }
 
 // Survey asks every member for its state. It takes as long as the slowest answer, which is bounded, and needs no
@@ -40,7 +45,7 @@ func (c *Cluster) Survey(ctx context.Context) []MemberState {
 		states[i].Member = m
 		if m.Self {
 			lead, _ := c.leader.get()
-			states[i].fill(c.info(lead))
+			states[i].fill(c.quota.info(lead))
 			continue
 		}
 		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
@@ -65,15 +70,21 @@ func (c *Cluster) Survey(ctx context.Context) []MemberState {
 
 func (m *MemberState) fill(a infoReply) {
 	m.Answers, m.Applied, m.Version, m.Hostname, m.Full, m.Stalled = true, a.Applied, a.Version, a.Hostname, a.Full, a.Stalled
+	m.Quota, m.ClusterQuota, m.Refusing = a.Quota, a.ClusterQuota, a.Refusing
 }
 
 // info returns this server's state. lead is the leader as this server knows it.
-func (r *replica) info(lead leader) infoReply {
-	return infoReply{
-		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Leader: string(lead.Address), Version: r.opts.Version, Hostname: r.opts.Hostname,
-		Applied: r.raft.AppliedIndex(), Full: errors.Is(r.admit(), rpctypes.ErrGRPCNoSpace),
-		Stalled: r.dir.Stalled() > stalledAfter, Members: r.raft.GetConfiguration().Configuration().Servers,
+func (q *quota) info(lead leader) infoReply {
+	out := infoReply{
+		Cluster: q.dir.Identity.Cluster, ID: string(q.id), Leader: string(lead.Address), Version: q.opts.Version, Hostname: q.opts.Hostname,
+		Applied: q.raft.AppliedIndex(), Full: errors.Is(q.replica.admit(), rpctypes.ErrGRPCNoSpace),
+		Stalled: q.dir.Stalled() > stalledAfter, Members: q.raft.GetConfiguration().Configuration().Servers,
+		Quota: q.opts.QuotaBytes, Refusing: q.reason(),
 	}
+	if lead.Self {
+		out.ClusterQuota = q.bytes()
+	}
+	return out
 }
 
 type promoteCall struct{ Name string }

@@ -18,8 +18,8 @@ func TestNamesOfCalls(t *testing.T) {
 		of   any
 		want string
 	}{
-		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname"},
-		{joinCall{}, "ID Address Share"},
+		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname Quota ClusterQuota Refusing"},
+		{joinCall{}, "ID Address Share Quota"},
 		{removeCall{}, "Name"},
 		{promoteCall{}, "Name"},
 		{leaseCall{}, "ID Keys"},

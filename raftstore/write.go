@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coracle-k8s/coracle/raftstore/deleting"
 	"github.com/coracle-k8s/coracle/raftstore/fence"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
@@ -31,11 +32,13 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	if s.replica.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
-	if err := s.quota.within(req); err != nil {
-		return nil, err
-	}
-	c := mvcc.Command{Request: req}
+	c := mvcc.Command{Request: req, Deleting: deleting.Of(ctx)}
 	if term := fence.TermOf(ctx); term != 0 {
+		done, err := s.quota.admit(c)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 		res, err := s.writer.inTerm(ctx, c, term, s.writer.patience.over())
 		return res, endTermIfFenced(ctx, err)
 	}
@@ -46,9 +49,23 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 type writer struct {
 	*replica
 	leadership *leadership
+	quota      *quota
 	proposer   *proposer
 	writes     underWay // clients' writes under way
 	patience   patience // for clients' writes
+}
+
+// client runs a client's command while this server leads, if the disk and the quota have space for it.
+func (w *writer) client(ctx context.Context, b bounds, c mvcc.Command) (mvcc.Result, error) {
+	if err := w.admit(); err != nil {
+		return mvcc.Result{}, err
+	}
+	done, err := w.quota.admit(c)
+	if err != nil {
+		return mvcc.Result{}, err
+	}
+	defer done()
+	return w.proposer.propose(ctx, b, c)
 }
 
 // own runs a command of the store's own in the term that this server leads. It waits until the command is done or the
@@ -121,7 +138,7 @@ func pause(ctx context.Context, moved <-chan struct{}) {
 }
 
 // enter proposes an entry to raft. The returned function waits for the results.
-func (r *replica) enter(entry []byte) func() ([]mvcc.Result, error) {
+func (r *replica) enter(entry []byte, _ []int) func() ([]mvcc.Result, error) {
 	future := r.raft.Apply(mvcc.Pack(entry), 0)
 	return func() ([]mvcc.Result, error) {
 		if err := future.Error(); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -40,6 +41,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/serviceability"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/starting"
+	"github.com/coracle-k8s/coracle/server/storeusage"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 	"github.com/coracle-k8s/coracle/server/webconsole"
@@ -72,6 +74,11 @@ func (s *Server) newRoster() *roster.Roster {
 		Survey: func(ctx context.Context) []raftstore.MemberState { return s.opened.Load().Cluster().Survey(ctx) },
 		ReachedBy: func(ctx context.Context, states []raftstore.MemberState) map[string][]string {
 			return s.opened.Load().Cluster().ReachedBy(ctx, states)
+		},
+		Judge: func(servers *status.Servers) {
+			if store := s.opened.Load(); store != nil {
+				storeusage.Judge(servers, store.View(), store.Health().Quota())
+			}
 		},
 		KV: func() clientv3.KV {
 			if store := s.opened.Load(); store != nil {

@@ -340,6 +340,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
 	}
 	s.opened.Store(store)
+	s.board.store.SetCheck(func() string { return status.RefusalProblem(string(store.Health().Refusing())) })
 	upstream.Install(store.Client)
 	return store, others, nil
 }

@@ -3,10 +3,12 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/server/storeusage"
 )
 
 // statusHandler serves status.ClusterPath.
@@ -36,6 +38,9 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	if store := s.store.Load(); store != nil {
 		stats := store.View().Stats()
 		out.Store = &status.StoreSize{Live: stats.LiveBytes, Total: stats.TotalBytes, Quota: store.Health().Quota()}
+		for _, c := range servers.Servers {
+			out.Store.Quota = cmp.Or(c.ClusterQuota, out.Store.Quota)
+		}
 	}
 	if kept, err := s.snapshots.Summary(); err != nil {
 		s.log.Debug("the snapshots are not in the report of this server", "error", err)
@@ -44,3 +49,7 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	}
 	return out
 }
+
+// StoreUsageHandler serves status.UsagePath on a server's admin socket. It works without a majority and without the API
+// server.
+func StoreUsageHandler(s *Server) http.Handler { return storeusage.Handler(s.opened.Load) }

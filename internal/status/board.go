@@ -54,6 +54,25 @@ type Board struct {
 type part struct {
 	Component
 	order int
+	check func() string // or nil
+	found time.Time     // when check began to return a problem; zero while it returns none
+}
+
+// shown returns the part as a report shows it.
+func (p *part) shown(now func() time.Time) Component {
+	out, problem := p.Component, ""
+	if p.check != nil && p.State == Running {
+		problem = p.check()
+	}
+	if problem == "" {
+		p.found = time.Time{}
+		return out
+	}
+	if p.found.IsZero() {
+		p.found = now()
+	}
+	out.State, out.Since, out.Message = Degraded, p.found, problem
+	return out
 }
 
 // NewBoard makes an empty board. now is its clock.
@@ -103,6 +122,17 @@ func (p *Part) Set(s State, message string) {
 	p.board.notify()
 }
 
+// SetCheck sets a function that each report calls while the part is running. A problem that it returns makes the part
+// degraded in that report. The function must not block.
+func (p *Part) SetCheck(check func() string) {
+	if p == nil {
+		return
+	}
+	p.board.mu.Lock()
+	defer p.board.mu.Unlock()
+	p.part.check = check
+}
+
 func (b *Board) notify() {
 	close(b.changed)
 	b.changed = make(chan struct{})
@@ -123,7 +153,7 @@ func (b *Board) Components() []Component {
 	slices.SortStableFunc(parts, func(x, y *part) int { return cmp.Compare(x.order, y.order) })
 	out := make([]Component, len(parts))
 	for i, p := range parts {
-		out[i] = p.Component
+		out[i] = p.shown(b.now)
 	}
 	return out
 }

@@ -33,7 +33,8 @@ type Report struct {
 	// Members are the machines of the cluster as this machine's gossip knows them. There are none before this machine
 	// is a gossip member.
 	Members []Member `json:"members,omitempty"`
-	// Notes are sentences about features that this cluster's users may expect and that coracle does not have yet.
+	// Notes are sentences about features that this cluster's users may expect and that coracle does not have yet, and
+	// about what may become a problem.
 	Notes []string `json:"notes,omitempty"`
 	// Problems are sentences that say what is wrong and what to do.
 	Problems []string `json:"problems"`

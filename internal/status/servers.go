@@ -57,6 +57,8 @@ type Servers struct {
 	Failures string `json:"failures"`
 	// Problems are sentences that say what is wrong and what to do.
 	Problems []string `json:"problems"`
+	// Notes are sentences about what may become a problem.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Roles of a server in the store.
@@ -89,6 +91,12 @@ type ClusterServer struct {
 	Full    bool   `json:"full,omitempty"` // its disk is full
 	// Stalled says that its disk does not finish a write. The server replies, and does not count for a majority.
 	Stalled bool `json:"stalled,omitempty"`
+	// Refusing is why it refuses writes, as in the metric coracle_store_writes_refused.
+	Refusing string `json:"refusing,omitempty"`
+	// Quota is how many bytes its memory allows for the store; 0 if it does not say so. ClusterQuota is how many the
+	// cluster may have, if it leads.
+	Quota        int64 `json:"quota,omitempty"`
+	ClusterQuota int64 `json:"clusterQuota,omitempty"`
 }
 
 // Failures returns a sentence that says which failures of servers a cluster can survive, and the problems of its
@@ -150,6 +158,8 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	for _, s := range servers {
 		if s.Full {
 			problems = append(problems, fmt.Sprintf("%s: the disk of its store is full. Nothing is lost; free some space there", s.Name))
+		} else if s.Refusing != "" && !s.Self { // this server's own reason is on the line of its store
+			problems = append(problems, s.Name+": "+RefusalProblem(s.Refusing))
 		}
 	}
 	switch {

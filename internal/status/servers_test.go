@@ -73,4 +73,15 @@ func TestStatusSaysWhichFailuresAreSurvived(t *testing.T) {
 	if _, problems := status.Failures(full); len(problems) != 1 || !strings.Contains(problems[0], "b: the disk") {
 		t.Errorf("a full disk: %q", problems)
 	}
+	for _, reason := range []string{"disk_full", "disk_failing", "quota"} {
+		refusing := servers("leader voter voter")
+		refusing[0].Refusing = reason
+		if _, problems := status.Failures(refusing); len(problems) != 1 || !strings.Contains(problems[0], "a: writes are refused") {
+			t.Errorf("%s: %q", reason, problems)
+		}
+		refusing[0].Self = true // the line of the store says it
+		if _, problems := status.Failures(refusing); len(problems) != 0 {
+			t.Errorf("%s on the server that reports: %q", reason, problems)
+		}
+	}
 }

@@ -135,3 +135,27 @@ func TestMemoryIsParsedFromProcStatus(t *testing.T) {
 	testenv.Equal(t, m, (Memory{RSS: 2 << 20, Anonymous: 1 << 20, File: 1000 << 10, Swap: 4 << 10}), "")
 	testenv.WantError(t, testenv.Err(ReadMemory(0)), "process 0")
 }
+
+// TestPartIsAskedForItsProblem: a part that runs is degraded while it has a problem, and since when the first report
+// found that.
+func TestPartIsAskedForItsProblem(t *testing.T) {
+	now := time.Unix(1000, 0)
+	board := NewBoard(func() time.Time { return now })
+	part := board.Part("store")
+	problem := "writes are refused"
+	part.SetCheck(func() string { return problem })
+	if c := board.Components()[0]; c.State != Starting {
+		t.Errorf("%+v", c)
+	}
+	part.Set(Running, "")
+	for range 2 {
+		if c := board.Components()[0]; c.State != Degraded || c.Message != problem || !c.Since.Equal(time.Unix(1000, 0)) {
+			t.Errorf("%+v", c)
+		}
+		now = now.Add(time.Minute)
+	}
+	problem = ""
+	if c := board.Components()[0]; c.State != Running || c.Message != "" {
+		t.Errorf("%+v", c)
+	}
+}

@@ -25,6 +25,9 @@ type Command struct {
 	Session, Seq, Floor uint64
 	// Fence, unless it is 0, is the only raft term in which the command may run.
 	Fence uint64
+	// Deleting says that the command is a step of a deletion, so that it may use the quota's reserve. It is for the
+	// leader that admits the command, and not encoded.
+	Deleting bool
 }
 
 // A log entry carries one or more commands:

@@ -5,6 +5,7 @@ package mvcc
 import (
 	"bytes"
 	"cmp"
+	"iter"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -40,20 +41,58 @@ func ReadOnly(r *pb.TxnRequest) bool {
 
 // Grows says whether a request may add data, whichever of its branches are chosen. Requests that do not grow may still
 // be run when there is no room.
-func Grows(req Request) bool {
+func Grows(req Request) bool { return Added(req) > 0 }
+
+// Added returns how many bytes a request may add to Stats.TotalBytes, by all of its branches together. Deletion marks
+// do not count.
+func Added(req Request) int64 {
+	added := int64(0)
+	for put := range puts(req) {
+		added += sizeOf(put.Key, put.Value)
+	}
+	if _, grants := req.(*pb.LeaseGrantRequest); grants {
+		added += sizeOf(nil, nil)
+	}
+	return added
+}
+
+// Lengthened returns by how many bytes a request's values are longer than those that it replaces, by all of its
+// branches together. A key that does not exist counts as an empty one.
+func (v *View) Lengthened(req Request) int64 {
+	longer := int64(0)
+	for put := range puts(req) {
+		present := 0
+		v.Walk(put.Key, nil, v.rev, func(at *Version) bool {
+			present = len(at.kv.Value)
+			return false
+		})
+		longer += int64(max(0, len(put.Value)-present))
+	}
+	return longer
+}
+
+// puts iterates over the puts of a request, those of nested transactions included.
+func puts(req Request) iter.Seq[*pb.PutRequest] {
+	return func(yield func(*pb.PutRequest) bool) { eachPut(req, yield) }
+}
+
+func eachPut(req Request, yield func(*pb.PutRequest) bool) bool {
 	switch r := req.(type) {
-	case *pb.PutRequest, *pb.LeaseGrantRequest:
-		return true
+	case *pb.PutRequest:
+		return yield(r)
 	case *pb.TxnRequest:
 		for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 			for _, op := range ops {
-				if op.GetRequestPut() != nil || op.GetRequestTxn() != nil && Grows(op.GetRequestTxn()) {
-					return true
+				if put := op.GetRequestPut(); put != nil && !yield(put) {
+					return false
+				}
+				if txn := op.GetRequestTxn(); txn != nil && !eachPut(txn, yield) {
+					return false
 				}
 			}
 		}
 	}
-	return false
+	return true
 }
 
 // Txn answers a transaction that is ReadOnly.

@@ -55,9 +55,11 @@ func (v *Version) at(rev int64) *Version {
 }
 
 // Size returns about how many bytes the version uses in memory.
-func (v *Version) Size() int64 {
+func (v *Version) Size() int64 { return sizeOf(v.kv.Key, v.kv.Value) }
+
+func sizeOf(key, value []byte) int64 {
 	const overhead = 128 + 16 // the struct, and its share of a tree node
-	return int64(len(v.kv.Key)+len(v.kv.Value)) + overhead
+	return int64(len(key)+len(value)) + overhead
 }
 
 // HistorySize returns how many bytes of history exist because of this version: those of the version that it replaced,

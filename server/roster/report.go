@@ -55,6 +55,7 @@ func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
 	out := &status.Servers{Servers: servers, Problems: []string{}}
 	words, problems := status.Failures(servers)
 	out.Failures, out.Problems = words, append(out.Problems, problems...)
+	r.o.Judge(out)
 	return out, nil
 }
 
@@ -115,6 +116,7 @@ func listServers(states []raftstore.MemberState, names, published map[string]str
 		c := status.ClusterServer{
 			Name: names[m.Name], ID: strconv.FormatUint(m.ID, 16), ServerID: m.Name, Role: status.NonVoter,
 			Self: m.Self, Answers: m.Answers, Lag: m.Lag, Version: m.Version, Full: m.Full, Stalled: m.Stalled,
+			Refusing: string(m.Refusing), Quota: m.Quota, ClusterQuota: m.ClusterQuota,
 		}
 		switch {
 		case c.Name != "":

@@ -26,6 +26,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -52,6 +53,8 @@ type Options struct {
 	// Survey asks the members for their state. ReachedBy returns which servers reach those that did not answer.
 	Survey    func(context.Context) []raftstore.MemberState
 	ReachedBy func(context.Context, []raftstore.MemberState) map[string][]string
+	// Judge adds to a report what the servers' quotas mean for the store, or nothing until the store is open.
+	Judge func(*status.Servers)
 	// KV returns the store's client, nil until the store is open.
 	KV func() clientv3.KV
 

@@ -74,6 +74,11 @@ func (c *Checked) readState(in *disk.Inspection) error {
 
 // readEntries reads each entry, which checks its checksum, and decodes it.
 func readEntries(in *disk.Inspection) error {
+	return eachEntry(in, func(*raft.Log, []mvcc.Command) {})
+}
+
+// eachEntry calls do with each entry of commands in the log.
+func eachEntry(in *disk.Inspection, do func(*raft.Log, []mvcc.Command)) error {
 	if in.LastIndex == 0 {
 		return nil
 	}
@@ -85,11 +90,44 @@ func readEntries(in *disk.Inspection) error {
 		if entry.Type != raft.LogCommand {
 			continue
 		}
-		if _, err := mvcc.DecodeEntry(entry.Data); err != nil {
+		commands, err := mvcc.DecodeEntry(entry.Data)
+		if err != nil {
 			return fmt.Errorf("log entry %d is undamaged, but cannot be read by this version of coracle: %w", i, err)
 		}
+		do(&entry, commands)
 	}
 	return nil
+}
+
+// ReadStore returns the state of a store's directory, as of the last entry in its log, and changes nothing. The newest
+// entries may be ones that no majority has, which the next start drops. The server must not run.
+func ReadStore(path string) (_ *mvcc.View, err error) {
+	in, err := disk.Inspect(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no store in %s: %w", path, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	state, after := mvcc.New(), uint64(0)
+	if in.Snapshot != nil {
+		r, err := in.State()
+		if err != nil {
+			return nil, err
+		}
+		defer r.Close()
+		if state, err = mvcc.Restore(r); err != nil {
+			return nil, fmt.Errorf("the snapshot in %s is undamaged, but cannot be read: %w", path, err)
+		}
+		after = in.Snapshot.Index
+	}
+	err = eachEntry(in, func(entry *raft.Log, commands []mvcc.Command) {
+		if entry.Index > after { // the log keeps some entries that the snapshot has
+			state.ApplyEntry(entry.Index, entry.Term, commands)
+		}
+	})
+	return state.Freeze(), err
 }
 
 // Seen returns a revision for raftstore.Restore: that of the newest snapshot of the cluster's store in a folder, which

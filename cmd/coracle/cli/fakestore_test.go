@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/snapshots"
+	"github.com/coracle-k8s/coracle/server/storeusage"
 )
 
 // runStore runs a real store in a server's folder, as a server does, until ctx ends. It calls ready when it serves.
@@ -72,6 +73,7 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 			return nil, nil
 		},
 	})
+	admin.Handle("GET "+status.UsagePath, storeusage.Handler(func() *raftstore.Store { return s }))
 	admin.Handle(snapshots.Path, keeper.Handler())
 	admin.Handle(snapshots.Path+"/", keeper.Handler())
 	_ = os.Remove(p.StoreSocket) // of a process before, if there is one

@@ -28,7 +28,7 @@ func (a *App) statusCommand() *cobra.Command {
 		Use: "status", GroupID: groupUse, Short: "Show what runs, since when, how much memory it uses, and what is wrong", Args: noArgs,
 		Long: `Asks the coracle that runs on this machine for its state. The exit code is 0 when everything is well, 1 when something is
 wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" name Services
-that wait for an address.`,
+that wait for an address, or a store that nears its quota.`,
 	}
 	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
@@ -98,7 +98,7 @@ func addServers(r *status.Report, s *status.Servers, err error) {
 		}
 		return
 	}
-	r.Servers, r.Problems = s, append(r.Problems, s.Problems...)
+	r.Servers, r.Problems, r.Notes = s, append(r.Problems, s.Problems...), append(r.Notes, s.Notes...)
 }
 
 // whyNotRunning says why coracle does not run, by the files that the last process left.

@@ -16,9 +16,10 @@ import (
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc/status"
+	grpcstatus "google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 )
@@ -31,11 +32,11 @@ func (a *App) storeCommand() *cobra.Command {
 		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store",
 		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and restore one.
 
-"status", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and "recover" work
-on the files of one that is stopped. A backup is the store alone; "coracle snapshot" saves the whole cluster.
+"status", "usage", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and
+"recover" work on the files of one that is stopped, as does "usage" there. A backup is the store alone; "coracle snapshot" saves the whole cluster.
 docs/operations/store.md has the procedures.`,
-	}, a.storeStatusCommand(), former(a.memberListCommand(), "members", "member-list"), former(a.memberRemoveCommand(), "remove NAME",
-		"member-remove"),
+	}, a.storeStatusCommand(), a.storeUsageCommand(), former(a.memberListCommand(), "members", "member-list"),
+		former(a.memberRemoveCommand(), "remove NAME", "member-remove"),
 		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand())
 }
 
@@ -77,7 +78,7 @@ func reachable(ctx context.Context, path string) error {
 
 // plainWords removes gRPC's prefix from an error's message.
 func plainWords(err error) error {
-	if s, ok := status.FromError(err); ok && s != nil {
+	if s, ok := grpcstatus.FromError(err); ok && s != nil {
 		return errors.New(s.Message())
 	}
 	return err
@@ -110,14 +111,4 @@ func isTerminal(f any) bool {
 }
 
 // bytesText formats a size for users.
-func bytesText(n int64) string {
-	switch {
-	case n < 1000:
-		return fmt.Sprintf("%d B", n)
-	case n < 1_000_000:
-		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
-	case n < 1_000_000_000:
-		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
-	}
-	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
-}
+func bytesText(n int64) string { return status.Bytes(n) }

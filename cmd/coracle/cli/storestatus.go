@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // storeStatus is the output of coracle store status.
@@ -139,13 +140,16 @@ func countKeys(ctx context.Context, c *clientv3.Client) (int64, error) {
 // countTimeout is how long counting the keys may take. It usually takes some milliseconds.
 const countTimeout = 2 * time.Second
 
-// problemText replaces etcd's fixed phrase for a full disk by coracle's own text.
+// problemText replaces the store's phrases for what it refuses writes for by texts with advice.
 func problemText(text, dir string) string {
-	if strings.Contains(text, "database space exceeded") {
+	switch {
+	case strings.Contains(text, "database space exceeded"): // etcd's phrase
 		return "the disk of " + dir + " is full: writes are refused, reads go on. Nothing is lost. Free some space; writes are accepted " +
 			"again by themselves"
+	case strings.Contains(text, "the quota is used up"):
+		return status.RefusalProblem("quota")
 	}
-	return text
+	return status.RefusalProblem("disk_failing") + " (" + text + ")"
 }
 
 func listMembers(ctx context.Context, c *clientv3.Client, st *clientv3.StatusResponse) ([]storeMember, error) {
@@ -237,6 +241,9 @@ func (s *storeStatus) print(w io.Writer, now time.Time) error {
 	}
 	for _, p := range s.Problems {
 		b.WriteString("! " + p + "\n")
+	}
+	if s.QuotaBytes > 0 && s.Bytes*5 >= s.QuotaBytes*4 {
+		fmt.Fprintf(&b, "note: the keys take %d%% of the quota. coracle store usage says what takes most\n", s.Bytes*100/s.QuotaBytes)
 	}
 	return printText(w, b.String())
 }

@@ -24,6 +24,7 @@ interface Server {
   version?: string;
   full?: boolean;
   stalled?: boolean;
+  refusing?: string;
   reachedBy?: string[] | null;
 }
 
@@ -42,6 +43,7 @@ export interface Report {
   networkBackend?: string;
   failures: string;
   problems: string[];
+  notes: string[];
   components: Component[];
   /** trouble is why the report is old; empty while it is not. */
   trouble: string;
@@ -66,6 +68,7 @@ export function useServers(): Signal<Report | null> {
             servers: r.servers ?? [],
             failures: r.failures ?? "",
             problems: r.problems ?? [],
+            notes: r.notes ?? [],
             components: r.components ?? [],
             store: r.store,
             snapshots: r.snapshots,
@@ -135,6 +138,7 @@ function stateOf(s: Server): { text: string; tone: Tone } {
     return others.length ? { text: S.servers.reachedBy(others.join(", ")), tone: "passing" } : { text: S.servers.silent, tone: "bad" };
   if (s.stalled) return { text: S.servers.stalled, tone: "bad" };
   if (s.full) return { text: S.servers.full, tone: "bad" };
+  if (s.refusing) return { text: S.servers.refusing, tone: "bad" };
   return { text: S.servers.answers, tone: "good" };
 }
 
@@ -172,6 +176,11 @@ export function Servers({ report: r }: { report: Report }) {
           })}
         </tbody>
       </table>
+      {r.notes.map((text) => (
+        <p key={text} class="passing">
+          {visible(text)}
+        </p>
+      ))}
       <More report={r} />
     </section>
   );
@@ -189,7 +198,7 @@ function More({ report: r }: { report: Report }) {
     facts.push([
       S.servers.store,
       S.servers.storeText(bytes(r.store.live), bytes(r.store.total), r.store.quota ? bytes(r.store.quota) : ""),
-      r.store.quota && r.store.total > r.store.quota * 0.8 ? "passing" : "",
+      r.store.quota && r.store.live >= r.store.quota * 0.8 ? "passing" : "",
     ]);
   if (snapshots) {
     const last = snapshots.last

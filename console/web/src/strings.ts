@@ -499,6 +499,7 @@ export const S = {
     silent: "no answer",
     stalled: "answers, its disk does not finish a write",
     full: "answers, its disk is full",
+    refusing: "answers, its store refuses writes",
     reachedBy: (names: string) => `no answer here, reached by ${names}`,
     lag: (n: number) => (n === 1 ? "1 entry" : `${n} entries`),
     virtualIP: "Virtual address",
