@@ -47,7 +47,7 @@ func (s *Store) openPeers() (*clustered, error) {
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
 		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
-		election:   &election{raftTimers: &raftTimers{peers: others}, missed: timers.NewSignal()},
+		election:   &election{raftTimers: &raftTimers{peers: others}, leader: s.leader, missed: timers.NewSignal()},
 		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
 		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota},
 	}
@@ -66,6 +66,8 @@ func (s *Store) openPeers() (*clustered, error) {
 		Snapshot: r.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
 		Timeout: 5 * r.opts.ElectionTimeout,
+
+		Answered: s.leader.noteAnswered, Unanswered: p.election.doubtLeader,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
@@ -135,6 +137,7 @@ func (p *clustered) close() {
 
 // published sends the commit index to the other servers, if this one leads.
 func (p *clustered) published() {
+	p.forwarder.leader.noteApplied(p.peers.fsm.view().Applied())
 	if term, index, ok := committed(p.leadership, p.peers.replica); ok {
 		p.peers.Committed(term, index)
 	}

@@ -145,7 +145,8 @@ func (f *forwarder) forward(entry []byte, deleting []int) func() ([]mvcc.Result,
 		if count, err := mvcc.CommandsOf(entry); err != nil || count != len(results) {
 			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is not for what it was asked")
 		}
-		_, _ = f.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // the batch is done; a caller that cannot wait gets the results anyway
+		// The batch is done: a caller that cannot wait gets the results anyway.
+		_, _ = f.leader.awaitApplied(ctx, f.fsm, binary.LittleEndian.Uint64(answer))
 		return results, nil
 	}
 }

@@ -34,8 +34,8 @@ func (h Health) Removed() bool {
 // has denied it since. A server confirms it by leading this one, or when it is asked.
 func (h Health) MembershipConfirmed() bool { return h.leader.counted.Load() }
 
-// CutOff says whether the others count this server and have a leader that this server does not hear. OtherLeader is
-// then a server that reaches that leader.
+// CutOff says whether the others count this server and have a leader that this server does not hear, or cannot call.
+// OtherLeader is then a server that reaches that leader.
 func (h Health) CutOff() bool {
 	w := h.leader.without.Load()
 	return !h.leader.hasLeader() && w != nil && !w.removed && w.address != ""
@@ -46,10 +46,10 @@ func (h Health) CutOff() bool {
 // It returns "" if there is none. This server may not know the leader as a member: while its disk is stalled it learns
 // of no new members.
 func (h Health) OtherLeader() string {
-	lead, _ := h.leader.get()
-	if w := h.leader.without.Load(); w != nil && !lead.known() {
+	if w := h.leader.without.Load(); w != nil && !h.leader.hasLeader() {
 		return w.address
 	}
+	lead, _ := h.leader.get()
 	if lead.Self {
 		return ""
 	}
@@ -57,7 +57,8 @@ func (h Health) OtherLeader() string {
 }
 
 // WithoutLeader returns since when this server has had no leader that it can use, the zero time while it has one. A
-// leader can be used if it is this server, or if this server hears it. The channel is closed when that begins or ends.
+// leader can be used if it is this server, or if this server hears it, gets answers to its calls, and gets its entries.
+// The channel is closed when that begins or ends.
 // A store that has just been opened has no leader.
 func (h Health) WithoutLeader() (since time.Time, changed <-chan struct{}) {
 	return h.leader.leaderless()

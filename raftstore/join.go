@@ -302,6 +302,7 @@ func (ms *membership) savePeers() {
 		}
 	}
 	ms.Retain(ids)
+	ms.leader.retainUnanswered(servers)
 	if err := ms.dir.SavePeers(peers); err != nil {
 		ms.log.Debug("could not note the other servers' addresses", "err", err)
 	}

@@ -5,6 +5,8 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // A leader is the server that leads the cluster, as far as this server knows.
@@ -42,12 +45,19 @@ type leaderBoard struct {
 	// missing is since when this server has had no leader that it can use. It is zero while there is one.
 	missing  time.Time
 	presents chan struct{} // closed and replaced when missing is set or cleared
+	// unanswered has the addresses of other servers that were the leader when a call to them got no answer, until one
+	// gets an answer.
+	unanswered map[raft.ServerAddress]struct{}
+	anyone     atomic.Bool // unanswered is not empty
+	// behind is the index of a committed entry for which a request has waited for too long, until this server has
+	// applied it. It is 0 if there is none.
+	behind atomic.Uint64
 
 	refreshing sync.Mutex    // held while refresh finds out who leads
 	heard      timers.Signal // sent when the transport heard another leader
 
-	// without is the last report of other servers that have a leader while this one has none. It is nil if they
-	// reported no leader, or if this server knows a leader.
+	// without is the last report of other servers that have a leader while this one has none that it can use. It is nil
+	// if they reported no leader, or if this server has one.
 	without atomic.Pointer[reportedLeader]
 	counted atomic.Bool // see Health.MembershipConfirmed
 
@@ -64,6 +74,7 @@ const askedAgainAfter = 10 * time.Second
 func newLeaderBoard(closing context.Context) *leaderBoard {
 	b := &leaderBoard{
 		closing: closing, changed: make(chan struct{}), heard: timers.NewSignal(), missing: time.Now(), presents: make(chan struct{}),
+		unanswered: map[raft.ServerAddress]struct{}{},
 	}
 	b.present, b.endPresent = context.WithCancel(context.Background())
 	return b
@@ -105,7 +116,7 @@ func (b *leaderBoard) set(now leader) {
 
 // noteUsable notes whether there is a leader that this server can use. b.mu is held.
 func (b *leaderBoard) noteUsable() {
-	usable := b.now.known()
+	usable := b.usable()
 	if usable == b.missing.IsZero() {
 		return
 	}
@@ -117,6 +128,95 @@ func (b *leaderBoard) noteUsable() {
 	b.presents = make(chan struct{})
 }
 
+// usable says whether there is a leader that answers this server's calls, and whose entries arrive. b.mu is held.
+func (b *leaderBoard) usable() bool {
+	_, unanswered := b.unanswered[b.now.Address]
+	return b.now.Self || b.now.known() && !unanswered && b.behind.Load() == 0
+}
+
+// behindAfter is how long a request may wait until this server has applied a committed entry. After that the server
+// counts as one without a leader until it has: heartbeats may arrive where entries do not.
+const behindAfter = 3 * time.Second
+
+// awaitApplied returns the first view that holds a committed command.
+func (b *leaderBoard) awaitApplied(ctx context.Context, f *fsm, index uint64) (*mvcc.View, error) {
+	began := time.Now()
+	view, err := f.wait(ctx, index)
+	if err != nil && time.Since(began) >= behindAfter {
+		b.noteBehind(index)
+		b.noteApplied(f.view().Applied())
+	}
+	return view, err
+}
+
+func (b *leaderBoard) noteBehind(index uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.behind.Store(index)
+	b.noteUsable()
+	b.heard.Send()
+}
+
+// noteApplied notes how far this server has applied the log.
+func (b *leaderBoard) noteApplied(index uint64) {
+	if behind := b.behind.Load(); behind == 0 || index < behind {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.behind.Store(0)
+	b.noteUsable()
+	b.heard.Send()
+}
+
+// noteUnanswered notes that the server at an address gives no answer to calls.
+func (b *leaderBoard) noteUnanswered(address raft.ServerAddress) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unanswered[address] = struct{}{}
+	b.anyone.Store(true)
+	b.noteUsable()
+	b.heard.Send()
+}
+
+// noteAnswered notes that the server at an address has answered a call.
+func (b *leaderBoard) noteAnswered(address string) {
+	if !b.anyone.Load() {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.unanswered[raft.ServerAddress(address)]; !ok {
+		return
+	}
+	delete(b.unanswered, raft.ServerAddress(address))
+	b.anyone.Store(len(b.unanswered) > 0)
+	b.noteUsable()
+	b.heard.Send()
+}
+
+// retainUnanswered drops the notes about servers that are members no longer.
+func (b *leaderBoard) retainUnanswered(members []raft.Server) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.unanswered, func(address raft.ServerAddress, _ struct{}) bool {
+		return !slices.ContainsFunc(members, func(m raft.Server) bool { return m.Address == address })
+	})
+	b.anyone.Store(len(b.unanswered) > 0)
+	b.noteUsable()
+}
+
+// leavesUnanswered says whether the server at an address gave no answer to this server's newest call.
+func (b *leaderBoard) leavesUnanswered(address raft.ServerAddress) bool {
+	if !b.anyone.Load() {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, unanswered := b.unanswered[address]
+	return unanswered
+}
+
 // leaderless returns since when this server has had no leader that it can use, and a channel that is closed when that
 // changes. The time is zero while there is one.
 func (b *leaderBoard) leaderless() (since time.Time, changed <-chan struct{}) {
@@ -125,10 +225,11 @@ func (b *leaderBoard) leaderless() (since time.Time, changed <-chan struct{}) {
 	return b.missing, b.presents
 }
 
-// hasLeader says whether there is a leader, as far as this server knows.
+// hasLeader says whether there is a leader that this server can use, as far as it knows.
 func (b *leaderBoard) hasLeader() bool {
-	known, _ := b.presence()
-	return known
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.usable()
 }
 
 // get returns the present leader, and a channel that is closed at the next change.
@@ -213,11 +314,11 @@ func (w *leaderWatch) run(ctx context.Context) {
 	for had := false; ; {
 		w.refresh()
 		w.replication.setTimers()
-		now, _ := w.leader.get()
-		if had && !now.known() {
+		has := w.leader.hasLeader()
+		if had && !has {
 			patience.Reset(leaderlessAfter)
 		}
-		if had = now.known(); had {
+		if had = has; had {
 			w.leader.without.Store(nil)
 			w.leader.counted.Store(true)
 		}
@@ -226,7 +327,7 @@ func (w *leaderWatch) run(ctx context.Context) {
 			return
 		case <-patience.C:
 			w.leader.endStreams()
-			if !now.known() {
+			if !has {
 				w.spawn(func() { w.replication.reportRemoval(ctx) })
 				patience.Reset(askedAgainAfter)
 			}

@@ -198,7 +198,7 @@ func (p *peers) responsive(id raft.ServerID, within time.Duration) bool {
 
 type infoReply struct {
 	Cluster, ID string
-	Leader      string // the leader's address, if known
+	Leader      string // the address of the leader, if there is one that the server can use
 	Members     []raft.Server
 	Applied     uint64 // raft index
 	Full        bool   // the server's disk is full
@@ -213,5 +213,8 @@ type infoReply struct {
 
 func (ms *membership) serveInfo(context.Context, nothing) (infoReply, error) {
 	lead, _ := ms.leader.get()
+	if !ms.leader.hasLeader() {
+		lead = leader{}
+	}
 	return ms.quota.info(lead), nil
 }

@@ -34,7 +34,7 @@ func (r *reads) linearizable(ctx context.Context) (*mvcc.View, error) {
 	}
 	ctx, cancel := etcdapi.WithTimeout(ctx, r.opts.RequestTimeout)
 	defer cancel()
-	return r.fsm.wait(ctx, index)
+	return r.leader.awaitApplied(ctx, r.fsm, index)
 }
 
 // reads finds read indexes. One round is under way at a time. Reads that begin meanwhile share the next round, which

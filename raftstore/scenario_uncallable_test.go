@@ -3,7 +3,13 @@
 package raftstore
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -51,4 +57,202 @@ func TestScenarioIsolatedServerSaysSo(t *testing.T) {
 			})
 		}
 	}
+}
+
+// writesAgain is how long a majority that is well may take to write again from its first failed call on. Where attempts
+// to connect get no answer, a call fails only after two election timeouts, and an entry for which raft needs another
+// connection waits until that attempt fails.
+const (
+	writesAgain       = 2 * time.Second
+	writesAgainSilent = writesAgain + 600*time.Millisecond
+	connectsSilent    = 10 * time.Second
+)
+
+// dialBlock keeps new connections from being made between some servers. Those that are there stay, as with a
+// certificate that ends, a firewall that lets only established connections pass, or a process without file descriptors.
+type dialBlock struct {
+	shut   atomic.Pointer[func(from, to string) bool] // nil: none
+	silent atomic.Bool                                // an attempt to connect gets no answer, instead of an error
+}
+
+func (d *dialBlock) tune(o *Options) {
+	name, dial := o.NodeID, o.Network.Dial
+	o.Network.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+		switch shut := d.shut.Load(); {
+		case shut == nil || !(*shut)(name, address):
+			return dial(ctx, address)
+		case d.silent.Load():
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return nil, errors.New("tls: certificate has expired or is not yet valid")
+	}
+}
+
+// No new connection is made to one server, from it, or both, while raft's old ones last and carry the leader's
+// heartbeats. The others write within seconds, with another leader if need be. Where it is not the leader, the leader
+// stays.
+func TestScenarioNoNewConnections(t *testing.T) {
+	for _, size := range []int{3, 5} {
+		for _, who := range []string{"leader", "follower"} {
+			for _, way := range []string{"both", "in", "out"} {
+				t.Run(fmt.Sprintf("%d %s %s", size, who, way), func(t *testing.T) {
+					seeds(t, 1, func(t *testing.T, seed uint64) {
+						for _, quiet := range []time.Duration{5 * time.Second, 90 * time.Second} {
+							for _, silent := range []bool{false, true} {
+								d := &dialBlock{}
+								d.silent.Store(silent)
+								scenarioOf(t, seed, size, d.tune, func(c *cluster) { noNewConnections(c, d, who == "leader", way, quiet) })
+							}
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func noNewConnections(c *cluster, d *dialBlock, leads bool, way string, quiet time.Duration) {
+	c.serves(c.nodes...)
+	c.pass(5 * time.Second)
+	leader := c.leader()
+	victim, term := leader, leader.term()
+	if !leads {
+		victim = c.others(leader)[0]
+	}
+	shut := func(from, to string) bool {
+		return from == victim.name && way != "in" || to == victim.name && way != "out"
+	}
+	d.shut.Store(&shut)
+	c.pass(quiet)
+	what := fmt.Sprintf("quiet for %v, silent: %v: ", quiet, d.silent.Load())
+	within := writesAgain
+	if d.silent.Load() && quiet > time.Minute {
+		within = writesAgainSilent
+	} else if d.silent.Load() {
+		within = connectsSilent
+	}
+	began := time.Now()
+	for _, n := range c.others(victim) {
+		err := c.writes(n, within-time.Since(began))
+		c.endIf(err != nil, "%s%s, which is well, wrote nothing within %v: %v", what, n.name, within, err)
+	}
+	c.Logf("%sa write after %v", what, time.Since(began))
+	if d.silent.Load() {
+		within = connectsSilent
+	}
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); c.pass(time.Second) {
+		for _, n := range c.nodes {
+			err := c.writes(n, within)
+			since, _ := n.running().Health().WithoutLeader()
+			says := !since.IsZero()
+			c.endIf(err != nil && n != victim, "%s%s, which is well, wrote nothing within %v: %v", what, n.name, within, err)
+			c.endIf(err != nil && !says && time.Since(began) > saysSoWithin, "%s%s wrote nothing and does not say so: %v", what, n.name, err)
+		}
+	}
+	grown := c.newest() - term
+	c.failIf(grown > 2 || !leads && grown > 0, "%s%d terms since", what, grown)
+	d.shut.Store(nil)
+	c.pass(5 * time.Second)
+	c.serves(c.nodes...)
+}
+
+// Some voters cannot connect to the leader, and have no connection for calls left. Where they are no majority, the
+// leader stays: they say that they have no leader that they can use, and where their clients find one, until it answers
+// them. Where they are one, another server leads.
+func TestScenarioSomeCannotCallTheLeader(t *testing.T) {
+	for _, of := range []struct{ size, unable int }{{3, 1}, {5, 1}, {5, 2}, {5, 3}} {
+		t.Run(fmt.Sprintf("%d of %d", of.unable, of.size), func(t *testing.T) {
+			seeds(t, 1, func(t *testing.T, seed uint64) {
+				d := &dialBlock{}
+				scenarioOf(t, seed, of.size, d.tune, func(c *cluster) { someCannotCall(c, d, of.unable) })
+			})
+		})
+	}
+}
+
+func someCannotCall(c *cluster, d *dialBlock, count int) {
+	c.serves(c.nodes...)
+	leader := c.leader()
+	unable, term := c.others(leader)[:count], leader.term()
+	shut := func(from, to string) bool {
+		return to == leader.name && slices.Contains(names(unable), from)
+	}
+	d.shut.Store(&shut)
+	c.pass(90 * time.Second) // connections for calls are closed when they are unused
+	began := time.Now()
+	for ; time.Since(began) < 2*time.Minute; c.pass(time.Second) {
+		for _, n := range c.nodes {
+			err := c.writes(n, writesAgain)
+			since, _ := n.running().Health().WithoutLeader()
+			c.endIf(err != nil && since.IsZero(), "%s wrote nothing and does not say so: %v", n.name, err)
+			c.endIf(err != nil && (count > c.voters(leader)/2 || !contains(unable, n)), "%s wrote nothing: %v", n.name, err)
+		}
+	}
+	grown := c.newest() - term
+	if count > len(c.nodes)/2 {
+		c.failIf(grown == 0 || grown > 2 || leader.leads(), "%d terms since, and %s leads: %v", grown, leader.name, leader.leads())
+	} else {
+		c.failIf(grown > 0, "%d terms since", grown)
+		for _, n := range unable {
+			h := n.running().Health()
+			c.failIf(!h.CutOff() || h.OtherLeader() == leader.name, "%s is cut off: %v, and sends its clients to %q", n.name, h.CutOff(), h.OtherLeader())
+		}
+	}
+	d.shut.Store(nil)
+	c.pass(2 * mostUnanswered) // no client calls anything meanwhile
+	for _, n := range c.nodes {
+		since, _ := n.running().Health().WithoutLeader()
+		c.failIf(!since.IsZero(), "%s has had no leader since %v, and could call it again for %v", n.name, since, 2*mostUnanswered)
+	}
+	c.serves(c.nodes...)
+}
+
+// Links between servers are cut at random, one way or both. After a while each server is asked to write. A server that
+// cannot, while another one can, says so: its nodes are to turn to the other.
+func TestScenarioCutsAreReported(t *testing.T) {
+	for _, size := range []int{3, 5} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			stages(t, 1, size, nil, func(c *cluster) {
+				for range 4 {
+					cutsAreReported(c)
+				}
+			})
+		})
+	}
+}
+
+func cutsAreReported(c *cluster) {
+	c.pass(5 * time.Second)
+	var story []string
+	often, oneWay := 0.15+0.5*c.rand.Float64(), c.rand.IntN(3) == 0
+	for i, a := range c.nodes {
+		for _, b := range c.nodes[:i] {
+			there := c.rand.Float64() < often
+			back := there && !oneWay || oneWay && c.rand.Float64() < often/2
+			if there {
+				c.net.Cut(a.name, b.name)
+				story = append(story, a.name+" to "+b.name)
+			}
+			if back {
+				c.net.Cut(b.name, a.name)
+				story = append(story, b.name+" to "+a.name)
+			}
+		}
+	}
+	c.pass(75 * time.Second)
+	var unable []*node
+	for _, n := range c.nodes {
+		if c.writes(n, 7*time.Second) != nil {
+			unable = append(unable, n)
+		}
+	}
+	for _, n := range unable {
+		since, _ := n.running().Health().WithoutLeader()
+		c.failIf(len(unable) < len(c.nodes) && since.IsZero(),
+			"cut from %s: %s cannot write, others can, and it does not say so", strings.Join(story, ", "), n.name)
+	}
+	c.net.HealAll()
+	c.pass(15 * time.Second)
+	c.serves(c.nodes...)
 }

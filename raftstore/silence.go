@@ -30,10 +30,14 @@ import (
 // that miss the leader.
 type election struct {
 	*raftTimers
-	ended   atomic.Pointer[ended] // the last leader whose process was found to have ended
-	stood   atomic.Pointer[stand] // the last candidacy of this server
-	polling atomic.Bool           // the value of electionState.Polling
-	missed  timers.Signal         // sent when another voter misses the leader, or the leader's process has ended
+	leader   *leaderBoard
+	ended    atomic.Pointer[ended] // the last leader whose process was found to have ended
+	stood    atomic.Pointer[stand] // the last candidacy of this server
+	polling  atomic.Bool           // the value of electionState.Polling
+	doubting atomic.Bool           // a goroutine calls the leader, since a call got no answer
+	// recalling says that a goroutine calls a server that gave no answer when it led.
+	recalling atomic.Bool
+	missed    timers.Signal // sent when another voter misses the leader, or the leader has ended or gives no answer
 }
 
 // missAfter is how long a voter must not have heard the leader before it asks the others. agreeAfter is how long it
@@ -58,10 +62,13 @@ type electionState struct {
 	Silent   time.Duration // time since it heard the leader
 	Follower bool          // it can become a candidate: it is none yet, does not lead, and waits for no pre-votes
 	Leads    bool
-	Standing bool   // it has begun a candidacy, which may still be under way
-	Polling  bool   // it asks the others, and becomes a candidate if a majority of them misses the leader
-	Ended    bool   // it has found the leader's process to have ended
-	Term     uint64 // raft's term
+	Standing bool // it has begun a candidacy, which may still be under way
+	Polling  bool // it asks the others, and becomes a candidate if a majority of them misses the leader
+	Ended    bool // it has found the leader's process to have ended
+	// Unanswered says that the leader gives no answer to its calls. AskerUnanswered says that the server that asks led
+	// when its calls to that one got no answer, and none has got one since.
+	Unanswered, AskerUnanswered bool   `json:",omitempty"`
+	Term                        uint64 // raft's term
 	// LogTerm and LogIndex are those of its newest entry. It votes for no server whose log ends earlier.
 	LogTerm, LogIndex uint64
 	FlushDuration     time.Duration `json:"FlushTakes"` // of a recent write to its disk, or of the one under way if that takes longer
@@ -78,6 +85,10 @@ type electionStateRequest struct {
 	Within time.Duration `json:",omitempty"`
 	// Reach asks for Reached.
 	Reach bool `json:",omitempty"`
+	// Calls asks the voter to call that leader before it answers.
+	Calls *leaderCall `json:",omitempty"`
+	// Address is that of the server that asks.
+	Address raft.ServerAddress `json:",omitempty"`
 }
 
 // reaches says whether voter a's log has all entries that b's log has, so that b could vote for a.
@@ -104,7 +115,8 @@ func (e *election) ownState() electionState {
 	out := electionState{
 		ID: string(e.id), Silent: time.Since(e.LeaderContact()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
 		Standing: e.candidacyPending(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
-		LogTerm: logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
+		Unanswered: e.unanswered(),
+		LogTerm:    logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
 	}
 	if last := e.stood.Load(); last != nil {
 		out.VoteFlush = time.Duration(last.voteFlush.Load())
@@ -117,8 +129,12 @@ func (e *election) serveElectionState(ctx context.Context, q electionStateReques
 	if e.diskStalled() {
 		return electionState{}, errDiskStalled
 	}
+	if q.Calls != nil {
+		e.serveLeaderCall(*q.Calls)
+	}
 	e.checkLeaderNow()
 	out := e.ownState()
+	out.AskerUnanswered = e.askerUnanswered(q.Address)
 	if q.Within > 0 {
 		out.FlushDuration = e.flushDurationNow(ctx, q.Within)
 	}
@@ -134,11 +150,13 @@ func (e *election) serveElectionState(ctx context.Context, q electionStateReques
 func (e *election) checkLeaderNow() { e.missed.Send() }
 
 // misses says whether the voter that gave the answer a, or this one, misses the leader.
-func (e *election) misses(a electionState) bool { return a.Ended || a.Silent >= e.agreeAfter() }
+func (e *election) misses(a electionState) bool {
+	return a.Ended || a.Unanswered || a.Silent >= e.agreeAfter()
+}
 
 // missesLeader says whether this voter misses the leader.
 func (e *election) missesLeader() bool {
-	return e.misses(electionState{Ended: e.leaderEnded(), Silent: time.Since(e.LeaderContact())})
+	return e.misses(electionState{Ended: e.leaderEnded(), Unanswered: e.unanswered(), Silent: time.Since(e.LeaderContact())})
 }
 
 // pollVoters asks the other voters, except but, for their election state. It returns the answers that arrive in time.
@@ -194,7 +212,7 @@ func (e *election) missLeader(ctx context.Context) {
 		case <-timer.C:
 		}
 		wait := e.missAfter() - time.Since(e.LeaderContact())
-		if e.leaderEnded() {
+		if e.leaderEnded() || e.unanswered() {
 			wait, excused = 0, true
 		}
 		switch late := time.Since(due) > lateBy; {
@@ -274,7 +292,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		but, answers = "", e.pollVoters(ctx, "", candidacyDelay)
 		agreed, ahead, settled = e.tally(ctx, own, answers)
 	}
-	if settled {
+	if settled || e.unfit(answers) {
 		return candidacyDelay
 	}
 	if agreed <= e.voters()/2 {
@@ -297,7 +315,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		return candidacyDelay
 	}
 	e.log.Info("a majority has no contact with the store's leader: starting an election", "leader", leader, "ended", own.Ended,
-		"silent", own.Silent.Round(time.Millisecond))
+		"unanswered", own.Unanswered, "silent", own.Silent.Round(time.Millisecond))
 	if !e.startElection(ctx) {
 		return candidacyDelay
 	}

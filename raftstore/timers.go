@@ -122,6 +122,7 @@ const flushWait = 50 * time.Millisecond
 // that reaches enough of the fast ones could do better. A candidate asks for flushes since it last heard the leader, as
 // does a voter that has missed the leader for longer than an election takes: a fast disk may have stalled a moment ago.
 func (e *election) question() (q electionStateRequest) {
+	q.Address = e.address
 	switch {
 	case e.raft.State() == raft.Leader:
 		q.Reach = true

@@ -26,8 +26,10 @@ func TestNamesOfCalls(t *testing.T) {
 		{etcdapi.Lease{}, "Exists Granted Left Keys"},
 		{reachRequest{}, "Majority"},
 		{reachReply{}, "Reached Unfit"},
-		{electionState{}, "ID Silent Follower Leads Standing Polling Ended Term LogTerm LogIndex FlushTakes VoteFlush Reached"},
-		{electionStateRequest{}, "Within Reach"},
+		{electionState{}, "ID Silent Follower Leads Standing Polling Ended Unanswered AskerUnanswered " +
+			"Term LogTerm LogIndex FlushTakes VoteFlush Reached"},
+		{electionStateRequest{}, "Within Reach Calls Address"},
+		{leaderCall{}, "ID Address Term"},
 	} {
 		var names []string
 		of := reflect.TypeOf(test.of)

@@ -138,7 +138,8 @@ type caller struct {
 	unanswered atomic.Int64
 	// suspected is how many connections suspect has ended since a call was answered.
 	suspected atomic.Int32
-	underWay  int // number of calls; guarded by Transport.mu
+	underWay  int           // number of calls; guarded by Transport.mu
+	failed    chan struct{} // closed and replaced when an attempt to connect fails; guarded by Transport.mu
 }
 
 // ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
@@ -190,7 +191,10 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	}
 	defer t.exit(c)
 	var reply message
+	stop := t.watch(c, began)
 	err = c.client.Invoke(ctx, callMethod, &message{method: method, body: body}, &reply)
+	stop()
+	t.outcome(ctx, c, began, err)
 	if err == nil {
 		c.suspected.Store(0)
 		if p := c.peer.Load(); p != nil {
@@ -285,7 +289,17 @@ func (t *Transport) caller(address string) (*caller, error) {
 		c.underWay++
 		return c, nil
 	}
-	c := &caller{address: address, underWay: 1}
+	c, err := t.newCaller(address)
+	if err != nil {
+		return nil, err
+	}
+	c.underWay = 1
+	t.callers[address] = c
+	return c, nil
+}
+
+func (t *Transport) newCaller(address string) (*caller, error) {
+	c := &caller{address: address, failed: make(chan struct{})}
 	client, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // Options.Dial authenticates
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dialCalls(ctx, c) }),
@@ -305,7 +319,6 @@ func (t *Transport) caller(address string) (*caller, error) {
 		return nil, status.Errorf(codes.Internal, "make a connection for calls to %s: %v", address, err)
 	}
 	c.client = client
-	t.callers[address] = c
 	return c, nil
 }
 
@@ -317,6 +330,10 @@ func (t *Transport) dialCalls(ctx context.Context, c *caller) (net.Conn, error) 
 	refused, _ := errors.AsType[*RefusedError](err)
 	c.refused.Store(refused)
 	if err != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		close(c.failed)
+		c.failed = make(chan struct{})
 		return nil, err
 	}
 	p := t.peer(id)

@@ -77,6 +77,11 @@ type Options struct {
 	// error is sent back as a gRPC status. It may keep and change body. Nil refuses all calls.
 	Handle func(ctx context.Context, from, method string, body []byte) ([]byte, error)
 
+	// Answered and Unanswered, if set, are called with the address of a server that was called. Answered: anything has
+	// arrived from it since the call began. Unanswered: there was no connection to it, or nothing has arrived until the
+	// call ended, or for as long as silentAfter while the call waits. Both must be quick.
+	Answered, Unanswered func(address string)
+
 	// Timeout is how long a heartbeat, a pre-vote or a connection may take, for example three to five election
 	// timeouts. Votes get five times as much, at least 15 s. Entries get five times as much, at least 5 s, because
 	// their answers wait for a disk, and a second more for each 32 KiB. A snapshot may take as long as it makes

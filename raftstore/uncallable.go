@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
+)
+
+// A leader whose heartbeats arrive may be one that no other server can call. Connections that exist go on to carry
+// heartbeats after a certificate has ended, behind a firewall that lets no new connection pass, or when the leader's
+// process has no file descriptors left. No write and no read of a follower's client is done then.
+//
+// So a server whose call to the leader found no connection, or got no answer at all, calls the leader again. If that
+// gets no answer either, it has the other voters call the leader. Each voter that gets none misses the leader, as if it
+// did not hear it (silence.go), and a majority replaces it. An error is an answer, also of a server whose disk stalls.
+// While nothing is called there is nothing to notice, and no timer runs.
+
+const (
+	// answersWithin is how many election timeouts a leader has to answer a voter that calls it again. A new connection
+	// over a link of 80 ms each way takes 640 ms with its handshakes.
+	answersWithin = 4
+	// mostUnanswered is the longest pause until a leader that gives no answer is called again. The pause begins with
+	// candidacyDelay, and doubles.
+	mostUnanswered = 3 * time.Second
+)
+
+// leaderCall asks a voter to call a leader.
+type leaderCall struct {
+	ID      raft.ServerID
+	Address raft.ServerAddress
+	Term    uint64
+}
+
+// leaderToCall returns the leader that this server follows, or an empty address if there is none.
+func (e *election) leaderToCall() (l leaderCall) {
+	l.ID, l.Address, l.Term = e.LeaderSeen()
+	if l.Term == 0 || e.raft.State() == raft.Leader || e.raft.CurrentTerm() > l.Term {
+		return leaderCall{}
+	}
+	return l
+}
+
+// unanswered says whether the leader gives no answer to this server's calls.
+func (e *election) unanswered() bool {
+	l := e.leaderToCall()
+	return l.Address != "" && e.leader.leavesUnanswered(l.Address)
+}
+
+// doubtLeader is called when a call to an address has had no answer. If the leader is there, a goroutine calls it
+// again.
+func (e *election) doubtLeader(address string) {
+	select {
+	case <-e.started:
+	default:
+		return
+	}
+	if l := e.leaderToCall(); l.Address == "" || string(l.Address) != address || !e.doubting.CompareAndSwap(false, true) {
+		return
+	}
+	if !e.spawn(e.callLeaderUntilAnswered) {
+		e.doubting.Store(false)
+	}
+}
+
+// callLeaderUntilAnswered calls the leader and has the others call it, until it answers or there is another one.
+func (e *election) callLeaderUntilAnswered() {
+	defer e.doubting.Store(false)
+	for pause := candidacyDelay; ; pause = min(2*pause, mostUnanswered) {
+		l := e.leaderToCall()
+		if l.Address == "" {
+			return
+		}
+		answers := make(chan bool, 1)
+		go func() { answers <- e.answers(l.ID, l.Address) }()
+		asks := time.NewTimer(e.opts.ElectionTimeout)
+		var asking sync.WaitGroup
+		select {
+		case <-asks.C: // the others need as long, so they begin meanwhile
+			asking.Go(func() { e.haveOthersCall(l) })
+			if <-answers {
+				asking.Wait()
+				return
+			}
+		case answered := <-answers:
+			asks.Stop()
+			if answered {
+				return
+			}
+			asking.Go(func() { e.haveOthersCall(l) })
+		}
+		asking.Wait()
+		e.checkLeaderNow()
+		if !timers.Sleep(e.ctx, pause) {
+			return
+		}
+	}
+}
+
+// answers calls a leader and notes whether it answers.
+func (e *election) answers(id raft.ServerID, address raft.ServerAddress) bool {
+	ctx, cancel := context.WithTimeout(e.ctx, answersWithin*e.opts.ElectionTimeout)
+	defer cancel()
+	body, answered := e.Answers(ctx, string(address), callTerm)
+	if len(body) > 8 && string(body[8:]) != string(id) { // another member may have this address now
+		answered = false
+	}
+	switch {
+	case answered:
+		e.leader.noteAnswered(string(address))
+	case e.ctx.Err() == nil:
+		e.leader.noteUnanswered(address)
+	}
+	return answered
+}
+
+// haveOthersCall has the other voters call a leader. It returns when a majority has done so, or can no longer.
+func (e *election) haveOthersCall(l leaderCall) {
+	ctx, cancel := context.WithTimeout(e.ctx, (answersWithin+1)*e.opts.ElectionTimeout)
+	defer cancel()
+	body, err := json.Marshal(electionStateRequest{Calls: &l})
+	if err != nil {
+		return
+	}
+	var asking sync.WaitGroup
+	for _, server := range votersOf(e.raft.GetConfiguration().Configuration().Servers) {
+		if server.ID != e.id && server.ID != l.ID {
+			asking.Go(func() { _, _ = e.Call(ctx, string(server.Address), callElectionState, body) })
+		}
+	}
+	asking.Wait()
+}
+
+// serveLeaderCall calls a leader for another server, if this server follows the same one.
+func (e *election) serveLeaderCall(l leaderCall) {
+	if now := e.leaderToCall(); now != l || e.answers(l.ID, l.Address) {
+		return
+	}
+	if e.doubting.CompareAndSwap(false, true) && !e.spawn(func() {
+		// It has just been called, so this begins with the pause.
+		if timers.Sleep(e.ctx, candidacyDelay) {
+			e.callLeaderUntilAnswered()
+			return
+		}
+		e.doubting.Store(false)
+	}) {
+		e.doubting.Store(false)
+	}
+}
+
+// A leader that was replaced since it gave no answer is unfit to lead until a call to it gets one. No leadership is
+// transferred to it, since that takes an answer to a call. It does not stand by itself either while a majority of the
+// voters tells it so. If no other voter is elected, raft's own timers let it stand.
+
+// unfit says whether a majority of the voters reports that this server gave no answer as a leader.
+func (e *election) unfit(answers []electionState) bool {
+	without := 0
+	for _, a := range answers {
+		if a.AskerUnanswered {
+			without++
+		}
+	}
+	return without > e.voters()/2
+}
+
+// askerUnanswered says whether the server that asks gave no answer when it led. If so it is called again, for the next
+// time that it asks.
+func (e *election) askerUnanswered(asker raft.ServerAddress) bool {
+	if asker == "" || !e.leader.leavesUnanswered(asker) {
+		return false
+	}
+	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
+		if server.Address == asker && e.recalling.CompareAndSwap(false, true) && !e.spawn(func() {
+			defer e.recalling.Store(false)
+			e.answers(server.ID, asker)
+		}) {
+			e.recalling.Store(false)
+		}
+	}
+	return true
+}
