@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/klauspost/compress/zstd"
@@ -28,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/agent/registries"
+	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -168,6 +170,7 @@ configs:
 		present, pinned := n.has(name)
 		testenv.False(t, present != want || pinned != want, "%s: present %t, pinned %t, want %t", name, present, pinned, want)
 	}
+	n.unpins("example.org/one:1", "layout.tar.gz")
 	for _, name := range []string{"plain.example.org/plain/app:1", "rewritten.example.org/team/app:1"} {
 		if _, err := n.images.PullImage(context.Background(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: name}}); err != nil {
 			t.Errorf("pull %s: %v", name, err)
@@ -186,6 +189,30 @@ configs:
 	resp := testenv.Must(
 		n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: "example.org/one:1"}}))(t)
 	testenv.Equal(t, resp.Image.GetId(), digest(makeImage(t, "changed", "").config), "the changed archive's image is")
+	testenv.True(t, resp.Image.GetPinned(), "the image of an archive that is there again is not pinned")
+}
+
+// unpins takes the pin of an image that came from an archive. The kubelet then sees an image like others.
+func (n *node) unpins(name, archive string) {
+	n.t.Helper()
+	c := testenv.Must(client.New(runtimeOptions(n.dir).Address()))(n.t)
+	defer c.Close()
+	store := images.Containerd{Client: c, Namespace: containerd.Namespace}
+	pinned := testenv.Must(store.Pinned(n.t.Context()))(n.t)
+	if from, ok := pinned[name]; !ok || from.Archive != archive || from.Device == 0 {
+		n.t.Errorf("%s: pinned %t, its origin is %+v, want %s", name, ok, from, archive)
+	}
+	if from, ok := pinned[embedded.PauseImage]; ok && from != (images.Origin{}) {
+		n.t.Errorf("the pause image came from %+v", from)
+	}
+	testenv.NoError(n.t, store.Unpin(n.t.Context(), name))
+	testenv.Until(n.t, 2*time.Minute, "the kubelet may collect "+name, func() bool {
+		present, pinned := n.has(name)
+		return present && !pinned
+	})
+	testenv.NoError(n.t, store.Unpin(n.t.Context(), "example.org/none:1"))
+	_, still := testenv.Must(store.Pinned(n.t.Context()))(n.t)[name]
+	testenv.False(n.t, still, "%s is pinned still", name)
 }
 
 // TestLostContentComesAgain takes the files of content away, as a dying disk does, while the records say that they are

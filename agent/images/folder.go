@@ -47,6 +47,8 @@ type Folder struct {
 
 	index  map[string]entry
 	failed map[string]fs.FileInfo // these are not imported again until they change
+	// orphans are pinned images that no archive has, with the time since when.
+	orphans map[string]time.Time
 }
 
 // errBusy means that a program is still writing the file.
@@ -58,7 +60,7 @@ func (f *Folder) open() error {
 	}
 	f.Settle = cmp.Or(f.Settle, DefaultSettle)
 	f.Logger = cmp.Or(f.Logger, slog.Default())
-	f.failed = map[string]fs.FileInfo{}
+	f.failed, f.orphans = map[string]fs.FileInfo{}, map[string]time.Time{}
 	if err := os.MkdirAll(f.Dir, 0o755); err != nil {
 		return fmt.Errorf("images: make the images folder: %w", err)
 	}
@@ -84,11 +86,12 @@ func (f *Folder) ImportAll(ctx context.Context) error {
 func (f *Folder) scan(ctx context.Context) (busy []string, err error) {
 	names, err := f.archives()
 	if err != nil {
+		clear(f.orphans) // an archive counts as missing from when the folder is readable again
 		return nil, err
 	}
 	for name := range f.index {
 		if !slices.Contains(names, name) {
-			delete(f.index, name) // its images stay
+			delete(f.index, name) // its images stay pinned for a while (settlePins)
 		}
 	}
 	for _, name := range names {
@@ -171,7 +174,11 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 		return e, false, err
 	}
 	sum := sha256.New()
-	names, err := f.Store.Import(ctx, io.TeeReader(file, sum), FallbackName(name))
+	device, err := deviceOf(f.Dir)
+	if err != nil {
+		return e, false, err
+	}
+	names, err := f.Store.Import(ctx, io.TeeReader(file, sum), FallbackName(name), Origin{device, name})
 	if err != nil {
 		if after, serr := file.Stat(); serr == nil && (after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime())) {
 			return e, false, errBusy // it changed during the import, which failed for that

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,10 +31,11 @@ type fakeStore struct {
 	mu      sync.Mutex
 	images  map[string]bool
 	imports []string
+	pinned  map[string]images.Origin
 	written bool // names stay as they are written, as in versions that did not normalize them
 }
 
-func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string) ([]string, error) {
+func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string, from images.Origin) ([]string, error) {
 	data, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
@@ -49,9 +51,29 @@ func (s *fakeStore) Import(_ context.Context, r io.Reader, fallback string) ([]s
 		if !s.written {
 			names[i+1], _ = images.Normalize(n)
 		}
-		s.images[names[i+1]] = true
+		s.images[names[i+1]], s.pinned[names[i+1]] = true, from
 	}
 	return names[1:], nil
+}
+
+func (s *fakeStore) Pinned(context.Context) (map[string]images.Origin, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.pinned), nil
+}
+
+func (s *fakeStore) SetOrigin(_ context.Context, name string, from images.Origin) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pinned[name] = from
+	return nil
+}
+
+func (s *fakeStore) Unpin(_ context.Context, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pinned, name)
+	return nil
 }
 
 func (s *fakeStore) Complete(_ context.Context, name string) (bool, error) {
@@ -76,7 +98,7 @@ type fixture struct {
 }
 
 func newFixture(t *testing.T) *fixture {
-	return &fixture{t: t, dir: t.TempDir(), store: &fakeStore{images: map[string]bool{}}, log: &strings.Builder{}}
+	return &fixture{t: t, dir: t.TempDir(), store: &fakeStore{images: map[string]bool{}, pinned: map[string]images.Origin{}}, log: &strings.Builder{}}
 }
 
 func (x *fixture) Write(p []byte) (int, error) {

@@ -139,7 +139,7 @@ func TestOnlyWhatTheArchiveHeldIsImported(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			imported, blobs, err := s.read(ctx, bytes.NewReader(test.archive), "docker.io/library/private", s.Client.ImageService())
+			imported, blobs, err := s.read(ctx, bytes.NewReader(test.archive), "docker.io/library/private", Origin{}, s.Client.ImageService())
 			testenv.Require(t, err == nil && len(imported) == 1, "imported %v: %v", imported, err)
 			testenv.NoError(t, s.label(ctx, imported[0], blobs))
 			testenv.Equal(t, s.Imported(ctx, digest.FromBytes(p.config).String()), test.want, "it is for every pod:")

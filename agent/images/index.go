@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -25,6 +26,9 @@ type entry struct {
 func (e entry) same(info fs.FileInfo) bool {
 	return e.Size == info.Size() && e.ModTime.Equal(info.ModTime())
 }
+
+// has reports whether the archive had an image of that name.
+func (e entry) has(image string) bool { return slices.Contains(e.Images, image) }
 
 // loadIndex reads the index. A damaged index counts as empty: importing again costs only time.
 func loadIndex(path string) (map[string]entry, error) {

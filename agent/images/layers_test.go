@@ -84,7 +84,7 @@ func TestForeignLayersAreRefused(t *testing.T) {
 			q.manifest = encode(t, m)
 			q.descriptor = descriptorOf(ocispec.MediaTypeImageManifest, q.manifest)
 			files[digest.FromBytes(q.manifest).Encoded()] = q.manifest
-			imported, blobs, err := s.read(ctx, bytes.NewReader(q.layout(t, files)), "docker.io/library/private", s.Client.ImageService())
+			imported, blobs, err := s.read(ctx, bytes.NewReader(q.layout(t, files)), "docker.io/library/private", Origin{}, s.Client.ImageService())
 			testenv.Require(t, err == nil && len(imported) == 1, "imported %v: %v", imported, err)
 			err = s.label(ctx, imported[0], blobs)
 			if refused := errors.Is(err, errOtherLayer); refused != c.refused || err != nil && !refused {

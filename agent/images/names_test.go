@@ -84,7 +84,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 					t.Errorf("the name that no image had is %v: %v", im.Target.Digest, err)
 				}
 			}
-			if names, err := s.Import(ctx, bytes.NewReader(archive), "docker.io/library/x"); err == nil || len(names) > 0 {
+			if names, err := s.Import(ctx, bytes.NewReader(archive), "docker.io/library/x", Origin{}); err == nil || len(names) > 0 {
 				t.Fatalf("imported %v: %v", names, err)
 			}
 			asBefore()
@@ -93,7 +93,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 			leased, done, err := s.Client.WithLease(ctx)
 			testenv.NoError(t, err)
 			w := newWrittenNames(s.Client)
-			if _, _, err := s.read(leased, bytes.NewReader(archive), "docker.io/library/x", w); err != nil {
+			if _, _, err := s.read(leased, bytes.NewReader(archive), "docker.io/library/x", Origin{}, w); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Must(db.GarbageCollect(ctx))(t)
@@ -138,7 +138,7 @@ func TestNamesAreThoseOfPods(t *testing.T) {
 				files["blobs/sha256/"+digest.FromBytes(data).Encoded()] = data
 			}
 			w := newWrittenNames(s.Client)
-			got, _, err := s.read(ctx, bytes.NewReader(archive(t, files)), "docker.io/library/file", w)
+			got, _, err := s.read(ctx, bytes.NewReader(archive(t, files)), "docker.io/library/file", Origin{}, w)
 			if err != nil || len(got) != 1 || got[0].Name != want || w.names[want].is != p.descriptor.Digest {
 				t.Errorf("%s in %s is %+v, %v; want %s", in, annotation, got, err, want)
 			}

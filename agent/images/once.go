@@ -30,7 +30,7 @@ func ImportOnce(ctx context.Context, store Store, archive, name, recordFile stri
 	} else if complete && record[name].SHA256 == want.SHA256 {
 		return nil
 	}
-	if want.Images, err = store.Import(ctx, bytes.NewReader(data), FallbackName(archive)); err != nil {
+	if want.Images, err = store.Import(ctx, bytes.NewReader(data), FallbackName(archive), Origin{}); err != nil {
 		return fmt.Errorf("import %s: %w", archive, err)
 	}
 	if complete, err := store.Complete(ctx, name); err != nil || !complete {

@@ -3,8 +3,10 @@
 // Package images imports images into the node's image store without a registry: the pause image embedded in coracle,
 // and archives that the operator puts into the images folder.
 //
-// It owns the index of imported archives. It never removes an image: only the operator does that. The kubelet's garbage
-// collection leaves imported images alone, because they could not be fetched again.
+// It owns the index of imported archives, and the pins of their images. It never removes an image. The kubelet's
+// garbage collection leaves images alone as long as their archive is there, because they could not be fetched again.
+// When the archive has been gone for a while, the operator does not want them any more, and the collection may take
+// them.
 package images
 
 import (
@@ -42,8 +44,14 @@ const importedLabel = "coracle/imported"
 type Store interface {
 	// Import reads one archive (docker-archive or OCI layout; plain, gzip or zstd) and returns the names of its images,
 	// which can be run when it returns. fallback is the name of an image for which the archive has only a tag, or no
-	// name.
-	Import(ctx context.Context, r io.Reader, fallback string) ([]string, error)
+	// name. The images are pinned, and from is recorded as their origin.
+	Import(ctx context.Context, r io.Reader, fallback string, from Origin) ([]string, error)
+	// Pinned returns the names of the images that are not collected, with their origins.
+	Pinned(ctx context.Context) (map[string]Origin, error)
+	// SetOrigin records the origin of a pinned image. Unpin lets the image be collected. Both do nothing if there is no
+	// such image.
+	SetOrigin(ctx context.Context, name string, from Origin) error
+	Unpin(ctx context.Context, name string) error
 	// Complete reports whether the store has an image of that name with all that a container of it needs on this
 	// machine.
 	Complete(ctx context.Context, name string) (bool, error)
@@ -64,7 +72,7 @@ type Containerd struct {
 }
 
 // Import implements Store.
-func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (names []string, err error) {
+func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string, from Origin) (names []string, err error) {
 	ctx = namespaces.WithNamespace(ctx, s.Namespace)
 	plain, err := compression.DecompressStream(r)
 	if err != nil {
@@ -84,7 +92,7 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 			err = errors.Join(err, written.restore(ctx), s.Clean(ctx))
 		}
 	}()
-	imported, blobs, err := s.read(ctx, plain, fallback, written)
+	imported, blobs, err := s.read(ctx, plain, fallback, from, written)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, fmt.Errorf("it is cut off, or no archive of images at all: %w", err)
 	}
@@ -106,7 +114,8 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 
 // read imports an archive's images into the store. It writes their names through names, and returns which content the
 // archive had.
-func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, names images.Store) ([]images.Image, *heldBlobs, error) {
+func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, from Origin,
+	names images.Store) ([]images.Image, *heldBlobs, error) {
 	blobs := &heldBlobs{Store: s.Client.ContentStore()}
 	importer, err := blobs.importer(s.Client, names)
 	if err != nil {
@@ -116,7 +125,7 @@ func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, 
 		client.WithImageRefTranslator(func(ref string) string { return refName(ref, fallback) }),
 		client.WithImportPlatform(platforms.Default()),
 		client.WithSkipMissing(), // archives of multi-platform images often hold one platform's files
-		client.WithImageLabels(map[string]string{pinnedLabel: pinnedValue}),
+		client.WithImageLabels(from.labels()),
 	)
 	return imported, blobs, err
 }

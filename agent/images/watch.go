@@ -21,11 +21,13 @@ func (f *Folder) Run(ctx context.Context) error {
 	defer w.Close()
 	w.Add(f.Dir)
 	due := map[string]time.Time{}
+	var pins time.Time // when settlePins is due
 	rescan := func() error {
 		busy, err := f.scan(ctx)
 		for _, name := range busy {
 			due[name] = time.Now().Add(f.Settle)
 		}
+		pins = f.settlePins(ctx, time.Now())
 		return err
 	}
 	if err := rescan(); err != nil && ctx.Err() == nil {
@@ -53,8 +55,9 @@ func (f *Folder) Run(ctx context.Context) error {
 			}
 		case now := <-timer.C:
 			f.handleDue(ctx, now, due)
+			pins = f.settlePins(ctx, now)
 		}
-		timer.Reset(untilNext(due))
+		timer.Reset(untilNext(due, pins))
 	}
 }
 
@@ -71,9 +74,13 @@ func (f *Folder) handleDue(ctx context.Context, now time.Time, due map[string]ti
 	}
 }
 
-// untilNext returns the time until the earliest file is due, and a day if there is none.
-func untilNext(due map[string]time.Time) time.Duration {
+// untilNext returns the time until the earliest file is due, or the pins are if that time is not zero. It returns a day
+// if there is none.
+func untilNext(due map[string]time.Time, pins time.Time) time.Duration {
 	next := 24 * time.Hour
+	if !pins.IsZero() {
+		next = min(next, time.Until(pins))
+	}
 	for _, at := range due {
 		next = min(next, time.Until(at))
 	}
