@@ -64,6 +64,9 @@ func readCluster(ctx context.Context, t *config.Tool, now time.Time) (*clusterSt
 	out := &clusterState{}
 	out.addNodes(nodes.Items)
 	out.addPods(pods.Items, now, t.Paths.ImagesDir)
+	if err := out.readImageGC(ctx, c, nodes.Items, pods.Items, now, t.Paths.ImagesDir); err != nil {
+		return nil, err
+	}
 	out.notes, err = withoutLoadBalancer(ctx, c)
 	return out, err
 }
@@ -148,8 +151,8 @@ func nodeTrouble(n *corev1.Node) string {
 		}
 		switch c.Type {
 		case corev1.NodeDiskPressure:
-			return fmt.Sprintf("node %s is low on disk space: images and then pods are removed. Free space, or see what uses it with "+
-				"coracle ctr images ls", n.Name)
+			return fmt.Sprintf("node %s is low on disk space: images that no pod uses are removed, but those that were imported and whose "+
+				"archives are there, and then pods are evicted. Free space, or see what uses it with coracle ctr images ls", n.Name)
 		case corev1.NodeMemoryPressure:
 			return fmt.Sprintf("node %s is low on memory: pods are evicted. Set memory limits for pods, or run fewer pods on this node",
 				n.Name)

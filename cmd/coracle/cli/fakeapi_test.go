@@ -74,6 +74,9 @@ func fakeAPI() *httptest.Server {
 			{APIVersion: "batch/v1", Kind: "Job", Name: "backup", Controller: new(true)}}}, Status: corev1.PodStatus{Phase: corev1.PodFailed}}
 		answer(w, 200, corev1.PodList{TypeMeta: kind("PodList"), Items: []corev1.Pod{pod, attempt}})
 	})
+	mux.HandleFunc("GET /api/v1/namespaces/default/events", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, 200, corev1.EventList{TypeMeta: kind("EventList")})
+	})
 	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) { answer(w, 200, map[string]string{"gitVersion": "v1"}) })
 	mux.HandleFunc("GET /api/v1/configmaps", func(w http.ResponseWriter, _ *http.Request) {
 		m := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Data: map[string]string{"a": os.Getenv("FAKE_PLANTED"), "b": ""}}
