@@ -340,6 +340,10 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
 	}
+	if err := s.pki.RecordRoot(); err != nil {
+		s.log.Warn("the first certificate of the authority server-ca could not be recorded, and it cannot be renewed before it is; the next "+
+			"start tries again", "error", err)
+	}
 	s.opened.Store(store)
 	s.board.store.SetCheck(func() string { return status.RefusalProblem(string(store.Health().Refusing())) })
 	upstream.Install(store.Client)

@@ -109,6 +109,10 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		Server: c.ServerURL, Others: f.others, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
 		Addresses: c.Node.IPs, External: c.Node.ExternalIPs,
 		Program: version.Get().Coracle, Part: p.Board.Part("certificates"), Logger: p.Log.Logger,
+		Restart: func() {
+			stopAll(cli.ErrRestart)
+			time.AfterFunc(stopPatience, p.Restart)
+		},
 	})
 	if err != nil {
 		return err

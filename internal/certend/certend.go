@@ -70,6 +70,34 @@ func SameKey(a, b crypto.PublicKey) bool {
 	return ok && k.Equal(b)
 }
 
+// IsRenewal reports whether one chain of an authority, in PEM, may replace another one: their first certificates have
+// the same key.
+func IsRenewal(former, next []byte) bool {
+	a, errA := cert.ParseCertsPEM(former)
+	b, errB := cert.ParseCertsPEM(next)
+	return errA == nil && errB == nil && SameKey(a[0].PublicKey, b[0].PublicKey)
+}
+
+// Later returns that of two chains in PEM that ends later, if next is a renewal of have or the reverse. Otherwise it
+// returns next.
+func Later(have, next []byte) []byte {
+	if IsRenewal(have, next) && firstEnd(have).After(firstEnd(next)) {
+		return have
+	}
+	return next
+}
+
+// firstEnd returns the earliest end of the certificates in PEM, without former ones.
+func firstEnd(pem []byte) (end time.Time) {
+	chain, _ := cert.ParseCertsPEM(pem) // the caller has parsed it
+	for _, c := range current(Named("", chain)) {
+		if end.IsZero() || c.NotAfter.Before(end) {
+			end = c.NotAfter
+		}
+	}
+	return end
+}
+
 // Ending returns the certificates that end within Notice or have ended, the earliest first.
 func Ending(certs []Certificate, now time.Time) []Certificate {
 	out := slices.DeleteFunc(current(certs), func(c Certificate) bool { return c.NotAfter.Sub(now) >= Notice })

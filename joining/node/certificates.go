@@ -11,7 +11,7 @@ import (
 )
 
 // RenewalHint says, on a node, how to renew an authority.
-const RenewalHint = "On a server: renew it with the key that it has, as docs/security.md says"
+const RenewalHint = "On each server: `coracle certificate renew-authority`, then restart coracle there. This machine takes the new ones by itself"
 
 // authorities returns this machine's copies of the authorities' certificates. It leaves out files that cannot be read.
 func (n *Node) authorities() []certend.Certificate {
@@ -45,6 +45,13 @@ func (n *Node) showCertificates(failed error) {
 		words += ". The last renewal failed: " + failed.Error()
 	}
 	n.o.Part.Set(status.Degraded, words)
+}
+
+// ended reports whether a certificate has ended.
+func (n *Node) ended() bool {
+	now := n.o.Now()
+	ending := certend.Ending(n.Certificates(), now)
+	return len(ending) > 0 && now.After(ending[0].NotAfter)
 }
 
 // untilEnd returns the time until the next end of a certificate, when the status changes, and most if there is none

@@ -62,7 +62,7 @@ const (
 	atStart = 5 * time.Second
 )
 
-// All fields of Options are required, except Others, Search, External, Part, Logger and Now.
+// All fields of Options are required, except Others, Search, External, Restart, Part, Logger and Now.
 type Options struct {
 	// Dir is the folder of the credentials. StateDir is the folder of password and settings.
 	Dir, StateDir string
@@ -84,6 +84,9 @@ type Options struct {
 	// Program is this program's version.
 	Program string
 	Now     func() time.Time
+	// Restart, when set, is called by Run when the servers have renewed authorities: clients that the node's parts have
+	// made trust the former certificates alone. Run then returns.
+	Restart func()
 	// Part is the line of the certificates in status.
 	Part   *status.Part
 	Logger *slog.Logger
@@ -96,8 +99,9 @@ type Node struct {
 	// Credentials names the files of the credentials. Settings are the cluster's.
 	Credentials nodecreds.Files
 	Settings    clusterconfig.Settings
-	// stale means that no server has replied in this run.
-	stale bool
+	// stale means that no server has replied in this run. renewed means that a response had other certificates of
+	// authorities than this machine had.
+	stale, renewed bool
 
 	mu     sync.Mutex // guards gossip and the state file
 	gossip clusterconfig.GossipKeys
@@ -284,13 +288,21 @@ func (n *Node) saveResponse(a *protocol.Response, k *keys) error {
 	if err := a.Settings.Validate(); err != nil {
 		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
 	}
-	f := n.Credentials
-	if have, err := os.ReadFile(f.ServerCAFile); err == nil && !bytes.Equal(have, a.ServerCA) {
-		if err := os.Remove(n.stateFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("leaving another cluster: %w", err)
+	f, serverCA, clientCA := n.Credentials, a.ServerCA, a.ClientCA
+	if have, err := os.ReadFile(f.ServerCAFile); err == nil {
+		if !sameCluster(have, serverCA) {
+			if err := os.Remove(n.stateFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("leaving another cluster: %w", err)
+			}
 		}
+		serverCA = certend.Later(have, serverCA) // this server may not have the renewed one yet
+		n.renewed = n.renewed || !bytes.Equal(have, serverCA)
 	}
-	if err := f.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: a.ServerCA, ClientCA: a.ClientCA}); err != nil {
+	if have, err := os.ReadFile(f.ClientCAFile); err == nil {
+		clientCA = certend.Later(have, clientCA)
+		n.renewed = n.renewed || !bytes.Equal(have, clientCA)
+	}
+	if err := f.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA}); err != nil {
 		return err
 	}
 	for i, c := range []struct {
@@ -302,7 +314,7 @@ func (n *Node) saveResponse(a *protocol.Response, k *keys) error {
 		if err != nil {
 			return fmt.Errorf("the server's certificate for %s cannot be used: %w", filepath.Base(c.path), err)
 		}
-		if have, err := tls.LoadX509KeyPair(c.path, c.path); err == nil && sameButDates(&have, &pair) && !n.dueFor(&have) {
+		if have, err := tls.LoadX509KeyPair(c.path, c.path); err == nil && sameButDates(&have, &pair) && !n.dueFor(&have, &pair) {
 			continue // nothing new: a start writes nothing
 		}
 		if err := atomicfile.Write(c.path, both, 0o600); err != nil {
@@ -316,6 +328,13 @@ func (n *Node) saveResponse(a *protocol.Response, k *keys) error {
 	n.Settings = a.Settings
 	n.mu.Unlock()
 	return n.writeState()
+}
+
+// sameCluster reports whether two chains of server-ca end with the same certificate, which names the cluster.
+func sameCluster(a, b []byte) bool {
+	x, errX := cert.ParseCertsPEM(a)
+	y, errY := cert.ParseCertsPEM(b)
+	return errX == nil && errY == nil && x[len(x)-1].Equal(y[len(y)-1])
 }
 
 // load reads what an earlier run has stored, and returns whether the node can start with that.
@@ -345,6 +364,7 @@ func (n *Node) load() bool {
 // Run renews the certificates until ctx is done.
 func (n *Node) Run(ctx context.Context) error {
 	last, soon := "", firstPause
+	n.renewed = false // the node's parts have not started before
 	var failed error
 	for {
 		n.showCertificates(failed)
@@ -353,7 +373,9 @@ func (n *Node) Run(ctx context.Context) error {
 		case n.stale:
 			pause = newsCheck
 		case n.due(): // repeatedly if new certificates do not last: the server's authority expires
-			pause, soon = soon, min(2*soon, renewPause)
+			if pause, soon = soon, min(2*soon, renewPause); n.ended() {
+				pause = min(pause, newsCheck)
+			}
 		default:
 			soon = firstPause
 		}
@@ -365,6 +387,10 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 		failed = n.joinOnce(ctx)
 		switch err := failed; {
+		case err == nil && n.renewed && n.o.Restart != nil:
+			n.o.Logger.Info("the servers have renewed authorities; the node's parts start again with their certificates")
+			n.o.Restart()
+			return nil
 		case err == nil:
 			n.stale, last = false, ""
 		case ctx.Err() == nil && !n.stale:
@@ -382,18 +408,19 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) due() bool {
 	return len(certend.Ending(n.authorities(), n.o.Now())) > 0 || slices.ContainsFunc(n.pairs(), func(path string) bool {
 		pair, err := tls.LoadX509KeyPair(path, path)
-		return err != nil || n.dueFor(&pair)
+		return err != nil || n.dueFor(&pair, &pair)
 	})
 }
 
-// dueFor reports whether a certificate should be renewed. One of the future was made while a clock was ahead. One that
-// does not name its machine is from a server of an earlier version.
-func (n *Node) dueFor(pair *tls.Certificate) bool {
-	now, life := n.o.Now(), pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)
-	if slices.Contains(pair.Leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && nodecreds.IdentityOf(pair.Leaf).Node == "" {
+// dueFor reports whether a certificate should be renewed, when next is what a server gives. One of the future was made
+// while a clock was ahead. One that does not name its machine is from a server of an earlier version. After the renewal
+// of an authority the next one lives longer.
+func (n *Node) dueFor(have, next *tls.Certificate) bool {
+	now, life := n.o.Now(), next.Leaf.NotAfter.Sub(next.Leaf.NotBefore)
+	if slices.Contains(have.Leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && nodecreds.IdentityOf(have.Leaf).Node == "" {
 		return true
 	}
-	return now.Before(pair.Leaf.NotBefore) || pair.Leaf.NotAfter.Sub(now) < life/renewPart
+	return now.Before(have.Leaf.NotBefore) || have.Leaf.NotAfter.Sub(now) < life/renewPart
 }
 
 // sameButDates reports whether a new certificate has the same content as the existing one, except dates and keys, and

@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/transport"
+	"k8s.io/client-go/util/cert"
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -78,6 +79,14 @@ func newServersWith(t *testing.T, authorities string) *servers {
 	testenv.NoError(t, err)
 	s.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: s.pki.Root(), Logger: slog.New(slog.DiscardHandler)})
 	testenv.NoError(t, err)
+	s.show(t)
+	s.start("127.0.0.1:0")
+	return s
+}
+
+// show makes the servers' certificate.
+func (s *servers) show(t *testing.T) {
+	t.Helper()
 	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	request := testenv.Must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key))(t)
 	chain := testenv.Must(s.pki.Sign(s.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"}), request))(t)
@@ -85,9 +94,10 @@ func newServersWith(t *testing.T, authorities string) *servers {
 	testenv.NoError(t, err)
 	s.shown, err = tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
 	testenv.NoError(t, err)
-	s.shown.Certificate = append(s.shown.Certificate, s.pki.Root().Raw)
-	s.start("127.0.0.1:0")
-	return s
+	roots := testenv.Must(cert.ParseCertsPEM(s.pki.NodesServerCA()))(t)
+	for _, c := range roots {
+		s.shown.Certificate = append(s.shown.Certificate, c.Raw)
+	}
 }
 
 func (s *servers) start(address string) {
@@ -125,19 +135,19 @@ func (s *servers) admit(_ context.Context, m server.Machine) (*protocol.Response
 	if s.password != m.Node.Password {
 		return nil, protocol.Refuse(protocol.CodeName, "another password")
 	}
-	a := &protocol.Response{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
+	a := &protocol.Response{Settings: settings, ServerCA: s.pki.NodesServerCA(), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
 	var errs [3]error
-	if s.earlier {
-		a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
-		a.Network, errs[1] = s.pki.Sign(s.pki.Network(""), m.Node.NetworkRequest)
-		a.Serving, errs[2] = s.pki.Sign(s.pki.NodeServing("", m.Node.Name, s.servingIPs), m.Node.ServingRequest)
-		return a, errors.Join(errs[:]...)
-	}
-	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name).For(m.Node.Name, m.Generation), m.Node.KubeletRequest)
 	serving := s.pki.NodeServing("", m.Node.Name, s.servingIPs)
 	if s.servingSigner != "" {
 		serving.Signer = s.servingSigner
 	}
+	if s.earlier {
+		a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
+		a.Network, errs[1] = s.pki.Sign(s.pki.Network(""), m.Node.NetworkRequest)
+		a.Serving, errs[2] = s.pki.Sign(serving, m.Node.ServingRequest)
+		return a, errors.Join(errs[:]...)
+	}
+	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name).For(m.Node.Name, m.Generation), m.Node.KubeletRequest)
 	a.Serving, errs[1] = s.pki.Sign(serving, m.Node.ServingRequest)
 	a.Network, errs[2] = s.pki.Sign(s.pki.Network("").For(m.Node.Name, m.Generation), m.Node.NetworkRequest)
 	return a, errors.Join(errs[:]...)

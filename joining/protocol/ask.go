@@ -21,6 +21,7 @@ import (
 
 	"k8s.io/client-go/util/cert"
 
+	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/token"
 )
@@ -116,7 +117,7 @@ func (q *Call) config(v *verifier) *tls.Config {
 type verifier struct {
 	token token.Token
 	root  *x509.Certificate // nil: the token's hash decides
-	seen  *x509.Certificate // the presented root
+	seen  *x509.Certificate // the presented root that names the cluster
 }
 
 var errNoServer = errors.New("is no server of a Coracle cluster")
@@ -125,13 +126,14 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	if s.NegotiatedProtocol != Protocol {
 		return errNoServer
 	}
-	root := s.PeerCertificates[len(s.PeerCertificates)-1]
-	if v.root != nil && !root.Equal(v.root) {
+	named := s.PeerCertificates[len(s.PeerCertificates)-1]
+	if v.root != nil && !named.Equal(v.root) {
 		return token.ErrOtherCluster
 	}
-	if err := v.token.VerifyCA(root); err != nil {
+	if err := v.token.VerifyCA(named); err != nil {
 		return err
 	}
+	root := renewed(s.PeerCertificates)
 	at := root.NotBefore                   // not this machine's clock: if that is wrong, the server's refusal explains it
 	for _, c := range s.PeerCertificates { // a leaf may be dated back to before its authority was made
 		if c.NotBefore.After(at) {
@@ -143,8 +145,22 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	if err := verifyServer(s.PeerCertificates, roots, at); err != nil {
 		return fmt.Errorf("%w: %w", errNoServer, err)
 	}
-	v.seen = root
+	v.seen = named
 	return nil
+}
+
+// renewed returns the root by which a chain is verified. The last certificate names the cluster. After a renewal that
+// is the first root, which may have ended, and the present one is before it, with the same key. Otherwise they are the
+// same.
+func renewed(chain []*x509.Certificate) *x509.Certificate {
+	named := chain[len(chain)-1]
+	if len(chain) > 2 {
+		c := chain[len(chain)-2]
+		if c.IsCA && certend.SameKey(c.PublicKey, named.PublicKey) && c.CheckSignatureFrom(named) == nil {
+			return c
+		}
+	}
+	return named
 }
 
 // passwordFor derives the password that a cluster receives from a machine's password. So an impostor of a server

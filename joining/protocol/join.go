@@ -6,7 +6,8 @@
 //	machine                                     server
 //	  | -- ClientHello, ALPN coracle-join/1 ----> |
 //	  | <-- certificate chain up to the root ---- |   the machine compares the root with the token's hash: a stranger
-//	  |                                           |   in between learns nothing
+//	  |                                           |   in between learns nothing. If the root was renewed with its key,
+//	  |                                           |   the first root follows it, which tokens name for good
 //	  | -- Request, proof of the token ---------> |   a key is made on the machine and never leaves it: the server
 //	  | <-- Answer, proof of the token ---------- |   only signs
 //

@@ -107,7 +107,8 @@ func (o Options) read(path string, role Role) (Token, error) {
 	if t.VerifyCA(o.Root) != nil {
 		return Token{},
 			fmt.Errorf("%w: %s names another certificate authority than this server has, so files of two clusters are mixed in "+
-				"its folder. Nothing was changed", ErrOtherCluster, path)
+				"its folder, or server-ca was replaced before a start of this version has recorded its first certificate: then start once "+
+				"with the former one. Nothing was changed", ErrOtherCluster, path)
 	}
 	t.Role, t.CAHash = role, Hash(o.Root)
 	return t, nil

@@ -186,7 +186,7 @@ func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*pr
 	serving := p.NodeServing("", m.Node.Name, ips)
 	// The certificate has no loopback addresses: at these, users reach the API server.
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
-	out := &protocol.Response{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
+	out := &protocol.Response{ServerCA: p.NodesServerCA(), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
 	out.Gossip = a.o.GossipKeys()
 	for _, c := range []struct {
 		leaf    pki.Leaf
@@ -285,7 +285,7 @@ func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*p
 	if keys == nil {
 		return nil, protocol.Refuse(protocol.CodeStarting, "the server has no gossip keys yet")
 	}
-	return &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Gossip: keys}, nil
+	return &protocol.Response{ServerCA: a.o.PKI.NodesServerCA(), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Gossip: keys}, nil
 }
 
 // checkReach connects to a server at its advertised address, and refuses with a reason if that does not reach the
@@ -306,7 +306,7 @@ func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*p
 		return nil, protocol.Refuse(protocol.CodeAddress, "another server answers there (%s)", id)
 	}
 	// The other server compares this CA with that of the connection.
-	return &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA)}, nil
+	return &protocol.Response{ServerCA: a.o.PKI.NodesServerCA()}, nil
 }
 
 // noNode returns why a machine with a node's certificate and without a Node gets nothing: either it has just joined,

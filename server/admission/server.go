@@ -63,7 +63,7 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 			return nil, err
 		}
 	}
-	out := &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Settings: settings}
+	out := &protocol.Response{ServerCA: a.o.PKI.NodesServerCA(), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Settings: settings}
 	out.Settings.VIPs = a.o.VirtualIPs()
 	out.Gossip = a.o.GossipKeys()
 	files, err := a.o.Folders.Read()

@@ -74,6 +74,9 @@ func (p *PKI) loadOrCreateAuthority(s Signer, established bool) (*authority, err
 				"Every node and kubeconfig of this cluster trusts it, so it is not replaced: restore both files from a "+
 				"backup, then start again", certFile, keyFile, err)
 		}
+		if err := p.checkReplacement(s, a, ownLeaf[s]); err != nil {
+			return nil, err
+		}
 		p.adviseAboutDates(s, a)
 		return a, p.restrictMode(keyFile)
 	case certErr == nil:
@@ -153,7 +156,7 @@ func (p *PKI) checkKubeletCA() error {
 	known := func(c *x509.Certificate) bool {
 		return slices.ContainsFunc(p.server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
 	}
-	if slices.ContainsFunc(p.kubelet.chain, known) || samePublicKey(p.kubelet.key.Public(), p.server.key.Public()) {
+	if slices.ContainsFunc(p.kubelet.chain, known) || certend.SameKey(p.kubelet.key.Public(), p.server.key.Public()) {
 		return fmt.Errorf("what %s signs is trusted wherever %s is trusted: a node's certificate would pass for an API server's. Nothing "+
 			"was changed: remove %[1]s and its key before the first start, and another pair is made that has nothing to do with that",
 			p.CAFile(KubeletCA), p.CAFile(ServerCA))
@@ -173,8 +176,8 @@ func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
 	if !chain[0].IsCA {
 		return nil, errors.New("the first certificate in the file is not one of an authority")
 	}
-	if !samePublicKey(chain[0].PublicKey, key.Public()) {
-		return nil, errors.New("certificate and key do not belong together")
+	if !certend.SameKey(chain[0].PublicKey, key.Public()) {
+		return nil, errors.New("certificate and key do not belong together; a new certificate has to be made with the key that is there")
 	}
 	for i, c := range chain[1:] {
 		if err := chain[i].CheckSignatureFrom(c); err != nil {
@@ -202,7 +205,7 @@ func (p *PKI) adviseAboutDates(s Signer, a *authority) {
 }
 
 // RenewalHint says how to renew an authority.
-const RenewalHint = "renew it with the key that it has, as docs/security.md says"
+const RenewalHint = "renew it on each server with `coracle certificate renew-authority`, then restart coracle there (docs/security.md)"
 
 // Certificates returns the authorities' certificates with their names. They do not renew themselves.
 func (p *PKI) Certificates() (out []certend.Certificate) {
@@ -276,11 +279,6 @@ func parseKey(data []byte) (crypto.Signer, error) {
 		return nil, fmt.Errorf("a key of type %T cannot sign", k)
 	}
 	return s, nil
-}
-
-func samePublicKey(a, b crypto.PublicKey) bool {
-	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && k.Equal(b)
 }
 
 // notMissing returns the first error other than "no such file".

@@ -30,6 +30,11 @@ const (
 	PeerName = "server.peer.coracle.internal"
 )
 
+// ownLeaf names a file with a leaf of each CA. Those of kubelet-ca are in the nodes' folders.
+var ownLeaf = map[Signer]string{
+	ServerCA: "serving-kube-apiserver.pem", ClientCA: "client-admin.pem", RequestHeaderCA: "client-auth-proxy.pem", PeerCA: "peer.pem",
+}
+
 // Controllers and scheduler have no certificates: they call the API server in memory.
 
 // APIServerNames are the names and addresses in the API server's serving certificate.
@@ -45,7 +50,7 @@ func (p *PKI) APIServer(n APIServerNames) Leaf {
 	l := Leaf{
 		Use:        p.useServing,
 		Name:       "API server",
-		Path:       filepath.Join(p.dir, "serving-kube-apiserver.pem"),
+		Path:       filepath.Join(p.dir, ownLeaf[ServerCA]),
 		Signer:     ServerCA,
 		CommonName: "kube-apiserver",
 		DNSNames: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
@@ -72,7 +77,7 @@ func (p *PKI) APIServer(n APIServerNames) Leaf {
 
 // Admin returns the client certificate of the admin kubeconfig.
 func (p *PKI) Admin() Leaf {
-	return Leaf{Name: "admin", Path: filepath.Join(p.dir, "client-admin.pem"), Signer: ClientCA,
+	return Leaf{Name: "admin", Path: filepath.Join(p.dir, ownLeaf[ClientCA]), Signer: ClientCA,
 		CommonName: AdminUser, Organizations: []string{adminGroup}}
 }
 
@@ -84,13 +89,13 @@ func (p *PKI) KubeletClient() Leaf {
 
 // FrontProxy returns the aggregator's client certificate for extension API servers.
 func (p *PKI) FrontProxy() Leaf {
-	return Leaf{Name: "aggregator", Path: filepath.Join(p.dir, "client-auth-proxy.pem"), Signer: RequestHeaderCA,
+	return Leaf{Name: "aggregator", Path: filepath.Join(p.dir, ownLeaf[RequestHeaderCA]), Signer: RequestHeaderCA,
 		CommonName: FrontProxyUser}
 }
 
 // Peer returns a server's certificate for connections with other servers, as client and as server.
 func (p *PKI) Peer(serverID string) Leaf {
-	return Leaf{Name: "server to servers", Path: filepath.Join(p.dir, "peer.pem"), Signer: PeerCA, CommonName: serverID,
+	return Leaf{Name: "server to servers", Path: filepath.Join(p.dir, ownLeaf[PeerCA]), Signer: PeerCA, CommonName: serverID,
 		DNSNames: []string{PeerName}}
 }
 

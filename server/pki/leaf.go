@@ -3,6 +3,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -115,6 +116,9 @@ func (p *PKI) unfit(l *Leaf, pair *Pair) string {
 	if err := c.CheckSignatureFrom(a.cert()); err != nil {
 		return "it was signed by another authority"
 	}
+	if !bytes.Equal(c.RawIssuer, a.cert().RawSubject) || !bytes.Equal(c.AuthorityKeyId, a.cert().SubjectKeyId) {
+		return "the authority's certificate was renewed" // some verifiers compare these
+	}
 	if !slices.EqualFunc(pair.Chain[1:], a.intermediates(), (*x509.Certificate).Equal) {
 		return "the authority's chain changed"
 	}
@@ -139,10 +143,10 @@ func (p *PKI) stale(a *authority, c *x509.Certificate) string {
 	switch {
 	case now.Before(c.NotBefore):
 		return "by this machine's clock it is not valid yet"
-	case now.After(c.NotAfter):
-		return "it has expired"
 	case c.NotAfter.Equal(a.cert().NotAfter):
 		return "" // it cannot outlive its CA
+	case now.After(c.NotAfter):
+		return "it has expired"
 	case c.NotAfter.Sub(now) < renewBefore:
 		return "it expires on " + c.NotAfter.Format(time.DateOnly)
 	case c.NotBefore.Equal(epoch) && !p.clockIsWrong():

@@ -17,7 +17,8 @@
 //     another server.
 //
 // The package owns the files in its folder. It never replaces or repairs a CA, since everything in the cluster trusts
-// it: a damaged one is an error. A leaf is replaced whenever it does not fit.
+// it: a damaged one is an error. An operator may put a new certificate of the same key in place of a CA's. A leaf is
+// replaced whenever it does not fit.
 package pki
 
 import (
@@ -34,6 +35,8 @@ import (
 	"time"
 
 	"k8s.io/utils/clock"
+
+	"github.com/coracle-k8s/coracle/internal/certend"
 )
 
 const (
@@ -91,6 +94,7 @@ type PKI struct {
 	header  *authority
 	peer    *authority
 	kubelet *authority
+	root    *x509.Certificate // names the cluster (Root)
 	serving atomic.Pointer[tls.Certificate]
 
 	mu     sync.Mutex // guards leaves, and one issue at a time
@@ -125,6 +129,9 @@ func Open(o Options) (*PKI, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
+	if err := p.readRoot(); err != nil {
+		return nil, err
+	}
 	if err := p.checkKubeletCA(); err != nil {
 		return nil, err
 	}
@@ -132,7 +139,7 @@ func Open(o Options) (*PKI, error) {
 		return nil, err
 	}
 	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} {
-		if samePublicKey(p.authority(s).key.Public(), p.peer.key.Public()) {
+		if certend.SameKey(p.authority(s).key.Public(), p.peer.key.Public()) {
 			return nil, fmt.Errorf("%s and %s have the same key: a holder of a certificate of the one could open the store's connections "+
 				"between servers. Nothing was changed: put another pair in place of the latter, or remove it before the first start",
 				p.CAFile(s), p.CAFile(PeerCA))
@@ -152,10 +159,6 @@ func (p *PKI) CAKeyFile(s Signer) string { return filepath.Join(p.dir, string(s)
 
 // ServiceAccountKeyFile returns the path of the key that signs ServiceAccount tokens. Verifiers read its public half.
 func (p *PKI) ServiceAccountKeyFile() string { return filepath.Join(p.dir, ServiceAccountKey) }
-
-// Root returns the certificate that a join token pins: the last of server-ca's chain, so that an intermediate may be
-// replaced.
-func (p *PKI) Root() *x509.Certificate { return p.server.root() }
 
 // CAPEM returns the certificate chain of a CA, to be embedded in a kubeconfig.
 func (p *PKI) CAPEM(s Signer) []byte { return p.authority(s).pem }

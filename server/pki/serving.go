@@ -4,6 +4,7 @@ package pki
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"slices"
 )
@@ -14,13 +15,15 @@ func (p *PKI) useServing(certPEM, keyPEM []byte) error {
 	if err != nil {
 		return fmt.Errorf("loading the API server's certificate: %w", err)
 	}
-	if root := p.Root().Raw; !slices.ContainsFunc(c.Certificate, func(der []byte) bool { return slices.Equal(der, root) }) {
-		c.Certificate = append(c.Certificate, root)
+	for _, root := range []*x509.Certificate{p.server.root(), p.root} {
+		if !slices.ContainsFunc(c.Certificate, func(der []byte) bool { return slices.Equal(der, root.Raw) }) {
+			c.Certificate = append(c.Certificate, root.Raw)
+		}
 	}
 	p.serving.Store(&c)
 	return nil
 }
 
-// Serving returns the current certificate of APIServer, with its chain up to the root that tokens pin. It is nil before
-// that leaf was ensured.
+// Serving returns the current certificate of APIServer, with its chain up to the root. The root that tokens pin comes
+// last: after a renewal that is the former one. It is nil before that leaf was ensured.
 func (p *PKI) Serving() (*tls.Certificate, error) { return p.serving.Load(), nil }

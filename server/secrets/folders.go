@@ -15,10 +15,14 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
+
+// firstRoot is only shared after a renewal of server-ca: earlier versions refuse it.
+var firstRoot = filepath.Join("tls", pki.FirstRootFile)
 
 // CommonFiles returns the files that all servers share, by their path below the server's folder. Optional files may be
 // missing.
@@ -27,6 +31,7 @@ func CommonFiles() (required, optional []string) {
 		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
 	}
 	required = append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile, token.AgentFile)
+	optional = append(optional, firstRoot)
 	for _, name := range encryption.Files() {
 		optional = append(optional, filepath.Join("cred", name))
 	}
@@ -51,7 +56,14 @@ func (f Folders) Path(name string) string {
 func (f Folders) Read() (map[string][]byte, error) {
 	out := map[string][]byte{}
 	required, optional := CommonFiles()
+	renewed, err := pki.RootRenewed(f.TLS)
+	if err != nil {
+		return nil, fmt.Errorf("reading the cluster's keys: %w", err)
+	}
 	for _, name := range slices.Concat(required, optional) {
+		if name == firstRoot && !renewed {
+			continue
+		}
 		data, err := os.ReadFile(f.Path(name))
 		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
 			continue
@@ -84,9 +96,9 @@ func inOrder(files map[string][]byte) []string {
 	})
 }
 
-// Write writes the cluster's files. A different CA in the folder is an error: it belongs to another cluster. If all CAs
-// are the cluster's, different tokens and encryption keys are from an earlier attempt and were replaced since. Copies
-// of them are kept, with aside after their names, unless aside is empty.
+// Write writes the cluster's files. A CA with another key in the folder is an error: it belongs to another cluster. If
+// all CAs are the cluster's, different tokens and encryption keys are from an earlier attempt and were replaced since.
+// Copies of them are kept, with aside after their names, unless aside is empty.
 func (f Folders) Write(files map[string][]byte, aside string) error {
 	required, optional := CommonFiles()
 	for _, name := range required {
@@ -101,11 +113,11 @@ func (f Folders) Write(files map[string][]byte, aside string) error {
 			return fmt.Errorf("the server's response has an unknown file: %q", name)
 		}
 		have, err := os.ReadFile(f.Path(name))
-		if errors.Is(err, fs.ErrNotExist) && !replaced(name) {
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(required, name) && !replaced(name) {
 			ours = false
 		}
 		if err == nil && string(have) != string(files[name]) {
-			if differ = append(differ, name); ours && replaced(name) {
+			if differ = append(differ, name); ours && replaced(name) || certend.IsRenewal(have, files[name]) {
 				continue
 			}
 			return fmt.Errorf("%s is there and is not the cluster's. Nothing was replaced: if this machine was a server of another "+

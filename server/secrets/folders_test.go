@@ -3,10 +3,15 @@
 package secrets
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/coracle-k8s/coracle/joining/token"
+	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -92,4 +97,34 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 	o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
 	testenv.NoError(t, os.WriteFile(o.Path("token"), []byte("of another cluster"), 0o600))
 	testenv.WantError(t, o.Write(answer(""), AsideSuffix), "is not the cluster's")
+}
+
+// TestFirstRootIsSharedAfterRenewal: servers of earlier versions refuse a file that they do not know, so they get it
+// only where they need it. A join that was interrupted before the renewal takes the renewed certificates.
+func TestFirstRootIsSharedAfterRenewal(t *testing.T) {
+	folders := func() Folders {
+		dir := t.TempDir()
+		return Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
+	}
+	f, joining := folders(), folders()
+	renew := func(left time.Duration) *pki.PKI {
+		for _, s := range pki.Signers() {
+			testenv.NoError(t, testca.WriteOwn(f.TLS, string(s), time.Now().Add(left)))
+		}
+		p := testenv.Must(pki.Open(pki.Options{Dir: f.TLS, Logger: slog.New(slog.DiscardHandler)}))(t)
+		testenv.NoError(t, p.RecordRoot())
+		return p
+	}
+	p := renew(time.Hour)
+	for _, name := range []string{token.ServerFile, token.AgentFile} {
+		testenv.NoError(t, os.WriteFile(f.Path(name), []byte(name), 0o600))
+	}
+	before := testenv.Must(f.Read())(t)
+	testenv.True(t, before[firstRoot] == nil, "it is shared before a renewal")
+	testenv.NoError(t, joining.Write(before, AsideSuffix))
+	renew(time.Hour * 24)
+	after := testenv.Must(f.Read())(t)
+	testenv.NoError(t, joining.Write(after, AsideSuffix))
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(joining.Path("tls/server-ca.crt")))(t)), string(after["tls/server-ca.crt"]), "server-ca:")
+	testenv.True(t, testenv.Must(pki.ReadRoot(joining.TLS))(t).Equal(p.Root()), "the joining server has another name of the cluster")
 }

@@ -3,7 +3,6 @@
 package snapshots
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -119,14 +118,17 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 	return out, nil
 }
 
-// keepNewer copies Newer from the present folder, if it may (Target.Newer).
+// keepNewer copies Newer from the present folder, if it may (Target.Newer), and authorities' certificates that were
+// renewed since the snapshot.
 func (t *Target) keepNewer(made string) (bool, error) {
-	authority := filepath.Join("tls", string(pki.ServerCA)+".crt")
-	here, err := os.ReadFile(filepath.Join(t.ServerDir, authority))
+	here, err := pki.ReadRoot(filepath.Join(t.ServerDir, "tls"))
 	if err != nil {
 		return false, nil // there was no server here
 	}
-	if of, err := os.ReadFile(filepath.Join(made, authority)); err != nil || !bytes.Equal(here, of) || len(t.Newer) == 0 {
+	if of, err := pki.ReadRoot(filepath.Join(made, "tls")); err != nil || !here.Equal(of) {
+		return false, err
+	}
+	if err := pki.KeepRenewed(filepath.Join(t.ServerDir, "tls"), filepath.Join(made, "tls")); err != nil || len(t.Newer) == 0 {
 		return false, err
 	}
 	files := map[string][]byte{}

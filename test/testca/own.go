@@ -17,9 +17,13 @@ import (
 	"time"
 )
 
-// WriteOwn writes the authority that an operator brings along, as NAME.crt and NAME.key in dir, valid from an hour ago
-// until then. If there is a key already, this renews the certificate with it, as operators do.
+// WriteOwn writes the authority that an operator brings along, as NAME.crt and NAME.key in dir, valid from an hour ago,
+// or before its end, until then. If there is a key already, this renews the certificate with it, as operators do.
 func WriteOwn(dir, name string, until time.Time) error {
+	from := time.Now()
+	if until.Before(from) {
+		from = until
+	}
 	keyFile := filepath.Join(dir, name+".key")
 	key, err := readKey(keyFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -32,7 +36,7 @@ func WriteOwn(dir, name string, until time.Time) error {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name + "-own"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: until, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: from.Add(-time.Hour), NotAfter: until, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)

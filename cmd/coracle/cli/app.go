@@ -116,8 +116,8 @@ join it with "coracle agent".`,
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.consoleCommand(), a.kubectlCommand(), a.helmCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.gossipCommand(), a.vipCommand(), a.backendCommand(),
-		a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
+		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.certificateCommand(), a.gossipCommand(), a.vipCommand(),
+		a.backendCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root
