@@ -79,6 +79,7 @@ type Balancer struct {
 
 	mu      sync.Mutex
 	servers []string // the server in use is the first
+	used    string   // the last server to which a connection was opened; at first the first
 	open    map[net.Conn]string
 	// named are servers that the cluster has listed, in this run or before. excluded are addresses that are said to be
 	// no servers.
@@ -111,6 +112,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	}
 	b.servers = unique(append(b.servers, readList(o.File)...))
 	b.servers = b.servers[:min(len(b.servers), most)]
+	b.used = b.servers[0]
 	for _, s := range b.servers {
 		b.named[s] = s != o.Server
 	}
@@ -305,8 +307,11 @@ func (b *Balancer) use(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reason = ""
+	if server != b.used {
+		b.o.Logger.Info("the API is reached through another server", "server", server, "before", b.used)
+		b.used = server
+	}
 	if i := slices.Index(b.servers, server); i > 0 {
-		b.o.Logger.Info("the API is reached through another server", "server", server, "before", b.servers[0])
 		b.servers = slices.Insert(slices.Delete(b.servers, i, i+1), 0, server)
 	}
 	b.showReadiness()

@@ -22,7 +22,7 @@ import (
 func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
 	t.Helper()
 	b := &Balancer{
-		o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
+		o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, used: "one", open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, unready: map[string]unready{}, now: time.Now,
 	}
 	client, up := net.Pipe()

@@ -14,7 +14,7 @@ import (
 const (
 	// leaveAfter is the least time for which a server is not ready before its connections are closed. When all servers
 	// lose their leader, they report it within that time, and none is left.
-	leaveAfter = time.Second
+	leaveAfter = 500 * time.Millisecond
 	// leaveSpread is the time over which the nodes of a server leave it: they would all begin handshakes, lists and
 	// watches at another one at the same moment.
 	leaveSpread = 2 * time.Second

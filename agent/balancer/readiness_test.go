@@ -3,6 +3,7 @@
 package balancer
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -39,7 +40,7 @@ func TestUnreadyServersAreLeftOverSeconds(t *testing.T) {
 			all, left = append(all, b), append(left, closed)
 			b.SetReadiness("one", nodetunnel.NoLeader)
 		}
-		for range longest / time.Second {
+		for range longest/time.Second + 1 {
 			for _, b := range all {
 				b.Replied("one", true)
 				b.Replied("other", true)
@@ -59,6 +60,11 @@ func TestUnreadyServersAreLeftOverSeconds(t *testing.T) {
 		}
 		testenv.True(t, len(moments) > 1, "all nodes leave a server at the same moment: %v", moments)
 		b := all[0]
+		var log testenv.Log
+		b.o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		b.use("other")
+		b.use("other")
+		testenv.Equal(t, strings.Count(log.String(), "the API is reached through another server"), 1, "lines about the server that is used now:")
 		seconds(b, 1)
 		testenv.Equal(t, b.candidates()[0], "other", "is tried first:")
 		b.SetReadiness("one", "")
