@@ -64,8 +64,8 @@ func (h Health) WithoutLeader() (since time.Time, changed <-chan struct{}) {
 	return h.leader.leaderless()
 }
 
-// Quota returns how many bytes of keys and history the store may have: the cluster's quota, as far as this server knows
-// it, and else this server's own (Options.QuotaBytes).
+// Quota returns how many bytes of keys and history the store may have: while this server leads, the cluster's quota,
+// and else this server's own (Options.QuotaBytes).
 func (h Health) Quota() int64 { return h.quota.bytes() }
 
 // Refusing returns why this server refuses its clients' writes, as the metric coracle_store_writes_refused does. The

@@ -19,7 +19,6 @@ func TestNamesOfCalls(t *testing.T) {
 		want string
 	}{
 		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname Quota ClusterQuota Refusing"},
-		{infoCall{}, "ClusterQuota"},
 		{joinCall{}, "ID Address Share Quota"},
 		{removeCall{}, "Name"},
 		{promoteCall{}, "Name"},

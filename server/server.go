@@ -53,7 +53,6 @@ import (
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/storefiles"
-	"github.com/coracle-k8s/coracle/server/storeusage"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 	"github.com/coracle-k8s/coracle/server/webconsole"
@@ -371,7 +370,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 }
 
 // newAPI makes an API server that uses the store.
-func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *storeusage.Events) (*apiserver.Server, error) {
+func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver.Server, error) {
 	configDir := filepath.Join(s.o.CredDir, "apiserver")
 	if err := os.MkdirAll(configDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder for the API server's configuration: %w", err)
@@ -390,7 +389,6 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
 	options.ResourceMetrics = !s.o.Cluster.NoMetrics
-	options.Events = events
 	options.Status, options.Console = s.statusHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")
 	var live roster.LiveServers
@@ -425,9 +423,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 // runAPI runs the API server and the loops of a leader.
 func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store, keys *secrets.EncryptionKeys) error {
 	s.board.api.Set(status.Starting, "")
-	events := storeusage.NewEvents(store.View, store.Health().Quota, s.o.Clock.Now)
-	defer serveMetrics(events.Collector(), s.log)()
-	api, err := s.newAPI(ctx, store, events)
+	api, err := s.newAPI(ctx, store)
 	if err != nil {
 		s.board.api.Set(status.Failed, err.Error())
 		return err
