@@ -29,7 +29,6 @@ import (
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/agent/registries"
-	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -201,9 +200,6 @@ func (n *node) unpins(name, archive string) {
 	pinned := testenv.Must(store.Pinned(n.t.Context()))(n.t)
 	if from, ok := pinned[name]; !ok || from.Archive != archive || from.Device == 0 {
 		n.t.Errorf("%s: pinned %t, its origin is %+v, want %s", name, ok, from, archive)
-	}
-	if from, ok := pinned[embedded.PauseImage]; ok && from != (images.Origin{}) {
-		n.t.Errorf("the pause image came from %+v", from)
 	}
 	testenv.NoError(n.t, store.Unpin(n.t.Context(), name))
 	testenv.Until(n.t, 2*time.Minute, "the kubelet may collect "+name, func() bool {
