@@ -52,6 +52,7 @@ func (s *Store) openPeers() (*clustered, error) {
 		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota},
 	}
 	p.election.pace.Store(&pace{})
+	judge := &clockJudge{peers: others, leadership: s.leadership}
 	var err error
 	if p.membership.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
 		r.log.Warn("the saved addresses of the other servers cannot be used", "err", err)
@@ -68,6 +69,7 @@ func (s *Store) openPeers() (*clustered, error) {
 		Timeout: 5 * r.opts.ElectionTimeout,
 
 		Answered: s.leader.noteAnswered, Unanswered: p.election.doubtLeader,
+		Wall: r.opts.Wall, Compared: judge.compared,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
@@ -101,6 +103,10 @@ func (p *clustered) reportRemoval(ctx context.Context)      { p.membership.repor
 func (p *clustered) StartElection(ctx context.Context) bool { return p.peers.StartElection(ctx) }
 func (p *clustered) Contact(id raft.ServerID) time.Time     { return p.peers.Contact(id) }
 func (p *clustered) CloseCalls(address string)              { p.peers.CloseCalls(address) }
+func (p *clustered) CompareClocks(address string)           { p.peers.CompareClocks(address) }
+func (p *clustered) Offset(id raft.ServerID) (peer.Offset, bool) {
+	return p.peers.Offset(id)
+}
 func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
 	return p.peers.LeaderSeen()
 }

@@ -30,8 +30,8 @@ type connectivity struct {
 // reachReply has the ids of the members that a server reaches, including its own.
 type reachReply struct {
 	Reached []raft.ServerID
-	// Unfit says that the server could not lead: its disk is full, or it led recently as a stuck leader and made way.
-	// It still serves clients.
+	// Unfit says that the server could not lead: its disk is full, it led recently as a stuck leader and made way, or
+	// its clock is off. It still serves clients.
 	Unfit bool `json:",omitempty"`
 }
 
@@ -77,7 +77,7 @@ func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, 
 		return reachReply{}, errDiskStalled
 	}
 	made := e.makesWayUntil.Load()
-	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostConnectivityPause
+	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostConnectivityPause || e.clockOff.is()
 	var enough func([]raft.ServerID) bool
 	if voters := votersOf(e.raft.GetConfiguration().Configuration().Servers); q.Majority {
 		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }

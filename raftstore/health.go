@@ -64,6 +64,10 @@ func (h Health) WithoutLeader() (since time.Time, changed <-chan struct{}) {
 	return h.leader.leaderless()
 }
 
+// ClockOff says whether this machine's clock is off from those of a majority of the voters by more than certificates
+// allow, and how far it is ahead of them. by is negative if it is behind.
+func (h Health) ClockOff() (by time.Duration, off bool) { return h.clockOff.get() }
+
 // Quota returns how many bytes of keys and history the store may have: while this server leads, the cluster's quota,
 // and else this server's own (Options.QuotaBytes).
 func (h Health) Quota() int64 { return h.quota.bytes() }

@@ -23,6 +23,8 @@ type leadership struct {
 	closed  bool
 	changed chan struct{} // closed and replaced at each change
 	subs    []chan Leadership
+	// withheld says that subs receive no leadership.
+	withheld bool
 
 	// notices are raft's: leadership won or lost. Raft blocks when it is full, which is rare, since its reader is
 	// seldom behind.
@@ -46,8 +48,29 @@ func (l *leadership) set(now Leadership) {
 	close(l.changed)
 	l.changed = make(chan struct{})
 	for _, sub := range l.subs {
-		offerLatest(sub, now)
+		offerLatest(sub, l.shown())
 	}
+}
+
+// withhold lets subscribers receive that this server does not lead, or what is so again.
+func (l *leadership) withhold(yes bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.withheld == yes {
+		return
+	}
+	l.withheld = yes
+	for _, sub := range l.subs {
+		offerLatest(sub, l.shown())
+	}
+}
+
+// shown returns what subscribers receive. l.mu is held.
+func (l *leadership) shown() Leadership {
+	if l.withheld {
+		return Leadership{Term: l.now.Term}
+	}
+	return l.now
 }
 
 func offerLatest(sub chan Leadership, now Leadership) {
@@ -70,7 +93,7 @@ func (l *leadership) subscribe() <-chan Leadership {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	sub := make(chan Leadership, 1)
-	sub <- l.now
+	sub <- l.shown()
 	if l.closed {
 		close(sub)
 		return sub
@@ -102,7 +125,8 @@ func (l *leadership) deposed(term uint64) {
 }
 
 // Leadership returns a channel of this server's leadership, beginning with the present value. A slow receiver sees only
-// the newest value. The channel is closed when the store closes.
+// the newest value. While this server's clock is off (Health.ClockOff) it is not to lead, and the channel says that it
+// does not. The channel is closed when the store closes.
 func (s *Store) Leadership() <-chan Leadership { return s.leadership.subscribe() }
 
 // duties runs what this server does while it leads.

@@ -55,6 +55,12 @@ type Options struct {
 	Counters *metrics.Counters
 	// Clock is set by tests.
 	Clock clock.WithTicker
+	// Wall returns what this machine's clock shows, which is compared with the clocks of the other servers. Default:
+	// time.Now.
+	Wall func() time.Time
+	// ClockTolerance is how far this machine's clock may be off from those of a majority before this server stops
+	// leading. Default one hour.
+	ClockTolerance time.Duration
 
 	// Network connects the store to the other servers. Nil: the cluster has one server.
 	Network *Network
@@ -108,6 +114,7 @@ const (
 	defaultRequestTimeout   = 7 * time.Second
 	defaultElectionTimeout  = 300 * time.Millisecond
 	defaultMaxVoters        = 5
+	defaultClockTolerance   = time.Hour
 )
 
 func (o *Options) setDefaults() error {
@@ -126,6 +133,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.HistoryBytes, min(defaultHistoryBytes, o.QuotaBytes/4))
 	setDefault(&o.ElectionTimeout, defaultElectionTimeout)
 	setDefault(&o.MaxVoters, defaultMaxVoters)
+	setDefault(&o.ClockTolerance, defaultClockTolerance)
 	setDefault(&o.level, newestLevel)
 	if o.MaxVoters%2 == 0 {
 		return errors.New("raftstore: MaxVoters must be odd")

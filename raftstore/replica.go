@@ -30,6 +30,8 @@ type replica struct {
 	dir  *disk.Dir
 	raft *raft.Raft
 	fsm  *fsm
+
+	clockOff clockOff
 }
 
 // open opens the directory. A damaged directory is moved away first, if the other servers have a copy of its content.

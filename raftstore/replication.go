@@ -14,6 +14,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // replication has what a store does differently if its cluster can have other servers. It is [clustered] then, and
@@ -36,6 +37,8 @@ type replication interface {
 	published() // is called for every new view
 	LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64)
 	Contact(raft.ServerID) time.Time
+	CompareClocks(address string)
+	Offset(raft.ServerID) (peer.Offset, bool)
 	CloseCalls(address string)
 	setTimers()
 	newTerm()
@@ -138,6 +141,8 @@ func (standalone) run()                                                         
 func (standalone) close()                                                                  {}
 func (standalone) published()                                                              {}
 func (standalone) CloseCalls(string)                                                       {}
+func (standalone) CompareClocks(string)                                                    {}
+func (standalone) Offset(raft.ServerID) (none peer.Offset, ok bool)                        { return }
 func (standalone) setTimers()                                                              {}
 func (standalone) newTerm()                                                                {}
 func (standalone) reportRemoval(context.Context)                                           {}

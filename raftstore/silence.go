@@ -75,6 +75,8 @@ type electionState struct {
 	// VoteFlush is how long a write takes now on the disks whose votes it needs, or never if too few servers may vote
 	// for it. It is 0 until it was measured twice.
 	VoteFlush time.Duration `json:",omitempty"`
+	// ClockOff says that its clock is off from those of a majority.
+	ClockOff bool `json:",omitempty"`
 	// Reached has the ids of the members that the voter reaches, including its own, if the question asked for them.
 	Reached []raft.ServerID `json:",omitempty"`
 }
@@ -98,7 +100,7 @@ func (a electionState) reaches(b electionState) bool {
 
 // ahead says whether a has precedence over b when both could become candidates.
 func (a electionState) ahead(b electionState) bool {
-	return a.reaches(b) && (!b.reaches(a) || a.ID < b.ID)
+	return a.reaches(b) && (!b.reaches(a) || !a.ClockOff && b.ClockOff || a.ClockOff == b.ClockOff && a.ID < b.ID)
 }
 
 // settles says whether the answer a leaves nothing to do for the voter that asked. That is so if a leader exists in
@@ -117,6 +119,7 @@ func (e *election) ownState() electionState {
 		Standing: e.candidacyPending(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
 		Unanswered: e.unanswered(),
 		LogTerm:    logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
+		ClockOff: e.clockOff.is(),
 	}
 	if last := e.stood.Load(); last != nil {
 		out.VoteFlush = time.Duration(last.voteFlush.Load())

@@ -64,11 +64,13 @@ func (s *steward) run(ctx context.Context) {
 	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
 	var full time.Time
 	var space room
+	var clocks time.Time    // until then it does not try again to hand over to a server whose clock is right
 	defer s.quota.endTerm() // the next leader finds out by itself
 	for {
 		if !moments.Sleep(ctx, moments.Until(stewardTick)) {
 			return
 		}
+		s.transferToRightClock(ctx, &clocks)
 		s.transferToConnected(ctx, &s.links)
 		s.checkRoom(ctx, &space)
 		switch {

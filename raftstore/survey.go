@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -33,6 +34,9 @@ type MemberState struct {
 	// how many the cluster may have, if the member leads.
 	Quota, ClusterQuota int64
 	Refusing            metrics.Refusal // why the member refuses writes
+	// ClockAhead is how far the member's clock is ahead of this server's, within ClockWithin. The latter is 0 if they
+	// were not compared: the member is of an older version, or slow.
+	ClockAhead, ClockWithin time.Duration
 }
 
 // Survey asks every member for its state. It takes as long as the slowest answer, which is bounded, and needs no
@@ -50,8 +54,13 @@ func (c *Cluster) Survey(ctx context.Context) []MemberState {
 		}
 		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
 		wg.Go(func() {
+			began := time.Now()
+			c.replication.CompareClocks(string(server.Address))
 			if info, err := c.requestInfo(ctx, c.replication.Call, server); err == nil {
 				states[i].fill(info)
+			}
+			if o, ok := c.replication.Offset(server.ID); ok && !o.At.Before(began) {
+				states[i].ClockAhead, states[i].ClockWithin = o.By, o.Within
 			}
 		})
 	}

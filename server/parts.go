@@ -273,6 +273,14 @@ func (s *Server) drainNodes(ctx context.Context) {
 		FailoverTargets: s.starting.FailoverTargets, SetFailedOver: s.starting.SetFailedOver,
 		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver,
 		SetReadiness: s.tunnels.SetReadiness, Logger: s.log,
+		ClockOff: func() bool {
+			store := s.opened.Load()
+			if store == nil {
+				return false
+			}
+			_, off := store.Health().ClockOff()
+			return off
+		},
 	})
 }
 

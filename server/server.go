@@ -332,7 +332,9 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Join:      others,
 		Others:    s.gossip.Servers,
 		Logger:    s.log.With("part", "store"),
-		Version:   s.o.Version, Hostname: s.o.NodeName,
+
+		ClockTolerance: pki.Backdate, Wall: s.o.Clock.Now,
+		Version: s.o.Version, Hostname: s.o.NodeName,
 		Share: func() string { return secrets.KeysShare(s.o.CredDir, s.log) }, Admit: s.admitMember, Renew: s.o.Renew,
 		MaxMembers: admission.MaxServers, // admission refuses earlier, unless several servers join at once
 	})

@@ -97,6 +97,10 @@ type ClusterServer struct {
 	// cluster may have, if it leads.
 	Quota        int64 `json:"quota,omitempty"`
 	ClusterQuota int64 `json:"clusterQuota,omitempty"`
+	// ClockAhead is by how many nanoseconds its clock is ahead of that of the server that reports, within ClockWithin.
+	// The latter is 0 if the two were not compared.
+	ClockAhead  time.Duration `json:"clockAhead,omitempty"`
+	ClockWithin time.Duration `json:"clockWithin,omitempty"`
 }
 
 // Failures returns a sentence that says which failures of servers a cluster can survive, and the problems of its

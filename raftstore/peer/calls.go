@@ -119,6 +119,7 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 			from = a.id
 		}
 	}
+	t.answerClock(ctx, from)
 	body, err := t.opts.Handle(ctx, from, m.method, m.body)
 	if err != nil {
 		return nil, err
@@ -138,8 +139,10 @@ type caller struct {
 	unanswered atomic.Int64
 	// suspected is how many connections suspect has ended since a call was answered.
 	suspected atomic.Int32
-	underWay  int           // number of calls; guarded by Transport.mu
-	failed    chan struct{} // closed and replaced when an attempt to connect fails; guarded by Transport.mu
+	// compared is when clocks were last compared, by Transport.clock, or 0 if they have to be.
+	compared atomic.Int64
+	underWay int           // number of calls; guarded by Transport.mu
+	failed   chan struct{} // closed and replaced when an attempt to connect fails; guarded by Transport.mu
 }
 
 // ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
@@ -191,10 +194,12 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	}
 	defer t.exit(c)
 	var reply message
+	sent, clocks := t.compare(ctx, c)
 	stop := t.watch(c, began)
-	err = c.client.Invoke(ctx, callMethod, &message{method: method, body: body}, &reply)
+	err = c.client.Invoke(sent, callMethod, &message{method: method, body: body}, &reply, clocks.options()...)
 	stop()
 	t.outcome(ctx, c, began, err)
+	t.compared(c, clocks)
 	if err == nil {
 		c.suspected.Store(0)
 		if p := c.peer.Load(); p != nil {

@@ -82,6 +82,11 @@ type Options struct {
 	// call ended, or for as long as silentAfter while the call waits. Both must be quick.
 	Answered, Unanswered func(address string)
 
+	// Wall returns what this server's clock shows. Nil: time.Now. Compared, if set, is called when that was compared
+	// with another server's clock. It must be quick.
+	Wall     func() time.Time
+	Compared func(id raft.ServerID, o Offset)
+
 	// Timeout is how long a heartbeat, a pre-vote or a connection may take, for example three to five election
 	// timeouts. Votes get five times as much, at least 15 s. Entries get five times as much, at least 5 s, because
 	// their answers wait for a disk, and a second more for each 32 KiB. A snapshot may take as long as it makes

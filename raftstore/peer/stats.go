@@ -20,6 +20,7 @@ type peer struct {
 	id             string
 	sent, received atomic.Uint64
 	rtts           *metrics.Histogram // round-trip times of heartbeats
+	offset         atomic.Pointer[Offset]
 
 	mu       sync.Mutex
 	address  string

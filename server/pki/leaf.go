@@ -162,7 +162,7 @@ func (p *PKI) validity(a *authority) (notBefore, notAfter time.Time) {
 	if now.Before(p.floor) {
 		notBefore, notAfter = epoch, p.floor.Add(CALifetime/2)
 	} else {
-		notBefore, notAfter = now.Add(-backdate), now.Add(LeafLifetime)
+		notBefore, notAfter = now.Add(-Backdate), now.Add(LeafLifetime)
 	}
 	if end := a.cert().NotAfter; notAfter.After(end) {
 		notAfter = end

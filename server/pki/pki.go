@@ -49,8 +49,8 @@ const (
 	// every node.
 	CALifetime = 20 * 365 * 24 * time.Hour
 
-	// backdate makes a fresh certificate valid for a peer whose clock is up to an hour behind this one.
-	backdate = time.Hour
+	// Backdate makes a fresh certificate valid for a peer whose clock is up to an hour behind this one.
+	Backdate = time.Hour
 
 	// checkEvery is how often dates are compared in memory, to notice a clock that jumps by years (a board without a
 	// battery that gets its time from the network). rereadEvery is how often files are read again.

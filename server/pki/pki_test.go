@@ -249,10 +249,10 @@ func TestRenewsInPlace(t *testing.T) {
 		waitFor(t, "the renewer to wait", c.HasWaiters)
 		c.Step(d)
 	}
-	step(LeafLifetime - renewBefore - 2*backdate)
+	step(LeafLifetime - renewBefore - 2*Backdate)
 	testenv.NoError(t, p.renew(false))
 	testenv.Require(t, leafCert(t, l).Equal(first), "renewed early")
-	step(4 * backdate)
+	step(4 * Backdate)
 	waitFor(t, "the renewal", func() bool { return !leafCert(t, l).Equal(first) })
 	verify(t, p, l, c.Now())
 	testenv.Fails(t, p.renew(false), "the user's failure was swallowed")

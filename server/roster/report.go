@@ -54,7 +54,7 @@ func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
 	noteAlive(servers, r.o.Machines())
 	out := &status.Servers{Servers: servers, Problems: []string{}}
 	words, problems := status.Failures(servers)
-	out.Failures, out.Problems = words, append(out.Problems, problems...)
+	out.Failures, out.Problems = words, slices.Concat(out.Problems, problems, status.Clocks(servers))
 	r.o.Judge(out)
 	return out, nil
 }
@@ -117,6 +117,7 @@ func listServers(states []raftstore.MemberState, names, published map[string]str
 			Name: names[m.Name], ID: strconv.FormatUint(m.ID, 16), ServerID: m.Name, Role: status.NonVoter,
 			Self: m.Self, Answers: m.Answers, Lag: m.Lag, Version: m.Version, Full: m.Full, Stalled: m.Stalled,
 			Refusing: string(m.Refusing), Quota: m.Quota, ClusterQuota: m.ClusterQuota,
+			ClockAhead: m.ClockAhead, ClockWithin: m.ClockWithin,
 		}
 		switch {
 		case c.Name != "":

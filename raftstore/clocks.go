@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	moments "github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
+)
+
+const (
+	// judgeAgainAfter is the pause before a server whose clock is off asks the voters again, and before it tries again
+	// to transfer its leadership.
+	judgeAgainAfter = 5 * time.Second
+	// leastVoters is the least number of voters of which a majority can say whose clock is wrong.
+	leastVoters = 3
+)
+
+// clockOff is how far this server's clock is ahead of those of a majority, while that is more than
+// Options.ClockTolerance.
+type clockOff struct{ by atomic.Pointer[time.Duration] }
+
+func (c *clockOff) is() bool { return c.by.Load() != nil }
+
+func (c *clockOff) get() (by time.Duration, off bool) {
+	if by := c.by.Load(); by != nil {
+		return *by, true
+	}
+	return 0, false
+}
+
+// clockJudge finds out whether this server's clock is off. The servers' calls compare clocks anyway (peer/clocks.go).
+// One clock that is far from this one does not say which of the two is wrong. So this server compares with all voters
+// then, and a majority of them decides.
+type clockJudge struct {
+	*peers
+	leadership *leadership
+	judging    atomic.Bool
+}
+
+// compared is called when this server's clock was compared with another one's.
+func (j *clockJudge) compared(_ raft.ServerID, o peer.Offset) {
+	select {
+	case <-j.started:
+	default:
+		return
+	}
+	if o.By.Abs()-o.Within > j.opts.ClockTolerance && j.judging.CompareAndSwap(false, true) && !j.spawn(j.judge) {
+		j.judging.Store(false)
+	}
+}
+
+// judge asks the voters, and continues while this server's clock is off.
+func (j *clockJudge) judge() {
+	defer j.judging.Store(false)
+	for {
+		by, off := j.ask(j.ctx)
+		if j.ctx.Err() != nil {
+			return
+		}
+		j.set(by, off)
+		if !off || !moments.Sleep(j.ctx, judgeAgainAfter) {
+			return
+		}
+	}
+}
+
+// set notes the outcome. A leader's loops stop before the steward transfers the leadership.
+func (j *clockJudge) set(by time.Duration, off bool) {
+	was := j.clockOff.is()
+	if off {
+		j.clockOff.by.Store(&by)
+	} else {
+		j.clockOff.by.Store(nil)
+	}
+	j.leadership.withhold(off)
+	switch {
+	case off && !was:
+		j.log.Warn("this machine's clock is off from those of a majority of the servers: set it (NTP). Until then this server does not lead, and "+
+			"nodes use others", "ahead by", by.Round(time.Second))
+	case was && !off:
+		j.log.Info("this machine's clock agrees with those of the other servers again")
+	}
+}
+
+// ask compares this server's clock with those of the voters. It returns how far it is ahead of those of a majority.
+func (j *clockJudge) ask(ctx context.Context) (by time.Duration, off bool) {
+	ctx, cancel := context.WithTimeout(ctx, 3*j.opts.ElectionTimeout)
+	defer cancel()
+	voters := votersOf(j.raft.GetConfiguration().Configuration().Servers)
+	began := time.Now()
+	var asking sync.WaitGroup
+	for _, v := range voters {
+		if v.ID != j.id {
+			asking.Go(func() {
+				j.CompareClocks(string(v.Address))
+				j.fetchTerm(ctx, v)
+			})
+		}
+	}
+	asking.Wait()
+	var offsets []time.Duration
+	voter := false
+	for _, v := range voters {
+		voter = voter || v.ID == j.id
+		if o, ok := j.Offset(v.ID); ok && !o.At.Before(began) {
+			offsets = append(offsets, o.By)
+		}
+	}
+	return judgeClock(offsets, voter, len(voters), j.opts.ClockTolerance)
+}
+
+// judgeClock returns whether a clock is off: by more than the tolerance from a clock with which a majority of the
+// voters agrees, while no majority agrees with the clock itself. offsets say how far the clocks of the other voters
+// that answered are ahead of this one. by is how far this one is ahead of the majority's.
+func judgeClock(offsets []time.Duration, voter bool, voters int, tolerance time.Duration) (by time.Duration, off bool) {
+	if voter {
+		offsets = append(slices.Clone(offsets), 0)
+	}
+	agreeing := func(at time.Duration) (n int) {
+		for _, o := range offsets {
+			if (o - at).Abs() <= tolerance {
+				n++
+			}
+		}
+		return n
+	}
+	most := voters / 2
+	if voters < leastVoters || agreeing(0) > most {
+		return 0, false
+	}
+	for _, o := range offsets {
+		if n := agreeing(o); n > most && o.Abs() > tolerance {
+			most, by, off = n, -o, true
+		}
+	}
+	return by, off
+}
+
+// transferToRightClock transfers the leadership to a voter whose clock agrees with a majority's, while this leader's
+// clock does not. Before next it does not try again.
+func (s *steward) transferToRightClock(ctx context.Context, next *time.Time) {
+	by, off := s.clockOff.get()
+	if !off || time.Now().Before(*next) {
+		return
+	}
+	*next = time.Now().Add(judgeAgainAfter)
+	right := slices.DeleteFunc(votersOf(s.raft.GetConfiguration().Configuration().Servers), func(v raft.Server) bool {
+		o, ok := s.Offset(v.ID)
+		return !ok || (o.By+by).Abs() > s.opts.ClockTolerance
+	})
+	able := canLead(ctx, s, right, 1)
+	if len(able) == 0 {
+		return // there is no server that could do better
+	}
+	s.log.Warn("this machine's clock is off: transferring the leadership to a server whose clock is right", "to", able[0].ID)
+	if err := s.transferAt(ctx, able[0]); err != nil && ctx.Err() == nil {
+		s.log.Warn("could not transfer the leadership", "to", able[0].ID, "err", err)
+	}
+}
