@@ -68,8 +68,16 @@ func (h Health) WithoutLeader() (since time.Time, changed <-chan struct{}) {
 // allow, and how far it is ahead of them. by is negative if it is behind.
 func (h Health) ClockOff() (by time.Duration, off bool) { return h.clockOff.get() }
 
-// Quota returns how many bytes of keys and history the store may have: while this server leads, the cluster's quota,
-// and else this server's own (Options.QuotaBytes).
+// JoinRefused returns why the cluster does not admit this server, "" if it does or has not been asked.
+func (h Health) JoinRefused() string {
+	if reason := h.leader.joinRefused.Load(); reason != nil {
+		return *reason
+	}
+	return ""
+}
+
+// Quota returns how many bytes of keys and history the store may have: the cluster's quota, as far as this server knows
+// it, and else this server's own (Options.QuotaBytes).
 func (h Health) Quota() int64 { return h.quota.bytes() }
 
 // Refusing returns why this server refuses its clients' writes, as the metric coracle_store_writes_refused does. The

@@ -136,6 +136,7 @@ func (ms *membership) announce(ctx context.Context) {
 	var renewed time.Time
 	for failures := 0; ; failures++ {
 		err := ms.announceOnce(ctx, failures)
+		ms.leader.joinRefused.Store(refusalOf(err))
 		if err == nil && ms.joins {
 			ms.joined.Store(true)
 			if err := ms.dir.Joined(); err != nil { // if this fails, the next start asks again
@@ -161,6 +162,14 @@ func (ms *membership) announce(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// refusalOf returns the message of an error by which a leader does not admit a server, nil for other errors.
+func refusalOf(err error) *string {
+	if status.Code(err) != codes.FailedPrecondition {
+		return nil
+	}
+	return new(status.Convert(err).Message())
 }
 
 var errNoReply = errors.New("raftstore: no server of the cluster answers")

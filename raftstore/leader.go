@@ -60,6 +60,8 @@ type leaderBoard struct {
 	// if they reported no leader, or if this server has one.
 	without atomic.Pointer[reportedLeader]
 	counted atomic.Bool // see Health.MembershipConfirmed
+	// joinRefused is why the leader did not admit this server when it asked last, nil if it did or was not asked.
+	joinRefused atomic.Pointer[string]
 
 	closing context.Context // ends when the store closes
 }

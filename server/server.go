@@ -346,7 +346,12 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 			"start tries again", "error", err)
 	}
 	s.opened.Store(store)
-	s.board.store.SetCheck(func() string { return status.RefusalProblem(string(store.Health().Refusing())) })
+	s.board.store.SetCheck(func() string {
+		if reason := store.Health().JoinRefused(); reason != "" {
+			return "the cluster does not admit this server; it asks again: " + strings.TrimPrefix(reason, "raftstore: ")
+		}
+		return status.RefusalProblem(string(store.Health().Refusing()))
+	})
 	upstream.Install(store.Client)
 	return store, others, nil
 }

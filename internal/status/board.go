@@ -61,7 +61,7 @@ type part struct {
 // shown returns the part as a report shows it.
 func (p *part) shown(now func() time.Time) Component {
 	out, problem := p.Component, ""
-	if p.check != nil && p.State == Running {
+	if p.check != nil && (p.State == Starting || p.State == Running) {
 		problem = p.check()
 	}
 	if problem == "" {
@@ -122,8 +122,8 @@ func (p *Part) Set(s State, message string) {
 	p.board.notify()
 }
 
-// SetCheck sets a function that each report calls while the part is running. A problem that it returns makes the part
-// degraded in that report. The function must not block.
+// SetCheck sets a function that each report calls while the part is starting or running. A problem that it returns
+// makes the part degraded in that report. The function must not block.
 func (p *Part) SetCheck(check func() string) {
 	if p == nil {
 		return

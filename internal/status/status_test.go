@@ -136,19 +136,20 @@ func TestMemoryIsParsedFromProcStatus(t *testing.T) {
 	testenv.WantError(t, testenv.Err(ReadMemory(0)), "process 0")
 }
 
-// TestPartIsAskedForItsProblem: a part that runs is degraded while it has a problem, and since when the first report
-// found that.
+// TestPartIsAskedForItsProblem: a part that starts or runs is degraded while it has a problem, and since when the first
+// report found that. One that has failed has its own reason.
 func TestPartIsAskedForItsProblem(t *testing.T) {
 	now := time.Unix(1000, 0)
 	board := NewBoard(func() time.Time { return now })
 	part := board.Part("store")
 	problem := "writes are refused"
 	part.SetCheck(func() string { return problem })
-	if c := board.Components()[0]; c.State != Starting {
+	part.Set(Failed, "its reason")
+	if c := board.Components()[0]; c.State != Failed || c.Message != "its reason" {
 		t.Errorf("%+v", c)
 	}
-	part.Set(Running, "")
-	for range 2 {
+	for _, state := range []State{Starting, Running} {
+		part.Set(state, "")
 		if c := board.Components()[0]; c.State != Degraded || c.Message != problem || !c.Since.Equal(time.Unix(1000, 0)) {
 			t.Errorf("%+v", c)
 		}
