@@ -396,7 +396,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
 	options.ResourceMetrics = !s.o.Cluster.NoMetrics
-	options.Status, options.Console = s.statusHandler(), s.console.StatusHandler()
+	options.Status, options.Clocks, options.Console = s.statusHandler(), s.roster.ClocksHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {

@@ -58,6 +58,7 @@ const (
 	ExternalIPsResource = "serviceexternalips"
 	ExternalIPsVerb     = "use"
 	StatusRole          = "coracle:status"  // allows requests to status.ClusterPath
+	ClocksRole          = "coracle:clocks"  // allows nodes requests to status.ClocksPath
 	ConsoleRole         = "coracle:console" // allows all users requests to status.ConsoleSettingPath and NamespacesPath
 	ExternalIPsRole     = "coracle:service-external-ips"
 )

@@ -9,6 +9,16 @@ import (
 	"time"
 )
 
+// ClocksPath is the path at which a server's API reports problems of clocks to nodes (clusterconfig.ClocksRole). The
+// response is a ClocksReport in JSON.
+const ClocksPath = "/coracle/clocks"
+
+// ClocksReport is what a server says of clocks.
+type ClocksReport struct {
+	Now      time.Time `json:"now"` // by the clock of the server that replies
+	Problems []string  `json:"problems,omitempty"`
+}
+
 const (
 	// ClockNoted is by how much a clock may differ from others before status names it.
 	ClockNoted = 30 * time.Second
@@ -60,6 +70,17 @@ func Clocks(servers []ClusterServer) (problems []string) {
 		problems = append(problems, problem)
 	}
 	return problems
+}
+
+// OwnClock returns the problem of a machine's clock, or "". The machine asked a server for a report at a time by its
+// own clock, which took a while. The server's clock may be the one that is wrong: then the report has a problem of it.
+func OwnClock(r *ClocksReport, asked time.Time, took time.Duration) string {
+	by := asked.Add(took / 2).Round(0).Sub(r.Now)
+	if by.Abs() <= ClockNoted+took/2 {
+		return ""
+	}
+	return fmt.Sprintf("this machine's clock is %s that of the server that it uses. Set the one that is wrong (NTP): by more than an hour, "+
+		"certificates and tokens are refused", ClockWords(by))
 }
 
 // differ names clocks of which no majority agrees.

@@ -89,6 +89,9 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if o.Status != nil {
 		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ClusterPath, o.Status)
 	}
+	if o.Clocks != nil {
+		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ClocksPath, o.Clocks)
+	}
 	if err := ch.installNamespaces(g); err != nil {
 		return nil, err
 	}

@@ -98,6 +98,8 @@ type Options struct {
 
 	// Status, when set, serves status.ClusterPath.
 	Status http.Handler
+	// Clocks, when set, serves status.ClocksPath.
+	Clocks http.Handler
 	// Console, when set, serves status.ConsoleSettingPath.
 	Console http.Handler
 

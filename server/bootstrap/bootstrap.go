@@ -108,6 +108,8 @@ var bindings = []binding{
 	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
 	// Nodes request the table of the ingress with their own identities.
 	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
+	// Nodes learn which clocks are off.
+	{name: clusterconfig.ClocksRole, role: clusterconfig.ClocksRole, group: user.NodesGroup},
 	// Every user may learn whether the cluster has a console, and in which namespaces they have rights.
 	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
@@ -123,6 +125,7 @@ func roles(ctx context.Context, c kubernetes.Interface) []func() error {
 		func() error { // shows the cluster's servers with their addresses
 			return applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath)
 		},
+		func() error { return applyURLRole(ctx, c, clusterconfig.ClocksRole, status.ClocksPath) },
 		func() error {
 			return applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsoleSettingPath, clusterconfig.NamespacesPath)
 		},

@@ -70,6 +70,10 @@ func TestApplyMakesDNSServiceAndRoles(t *testing.T) {
 	if err != nil || len(shows.Rules) != 1 || !slices.Equal(shows.Rules[0].NonResourceURLs, []string{"/coracle/status"}) || !slices.Equal(shows.Rules[0].Verbs, []string{"get"}) {
 		t.Errorf("%+v, %v", shows, err)
 	}
+	clocks, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.ClocksRole, metav1.GetOptions{})
+	if err != nil || len(clocks.Rules) != 1 || !slices.Equal(clocks.Rules[0].NonResourceURLs, []string{"/coracle/clocks"}) || !slices.Equal(clocks.Rules[0].Verbs, []string{"get"}) {
+		t.Errorf("%+v, %v", clocks, err)
+	}
 	names, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.ConsoleRole, metav1.GetOptions{})
 	if err != nil || len(names.Rules) != 1 || !slices.Equal(names.Rules[0].NonResourceURLs, []string{"/coracle/console", "/coracle/namespaces"}) || !slices.Equal(names.Rules[0].Verbs, []string{"get"}) {
 		t.Errorf("%+v, %v", names, err)

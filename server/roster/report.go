@@ -40,6 +40,17 @@ func (r *Roster) Handler() http.Handler {
 	})
 }
 
+// ClocksHandler serves status.ClocksPath to nodes.
+func (r *Roster) ClocksHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		ctx, cancel := context.WithTimeout(request.Context(), surveyPatience)
+		defer cancel()
+		problems := status.Clocks(listServers(r.o.Survey(ctx), r.serverNames(ctx), nil))
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status.ClocksReport{Now: r.o.Clock.Now(), Problems: problems}) // an error: the client has ended
+	})
+}
+
 // Report returns a list of the cluster's servers with their state, within surveyPatience.
 func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
 	kv := r.o.KV()

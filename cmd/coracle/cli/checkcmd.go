@@ -47,6 +47,7 @@ may be given too, such as --https-listen-port (only -o means --output here, not 
 				Do: "correct it; coracle server --help and docs/configuration.md list the settings"})
 		}
 		results = append(results, preflight.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
+		results = append(results, clockResults(cmd.Context(), c.Paths.AgentDir)...)
 		err = form.print(cmd.OutOrStdout(), results, func(w io.Writer) error { return printChecks(w, results) })
 		if err == nil && slices.ContainsFunc(results, func(r preflight.Result) bool { return r.Level == preflight.Fail }) {
 			err = errSilent

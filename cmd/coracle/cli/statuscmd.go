@@ -59,6 +59,8 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	case err == nil:
 		if r.Role == "server" && !r.Stopping {
 			askOthers(ctx, t, r)
+		} else if r.Role == "agent" && !r.Stopping {
+			r.Problems = append(r.Problems, clockProblems(ctx, t.Paths.AgentDir)...)
 		}
 		r.Problems = slices.Concat(r.Problems, records.Problems(t.Paths.ContainerdRoot), diskProblems(t.Paths))
 		return r, nil
