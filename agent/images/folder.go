@@ -86,7 +86,6 @@ func (f *Folder) ImportAll(ctx context.Context) error {
 func (f *Folder) scan(ctx context.Context) (busy []string, err error) {
 	names, err := f.archives()
 	if err != nil {
-		clear(f.orphans) // an archive counts as missing from when the folder is readable again
 		return nil, err
 	}
 	for name := range f.index {

@@ -102,7 +102,7 @@ func (s Containerd) relabel(ctx context.Context, name string, to map[string]stri
 func (f *Folder) settlePins(ctx context.Context, now time.Time) time.Time {
 	next, err := f.trySettlePins(ctx, now)
 	if err != nil && ctx.Err() == nil {
-		clear(f.orphans) // as in scan
+		clear(f.orphans) // an archive counts as missing from when the folder is readable again
 		f.Logger.Warn("images: the archives cannot be compared with the imported images, which stay as they are; retrying", "error", err)
 		return now.Add(unpinAfter)
 	}
