@@ -47,8 +47,8 @@ type leaderBoard struct {
 	presents chan struct{} // closed and replaced when missing is set or cleared
 	// unanswered has the addresses of other servers that were the leader when a call to them got no answer, until one
 	// gets an answer.
-	unanswered map[raft.ServerAddress]struct{}
-	anyone     atomic.Bool // unanswered is not empty
+	unanswered map[raft.ServerAddress]uint64 // with the newest term of these
+	anyone     atomic.Bool                   // unanswered is not empty
 	// behind is the index of a committed entry for which a request has waited for too long, until this server has
 	// applied it. It is 0 if there is none.
 	behind atomic.Uint64
@@ -76,7 +76,7 @@ const askedAgainAfter = 10 * time.Second
 func newLeaderBoard(closing context.Context) *leaderBoard {
 	b := &leaderBoard{
 		closing: closing, changed: make(chan struct{}), heard: timers.NewSignal(), missing: time.Now(), presents: make(chan struct{}),
-		unanswered: map[raft.ServerAddress]struct{}{},
+		unanswered: map[raft.ServerAddress]uint64{},
 	}
 	b.present, b.endPresent = context.WithCancel(context.Background())
 	return b
@@ -132,8 +132,8 @@ func (b *leaderBoard) noteUsable() {
 
 // usable says whether there is a leader that answers this server's calls, and whose entries arrive. b.mu is held.
 func (b *leaderBoard) usable() bool {
-	_, unanswered := b.unanswered[b.now.Address]
-	return b.now.Self || b.now.known() && !unanswered && b.behind.Load() == 0
+	term, ok := b.unanswered[b.now.Address]
+	return b.now.Self || b.now.known() && !(ok && term == b.now.Term) && b.behind.Load() == 0
 }
 
 // behindAfter is how long a request may wait until this server has applied a committed entry. After that the server
@@ -171,11 +171,11 @@ func (b *leaderBoard) noteApplied(index uint64) {
 	b.heard.Send()
 }
 
-// noteUnanswered notes that the server at an address gives no answer to calls.
-func (b *leaderBoard) noteUnanswered(address raft.ServerAddress) {
+// noteUnanswered notes that the server at an address gives no answer to calls, as the leader of a term.
+func (b *leaderBoard) noteUnanswered(address raft.ServerAddress, term uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.unanswered[address] = struct{}{}
+	b.unanswered[address] = term
 	b.anyone.Store(true)
 	b.noteUsable()
 	b.heard.Send()
@@ -201,22 +201,22 @@ func (b *leaderBoard) noteAnswered(address string) {
 func (b *leaderBoard) retainUnanswered(members []raft.Server) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	maps.DeleteFunc(b.unanswered, func(address raft.ServerAddress, _ struct{}) bool {
+	maps.DeleteFunc(b.unanswered, func(address raft.ServerAddress, _ uint64) bool {
 		return !slices.ContainsFunc(members, func(m raft.Server) bool { return m.Address == address })
 	})
 	b.anyone.Store(len(b.unanswered) > 0)
 	b.noteUsable()
 }
 
-// leavesUnanswered says whether the server at an address gave no answer to this server's newest call.
-func (b *leaderBoard) leavesUnanswered(address raft.ServerAddress) bool {
+// leavesUnanswered returns the newest term in which the server at an address led and gave no answer to this server's
+// calls. It returns 0 if a call has been answered since.
+func (b *leaderBoard) leavesUnanswered(address raft.ServerAddress) (term uint64) {
 	if !b.anyone.Load() {
-		return false
+		return 0
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_, unanswered := b.unanswered[address]
-	return unanswered
+	return b.unanswered[address]
 }
 
 // leaderless returns since when this server has had no leader that it can use, and a channel that is closed when that

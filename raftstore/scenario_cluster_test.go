@@ -87,6 +87,7 @@ type cluster struct {
 	tune   func(*Options)
 	trail  *uint64 // entries that stay in the logs, see keep
 	actors int
+	block  dialBlock
 }
 
 // scenario plays with a cluster of n servers, with or without a vote, named a,
@@ -355,7 +356,7 @@ func (n *node) options(join ...string) Options {
 	host := n.c.net.Host(n.host)
 	o := Options{
 		Dir: n.dir, NodeID: n.name, ClusterID: "scenario", Version: "scenario", Logger: testLog(n.name), Faults: n.faults, Join: join,
-		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: host.Dial},
+		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: n.c.block.dial(n.host, host.Dial)},
 	}
 	if n.c.tune != nil {
 		n.c.tune(&o)

@@ -15,12 +15,13 @@ import (
 // majorityWithin is how long the servers that are well may take to write, after something has happened.
 const majorityWithin = 15 * time.Second
 
-// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote.
-// All disks may have stalled a moment before that. Single links between the others may be cut as long as one voter
-// reaches all of them, or their disks, some or all, may take seconds for a flush. Meanwhile votes are given, servers
-// are removed, and leadership is transferred, by the leader itself or on request. Whatever comes of it, the servers
-// that are well write within seconds, and where flushes take seconds, within what those make of it. With five servers
-// and six about one run of a hundred does not, and does with the same seed again: these are drawn by make soak alone.
+// A minority of the voters has a stalled or full disk, is dead, cut off, or makes and gets no calls, and so may be
+// every server without a vote. All disks may have stalled a moment before that. Single links between the others may be
+// cut as long as one voter reaches all of them, or their disks, some or all, may take seconds for a flush. Meanwhile
+// votes are given, servers are removed, and leadership is transferred, by the leader itself or on request. Whatever
+// comes of it, the servers that are well write within seconds, and where flushes take seconds, within what those make
+// of it. With five servers and six about one run of a hundred does not, and does with the same seed again: these are
+// drawn by make soak alone.
 func TestScenarioMajorityWrites(t *testing.T) {
 	sizes := []int{3, 4}
 	if manySeeds() {
@@ -210,7 +211,7 @@ func (r *round) limit() time.Duration {
 
 // sicken makes a server one that cannot count for a majority.
 func (r *round) sicken(n *node) {
-	switch r.rand.IntN(7) {
+	switch r.rand.IntN(8) {
 	case 0, 1, 2:
 		r.tell("%s stalls", n.name)
 		n.stalls()
@@ -225,6 +226,9 @@ func (r *round) sicken(n *node) {
 	case 5:
 		r.tell("%s crashes", n.name)
 		n.crash()
+	case 7:
+		r.tell("calls of %s and to it fail", n.name)
+		r.failCalls(n)
 	case 6:
 		way := r.rand.IntN(3)
 		r.tell("%s is cut off (%d)", n.name, way)
@@ -294,6 +298,7 @@ func (r *round) wantWrites() {
 // as a person would: who joins under the name of a member that is not removed leaves that one behind.
 func (r *round) mend() {
 	r.net.HealAll()
+	r.block.shut.Store(nil)
 	for _, n := range r.nodes {
 		n.faults.SeemFull(false)
 		n.faults.DelayFlushes(0)

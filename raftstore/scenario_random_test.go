@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Everything at once: five servers that crash, are cut off, have slow and full
+// Everything at once: five servers that crash, are cut off, cannot be called, have slow and full
 // disks, take snapshots, hand over, and lose their directories, at random and
 // several at a time. What clients and watches saw must hold all the same.
 func TestScenarioEverything(t *testing.T) {
@@ -32,7 +32,7 @@ func TestScenarioEverything(t *testing.T) {
 func (c *cluster) strike() {
 	nodes := c.shuffled()
 	n := nodes[0]
-	switch c.rand.IntN(14) {
+	switch c.rand.IntN(15) {
 	case 0, 1:
 		if n.running() != nil {
 			n.crash()
@@ -51,6 +51,9 @@ func (c *cluster) strike() {
 		c.net.Cut(nodes[1].name, nodes[2].name)
 	case 7, 8:
 		c.net.HealAll()
+		c.block.shut.Store(nil)
+	case 14:
+		c.failCalls(n)
 	case 9:
 		n.faults.DelayFlushes(time.Duration(c.rand.Int64N(int64(3 * time.Second))))
 	case 10:
@@ -84,6 +87,7 @@ func (c *cluster) strike() {
 // calm ends whatever strike did.
 func (c *cluster) calm() {
 	c.net.HealAll()
+	c.block.shut.Store(nil)
 	for _, n := range c.nodes {
 		n.faults.DelayFlushes(0)
 		n.faults.DelaySnapshots(0)

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // saysSoWithin is how long a server may take to report that it has no leader that it can use: a follower goes by raft's
@@ -75,9 +77,10 @@ type dialBlock struct {
 	silent atomic.Bool                                // an attempt to connect gets no answer, instead of an error
 }
 
-func (d *dialBlock) tune(o *Options) {
-	name, dial := o.NodeID, o.Network.Dial
-	o.Network.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+func (d *dialBlock) tune(o *Options) { o.Network.Dial = d.dial(o.NodeID, o.Network.Dial) }
+
+func (d *dialBlock) dial(name string, dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, address string) (net.Conn, error) {
 		switch shut := d.shut.Load(); {
 		case shut == nil || !(*shut)(name, address):
 			return dial(ctx, address)
@@ -200,7 +203,11 @@ func someCannotCall(c *cluster, d *dialBlock, count int) {
 		}
 	}
 	d.shut.Store(nil)
+	if count > len(c.nodes)/2 { // what the voters noted about its former leadership does not end the next one
+		testenv.NoError(c, transferBetween(c.within(10*time.Second), c.leader().running(), leader.running()))
+	}
 	c.pass(2 * mostUnanswered) // no client calls anything meanwhile
+	c.failIf(!leader.leads(), "%s can be called again and does not lead", leader.name)
 	for _, n := range c.nodes {
 		since, _ := n.running().Health().WithoutLeader()
 		c.failIf(!since.IsZero(), "%s has had no leader since %v, and could call it again for %v", n.name, since, 2*mostUnanswered)
@@ -255,4 +262,25 @@ func cutsAreReported(c *cluster) {
 	c.net.HealAll()
 	c.pass(15 * time.Second)
 	c.serves(c.nodes...)
+}
+
+// failCalls keeps new connections from being made from a server and to it, and ends those for calls: raft's heartbeats
+// pass where calls fail. It is added to what blocks connections already.
+func (c *cluster) failCalls(victim *node) {
+	before := c.block.shut.Load()
+	shut := func(from, to string) bool {
+		return from == victim.host || to == victim.host || before != nil && (*before)(from, to)
+	}
+	c.block.shut.Store(&shut)
+	for _, n := range c.nodes {
+		s := n.running()
+		if s == nil {
+			continue
+		}
+		for _, m := range s.replica.raft.GetConfiguration().Configuration().Servers {
+			if n == victim || dialAddress(m.Address) == victim.host {
+				s.replication.CloseCalls(string(m.Address))
+			}
+		}
+	}
 }

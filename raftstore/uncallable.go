@@ -50,7 +50,7 @@ func (e *election) leaderToCall() (l leaderCall) {
 // unanswered says whether the leader gives no answer to this server's calls.
 func (e *election) unanswered() bool {
 	l := e.leaderToCall()
-	return l.Address != "" && e.leader.leavesUnanswered(l.Address)
+	return l.Address != "" && e.leader.leavesUnanswered(l.Address) == l.Term
 }
 
 // doubtLeader is called when a call to an address has had no answer. If the leader is there, a goroutine calls it
@@ -78,7 +78,7 @@ func (e *election) callLeaderUntilAnswered() {
 			return
 		}
 		answers := make(chan bool, 1)
-		go func() { answers <- e.answers(l.ID, l.Address) }()
+		go func() { answers <- e.answers(l) }()
 		asks := time.NewTimer(e.opts.ElectionTimeout)
 		var asking sync.WaitGroup
 		select {
@@ -103,19 +103,20 @@ func (e *election) callLeaderUntilAnswered() {
 	}
 }
 
-// answers calls a leader and notes whether it answers.
-func (e *election) answers(id raft.ServerID, address raft.ServerAddress) bool {
+// answers calls a leader and notes whether it answers. A leader that is not heard either is missed for that, and
+// usable as soon as it is heard again.
+func (e *election) answers(l leaderCall) bool {
 	ctx, cancel := context.WithTimeout(e.ctx, answersWithin*e.opts.ElectionTimeout)
 	defer cancel()
-	body, answered := e.Answers(ctx, string(address), callTerm)
-	if len(body) > 8 && string(body[8:]) != string(id) { // another member may have this address now
+	body, answered := e.Answers(ctx, string(l.Address), callTerm)
+	if len(body) > 8 && string(body[8:]) != string(l.ID) { // another member may have this address now
 		answered = false
 	}
 	switch {
 	case answered:
-		e.leader.noteAnswered(string(address))
-	case e.ctx.Err() == nil:
-		e.leader.noteUnanswered(address)
+		e.leader.noteAnswered(string(l.Address))
+	case e.ctx.Err() == nil && time.Since(e.LeaderContact()) < e.agreeAfter():
+		e.leader.noteUnanswered(l.Address, l.Term)
 	}
 	return answered
 }
@@ -139,7 +140,7 @@ func (e *election) haveOthersCall(l leaderCall) {
 
 // serveLeaderCall calls a leader for another server, if this server follows the same one.
 func (e *election) serveLeaderCall(l leaderCall) {
-	if now := e.leaderToCall(); now != l || e.answers(l.ID, l.Address) {
+	if now := e.leaderToCall(); now != l || e.answers(l) {
 		return
 	}
 	if e.doubting.CompareAndSwap(false, true) && !e.spawn(func() {
@@ -172,13 +173,17 @@ func (e *election) unfit(answers []electionState) bool {
 // askerUnanswered says whether the server that asks gave no answer when it led. If so it is called again, for the next
 // time that it asks.
 func (e *election) askerUnanswered(asker raft.ServerAddress) bool {
-	if asker == "" || !e.leader.leavesUnanswered(asker) {
+	if asker == "" {
+		return false
+	}
+	term := e.leader.leavesUnanswered(asker)
+	if term == 0 {
 		return false
 	}
 	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
 		if server.Address == asker && e.recalling.CompareAndSwap(false, true) && !e.spawn(func() {
 			defer e.recalling.Store(false)
-			e.answers(server.ID, asker)
+			e.answers(leaderCall{ID: server.ID, Address: asker, Term: term})
 		}) {
 			e.recalling.Store(false)
 		}
