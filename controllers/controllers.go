@@ -59,6 +59,9 @@ type Options struct {
 	// collector, the quota controller and the deletion of namespaces' content ignore the group.
 	Unused func(group string) bool
 
+	// StoreQuota is the store's quota in bytes. It bounds how many ended pods are kept. 0 stands for no quota.
+	StoreQuota int64
+
 	// Toleration is for how long pods stay on a lost node, unless they have tolerations of their own.
 	Toleration time.Duration
 	// Small lowers the number of workers for a machine with few cores. ExtraArgs have precedence.

@@ -70,3 +70,11 @@ func TestBootstrapControllersAreOn(t *testing.T) {
 		testenv.EqualSlices(t, withBootstrap(slices.Clone(tc.list), app.ControllerAliases()), tc.want, "%v: got", tc.list)
 	}
 }
+
+// TestEndedPodsFitIntoTheStore: a twentieth of a small store's quota is for ended pods.
+func TestEndedPodsFitIntoTheStore(t *testing.T) {
+	for quota, want := range map[int64]int32{0: 1000, 1 << 10: 1, 16 << 20: 102, 112 << 20: 716, 2 << 30: 1000} {
+		u := testenv.Must(Options{StoreQuota: quota}.upstream())(t)
+		testenv.Equal(t, u.config.PodGCController.TerminatedPodGCThreshold, want, "quota %d:", quota)
+	}
+}

@@ -26,9 +26,21 @@ const component = "kube-controller-manager"
 // stopTimeout limits the wait for controllers after the end of a term. They take a few milliseconds.
 const stopTimeout = 15 * time.Second
 
-// terminatedPods is the number of ended pods that are kept. Upstream keeps 12,500. Each takes some 8 KB of the store
-// and of each cache.
-const terminatedPods = 1000
+const (
+	// mostTerminatedPods is how many ended pods are kept at most. Upstream keeps 12,500.
+	mostTerminatedPods = 1000
+	// terminatedPodBytes is about what one takes of the store and of each cache, in bytes. They may take
+	// 1/terminatedPodsShare of the store's quota.
+	terminatedPodBytes, terminatedPodsShare = 8 << 10, 20
+)
+
+// terminatedPods returns how many ended pods are kept. quota is the store's in bytes, 0 for none.
+func terminatedPods(quota int64) int32 {
+	if quota == 0 {
+		return mostTerminatedPods
+	}
+	return int32(max(1, min(mostTerminatedPods, quota/terminatedPodsShare/terminatedPodBytes))) // 0 would keep all
+}
 
 // upstream is the configuration made from kube-controller-manager's own options.
 type upstream struct {
@@ -129,7 +141,7 @@ func (o Options) apply(s *kcmoptions.KubeControllerManagerOptions) {
 
 	s.CSRSigningController.ClusterSigningCertFile = o.ClusterSigningCertFile
 	s.CSRSigningController.ClusterSigningKeyFile = o.ClusterSigningKeyFile
-	s.PodGCController.TerminatedPodGCThreshold = terminatedPods
+	s.PodGCController.TerminatedPodGCThreshold = terminatedPods(o.StoreQuota)
 	s.SAController.RootCAFile = o.RootCAFile
 	s.SAController.ServiceAccountKeyFile = o.ServiceAccountPrivateKeyFile
 	if o.FlexVolumePluginDir != "" {

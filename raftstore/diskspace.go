@@ -27,17 +27,18 @@ type room struct {
 	newest uint64 // index of the log's last entry when they were asked
 	full   int    // number of voters that reported a full disk then
 	quotas map[raft.ServerID]*voterQuota
+	sent   int64 // the cluster's quota in bytes that was last sent to them
 }
 
 // checkRoom asks the voters for their disk space and quotas. While writes are refused for lack of either, it does so at
-// each call. Otherwise it does nothing if nothing was written since the last time, or if no disk was full then and
-// roomTick has not passed.
+// each call, and also when the cluster's quota has changed, which it sends them. Otherwise it does nothing if nothing
+// was written since the last time, or if no disk was full then and roomTick has not passed.
 func (s *steward) checkRoom(ctx context.Context, r *room) {
-	newest, was := s.raft.LastIndex(), s.quota.withoutRoom.Load()
-	if !was && !s.quota.over() && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
+	newest, was, quota := s.raft.LastIndex(), s.quota.withoutRoom.Load(), s.quota.cluster.Load()
+	if !was && !s.quota.over() && quota == r.sent && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
 		return
 	}
-	r.asked, r.newest = time.Now(), newest
+	r.asked, r.newest, r.sent = time.Now(), newest, quota
 	servers := votersOf(s.raft.GetConfiguration().Configuration().Servers)
 	full, roomy, quotas := s.roomOf(ctx, servers)
 	if ctx.Err() != nil {
@@ -90,7 +91,7 @@ func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, room
 			continue
 		}
 		asked.Go(func() {
-			info, err := s.requestInfo(ctx, s.Call, m)
+			info, err := s.exchangeInfo(ctx, s.Call, m, infoCall{ClusterQuota: s.quota.cluster.Load()})
 			_, stored := s.Stored(m.ID, term)
 			mu.Lock()
 			defer mu.Unlock()

@@ -196,6 +196,11 @@ func (p *peers) responsive(id raft.ServerID, within time.Duration) bool {
 	return time.Since(p.Contact(id)) < within
 }
 
+// infoCall asks a server for its state. Earlier versions ignore its fields.
+type infoCall struct {
+	ClusterQuota int64 `json:",omitempty"` // the cluster's quota in bytes, from the leader
+}
+
 type infoReply struct {
 	Cluster, ID string
 	Leader      string // the address of the leader, if there is one that the server can use
@@ -211,8 +216,11 @@ type infoReply struct {
 	Refusing     metrics.Refusal `json:",omitempty"` // why the server refuses writes
 }
 
-func (ms *membership) serveInfo(context.Context, nothing) (infoReply, error) {
+func (ms *membership) serveInfo(_ context.Context, request infoCall) (infoReply, error) {
 	lead, _ := ms.leader.get()
+	if request.ClusterQuota > 0 && !lead.Self {
+		ms.quota.cluster.Store(request.ClusterQuota)
+	}
 	if !ms.leader.hasLeader() {
 		lead = leader{}
 	}

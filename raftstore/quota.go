@@ -59,7 +59,7 @@ type quota struct {
 	// withoutRoom says that this server leads, a voter's disk is full, and those that store and have room are no
 	// majority.
 	withoutRoom atomic.Bool
-	cluster     atomic.Int64 // the cluster's quota while this server leads and knows that of other voters, else 0; bytes
+	cluster     atomic.Int64 // the cluster's quota in bytes, by the last leader that this server knows of; 0: not known
 	underWay    atomic.Int64 // bytes of the writes that were admitted and are not in the view yet, or have just got there
 	refused     atomic.Int64 // size in bytes of the largest refused write, 0 once that would fit
 }
@@ -71,7 +71,7 @@ const (
 	mostLengthened = 1 << 10
 )
 
-// bytes returns how many bytes keys and history may take: while this server leads, on all voters, and else on this one.
+// bytes returns how many bytes keys and history may take: on all voters, and on this server if that is not known.
 func (q *quota) bytes() int64 { return cmp.Or(q.cluster.Load(), q.opts.QuotaBytes) }
 
 // admit returns etcd's ErrNoSpace for a command that does not fit into the quota, or that would add to the store while
@@ -140,10 +140,9 @@ func (q *quota) reason() metrics.Refusal {
 	return metrics.RefusingNone
 }
 
-// endTerm forgets what this server knew as the leader.
+// endTerm forgets why this server refused writes as the leader.
 func (q *quota) endTerm() {
 	q.withoutRoom.Store(false)
-	q.cluster.Store(0)
 	q.refused.Store(0)
 }
 

@@ -158,7 +158,9 @@ func TestSmallestQuotaOfVoters(t *testing.T) {
 					t.Errorf("the leader has %d bytes", total)
 				}
 				testenv.Equal(t, leader.running().Health().Refusing(), metrics.RefusingQuota, "the leader refuses for:")
-				testenv.Equal(t, leader.running().Health().Quota(), 8<<20, "the cluster's quota:")
+				for _, n := range c.nodes {
+					testenv.Equal(t, n.running().Health().Quota(), 8<<20, "the cluster's quota at "+n.name)
+				}
 				// All in one batch: what removes is done, what does not fit in is not.
 				put := mvcc.Command{Request: &pb.PutRequest{Key: []byte("/more"), Value: []byte(noise(100 << 10))}}
 				remove := mvcc.Command{Request: &pb.DeleteRangeRequest{Key: []byte("/0"), RangeEnd: []byte("/:")}}

@@ -292,9 +292,14 @@ func (s *steward) findRoom(ctx context.Context, servers []raft.Server, members [
 
 // requestInfo asks a member for its state.
 func (r *replica) requestInfo(ctx context.Context, call caller, server raft.Server) (infoReply, error) {
+	return r.exchangeInfo(ctx, call, server, infoCall{})
+}
+
+// exchangeInfo asks a member for its state, and tells it what is in the request.
+func (r *replica) exchangeInfo(ctx context.Context, call caller, server raft.Server, request infoCall) (infoReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.opts.ElectionTimeout)
 	defer cancel()
-	info, err := callAt[infoReply](ctx, call, string(server.Address), callInfo, nothing{})
+	info, err := callAt[infoReply](ctx, call, string(server.Address), callInfo, request)
 	if err == nil && info.ID != string(server.ID) {
 		err = errNoReply // another member answered
 	}

@@ -19,6 +19,7 @@ func TestNamesOfCalls(t *testing.T) {
 		want string
 	}{
 		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname Quota ClusterQuota Refusing"},
+		{infoCall{}, "ClusterQuota"},
 		{joinCall{}, "ID Address Share Quota"},
 		{removeCall{}, "Name"},
 		{promoteCall{}, "Name"},
@@ -27,7 +28,7 @@ func TestNamesOfCalls(t *testing.T) {
 		{reachRequest{}, "Majority"},
 		{reachReply{}, "Reached Unfit"},
 		{electionState{}, "ID Silent Follower Leads Standing Polling Ended Unanswered AskerUnanswered " +
-			"Term LogTerm LogIndex FlushTakes VoteFlush Reached"},
+			"Term LogTerm LogIndex FlushTakes VoteFlush ClockOff Reached"},
 		{electionStateRequest{}, "Within Reach Calls Address"},
 		{leaderCall{}, "ID Address Term"},
 	} {

@@ -234,12 +234,13 @@ func (s *Server) newAdmission() *admission.Admission {
 // newLeader returns the parts that run while this server leads. The store and the API server must exist.
 func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leading.Leader {
 	o := &s.o
+	loops := o.controllerOptions(&signing{
+		cert: s.pki.CAFile(pki.ClientCA), key: s.pki.CAKeyFile(pki.ClientCA),
+		root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
+	})
+	loops.StoreQuota = store.Health().Quota()
 	return leading.New(leading.Options{
-		API: api, Cluster: o.Cluster, Scheduler: o.schedulerOptions(),
-		Controllers: o.controllerOptions(&signing{
-			cert: s.pki.CAFile(pki.ClientCA), key: s.pki.CAKeyFile(pki.ClientCA),
-			root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
-		}),
+		API: api, Cluster: o.Cluster, Scheduler: o.schedulerOptions(), Controllers: loops,
 		Volumes:   tunnels.Volumes{Table: s.tunnels, Own: o.ownNode(), Folders: o.Volumes},
 		Manifests: manifests.Options{Dir: o.ManifestsDir, ServerID: s.data.ServerID(), Part: s.board.manifests},
 		Liveness:  liveness.Options{Own: o.runsNode, Contact: s.tunnels.Contact, Check: s.newFinder().Check},

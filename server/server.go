@@ -53,6 +53,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/storefiles"
+	"github.com/coracle-k8s/coracle/server/storeusage"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 	"github.com/coracle-k8s/coracle/server/webconsole"
@@ -377,7 +378,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 }
 
 // newAPI makes an API server that uses the store.
-func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver.Server, error) {
+func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *storeusage.Events) (*apiserver.Server, error) {
 	configDir := filepath.Join(s.o.CredDir, "apiserver")
 	if err := os.MkdirAll(configDir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder for the API server's configuration: %w", err)
@@ -396,6 +397,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
 	options.ResourceMetrics = !s.o.Cluster.NoMetrics
+	options.Events = events
 	options.Status, options.Clocks, options.Console = s.statusHandler(), s.roster.ClocksHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")
 	var live roster.LiveServers
@@ -430,7 +432,9 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 // runAPI runs the API server and the loops of a leader.
 func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store, keys *secrets.EncryptionKeys) error {
 	s.board.api.Set(status.Starting, "")
-	api, err := s.newAPI(ctx, store)
+	events := storeusage.NewEvents(store.View, store.Health().Quota, s.o.Clock.Now)
+	defer serveMetrics(events.Collector(), s.log)()
+	api, err := s.newAPI(ctx, store, events)
 	if err != nil {
 		s.board.api.Set(status.Failed, err.Error())
 		return err

@@ -61,6 +61,8 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 		extensions.GenericConfig.RESTOptionsGetter = cachingStorage{extensions.GenericConfig.RESTOptionsGetter}
 		extensions.ExtraConfig.CRDRESTOptionsGetter = cachingStorage{extensions.ExtraConfig.CRDRESTOptionsGetter}
 	}
+	extensions.GenericConfig.RESTOptionsGetter = deletions{extensions.GenericConfig.RESTOptionsGetter}
+	extensions.ExtraConfig.CRDRESTOptionsGetter = deletions{extensions.ExtraConfig.CRDRESTOptionsGetter}
 	aggregator, err := controlplaneapiserver.CreateAggregatorConfig(*core.ControlPlane.Generic, opts.CompletedOptions,
 		core.ControlPlane.VersionedInformers, resolver, core.ControlPlane.ProxyTransport, core.ControlPlane.Extra.PeerProxy, admission)
 	if err != nil {
@@ -69,6 +71,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if !opts.Etcd.EnableWatchCache {
 		aggregator.GenericConfig.RESTOptionsGetter = cachingStorage{aggregator.GenericConfig.RESTOptionsGetter}
 	}
+	aggregator.GenericConfig.RESTOptionsGetter = deletions{aggregator.GenericConfig.RESTOptionsGetter}
 	metrics, err := newMetricsAPI(core, g, o)
 	if err != nil {
 		return nil, err

@@ -151,7 +151,7 @@ func (g *generic) applyStorage(opts kubeoptions.CompletedOptions) error {
 	if !opts.Etcd.EnableWatchCache {
 		c.RESTOptionsGetter = cachingStorage{c.RESTOptionsGetter}
 	}
-	c.RESTOptionsGetter = networkPods{c.RESTOptionsGetter}
+	c.RESTOptionsGetter = networkPods{deletions{c.RESTOptionsGetter}}
 	g.storage = factory
 	return nil
 }

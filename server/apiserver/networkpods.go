@@ -12,9 +12,6 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 	apigeneric "k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/storage"
-	"k8s.io/apiserver/pkg/storage/storagebackend"
-	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/apis/core"
 
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -31,13 +28,7 @@ func (g networkPods) GetRESTOptions(resource schema.GroupResource, example runti
 	if err != nil || resource != core.Resource("pods") {
 		return o, err
 	}
-	inner := o.Decorator
-	o.Decorator = func(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error), newObject,
-		newList func() runtime.Object,
-		attrs storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
-		s, destroy, err := inner(config, prefix, key, newObject, newList, attrs, triggers, indexers)
-		return networkPodStorage{s}, destroy, err
-	}
+	o.Decorator = wrapStorage(o.Decorator, func(s storage.Interface) storage.Interface { return networkPodStorage{s} })
 	return o, nil
 }
 

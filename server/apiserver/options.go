@@ -103,6 +103,9 @@ type Options struct {
 	// Console, when set, serves status.ConsoleSettingPath.
 	Console http.Handler
 
+	// Events, when set, limits events.
+	Events EventLimits
+
 	// Dial, when set, makes the connections to nodes and pods: to kubelets, to webhooks and API servers in the cluster,
 	// and those of the proxy subresources of nodes, pods and Services.
 	Dial utilnet.DialFunc

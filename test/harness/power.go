@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // PowerOff takes the machine away as a power cut does: nothing more comes from it, not even the end of its connections,
@@ -62,6 +64,22 @@ func (m *Machine) LimitCPU(percent int) {
 		}
 	}
 	m.T.Fatalf("machine %d has no cgroup with a limit of processor time", m.Number)
+}
+
+// LimitMemory bounds the memory of all processes of the machine together, in bytes.
+func (m *Machine) LimitMemory(bytes int64) {
+	m.T.Helper()
+	for _, c := range m.cgroups {
+		for _, file := range []string{"memory.limit_in_bytes", "memory.max"} {
+			path := filepath.Join(c, file)
+			if _, err := os.Stat(path); err != nil {
+				continue
+			}
+			testenv.NoError(m.T, os.WriteFile(path, []byte(strconv.FormatInt(bytes, 10)), 0o644))
+			return
+		}
+	}
+	m.T.Fatalf("machine %d has no cgroup with a limit of memory", m.Number)
 }
 
 func orUnlimited(percent int, unlimited, limit string) string {
