@@ -129,8 +129,8 @@ type readiness struct {
 	was      bool      // it was ready before
 }
 
-// update takes the present reason. It returns whether nodes have to receive it, since it has lasted, or since this
-// server has not been ready before.
+// update takes the present reason. It returns whether nodes have to receive it: it has lasted, or is a wrong clock, or
+// this server has not been ready before.
 func (r *readiness) update(reason string, now time.Time) bool {
 	if reason == r.reported {
 		r.differs = time.Time{}
@@ -139,7 +139,7 @@ func (r *readiness) update(reason string, now time.Time) bool {
 	if r.differs.IsZero() {
 		r.differs = now
 	}
-	if r.was && now.Sub(r.differs) < unreadyAfter {
+	if r.was && reason != nodetunnel.ClockOff && now.Sub(r.differs) < unreadyAfter {
 		return false
 	}
 	r.reported, r.differs, r.was = reason, time.Time{}, r.was || reason == ""

@@ -117,7 +117,7 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 
 // TestReadinessFollowsLeaderSlowly: nodes learn that this server has no leader when it has had none for some seconds,
 // and that it has one again when it has had one for as long. A server that starts is not ready, and is at once when it
-// has a leader. A wrong clock is a reason too.
+// has a leader. They learn of a wrong clock at once.
 func TestReadinessFollowsLeaderSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store Store // nil: it is not open
@@ -161,7 +161,12 @@ func TestReadinessFollowsLeaderSlowly(t *testing.T) {
 		store = fakeStore{led: true}
 		after(unreadyAfter+diskPoll, "")
 		clockOff = true
-		after(unreadyAfter+diskPoll, nodetunnel.ClockOff)
+		after(diskPoll, nodetunnel.ClockOff)
+		clockOff = false
+		after(unreadyAfter, nodetunnel.ClockOff)
+		after(diskPoll, "")
+		clockOff = true
+		after(diskPoll, nodetunnel.ClockOff)
 		clockOff, store = false, fakeStore{}
 		after(unreadyAfter+diskPoll, nodetunnel.NoLeader)
 		cancel()
