@@ -77,5 +77,5 @@ func TestClockEndsNoConnection(t *testing.T) {
 		testenv.Equal(t, a.onlyConn(t), before, "the clock was set by %v: another connection was made:", step)
 	}
 	cancel()
-	<-done
+	testenv.Fails(t, <-done, "a call that was given up")
 }
