@@ -41,7 +41,8 @@ type Options struct {
 // Identity is a server's identity towards the cluster's other servers.
 type Identity struct {
 	name  string
-	roots *x509.CertPool
+	ca    *x509.Certificate
+	roots *x509.CertPool // has ca alone
 	own   atomic.Pointer[tls.Certificate]
 }
 
@@ -57,7 +58,8 @@ func New(o Options) (*Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peertls.Options.CA: %w", err)
 	}
-	i.roots.AddCert(signers[0])
+	i.ca = signers[0]
+	i.roots.AddCert(i.ca)
 	return i, nil
 }
 
@@ -98,14 +100,15 @@ func (i *Identity) config(protocol string, usage x509.ExtKeyUsage) *tls.Config {
 
 // verify checks the protocol, as the connection may be meant for another service, and the certificate: its usage, the
 // server's name, and that the CA itself signed it, and not another CA that it has signed. The certificate may not be
-// valid yet or have expired: it is checked as at its own end, before which no CA ends that pki has signed with.
+// valid yet or have expired, and so may the CA's. It may also end after the CA's, which has been renewed on the server
+// that it is from.
 func (i *Identity) verify(s tls.ConnectionState, protocol string, usage x509.ExtKeyUsage) error {
 	if s.NegotiatedProtocol != protocol {
 		return errors.New("tls: the other end does not ask for a connection between servers (ALPN)")
 	}
 	leaf := *s.PeerCertificates[0]
-	leaf.NotBefore = time.Time{} // it is after the end if it was made by a clock that was past the CA's end
-	chains, err := leaf.Verify(x509.VerifyOptions{Roots: i.roots, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: leaf.NotAfter})
+	leaf.NotBefore, leaf.NotAfter = time.Time{}, i.ca.NotAfter
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: i.roots, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: i.ca.NotAfter})
 	if err != nil {
 		return &tls.CertificateVerificationError{UnverifiedCertificates: s.PeerCertificates, Err: err}
 	}

@@ -157,6 +157,7 @@ func TestOnlyServersGetIn(t *testing.T) {
 		{"expired", forged(t, p, pki.PeerCA, dated(-500, -100)), "", ""}, // a clock that is wrong ends no quorum
 		{"not yet valid", forged(t, p, pki.PeerCA, dated(100, 500)), "", ""},
 		{"made by a clock past its authority's end", forged(t, p, pki.PeerCA, dated(30*365, 19*365)), "", ""},
+		{"of the authority's next certificate, which ends later", forged(t, p, pki.PeerCA, dated(-1, 40*365)), "", ""},
 		{"expired, a client's", forged(t, p, pki.ClientCA, dated(-500, -100)), "unknown authority", "failed to verify certificate"},
 		{"for serving only", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), "incompatible key usage", ""},
 		{"for calling only", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), "", "incompatible key usage"},
