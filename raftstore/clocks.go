@@ -114,13 +114,18 @@ func (j *clockJudge) ask(ctx context.Context) (by time.Duration, off bool) {
 			offsets = append(offsets, o.By)
 		}
 	}
-	return judgeClock(offsets, voter, len(voters), j.opts.ClockTolerance)
+	before, was := j.clockOff.get()
+	return judgeClock(offsets, voter, len(voters), j.opts.ClockTolerance, before, was)
 }
 
 // judgeClock returns whether a clock is off: by more than the tolerance from a clock with which a majority of the
-// voters agrees, while no majority agrees with the clock itself. offsets say how far the clocks of the other voters
-// that answered are ahead of this one. by is how far this one is ahead of the majority's.
-func judgeClock(offsets []time.Duration, voter bool, voters int, tolerance time.Duration) (by time.Duration, off bool) {
+// voters agrees, while no majority agrees with the clock itself. One that was off stays so while no majority answers,
+// until more of the others agree with it than with another clock. offsets say how far the clocks of the other voters
+// that answered are ahead of this one. by is how far this one is ahead of the majority's, and before what it was.
+func judgeClock(
+	offsets []time.Duration, voter bool, voters int, tolerance, before time.Duration, was bool,
+) (by time.Duration, off bool) {
+	others := offsets
 	if voter {
 		offsets = append(slices.Clone(offsets), 0)
 	}
@@ -135,6 +140,12 @@ func judgeClock(offsets []time.Duration, voter bool, voters int, tolerance time.
 	most := voters / 2
 	if voters < leastVoters || agreeing(0) > most {
 		return 0, false
+	}
+	if was {
+		if len(others) == 0 {
+			return before, true
+		}
+		most = agreeing(0) - (len(offsets) - len(others)) - 1
 	}
 	for _, o := range offsets {
 		if n := agreeing(o); n > most && o.Abs() > tolerance {

@@ -156,6 +156,46 @@ func TestScenarioWrongClockIsNeeded(t *testing.T) {
 	})
 }
 
+// Some of the servers whose clocks are right are lost. The rest are no majority of the voters that could judge a clock,
+// but the one that is off stays so, until it is set right.
+func TestScenarioWrongClockIsRemembered(t *testing.T) {
+	for _, servers := range []int{3, 5} {
+		t.Run(fmt.Sprint(servers), func(t *testing.T) {
+			clocks := newWallClocks()
+			scenarioOf(t, 1, servers, clocks.tune, func(c *cluster) {
+				w := c.work(1)
+				wrong := c.others(c.leader())[0]
+				clocks.set(wrong, -400*24*time.Hour)
+				c.judges("its clock is off", wrong)
+				right := c.others(wrong)
+				lost, left := right[:servers/2], right[servers/2:]
+				for _, n := range lost {
+					n.crash()
+				}
+				for range 30 {
+					c.pass(time.Second)
+					_, off := wrong.store.Health().ClockOff()
+					c.endIf(!off, "%s counts as one whose clock is right", wrong.name)
+				}
+				c.endIf(wrong.leads(), "the server whose clock is off leads")
+				for _, n := range left {
+					_, off := n.store.Health().ClockOff()
+					c.failIf(off, "%s counts as one whose clock is off", n.name)
+				}
+				clocks.set(wrong, 0)
+				c.eventually("its clock is right", judgedWithin, func() bool {
+					_, off := wrong.store.Health().ClockOff()
+					return !off
+				})
+				for _, n := range lost {
+					n.start()
+				}
+				w.stop()
+			})
+		})
+	}
+}
+
 // TestClockThatIsOff: a majority that agrees decides.
 func TestClockThatIsOff(t *testing.T) {
 	const h = time.Hour
@@ -163,6 +203,7 @@ func TestClockThatIsOff(t *testing.T) {
 		offsets []time.Duration
 		voters  int
 		none    bool // this server has no vote
+		was     bool // it was off, by -2h
 		by      time.Duration
 		off     bool
 	}{
@@ -180,8 +221,16 @@ func TestClockThatIsOff(t *testing.T) {
 		"no vote":                          {offsets: []time.Duration{3 * h, 3 * h, -h}, voters: 3, none: true, by: -3 * h, off: true},
 		"no vote, two voters differ":       {offsets: []time.Duration{3 * h, -3 * h}, voters: 3, none: true},
 		"the only voter":                   {offsets: []time.Duration{3 * h}, voters: 1, none: true},
+		"off, a right one is lost":         {offsets: []time.Duration{3 * h}, voters: 3, was: true, by: -3 * h, off: true},
+		"off, none answers":                {voters: 3, was: true, by: -2 * h, off: true},
+		"off, one agrees":                  {offsets: []time.Duration{3 * h, 3 * h, 0}, voters: 5, was: true, by: -3 * h, off: true},
+		"off, as many agree":               {offsets: []time.Duration{3 * h, 0}, voters: 5, was: true, by: -3 * h, off: true},
+		"off, set right":                   {offsets: []time.Duration{0}, voters: 3, was: true},
+		"off, set right, one is wrong":     {offsets: []time.Duration{3 * h, 0, 0}, voters: 7, was: true},
+		"off, no vote, set right":          {offsets: []time.Duration{0}, voters: 3, none: true, was: true},
+		"off, too few voters are left":     {offsets: []time.Duration{3 * h}, voters: 2, was: true},
 	} {
-		by, off := judgeClock(tt.offsets, !tt.none, tt.voters, h)
+		by, off := judgeClock(tt.offsets, !tt.none, tt.voters, h, -2*h, tt.was)
 		testenv.True(t, by == tt.by && off == tt.off, "%s: %v, %v", name, by, off)
 	}
 }
