@@ -67,16 +67,14 @@ func (t Trust) Config() *tls.Config {
 }
 
 // verify accepts the cluster's API servers and nodes, at either end. The dates of servers' certificates do not count: a
-// wrong clock must not keep servers from finding one another. So such a certificate is checked as at its own end.
+// wrong clock must not keep servers from finding one another. So such a certificate is checked as at its own end. If
+// its authority was renewed, and this machine has the former one, it is checked as now.
 func (t Trust) verify(s tls.ConnectionState) error {
 	if s.NegotiatedProtocol != ALPN || len(s.PeerCertificates) == 0 {
 		return errors.New("gossip: the other end is no member")
 	}
 	leaf := s.PeerCertificates[0]
-	o := x509.VerifyOptions{Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
-	if t.Now != nil {
-		o.CurrentTime = t.Now()
-	}
+	o := x509.VerifyOptions{Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, CurrentTime: t.now()}
 	for _, c := range s.PeerCertificates[1:] {
 		o.Intermediates.AddCert(c)
 	}
@@ -88,13 +86,26 @@ func (t Trust) verify(s tls.ConnectionState) error {
 	default:
 		return fmt.Errorf("gossip: the certificate of %q is neither a server's nor a node's", leaf.Subject.CommonName)
 	}
-	if _, err := leaf.Verify(o); err != nil {
+	_, err := leaf.Verify(o)
+	invalid, ok := errors.AsType[x509.CertificateInvalidError](err)
+	if ok && invalid.Reason == x509.Expired && t.now().Before(leaf.NotAfter) {
+		o.CurrentTime = t.now()
+		_, err = leaf.Verify(o)
+	}
+	if err != nil {
 		return fmt.Errorf("gossip: the other end's certificate: %w", err)
 	}
 	if t.Refuses != nil {
 		return t.Refuses(leaf)
 	}
 	return nil
+}
+
+func (t Trust) now() time.Time {
+	if t.Now == nil {
+		return time.Now()
+	}
+	return t.Now()
 }
 
 // tlsStreams are Streams over TCP and TLS.

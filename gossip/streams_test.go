@@ -66,7 +66,8 @@ func TestStreamsBetweenServersAndNodes(t *testing.T) {
 	server := servers.issue("kube-apiserver", "", x509.ExtKeyUsageServerAuth, later)
 	node := clients.issue("system:node:n", nodeGroup, x509.ExtKeyUsageClientAuth, later)
 	members := map[string]*tls.Certificate{"server": server, "node": node,
-		"a server with a wrong clock": servers.issue("kube-apiserver", "", x509.ExtKeyUsageServerAuth, time.Now().Add(-time.Minute))}
+		"a server whose authority was renewed": servers.issue("kube-apiserver", "", x509.ExtKeyUsageServerAuth, time.Now().AddDate(1, 0, 0)),
+		"a server with a wrong clock":          servers.issue("kube-apiserver", "", x509.ExtKeyUsageServerAuth, time.Now().Add(-time.Minute))}
 	unauthenticated := map[string]*tls.Certificate{
 		"an administrator":           clients.issue("system:admin", "system:masters", x509.ExtKeyUsageClientAuth, later),
 		"a kubelet's serving":        servers.issue("system:node:n", "", x509.ExtKeyUsageServerAuth, later),

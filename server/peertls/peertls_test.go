@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
+	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -184,6 +185,44 @@ func TestOnlyServersGetIn(t *testing.T) {
 			if err := do(t, server, config); err == nil || !strings.Contains(err.Error(), "tls: ") {
 				t.Errorf("%s, %s: %v", name, direction, err)
 			}
+		}
+	}
+}
+
+// TestServersWithFormerAndRenewedAuthority: one server after the other gets a new certificate of the authority.
+// Meanwhile they reach one another, before the former one's end and after it.
+func TestServersWithFormerAndRenewedAuthority(t *testing.T) {
+	for _, left := range []time.Duration{30 * 24 * time.Hour, -24 * time.Hour} {
+		folder := t.TempDir()
+		with := func(until time.Time, id string) *peertls.Identity {
+			for _, s := range pki.Signers() {
+				testenv.NoError(t, testca.WriteOwn(folder, string(s), until))
+			}
+			return identity(t, testenv.Must(pki.Open(pki.Options{Dir: folder, Logger: slog.New(slog.DiscardHandler)}))(t), id)
+		}
+		former := with(time.Now().Add(left), "one")
+		renewed := with(time.Now().AddDate(20, 0, 0), "two")
+		for _, pair := range [][2]*peertls.Identity{{former, renewed}, {renewed, former}} {
+			l := listen(t)
+			answers := make(chan error, 1)
+			go func() {
+				c, err := pair[1].Listener(l).Accept()
+				if err == nil {
+					defer c.Close()
+					_, err = io.ReadFull(c, make([]byte, 1))
+				}
+				answers <- err
+			}()
+			c, err := pair[0].Dial(t.Context(), l.Addr().String())
+			if err != nil {
+				t.Errorf("%v before the end: calling: %v", left, err)
+				continue
+			}
+			_, _ = c.Write([]byte("x"))
+			if err := <-answers; err != nil {
+				t.Errorf("%v before the end: called: %v", left, err)
+			}
+			c.Close()
 		}
 	}
 }
