@@ -4,6 +4,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -62,6 +63,9 @@ func (p *PKI) renewAuthority(s Signer) (RenewedAuthority, error) {
 	}
 	serial := sha256.Sum256(append(former.SerialNumber.Bytes(), next.NotAfter.String()...))
 	next.SerialNumber = new(big.Int).SetBytes(serial[:16])
+	if _, ok := a.key.Public().(*rsa.PublicKey); ok {
+		next.SignatureAlgorithm = x509.SHA256WithRSA // PSS needs random numbers, and SHA-1 is refused
+	}
 	// Without a source of random numbers the signature depends on the key and the content alone (RFC 6979).
 	der, err := x509.CreateCertificate(nil, &next, &next, former.PublicKey, a.key)
 	if err != nil {

@@ -158,7 +158,7 @@ func keepRoot(from, to string) error {
 // a time at which that was still valid.
 func (p *PKI) checkReplacement(s Signer, a *authority, leaf string) error {
 	chain, err := cert.CertsFromFile(filepath.Join(p.dir, leaf))
-	if err != nil || chain[0].CheckSignatureFrom(a.cert()) != nil {
+	if err != nil || a.cert().CheckSignature(chain[0].SignatureAlgorithm, chain[0].RawTBSCertificate, chain[0].Signature) != nil {
 		return nil // there is none, or a new one is made
 	}
 	refuse := func(what string) error {
@@ -168,6 +168,12 @@ func (p *PKI) checkReplacement(s Signer, a *authority, leaf string) error {
 	if !bytes.Equal(chain[0].RawIssuer, a.cert().RawSubject) {
 		return refuse(fmt.Sprintf("its subject is %s, and it has to be %s, since the certificates that were signed name that", a.cert().Subject,
 			chain[0].Issuer))
+	}
+	signed, roots := *chain[0], x509.NewCertPool()
+	signed.NotBefore, signed.NotAfter = a.cert().NotBefore, a.cert().NotAfter // dates are another matter
+	roots.AddCert(a.cert())
+	if _, err := signed.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: signed.NotAfter, KeyUsages: signed.ExtKeyUsage}); err != nil {
+		return refuse(fmt.Sprintf("clients would refuse what was signed, such as %s: %v", leaf, err))
 	}
 	if end := a.cert().NotAfter; p.now().After(end) && chain[0].NotAfter.After(end) {
 		return refuse("it ended on " + end.Format("2006-01-02 15:04 UTC") + ", before the former one")

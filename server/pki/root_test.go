@@ -4,9 +4,13 @@ package pki
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"log/slog"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +18,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -117,6 +122,17 @@ func TestUnfitReplacementIsRefused(t *testing.T) {
 		"another subject": {func(t *testing.T, dir string) {
 			put(t, dir, func(c *x509.Certificate) { c.RawSubject, c.Subject.CommonName = nil, "other" })
 		}, "its subject is CN=other, and it has to be CN=server-ca-own"},
+		"no right to sign": {func(t *testing.T, dir string) {
+			put(t, dir, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature })
+		}, "clients would refuse what was signed"},
+		"other names only": {func(t *testing.T, dir string) {
+			put(t, dir, func(c *x509.Certificate) {
+				c.PermittedDNSDomainsCritical, c.PermittedDNSDomains = true, []string{"example.org"}
+			})
+		}, "is not permitted by any constraint"},
+		"another use": {func(t *testing.T, dir string) {
+			put(t, dir, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} })
+		}, "incompatible key usage"},
 		"ended": {func(t *testing.T, dir string) {
 			put(t, dir, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 		}, "it ended on "},
@@ -204,4 +220,26 @@ func TestKeepRenewed(t *testing.T) {
 	testenv.Equal(t, got["peer-ca.crt"], peer, "one that ends earlier:")
 	testenv.True(t, testenv.Must(ReadRoot(old))(t).Equal(p.Root()), "the copy has another name")
 	testenv.NoError(t, KeepRenewed(old, old))
+}
+
+// TestRenewAuthorityOfAnyRSAKind: an operator's authority may have signed itself in a way that needs random numbers, or
+// that is refused by now.
+func TestRenewAuthorityOfAnyRSAKind(t *testing.T) {
+	key := testenv.Must(rsa.GenerateKey(rand.Reader, 2048))(t)
+	for _, how := range []x509.SignatureAlgorithm{x509.SHA256WithRSA, x509.SHA256WithRSAPSS, x509.SHA1WithRSA} {
+		dir := t.TempDir()
+		ownAuthorities(t, dir, 30*day)
+		c := &x509.Certificate{SerialNumber: big.NewInt(5), Subject: pkix.Name{CommonName: "own"}, NotBefore: time.Now().Add(-time.Hour),
+			NotAfter: time.Now().Add(30 * day), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SignatureAlgorithm: how}
+		der := testenv.Must(x509.CreateCertificate(rand.Reader, c, c, key.Public(), key))(t)
+		text := testenv.Must(cert.EncodeCertificates(testenv.Must(x509.ParseCertificate(der))(t)))(t)
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, "server-ca.crt"), text, 0o600))
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, "server-ca.key"), testenv.Must(keyutil.MarshalPrivateKeyToPEM(key))(t), 0o600))
+		p := testenv.Must(openIn(dir, 0))(t)
+		testenv.NoError(t, p.Ensure(apiServer(p)), "%v", how)
+		testenv.Must(p.RenewAuthorities())(t)
+		p = testenv.Must(openIn(dir, 60*day))(t)
+		testenv.NoError(t, p.Ensure(apiServer(p)), "%v", how)
+		verify(t, p, apiServer(p), time.Now().Add(60*day))
+	}
 }
