@@ -20,6 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	podutil "k8s.io/kubernetes/pkg/api/v1/pod"
 
@@ -57,10 +58,11 @@ type Revocation struct {
 	Now      func() time.Time
 }
 
-// Run revokes the node. It may be interrupted at any point and started again, and then continues. The error names the
+// Run revokes the node. It may be interrupted at any point and started again, and then continues. A node that is there
+// is always revoked from the beginning: a new machine may have joined since the interruption. The error names the
 // servers that have not said that they refuse the node; everything else is done then.
 func (r Revocation) Run(ctx context.Context) error {
-	done, err := r.check(ctx)
+	present, err := r.check(ctx)
 	if err != nil {
 		return err
 	}
@@ -69,19 +71,22 @@ func (r Revocation) Run(ctx context.Context) error {
 		return err
 	}
 	switch {
-	case done:
+	case !present && state.Unfinished:
+		r.Progress("completing an interrupted revocation of " + r.Node)
+	case !present && !r.Deleted && state.Times == 0:
+		return fmt.Errorf("there is no node %q. Nothing was changed. If its Node was deleted already, give --deleted; there are: coracle "+
+			"kubectl get nodes", r.Node)
+	case !present && !r.Deleted:
 		r.Progress(r.Node + " was revoked before, and no node has that name")
 		return r.await(ctx, state.Generation)
-	case state.Unfinished:
-		r.Progress("completing an interrupted revocation of " + r.Node)
 	default:
 		// Before the record: who joins by one of them after this gets certificates that the record refuses.
 		if err := r.deleteTokens(ctx); err != nil {
 			return err
 		}
-	}
-	if state, err = secrets.RevokeNode(ctx, r.KV, r.ServerDir, r.Node, r.Now()); err != nil {
-		return err
+		if state, err = secrets.RevokeNode(ctx, r.KV, r.ServerDir, r.Node, r.Now()); err != nil {
+			return err
+		}
 	}
 	behind := r.await(ctx, state.Generation)
 	if ctx.Err() != nil {
@@ -103,30 +108,29 @@ func (r Revocation) Run(ctx context.Context) error {
 	return behind
 }
 
-// check refuses servers and unknown names. done says that the node was revoked, and that nothing of it is left.
-func (r Revocation) check(ctx context.Context) (done bool, err error) {
+// check refuses servers and what is no name. present says that a node of the name is there, or has joined.
+func (r Revocation) check(ctx context.Context) (present bool, err error) {
+	if len(validation.IsDNS1123Subdomain(r.Node)) > 0 {
+		return false, fmt.Errorf("%q cannot be a node's name. Nothing was changed. There are: coracle kubectl get nodes", r.Node)
+	}
 	node, err := r.Client.CoreV1().Nodes().Get(ctx, r.Node, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("reading the node: %w", err)
 	}
-	exists := err == nil
-	if exists && roster.IsServer(node) {
-		return false, fmt.Errorf("%s is a server's own node. A server has the keys of all authorities, so refusing its certificates would keep "+
-			"nobody out. Nothing was changed. docs/operations/stolen.md says what to do about a stolen server", r.Node)
+	present = err == nil
+	server, err := roster.NamesServer(ctx, r.KV, r.Servers, r.Node)
+	if err != nil {
+		return false, err
+	}
+	if server || present && roster.IsServer(node) {
+		return false, fmt.Errorf("%s is a server, or its own node. A server has the keys of all authorities, so refusing its certificates "+
+			"would keep nobody out. Nothing was changed. docs/operations/stolen.md says what to do about a stolen server", r.Node)
 	}
 	_, err = r.Client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, r.Node+roster.RegistrationSuffix, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("reading whether the node has joined: %w", err)
 	}
-	if exists || err == nil || r.Deleted {
-		return false, nil
-	}
-	state, err := secrets.ReadRevocation(ctx, r.KV, r.ServerDir, r.Node)
-	if err == nil && state.Times == 0 {
-		err = fmt.Errorf("there is no node %q. Nothing was changed. If its Node was deleted already, give --deleted; there are: coracle "+
-			"kubectl get nodes", r.Node)
-	}
-	return err == nil && !state.Unfinished, err
+	return present || err == nil, nil
 }
 
 // deleteTokens deletes all tokens that expire: the machine may have one of them.

@@ -164,15 +164,19 @@ func TestWhatCannotBeRevoked(t *testing.T) {
 	testenv.WantError(t, f.order.Run(t.Context()), "server", "Nothing was changed")
 	f.order.Node = "typo"
 	testenv.WantError(t, f.order.Run(t.Context()), "no node", "--deleted")
+	f.order.Deleted = true
+	for _, f.order.Node = range []string{"N1", "n1.", "n1 ", "", "n1\nn2"} {
+		testenv.WantError(t, f.order.Run(t.Context()), "cannot be a node's name")
+	}
+	f.order.Node = "typo"
 	f.want("n1 n2 s1", "a b c", "n1 n2")
 	testenv.True(t, f.tokens.Now().Agent == agent && len(f.revoked()) == 0, "it was changed: %v", f.revoked())
-	f.order.Deleted = true
 	testenv.NoError(t, f.order.Run(t.Context()))
 	testenv.True(t, f.revoked()["typo"] == 1, "revoked are %v", f.revoked())
 }
 
 // TestInterruptedRevocationContinues: the API fails at each of the command's calls in turn. Given again, the command
-// completes what it has begun, and replaces the agent token once.
+// completes what it has begun. It replaces the agent token once more if the node is there still.
 func TestInterruptedRevocationContinues(t *testing.T) {
 	for n := 1; ; n++ {
 		f := newFixture(t)
@@ -195,15 +199,61 @@ func TestInterruptedRevocationContinues(t *testing.T) {
 		whole := calls < n
 		testenv.True(t, (err == nil) == whole, "at call %d: %v", n, err)
 		fails = false
-		agent := f.tokens.Now().Agent
-		begun := f.revoked()["n1"] == 1
+		agent, times := f.tokens.Now().Agent, f.revoked()["n1"]
+		_, noNode := f.api.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
+		_, noRecord := f.api.CoreV1().Secrets(metav1.NamespaceSystem).Get(t.Context(), "n1"+roster.RegistrationSuffix, metav1.GetOptions{})
+		if noNode == nil || noRecord == nil {
+			times++
+		}
 		testenv.NoError(t, f.order.Run(t.Context()), "at call %d, given again", n)
 		f.want("n2 s1", "c", "n2")
-		testenv.True(t, f.revoked()["n1"] == 1 && (!begun || f.tokens.Now().Agent == agent), "at call %d: begun again: %v", n, f.revoked())
+		begun := f.tokens.Now().Agent != agent
+		testenv.True(t, f.revoked()["n1"] == times && begun == (noNode == nil || noRecord == nil), "at call %d: begun again: %v", n, f.revoked())
 		testenv.Equal(t, len(f.keys().Keys), 1, "at call %d: gossip keys:", n)
 		if whole {
 			testenv.True(t, n > 8, "the command has %d calls only", n-1)
 			return
 		}
 	}
+}
+
+// TestNodeOfAnUnfinishedRevocationIsRevokedAgain: a revocation has not ended, a new machine has joined under the name
+// since, and is stolen, too.
+func TestNodeOfAnUnfinishedRevocationIsRevokedAgain(t *testing.T) {
+	for what, joins := range map[string]func(f *fixture) error{
+		"its Node is there": func(f *fixture) error {
+			return testenv.Err(f.api.CoreV1().Nodes().Create(f.Context(), node("n1"), metav1.CreateOptions{}))
+		},
+		"it has just joined": func(f *fixture) error {
+			record := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "n1" + roster.RegistrationSuffix}}
+			return testenv.Err(f.api.CoreV1().Secrets(metav1.NamespaceSystem).Create(f.Context(), record, metav1.CreateOptions{}))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f := newFixture(t)
+			f.order.Members = func(context.Context) ([]status.Member, error) { return nil, errors.New("the server stops") }
+			testenv.WantError(t, f.order.Run(t.Context()), "knows the gossip key still", "the server stops")
+			f.want("n2 s1", "c", "n2")
+			agent := f.tokens.Now().Agent
+			testenv.NoError(t, joins(f))
+			f.order.Members = f.members
+			testenv.NoError(t, f.order.Run(t.Context()))
+			testenv.False(t, f.revoked()["n1"] != 2 || f.tokens.Now().Agent == agent, "its certificates are accepted still: %v", f.revoked())
+			f.want("n2 s1", "c", "n2")
+		})
+	}
+}
+
+// TestServerWithoutANodeIsNotRevoked: its Node was deleted, or it never had one. Its certificates cannot be refused.
+func TestServerWithoutANodeIsNotRevoked(t *testing.T) {
+	f := newFixture(t)
+	testenv.Must(f.store.Client().Put(t.Context(), "/coracle/servers/names/s1", "boat"))(t)
+	testenv.Must(f.store.Client().Put(t.Context(), "/coracle/servers/names/removed", "n1"))(t) // its machine is a node by now
+	f.order.Node = "boat"
+	for _, f.order.Deleted = range []bool{false, true} {
+		testenv.WantError(t, f.order.Run(t.Context()), "server", "Nothing was changed")
+	}
+	testenv.Equal(t, len(f.revoked()), 0, "revoked are:")
+	f.order.Node = "n1"
+	testenv.NoError(t, f.order.Run(t.Context()))
 }

@@ -5,9 +5,11 @@ package roster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -57,6 +59,17 @@ func writeName(ctx context.Context, kv clientv3.KV, id, name string, members fun
 		return fmt.Errorf("writing this server's name: %w", err)
 	}
 	return nil
+}
+
+// NamesServer says whether a member of the store has published this name. It asks a majority.
+func NamesServer(ctx context.Context, kv clientv3.KV, members []string, name string) (bool, error) {
+	published, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix())
+	if err != nil {
+		return false, fmt.Errorf("reading the servers' names: %w", err)
+	}
+	return slices.ContainsFunc(published.Kvs, func(has *mvccpb.KeyValue) bool {
+		return string(has.Value) == name && slices.Contains(members, strings.TrimPrefix(string(has.Key), namesPrefix))
+	}), nil
 }
 
 // publishedNames returns the published names in this server's replica of the store, which needs no majority.

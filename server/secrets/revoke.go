@@ -40,17 +40,16 @@ func (r *storedTokens) revocation(node string) Revocation {
 }
 
 // RevokeNode has all servers refuse the certificates that the nodes of this name have, and replaces the agent token, in
-// one write. A revocation that has not ended is not begun again.
+// one write, also if an earlier revocation of the name has not ended.
 func RevokeNode(ctx context.Context, kv clientv3.KV, serverDir, node string, now time.Time) (Revocation, error) {
 	return changeRevocation(ctx, kv, serverDir, node, func(r *storedTokens, caHash string) error {
-		if slices.Contains(r.Unfinished, node) {
-			return nil
-		}
 		if _, err := r.replace(token.RotationRequest{Role: token.RoleAgent, Now: now}, caHash); err != nil {
 			return err
 		}
 		r.Revoked = r.Revoked.With(nodecreds.Revoked{node: r.Revoked[node] + 1})
-		r.Unfinished = append(r.Unfinished, node)
+		if !slices.Contains(r.Unfinished, node) {
+			r.Unfinished = append(r.Unfinished, node)
+		}
 		return nil
 	})
 }

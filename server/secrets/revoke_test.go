@@ -28,8 +28,8 @@ func kubeletOf(node string, generation uint64) *x509.Certificate {
 }
 
 // TestRevokeNode: a server that follows the store refuses a revoked node at once, also on a connection that is open, no
-// longer accepts the agent token, and says that it does. A revocation that has not ended is resumed, and a later one of
-// the same name refuses the next machine.
+// longer accepts the agent token, and says that it does. A later revocation of the same name refuses the next machine,
+// also if the first one has not ended.
 func TestRevokeNode(t *testing.T) {
 	dir := t.TempDir()
 	s, store := newTokens(t, dir)
@@ -61,12 +61,15 @@ func TestRevokeNode(t *testing.T) {
 	agent := s.Now().Agent.Secret
 	testenv.False(t, agent == "given-to-agents" || len(s.Now().Former) > 0, "the agent token is valid still: %+v", s.Now())
 
-	r := revoke()
-	testenv.False(t, r.Times != 1 || !r.Unfinished || s.Now().Agent.Secret != agent, "given again, before it has ended: %+v", r)
-	testenv.NoError(t, FinishRevocation(t.Context(), kv, dir, "n1"))
-	r = testenv.Must(ReadRevocation(t.Context(), kv, dir, "n1"))(t)
-	testenv.False(t, r.Times != 1 || r.Unfinished, "at its end: %+v", r)
-	testenv.False(t, revoke().Times != 2 || !refused("n1", 1) || s.Now().Agent.Secret == agent, "the next machine of that name is not refused")
+	for _, times := range []uint64{2, 3} {
+		r := revoke()
+		testenv.False(t, r.Times != times || !r.Unfinished || !refused("n1", times-1) || s.Now().Agent.Secret == agent,
+			"the next machine of that name is not refused: %+v", r)
+		agent = s.Now().Agent.Secret
+		testenv.NoError(t, FinishRevocation(t.Context(), kv, dir, "n1"))
+		r = testenv.Must(ReadRevocation(t.Context(), kv, dir, "n1"))(t)
+		testenv.False(t, r.Times != times || r.Unfinished, "at its end: %+v", r)
+	}
 	if got := testenv.Must(ReadRevocation(t.Context(), kv, dir, "n2"))(t); got.Times != 0 || got.Unfinished {
 		t.Errorf("another node: %+v", got)
 	}
@@ -126,7 +129,7 @@ func TestRevokedNodeIsRefusedOnAFullDisk(t *testing.T) {
 }
 
 // TestRevokeNodeLeaderDies: the store's leader dies at each call of a revocation in turn, before it has done what was
-// requested or after it. Given again, the command revokes the node once.
+// requested or after it. Given again, the command revokes the node.
 func TestRevokeNodeLeaderDies(t *testing.T) {
 	dir := t.TempDir()
 	_, store := newTokens(t, dir)
@@ -137,7 +140,7 @@ func TestRevokeNodeLeaderDies(t *testing.T) {
 			_, err := RevokeNode(t.Context(), kv, dir, node, time.Now())
 			testenv.False(t, kv.Died() != (err != nil), "at call %d, after it: %t: died %t, and the command says %v", n, after, kv.Died(), err)
 			r := testenv.Must(RevokeNode(t.Context(), clientv3.KV(whole), dir, node, time.Now()))(t)
-			testenv.False(t, r.Times != 1 || !r.Unfinished, "at call %d, after it: %t: %+v", n, after, r)
+			testenv.False(t, r.Times < 1 || r.Times > 2 || !r.Unfinished, "at call %d, after it: %t: %+v", n, after, r)
 			if !kv.Died() {
 				testenv.False(t, n < 3, "a revocation had %d calls only", n-1)
 				break
