@@ -112,7 +112,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	}
 	b.servers = unique(append(b.servers, readList(o.File)...))
 	b.servers = b.servers[:min(len(b.servers), most)]
-	b.used = b.servers[0]
+	b.used = o.Server
 	for _, s := range b.servers {
 		b.named[s] = s != o.Server
 	}
