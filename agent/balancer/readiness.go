@@ -3,6 +3,7 @@
 package balancer
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -65,6 +66,20 @@ func (b *Balancer) leaveUnready(server string) bool {
 		"reason", u.words(), "other", other)
 	b.drop(server)
 	return true
+}
+
+// UseAnother closes the connections to the server in use and uses another one, if one presents its certificate. It is
+// for a node that starts: the server in use may not be ready, and cannot report that to this node yet.
+func (b *Balancer) UseAnother(ctx context.Context) {
+	servers := b.Servers()
+	for _, other := range servers[1:] {
+		if b.ensureVerified(ctx, other) == nil {
+			b.o.Logger.Warn("a server is not ready; trying another one", "server", servers[0], "other", other)
+			b.drop(servers[0])
+			b.use(other)
+			return
+		}
+	}
 }
 
 // ready reports whether a server has not reported that it is not ready. The caller holds mu.

@@ -158,3 +158,18 @@ func TestStatusNamesUnreadyServer(t *testing.T) {
 		shows(status.Running, "")
 	})
 }
+
+// TestUseAnother: a node that starts leaves a server that is not ready for one that presents its certificate, and stays
+// where there is none.
+func TestUseAnother(t *testing.T) {
+	_, two, b := twoServers(t)
+	first := wantAnswer(t, b, "one")
+	b.UseAnother(t.Context())
+	testenv.True(t, testenv.Err(first.Ask()) != nil, "the connection to a server that was left stays open")
+	wantAnswer(t, b, "two")
+	b.UseAnother(t.Context())
+	wantAnswer(t, b, "one")
+	two.Stop()
+	b.UseAnother(t.Context())
+	wantAnswer(t, b, "one")
+}

@@ -41,6 +41,9 @@ const (
 	agentSlack = 5 * time.Millisecond
 	// apiPatience is the timeout of one such check.
 	apiPatience = 5 * time.Second
+	// anotherAfter is how long the server in use may not be ready at this node's start until another one is used. An
+	// election takes a second or two.
+	anotherAfter = 3 * time.Second
 )
 
 // runAgent runs a node of a cluster whose servers are other machines, until ctx is done or the machine has another
@@ -138,7 +141,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		fallbackConfigs: directWays(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
 		answered:        servers.Replied, ended: servers.Ended, readiness: servers.SetReadiness, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
-			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
+			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig, servers.UseAnother)
 			if err == nil {
 				close(ready)
 			}
@@ -182,8 +185,9 @@ func directWays(kubeconfig, local string, servers func() []string) func() []*res
 	}
 }
 
-// waitAPI returns when the API server is ready.
-func waitAPI(ctx context.Context, kubeconfig string) error {
+// waitAPI returns when the API server is ready. useAnother is called when it has not been for anotherAfter, and again
+// after as long.
+func waitAPI(ctx context.Context, kubeconfig string, useAnother func(context.Context)) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return fmt.Errorf("reading the node's credentials: %w", err)
@@ -194,9 +198,13 @@ func waitAPI(ctx context.Context, kubeconfig string) error {
 	}
 	defer client.CloseIdleConnections()
 	client.Timeout = apiPatience
-	for {
+	for began := time.Now(); ; {
 		if responds(ctx, client, config.Host+"/readyz") {
 			return nil
+		}
+		if time.Since(began) >= anotherAfter {
+			useAnother(ctx)
+			began = time.Now()
 		}
 		if !timers.Sleep(ctx, apiPoll) {
 			return ctx.Err()
