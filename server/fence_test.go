@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/server/leading"
+	"github.com/coracle-k8s/coracle/server/storeusage"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -31,7 +32,7 @@ func TestWritesOfEndedTermAreRefused(t *testing.T) {
 	testenv.NoError(t, err)
 	defer func() { testenv.Check(t, store.Close(context.Background())) }()
 	testenv.NoError(t, s.waitStore(ctx, store, others))
-	api := testenv.Must(s.newAPI(ctx, store))(t)
+	api := testenv.Must(s.newAPI(ctx, store, storeusage.NewEvents(store.View, store.Health().Quota, s.o.Clock.Now)))(t)
 	serving, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1) // one: it ends whether or not the test still listens
 	go func() { ended <- api.Run(serving) }()
