@@ -159,7 +159,7 @@ func TestSmallestQuotaOfVoters(t *testing.T) {
 				}
 				testenv.Equal(t, leader.running().Health().Refusing(), metrics.RefusingQuota, "the leader refuses for:")
 				for _, n := range c.nodes {
-					testenv.Equal(t, n.running().Health().Quota(), 8<<20, "the cluster's quota at "+n.name)
+					testenv.Equal(t, n.running().Health().Quota(), 8<<20, "the cluster's quota at %s", n.name)
 				}
 				// All in one batch: what removes is done, what does not fit in is not.
 				put := mvcc.Command{Request: &pb.PutRequest{Key: []byte("/more"), Value: []byte(noise(100 << 10))}}
