@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,9 +19,19 @@ import (
 // or on whose connection nothing arrives for silentAfter, has none.
 func TestCallsWithoutAnswer(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
+		var mu sync.Mutex // calls end in goroutines of their own
 		var outcomes []string
+		note := func(outcome string) func(address string) {
+			return func(address string) {
+				mu.Lock()
+				defer mu.Unlock()
+				outcomes = append(outcomes, address+outcome)
+			}
+		}
 		is := func(what string, want ...string) {
 			t.Helper()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(outcomes, want) {
 				t.Errorf("%s: %q, want %q", what, outcomes, want)
 			}
@@ -30,8 +41,7 @@ func TestCallsWithoutAnswer(t *testing.T) {
 			m.Delay(way[0], way[1], time.Millisecond, 0)
 		}
 		a := start(t, m, 0, "a.1", func(o *Options) {
-			o.Answered = func(address string) { outcomes = append(outcomes, address+" answered") }
-			o.Unanswered = func(address string) { outcomes = append(outcomes, address+" did not") }
+			o.Answered, o.Unanswered = note(" answered"), note(" did not")
 		})
 		start(t, m, 1, "b.1", serving)
 		call := func(method string, within time.Duration) {
