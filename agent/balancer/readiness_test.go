@@ -21,7 +21,7 @@ func seconds(b *Balancer, n int) {
 	for range n {
 		b.Replied("one", true)
 		b.Replied("other", true)
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 		synctest.Wait()
 	}
 }
@@ -45,7 +45,7 @@ func TestUnreadyServersAreLeftOverSeconds(t *testing.T) {
 				b.Replied("one", true)
 				b.Replied("other", true)
 			}
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 		}
 		synctest.Wait()
 		for i, closed := range left {
@@ -87,12 +87,12 @@ func TestUnreadyServerIsKeptWithoutBetterOne(t *testing.T) {
 		for range 10 {
 			b.Replied("one", true)
 			b.Replied("other", false)
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 		}
 		stays("for one that another machine has forwarded to")
 		for range 10 {
 			b.Replied("one", true)
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 		}
 		stays("for one that does not reply")
 		b.SetReadiness("other", nodetunnel.NoLeader)
@@ -102,7 +102,7 @@ func TestUnreadyServerIsKeptWithoutBetterOne(t *testing.T) {
 		b.SetReadiness("other", "")
 		seconds(b, 10)
 		b.SetReadiness("one", nodetunnel.NoLeader)
-		time.Sleep(leaveAfter - time.Millisecond)
+		time.Sleep(leaveAfter - time.Millisecond) // fake time
 		synctest.Wait()
 		b.SetReadiness("one", "")
 		seconds(b, 10)
@@ -121,7 +121,7 @@ func TestNewConnectionsAvoidUnreadyServers(t *testing.T) {
 		b, _ := oneInUse(t)
 		b.servers = []string{"named", "silent", "one", "other"}
 		b.Replied("silent", true)
-		time.Sleep(2 * sureFor)
+		time.Sleep(2 * sureFor) // fake time
 		b.Replied("one", true)
 		b.Replied("other", true)
 		b.SetReadiness("one", nodetunnel.NoLeader)

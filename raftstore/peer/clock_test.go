@@ -65,7 +65,7 @@ func TestClockEndsNoConnection(t *testing.T) {
 		done <- err
 	}()
 	const turn = silence + 2*time.Second // in which what keeps connections alive has its turn
-	time.Sleep(turn)
+	time.Sleep(turn)                     // nothing may happen, so there is nothing to wait for
 	for _, step := range []time.Duration{-400 * 24 * time.Hour, 800 * 24 * time.Hour} {
 		clock := unix.NsecToTimeval(time.Now().Add(step).UnixNano())
 		testenv.NoError(t, unix.Settimeofday(&clock))

@@ -52,7 +52,7 @@ func TestBothEndsCompareClocks(t *testing.T) {
 			knows(a, b.id, now)
 			knows(b, a.id, -now)
 		}
-		time.Sleep(compareEvery)
+		time.Sleep(compareEvery) // fake time
 		asked.Store(0)
 		for range 10 {
 			call("echo")
@@ -60,7 +60,7 @@ func TestBothEndsCompareClocks(t *testing.T) {
 		testenv.Equal(t, asked.Load(), 1, "in less than the interval, clocks were compared so often:")
 
 		ahead.Store(0)
-		time.Sleep(compareEvery)
+		time.Sleep(compareEvery) // fake time
 		call("slow")
 		knows(a, b.id, 3*time.Hour)
 		a.CompareClocks(string(b.address))

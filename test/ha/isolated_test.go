@@ -113,7 +113,7 @@ func TestServerWithoutLeaderIsIdle(t *testing.T) {
 			time.Sleep(20 * time.Second) // what a start leaves to be done
 			used := func(during time.Duration) float64 {
 				before := processorTime(t, left)
-				time.Sleep(during)
+				time.Sleep(during) // what is measured
 				return 100 * float64(processorTime(t, left)-before) / float64(during)
 			}
 			rest := used(10 * time.Second)
@@ -143,7 +143,7 @@ func TestLeaderThatCannotBeCalled(t *testing.T) {
 		c.Site.NoConnecting(leader.Machine, o.Machine)
 		c.Site.NoConnecting(o.Machine, leader.Machine)
 	}
-	time.Sleep(100 * time.Second)
+	time.Sleep(100 * time.Second) // connections for calls close after a minute without calls
 	began := time.Now()
 	for _, s := range Without(c.Servers, leader) {
 		harness.Eventually(t, soon, fmt.Sprintf("a write at machine %d", s.Number), func() error {
