@@ -74,10 +74,11 @@ func (o *options) basic() {
 	case !asked && secret == "":
 		return
 	case kind != "basic":
-		o.refuse("the annotation %sauth-type is %.40q, and basic alone is served: the Ingress' routes answer 503", nginxPrefix, kind)
+		o.refuseFor(nginxPrefix+"auth-type",
+			"the annotation %sauth-type is %.40q, and basic alone is served: the Ingress' routes answer 503", nginxPrefix, kind)
 		return
 	case secret == "":
-		o.refuse("the annotation %sauth-secret is missing: the Ingress' routes answer 503", nginxPrefix)
+		o.refuseFor(nginxPrefix+"auth-secret", "the annotation %sauth-secret is missing: the Ingress' routes answer 503", nginxPrefix)
 		return
 	}
 	if namespace, name, ok := strings.Cut(secret, "/"); ok {
@@ -130,7 +131,8 @@ func (c *compiler) usersOf(a annotated) error {
 	}
 	found, why := hashesOf(c.s.Secrets[u.secret], u.form)
 	if why != "" {
-		c.find(a.ing, Finding{ReasonUsers, fmt.Sprintf("the Secret %s %s: the Ingress' routes answer 503", u.secret.Name, why)})
+		c.find(a.ing, Finding{ReasonUsers, nginxPrefix + "auth-secret", fmt.Sprintf(
+			"the Secret %s %s: the Ingress' routes answer 503", u.secret.Name, why)})
 		return nil
 	}
 	good, bad := map[string]string{}, 0
@@ -139,7 +141,8 @@ func (c *compiler) usersOf(a annotated) error {
 		if err == nil {
 			good[user] = found[user]
 		} else if bad++; bad <= maxBadUsers {
-			c.find(a.ing, Finding{ReasonUsers, fmt.Sprintf("the user %.60q of the Secret %s cannot log in: %v", user, u.secret.Name, err)})
+			c.find(a.ing, Finding{ReasonUsers, nginxPrefix + "auth-secret", fmt.Sprintf(
+				"the user %.60q of the Secret %s cannot log in: %v", user, u.secret.Name, err)})
 		}
 	}
 	key, size := table.UsersKey(u.secret.Namespace, u.secret.Name, u.form), 0

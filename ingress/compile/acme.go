@@ -103,7 +103,7 @@ func (c *compiler) orders() error {
 		slices.Sort(o.Hosts)
 		o.Hosts = slices.Compact(o.Hosts)
 		if len(o.Hosts) > mostNames {
-			c.find(o.Ingresses[0], Finding{ReasonCertificate, fmt.Sprintf(
+			c.find(o.Ingresses[0], Finding{ReasonCertificate, fieldTLS, fmt.Sprintf(
 				"the Secret %s is for %d hosts, and a certificate has %d names at most: name several Secrets in spec.tls", name.Name,
 				len(o.Hosts), mostNames)})
 			continue
@@ -124,20 +124,22 @@ func (c *compiler) orders() error {
 // orderNames adds the hosts that an Ingress names for a certificate, except those that the certificate cannot have.
 func (c *compiler) orderNames(o *Order, ing *networkingv1.Ingress, hosts []string, owners map[string]string) {
 	if len(hosts) == 0 {
-		c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("the entry of spec.tls with the Secret %s names no hosts, so that no "+
+		c.find(ing, Finding{ReasonCertificate, fieldTLS, fmt.Sprintf("the entry of spec.tls with the Secret %s names no hosts, so that no "+
 			"certificate can be ordered: name them", o.Secret.Name)})
 	}
 	for _, text := range hosts {
 		name, ok := hostName(text)
 		switch {
 		case strings.HasPrefix(name, "*."):
-			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %s: a wildcard needs an entry in DNS as "+
-				"proof, which cert-manager can make", name)})
+			c.find(ing, Finding{ReasonCertificate, fieldTLS, fmt.Sprintf(
+				"no certificate is ordered for %s: a wildcard needs an entry in DNS as "+
+					"proof, which cert-manager can make", name)})
 		case !ok || !dnsName.MatchString(name) || !strings.Contains(name, "."):
-			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("no certificate is ordered for %.100q, which is no DNS name of the internet",
+			c.find(ing, Finding{ReasonCertificate, fieldTLS, fmt.Sprintf(
+				"no certificate is ordered for %.100q, which is no DNS name of the internet",
 				text)})
 		case c.certified(name, owners) != ing.Namespace:
-			c.find(ing, Finding{ReasonCertificate, fmt.Sprintf(
+			c.find(ing, Finding{ReasonCertificate, fieldTLS, fmt.Sprintf(
 				"no certificate is ordered for %s: an Ingress of another namespace has this host, and a certificate would let this one "+
 					"pass for it", name)})
 		default:

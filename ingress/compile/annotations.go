@@ -67,12 +67,14 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 		o.size += len(value)
 		switch a, known := annotationOf(short); {
 		case !known:
-			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may "+
-				"restrict who gets in", name)
+			o.refuseFor(name,
+				"the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may "+
+					"restrict who gets in", name)
 		case value == "" || a.Support == Refused && (value == "false" || value == "off"): // no setting
 		case a.Support == Refused:
-			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what "+
-				"they get.%s", name, hint(a))
+			o.refuseFor(name,
+				"the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what "+
+					"they get.%s", name, hint(a))
 		case a.Support == Ignored:
 			ignored = append(ignored, short)
 		default:
@@ -80,13 +82,13 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 		}
 	}
 	if len(ignored) > 0 {
-		o.findings = append(o.findings, Finding{ReasonIgnored, fmt.Sprintf(
+		o.findings = append(o.findings, Finding{ReasonIgnored, fieldsOf(nginxPrefix, ignored), fmt.Sprintf(
 			"the Ingress is served without these annotations of %s*, which only tune: %s", nginxPrefix, strings.Join(ignored, ", "))})
 	}
 	o.inherit(d)
 	o.read()
 	if d.refused != "" {
-		o.refuse("%s", d.refused)
+		o.refuseFor("", "%s", d.refused)
 	}
 	o.passthrough(ing)
 	o.fallbackOf(ing.Name)
@@ -139,16 +141,17 @@ func (o *options) read() {
 	o.canaryOf()
 }
 
-// refuse closes the Ingress' routes, with a message.
-func (o *options) refuse(format string, args ...any) {
-	f := Finding{ReasonUnsupported, fmt.Sprintf(format, args...)}
+// refuseFor closes the Ingress' routes, with a message about one of its fields.
+func (o *options) refuseFor(field, format string, args ...any) {
+	f := Finding{ReasonUnsupported, field, fmt.Sprintf(format, args...)}
 	o.findings = append(o.findings, f)
 	o.refused = cmp.Or(o.refused, f.Message)
 }
 
 // bad closes the routes because an annotation's value is invalid.
 func (o *options) bad(name, why string) {
-	o.refuse("the annotation %s%s is %.100q, %s: the Ingress' routes answer 503", nginxPrefix, name, o.annotations[name], why)
+	o.refuseFor(nginxPrefix+name,
+		"the annotation %s%s is %.100q, %s: the Ingress' routes answer 503", nginxPrefix, name, o.annotations[name], why)
 }
 
 // flag reads a boolean annotation.
@@ -200,7 +203,7 @@ func (o *options) backendProtocol(value string) {
 	case "GRPCS":
 		o.protocol = table.H2
 	default:
-		o.refuse("the backend protocol %.40s is not served: the Ingress' routes answer 503", value)
+		o.refuseFor(nginxPrefix+"backend-protocol", "the backend protocol %.40s is not served: the Ingress' routes answer 503", value)
 	}
 }
 

@@ -116,7 +116,8 @@ func (o *options) replacements() {
 	switch {
 	case from == "off" || from == "default":
 	case ok != has:
-		o.refuse("of the annotations %sproxy-redirect-from and -to one is missing: the Ingress' routes answer 503", nginxPrefix)
+		o.refuseFor(nginxPrefix+"proxy-redirect-from",
+			"of the annotations %sproxy-redirect-from and -to one is missing: the Ingress' routes answer 503", nginxPrefix)
 	case ok:
 		o.policy.Location = o.replacement("proxy-redirect-from", from, to)
 	}

@@ -57,7 +57,8 @@ func (o *options) affinity() {
 		a.Path = path
 	}
 	if !isCookieName(a.Cookie) || !cookiePath.MatchString(a.Path) || a.Domain != "" && !isCookieDomain(a.Domain) {
-		o.refuse("the name, the path or the domain of the cookie of %saffinity is none: the Ingress' routes answer 503", nginxPrefix)
+		o.refuseFor(nginxPrefix+"affinity",
+			"the name, the path or the domain of the cookie of %saffinity is none: the Ingress' routes answer 503", nginxPrefix)
 	}
 	switch same := strings.ToLower(o.annotations["session-cookie-samesite"]); same {
 	case "", "lax", "strict", "none":
@@ -134,7 +135,7 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 		why = fmt.Sprintf("another canary has %s at the host %q: this one gets no requests", path, name)
 	}
 	if why != "" {
-		c.find(a.ing, Finding{ReasonUnsupported, why})
+		c.find(a.ing, Finding{ReasonUnsupported, nginxPrefix + "canary", why})
 		return
 	}
 	one := *a.options.canary

@@ -59,7 +59,23 @@ func (r Rules) settings() (table.Settings, bool) {
 
 // Finding is a problem of an object, or something that was left out of it.
 type Finding struct {
-	Reason, Message string
+	Reason string
+	// Field is what the problem is in: an annotation, several separated by commas, a field such as spec.tls, or a key
+	// of the ConfigMap Defaults. It is empty for the whole object.
+	Field string
+	// Message says what is wrong, what follows, and what to do.
+	Message string
+}
+
+// Fields of an Ingress that findings are about.
+const (
+	fieldRules = "spec.rules"
+	fieldTLS   = "spec.tls"
+)
+
+// fieldsOf returns the field of a finding about several annotations or keys.
+func fieldsOf(prefix string, names []string) string {
+	return prefix + strings.Join(names, ", "+prefix)
 }
 
 // Result is the output of Desired.
@@ -87,8 +103,10 @@ const (
 	ReasonUnsupported = "Unsupported"
 	// ReasonBadHost says that a host is no DNS name that can be served.
 	ReasonBadHost = "BadHost"
-	// ReasonSecret says that a Secret is missing or holds no certificate.
+	// ReasonSecret says that a Secret is missing or holds no certificate, and that a default takes its place.
 	ReasonSecret = "BadCertificate"
+	// ReasonAuthorities says that a Secret is missing or holds no authorities, so that no certificate is accepted.
+	ReasonAuthorities = "BadAuthorities"
 	// ReasonCertificate says that a certificate is not ordered by ACME.
 	ReasonCertificate = "NotOrdered"
 	// ReasonIgnored says that annotations that only tune were ignored.
@@ -286,7 +304,7 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 	for _, rule := range ing.Spec.Rules {
 		name, ok := hostName(rule.Host)
 		if !ok {
-			c.find(ing, Finding{ReasonBadHost, fmt.Sprintf("the host %q is no DNS name: its rule is left out", rule.Host)})
+			c.find(ing, Finding{ReasonBadHost, fieldRules, fmt.Sprintf("the host %q is no DNS name: its rule is left out", rule.Host)})
 			continue
 		}
 		if !c.mayHaveHost(ing, name) {
@@ -299,7 +317,7 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 		}
 		if rule.HTTP == nil || len(rule.HTTP.Paths) == 0 {
 			if ing.Spec.DefaultBackend == nil {
-				c.find(ing, Finding{ReasonUnsupported,
+				c.find(ing, Finding{ReasonUnsupported, fieldRules,
 					fmt.Sprintf("the rule of the host %q has no path, and the Ingress no default backend", rule.Host)})
 			}
 		} else {
@@ -354,7 +372,8 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	at := routeKey{r.Path, r.Kind, r.fallback}
 	if who, taken := h.ownerOfRoute[at]; taken {
 		if who != o.object || !r.fallback { // an Ingress may name a host twice
-			c.find(ing, Finding{ReasonPathTaken, fmt.Sprintf("%s has %s at the host %q already: the older Ingress keeps it", who, r.Path,
+			c.find(ing, Finding{ReasonPathTaken, fieldRules, fmt.Sprintf(
+				"%s has %s at the host %q already: the older Ingress keeps it", who, r.Path,
 				name)})
 		}
 		return
@@ -367,7 +386,7 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	switch port, why := portOf(b); {
 	case why != "":
 		r.Refused = why
-		c.find(ing, Finding{ReasonUnsupported, why})
+		c.find(ing, Finding{ReasonUnsupported, fieldRules, why})
 	case r.Refused == "":
 		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1,
 			TLS: c.tlsTo(o)}}
@@ -383,19 +402,19 @@ func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressSer
 	}
 	svc := c.s.Service(ing.Namespace, b.Name)
 	if svc == nil {
-		c.find(ing, Finding{ReasonService, fmt.Sprintf("there is no Service %s in the namespace %s", b.Name, ing.Namespace)})
+		c.find(ing, Finding{ReasonService, fieldRules, fmt.Sprintf("there is no Service %s in the namespace %s", b.Name, ing.Namespace)})
 		return
 	}
 	c.traefikService(ing, svc)
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
-		c.find(ing, Finding{ReasonService, fmt.Sprintf(
+		c.find(ing, Finding{ReasonUnsupported, fieldRules, fmt.Sprintf(
 			"the Service %s is of the type ExternalName, which is not served: its paths answer 503", b.Name)})
 		return
 	}
 	if !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
 		return b.Port.Name != "" && p.Name == b.Port.Name || b.Port.Name == "" && p.Port == b.Port.Number
 	}) {
-		c.find(ing, Finding{ReasonService, fmt.Sprintf("the Service %s has no port %s", b.Name,
+		c.find(ing, Finding{ReasonService, fieldRules, fmt.Sprintf("the Service %s has no port %s", b.Name,
 			cmp.Or(b.Port.Name, strconv.Itoa(int(b.Port.Number))))})
 	}
 }
@@ -428,7 +447,7 @@ func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
 	switch have := c.r.Findings[key]; {
 	case len(have) > maxFindings || slices.Contains(have, f):
 	case len(have) == maxFindings:
-		c.r.Findings[key] = append(have, Finding{f.Reason, "more is wrong with this object than events say: mend what they say, and " +
+		c.r.Findings[key] = append(have, Finding{f.Reason, "", "more is wrong with this object than events say: mend what they say, and " +
 			"others will say the rest"})
 	default:
 		c.r.Findings[key] = append(have, f)
@@ -469,7 +488,7 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 		if c.s.Secrets != nil {
 			if why := c.s.Memory.certificateOf(c.s.Secrets[secret]).flaw; why != "" {
 				if !asksACME(ing) || c.s.Account == nil || c.s.Secrets[secret] != nil { // an ordered certificate has events of its own
-					c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the default certificate%s",
+					c.find(ing, Finding{ReasonSecret, fieldTLS, fmt.Sprintf("the Secret %s %s: its hosts have the default certificate%s",
 						t.SecretName, why, c.acmeHint(ing))})
 				}
 				continue
@@ -503,7 +522,7 @@ func (c *compiler) certificateFor(ing *networkingv1.Ingress, of certificateNames
 		return ""
 	}
 	if s := c.s.Secrets[secret]; s != nil && host != "" && !c.s.Memory.certificateOf(s).isFor(host) {
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf(
+		c.find(ing, Finding{ReasonSecret, fieldTLS, fmt.Sprintf(
 			"the Secret %s holds a certificate of other names than %s, which has the default certificate", secret.Name, host)})
 		return ""
 	}

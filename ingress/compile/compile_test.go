@@ -264,7 +264,7 @@ func TestMissingServicesAreReportedAsFindings(t *testing.T) {
 			return nil
 		},
 	})
-	if got, want := findings(r), "a/x BadBackend; a/x BadBackend; a/x BadBackend; a/x BadBackend"; got != want {
+	if got, want := findings(r), "a/x BadBackend; a/x BadBackend; a/x BadBackend; a/x Unsupported"; got != want {
 		t.Errorf("findings: %s", got)
 	}
 }

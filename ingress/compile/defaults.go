@@ -56,8 +56,9 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 			unknown = append(unknown, key)
 		case value == "" || k.Support == Refused && (value == "false" || value == "off" || value == "0"): // no setting
 		case k.Support == Refused:
-			d.refuseAllIngresses("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change "+
-				"what they get. %s",
+			d.refuseAllIngresses(key,
+				"the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change "+
+					"what they get. %s",
 				key, Defaults, k.Note)
 		case strings.HasPrefix(key, "global-auth-"):
 			d.auth[k.Annotation] = value
@@ -68,12 +69,14 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 		}
 	}
 	if len(ignored) > 0 {
-		d.findings = append(d.findings, Finding{ReasonIgnored, "Ingresses are served without these keys, which only tune: " +
-			strings.Join(ignored, ", ")})
+		d.findings = append(d.findings, Finding{ReasonIgnored, fieldsOf("", ignored),
+			"Ingresses are served without these keys, which only tune: " +
+				strings.Join(ignored, ", ")})
 	}
 	if len(unknown) > 0 { // ingress-nginx ignores them, too
-		d.findings = append(d.findings, Finding{ReasonIgnored, "these are no keys of ingress-nginx's, and have no effect: " +
-			strings.Join(unknown, ", ")})
+		d.findings = append(d.findings, Finding{ReasonIgnored, fieldsOf("", unknown),
+			"these are no keys of ingress-nginx's, and have no effect: " +
+				strings.Join(unknown, ", ")})
 	}
 	if d.refused == "" {
 		d.try()
@@ -126,11 +129,13 @@ func (d *defaults) key(key, value string, rules Rules) {
 		case err != nil:
 			d.bad(key, value, "which is neither true nor false")
 		case on && key == "use-proxy-protocol" && !rules.ProxyProtocol:
-			d.refuseAllIngresses("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all "+
-				"Ingresses answer 503", key, Defaults)
+			d.refuseAllIngresses(key,
+				"the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all "+
+					"Ingresses answer 503", key, Defaults)
 		case on && len(rules.TrustedProxies) == 0:
-			d.refuseAllIngresses("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all "+
-				"Ingresses answer 503", key, Defaults)
+			d.refuseAllIngresses(key,
+				"the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all "+
+					"Ingresses answer 503", key, Defaults)
 		}
 	}
 }
@@ -146,12 +151,12 @@ func (d *defaults) configMap(key, value string) types.NamespacedName {
 }
 
 func (d *defaults) bad(key, value, why string) {
-	d.refuseAllIngresses("the key %s of the ConfigMap %s is %.100q, %s: all Ingresses answer 503", key, Defaults, value, why)
+	d.refuseAllIngresses(key, "the key %s of the ConfigMap %s is %.100q, %s: all Ingresses answer 503", key, Defaults, value, why)
 }
 
-// refuseAllIngresses closes the routes of all Ingresses.
-func (d *defaults) refuseAllIngresses(format string, args ...any) {
-	f := Finding{ReasonUnsupported, strings.TrimSpace(fmt.Sprintf(format, args...))}
+// refuseAllIngresses closes the routes of all Ingresses for a key; "" for one that is not known.
+func (d *defaults) refuseAllIngresses(key, format string, args ...any) {
+	f := Finding{ReasonUnsupported, key, strings.TrimSpace(fmt.Sprintf(format, args...))}
 	d.findings = append(d.findings, f)
 	d.refused = cmp.Or(d.refused, f.Message)
 }
@@ -163,8 +168,9 @@ func (d *defaults) try() {
 	o.inherit(d)
 	o.read()
 	if o.fallbackOf(""); o.refused != "" {
-		d.refuseAllIngresses("a key of the ConfigMap %s is not understood, and all Ingresses answer 503, as one does for an annotation of the same "+
-			"meaning: %s",
+		d.refuseAllIngresses("",
+			"a key of the ConfigMap %s is not understood, and all Ingresses answer 503, as one does for an annotation of the same "+
+				"meaning: %s",
 			Defaults, o.refused)
 	}
 }

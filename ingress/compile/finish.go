@@ -115,7 +115,7 @@ func (c *compiler) expression(r *route, kind table.PathKind) {
 	r.Refused = fmt.Sprintf("the path %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references "+
 		"(%.200v): all paths that begin with %s answer 503",
 		r.written, err, prefix)
-	c.find(r.ing, Finding{ReasonUnsupported, r.Refused})
+	c.find(r.ing, Finding{ReasonUnsupported, fieldRules, r.Refused})
 }
 
 // plainPrefix returns the beginning of an expression that consists of literal characters.
@@ -178,12 +178,14 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	name, ok := hostName(text)
 	switch {
 	case !ok || !dnsName.MatchString(name):
-		c.find(a.ing, Finding{ReasonBadHost, fmt.Sprintf("the server-alias %.100q is no DNS name: it is left out", text)})
+		c.find(a.ing, Finding{ReasonBadHost, nginxPrefix + "server-alias", fmt.Sprintf(
+			"the server-alias %.100q is no DNS name: it is left out", text)})
 		return
 	case owner[name] == a.options.object:
 		return
 	case c.hosts[name] != nil:
-		c.find(a.ing, Finding{ReasonPathTaken, fmt.Sprintf("the server-alias %q is a host already: it is left out", name)})
+		c.find(a.ing, Finding{ReasonPathTaken, nginxPrefix + "server-alias", fmt.Sprintf(
+			"the server-alias %q is a host already: it is left out", name)})
 		return
 	case !c.mayHaveHost(a.ing, name):
 		return

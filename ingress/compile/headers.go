@@ -23,6 +23,7 @@ type headers struct {
 	answer, ask, request []table.Header
 	size                 int
 	refused              string // why the routes are closed
+	field                string // what names the ConfigMap for which they are
 }
 
 // configMaps reads the annotations that name ConfigMaps with headers.
@@ -76,10 +77,10 @@ func (c *compiler) readCommon() {
 		return
 	}
 	c.common = &headers{}
-	c.common.answer = c.headers(c.common, d.answerHeaders)
-	c.common.request = c.headers(c.common, d.requestHeaders)
+	c.common.answer = c.headers(c.common, "add-headers", d.answerHeaders)
+	c.common.request = c.headers(c.common, "proxy-set-headers", d.requestHeaders)
 	if why := c.common.refused; why != "" {
-		c.r.OfDefaults = append(slices.Clip(c.r.OfDefaults), Finding{ReasonUnsupported, why})
+		c.r.OfDefaults = append(slices.Clip(c.r.OfDefaults), Finding{ReasonUnsupported, c.common.field, why})
 	}
 }
 
@@ -89,7 +90,7 @@ func (c *compiler) readCommon() {
 func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	if c.s.ConfigMaps == nil || o.answerHeaders.Name == "" && o.askHeaders.Name == "" {
 		if c.common != nil && c.common.refused != "" {
-			c.find(ing, Finding{ReasonUnsupported, c.common.refused})
+			c.find(ing, Finding{ReasonUnsupported, c.common.field, c.common.refused})
 		}
 		return c.common
 	}
@@ -97,22 +98,23 @@ func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	if c.common != nil {
 		*out = *c.common
 	}
-	out.answer = slices.Concat(out.answer, c.headers(out, o.answerHeaders)) // the last header of a name counts
-	out.ask = c.headers(out, o.askHeaders)
+	// The last header of a name counts.
+	out.answer = slices.Concat(out.answer, c.headers(out, nginxPrefix+"custom-headers", o.answerHeaders))
+	out.ask = c.headers(out, nginxPrefix+"auth-proxy-set-headers", o.askHeaders)
 	if out.refused != "" {
-		c.find(ing, Finding{ReasonUnsupported, out.refused})
+		c.find(ing, Finding{ReasonUnsupported, out.field, out.refused})
 	}
 	return out
 }
 
-// headers returns the headers in a ConfigMap, ordered by name.
-func (c *compiler) headers(of *headers, name types.NamespacedName) []table.Header {
+// headers returns the headers in a ConfigMap, ordered by name. field is the annotation or the key that names it.
+func (c *compiler) headers(of *headers, field string, name types.NamespacedName) []table.Header {
 	if name.Name == "" {
 		return nil
 	}
 	m := c.s.ConfigMaps[name]
 	if m == nil {
-		of.refused = fmt.Sprintf("the ConfigMap %s with headers does not exist: the routes that need it answer 503", name)
+		of.field, of.refused = field, fmt.Sprintf("the ConfigMap %s with headers does not exist: the routes that need it answer 503", name)
 		return nil
 	}
 	var out []table.Header
@@ -121,12 +123,13 @@ func (c *compiler) headers(of *headers, name types.NamespacedName) []table.Heade
 		value := m.Data[key]
 		control := strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
 		if !headerName.MatchString(key) || reserved[strings.ToLower(key)] || control {
-			of.refused = fmt.Sprintf("the ConfigMap %s with headers has %.60q, which is no header that can be sent:"+
+			of.field, of.refused = field, fmt.Sprintf("the ConfigMap %s with headers has %.60q, which is no header that can be sent:"+
 				" the routes that need it answer 503", name, key)
 			return nil
 		}
 		if size += len(key) + len(value); size > maxHeaders {
-			of.refused = fmt.Sprintf("the ConfigMap %s has more than %d bytes of headers: the routes that need it answer 503",
+			of.field, of.refused = field, fmt.Sprintf(
+				"the ConfigMap %s has more than %d bytes of headers: the routes that need it answer 503",
 				name, maxHeaders)
 			return nil
 		}

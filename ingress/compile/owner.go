@@ -15,7 +15,7 @@ import (
 func (c *compiler) mayHaveHost(ing *networkingv1.Ingress, name string) bool {
 	for _, of := range []string{name, wildcard(name)} {
 		if owner := c.ownerOf[of]; c.s.Rules.HostOwner && owner != nil && owner.Namespace != ing.Namespace && (of != "" || name == "") {
-			c.find(ing, Finding{ReasonHostTaken, fmt.Sprintf(
+			c.find(ing, Finding{ReasonHostTaken, fieldRules, fmt.Sprintf(
 				"the host %q belongs to the namespace %s, whose Ingress %s is the oldest that names %q: the rule is left out "+
 					"(--ingress-host-owner=namespace)",
 				name, owner.Namespace, owner.Name, of)})

@@ -76,7 +76,7 @@ func costOf(ing *networkingv1.Ingress, o *options) int {
 
 // tooLarge returns the finding about something that was left out for its size.
 func tooLarge(namespace, what string) Finding {
-	return Finding{ReasonTooLarge, fmt.Sprintf("the Ingresses of the namespace %s take more memory in the proxies than one namespace"+
+	return Finding{ReasonTooLarge, "", fmt.Sprintf("the Ingresses of the namespace %s take more memory in the proxies than one namespace"+
 		" may have, or those of the cluster more than there is: %s."+
 		" Fewer or smaller paths, Secrets, and names and networks in annotations make room", namespace, what)}
 }

@@ -35,8 +35,9 @@ func (o *options) passthrough(ing *networkingv1.Ingress) {
 	}
 	for _, name := range guards {
 		if _, ok := o.annotations[name]; ok {
-			o.refuse("the annotation %sssl-passthrough passes connections on without reading requests, so that %s cannot hold:"+
-				" the Ingress' routes answer 503", nginxPrefix, name)
+			o.refuseFor(nginxPrefix+"ssl-passthrough",
+				"the annotation %sssl-passthrough passes connections on without reading requests, so that %s cannot hold:"+
+					" the Ingress' routes answer 503", nginxPrefix, name)
 		}
 	}
 	root := func(r networkingv1.IngressRule) bool {
@@ -44,8 +45,9 @@ func (o *options) passthrough(ing *networkingv1.Ingress) {
 		return r.Host != "" && r.HTTP != nil && slices.ContainsFunc(r.HTTP.Paths, isRoot)
 	}
 	if len(ing.Spec.Rules) == 0 || slices.ContainsFunc(ing.Spec.Rules, func(r networkingv1.IngressRule) bool { return !root(r) }) {
-		o.refuse("the annotation %sssl-passthrough needs a host and the path / in each rule, whose backend gets the connections:"+
-			" the Ingress' routes answer 503", nginxPrefix)
+		o.refuseFor(nginxPrefix+"ssl-passthrough",
+			"the annotation %sssl-passthrough needs a host and the path / in each rule, whose backend gets the connections:"+
+				" the Ingress' routes answer 503", nginxPrefix)
 	}
 }
 
@@ -64,7 +66,7 @@ func (c *compiler) stream(name string, h *host) *table.Stream {
 	case stream == nil:
 		return nil
 	case first.ing != stream.ing && older(first.ing, stream.ing):
-		c.find(stream.ing, Finding{ReasonPathTaken, fmt.Sprintf(
+		c.find(stream.ing, Finding{ReasonPathTaken, fieldRules, fmt.Sprintf(
 			"%s has paths at the host %q already: its TLS connections are not passed on, and the path / answers 503",
 			first.options.object, name)})
 		stream.Refused, stream.Backends = "an older Ingress has paths at the host", nil
@@ -72,7 +74,7 @@ func (c *compiler) stream(name string, h *host) *table.Stream {
 	}
 	for _, r := range h.routes {
 		if r.ing != stream.ing {
-			c.find(r.ing, Finding{ReasonPathTaken, fmt.Sprintf(
+			c.find(r.ing, Finding{ReasonPathTaken, fieldRules, fmt.Sprintf(
 				"%s has the TLS connections of the host %q: this Ingress serves it without TLS alone", stream.options.object, name)})
 		}
 	}
@@ -211,7 +213,7 @@ func (c *compiler) tlsOf(a annotated) error {
 		return nil
 	}
 	if o.clientsSecret.Name != "" {
-		if err := c.authoritiesOf(a.ing, o.clientsSecret, "the Ingress' routes answer 503"); err != nil {
+		if err := c.authoritiesOf(a.ing, nginxPrefix+"auth-tls-secret", o.clientsSecret, "the Ingress' routes answer 503"); err != nil {
 			return err
 		}
 	}
@@ -219,21 +221,22 @@ func (c *compiler) tlsOf(a annotated) error {
 		return nil
 	}
 	if o.tls.Authorities != "" {
-		if err := c.authoritiesOf(a.ing, o.tlsSecret, "its backends are not spoken to"); err != nil {
+		if err := c.authoritiesOf(a.ing, nginxPrefix+"proxy-ssl-secret", o.tlsSecret, "its backends are not spoken to"); err != nil {
 			return err
 		}
 	}
 	s := c.s.Secrets[o.tlsSecret]
 	if s == nil {
 		if o.tls.Authorities == "" {
-			c.find(a.ing, Finding{ReasonSecret, fmt.Sprintf(
+			c.find(a.ing, Finding{ReasonSecret, nginxPrefix + "proxy-ssl-secret", fmt.Sprintf(
 				"the Secret %s does not exist: backends are not shown a certificate", o.tlsSecret.Name)})
 		}
 		return nil
 	}
 	switch why := c.s.Memory.certificateOf(s).flaw; {
 	case why != "" && len(s.Data[corev1.TLSCertKey]) > 0:
-		c.find(a.ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: backends are not shown a certificate", o.tlsSecret.Name, why)})
+		c.find(a.ing, Finding{ReasonSecret, nginxPrefix + "proxy-ssl-secret", fmt.Sprintf(
+			"the Secret %s %s: backends are not shown a certificate", o.tlsSecret.Name, why)})
 	case why == "" && !c.certificate(o.tlsSecret):
 		c.find(a.ing, tooLarge(o.namespace, "its backends are not shown a certificate"))
 	}
@@ -241,19 +244,19 @@ func (c *compiler) tlsOf(a annotated) error {
 }
 
 // authoritiesOf adds the section of the authorities in a Secret. Without the section the proxy accepts no certificate.
-// so is the consequence, for a finding.
-func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, secret types.NamespacedName, so string) error {
+// field is the annotation that names it, and so the consequence, for a finding.
+func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, field string, secret types.NamespacedName, so string) error {
 	s := c.s.Secrets[secret]
 	switch {
 	case s == nil:
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s does not exist: %s", secret.Name, so)})
+		c.find(ing, Finding{ReasonAuthorities, field, fmt.Sprintf("the Secret %s does not exist: %s", secret.Name, so)})
 		return nil
 	case len(s.Data[keyAuthorities]) > certificate.MaxChain:
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf(
+		c.find(ing, Finding{ReasonAuthorities, field, fmt.Sprintf(
 			"the Secret %s has more than %d bytes in the key %s: %s", secret.Name, certificate.MaxChain, keyAuthorities, so)})
 		return nil
 	case !x509.NewCertPool().AppendCertsFromPEM(s.Data[keyAuthorities]):
-		c.find(ing, Finding{ReasonSecret, fmt.Sprintf(
+		c.find(ing, Finding{ReasonAuthorities, field, fmt.Sprintf(
 			"the Secret %s has no certificates of authorities in the key %s: %s", secret.Name, keyAuthorities, so)})
 		return nil
 	}

@@ -39,19 +39,21 @@ func (o *options) traefik(ing *networkingv1.Ingress) {
 		case short == "router.pathmatcher":
 			o.pathMatcher(name, value)
 		case short == "router.middlewares":
-			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for a middleware may restrict who gets in. "+
-				"docs/ingress-traefik.md has what takes"+
-				" the place of each kind; then remove the annotation", name)
+			o.refuseFor(name,
+				"the annotation %s is not served: the Ingress' routes answer 503, for a middleware may restrict who gets in. "+
+					"docs/ingress-traefik.md has what takes"+
+					" the place of each kind; then remove the annotation", name)
 		case short == "router.tls.certresolver" || strings.HasPrefix(short, "router.tls.domains.") || short == "router.rulesyntax" ||
 			strings.HasPrefix(short, "router.observability."):
 			ignored = append(ignored, short)
 		default:
-			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what they get",
+			o.refuseFor(name,
+				"the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what they get",
 				name)
 		}
 	}
 	if len(ignored) > 0 {
-		o.findings = append(o.findings, Finding{ReasonIgnored, fmt.Sprintf(
+		o.findings = append(o.findings, Finding{ReasonIgnored, fieldsOf(traefikPrefix, ignored), fmt.Sprintf(
 			"the Ingress is served without these annotations of %s*, which only tune: %s", traefikPrefix, strings.Join(ignored, ", "))})
 	}
 }
@@ -67,8 +69,9 @@ func (o *options) entryPoints(name, value string) {
 		case "websecure":
 			secure = true
 		default:
-			o.refuse("the annotation %s names the entry point %q: the Ingress' routes answer 503, for only web (port 80) and websecure "+
-				"(port 443) are here",
+			o.refuseFor(name,
+				"the annotation %s names the entry point %q: the Ingress' routes answer 503, for only web (port 80) and websecure "+
+					"(port 443) are here",
 				name, strings.TrimSpace(part))
 		}
 	}
@@ -83,7 +86,7 @@ func (o *options) pathMatcher(name, value string) {
 	case "Path":
 		o.specific = table.PathExact
 	default:
-		o.refuse("the annotation %s is %q: the Ingress' routes answer 503, for only PathPrefix and Path are served", name, value)
+		o.refuseFor(name, "the annotation %s is %q: the Ingress' routes answer 503, for only PathPrefix and Path are served", name, value)
 	}
 }
 
@@ -94,7 +97,7 @@ func (c *compiler) traefikService(ing *networkingv1.Ingress, svc *corev1.Service
 	}
 	for _, name := range slices.Sorted(maps.Keys(svc.Annotations)) {
 		if strings.HasPrefix(name, traefikPrefix) {
-			c.find(ing, Finding{ReasonIgnored, fmt.Sprintf(
+			c.find(ing, Finding{ReasonIgnored, fieldRules, fmt.Sprintf(
 				"the Service %s has the annotation %s, which is not read: docs/ingress-traefik.md has the annotation of the Ingress that "+
 					"takes its place", svc.Name, name)})
 		}
