@@ -45,6 +45,8 @@ const (
 	// unusedFor is the time for which the Service is kept after the last Ingress, so that a user who replaces the only
 	// Ingress keeps the address.
 	unusedFor = 10 * time.Minute
+	// yieldAfter is the same time where another Service waits for one of its ports.
+	yieldAfter = 30 * time.Second
 )
 
 // ReasonPortInUse is the reason of events of a Service or a Gateway about nodes on which other programs use its ports.
@@ -88,9 +90,10 @@ type Controller struct {
 	recordedEvents map[types.NamespacedName]map[compile.Finding]bool // events of this term
 	memory         compile.Memory
 	refusals       *refusals
-	busy           map[string]string // ports that other programs use, by the node's name
-	unused         time.Time         // since when no Ingress is served; zero while there is one
-	judged         *corev1.Secret    // the last checked version of a user's default certificate
+	busy           map[string]string  // ports that other programs use, by the node's name
+	unused         time.Time          // since when no Ingress is served; zero while there is one
+	waiting        map[types.UID]bool // the Services of which an event says that they wait for ports
+	judged         *corev1.Secret     // the last checked version of a user's default certificate
 }
 
 // New adds handlers to the informers, which must not run yet.
@@ -130,7 +133,8 @@ func (c *Controller) used() bool {
 
 func (c *Controller) serviceMatters(_, now any) bool {
 	svc, ok := now.(*corev1.Service)
-	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used())
+	// beside the Service at rest another one may wait for its ports
+	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used() || c.own() != nil)
 }
 
 // configMatters reports whether a change of a ConfigMap matters while there are Ingresses. Of those in kube-system only
@@ -186,6 +190,7 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 		c.o.Certificates(r.Orders)
 	}
 	c.recordEvents(r)
+	c.recordWaiting(r.Served)
 	c.show(r)
 	if err != nil && ctx.Err() == nil {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
@@ -272,7 +277,7 @@ func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.D
 	if c.unused.IsZero() {
 		c.unused = time.Now()
 	}
-	if rest := unusedFor - time.Since(c.unused); rest > 0 && !c.o.Disabled {
+	if rest := c.keepFor(have) - time.Since(c.unused); rest > 0 && !c.o.Disabled {
 		return rest, nil
 	}
 	err = services.Delete(ctx, table.Service, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})

@@ -3,7 +3,7 @@
 package ingress
 
 // What the tests from outside compare with.
-const PerSlice, UnusedFor, DefaultRest = perSlice, unusedFor, defaultRest
+const PerSlice, UnusedFor, DefaultRest, YieldAfter = perSlice, unusedFor, defaultRest, yieldAfter
 
 var SlicesOf, NewDefault = slicesOf, newDefault
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/controllers/servicelb"
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+)
+
+// keepFor returns how long the Service is kept without an Ingress. Other controllers' Services, such as those of
+// ingress-nginx or of Gateways, may wait for its ports.
+func (c *Controller) keepFor(own *corev1.Service) time.Duration {
+	all, _ := c.services.List(labels.Everything()) // a lister of a cache returns no error
+	if slices.ContainsFunc(all, func(svc *corev1.Service) bool { return waits(svc, own) }) {
+		return yieldAfter
+	}
+	return unusedFor
+}
+
+// waits reports whether a Service waits for a port of the ingress' Service: it shares one, has the same load balancer,
+// and lacks an address or some addresses.
+func waits(svc, own *corev1.Service) bool {
+	return len(shared(svc, own)) > 0 && (len(svc.Status.LoadBalancer.Ingress) == 0 || refusedPort(svc))
+}
+
+// refusedPort reports whether servicelb says that another Service or program has a port of the Service.
+func refusedPort(svc *corev1.Service) bool {
+	condition := meta.FindStatusCondition(svc.Status.Conditions, loadbalancer.Condition)
+	return condition != nil && condition.Reason == servicelb.ReasonPortInUse
+}
+
+// shared returns the ports of the ingress' Service that another Service of the same load balancer asks for, as text.
+func shared(svc, own *corev1.Service) []string {
+	class := func(s *corev1.Service) string { return ptr.Deref(s.Spec.LoadBalancerClass, servicelb.Class) }
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.DeletionTimestamp != nil || class(svc) != class(own) ||
+		svc.Namespace == own.Namespace && svc.Name == own.Name {
+		return nil
+	}
+	var out []string
+	for _, p := range portTexts(own) {
+		if slices.Contains(portTexts(svc), p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func portTexts(svc *corev1.Service) []string {
+	out := make([]string, 0, len(svc.Spec.Ports))
+	for _, p := range svc.Spec.Ports {
+		out = append(out, loadbalancer.PortOf(p.Protocol, p.Port).String())
+	}
+	return out
+}
+
+// recordWaiting records an event of each Service that waits for ports while there are Ingresses, once in a term.
+func (c *Controller) recordWaiting(served []*networkingv1.Ingress) {
+	waiting, own := map[types.UID]bool{}, c.own()
+	if len(served) > 0 && own != nil {
+		all, _ := c.services.List(labels.Everything()) // a lister of a cache returns no error
+		for _, svc := range all {
+			ports := shared(svc, own)
+			if len(ports) == 0 || !refusedPort(svc) {
+				continue
+			}
+			waiting[svc.UID] = true
+			if c.waiting[svc.UID] {
+				continue
+			}
+			c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, ReasonPortInUse,
+				"%s/%s has %s while there are Ingresses of its classes, such as %s/%s. It gives them up %s after the last one has gone or has "+
+					"another class. Until then, give this Service other ports, or addresses of a pool", metav1.NamespaceSystem, table.Service,
+				strings.Join(ports, ", "), served[0].Namespace, served[0].Name, yieldAfter)
+		}
+	}
+	c.waiting = waiting
+}
