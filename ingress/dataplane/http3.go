@@ -135,8 +135,9 @@ func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
 // quicConnection is an open connection of a client. It is closed when no request was served for Options.KeepAlive, even
 // if the client has opened streams without sending a request.
 type quicConnection struct {
-	conn   *quic.Conn
-	source netip.Addr
+	conn    *quic.Conn
+	source  netip.Addr
+	counted []*counted // by the limits for HTTP/3 and for all connections
 
 	mu     sync.Mutex
 	served int // requests under way
@@ -148,7 +149,9 @@ type quicConnection struct {
 func (c *quicConnection) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.served++
+	if c.served++; c.served == 1 {
+		c.work(true)
+	}
 	c.idle.Stop()
 }
 
@@ -156,15 +159,24 @@ func (c *quicConnection) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.served--; c.served == 0 {
+		c.work(false)
 		c.idle.Reset(c.after)
+	}
+}
+
+// work says to the limits whether a request is under way.
+func (c *quicConnection) work(yes bool) {
+	for _, one := range c.counted {
+		one.works(yes)
 	}
 }
 
 // quicHandshake is what a connection takes of the limits, from its first packet on.
 type quicHandshake struct {
-	once   sync.Once
-	done   func()
-	source netip.Addr // the source that the connection counts for
+	once    sync.Once
+	done    func()
+	source  netip.Addr // the source that the connection counts for
+	counted []*counted
 }
 
 func (h *quicHandshake) finished() { h.once.Do(h.done) }
@@ -298,18 +310,18 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 		}
 		source = netip.Addr{} // many clients' connections
 	}
-	taken := p.hasMemory(source) && p.quicLimit.acquire(source)
-	if taken && !p.limit.acquire(source) {
-		p.quicLimit.give(source)
-		taken = false
+	one := p.admit(&p.quicLimit, source)
+	if one == nil {
+		return nil, errManyConnections
 	}
-	if !taken {
-		p.stats.Refused.Add(1)
+	other := p.admit(&p.limit, source)
+	if other == nil {
+		one.gone()
 		return nil, errManyConnections
 	}
 	p.handshakes.Add(1)
 	p.stats.Connections.Add(1)
-	s := &quicHandshake{source: source, done: func() {
+	s := &quicHandshake{source: source, counted: []*counted{one, other}, done: func() {
 		if p.handshakes.Add(-1) == 0 {
 			p.noHandshake.Send()
 		}
@@ -317,8 +329,8 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 	context.AfterFunc(ctx, func() {
 		s.finished()
 		p.stats.Connections.Add(-1)
-		p.limit.give(source)
-		p.quicLimit.give(source)
+		one.gone()
+		other.gone()
 	})
 	return context.WithValue(ctx, handshakeKey{}, s), nil
 }
@@ -328,7 +340,11 @@ func (p *Proxy) quicConnected(ctx context.Context, conn *quic.Conn) context.Cont
 	c := &quicConnection{conn: conn, after: p.options.KeepAlive}
 	if s, ok := ctx.Value(handshakeKey{}).(*quicHandshake); ok {
 		s.finished()
-		c.source = s.source
+		c.source, c.counted = s.source, s.counted
+	}
+	for _, one := range c.counted {
+		one.quic = true
+		one.opened(func() { c.close(http3.ErrCodeNoError, "the ingress proxy needs the connection for another client") })
 	}
 	p.quicLimit.mu.Lock()
 	p.quicOpen[c] = struct{}{}
@@ -370,10 +386,13 @@ func (p *Proxy) shedQUIC() {
 	}
 	for _, c := range p.heaviestQUIC() {
 		p.stats.Refused.Add(1)
-		go func() { // closing waits for the connection
-			_ = c.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "no memory is left")
-		}()
+		c.close(http3.ErrCodeExcessiveLoad, "no memory is left")
 	}
+}
+
+// close closes the connection, without waiting for that.
+func (c *quicConnection) close(code http3.ErrCode, why string) {
+	go func() { _ = c.conn.CloseWithError(quic.ApplicationErrorCode(code), why) }()
 }
 
 // heaviestQUIC returns an eighth, plus one, of the connections with quicHeld bytes received, of the source with most of

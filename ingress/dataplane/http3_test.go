@@ -106,13 +106,28 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// TestHTTP3ConnectionsAreBounded: they count for the same limit as those of TCP, from their first packet on.
+// TestHTTP3ConnectionsAreBounded: they count for the same limit as those of TCP, from their first packet on. Where none
+// is idle, no further one is accepted.
 func TestHTTP3ConnectionsAreBounded(t *testing.T) {
-	f := newFixture(t, Options{MaxConnections: 4 * quicFraction}) // half of its part for one source
-	first, err := dialQUIC(t, f.http3)
-	testenv.NoError(t, err)
-	testenv.Must(dialQUIC(t, f.http3))(t)
-	_, err = dialQUIC(t, f.http3)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	backend := backendServer(t, func(http.ResponseWriter, *http.Request) {
+		arrived <- struct{}{}
+		<-release
+	})
+	f := newFixture(t, Options{MaxConnections: 4 * quicFraction}, site(t, "", backend)...) // half of its part for one source
+	defer close(release)
+	var held []*http.Client
+	for range 2 {
+		c := client(t, f.http3, "h3")
+		held = append(held, c)
+		go func() {
+			if res, err := c.Get("https://a/"); err == nil {
+				_ = res.Body.Close()
+			}
+		}()
+		<-arrived
+	}
+	_, err := dialQUIC(t, f.http3)
 	var refused *quic.TransportError
 	testenv.False(t, !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused, "a connection beyond the limit: %v", err)
 	f.limit.mu.Lock()
@@ -121,7 +136,7 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 	if counted != 2 || f.stats.Refused.Load() == 0 { // each packet counts of those that begin a connection
 		t.Errorf("%d connections count, %d were refused", counted, f.stats.Refused.Load())
 	}
-	_ = first.CloseWithError(0x100, "")
+	_ = held[0].Transport.(*http3.Transport).Close()
 	waitUntil(t, "the limit has room again", func() bool {
 		f.limit.mu.Lock()
 		defer f.limit.mu.Unlock()

@@ -6,21 +6,20 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
-// limit limits the connections of clients, in total and for each source. It keeps the process below its memory limit,
-// and lets no source take all connections. A source is an IPv4 address, or a /64 prefix of IPv6, which is what one
-// machine has.
+// limit limits the requests under way of clients that may have several on one connection, in total and for each source,
+// as connections does with connections.
 type limit struct {
 	most int
 
-	mu   sync.Mutex
-	all  int
-	of   map[netip.Addr]int
-	open map[*countedTCP]struct{}
+	mu  sync.Mutex
+	all int
+	of  map[netip.Addr]int
 }
 
-// acquire counts a connection. It returns false when there are too many. An invalid source has no limit of its own.
+// acquire counts a request. It returns false when there are too many. An invalid source has no limit of its own.
 func (l *limit) acquire(source netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -31,7 +30,7 @@ func (l *limit) acquire(source netip.Addr) bool {
 	return true
 }
 
-// add counts a connection for its source. The caller holds mu.
+// add counts a request for its source. The caller holds mu.
 func (l *limit) add(source netip.Addr) bool {
 	if !source.IsValid() {
 		return true
@@ -49,7 +48,7 @@ func (l *limit) give(source netip.Addr) {
 	l.remove(source)
 }
 
-// remove subtracts a connection from the counts. The caller holds mu.
+// remove subtracts a request from the counts. The caller holds mu.
 func (l *limit) remove(source netip.Addr) {
 	l.all--
 	if !source.IsValid() {
@@ -58,13 +57,6 @@ func (l *limit) remove(source netip.Addr) {
 	if l.of[source]--; l.of[source] == 0 {
 		delete(l.of, source)
 	}
-}
-
-// exceeds reports whether a source has the given number of connections, or all sources have four times as many.
-func (l *limit) exceeds(source netip.Addr, many int) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.of[source] >= many || l.all >= 4*many
 }
 
 // sourceOf returns the source that a connection counts for.
@@ -104,12 +96,11 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if trusted {
 			source = netip.Addr{} // many clients' connections
 		}
-		if !l.proxy.hasMemory(source) || !l.proxy.limit.acquire(source) {
-			l.proxy.stats.Refused.Add(1)
+		c := l.proxy.admit(&l.proxy.limit, source)
+		if c == nil {
 			_ = conn.Close()
 			continue
 		}
-		c := &counted{source: source, limit: &l.proxy.limit}
 		tcp, ok := conn.(*net.TCPConn)
 		switch {
 		case ok && trusted && tables.proxied:
@@ -121,31 +112,20 @@ func (l *limitListener) Accept() (net.Conn, error) {
 	}
 }
 
-// counted is a connection that counts for the limit.
-type counted struct {
-	limit  *limit
-	source netip.Addr // limit.mu guards source and ended
-	ended  bool
-}
-
-func (c *counted) gone() {
-	c.limit.mu.Lock()
-	defer c.limit.mu.Unlock()
-	if !c.ended {
-		c.ended = true
-		c.limit.remove(c.source)
+// admit counts a new connection of a source, which may close another one. It returns nil for one that is refused.
+func (p *Proxy) admit(to *connections, source netip.Addr) *counted {
+	if !p.hasMemory(source) {
+		p.stats.Refused.Add(1)
+		return nil
 	}
-}
-
-// became makes a connection without a source count for the given one. It returns false when that source has too many.
-func (c *counted) became(source netip.Addr) bool {
-	c.limit.mu.Lock()
-	defer c.limit.mu.Unlock()
-	if c.ended || !c.limit.add(source) {
-		return false
+	c, cut := to.acquire(source)
+	if cut != nil || c == nil {
+		p.stats.Refused.Add(1)
 	}
-	c.source = source
-	return true
+	if cut != nil {
+		cut()
+	}
+	return c
 }
 
 // countedTCP gives tunnels the methods of a TCP connection beyond net.Conn.
@@ -153,22 +133,18 @@ type countedTCP struct {
 	*net.TCPConn
 	*counted
 	proxy *Proxy
+	began atomic.Bool // the client has sent something
 }
 
 func (p *Proxy) opened(conn *net.TCPConn, c *counted) *countedTCP {
-	out := &countedTCP{conn, c, p}
-	p.limit.mu.Lock()
-	defer p.limit.mu.Unlock()
-	p.limit.open[out] = struct{}{}
+	out := &countedTCP{TCPConn: conn, counted: c, proxy: p}
+	c.opened(func() { _ = out.Close() })
 	return out
 }
 
 // Close closes the connection and stops counting it.
 func (c *countedTCP) Close() error {
 	defer c.gone()
-	c.limit.mu.Lock()
-	delete(c.limit.open, c)
-	c.limit.mu.Unlock()
 	return c.TCPConn.Close()
 }
 

@@ -16,21 +16,30 @@ import (
 )
 
 func TestConnectionsAreLimitedByAddressAndInAll(t *testing.T) {
-	l := limit{most: 4, of: map[netip.Addr]int{}}
+	l := newConnections(4)
 	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
+	open := map[netip.Addr][]*counted{}
+	acquire := func(source netip.Addr) bool {
+		one, _ := l.acquire(source)
+		if one != nil {
+			open[source] = append(open[source], one)
+		}
+		return one != nil
+	}
 	for i, step := range []struct {
 		source netip.Addr
 		want   bool
 	}{{a, true}, {a, true}, {a, false}, {b, true}, {c, true}, {c, false}, {b, false}} {
-		testenv.Equal(t, l.acquire(step.source), step.want, "connection %d from %s is taken:", i, step.source)
+		testenv.Equal(t, acquire(step.source), step.want, "connection %d from %s is taken:", i, step.source)
 	}
-	l.give(a)
-	testenv.True(t, l.acquire(b), "a place that was given back is not taken")
-	for range 2 {
-		l.give(b)
+	open[a][0].gone()
+	testenv.True(t, acquire(b), "a place that was given back is not taken")
+	for _, all := range open {
+		for _, one := range all {
+			one.gone()
+			one.gone() // closing twice counts once
+		}
 	}
-	l.give(a)
-	l.give(c)
 	testenv.False(t, l.all != 0 || len(l.of) != 0, "%d connections of %v are left", l.all, l.of)
 }
 

@@ -90,24 +90,29 @@ func (l *limit) count(source netip.Addr) int {
 	return l.of[source]
 }
 
-// heaviest returns an eighth, plus one, of the connections of the source that has most connections and requests.
-func (p *Proxy) heaviest() []*countedTCP {
+// heaviest returns an eighth, plus one, of the connections of the source that has most connections and requests: those
+// that have been busy for longest, then those that have been idle for longest.
+func (p *Proxy) heaviest() (cut []func()) {
 	p.limit.mu.Lock()
 	defer p.limit.mu.Unlock()
-	var most netip.Addr
+	var most *source
 	heaviest := 0
-	for source, n := range p.limit.of {
-		if n += p.streams.count(source); n > heaviest {
-			most, heaviest = source, n
+	for address, s := range p.limit.of {
+		if n := s.counts[bySize] + p.streams.count(address); n > heaviest {
+			most, heaviest = s, n
 		}
 	}
-	var out []*countedTCP
-	for c := range p.limit.open {
-		if c.source == most && len(out) <= p.limit.of[most]/8 {
-			out = append(out, c)
+	if most == nil {
+		return nil
+	}
+	for _, list := range []*chain{&most.chains[busy], &most.chains[byIdle]} {
+		for c := list.first; c != nil && len(cut) <= most.counts[bySize]/8; c = c.after {
+			if !c.quic { // see shedQUIC
+				cut = append(cut, c.cut)
+			}
 		}
 	}
-	return out
+	return cut
 }
 
 // shed closes some connections of the source that has most, so that other sources can be served.
@@ -117,26 +122,23 @@ func (p *Proxy) shed() {
 	if last := p.shedAt.Load(); now < last+int64(readEvery) || !p.shedAt.CompareAndSwap(last, now) {
 		return
 	}
-	for _, c := range p.heaviest() {
+	for _, cut := range p.heaviest() {
 		p.stats.Refused.Add(1)
-		_ = c.Close()
+		cut()
 	}
 }
 
 // errMemory ends a connection on which more is received while no memory is left.
 var errMemory = errors.New("the process has no memory left for this client")
 
-// of returns the source that the connection counts for.
-func (c *counted) of() netip.Addr {
-	c.limit.mu.Lock()
-	defer c.limit.mu.Unlock()
-	return c.source
-}
-
 // Read implements net.Conn. It checks the memory, since bodies of HTTP/2 are received before a handler reads them.
 func (c *countedTCP) Read(to []byte) (int, error) {
 	n, err := c.TCPConn.Read(to)
-	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.of()) {
+	if !c.began.Load() {
+		c.began.Store(true)
+		c.works(true)
+	}
+	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.address()) {
 		return 0, errMemory
 	}
 	return n, err

@@ -82,7 +82,7 @@ type Proxy struct {
 
 	stats        Stats
 	others       hostStats // of hosts that are not in counted
-	limit        limit
+	limit        connections
 	streams      limit // requests under way of clients that may have several on one connection
 	budget       *memory
 	shedAt       atomic.Int64  // when shed last closed connections
@@ -91,7 +91,7 @@ type Proxy struct {
 	ending       chan struct{} // End closes it
 	end          sync.Once
 	complained   atomic.Bool // the log has a message about a trusted proxy without the PROXY protocol
-	quicLimit    limit
+	quicLimit    connections
 	quicOpen     map[*quicConnection]struct{} // after their handshake; quicLimit.mu guards it
 	quicShedAt   atomic.Int64                 // when shedQUIC last closed connections
 	// handshakes is the number of QUIC handshakes under way.
@@ -163,10 +163,9 @@ func New(o Options) (*Proxy, error) {
 	}
 	o.MaxConnections = cmp.Or(o.MaxConnections, 4000)
 	p := &Proxy{
-		ending: make(chan struct{}), noHandshake: timers.NewSignal(), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{},
-			open: map[*countedTCP]struct{}{}}, budget: newMemory(),
+		ending: make(chan struct{}), noHandshake: timers.NewSignal(), limit: newConnections(o.MaxConnections), budget: newMemory(),
 		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
-		quicLimit: limit{most: max(1, o.MaxConnections/quicFraction), of: map[netip.Addr]int{}},
+		quicLimit: newConnections(max(1, o.MaxConnections/quicFraction)),
 		quicOpen:  map[*quicConnection]struct{}{},
 		options:   o, own: own, dialer: backendDialer(o, false), tunnelDialer: backendDialer(o, true),
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{},

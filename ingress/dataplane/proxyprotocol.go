@@ -121,7 +121,12 @@ func (c *proxiedConn) header() {
 		var port uint16
 		if from, port, c.err = readProxyHeader(c.TCPConn); c.err == nil && from.IsValid() {
 			c.from, c.to = net.TCPAddrFromAddrPort(from), proxiedTo{c.to, strconv.Itoa(int(port))}
-			if !c.became(sourceOf(c.from)) {
+			cut, ok := c.became(sourceOf(c.from))
+			if cut != nil {
+				c.proxy.stats.Refused.Add(1)
+				cut()
+			}
+			if !ok {
 				c.err = errors.New("too many connections of this client")
 			}
 		}

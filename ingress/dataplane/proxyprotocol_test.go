@@ -166,7 +166,11 @@ func TestProxyProtocolLimits(t *testing.T) {
 		t.Cleanup(func() { _ = conn.Close() })
 		testenv.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
 		fmt.Fprintf(conn, "PROXY TCP4 203.0.113.%d 127.0.0.1 4386 80\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", client)
-		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
+		in := bufio.NewReader(conn)
+		if _, err = http.ReadResponse(in, nil); err == nil { // what follows keeps it busy
+			fmt.Fprint(conn, "POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+			_, err = in.ReadString('\n')
+		}
 		return conn, err == nil
 	}
 	open(1)

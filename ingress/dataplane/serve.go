@@ -190,11 +190,15 @@ func (p *Proxy) server(h *listener) *http.Server {
 		Handler: h, Protocols: &protocols, HTTP2: http2Server(),
 		ReadHeaderTimeout: p.options.HeaderTimeout, IdleTimeout: p.options.KeepAlive, MaxHeaderBytes: maxRequestHeader,
 		ErrorLog: slog.NewLogLogger(p.options.Logger.Handler(), slog.LevelDebug),
-		ConnState: func(_ net.Conn, state http.ConnState) {
+		ConnState: func(conn net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
 				p.stats.Connections.Add(1)
 				h.connections.Add(1)
+			case http.StateActive, http.StateIdle:
+				if c := countedOf(conn); c != nil {
+					c.works(state == http.StateActive)
+				}
 			case http.StateClosed, http.StateHijacked:
 				p.stats.Connections.Add(-1)
 				if h.connections.Add(-1) == 0 {

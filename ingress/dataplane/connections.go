@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"crypto/tls"
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// connections limits the open connections of clients, in total and for each source, which may have half of them. It
+// keeps the process below its memory limit, and lets no source take all connections. A source is an IPv4 address, or a
+// /64 prefix of IPv6. One machine may be several sources, so the limit for each source does not suffice: once there are
+// as many connections as there may be, a new one takes the place of another, as in nginx. That is the longest idle one
+// of the source with most idle ones. While none is idle, it is the one that has been busy for longest, of the source
+// with most connections, if that keeps no fewer than the new one's source then has. All operations take constant time.
+type connections struct {
+	most int
+
+	mu  sync.Mutex
+	all int
+	of  map[netip.Addr]*source
+	// ranks orders the sources by their numbers of idle connections, and by those of all connections.
+	ranks [2]ranking
+}
+
+// Indexes of rankings and counts. chains has only byIdle and busy.
+const byIdle, bySize, busy = 0, 1, 1
+
+// source holds the connections of one source. connections.mu guards it.
+type source struct {
+	address netip.Addr
+	counts  [2]int
+	places  [2]int   // in ranking.order
+	chains  [2]chain // the idle ones, and the busy ones
+}
+
+// counted is a connection that counts for a limit.
+type counted struct {
+	limit *connections
+	// The mutex of limit guards what follows. cut closes the connection. It is nil while the connection cannot be
+	// closed to make room. source is nil once the connection does not count any more. in is the chain that has it.
+	cut           func()
+	source        *source
+	in            *chain
+	before, after *counted
+	quic          bool
+}
+
+// chain is a list of connections. The one that has been in it for longest is the first.
+type chain struct{ first, last *counted }
+
+func (l *chain) add(c *counted) {
+	c.in, c.before, c.after = l, l.last, nil
+	if l.last != nil {
+		l.last.after = c
+	} else {
+		l.first = c
+	}
+	l.last = c
+}
+
+func (l *chain) remove(c *counted) {
+	if c.before != nil {
+		c.before.after = c.after
+	} else {
+		l.first = c.after
+	}
+	if c.after != nil {
+		c.after.before = c.before
+	} else {
+		l.last = c.before
+	}
+	c.in, c.before, c.after = nil, nil, nil
+}
+
+// ranking orders sources by one of their counts, the greatest first. above[n] is how many have a count above n.
+type ranking struct {
+	by    int
+	order []*source
+	above []int
+}
+
+func (r *ranking) swap(i, j int) {
+	r.order[i], r.order[j] = r.order[j], r.order[i]
+	r.order[i].places[r.by], r.order[j].places[r.by] = i, j
+}
+
+// add adds a source whose count is 0. remove removes one.
+func (r *ranking) add(s *source) {
+	s.places[r.by] = len(r.order)
+	r.order = append(r.order, s)
+}
+
+func (r *ranking) remove(s *source) {
+	last := len(r.order) - 1
+	r.swap(s.places[r.by], last)
+	r.order[last] = nil
+	r.order = r.order[:last]
+}
+
+// more increments the count of a source: it becomes the last of those with a greater one. less decrements it.
+func (r *ranking) more(s *source) {
+	n := s.counts[r.by]
+	if n == len(r.above) {
+		r.above = append(r.above, 0)
+	}
+	r.swap(s.places[r.by], r.above[n])
+	r.above[n]++
+	s.counts[r.by]++
+}
+
+func (r *ranking) less(s *source) {
+	s.counts[r.by]--
+	n := s.counts[r.by]
+	r.above[n]--
+	r.swap(s.places[r.by], r.above[n])
+}
+
+func newConnections(most int) connections {
+	return connections{most: most, of: map[netip.Addr]*source{}, ranks: [2]ranking{{by: byIdle}, {by: bySize}}}
+}
+
+// acquire counts a connection. c is nil when there are too many. The caller closes another connection by cut, which is
+// nil for none: that one made room, and does not count any more. An invalid address has no limit of its own.
+func (l *connections) acquire(address netip.Addr) (c *counted, cut func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.full(address) || l.all >= l.most {
+		victim := l.victim(address)
+		if victim == nil {
+			return nil, nil
+		}
+		cut = victim.cut
+		l.remove(victim)
+	}
+	c = &counted{limit: l}
+	l.add(c, address)
+	return c, cut
+}
+
+// full reports whether a source has as many connections as one may have. The caller holds mu, as for what follows.
+func (l *connections) full(address netip.Addr) bool {
+	return address.IsValid() && l.size(address) >= max(1, l.most/2)
+}
+
+func (l *connections) size(address netip.Addr) int {
+	if s := l.of[address]; s != nil {
+		return s.counts[bySize]
+	}
+	return 0
+}
+
+// victim returns the connection that makes room for one of a source. It returns nil if none does.
+func (l *connections) victim(address netip.Addr) *counted {
+	if l.full(address) {
+		return l.of[address].chains[byIdle].first // others' connections are not its business
+	}
+	if order := l.ranks[byIdle].order; len(order) > 0 && order[0].chains[byIdle].first != nil {
+		return order[0].chains[byIdle].first
+	}
+	for _, s := range l.ranks[bySize].order[:min(2, len(l.of))] { // of trusted proxies no busy one is closed
+		if s.address.IsValid() {
+			if s.counts[bySize] > l.size(address)+1 {
+				return s.chains[busy].first
+			}
+			break
+		}
+	}
+	return nil
+}
+
+// add makes a connection count for a source.
+func (l *connections) add(c *counted, address netip.Addr) {
+	s := l.of[address]
+	if s == nil {
+		s = &source{address: address}
+		l.of[address] = s
+		for i := range l.ranks {
+			l.ranks[i].add(s)
+		}
+	}
+	l.all++
+	l.ranks[bySize].more(s)
+	c.source = s
+}
+
+// remove makes a connection count no more.
+func (l *connections) remove(c *counted) {
+	s := c.source
+	l.put(c, nil)
+	l.all--
+	l.ranks[bySize].less(s)
+	if c.source = nil; s.counts[bySize] == 0 {
+		for i := range l.ranks {
+			l.ranks[i].remove(s)
+		}
+		delete(l.of, s.address)
+	}
+}
+
+// put moves a connection to a chain of its source; nil for none.
+func (l *connections) put(c *counted, to *chain) {
+	idle := &c.source.chains[byIdle]
+	if c.in == idle {
+		l.ranks[byIdle].less(c.source)
+	}
+	if c.in != nil {
+		c.in.remove(c)
+	}
+	if to == idle {
+		l.ranks[byIdle].more(c.source)
+	}
+	if to != nil {
+		to.add(c)
+	}
+}
+
+// count returns the number of a source's connections.
+func (l *connections) count(address netip.Addr) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size(address)
+}
+
+// exceeds reports whether a source has the given number of connections, or all sources have four times as many.
+func (l *connections) exceeds(address netip.Addr, many int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size(address) >= many || l.all >= 4*many
+}
+
+// opened says how the connection is closed. It may be closed to make room from now on, and is idle.
+func (c *counted) opened(cut func()) {
+	c.limit.mu.Lock()
+	defer c.limit.mu.Unlock()
+	if c.source != nil {
+		c.cut = cut
+		c.limit.put(c, &c.source.chains[byIdle])
+	}
+}
+
+// works says whether a request of the client is under way on the connection.
+func (c *counted) works(yes bool) {
+	c.limit.mu.Lock()
+	defer c.limit.mu.Unlock()
+	if c.source == nil || c.cut == nil {
+		return
+	}
+	to := &c.source.chains[byIdle]
+	if yes {
+		to = &c.source.chains[busy]
+	}
+	if c.in != to {
+		c.limit.put(c, to)
+	}
+}
+
+// gone says that the connection is closed.
+func (c *counted) gone() {
+	c.limit.mu.Lock()
+	defer c.limit.mu.Unlock()
+	if c.source != nil {
+		c.limit.remove(c)
+	}
+}
+
+// became makes a connection without a source count for the given one. It returns false when that source has too many.
+// The caller closes another connection by cut, as after acquire.
+func (c *counted) became(address netip.Addr) (cut func(), ok bool) {
+	l := c.limit
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.source == nil {
+		return nil, false
+	}
+	if l.full(address) {
+		victim := l.victim(address)
+		if victim == nil {
+			return nil, false
+		}
+		cut = victim.cut
+		l.remove(victim)
+	}
+	l.remove(c)
+	l.add(c, address)
+	if c.cut != nil {
+		l.put(c, &c.source.chains[busy])
+	}
+	return cut, true
+}
+
+// address returns the address of the source that the connection counts for. It is invalid for none.
+func (c *counted) address() netip.Addr {
+	c.limit.mu.Lock()
+	defer c.limit.mu.Unlock()
+	if c.source == nil {
+		return netip.Addr{}
+	}
+	return c.source.address
+}
+
+// counting returns the connection itself, for types that embed it.
+func (c *counted) counting() *counted { return c }
+
+// countedOf returns what counts of a server's connection. It returns nil for one that does not count.
+func countedOf(conn net.Conn) *counted {
+	for {
+		switch c := conn.(type) {
+		case *tls.Conn:
+			conn = c.NetConn()
+		case *helloConn:
+			conn = c.Conn
+		case interface{ counting() *counted }:
+			return c.counting()
+		default:
+			return nil
+		}
+	}
+}
