@@ -437,7 +437,7 @@ func (c *Controller) show(r compile.Result) {
 			"kubectl -n %s describe service %s", len(r.Served), strings.Join(slices.Sorted(maps.Keys(c.busy)), ", "),
 			metav1.NamespaceSystem, table.Service))
 	case lacking > 0:
-		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: kubectl describe ingress says why",
+		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses, of which %d are not served as they ask: coracle ingress check -A says why",
 			len(r.Served), lacking))
 	case len(r.Served) > 0:
 		c.o.Part.Set(status.Running, fmt.Sprintf("%d Ingresses", len(r.Served)))

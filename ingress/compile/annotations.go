@@ -55,7 +55,7 @@ type options struct {
 // the routes, since it may restrict access. An unsupported one that only tunes is ignored.
 func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{},
-		nginx: classOf(ing) == "nginx"}
+		nginx: ClassOf(ing) == "nginx"}
 	o.sslRedirect = o.nginx // ingress-nginx redirects for an Ingress with spec.tls
 	var ignored []string
 	for _, name := range slices.Sorted(maps.Keys(ing.Annotations)) {
@@ -69,7 +69,7 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 		case !known:
 			o.refuseFor(name,
 				"the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may "+
-					"restrict who gets in", name)
+					"restrict who gets in. Remove it if the routes do not need it", name)
 		case value == "" || a.Support == Refused && (value == "false" || value == "off"): // no setting
 		case a.Support == Refused:
 			o.refuseFor(name,
@@ -104,7 +104,7 @@ func hint(a Annotation) string {
 			" or the annotation custom-headers sets them."
 	}
 	if a.Note == "" {
-		return ""
+		return " Remove it if the routes do not need it."
 	}
 	return " " + a.Note
 }

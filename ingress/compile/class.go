@@ -37,10 +37,11 @@ func servedClasses(all []*networkingv1.IngressClass) classes {
 // serve reports whether an Ingress is of a served class. An Ingress that names no class is not, since the API server
 // sets the default class in new ones.
 func (c classes) serve(ing *networkingv1.Ingress) bool {
-	return c[classOf(ing)]
+	return c[ClassOf(ing)]
 }
 
-func classOf(ing *networkingv1.Ingress) string {
+// ClassOf returns the class that an Ingress names; "" for none.
+func ClassOf(ing *networkingv1.Ingress) string {
 	if ing.Spec.IngressClassName != nil {
 		return *ing.Spec.IngressClassName
 	}

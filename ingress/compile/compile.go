@@ -32,15 +32,21 @@ type State struct {
 	Default, Account *corev1.Secret
 	// ConfigMaps are those of WantedConfigMaps that exist. A nil map leaves their content out, without a Finding.
 	ConfigMaps map[types.NamespacedName]*corev1.ConfigMap
-	// Service returns a Service, or nil if there is none. If the function is nil, Services are not checked.
+	// Service returns a Service, or nil if there is none, or UnknownService. If the function is nil, Services are not
+	// checked.
 	Service func(namespace, name string) *corev1.Service
 	// Defaults is the ConfigMap of this name. It is nil if there is none.
 	Defaults *corev1.ConfigMap
 	// Rules are the operator's settings.
 	Rules Rules
+	// AllFindings lifts the limit of findings of one object.
+	AllFindings bool
 	// Memory is a cache that makes the next call with the same Memory faster. nil is for no cache.
 	Memory *Memory
 }
+
+// UnknownService is what State.Service returns for a Service of which it is unknown whether it exists.
+var UnknownService = &corev1.Service{}
 
 // Rules are the settings of the cluster's operator.
 type Rules struct {
@@ -111,6 +117,8 @@ const (
 	ReasonCertificate = "NotOrdered"
 	// ReasonIgnored says that annotations that only tune were ignored.
 	ReasonIgnored = "Ignored"
+	// ReasonDifferent says that an annotation is served in another way than by ingress-nginx. No event has it.
+	ReasonDifferent = "Different"
 	// ReasonUsers says that a Secret with users is missing, or that some of them cannot log in.
 	ReasonUsers = "BadUsers"
 	// ReasonService says that a Service or a port of it is missing, or that the Service is not served.
@@ -401,6 +409,9 @@ func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressSer
 		return
 	}
 	svc := c.s.Service(ing.Namespace, b.Name)
+	if svc == UnknownService {
+		return
+	}
 	if svc == nil {
 		c.find(ing, Finding{ReasonService, fieldRules, fmt.Sprintf("there is no Service %s in the namespace %s", b.Name, ing.Namespace)})
 		return
@@ -445,8 +456,8 @@ func (c *compiler) host(namespace, name string) *host {
 func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
 	key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
 	switch have := c.r.Findings[key]; {
-	case len(have) > maxFindings || slices.Contains(have, f):
-	case len(have) == maxFindings:
+	case !c.s.AllFindings && len(have) > maxFindings || slices.Contains(have, f):
+	case !c.s.AllFindings && len(have) == maxFindings:
 		c.r.Findings[key] = append(have, Finding{f.Reason, "", "more is wrong with this object than events say: mend what they say, and " +
 			"others will say the rest"})
 	default:

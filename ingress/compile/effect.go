@@ -2,6 +2,14 @@
 
 package compile
 
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
 // Effect is what a Finding means for who moves from another ingress controller.
 type Effect string
 
@@ -19,8 +27,23 @@ const (
 var effects = map[string]Effect{
 	ReasonPathTaken: EffectBroken, ReasonHostTaken: EffectRefused, ReasonUnsupported: EffectRefused, ReasonBadHost: EffectRefused,
 	ReasonSecret: EffectBroken, ReasonAuthorities: EffectRefused, ReasonCertificate: EffectDifferent, ReasonIgnored: EffectIgnored,
-	ReasonUsers: EffectRefused, ReasonService: EffectBroken, ReasonTooLarge: EffectRefused,
+	ReasonDifferent: EffectDifferent,
+	ReasonUsers:     EffectRefused, ReasonService: EffectBroken, ReasonTooLarge: EffectRefused,
 }
 
 // Effect returns the effect of a finding. It follows from the reason.
 func (f Finding) Effect() Effect { return effects[f.Reason] }
+
+// Differences returns a finding for each annotation of an Ingress that is served in another way than by ingress-nginx.
+// They are no findings of Desired, since each Ingress that was made here would have some.
+func Differences(ing *networkingv1.Ingress) []Finding {
+	var out []Finding
+	for _, name := range slices.Sorted(maps.Keys(ing.Annotations)) {
+		short, ok := strings.CutPrefix(name, nginxPrefix)
+		a, known := annotationOf(short)
+		if ok && known && a.Support == Done && a.Note != "" && strings.TrimSpace(ing.Annotations[name]) != "" {
+			out = append(out, Finding{ReasonDifferent, name, a.Note})
+		}
+	}
+	return out
+}

@@ -92,7 +92,7 @@ func (o *options) pathMatcher(name, value string) {
 
 // traefikService adds findings about Traefik's annotations of a Service, none of which is read.
 func (c *compiler) traefikService(ing *networkingv1.Ingress, svc *corev1.Service) {
-	if classOf(ing) != "traefik" {
+	if ClassOf(ing) != "traefik" {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(svc.Annotations)) {

@@ -117,7 +117,7 @@ join it with "coracle agent".`,
 		a.serverCommand(), a.agentCommand(),
 		a.checkCommand(), a.statusCommand(), a.consoleCommand(), a.kubectlCommand(), a.helmCommand(), a.ctrCommand(), a.crictlCommand(),
 		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.certificateCommand(), a.gossipCommand(), a.vipCommand(),
-		a.backendCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
+		a.backendCommand(), a.ingressCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
 		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
 	)
 	return root
