@@ -47,7 +47,7 @@ func (o *options) external() {
 	e.RequestRedirect = o.annotations["auth-request-redirect"]
 	e.SignIn = signIn(o.annotations["auth-signin"], o.annotations["auth-signin-redirect-param"])
 	for _, a := range []struct{ name, text string }{{"auth-request-redirect", e.RequestRedirect}, {"auth-signin", e.SignIn}} {
-		if _, err := variable.Parse(a.text); err != nil || !visible(a.text) {
+		if _, err := variable.Parse(a.text); err != nil || !visible(a.text) || !web(a.text) {
 			o.bad(a.name, "which is no URL that can be served")
 		}
 	}

@@ -28,7 +28,7 @@ var Annotations = []Annotation{
 	{"auth-secret", Done, "A Secret of the same namespace; while it is missing the answer is 503. Hashes are bcrypt (cost 14 at most), " +
 		"apr1, MD5-crypt, SHA and SSHA; users with others cannot log in."},
 	{"auth-secret-type", Done, ""},
-	{"auth-signin", Done, ""},
+	{"auth-signin", Done, "A URL of http or https."},
 	{"auth-signin-redirect-param", Done, ""},
 	{"auth-snippet", Refused, snippetNote},
 	{"auth-tls-error-page", Done, "A URL; other values close the route."},
@@ -107,7 +107,8 @@ var Annotations = []Annotation{
 	{"opentelemetry-operation-name", Ignored, ""},
 	{"opentelemetry-trust-incoming-span", Ignored, ""},
 	{"opentracing-trust-incoming-span", Ignored, ""},
-	{"permanent-redirect", Done, "A code outside of 300 to 308 closes the route instead of becoming 301."},
+	{"permanent-redirect", Done, "A code outside of 300 to 308 closes the route instead of becoming 301. A target of another scheme " +
+		"than http and https closes it, too; where variables make one, the answer is 400."},
 	{"permanent-redirect-code", Done, ""},
 	{"preserve-trailing-slash", Done, "The redirect to https keeps a trailing slash always."},
 	{"proxy-body-size", Done, "There is no limit by default, where ingress-nginx has 1m."},
@@ -139,7 +140,8 @@ var Annotations = []Annotation{
 	{"proxy-ssl-verify", Done, "Without proxy-ssl-secret or proxy-ssl-name it closes the route, where ingress-nginx verifies nothing."},
 	{"proxy-ssl-verify-depth", Ignored, "Chains of any length are verified."},
 	{"relative-redirects", Done, "For permanent-redirect and temporal-redirect; the redirect to a path's slash is absolute."},
-	{"rewrite-target", Done, "The expression is RE2's; variables other than $1 to $9, and targets on other hosts, close the route."},
+	{"rewrite-target", Done, "The expression is RE2's, its dot matches line breaks (%0A), and what it takes of a path keeps its " +
+		"escapes; variables other than $1 to $9, and targets on other hosts, close the route."},
 	{"satisfy", Done, ""},
 	{"secure-backends", Refused, "Replaced by backend-protocol in ingress-nginx, too."},
 	{"server-alias", Done, "They have the routes of the Ingress' namespace, and are names of its first host. Names are DNS names, with " +
@@ -165,7 +167,7 @@ var Annotations = []Annotation{
 	{"ssl-redirect", Done, "With class nginx on by default at hosts of Ingresses with spec.tls, whether the Secret is there or not; with " +
 		"our own class only when it is \"true\"."},
 	{"stream-snippet", Refused, snippetNote},
-	{"temporal-redirect", Done, ""},
+	{"temporal-redirect", Done, "Targets are of http or https, as those of permanent-redirect."},
 	{"temporal-redirect-code", Done, ""},
 	{"upstream-hash-by", Done, "Consistent by the highest hash; subsets are not made."},
 	{"upstream-hash-by-subset", Ignored, ""},

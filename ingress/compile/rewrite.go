@@ -27,8 +27,8 @@ func (o *options) redirects() {
 		code := o.number(r.name+"-code", 300, 308, r.code)
 		if _, err := variable.Parse(location); err != nil {
 			o.bad(r.name, "which cannot be served, since "+err.Error())
-		} else if !visible(location) {
-			o.bad(r.name, "which is no URL")
+		} else if !visible(location) || !web(location) {
+			o.bad(r.name, "which is no URL of http or https")
 		}
 		if strings.HasPrefix(location, "/") && !relative {
 			location = "$scheme://$host" + location
@@ -80,4 +80,11 @@ func (o *options) rewrites() {
 // visible reports whether a text has neither spaces nor control characters, and 4,096 bytes at most.
 func visible(text string) bool {
 	return len(text) <= 4096 && strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
+}
+
+// web reports whether the target of a redirect is of http or https. Where its scheme holds variables, the proxy decides
+// later.
+func web(target string) bool {
+	scheme := table.SchemeOf(target)
+	return scheme == "" || scheme == "http" || scheme == "https" || strings.Contains(scheme, "$")
 }

@@ -17,6 +17,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // answerTime is the time that a client may take to read a response of the proxy's own after a time-out. It is also the
@@ -79,6 +82,7 @@ type exchange struct {
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
 	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w,
 		ctl: http.NewResponseController(w), in: in}
+	delete(in.Header, headerProxy)
 	x.peer, x.fromProxy = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
 	x.grpc = strings.HasPrefix(in.Header.Get("Content-Type"), "application/grpc")
@@ -207,7 +211,13 @@ func (x *exchange) answerText(status int, text string) {
 	_, _ = io.WriteString(x.w, text) // an error is ignored: the client has closed the connection
 }
 
+// redirect sends a redirect. The variables in a target are the client's choice, and so may the scheme be.
 func (x *exchange) redirect(status int, target string) {
+	scheme := table.SchemeOf(target)
+	if scheme != "" && scheme != "http" && scheme != "https" || strings.ContainsFunc(target, unicode.IsControl) {
+		x.answer(http.StatusBadRequest, "the redirect of this request is to no URL of http or https")
+		return
+	}
 	x.w.Header().Set("Location", target)
 	x.answer(status, "this is served at "+target)
 }
@@ -394,6 +404,7 @@ func (b *requestBody) again() (io.ReadCloser, error) {
 func removeTrailers(h http.Header) {
 	removeHopByHop(h)
 	removeUnderscores(h)
+	delete(h, headerProxy)
 	for name := range h {
 		if forwarding(name) {
 			delete(h, name)

@@ -143,6 +143,10 @@ func (x *exchange) respond(res *http.Response) {
 		x.answer(http.StatusBadGateway, "the backend switched to a protocol that was not requested")
 		return
 	}
+	if res.StatusCode < 100 || res.StatusCode > 999 { // net/http would panic
+		x.answer(http.StatusBadGateway, "the backend sent no valid response")
+		return
+	}
 	removeHopByHop(res.Header)
 	delete(res.Header, headerAltSvc) // it is valid for all of the host, which other backends and other tenants may share
 	h := x.w.Header()

@@ -12,6 +12,10 @@ import (
 	"strings"
 )
 
+// headerProxy is a header that no server gets from a client. CGI programs read it as the variable HTTP_PROXY, which
+// names the proxy of their own requests (CVE-2016-5385).
+const headerProxy = "Proxy"
+
 // hopByHop reports whether a header is for one connection only (RFC 9110, 7.6.1).
 func hopByHop(name string) bool {
 	switch name {
@@ -129,17 +133,8 @@ func (x *exchange) forwarded(h http.Header) {
 	if len(said) > 0 {
 		list = strings.Join(said, ", ") + ", " + x.peer
 	}
-	_, port, err := net.SplitHostPort(x.in.Host)
-	if to := x.proxiedPort(); to != "" {
-		port = to
-	} else if err != nil || port == "" {
-		port = "80"
-		if x.scheme == "https" {
-			port = "443"
-		}
-	}
 	// The six headers share one allocation.
-	values := [...]string{list, realIP(list, x.routing.trusted), x.scheme, x.in.Host, port, strconv.Itoa(x.hops + 1)}
+	values := [...]string{list, realIP(list, x.routing.trusted), x.scheme, x.in.Host, x.port(), strconv.Itoa(x.hops + 1)}
 	h[hopsHeader] = values[5:6:6]
 	h["X-Forwarded-For"] = values[0:1:1]
 	h["X-Real-Ip"] = values[1:2:2]
@@ -181,6 +176,24 @@ func (x *exchange) proxiedPort() string {
 	}
 	to, _ := x.in.Context().Value(http.LocalAddrContextKey).(proxiedTo)
 	return to.port
+}
+
+// port returns the port at which the client connected: the one that a proxy names by the PROXY protocol, else that of
+// the Gateway's listener, else 80 or 443. Where a trusted peer names the scheme of another listener, it is that
+// scheme's.
+func (x *exchange) port() string {
+	secure := x.scheme == "https"
+	to := x.proxiedPort()
+	if _, listens, gateway := strings.Cut(x.listener.site, ":"); to == "" && gateway && secure == x.listener.secure {
+		to = listens[strings.LastIndexByte(listens, ':')+1:] // table.GatewaySite
+	}
+	switch {
+	case to != "":
+		return to
+	case secure:
+		return "443"
+	}
+	return "80"
 }
 
 // clientScheme returns the scheme of the client's URL: the connection's, unless a trusted peer names another. A proxy

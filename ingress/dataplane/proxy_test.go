@@ -80,9 +80,9 @@ func TestForwardedHeadersNameClient(t *testing.T) {
 		name, want string
 		settings   table.Settings
 	}{
-		{"untrusted", "X-Forwarded-For=127.0.0.1\nX-Forwarded-Proto=http\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=81\nX-Real-Ip=127.0.0.1\nTe=trailers\n",
+		{"untrusted", "X-Forwarded-For=127.0.0.1\nX-Forwarded-Proto=http\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=80\nX-Real-Ip=127.0.0.1\nTe=trailers\n",
 			table.Settings{}},
-		{"trusted", "X-Forwarded-For=1.1.1.1, 127.0.0.9, 127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=81\n" +
+		{"trusted", "X-Forwarded-For=1.1.1.1, 127.0.0.9, 127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=a.example:81\nX-Forwarded-Port=443\n" +
 			"X-Real-Ip=1.1.1.1\nForwarded=for=1.1.1.1\nX-Forwarded-Prefix=/p\nX-Scheme=https\nX-Original-Forwarded-For=1.1.1.1\nTe=trailers\n", table.Settings{TrustedProxies: []string{"127.0.0.0/8"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

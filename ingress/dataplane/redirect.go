@@ -49,25 +49,24 @@ func (c *pathChange) of(path cleanPath, r *route) string {
 	if !c.prefix {
 		return c.value
 	}
-	if out := c.value + after(path.forward, r.path); out != "" {
+	if out := c.value + path.forward[forwardIndex(path.forward, len(r.path)):]; out != "" {
 		return out
 	}
 	return "/"
 }
 
-// after returns the rest of a path after a prefix. forward is a path in forward form (cleanPath), and prefix one in
-// match form.
-func after(forward, prefix string) string {
+// forwardIndex returns the index in a path's forward form (cleanPath) of a byte with the given index in its match form.
+func forwardIndex(forward string, match int) int {
 	at := 0
-	for matched := 0; matched < len(prefix) && at < len(forward); matched++ {
+	for ; match > 0 && at < len(forward); match-- {
 		// An escape in forward is one byte of the match form, except the escapes of the slash and the percent sign.
 		// These are equal in both forms.
-		if forward[at] == '%' && prefix[matched] != '%' {
+		if forward[at] == '%' && !strings.HasPrefix(forward[at:], "%2F") && !strings.HasPrefix(forward[at:], "%25") {
 			at += 2
 		}
 		at++
 	}
-	return forward[min(at, len(forward)):]
+	return min(at, len(forward))
 }
 
 // location returns the target of a redirect: the request's own URL with the changes of r and path.

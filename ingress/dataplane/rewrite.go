@@ -14,11 +14,12 @@ func (x *exchange) rewrite(r *route) bool {
 		groups = r.expression.FindStringSubmatchIndex(x.path.match)
 	}
 	target, query, hasQuery := strings.Cut(r.policy.Rewrite, "?")
-	path, err := normalise("/" + substitute(target, x.path.match, groups, true))
+	path, err := normalise("/" + substitute(target, x.path.forward, groups, nil))
 	if err != nil {
 		x.answer(http.StatusBadRequest, err.Error())
 		return false
 	}
+	before := x.path.forward
 	x.path.forward = path.forward
 	if !hasQuery {
 		return true
@@ -26,7 +27,7 @@ func (x *exchange) rewrite(r *route) bool {
 	// As in nginx, the target's arguments come first. The request's arguments are left out when the target ends with a
 	// question mark.
 	query, drop := strings.CutSuffix(query, "?")
-	query = substitute(query, x.path.match, groups, false)
+	query = substitute(query, before, groups, inQuery)
 	if old := x.in.URL.RawQuery; old != "" && !drop && r.policy.Rewrite[len(r.policy.Rewrite)-1] != '?' {
 		if query != "" {
 			query += "&"
@@ -37,9 +38,13 @@ func (x *exchange) rewrite(r *route) bool {
 	return true
 }
 
-// substitute puts the groups of an expression into a target, escaped for a path or for a query. A group that does not
-// exist is empty.
-func substitute(target, matched string, groups []int, path bool) string {
+// inQuery escapes what separates the arguments of a query, and what stands for a space there.
+var inQuery = strings.NewReplacer("&", "%26", "+", "%2B")
+
+// substitute puts the groups of an expression into a target. groups are indices in the match form of a path. The text
+// that is put in comes from the forward form, so that its escapes stay; escapes, unless it is nil, changes it. A group
+// that does not exist is empty.
+func substitute(target, forward string, groups []int, escapes *strings.Replacer) string {
 	var out strings.Builder
 	for i := 0; i < len(target); i++ {
 		if target[i] != '$' || i+1 == len(target) || target[i+1] < '1' || target[i+1] > '9' {
@@ -48,25 +53,14 @@ func substitute(target, matched string, groups []int, path bool) string {
 		}
 		i++
 		n := 2 * int(target[i]-'0')
-		if n+1 < len(groups) && groups[n] >= 0 {
-			escape(&out, matched[groups[n]:groups[n+1]], path)
-		}
-	}
-	return out.String()
-}
-
-// escape writes a piece of a path in match form, escaped for a target. In match form a percent sign comes only before
-// 2F and 25, and stays.
-func escape(out *strings.Builder, text string, path bool) {
-	const hexDigits = "0123456789ABCDEF"
-	for i := 0; i < len(text); i++ {
-		c := text[i]
-		if c == '%' || isPathByte(c) && (path || c != '&' && c != '+') {
-			out.WriteByte(c)
+		if n+1 >= len(groups) || groups[n] < 0 {
 			continue
 		}
-		out.WriteByte('%')
-		out.WriteByte(hexDigits[c>>4])
-		out.WriteByte(hexDigits[c&15])
+		text := forward[forwardIndex(forward, groups[n]):forwardIndex(forward, groups[n+1])]
+		if escapes != nil {
+			text = escapes.Replace(text)
+		}
+		out.WriteString(text)
 	}
+	return out.String()
 }

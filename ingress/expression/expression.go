@@ -41,13 +41,14 @@ func compile(text string) (*regexp.Regexp, int, error) {
 	return r, n, err
 }
 
-// Prefix compiles an expression that matches the beginning of a text; fold ignores case. Text that is not an expression
+// Prefix compiles an expression that matches the beginning of a text; fold ignores case. Its dot matches line breaks,
+// too: a path may hold them, as %0A. Text that is not an expression
 // by itself, such as one that closes a group that it has not opened, is an error.
 func Prefix(text string, fold bool) (*regexp.Regexp, int, error) {
 	if _, _, err := Compile(text); err != nil {
 		return nil, 0, err
 	}
-	whole := "^(?:" + text + ")"
+	whole := "(?s)^(?:" + text + ")"
 	if fold {
 		whole = "(?i)" + whole
 	}

@@ -2,6 +2,8 @@
 
 package table
 
+import "strings"
+
 // Policy is what a route does to requests beyond sending them to a backend. A proxy that does not know one of its
 // fields closes the host, since the field may restrict access.
 type Policy struct {
@@ -71,8 +73,8 @@ type Policy struct {
 // Redirect is a response that sends the client to another URL.
 type Redirect struct {
 	Status int `json:"status"`
-	// Location may hold the variables of package variable. Where it is empty, the target is the request's own URL,
-	// changed by the fields below.
+	// Location may hold the variables of package variable. Its scheme is http or https. Where it is empty, the target
+	// is the request's own URL, changed by the fields below.
 	Location string `json:"location,omitempty"`
 	Scheme   string `json:"scheme,omitempty"`
 	Host     string `json:"host,omitempty"`
@@ -80,6 +82,16 @@ type Redirect struct {
 	// of its own has to name it here when neither the scheme nor the port changes.
 	Port int         `json:"port,omitempty"`
 	Path *PathChange `json:"path,omitempty"`
+}
+
+// SchemeOf returns the scheme of a redirect's target, in lower case. It returns "" for a target without one, which has
+// that of the request.
+func SchemeOf(target string) string {
+	at := strings.IndexAny(target, ":/?#")
+	if at < 0 || target[at] != ':' {
+		return ""
+	}
+	return strings.ToLower(target[:at])
 }
 
 // PathChange replaces the path of a request. With Prefix it replaces only the route's path at its beginning.
