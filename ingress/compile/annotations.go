@@ -14,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -42,6 +43,7 @@ type options struct {
 	answerHeaders types.NamespacedName // a ConfigMap of response headers; its name is empty for none
 	askHeaders    types.NamespacedName // a ConfigMap of headers for the authentication server; its name is empty for none
 	canary        *table.Canary
+	expressions   []expression.Expression
 	size          int // of the annotations in bytes; each route may hold a copy of them
 	refused       string
 	findings      []Finding

@@ -11,7 +11,6 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
-	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
@@ -76,14 +75,11 @@ func (o *options) canaryOf() {
 	}
 	c := &table.Canary{
 		Header: o.annotations["canary-by-header"], HeaderValue: o.annotations["canary-by-header-value"],
-		HeaderPattern: o.annotations["canary-by-header-pattern"],
+		HeaderPattern: o.expression("canary-by-header-pattern"),
 		Cookie:        o.annotations["canary-by-cookie"],
 	}
 	c.WeightTotal = o.number("canary-weight-total", 1, math.MaxInt32, 100)
 	c.Weight = o.number("canary-weight", 0, math.MaxInt32, 0)
-	if _, _, err := expression.Compile(c.HeaderPattern); err != nil {
-		o.bad("canary-by-header-pattern", fmt.Sprintf("which is no expression of RE2's that can be served (%.100v)", err))
-	}
 	if c.Header != "" && !headerName.MatchString(c.Header) {
 		o.bad("canary-by-header", "which is no name of a header")
 	}
@@ -97,7 +93,7 @@ func (o *options) canaryOf() {
 // the same namespace may take requests.
 func (c *compiler) canaries() {
 	for _, a := range c.all {
-		if a.options.canary == nil || a.options.refused != "" {
+		if a.options.canary == nil || a.options.refused != "" || c.closed[a.ing] != "" {
 			continue
 		}
 		for _, rule := range a.ing.Spec.Rules {

@@ -123,6 +123,8 @@ const (
 	ReasonUsers = "BadUsers"
 	// ReasonService says that a Service or a port of it is missing, or that the Service is not served.
 	ReasonService = "BadBackend"
+	// ReasonCostly says that the expressions of a host take long, so that requests with long paths may be refused.
+	ReasonCostly = "Costly"
 	// ReasonTooLarge says that something was left out since the table would take too much memory.
 	ReasonTooLarge = "TooLarge"
 )
@@ -139,6 +141,9 @@ type compiler struct {
 	spentInAll int
 	secrets    map[string]bool // whether the section of a Secret fitted into maxTable, by its key
 	common     *headers        // for all Ingresses; nil for none
+
+	expressions map[chargedKey]bool              // whether the program of an expression fitted
+	closed      map[*networkingv1.Ingress]string // why all routes of an Ingress are closed
 }
 
 // annotated is an Ingress with the settings of its annotations.
@@ -173,6 +178,7 @@ type route struct {
 	ing      *networkingv1.Ingress
 	options  *options
 	written  string // the path in the Ingress
+	steps    int    // of its expression
 	specific bool   // of pathType ImplementationSpecific
 	canary   *table.Canary
 	headers  *headers // of ConfigMaps; nil for none
@@ -185,7 +191,7 @@ func Desired(s State) (Result, error) {
 	c := &compiler{s: s, hosts: map[string]*host{}, ownerOf: map[string]*networkingv1.Ingress{}, spent: map[string]int{}, r: Result{
 		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
 	}}
-	c.secrets = map[string]bool{}
+	c.secrets, c.expressions, c.closed = map[string]bool{}, map[chargedKey]bool{}, map[*networkingv1.Ingress]string{}
 	if c.s.Memory == nil {
 		c.s.Memory = &Memory{}
 	}
@@ -290,6 +296,14 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) error {
 	}
 	a := annotated{ing, o}
 	c.all = append(c.all, a)
+	for _, e := range o.expressions {
+		if !c.charged(ing.Namespace, e) {
+			problem := tooLarge(ing.Namespace, "the expressions in annotations of this Ingress are not compiled, so that its routes answer "+
+				"503, or that as a canary it gets no requests")
+			c.closed[ing] = problem.Message
+			c.find(ing, problem)
+		}
+	}
 	if err := c.usersOf(a); err != nil {
 		return err
 	}
@@ -390,6 +404,9 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	r.Object, r.Refused, r.fallen = o.object, o.refused, namedBy(o.policy.Fallback, b)
 	if r.Refused == "" {
 		r.Refused = c.refuses(r)
+	}
+	if r.isExpression() { // an error closes the route in finish
+		_, _ = c.steps(ing.Namespace, r.written, r.formOf())
 	}
 	switch port, why := portOf(b); {
 	case why != "":

@@ -28,7 +28,7 @@ var effects = map[string]Effect{
 	ReasonPathTaken: EffectBroken, ReasonHostTaken: EffectRefused, ReasonUnsupported: EffectRefused, ReasonBadHost: EffectRefused,
 	ReasonSecret: EffectBroken, ReasonAuthorities: EffectRefused, ReasonCertificate: EffectDifferent, ReasonIgnored: EffectIgnored,
 	ReasonDifferent: EffectDifferent,
-	ReasonUsers:     EffectRefused, ReasonService: EffectBroken, ReasonTooLarge: EffectRefused,
+	ReasonUsers:     EffectRefused, ReasonService: EffectBroken, ReasonTooLarge: EffectRefused, ReasonCostly: EffectDifferent,
 }
 
 // Effect returns the effect of a finding. It follows from the reason.

@@ -3,7 +3,6 @@
 package compile
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -13,7 +12,6 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
-	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -75,47 +73,32 @@ func (c *compiler) finish(name string, h *host) {
 	for _, r := range h.routes {
 		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())
 	}
-	h.stream, h.asks = c.stream(name, h), h.shareClients()
-	for _, r := range slices.Clone(h.routes) {
+	h.stream, h.asks = c.stream(name, h), c.shareClients(h)
+	own := slices.Clone(h.routes) // without those that slash adds
+	for _, r := range own {
 		if !r.challenge() && !begins(r.written, r.options.defaults.noRedirect) {
 			r.RedirectHTTPS = r.options.redirectOf(name != "" && (h.secure || h.stream != nil))
 		}
 		switch {
 		case r.fallback:
 		case r.options.nginx && h.regex:
-			c.expression(r, table.PathRegexFold)
+			c.makeExpression(r, table.PathRegexFold)
 		case r.ownRegex():
-			c.expression(r, table.PathRegex)
+			c.makeExpression(r, table.PathRegex)
 		case r.options.nginx:
 			h.slash(r)
 		}
+	}
+	if name == "" {
+		c.boundShared(h)
+	}
+	for _, r := range own {
 		if r.Refused == "" && !(r.options.plain && r.canary == nil && r.clients == nil && r.headers == nil) {
 			r.policy()
 		}
 	}
 	slices.SortStableFunc(h.routes, order)
-}
-
-// expression makes a route's path an expression. If RE2 does not support the expression, all paths that it may have
-// matched are closed. Other routes, which may restrict access less, must not get their requests.
-func (c *compiler) expression(r *route, kind table.PathKind) {
-	r.Kind, r.Path = kind, r.written
-	_, steps, err := expression.Prefix(r.written, kind == table.PathRegexFold)
-	if err == nil && c.room(r.ing.Namespace, stepCost*steps) {
-		return
-	}
-	if err == nil {
-		err = errors.New("the expressions of the namespace take too much memory")
-	}
-	prefix := plainPrefix(r.written)
-	if strings.Contains(r.written, "|") {
-		prefix = "/"
-	}
-	r.Path, r.Backends = regexp.QuoteMeta(prefix), nil
-	r.Refused = fmt.Sprintf("the path %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references "+
-		"(%.200v): all paths that begin with %s answer 503",
-		r.written, err, prefix)
-	c.find(r.ing, Finding{ReasonUnsupported, fieldRules, r.Refused})
+	c.findCostly(name, h)
 }
 
 // plainPrefix returns the beginning of an expression that consists of literal characters.

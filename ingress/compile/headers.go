@@ -147,9 +147,12 @@ func (h *headers) cost() int {
 	return textFactor * h.size
 }
 
-// refuses returns the reason for which a route is closed because of its headers; "" for none.
+// refuses returns the reason for which a route is closed because of the expressions of its Ingress, or of its headers;
+// "" for none.
 func (c *compiler) refuses(r *route) string {
 	switch {
+	case c.closed[r.ing] != "":
+		return c.closed[r.ing]
 	case r.headers == nil:
 		return ""
 	case r.headers.refused != "":

@@ -21,6 +21,7 @@ import (
 type Memory struct {
 	options, lastOptions           map[*networkingv1.Ingress]*options
 	certificates, lastCertificates map[*corev1.Secret]judged
+	expressions, lastExpressions   map[expressionKey]readExpression
 
 	defaults  *defaults
 	configMap *corev1.ConfigMap // the one that defaults was read from
@@ -46,6 +47,7 @@ func (m *Memory) begin(s State) {
 	m.use(s)
 	m.lastOptions, m.options = m.options, make(map[*networkingv1.Ingress]*options, len(m.options))
 	m.lastCertificates, m.certificates = m.certificates, make(map[*corev1.Secret]judged, len(m.certificates))
+	m.lastExpressions, m.expressions = m.expressions, make(map[expressionKey]readExpression, len(m.expressions))
 }
 
 // memory returns the cache, with the defaults of this state.

@@ -4,6 +4,7 @@ package compile
 
 import (
 	"fmt"
+	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -56,19 +57,25 @@ func (c *compiler) certificate(secret types.NamespacedName) bool {
 	return true
 }
 
-// cost returns the cost of one route of an Ingress, with its policy.
+// cost returns the cost of one route of an Ingress, with its policy and without its expressions.
 func (o *options) cost(path string) int { return routeCost + textFactor*(len(path)+o.size) }
 
-// costOf returns the cost of the routes of an Ingress.
+// costOf returns the cost of the routes of an Ingress, with those that slash and www add.
 func costOf(ing *networkingv1.Ingress, o *options) int {
 	cost := o.cost("")
 	for _, rule := range ing.Spec.Rules {
 		cost += o.cost(rule.Host)
+		if o.www {
+			cost += routeCost + textFactor*len(rule.Host)
+		}
 		if rule.HTTP == nil {
 			continue
 		}
 		for i := range rule.HTTP.Paths {
-			cost += o.cost(rule.HTTP.Paths[i].Path)
+			path := rule.HTTP.Paths[i].Path
+			if cost += o.cost(path); o.nginx && strings.HasSuffix(path, "/") {
+				cost += routeCost + textFactor*len(path)
+			}
 		}
 	}
 	return cost

@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/ingress/certificate"
-	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -185,9 +184,9 @@ func (o *options) clientCertificates() {
 	default:
 		o.bad("auth-tls-verify-client", "which is none of on, off, optional and optional_no_ca")
 	}
-	if c.Subject = o.annotations["auth-tls-match-cn"]; c.Subject != "" {
-		if _, _, err := expression.Compile(c.Subject); err != nil || !strings.HasPrefix(c.Subject, "CN=") {
-			o.bad("auth-tls-match-cn", "which is no expression of RE2's that begins with CN=")
+	if c.Subject = o.expression("auth-tls-match-cn"); c.Subject != "" {
+		if !strings.HasPrefix(c.Subject, "CN=") {
+			o.bad("auth-tls-match-cn", "which does not begin with CN=")
 		}
 	}
 	if c.ErrorPage = o.annotations["auth-tls-error-page"]; c.ErrorPage != "" {
@@ -289,9 +288,9 @@ func (c *compiler) tlsTo(o *options) *table.BackendTLS {
 }
 
 // shareClients copies the settings for clients' certificates to those routes of the class nginx in the same namespace
-// that have none, from the oldest Ingress that has them: ingress-nginx has these settings for a whole server. It
-// reports whether any route asks clients for certificates.
-func (h *host) shareClients() (asks bool) {
+// that have none, from the oldest Ingress that has them: ingress-nginx has these settings for a whole server. A route
+// is closed when there is no memory for them. It reports whether any route asks clients for certificates.
+func (c *compiler) shareClients(h *host) (asks bool) {
 	first := map[string]*route{} // by namespace
 	for _, r := range h.routes {
 		if r.options.policy.Clients == nil {
@@ -305,6 +304,13 @@ func (h *host) shareClients() (asks bool) {
 	for _, r := range h.routes {
 		if f := first[r.ing.Namespace]; f != nil && r.options.nginx && r.options.policy.Clients == nil {
 			r.clients = f.options.policy.Clients
+			if why := c.closed[f.ing]; why != "" {
+				r.Refused = why
+			} else if !c.room(r.ing.Namespace, textFactor*(len(r.clients.Subject)+len(r.clients.ErrorPage))) {
+				problem := tooLarge(r.ing.Namespace, "a route with another Ingress' settings for clients' certificates answers 503")
+				r.Refused = problem.Message
+				c.find(r.ing, problem)
+			}
 		}
 	}
 	return asks

@@ -204,6 +204,8 @@ func (p *Proxy) sweep() {
 			}
 			for _, r := range h.routes {
 				r.mark(p.sweeps)
+				r.expression.marked(p.sweeps)
+				r.conditions.mark(p.sweeps)
 				if r.policy != nil {
 					r.policy.mark(p.sweeps)
 				}
@@ -213,6 +215,7 @@ func (p *Proxy) sweep() {
 	maps.DeleteFunc(p.endpoints, func(_ string, s *endpointSet) bool { return !s.present && s.mark != p.sweeps })
 	maps.DeleteFunc(p.limiters, func(_ string, l *limiter) bool { return l.mark != p.sweeps })
 	maps.DeleteFunc(p.users, func(_ string, s *userSet) bool { return !s.present && s.mark != p.sweeps })
+	maps.DeleteFunc(p.patterns, func(_ patternKey, e *pattern) bool { return e.mark != p.sweeps })
 	p.sweepTLS()
 	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
 }

@@ -8,7 +8,6 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"net/http"
-	"regexp"
 	"slices"
 	"time"
 
@@ -20,8 +19,7 @@ import (
 type canary struct {
 	*table.Canary
 	backend backend
-	pattern *regexp.Regexp // nil for none
-	steps   int            // of the pattern, for each byte of a value
+	pattern *pattern // nil for none
 }
 
 func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
@@ -31,7 +29,7 @@ func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
 		return nil, fmt.Errorf("the total weight of a canary is %d", from.WeightTotal)
 	}
 	if from.HeaderPattern != "" {
-		if out.pattern, out.steps, err = expression.Compile(from.HeaderPattern); err != nil {
+		if out.pattern, err = p.patternOf(from.HeaderPattern, expression.Anywhere); err != nil {
 			return nil, fmt.Errorf("reading the pattern of a canary: %w", err)
 		}
 	}
@@ -39,8 +37,9 @@ func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
 	return out, err
 }
 
-// selects reports whether the request goes to the canary: by the header, else by the cookie, else at random.
-func (c *canary) selects(in *http.Request) bool {
+// selects reports whether the request goes to the canary: by the header, else by the cookie, else at random. A header
+// that is too long for the rest of the request's steps selects no canary.
+func (c *canary) selects(in *http.Request, left *int) bool {
 	if values := in.Header.Values(c.Header); c.Header != "" && len(values) > 0 {
 		switch said := values[0]; {
 		case c.HeaderValue != "":
@@ -48,8 +47,11 @@ func (c *canary) selects(in *http.Request) bool {
 				return true
 			}
 		case c.pattern != nil:
-			if c.pattern.MatchString(said) {
+			switch c.pattern.compare(said, left) {
+			case matches:
 				return true
+			case undecided:
+				return false
 			}
 		case said == "always":
 			return true
@@ -71,7 +73,7 @@ func (c *canary) selects(in *http.Request) bool {
 // endpoint.
 func (x *exchange) balance(r *route, b *backend) *backend {
 	p := r.policy
-	if p.canary != nil && p.canary.selects(x.in) {
+	if p.canary != nil && p.canary.selects(x.in, &x.steps) {
 		b = &p.canary.backend
 	}
 	switch {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"sync"
 	"time"
 
@@ -22,14 +21,14 @@ import (
 type certified struct {
 	*table.Clients
 	authorities *authorities
-	subject     *regexp.Regexp // nil for any
+	subject     *pattern // nil for any
 }
 
 func (p *Proxy) compileClients(from *table.Clients) (*certified, error) {
 	out := &certified{Clients: from, authorities: p.authoritiesOf(from.Authorities)}
 	if from.Subject != "" {
 		var err error
-		if out.subject, _, err = expression.Compile(from.Subject); err != nil {
+		if out.subject, err = p.patternOf(from.Subject, expression.Anywhere); err != nil {
 			return nil, fmt.Errorf("reading the expression for the subject of clients' certificates: %w", err)
 		}
 	}

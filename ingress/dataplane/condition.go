@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
-	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/coracle-k8s/coracle/ingress/expression"
@@ -16,89 +16,98 @@ import (
 
 // conditions are a route's conditions for a request, beside its path.
 type conditions struct {
-	method  string // empty for any
-	headers []condition
-	query   []condition
-	steps   int // of all expressions, for each byte of a value
+	method   string // empty for any
+	plain    []condition
+	patterns []condition
 }
 
 // condition is a compiled table.Condition.
 type condition struct {
 	name    string
+	query   bool // of a parameter of the query; otherwise of a header
 	value   string
-	pattern *regexp.Regexp // of the whole value; nil to compare value
-	steps   int            // of the pattern, for each byte of a value
+	pattern *pattern // of the whole value; nil to compare value
 }
 
 // compileConditions returns nil for a route without conditions beside its path.
-func compileConditions(from *table.Route) (*conditions, error) {
+func (p *Proxy) compileConditions(from *table.Route) (*conditions, error) {
 	if from.Method == "" && len(from.Headers) == 0 && len(from.Query) == 0 {
 		return nil, nil //nolint:nilnil // no conditions
 	}
 	out := &conditions{method: from.Method}
-	for _, c := range from.Headers {
-		one, err := compileCondition(c)
+	for i, c := range slices.Concat(from.Headers, from.Query) {
+		one, err := p.compileCondition(c)
 		if err != nil {
 			return nil, err
 		}
-		one.name = textproto.CanonicalMIMEHeaderKey(one.name)
-		out.steps += one.steps
-		out.headers = append(out.headers, one)
-	}
-	for _, c := range from.Query {
-		one, err := compileCondition(c)
-		if err != nil {
-			return nil, err
+		if one.query = i >= len(from.Headers); !one.query {
+			one.name = textproto.CanonicalMIMEHeaderKey(one.name)
 		}
-		out.query = append(out.query, one)
-		out.steps += one.steps
+		if one.pattern != nil {
+			out.patterns = append(out.patterns, one)
+		} else {
+			out.plain = append(out.plain, one)
+		}
 	}
 	return out, nil
 }
 
-func compileCondition(from table.Condition) (condition, error) {
+func (p *Proxy) compileCondition(from table.Condition) (condition, error) {
 	out := condition{name: from.Name, value: from.Value}
 	if from.Name == "" {
 		return out, fmt.Errorf("a condition names no header and no parameter")
 	}
 	if from.Regex {
 		var err error
-		if out.pattern, out.steps, err = expression.Whole(from.Value); err != nil {
+		if out.pattern, err = p.patternOf(from.Value, expression.Whole); err != nil {
 			return out, fmt.Errorf("the value for %s is no expression: %w", from.Name, err)
 		}
 	}
 	return out, nil
 }
 
-// met reports whether the request meets the conditions. Values of a header that was sent several times are joined with
-// commas before they are compared.
-func (c *conditions) met(in *http.Request) bool {
+// plainMet reports whether a request meets the conditions without expressions.
+func (c *conditions) plainMet(in *http.Request) bool {
 	if c.method != "" && c.method != in.Method {
 		return false
 	}
-	for i := range c.headers {
-		values := in.Header[c.headers[i].name]
-		if c.headers[i].name == "Host" {
-			values = []string{in.Host}
-		}
-		if len(values) == 0 || !c.headers[i].matches(strings.Join(values, ",")) {
-			return false
-		}
-	}
-	for i := range c.query {
-		value, ok := parameter(in.URL.RawQuery, c.query[i].name)
-		if !ok || !c.query[i].matches(value) {
+	for i := range c.plain {
+		if value, ok := c.plain[i].of(in); !ok || value != c.plain[i].value {
 			return false
 		}
 	}
 	return true
 }
 
-func (c *condition) matches(value string) bool {
-	if c.pattern != nil {
-		return c.pattern.MatchString(value)
+// patternsMet compares a request with the conditions that have expressions.
+func (c *conditions) patternsMet(in *http.Request, left *int) verdict {
+	out := matches
+	for i := range c.patterns {
+		value, ok := c.patterns[i].of(in)
+		if !ok {
+			return differs
+		}
+		switch c.patterns[i].pattern.compare(value, left) {
+		case differs:
+			return differs
+		case undecided: // another condition may decide
+			out = undecided
+		}
 	}
-	return value == c.value
+	return out
+}
+
+// of returns the value of the condition's header or parameter, and whether there is one. Values of a header that was
+// sent several times are joined with commas.
+func (c *condition) of(in *http.Request) (string, bool) {
+	if c.query {
+		return parameter(in.URL.RawQuery, c.name)
+	}
+	values := in.Header[c.name]
+	if c.name == "Host" {
+		values = []string{in.Host}
+	}
+	return strings.Join(values, ","), len(values) > 0
 }
 
 // parameter returns the first value of a query's parameter with its escapes decoded. A value that cannot be decoded is
@@ -118,4 +127,14 @@ func parameter(query, name string) (string, bool) {
 		return value, true
 	}
 	return "", false
+}
+
+// mark records, for a sweep, that the patterns are in use. c may be nil.
+func (c *conditions) mark(sweep uint64) {
+	if c == nil {
+		return
+	}
+	for i := range c.patterns {
+		c.patterns[i].pattern.marked(sweep)
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -44,6 +45,7 @@ type exchange struct {
 
 	stream    netip.Addr // the source that the exchange counts for as a stream, if streaming
 	streaming bool
+	steps     int         // the rest of the steps that comparing the request with expressions may take
 	hops      int         // the number of proxies that the request has passed
 	policy    *policy     // of the route; nil for none
 	release   func()      // removes the exchange from a limiter's counts; nil for none
@@ -81,7 +83,7 @@ type exchange struct {
 
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
 	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w,
-		ctl: http.NewResponseController(w), in: in}
+		ctl: http.NewResponseController(w), in: in, steps: expression.MaxRequest}
 	delete(in.Header, headerProxy)
 	x.peer, x.fromProxy = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
@@ -154,11 +156,7 @@ func (x *exchange) serve() {
 		return
 	}
 	x.stats = x.statsOf(s, name)
-	if s.exceeds(name, x.path.match, x.in) {
-		x.answer(http.StatusRequestURITooLong, "the path, the query or a header is too long for the expressions of this host's routes")
-		return
-	}
-	r := s.route(name, x.path.match, x.in)
+	r, v := s.route(name, x.path.match, x.in, &x.steps)
 	switch {
 	case s.closed != "":
 		x.answer(http.StatusServiceUnavailable, "the port is closed; the events of its object say why")
@@ -167,6 +165,9 @@ func (x *exchange) serve() {
 		x.answer(http.StatusMisdirectedRequest, "this host is served on connections of its own")
 	case r == nil:
 		x.answer(http.StatusNotFound, "no route for this host and path")
+	case v == undecided:
+		x.answer(http.StatusServiceUnavailable, "the path, the query or a header is too long for the expressions of the route "+
+			"that may be for it")
 	case s.matchesDecoded(r, name, x.path.match, x.in):
 		x.answer(http.StatusBadRequest, "a backend may read this path as one that is protected: send it without encoded slashes, "+
 			"backslashes and semicolons")

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/outside"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
@@ -149,9 +150,10 @@ func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error)
 		return nil, err
 	}
 	name, _ := hostName(x.in.Host)
-	found := x.routing.sites[x.listener.site].route(name, path.match, x.in)
+	left := expression.MaxRequest
+	found, v := x.routing.sites[x.listener.site].route(name, path.match, x.in, &left)
 	switch {
-	case found == nil || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 ||
+	case v != matches || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 ||
 		found.backends[0].tls:
 		return nil, errors.New("the host has no route to its authentication server")
 	case found.policy != nil:

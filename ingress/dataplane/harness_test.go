@@ -21,6 +21,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -267,7 +268,9 @@ func routeOf(p *Proxy, site, host, path string) *route {
 	if s == nil {
 		return nil
 	}
-	return s.route(host, path, httptest.NewRequest(http.MethodGet, "http://h/", nil))
+	left := expression.MaxRequest
+	r, _ := s.route(host, path, httptest.NewRequest(http.MethodGet, "http://h/", nil), &left)
+	return r
 }
 
 // hostOf is the host of exactly that name; nil for none.

@@ -138,12 +138,14 @@ func (x *exchange) applyPolicy(r *route) {
 func (p *policy) mark(sweep uint64) {
 	if p.canary != nil {
 		p.canary.backend.mark(sweep)
+		p.canary.pattern.marked(sweep)
 	}
 	for _, m := range p.mirrors {
 		m.backend.mark(sweep)
 	}
 	if p.clients != nil {
 		p.clients.authorities.mark = sweep
+		p.clients.subject.marked(sweep)
 	}
 	if p.fallback != nil {
 		p.fallback.backend.mark(sweep)

@@ -112,6 +112,7 @@ type Proxy struct {
 	certificates map[string]*certificate
 	authorities  map[string]*authorities
 	tls          map[string]*backendTLS // by their table.BackendTLS in JSON
+	patterns     map[patternKey]*pattern
 	users        map[string]*userSet
 	turns        map[string]chan struct{} // of logins, by namespace; each has the capacity 1
 	limiters     map[string]*limiter      // by object
@@ -173,7 +174,8 @@ func New(o Options) (*Proxy, error) {
 		authorities:  map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
 		counted: map[string]*hostStats{},
 		users:   map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{},
-		hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), hashWait: hashPatience,
+		patterns: map[patternKey]*pattern{},
+		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), hashWait: hashPatience,
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.standard = p.certificate(table.DefaultCertificate)

@@ -11,7 +11,7 @@ import (
 func (x *exchange) rewrite(r *route) bool {
 	var groups []int
 	if r.expression != nil {
-		groups = r.expression.FindStringSubmatchIndex(x.path.match)
+		groups = r.expression.Groups(x.path.match)
 	}
 	target, query, hasQuery := strings.Cut(r.policy.Rewrite, "?")
 	path, err := normalise("/" + substitute(target, x.path.forward, groups, nil))

@@ -7,7 +7,6 @@ import (
 	"math/bits"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"strings"
 	"sync/atomic"
 
@@ -28,8 +27,6 @@ type routing struct {
 // host is a compiled table.Host.
 type host struct {
 	site, name  string
-	steps       int          // of all path expressions of routes, for each byte of a path
-	valueSteps  int          // of all expressions for headers and queries, for each byte of a value
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
 	stats       *hostStats
@@ -39,17 +36,13 @@ type host struct {
 	stream      *stream // of a host whose connections are forwarded unread; nil for others
 }
 
-// maxSteps limits the cost of matching a request's path with expressions: half a second of a processor.
-const maxSteps = 8 << 20
-
 // route is a compiled table.Route.
 type route struct {
 	path  string // normalised; for prefixes without the slash at its end
 	exact bool
 	text  bool // a prefix that need not end at the end of an element
 	// expression matches the beginning of paths; nil for the other kinds.
-	expression *regexp.Regexp
-	steps      int         // of the expression, for each byte of a path
+	expression *pattern
 	conditions *conditions // nil for none
 	policy     *policy     // nil for none
 	pool
@@ -100,38 +93,6 @@ func (p *pool) mark(sweep uint64) {
 	}
 }
 
-// exceeds reports whether a request may need more than maxSteps to be compared with expressions: those of its host, and
-// of the site's default host.
-func (s *siteRoutes) exceeds(name, path string, in *http.Request) bool {
-	if s.stepped == 0 {
-		return false
-	}
-	steps, valueSteps := 0, 0
-	for i, h := range [...]*host{s.find(name), s.hosts[""]} {
-		if h != nil && (i == 0 || h.name != name) {
-			steps, valueSteps = steps+h.steps, valueSteps+h.valueSteps
-		}
-	}
-	steps *= len(path)
-	if valueSteps > 0 {
-		steps += valueSteps * longest(in)
-	}
-	return steps > maxSteps
-}
-
-// longest returns the length of the longest of a request's header values, its host and its query.
-func longest(in *http.Request) int {
-	most := max(len(in.URL.RawQuery), len(in.Host))
-	for _, values := range in.Header {
-		n := len(values) - 1
-		for _, v := range values {
-			n += len(v)
-		}
-		most = max(most, n)
-	}
-	return most
-}
-
 // find returns the host of a site that serves a name. It returns nil when there is none.
 func (r *routing) find(site, name string) *host {
 	if s := r.sites[site]; s != nil {
@@ -141,19 +102,20 @@ func (r *routing) find(site, name string) *host {
 }
 
 // route returns the route of a request: the first that matches on the host, else the first that matches on the site's
-// default host, unless the host is final. It returns nil when there is none.
-func (s *siteRoutes) route(name, path string, in *http.Request) *route {
+// default host, unless the host is final. It returns nil when there is none. left is the rest of the steps that the
+// request may take, and is reduced. The verdict about the returned route is matches or undecided.
+func (s *siteRoutes) route(name, path string, in *http.Request, left *int) (*route, verdict) {
 	h := s.find(name)
 	if h == nil {
-		return nil
+		return nil, differs
 	}
-	if found := h.match(path, in); found != nil || h.name == "" || h.final {
-		return found
+	if found, v := h.match(path, in, left); found != nil || h.name == "" || h.final {
+		return found, v
 	}
 	if h = s.hosts[""]; h != nil {
-		return h.match(path, in)
+		return h.match(path, in, left)
 	}
-	return nil
+	return nil, differs
 }
 
 // matchesDecoded reports whether a path of the route would match another object's route with restricted access, if it
@@ -163,8 +125,9 @@ func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *http.Reques
 	if lenient == path {
 		return false
 	}
-	other := s.route(name, lenient, in)
-	return other != nil && other != r && other.restricts() && (other.object != r.object || !r.restricts())
+	left := expression.MaxRequest
+	other, v := s.route(name, lenient, in, &left)
+	return other != nil && other != r && (v == undecided || other.restricts()) && (other.object != r.object || !r.restricts())
 }
 
 // restricts reports whether the route restricts access.
@@ -174,21 +137,38 @@ func (r *route) restricts() bool {
 		p.clients != nil)
 }
 
-func (h *host) match(path string, in *http.Request) *route {
+// match returns the first route that does not differ from a request, with the verdict about it.
+func (h *host) match(path string, in *http.Request, left *int) (*route, verdict) {
 	for _, r := range h.routes {
-		if r.matches(path) && (r.conditions == nil || r.conditions.met(in)) {
-			return r
+		if v := r.compare(path, in, left); v != differs {
+			return r, v
 		}
 	}
-	return nil
+	return nil, differs
 }
 
+// compare compares a request with the route. What costs little is compared first.
+func (r *route) compare(path string, in *http.Request, left *int) verdict {
+	if r.expression == nil && !r.matches(path) || r.conditions != nil && !r.conditions.plainMet(in) {
+		return differs
+	}
+	out := matches
+	if r.expression != nil {
+		out = r.expression.compare(path, left)
+	}
+	if r.conditions != nil && out != differs {
+		if v := r.conditions.patternsMet(in, left); v != matches {
+			out = v
+		}
+	}
+	return out
+}
+
+// matches reports whether a path without an expression matches.
 func (r *route) matches(path string) bool {
 	switch {
 	case r.exact:
 		return path == r.path
-	case r.expression != nil:
-		return r.expression.MatchString(path)
 	case r.text:
 		return strings.HasPrefix(path, r.path)
 	}
@@ -244,13 +224,6 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 			}
 		}
 		h.routes = append(h.routes, r)
-		h.steps += r.steps
-		if r.conditions != nil {
-			h.valueSteps += r.conditions.steps
-		}
-		if r.policy != nil && r.policy.canary != nil {
-			h.valueSteps += r.policy.canary.steps
-		}
 	}
 	return h, problem
 }
@@ -261,11 +234,11 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 		path: noPath, refused: from.Refused, object: from.Object, namespace: namespaceOf(from.Object),
 		challenges: strings.HasPrefix(from.Path+"/", table.ChallengesPath),
 	}
-	err := r.compilePath(from)
+	err := p.compilePath(r, from)
 	if err != nil {
 		return r, err
 	}
-	if r.conditions, err = compileConditions(from); err != nil {
+	if r.conditions, err = p.compileConditions(from); err != nil {
 		return r, err
 	}
 	if from.Policy != nil {
@@ -300,10 +273,14 @@ func (p *Proxy) compilePool(to *pool, from []table.Backend) error {
 }
 
 // compilePath compiles the path and its kind.
-func (r *route) compilePath(from *table.Route) error {
+func (p *Proxy) compilePath(r *route, from *table.Route) error {
 	if from.Kind == table.PathRegex || from.Kind == table.PathRegexFold {
+		form := expression.Prefix
+		if from.Kind == table.PathRegexFold {
+			form = expression.PrefixFold
+		}
 		var err error
-		if r.expression, r.steps, err = expression.Prefix(from.Path, from.Kind == table.PathRegexFold); err != nil {
+		if r.expression, err = p.patternOf(from.Path, form); err != nil {
 			return fmt.Errorf("the path is no expression: %w", err)
 		}
 		return nil

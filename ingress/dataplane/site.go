@@ -18,7 +18,6 @@ type siteRoutes struct {
 	streams int // hosts whose connections are streams
 	wild    int // hosts with a wildcard
 	deep    int // hosts with a wildcard for one label or more
-	stepped int // hosts with expressions
 	// listeners are the host names of the listeners. It is nil where the site does not separate its listeners.
 	listeners map[string]struct{}
 	clients   *clients // nil where clients are not asked for a certificate
@@ -97,8 +96,7 @@ func (s *siteRoutes) count(h *host, by int) {
 	for _, c := range []struct {
 		counter *int
 		counts  bool
-	}{{&s.streams, h.stream != nil}, {&s.wild, strings.HasPrefix(h.name, "*.")}, {&s.deep, h.deep},
-		{&s.stepped, h.steps+h.valueSteps > 0}} {
+	}{{&s.streams, h.stream != nil}, {&s.wild, strings.HasPrefix(h.name, "*.")}, {&s.deep, h.deep}} {
 		if c.counts {
 			*c.counter += by
 		}

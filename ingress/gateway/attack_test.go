@@ -319,3 +319,50 @@ stringData: {tls.names: a.example}
 		t.Errorf("a chain of %d bytes is served", len(large.Data[corev1.TLSCertKey]))
 	}
 }
+
+// TestCostlyRoutesOfOtherNamespacesAreRefused: at another namespace's Gateway the expressions of routes without a host
+// of their own are bounded, since they are compared with everybody's requests. With a host, or at the namespace's own
+// Gateway, they are not.
+func TestCostlyRoutesOfOtherNamespacesAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		namespace string
+		hosts     []gatewayv1.Hostname
+		section   string
+		headers   int // each with an expression of about 30 steps
+		want      string
+	}{
+		{"no host", "evil", nil, "all", 32, "TooLarge"}, {"no host, few", "evil", nil, "all", 4, "Accepted"},
+		{"a host", "evil", []gatewayv1.Hostname{"b.example"}, "all", 32, "Accepted"}, {"the listener's host", "evil", []gatewayv1.Hostname{"*.b.example"}, "some", 32, "TooLarge"},
+		{"the Gateway's own namespace", "infra", nil, "all", 32, "Accepted"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := load(t, shared)
+			m, common := later(0)
+			m.Namespace = c.namespace
+			common.ParentRefs[0].SectionName = new(gatewayv1.SectionName(c.section))
+			r := &gatewayv1.HTTPRoute{ObjectMeta: m, Spec: gatewayv1.HTTPRouteSpec{CommonRouteSpec: common, Hostnames: c.hosts, Rules: make([]gatewayv1.HTTPRouteRule, 4)}}
+			for i := range r.Spec.Rules {
+				match := gatewayv1.HTTPRouteMatch{}
+				for h := range c.headers / 4 {
+					match.Headers = append(match.Headers, gatewayv1.HTTPHeaderMatch{
+						Type: new(gatewayv1.HeaderMatchRegularExpression), Name: gatewayv1.HTTPHeaderName(fmt.Sprintf("x-%d", h)), Value: fmt.Sprintf("(a|b){5}[a-z]*%d", i),
+					})
+				}
+				r.Spec.Rules[i].Matches = []gatewayv1.HTTPRouteMatch{match}
+			}
+			w.HTTPRoutes = append(w.HTTPRoutes, r)
+			found := w.settle(t)
+			testenv.Equal(t, accepted(t, found, c.namespace+"/r0"), c.want, "the route is")
+			testenv.Equal(t, accepted(t, found, "shop/r"), "Accepted", "the other namespace's route is")
+		})
+	}
+}
+
+// TestMethodsOfAnyServiceAreCharged: a match of a method alone is an expression, too.
+func TestMethodsOfAnyServiceAreCharged(t *testing.T) {
+	m := match{}
+	if flaw := m.method(&gatewayv1.GRPCMethodMatch{Method: new("Get")}); !flaw.ok() || m.steps == 0 {
+		t.Errorf("the match has %d steps: %v", m.steps, flaw)
+	}
+}

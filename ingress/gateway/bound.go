@@ -58,7 +58,7 @@ func (c *compiler) bound() {
 			sites[g][port] = fill(s)
 		}
 	}
-	room, refused := budget{most: maxTable}, map[*route]bool{}
+	room, shared, refused := budget{most: maxTable}, sharedSteps{}, map[*route]bool{}
 	for _, r := range slices.SortedStableFunc(slices.Values(c.routes), func(a, b *route) int { return older(a.object, b.object) }) {
 		cost, total, hosts := 0, 0, 0
 		for _, a := range r.all() {
@@ -71,7 +71,12 @@ func (c *compiler) bound() {
 				total += n*cost + others
 			}
 		}
-		if room.reserve(r.object.GetNamespace(), total) {
+		why := problem{"TooLarge", fmt.Sprintf("the routes of the namespace take more memory in the proxies than one namespace may "+
+			"have, or those of the cluster "+
+			"more than there is; this one is at %d hosts: fewer hosts, matches and filters make room", hosts)}
+		if !shared.reserve(r) {
+			why = tooCostly(r.object)
+		} else if room.reserve(r.object.GetNamespace(), total) {
 			continue
 		}
 		refused[r] = true
@@ -80,9 +85,7 @@ func (c *compiler) bound() {
 				f.undo(a)
 			}
 		}
-		r.leaveOut(problem{"TooLarge", fmt.Sprintf("the routes of the namespace take more memory in the proxies than one namespace may "+
-			"have, or those of the cluster "+
-			"more than there is; this one is at %d hosts: fewer hosts, matches and filters make room", hosts)})
+		r.leaveOut(why)
 	}
 	if len(refused) == 0 {
 		return

@@ -104,9 +104,12 @@ func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 			m.Kind, m.Path = table.PathPrefix, "/"+service
 		case method != "":
 			m.Kind, m.Path = table.PathRegex, "^/"+anything+"/"+regexp.QuoteMeta(method)+"$"
+			if err := m.charge(m.Path, expression.Prefix); err != nil {
+				return noExpression("method", method, err)
+			}
 		}
 	case gatewayv1.GRPCMethodMatchRegularExpression:
-		if _, _, err := expression.Compile(method); err != nil {
+		if err := check(method); err != nil {
 			return noExpression("method", method, err)
 		}
 		return m.expression("service", service, "^/(?:"+cmp.Or(service, anything)+")/(?:"+cmp.Or(method, anything)+")$")

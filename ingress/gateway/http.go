@@ -189,15 +189,13 @@ func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 
 // expression sets the match's path to an expression that contains the expression value.
 func (m *match) expression(of, value, path string) problem {
-	if _, _, err := expression.Compile(value); err != nil { // value could close the groups around it
+	if err := check(value); err != nil {
 		return noExpression(of, value, err)
 	}
-	_, steps, err := expression.Prefix(path, false)
-	if err != nil {
+	if err := m.charge(path, expression.Prefix); err != nil {
 		return noExpression(of, value, err)
 	}
 	m.Kind, m.Path = table.PathRegex, path
-	m.steps += steps
 	return problem{}
 }
 
@@ -221,11 +219,9 @@ func (m *match) condition(to *[]table.Condition, of, name, kind, value string, f
 	case string(gatewayv1.HeaderMatchExact):
 		*to = append(*to, table.Condition{Name: name, Value: value})
 	case string(gatewayv1.HeaderMatchRegularExpression):
-		_, steps, err := expression.Whole(value)
-		if err != nil {
+		if err := m.charge(value, expression.Whole); err != nil {
 			return noExpression(of, value, err)
 		}
-		m.steps += steps
 		*to = append(*to, table.Condition{Name: name, Value: value, Regex: true})
 	default:
 		return unsupported("the type %q of a %s is not known", kind, of)
