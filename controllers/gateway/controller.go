@@ -42,6 +42,9 @@ const (
 	retry = time.Second
 )
 
+// Component is the source of the events.
+const Component = "gateway"
+
 // Reasons of events.
 const (
 	// ReasonServiceExists says that a Service of that name exists which was not made for the Gateway.
@@ -82,8 +85,8 @@ type Controller struct {
 
 	memory   gateway.Memory
 	applied  map[types.NamespacedName]string // last applied Services of this term, in JSON
-	reported map[string]bool                 // events of this term
-	used     bool                            // the last round had Gateways or Services of Gateways
+	warnings *ingress.Warnings
+	used     bool // the last round had Gateways or Services of Gateways
 }
 
 // New adds handlers to the informers, which must not run yet.
@@ -97,7 +100,7 @@ func New(o Options) (*Controller, error) {
 		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(),
 		nodes:      core.Nodes().Lister(),
 		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: timers.NewSignal(),
-		applied: map[types.NamespacedName]string{}, reported: map[string]bool{},
+		applied: map[types.NamespacedName]string{}, warnings: ingress.NewWarnings(o.Client, o.Recorder, Component),
 	}
 	var err error
 	c.synced, err = netinformers.Follow(c.notify, []netinformers.Source{
@@ -170,7 +173,7 @@ func (c *Controller) round(ctx context.Context) error {
 	}
 	if len(s.Gateways)+len(made) == 0 && !c.used && len(s.Classes) == 0 {
 		c.show(gateway.Result{})
-		return nil
+		return c.warnings.End(ctx)
 	}
 	c.used = len(s.Gateways)+len(made) > 0
 	config, _ := c.configs.ConfigMaps(metav1.NamespaceSystem).Get(gatewayapi.PortsName)
@@ -184,6 +187,7 @@ func (c *Controller) round(ctx context.Context) error {
 	if !c.o.Disabled {
 		errs = append(errs, c.syncStatus(ctx, s, r))
 	}
+	errs = append(errs, c.warnings.End(ctx))
 	c.show(r)
 	return errors.Join(errs...)
 }
@@ -337,17 +341,12 @@ func (c *Controller) syncSlices(ctx context.Context, made map[types.NamespacedNa
 	return errors.Join(errs...)
 }
 
-// event records an event about a problem of a Gateway, once in a term.
+// event adds a warning about a problem of a Gateway.
 func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
-	key := string(g.UID) + reason + message
-	if c.reported[key] {
-		return
-	}
-	c.reported[key] = true
-	c.o.Recorder.Event(&corev1.ObjectReference{
+	c.warnings.Add(&corev1.ObjectReference{
 		APIVersion: gatewayv1.GroupVersion.String(), Kind: "Gateway", Namespace: g.Namespace, Name: g.Name, UID: g.UID,
 		ResourceVersion: g.ResourceVersion,
-	}, corev1.EventTypeWarning, reason, message)
+	}, reason, "%s", message)
 }
 
 // show sets the status line: how many Gateways are served.

@@ -74,21 +74,18 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 	return nil
 }
 
-// judgeDefault records events about problems of a user's default certificate, once for each version of the Secret.
+// judgeDefault adds warnings about problems of a user's default certificate.
 func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 	switch {
-	case s == c.judged:
-		return
 	case err != nil:
-		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
+		c.warnings.Add(s, reasonDefault,
 			"hosts without a certificate have one that each proxy makes: this Secret holds no certificate with its key in tls.crt and "+
 				"tls.key (%v)", err)
 	case s.Type != corev1.SecretTypeTLS:
-		c.o.Recorder.Eventf(s, corev1.EventTypeWarning, reasonDefault,
+		c.warnings.Add(s, reasonDefault,
 			"hosts without a certificate have one that each proxy makes: this Secret has to be of the type %s; delete it and create it again",
 			corev1.SecretTypeTLS)
 	}
-	c.judged = s
 }
 
 // newDefault makes a self-signed certificate, as the data of a Secret.

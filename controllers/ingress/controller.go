@@ -49,6 +49,9 @@ const (
 	yieldAfter = 30 * time.Second
 )
 
+// Component is the source of the events.
+const Component = "ingress"
+
 // ReasonPortInUse is the reason of events of a Service or a Gateway about nodes on which other programs use its ports.
 const ReasonPortInUse = "PortInUse"
 
@@ -86,14 +89,11 @@ type Controller struct {
 	synced    []cache.InformerSynced
 	wake      timers.Signal // an object has changed
 
-	ofDefaults     map[compile.Finding]bool                          // events of the ConfigMap
-	recordedEvents map[types.NamespacedName]map[compile.Finding]bool // events of this term
-	memory         compile.Memory
-	refusals       *refusals
-	busy           map[string]string  // ports that other programs use, by the node's name
-	unused         time.Time          // since when no Ingress is served; zero while there is one
-	waiting        map[types.UID]bool // the Services of which an event says that they wait for ports
-	judged         *corev1.Secret     // the last checked version of a user's default certificate
+	warnings *Warnings
+	memory   compile.Memory
+	refusals *refusals
+	busy     map[string]string // ports that other programs use, by the node's name
+	unused   time.Time         // since when no Ingress is served; zero while there is one
 }
 
 // New adds handlers to the informers, which must not run yet.
@@ -107,7 +107,7 @@ func New(o Options) (*Controller, error) {
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
 		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
 		slices: discovery.EndpointSlices().Lister(),
-		wake:   timers.NewSignal(), refusals: newRefusals(), recordedEvents: map[types.NamespacedName]map[compile.Finding]bool{},
+		wake:   timers.NewSignal(), refusals: newRefusals(), warnings: NewWarnings(o.Client, o.Recorder, Component),
 	}
 	var err error
 	c.synced, err = netinformers.Follow(func(any) { c.wake.Send() }, []netinformers.Source{
@@ -189,8 +189,9 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 	if c.o.Certificates != nil {
 		c.o.Certificates(r.Orders)
 	}
-	c.recordEvents(r)
-	c.recordWaiting(r.Served)
+	c.warn(r)
+	c.warnWaiting(r.Served)
+	err = errors.Join(err, c.warnings.End(ctx))
 	c.show(r)
 	if err != nil && ctx.Err() == nil {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
@@ -338,8 +339,8 @@ func WriteSlices(
 	return errors.Join(errs...)
 }
 
-// free returns the nodes on which no other program uses one of the Service's ports. For each other node it records an
-// event of the Service, once in a term while that is so.
+// free returns the nodes on which no other program uses one of the Service's ports. For each other node there is
+// a warning about the Service.
 func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.Node {
 	var out []*corev1.Node
 	busy := map[string]string{}
@@ -350,11 +351,9 @@ func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.N
 			continue
 		}
 		busy[n.Name] = strings.Trim(strings.Join(strings.Fields(fmt.Sprint(ports)), ", "), "[]")
-		if c.busy[n.Name] != busy[n.Name] {
-			c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, ReasonPortInUse,
-				"the node %s is no address of Ingresses: another program there listens at TCP %s and keeps it. "+
-					"`coracle status` on that machine names it: stop it, or have it listen elsewhere", n.Name, busy[n.Name])
-		}
+		c.warnings.Add(svc, ReasonPortInUse,
+			"the node %s is no address of Ingresses: another program there listens at TCP %s and keeps it. "+
+				"`coracle status` on that machine names it: stop it, or have it listen elsewhere", n.Name, busy[n.Name])
 	}
 	c.busy = busy
 	return out
@@ -389,36 +388,18 @@ func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again ti
 	return c.refusals.again(tried), errors.Join(errs...)
 }
 
-// recordDefaults records events of the ConfigMap, each once in a term while it applies.
-func (c *Controller) recordDefaults(r compile.Result) {
-	said := map[compile.Finding]bool{}
-	m, err := c.configs.ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name)
-	for _, f := range r.OfDefaults {
-		said[f] = true
-		if err == nil && !c.ofDefaults[f] {
-			c.o.Recorder.Event(m, corev1.EventTypeWarning, f.Reason, f.Message)
+// warn adds the findings about the ConfigMap and about Ingresses to the warnings.
+func (c *Controller) warn(r compile.Result) {
+	if m, err := c.configs.ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name); err == nil {
+		for _, f := range r.OfDefaults {
+			c.warnings.Add(m, f.Reason, "%s", f.Message)
 		}
 	}
-	c.ofDefaults = said
-}
-
-// recordEvents records events about findings, each once in a term while it applies.
-func (c *Controller) recordEvents(r compile.Result) {
-	said := map[types.NamespacedName]map[compile.Finding]bool{}
-	c.recordDefaults(r)
 	for _, ing := range r.Served {
-		key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
-		for _, f := range r.Findings[key] {
-			if said[key] == nil {
-				said[key] = map[compile.Finding]bool{}
-			}
-			said[key][f] = true
-			if !c.recordedEvents[key][f] {
-				c.o.Recorder.Event(ing, corev1.EventTypeWarning, f.Reason, f.Message)
-			}
+		for _, f := range r.Findings[types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}] {
+			c.warnings.Add(ing, f.Reason, "%s", f.Message)
 		}
 	}
-	c.recordedEvents = said
 }
 
 // show sets the status line: how many Ingresses are served.

@@ -3,7 +3,7 @@
 package ingress
 
 // What the tests from outside compare with.
-const PerSlice, UnusedFor, DefaultRest, YieldAfter = perSlice, unusedFor, defaultRest, yieldAfter
+const PerSlice, UnusedFor, DefaultRest, YieldAfter, Retry = perSlice, unusedFor, defaultRest, yieldAfter, retry
 
 var SlicesOf, NewDefault = slicesOf, newDefault
 

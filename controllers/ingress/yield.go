@@ -12,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
@@ -66,25 +65,19 @@ func portTexts(svc *corev1.Service) []string {
 	return out
 }
 
-// recordWaiting records an event of each Service that waits for ports while there are Ingresses, once in a term.
-func (c *Controller) recordWaiting(served []*networkingv1.Ingress) {
-	waiting, own := map[types.UID]bool{}, c.own()
-	if len(served) > 0 && own != nil {
-		all, _ := c.services.List(labels.Everything()) // a lister of a cache returns no error
-		for _, svc := range all {
-			ports := shared(svc, own)
-			if len(ports) == 0 || !refusedPort(svc) {
-				continue
-			}
-			waiting[svc.UID] = true
-			if c.waiting[svc.UID] {
-				continue
-			}
-			c.o.Recorder.Eventf(svc, corev1.EventTypeWarning, ReasonPortInUse,
+// warnWaiting adds a warning about each Service that waits for ports while there are Ingresses.
+func (c *Controller) warnWaiting(served []*networkingv1.Ingress) {
+	own := c.own()
+	if len(served) == 0 || own == nil {
+		return
+	}
+	all, _ := c.services.List(labels.Everything()) // a lister of a cache returns no error
+	for _, svc := range all {
+		if ports := shared(svc, own); len(ports) > 0 && refusedPort(svc) {
+			c.warnings.Add(svc, ReasonPortInUse,
 				"%s/%s has %s while there are Ingresses of its classes, such as %s/%s. It gives them up %s after the last one has gone or has "+
 					"another class. Until then, give this Service other ports, or addresses of a pool", metav1.NamespaceSystem, table.Service,
 				strings.Join(ports, ", "), served[0].Namespace, served[0].Name, yieldAfter)
 		}
 	}
-	c.waiting = waiting
 }

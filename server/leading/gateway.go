@@ -30,7 +30,7 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 		return fmt.Errorf("making clients for the Gateway API: %w", err)
 	}
 	use, log := l.o.GatewayUse, l.log("gateway")
-	recorder, end := newRecorder(ctx, client, "gateway")
+	recorder, end := newRecorder(ctx, client, gateway.Component)
 	defer end()
 	var controller *gateway.Controller
 	objects := gatewayapi.NewObjects(api, func() { controller.Changed() }, log)

@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/acme"
 	"github.com/coracle-k8s/coracle/controllers/ingress"
@@ -27,7 +28,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	o := l.o.Ingress
 	o.Client, o.Informers, o.Logger, o.Part = client, t.Informers, l.log("ingress"), l.line("ingress controller")
 	var end func()
-	o.Recorder, end = newRecorder(ctx, client, "ingress")
+	o.Recorder, end = newRecorder(ctx, client, ingress.Component, record.WithCorrelatorOptions(ingress.Correlation))
 	defer end()
 	defer notLeading(o.Part)
 	certificates := l.newCertificates(&o, t)

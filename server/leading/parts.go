@@ -72,8 +72,9 @@ func (l *Leader) line(name string) *status.Part {
 func notLeading(line *status.Part) { line.Set(status.Waiting, "this server does not lead") }
 
 // newRecorder returns a recorder of events for a part, and a function that ends it.
-func newRecorder(ctx context.Context, client kubernetes.Interface, component string) (record.EventRecorder, func()) {
-	events := record.NewBroadcaster(record.WithContext(ctx))
+func newRecorder(ctx context.Context, client kubernetes.Interface, component string, options ...record.BroadcasterOption) (
+	record.EventRecorder, func()) {
+	events := record.NewBroadcaster(append(options, record.WithContext(ctx))...)
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	return events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: component}), events.Shutdown
 }

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/tools/reference"
+)
+
+// Correlation are the options of the recorder. Upstream's recorder joins ten similar events into one that has the text
+// of the last. The next leader would then not know the others, of which one object has compile's limit at most.
+var Correlation = record.CorrelatorOptions{MaxEvents: 64}
+
+// pageOfEvents is how many events a request for the earlier ones reads.
+const pageOfEvents = 500
+
+// Warnings records the events of problems, each once while it applies. The events that the API still has from the
+// leader before count as recorded, so that a restart or a change of the leader repeats none. The zero value is not
+// usable.
+type Warnings struct {
+	client    kubernetes.Interface
+	recorder  record.EventRecorder
+	component string
+	begun     bool
+	applied   map[warning]bool // at the end of the last round
+	round     []pending
+}
+
+// warning identifies an event. An object that is created again has another UID.
+type warning struct {
+	kind, namespace, name string
+	uid                   types.UID
+	reason, message       string
+}
+
+// pending is an event of the present round.
+type pending struct {
+	of  warning
+	obj runtime.Object
+}
+
+// NewWarnings makes the Warnings of a term. component is the source of the recorder's events.
+func NewWarnings(client kubernetes.Interface, recorder record.EventRecorder, component string) *Warnings {
+	return &Warnings{client: client, recorder: recorder, component: component}
+}
+
+func warningOf(ref *corev1.ObjectReference, reason, message string) warning {
+	return warning{ref.Kind, ref.Namespace, ref.Name, ref.UID, reason, message}
+}
+
+// Add notes that a problem applies in this round.
+func (w *Warnings) Add(obj runtime.Object, reason, format string, args ...any) {
+	ref, err := reference.GetReference(scheme.Scheme, obj)
+	if err != nil { // only for kinds that the scheme does not have
+		return
+	}
+	w.round = append(w.round, pending{warningOf(ref, reason, fmt.Sprintf(format, args...)), obj})
+}
+
+// End ends a round: it records the problems that did not apply at the end of the last one. If the events of the leader
+// before cannot be read, it records none, and the next round does.
+func (w *Warnings) End(ctx context.Context) error {
+	round := w.round
+	w.round = nil
+	if !w.begun && len(round) > 0 { // without a problem nothing that was recorded still applies
+		earlier, err := w.earlier(ctx)
+		if err != nil {
+			return err
+		}
+		w.applied = earlier
+	}
+	w.begun = true
+	now := make(map[warning]bool, len(round))
+	for _, p := range round {
+		if !w.applied[p.of] && !now[p.of] {
+			w.recorder.Event(p.obj, corev1.EventTypeWarning, p.of.reason, p.of.message)
+		}
+		now[p.of] = true
+	}
+	w.applied = now
+	return nil
+}
+
+// earlier reads the events that the API has.
+func (w *Warnings) earlier(ctx context.Context) (map[warning]bool, error) {
+	out := map[warning]bool{}
+	options := metav1.ListOptions{Limit: pageOfEvents,
+		FieldSelector: fields.Set{"source": w.component, "type": corev1.EventTypeWarning}.AsSelector().String()}
+	for {
+		list, err := w.client.CoreV1().Events(metav1.NamespaceAll).List(ctx, options)
+		if err != nil {
+			return nil, fmt.Errorf("reading the events that an earlier leader recorded: %w", err)
+		}
+		for i := range list.Items {
+			e := &list.Items[i]
+			out[warningOf(&e.InvolvedObject, e.Reason, e.Message)] = true
+		}
+		if options.Continue = list.Continue; options.Continue == "" {
+			return out, nil
+		}
+	}
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/kubernetes/scheme"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/coracle-k8s/coracle/controllers/ingress"
+	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
+
+// clocked is a recorder to which no two events happen in the same nanosecond of fake time: it is a part of their names.
+type clocked struct{ record.EventRecorder }
+
+func (c clocked) Event(of runtime.Object, kind, reason, message string) {
+	time.Sleep(1)
+	c.EventRecorder.Event(of, kind, reason, message)
+}
+
+func (c clocked) Eventf(of runtime.Object, kind, reason, format string, args ...any) {
+	c.Event(of, kind, reason, fmt.Sprintf(format, args...))
+}
+
+// term runs a controller for one term of a leader, with a recorder that writes events into the API.
+func term(t *testing.T, client *fake.Clientset, test func(b bed)) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	events := record.NewBroadcaster(record.WithContext(ctx), record.WithCorrelatorOptions(ingress.Correlation))
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	factory := informers.NewSharedInformerFactory(client, 0)
+	recorder := clocked{events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: ingress.Component})}
+	c := testenv.Must(ingress.New(ingress.Options{Client: client, Informers: factory, Recorder: recorder}))(t)
+	var running sync.WaitGroup
+	factory.Start(ctx.Done())
+	running.Go(func() { testenv.Check(t, c.Run(ctx)) })
+	b := bed{T: t, client: client}
+	b.settle()
+	test(b)
+	cancel()
+	running.Wait()
+	factory.Shutdown()
+	events.Shutdown()
+	synctest.Wait()
+}
+
+// recorded lists the API's events as "Kind/name Reason ×count".
+func (b bed) recorded() string {
+	list := testenv.Must(b.client.CoreV1().Events("").List(b.Context(), metav1.ListOptions{}))(b)
+	var out []string
+	for _, e := range list.Items {
+		out = append(out, fmt.Sprintf("%s/%s %s ×%d", e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Count))
+	}
+	slices.Sort(out)
+	return strings.Join(out, "; ")
+}
+
+func (b bed) writes() (n int) {
+	for _, a := range b.client.Actions() {
+		if a.GetResource().Resource == "events" && a.GetVerb() != "list" {
+			n++
+		}
+	}
+	return n
+}
+
+// TestNextLeaderRepeatsNoEvent: of an Ingress, the ConfigMap, the Service and the default certificate. A problem that
+// comes back is recorded again, also in the later term.
+func TestNextLeaderRepeatsNoEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		const want = "ConfigMap/ingress Ignored ×1; Ingress/web BadBackend ×1; Secret/ingress-default BadCertificate ×1; Service/ingress PortInUse ×1"
+		term(t, client, func(b bed) {
+			testenv.Must(client.CoreV1().Nodes().Create(b.Context(), node("b", "http=10054,https=10055,busy=80", true, "192.0.2.2"), metav1.CreateOptions{}))(b)
+			testenv.Must(client.CoreV1().ConfigMaps(compile.Defaults.Namespace).Create(b.Context(), &corev1.ConfigMap{
+				ObjectMeta: metav1.ObjectMeta{Namespace: compile.Defaults.Namespace, Name: compile.Defaults.Name}, Data: map[string]string{"worker-processes": "4"},
+			}, metav1.CreateOptions{}))(b)
+			testenv.Must(client.CoreV1().Secrets(compile.DefaultCertificate.Namespace).Create(b.Context(), &corev1.Secret{
+				ObjectMeta: metav1.ObjectMeta{Namespace: compile.DefaultCertificate.Namespace, Name: compile.DefaultCertificate.Name}, Type: corev1.SecretTypeTLS,
+			}, metav1.CreateOptions{}))(b)
+			b.create(web())
+			b.settle()
+			testenv.Equal(t, b.recorded(), want, "events of the first term:")
+		})
+		before := bed{T: t, client: client}.writes()
+		term(t, client, func(b bed) {
+			testenv.Equal(t, b.recorded(), want, "events after the next term began:")
+			testenv.Equal(t, b.writes(), before, "writes of events:")
+			services := client.CoreV1().Services("shop")
+			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
+			testenv.Must(services.Create(b.Context(), svc, metav1.CreateOptions{}))(b)
+			b.settle()
+			testenv.NoError(b, services.Delete(b.Context(), "web", metav1.DeleteOptions{}))
+			b.settle()
+			testenv.True(t, strings.Contains(b.recorded(), "Ingress/web BadBackend ×1; Ingress/web BadBackend ×1"), "the problem is back: %s", b.recorded())
+		})
+	})
+}
+
+// TestEventsWaitUntilTheEarlierOnesAreRead: while the API does not list events, none is recorded, and all else is done.
+func TestEventsWaitUntilTheEarlierOnesAreRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, fails := fake.NewClientset(), true
+		client.PrependReactor("list", "events", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return fails, nil, errors.New("the API does not answer")
+		})
+		bed{T: t, client: client}.create(web())
+		term(t, client, func(b bed) {
+			testenv.True(t, b.service() != nil, "the Service waits for events")
+			testenv.Equal(t, b.writes(), 0, "events written:")
+			fails = false
+			time.Sleep(2 * ingress.Retry)
+			synctest.Wait()
+			testenv.Equal(t, b.recorded(), "Ingress/web BadBackend ×1", "events:")
+		})
+	})
+}
+
+// TestManyFindingsAreEachAnEvent: upstream's recorder joins ten that are similar into one, of which the next term would
+// not know the others.
+func TestManyFindingsAreEachAnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		ing := web()
+		ing.Annotations = map[string]string{}
+		for i := range 18 {
+			ing.Annotations[fmt.Sprintf("nginx.ingress.kubernetes.io/no-such-%d", i)] = "1"
+		}
+		writes := 0
+		for range 2 {
+			term(t, client, func(b bed) {
+				if writes == 0 {
+					b.create(ing)
+					b.settle()
+					writes = b.writes()
+					testenv.Equal(t, strings.Count(b.recorded(), "Unsupported ×1"), 18, "events of annotations:")
+				}
+				testenv.Equal(t, b.writes(), writes, "writes of events:")
+			})
+		}
+	})
+}
