@@ -74,9 +74,16 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 				n.serve(ctx, stream)
 			})
 		default:
-			_ = stream.Close()
+			running.Go(func() { refuse(stream) })
 		}
 	}
+}
+
+// refuse closes a stream that is one too many. A server of any version receives the reason.
+func refuse(stream *yamux.Stream) {
+	defer func() { _ = stream.Close() }()               // the error cannot be reported to a caller
+	_ = stream.SetDeadline(time.Now().Add(openTimeout)) // fails for a closed stream, which writing reports
+	_ = writeMessage(stream, tooMany)
 }
 
 // ping pings the server periodically, as a sign of life. It returns an error when the server does not reply.

@@ -29,6 +29,12 @@ type Session struct {
 // ErrRefused means that the node does not open a stream: the address is not its own, or its connection fails.
 var ErrRefused = errors.New("the node does not connect to it")
 
+// ErrTooMany means that a node serves as many streams as it may, or for a user that only reservedStreams are left.
+var ErrTooMany = errors.New(tooMany)
+
+// tooMany is the reason by which a node says so.
+const tooMany = "too many connections to this node"
+
 // NewSession serves a connection that a node has opened.
 func NewSession(c net.Conn) (*Session, error) {
 	conn := newContactConn(c)
@@ -61,7 +67,7 @@ func (s *Session) Streams() int { return s.yamux.NumStreams() }
 func (s *Session) Close() error { return s.yamux.Close() }
 
 // Dial opens a stream to an address of the node. ctx limits the opening only. The error wraps ErrRefused when the node
-// refused it. Other errors are the connection's.
+// refused it, and ErrTooMany when it has too many streams. Other errors are the connection's.
 func (s *Session) Dial(ctx context.Context, to netip.AddrPort) (_ net.Conn, err error) {
 	stream, err := s.yamux.OpenStream()
 	if err != nil {
@@ -85,10 +91,21 @@ func (s *Session) Dial(ctx context.Context, to netip.AddrPort) (_ net.Conn, err 
 		return nil, ctx.Err()
 	case err != nil:
 		return nil, fmt.Errorf("asking the node for %s: %w", to, err)
+	case reason == tooMany:
+		return nil, fmt.Errorf("%s: %w", to, ErrTooMany)
 	case reason != "":
 		return nil, fmt.Errorf("%s: %w: %s", to, ErrRefused, reason)
 	case !stop(): // ctx has ended, so the stream's deadline is over
 		return nil, context.Cause(ctx)
 	}
 	return stream, stream.SetDeadline(time.Time{})
+}
+
+// DialForUser is Dial for a stream that a user's request keeps open as long as the user wants, such as a port-forward.
+// It leaves reservedStreams to other purposes.
+func (s *Session) DialForUser(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	if s.yamux.NumStreams() >= maxStreams-reservedStreams {
+		return nil, fmt.Errorf("%s: %w", to, ErrTooMany)
+	}
+	return s.Dial(ctx, to)
 }

@@ -36,8 +36,10 @@ const (
 	openTimeout = 10 * time.Second
 	// closeTimeout is how long one end of a stream may stay open when the other one is closed.
 	closeTimeout = time.Minute
-	// maxStreams is how many streams a node serves at a time.
-	maxStreams = 1000
+	// maxStreams is how many streams of a connection a node serves at a time. reservedStreams of them are for the
+	// cluster's own purposes, such as volumes, webhooks and aggregated APIs: see Session.DialForUser. It is more than
+	// opening, as streams of concurrent calls are counted late.
+	maxStreams, reservedStreams = 1000, 200
 	// maxTarget and maxReason limit the two messages at the start of a stream, in bytes.
 	maxTarget, maxReason = 64, 1 << 10
 )

@@ -220,6 +220,34 @@ func TestStreamsEndWithTheConnection(t *testing.T) {
 	}
 }
 
+// TestStreamsAreReserved: a node's streams that a user may have are fewer than it has, so that the cluster's own
+// purposes have some; a stream beyond all is refused with the reason, and one is served again when others have ended.
+func TestStreamsAreReserved(t *testing.T) {
+	n := echo()
+	n.Dial = func(context.Context, string, string) (net.Conn, error) {
+		a, b := net.Pipe()
+		go func() { _, _ = io.Copy(io.Discard, b); b.Close() }()
+		return a, nil
+	}
+	s := connect(t, n)
+	var open []net.Conn
+	for range maxStreams - reservedStreams {
+		open = append(open, testenv.Must(s.DialForUser(t.Context(), kubelet))(t))
+	}
+	testenv.ErrorIs(t, testenv.Err(s.DialForUser(t.Context(), kubelet)), ErrTooMany, "a user's stream beyond the share")
+	for range reservedStreams {
+		open = append(open, testenv.Must(s.Dial(t.Context(), kubelet))(t))
+	}
+	err := testenv.Err(s.Dial(t.Context(), kubelet))
+	testenv.ErrorIs(t, err, ErrTooMany, "a stream beyond all")
+	testenv.Contains(t, err.Error(), "too many connections to this node", "the reason")
+	for _, c := range open {
+		testenv.Check(t, c.Close())
+	}
+	testenv.Until(t, 2*time.Minute, "the streams have ended", func() bool { return s.Streams() == 0 })
+	testenv.Must(s.DialForUser(t.Context(), kubelet))(t)
+}
+
 // FuzzTarget: whatever comes in place of an address, no more is read of it than one may be long, and what is taken is
 // one.
 func FuzzTarget(f *testing.F) {

@@ -391,7 +391,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 			return err
 		})
 	}
-	options.Dial = s.tunnels.DialContext
+	options.Dial, options.ForUser = s.tunnels.DialContext, tunnels.ForUser
 	options.NodeClaims = &apiserver.NodeClaims{
 		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.CertifiedAddresses,
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),

@@ -86,7 +86,11 @@ func (s *Server) beyondStore(info *request.RequestInfo) bool {
 	case info.APIGroup == "" && info.Resource == "services":
 		return true // core/service/ipallocator and core/service/allocator/storage do so too
 	}
-	// The request goes to an aggregated API server.
+	return s.aggregated(info)
+}
+
+// aggregated says whether a request goes to an aggregated API server.
+func (s *Server) aggregated(info *request.RequestInfo) bool {
 	services := s.chain.aggregator.APIRegistrationInformers.Apiregistration().V1().APIServices().Lister()
 	service, err := services.Get(info.APIVersion + "." + info.APIGroup)
 	return err == nil && service.Spec.Service != nil

@@ -110,6 +110,10 @@ type Options struct {
 	// and those of the proxy subresources of nodes, pods and Services.
 	Dial utilnet.DialFunc
 
+	// ForUser, when set, marks the context of a request that keeps a connection to a node open as long as its user
+	// wants. Dial gets that context.
+	ForUser func(context.Context) context.Context
+
 	// NoIngress leaves Ingresses out of the routing table of the nodes' ingress proxies. GatewayUse says whether there
 	// are objects of the Gateway API. A nil GatewayUse leaves these out.
 	NoIngress  bool

@@ -32,15 +32,26 @@ func (t *Table) Follow(o Owner) {
 	t.owner = o
 }
 
+// forUser is the key of a context whose connections are a user's.
+type forUser struct{}
+
+// ForUser returns a context for a request that keeps its connection to a node as long as its user wants. DialContext
+// leaves other connections a part of the node's streams.
+func ForUser(ctx context.Context) context.Context { return context.WithValue(ctx, forUser{}, true) }
+
 // DialContext connects to an address like net.Dialer's. It uses the tunnel of the node that owns the address, if that
-// node is connected to this server, and connects directly if not. If the node refuses the address, it is not tried
-// directly.
+// node is connected to this server, and connects directly if not. If the node refuses the address, or has too many
+// streams (nodetunnel.ErrTooMany), it is not tried directly.
 func (t *Table) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if to, err := netip.ParseAddrPort(address); err == nil {
 		to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
 		if s := t.through(to.Addr()); s != nil {
-			c, err := s.Dial(ctx, to)
-			if err == nil || errors.Is(err, nodetunnel.ErrRefused) || ctx.Err() != nil {
+			dial := s.Dial
+			if ctx.Value(forUser{}) != nil {
+				dial = s.DialForUser
+			}
+			c, err := dial(ctx, to)
+			if err == nil || errors.Is(err, nodetunnel.ErrRefused) || errors.Is(err, nodetunnel.ErrTooMany) || ctx.Err() != nil {
 				return c, err
 			}
 		}

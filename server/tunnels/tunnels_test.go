@@ -37,6 +37,8 @@ type fixture struct {
 	at    string
 	// readiness, when set, is called with what a node receives of the server's readiness.
 	readiness func(node, reason string)
+	// silent has nodes keep their streams open, without a word.
+	silent bool
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -91,7 +93,11 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
 			a, b := net.Pipe()
 			go func() {
-				_, _ = io.WriteString(b, name+" "+address)
+				if f.silent {
+					_, _ = io.Copy(io.Discard, b)
+				} else {
+					_, _ = io.WriteString(b, name+" "+address)
+				}
 				_ = b.Close()
 			}()
 			return a, nil

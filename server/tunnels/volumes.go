@@ -32,6 +32,8 @@ func (v Volumes) AskVolumes(ctx context.Context, node string, r localvolume.Requ
 	switch {
 	case errors.Is(err, ErrNotConnected):
 		return localvolume.Response{}, localpath.ErrAway
+	case errors.Is(err, nodetunnel.ErrTooMany):
+		return localvolume.Response{}, err
 	case errors.Is(err, nodetunnel.ErrRefused):
 		return localvolume.Response{}, fmt.Errorf("its version of coracle has no local volumes: %w", err)
 	case err != nil: // a connection whose other end has ended
