@@ -100,6 +100,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	if err := opts.Audit.ApplyTo(c); err != nil {
 		return nil, fmt.Errorf("applying audit: %w", err)
 	}
+	c.AuditBackend = limitAudit(c.AuditBackend)
 	c.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
 	return g, nil
 }

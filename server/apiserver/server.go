@@ -86,6 +86,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		}
 		s.fenceTerms(g.config)
 		s.limitNodeConnections(g.config, g.informers.Core().V1().Pods().Lister()) // admission needs this informer anyway
+		identifyFirst(g.config, o.Logger)
 		g.config.RESTOptionsGetter = limitedEvents{g.config.RESTOptionsGetter, o.Events}
 		s.loopback = g.config.LoopbackClientConfig
 		s.nodes = g.informers.Core().V1().Nodes().Lister() // admission of what nodes write needs this informer anyway

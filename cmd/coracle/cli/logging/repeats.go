@@ -14,9 +14,9 @@ const repeatInterval = 10 * time.Second
 // frequent has upstream's log messages that may repeat very often without new information. Each is logged at most once
 // every repeatInterval.
 var frequent = map[string]bool{
-	// Any client can cause these with each request that it sends, without an identity.
-	"Unable to authenticate the request":                 true, // by the API server
-	"Unable to authenticate the request due to an error": true, // by the kubelet
+	// The kubelet's: any client can cause it with each request, without an identity. The API server limits its own
+	// lines.
+	"Unable to authenticate the request due to an error": true,
 	// Each of 130 watches ends with this message when a server loses its leader.
 	"watch chan error: etcdserver: no leader": true,
 }
