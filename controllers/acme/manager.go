@@ -26,6 +26,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -41,6 +42,9 @@ import (
 const (
 	// most is the greatest number of orders under way, and mostOfOne the same for one namespace.
 	most, mostOfOne = 4, 3
+	// newOrders is how many new orders of one namespace are begun within newOrdersTime: half of what Let's Encrypt
+	// accepts of an account, which all namespaces share.
+	newOrders, newOrdersTime = 150, 3 * time.Hour
 	// within limits one attempt to get a certificate.
 	within = 10 * time.Minute
 	// cacheLag is the time that the caches may take to show a certificate that is in the store.
@@ -102,6 +106,7 @@ type Manager struct {
 	turns   uint64
 	tried   map[types.NamespacedName]*tries
 	unsaved map[types.NamespacedName]*progress // orders whose last state could not be written
+	shares  map[string]*rate.Limiter           // of new orders, by namespace
 	pause   time.Time                          // before that time the authority accepts no new order
 	leaves  map[types.NamespacedName]leaf      // cache of read certificates, by Secret
 }
@@ -126,7 +131,7 @@ func New(o Options) *Manager {
 	return &Manager{
 		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: timers.NewSignal(),
 		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{},
-		unsaved: map[types.NamespacedName]*progress{}, leaves: map[types.NamespacedName]leaf{},
+		unsaved: map[types.NamespacedName]*progress{}, shares: map[string]*rate.Limiter{}, leaves: map[types.NamespacedName]leaf{},
 	}
 }
 
@@ -254,10 +259,23 @@ func (m *Manager) due(o compile.Order) (at time.Time, wanted bool) {
 	if t := m.tried[o.Secret]; t != nil && t.next.After(at) {
 		at = t.next
 	}
-	if m.pause.After(at) {
-		at = m.pause
+	at = timers.Later(at, m.pause)
+	if s, now := m.shares[o.Secret.Namespace], time.Now(); s != nil && s.TokensAt(now) < 1 {
+		at = timers.Later(at, now.Add(time.Duration((1-s.TokensAt(now))*float64(newOrdersTime/newOrders))+time.Second))
 	}
 	return at, true
+}
+
+// beginOrder counts a new order of a namespace.
+func (m *Manager) beginOrder(namespace string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.shares[namespace]
+	if s == nil {
+		s = rate.NewLimiter(rate.Every(newOrdersTime/newOrders), newOrders)
+		m.shares[namespace] = s
+	}
+	s.Reserve() // attempts under way may go beyond the share
 }
 
 // needed returns the time from which a new certificate is needed in place of the Secret's, and whether one is wanted at

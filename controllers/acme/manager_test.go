@@ -655,6 +655,29 @@ func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
 	})
 }
 
+// TestOneNamespaceTakesNotAllOrders: of the orders that an authority allows in three hours a namespace asks for half at
+// most, so that others' are served at once. The rest of its own follows.
+func TestOneNamespaceTakesNotAllOrders(t *testing.T) {
+	run(t, func(b *bed) {
+		const most = 150
+		var all []string
+		for i := range 2 * most {
+			all = append(all, fmt.Sprintf("many/c%d=h%d.example", i, i))
+		}
+		b.wants(all...)
+		defer b.lead()()
+		b.pass(time.Hour)
+		if n := b.ca.did("/order"); n < most || n > most+most/3+acme.Most {
+			t.Errorf("%d orders of one namespace were asked for within an hour", n)
+		}
+		b.wants(append(all, "shop/cert=shop.example")...)
+		b.pass(3 * time.Minute) // the manager hears of it by the next Secret
+		testenv.True(t, b.certificate("shop", "cert") != nil, "another namespace has no certificate after three minutes")
+		b.pass(3 * time.Hour)
+		testenv.Equal(t, len(b.ca.issued), 2*most+1, "certificates at the end:")
+	})
+}
+
 // TestOrderWaitsForNodesChallengeAnswers: nothing is ordered before each node that is ready answers challenges of the
 // host.
 func TestOrderWaitsForNodesChallengeAnswers(t *testing.T) {

@@ -127,6 +127,7 @@ func (m *Manager) order(ctx context.Context, client *acme.Client, o compile.Orde
 	if err := m.save(ctx, o.Secret, p); err != nil { // without a writable store no order is begun
 		return nil, err
 	}
+	m.beginOrder(o.Secret.Namespace)
 	order, err := client.AuthorizeOrder(ctx, acme.DomainIDs(o.Hosts...))
 	if err != nil {
 		return nil, err

@@ -4,7 +4,6 @@ package compile
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -24,6 +23,9 @@ const (
 	certManager = "cert-manager.io/"
 	// mostNames is the greatest number of names of a certificate, as with Let's Encrypt.
 	mostNames = 100
+	// maxOrdered is the greatest number of hosts of the certificates that are ordered for one namespace. All namespaces
+	// share an authority's limits, such as Let's Encrypt's 300 orders in three hours.
+	maxOrdered = 500
 )
 
 // Names of Secrets of the type kubernetes.io/tls in kube-system.
@@ -73,11 +75,13 @@ func (c *compiler) acmeHint(ing *networkingv1.Ingress) string {
 // the challenges of their hosts.
 func (c *compiler) orders() error {
 	owners, by := c.owners(), map[types.NamespacedName]*Order{}
-	for _, ing := range c.r.Served {
+	var byAge []*Order // by that of the oldest Ingress
+	for _, a := range c.all {
+		ing := a.ing
 		if !asksACME(ing) {
 			continue
 		}
-		for _, t := range ing.Spec.TLS {
+		for _, t := range TLS(ing.Spec.TLS) {
 			if t.SecretName == "" {
 				continue
 			}
@@ -86,8 +90,9 @@ func (c *compiler) orders() error {
 			if o == nil {
 				o = &Order{Secret: name}
 				by[name] = o
+				byAge = append(byAge, o)
 			}
-			if !slices.Contains(o.Ingresses, ing) {
+			if len(o.Ingresses) == 0 || o.Ingresses[len(o.Ingresses)-1] != ing {
 				o.Ingresses = append(o.Ingresses, ing)
 			}
 			c.orderNames(o, ing, t.Hosts, owners)
@@ -97,15 +102,22 @@ func (c *compiler) orders() error {
 	if c.s.Account != nil {
 		thumbprint = string(c.s.Account.Data[ThumbprintKey])
 	}
-	for _, name := range slices.SortedFunc(maps.Keys(by),
-		func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
-		o := by[name]
+	ordered := map[string]int{} // by namespace
+	for _, o := range byAge {
+		name := o.Secret
 		slices.Sort(o.Hosts)
 		o.Hosts = slices.Compact(o.Hosts)
 		if len(o.Hosts) > mostNames {
 			c.find(o.Ingresses[0], Finding{ReasonCertificate, fieldTLS, fmt.Sprintf(
 				"the Secret %s is for %d hosts, and a certificate has %d names at most: name several Secrets in spec.tls", name.Name,
 				len(o.Hosts), mostNames)})
+			continue
+		}
+		if ordered[name.Namespace] += max(1, len(o.Hosts)); ordered[name.Namespace] > maxOrdered {
+			ordered[name.Namespace] -= max(1, len(o.Hosts))
+			c.find(o.Ingresses[0], Finding{ReasonCertificate, fieldTLS, fmt.Sprintf(
+				"the certificate of the Secret %s is not ordered: certificates for %d hosts of a namespace at most are, those of older "+
+					"Ingresses first", name.Name, maxOrdered)})
 			continue
 		}
 		c.r.Orders = append(c.r.Orders, *o)
@@ -118,6 +130,7 @@ func (c *compiler) orders() error {
 			}
 		}
 	}
+	slices.SortFunc(c.r.Orders, func(a, b Order) int { return strings.Compare(a.Secret.String(), b.Secret.String()) })
 	return nil
 }
 
@@ -156,13 +169,13 @@ func (c *compiler) owners() map[string]string {
 			out[name] = namespace
 		}
 	}
-	for _, ing := range c.r.Served {
-		for _, r := range ing.Spec.Rules {
-			add(r.Host, ing.Namespace)
+	for _, a := range c.all {
+		for _, r := range a.ing.Spec.Rules {
+			add(r.Host, a.ing.Namespace)
 		}
-		for _, t := range ing.Spec.TLS {
+		for _, t := range TLS(a.ing.Spec.TLS) {
 			for _, host := range t.Hosts {
-				add(host, ing.Namespace)
+				add(host, a.ing.Namespace)
 			}
 		}
 	}

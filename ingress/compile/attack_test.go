@@ -215,3 +215,56 @@ func TestCookiesNameAndDomainAreBounded(t *testing.T) {
 		testenv.Equal(t, c.is(c.text), c.want, "%.20q, %d characters", c.text, len(c.text))
 	}
 }
+
+// TestHostsOfCertificatesAreBounded: a namespace's hosts of spec.tls take no more than it may have, whether they are
+// ordered by ACME or not, and other namespaces' certificates are ordered.
+func TestHostsOfCertificatesAreBounded(t *testing.T) {
+	const hosts, each = 38_000, 100
+	var all []*networkingv1.Ingress
+	for k := range 4 {
+		i := ingress(fmt.Sprintf("bad/%d", k), 10-k, fmt.Sprintf("h%d.bad.example/=s:80", k))
+		i.Annotations[acmeAnnotation] = "true"
+		for s := range hosts / each {
+			names := networkingv1.IngressTLS{SecretName: fmt.Sprintf("s%d-%d", k, s)}
+			for h := range each {
+				names.Hosts = append(names.Hosts, fmt.Sprintf("h%d.s%d.k%d.bad.example", h, s, k))
+			}
+			i.Spec.TLS = append(i.Spec.TLS, names)
+		}
+		all = append(all, i)
+	}
+	good := ingress("good/x", 1, "good.example/=s:80")
+	good.Annotations[acmeAnnotation] = "true"
+	good.Spec.TLS = []networkingv1.IngressTLS{{SecretName: "cert", Hosts: []string{"good.example"}}}
+	r := desired(t, State{Ingresses: append(all, good), Account: &corev1.Secret{Data: map[string][]byte{ThumbprintKey: []byte("print")}}})
+	answered, ordered, isGood := 0, 0, false
+	for key := range r.Sections {
+		if table.Kind(key) == table.KindChallenges {
+			answered++
+		}
+	}
+	for _, o := range r.Orders {
+		ordered += len(o.Hosts)
+		isGood = isGood || o.Secret.Namespace == "good"
+	}
+	testenv.True(t, isGood, "the certificate of another namespace is not ordered")
+	testenv.True(t, ordered > each && ordered <= maxOrdered+1 && answered == ordered, "%d hosts are ordered, and challenges of %d are answered", ordered, answered)
+	testenv.True(t, has(r, "bad/0", ReasonCertificate, "at most"), "the findings are %v", r.Findings)
+	testenv.True(t, has(r, "bad/0", ReasonTooLarge, "spec.tls"), "the findings are %v", r.Findings)
+}
+
+// TestNamesOfCertificatesAreCharged: also hosts and Secrets that no certificate is ordered for count.
+func TestNamesOfCertificatesAreCharged(t *testing.T) {
+	var all []*networkingv1.Ingress
+	for k := range 20 {
+		i := ingress(fmt.Sprintf("bad/%02d", k), 100-k, fmt.Sprintf("h%d.bad.example/=s:80", k))
+		for s := range maxTLS / 2 {
+			i.Spec.TLS = append(i.Spec.TLS, networkingv1.IngressTLS{SecretName: fmt.Sprintf("s%d", s), Hosts: []string{fmt.Sprintf("h%d.k%d.bad.example", s, k)}})
+		}
+		all = append(all, i)
+	}
+	r := desired(t, State{Ingresses: append(all, ingress("good/x", 1, "good.example/=s:80"))})
+	testenv.False(t, has(r, "bad/00", ReasonTooLarge, ""), "the oldest has the findings %v", r.Findings)
+	testenv.True(t, has(r, "bad/19", ReasonTooLarge, "not served"), "the youngest has the findings %v", r.Findings)
+	testenv.False(t, r.Sections[table.HostKey(table.SiteIngress, "good.example")] == nil, "another namespace is not served")
+}

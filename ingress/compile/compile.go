@@ -260,7 +260,7 @@ func Wanted(s State) map[types.NamespacedName]bool {
 				out[name] = true
 			}
 		}
-		for _, t := range ing.Spec.TLS {
+		for _, t := range TLS(ing.Spec.TLS) {
 			if t.SecretName != "" {
 				out[types.NamespacedName{Namespace: ing.Namespace, Name: t.SecretName}] = true
 			}
@@ -293,6 +293,10 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) error {
 	if !c.room(ing.Namespace, costOf(ing, o)) {
 		c.find(ing, tooLarge(ing.Namespace, "this Ingress is not served"))
 		return nil
+	}
+	if len(TLS(ing.Spec.TLS)) < len(ing.Spec.TLS) {
+		c.find(ing, Finding{ReasonTooLarge, fieldTLS, fmt.Sprintf("spec.tls names more than %d hosts and Secrets: what comes after them is "+
+			"left out (several Ingresses, or a certificate with a wildcard, mend it)", maxTLS)})
 	}
 	a := annotated{ing, o}
 	c.all = append(c.all, a)
@@ -507,7 +511,7 @@ func (n certificateNames) of(host string) types.NamespacedName {
 // certificatesOf returns the certificates that an Ingress names and that can be used.
 func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 	out, full := certificateNames{}, false
-	for _, t := range ing.Spec.TLS {
+	for _, t := range TLS(ing.Spec.TLS) {
 		if t.SecretName == "" {
 			continue
 		}

@@ -4,6 +4,7 @@ package compile
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -17,7 +18,10 @@ const (
 	maxTable = 96 << 20
 	// routeCost, stepCost, textFactor and secretFactor are estimates, in bytes, of the memory for: a route without its
 	// policy or a Secret without its text; a step of an expression; a byte of a policy; a byte of a Secret.
-	routeCost, stepCost, textFactor, secretFactor = 2 << 10, 160, 8, 4
+	// nameCost is that of a host or a Secret in spec.tls without its text, in a proxy or a server.
+	routeCost, stepCost, textFactor, secretFactor, nameCost = 2 << 10, 160, 8, 4, 512
+	// maxTLS limits the hosts and Secrets in the spec.tls of one Ingress.
+	maxTLS = 5000
 	// maxFindings limits the findings of one object.
 	maxFindings = 20
 )
@@ -60,9 +64,28 @@ func (c *compiler) certificate(secret types.NamespacedName) bool {
 // cost returns the cost of one route of an Ingress, with its policy and without its expressions.
 func (o *options) cost(path string) int { return routeCost + textFactor*(len(path)+o.size) }
 
-// costOf returns the cost of the routes of an Ingress, with those that slash and www add.
+// TLS returns the beginning of a spec.tls that has maxTLS hosts and Secrets at most. What comes after it is not used,
+// and need not be kept in memory.
+func TLS(spec []networkingv1.IngressTLS) []networkingv1.IngressTLS {
+	names := 0
+	for i := range spec {
+		if names += 1 + len(spec[i].Hosts); names > maxTLS {
+			return slices.Clone(spec[:i]) // so that the rest can be freed
+		}
+	}
+	return spec
+}
+
+// costOf returns the cost of the routes of an Ingress, with those that slash and www add, and of the names in its
+// spec.tls.
 func costOf(ing *networkingv1.Ingress, o *options) int {
 	cost := o.cost("")
+	for _, t := range TLS(ing.Spec.TLS) {
+		cost += nameCost + textFactor*len(t.SecretName)
+		for _, host := range t.Hosts {
+			cost += nameCost + textFactor*len(host)
+		}
+	}
 	for _, rule := range ing.Spec.Rules {
 		cost += o.cost(rule.Host)
 		if o.www {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -46,7 +47,7 @@ func newObjects(of Options) *objects {
 	client := of.Client
 	o := &objects{
 		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: timers.NewSignal(),
-		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields)),
+		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutUnused)),
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.FieldSelector = fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)).String()
@@ -71,6 +72,14 @@ func withoutManagedFields(o any) (any, error) {
 		m.SetManagedFields(nil)
 	}
 	return o, nil
+}
+
+// withoutUnused also removes what the table does not depend on.
+func withoutUnused(o any) (any, error) {
+	if i, ok := o.(*networkingv1.Ingress); ok {
+		i.Spec.TLS = compile.TLS(i.Spec.TLS)
+	}
+	return withoutManagedFields(o)
 }
 
 // run compiles the table after each change, until ctx is done.
