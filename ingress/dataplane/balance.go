@@ -126,7 +126,7 @@ func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoi
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(key + "\x00" + e.address)) // never fails
 		sum := mix(h.Sum64())
-		if failed := e.failed.Load(); failed == 0 || now.Sub(time.Unix(0, failed)) > failurePause {
+		if !e.paused(now) {
 			if best == nil || sum > bestHash {
 				best, bestHash = e, sum
 			}
@@ -134,8 +134,11 @@ func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoi
 			second, secondHash = e, sum
 		}
 	}
-	if best == nil {
+	switch {
+	case best == nil:
 		return second
+	case !best.take(now): // another request has just taken it
+		return s.rank(key, tried, now)
 	}
 	return best
 }

@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"net"
 	"syscall"
 	"time"
@@ -38,21 +39,90 @@ func setUserTimeout(raw syscall.RawConn, longest time.Duration) error {
 	return failure
 }
 
-// dial connects to an endpoint for requests. Addresses are literal, so no name is resolved.
+// maxLeft limits, for each endpoint, the attempts to connect that go on after the end of their requests.
+const maxLeft = 16
+
+// endpointContext is the context of a request to an endpoint. It is its own value for endpointKey.
+type endpointContext struct {
+	context.Context
+	endpoint *endpoint
+}
+
+type endpointKey struct{}
+
+var errNoEndpoint = errors.New("the context of a request to a backend names no endpoint")
+
+// Value implements context.Context.
+func (c *endpointContext) Value(key any) any {
+	if key == (endpointKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// context returns the context of a request to the endpoint.
+func (e *endpoint) context(parent context.Context) context.Context {
+	return &endpointContext{parent, e}
+}
+
+// dial connects to the endpoint of an endpointContext for requests. Addresses are literal, so no name is resolved. ctx
+// has the values of the request's context and not its end: http.Transport dials on.
 func (p *Proxy) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return p.dialBy(ctx, p.dialer, network, address)
 }
 
-// dialTunnel connects to an endpoint for a tunnel.
-func (p *Proxy) dialTunnel(ctx context.Context, address string) (net.Conn, error) {
-	return p.dialBy(ctx, p.tunnelDialer, "tcp", address)
+// dialTunnel connects to an endpoint for a tunnel. When ctx is done it returns, and the attempt goes on, as those of
+// http.Transport.
+func (p *Proxy) dialTunnel(ctx context.Context, e *endpoint) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		conn, err := p.dialBy(context.WithoutCancel(e.context(ctx)), p.tunnelDialer, "tcp", e.address)
+		select {
+		case done <- result{conn, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = conn.Close()
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.conn, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
+// dialBy connects, and records at the endpoint whether that failed, even when the request has ended before: by a
+// time-out of its own, or because the client did not wait. Of such attempts maxLeft go on.
 func (p *Proxy) dialBy(ctx context.Context, dialer *net.Dialer, network, address string) (net.Conn, error) {
+	to, ok := ctx.Value(endpointKey{}).(*endpointContext)
+	if !ok {
+		return nil, &dialError{errNoEndpoint}
+	}
+	e := to.endpoint
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	waited := context.AfterFunc(to.Context, func() {
+		if e.left.Add(1) > maxLeft {
+			cancel()
+		}
+	})
 	conn, err := dialer.DialContext(ctx, network, address)
+	if !waited() {
+		e.left.Add(-1)
+	}
 	if err != nil {
+		if ctx.Err() == nil {
+			e.failed.Store(time.Now().UnixNano())
+		}
 		p.stats.DialFailures.Add(1)
 		return nil, &dialError{err}
 	}
+	e.connected()
 	return conn, nil
 }

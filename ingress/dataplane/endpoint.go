@@ -12,7 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/outside"
 )
 
-// failurePause is the time for which an endpoint is tried only after the others, once a dial to it failed.
+// failurePause is the time for which an endpoint is tried only after the others, once a dial to it failed. Then one
+// request tries it again, and the others wait for as long.
 const failurePause = 5 * time.Second
 
 // endpoint is one address of a backend. It is kept when the set that it is in changes.
@@ -21,6 +22,28 @@ type endpoint struct {
 	// failed is the time of the last connection attempt, if it failed, in nanoseconds of the Unix clock. It is 0 if
 	// that attempt succeeded.
 	failed atomic.Int64
+	// left counts attempts to connect whose requests have ended.
+	left atomic.Int32
+}
+
+// paused reports whether the last connection attempt failed, less than failurePause ago.
+func (e *endpoint) paused(now time.Time) bool {
+	failed := e.failed.Load()
+	return failed != 0 && now.Sub(time.Unix(0, failed)) <= failurePause
+}
+
+// take reports whether a request may try the endpoint, which is not paused. Where the last attempt failed, take begins
+// another pause, so that of several requests one may.
+func (e *endpoint) take(now time.Time) bool {
+	failed := e.failed.Load()
+	return failed == 0 || !e.paused(now) && e.failed.CompareAndSwap(failed, now.UnixNano())
+}
+
+// connected records that a connection to the endpoint was there.
+func (e *endpoint) connected() {
+	if e.failed.Load() != 0 {
+		e.failed.Store(0)
+	}
 }
 
 // endpointSet holds the current endpoints of a backend. Routes hold a pointer to it, so that a change of its addresses
@@ -72,7 +95,7 @@ func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
 		if slices.Contains(tried, e) {
 			continue
 		}
-		if failed := e.failed.Load(); failed == 0 || now.Sub(time.Unix(0, failed)) > failurePause {
+		if e.take(now) {
 			return e
 		}
 		if second == nil {

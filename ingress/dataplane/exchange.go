@@ -282,7 +282,7 @@ func (x *exchange) prepare() {
 
 // outgoing returns the request to an endpoint.
 func (x *exchange) outgoing(e *endpoint) *http.Request {
-	out := x.in.WithContext(x.ctx)
+	out := x.in.WithContext(e.context(x.ctx))
 	out.Header = x.out
 	// Opaque is sent as it is. Path would be escaped again.
 	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery,

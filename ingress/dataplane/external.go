@@ -134,7 +134,7 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 	err = x.attempt(set, func(to *endpoint) (err error) {
 		again := *target
 		again.Host = to.address
-		one := req.Clone(ctx)
+		one := req.Clone(to.context(ctx))
 		one.URL = &again
 		res, err = x.proxy.http1.RoundTrip(one) //nolint:bodyclose // admit closes it
 		return err

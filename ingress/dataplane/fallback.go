@@ -63,14 +63,14 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 	}
 	x.explain(f, h, status)
 	f.backend.request.apply(h)
-	req := (&http.Request{Method: method, Host: x.in.Host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+	req := &http.Request{Method: method, Host: x.in.Host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	var res *http.Response
 	err := x.proxy.tries(f.backend.endpoints, func(e *endpoint) (err error) {
 		req.URL = &url.URL{Scheme: "http", Host: e.address, Path: "/"}
 		if f.backend.tls {
 			req.URL.Scheme = "https"
 		}
-		res, err = x.proxy.to(&f.backend).RoundTrip(req) //nolint:bodyclose // respond closes it
+		res, err = x.proxy.to(&f.backend).RoundTrip(req.WithContext(e.context(ctx))) //nolint:bodyclose // respond closes it
 		return err
 	}, func() bool { return ctx.Err() == nil })
 	if err != nil {

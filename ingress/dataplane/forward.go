@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"time"
 )
 
 var errNoEndpoints = errors.New("the backend has no endpoints")
@@ -80,16 +79,13 @@ func (x *exchange) attempt(set *endpointSet, try func(*endpoint) error) error {
 		}
 		tried = append(tried, e)
 		if err = try(e); err == nil {
-			if e.failed.Load() != 0 {
-				e.failed.Store(0)
-			}
+			e.connected()
 			return nil
 		}
 		var failure *dialError
 		if x.ctx.Err() != nil || !errors.As(err, &failure) {
 			return err
 		}
-		e.failed.Store(time.Now().UnixNano())
 		if x.body.began.Load() {
 			return err
 		}

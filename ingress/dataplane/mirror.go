@@ -159,7 +159,7 @@ func (c *mirrored) run(ctx context.Context) {
 		err = c.send(ctx, c.proxy.foreignClients, c.req.URL.Host)
 	} else {
 		err = c.proxy.tries(c.to.backend.endpoints, func(e *endpoint) error {
-			return c.send(ctx, c.proxy.to(&c.to.backend), e.address)
+			return c.send(e.context(ctx), c.proxy.to(&c.to.backend), e.address)
 		}, func() bool { return c.body == nil || !c.body.read.Load() })
 	}
 	if err != nil {
@@ -198,14 +198,13 @@ func (p *Proxy) tries(set *endpointSet, try func(*endpoint) error, again func() 
 		}
 		tried = append(tried, e)
 		if err = try(e); err == nil {
-			e.failed.Store(0)
+			e.connected()
 			return nil
 		}
 		var failure *dialError
 		if !errors.As(err, &failure) {
 			return err
 		}
-		e.failed.Store(time.Now().UnixNano())
 		if !again() {
 			return err
 		}

@@ -5,8 +5,8 @@
 // It owns the listeners that it is given and the connections to endpoints. It routes requests by the table of the last
 // Apply. It does not use the Kubernetes API and stores nothing. It reads files and resolves names only for
 // authentication servers and mirrors outside of the cluster. Its goroutines: those of net/http, two for each tunnel
-// (tunnel.go), one for each Serve, and one for the agent's connection (control.go). Serve and Control.Serve wait for
-// theirs.
+// (tunnel.go), one for each attempt to connect one (dial.go), one for each Serve, and one for the agent's connection
+// (control.go). Serve and Control.Serve wait for theirs.
 package dataplane
 
 import (

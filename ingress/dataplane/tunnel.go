@@ -43,7 +43,7 @@ func (x *exchange) forwardWebsocket(b *backend) {
 	var out *http.Request
 	err := x.attempt(b.endpoints, func(e *endpoint) (err error) {
 		out = x.outgoing(e)
-		conn, err = x.proxy.dialTunnel(x.ctx, e.address)
+		conn, err = x.proxy.dialTunnel(x.ctx, e)
 		if err == nil && b.tls {
 			conn = tls.Client(conn, b.client.config())
 		}
