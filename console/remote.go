@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -17,13 +16,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
-// maxUnknown limits the connections whose clients the API has not authenticated yet. The oldest is closed for a new
+// MaxUnknown limits the connections whose clients the API has not authenticated yet. The oldest is closed for a new
 // one.
-const maxUnknown = 128
+const MaxUnknown = 128
 
 // RemoteOptions are the options of a console for browsers on other machines.
 type RemoteOptions struct {
-	Listener net.Listener
+	// Listener accepts browsers' connections. Its bound should be MaxUnknown.
+	Listener *connlimit.Listener
 	// Certificate returns the console's certificate. It may change.
 	Certificate func() (*tls.Certificate, error)
 	// API holds the address and the authority of the API. Its credentials are not used, since each user has their own
@@ -44,10 +44,9 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	if !Built() {
 		return errNoPages
 	}
-	listener := connlimit.NewListener(o.Listener, maxUnknown)
 	api := rest.AnonymousClientConfig(o.API)
 	h, err := New(Options{
-		Mode: ModeServer, Identified: listener.Identified, OIDC: o.OIDC, Ended: o.Ended, Logger: o.Logger,
+		Mode: ModeServer, Identified: o.Listener.Identified, OIDC: o.OIDC, Ended: o.Ended, Logger: o.Logger,
 		User: func(token string) (*rest.Config, bool) {
 			c := rest.CopyConfig(api)
 			c.BearerToken, c.QPS = token, -1
@@ -70,7 +69,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 		},
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- server.ServeTLS(listener, "", "") }()
+	go func() { ended <- server.ServeTLS(o.Listener, "", "") }()
 	select {
 	case err := <-ended:
 		h.Close()

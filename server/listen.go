@@ -10,20 +10,24 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/coracle-k8s/coracle/internal/alpnmux"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/server/highfd"
 	"github.com/coracle-k8s/coracle/server/localcreds"
 )
 
 // listen opens the API server's port before anything else happens, so that a start that cannot succeed changes nothing.
-func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
+func listen(ctx context.Context, ip net.IP, port int) (*connlimit.Port, error) {
 	host := ""
 	if localcreds.Bound(ip) {
 		host = ip.String()
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	waiting := &connlimit.Table{Max: alpnmux.MaxWaiting}
+	l, err := connlimit.Listen(ctx, "api", "tcp", net.JoinHostPort(host, strconv.Itoa(port)), waiting)
 	switch {
 	case err == nil:
-		return highfd.Listener(l), nil // other servers take this one for dead when its port refuses them
+		l.Listener = highfd.Listener(l.Listener) // other servers take this one for dead when its port refuses them
+		return l, nil
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("the API server's port %d is taken by another program. Nothing was changed. `ss -ltnp 'sport = :%d'` shows which: "+
 			"stop it, or choose another port with --https-listen-port", port, port)

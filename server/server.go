@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
@@ -146,7 +147,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, errors.Join(err, s.data.Close())
 	}
-	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
+	s.port = alpnmux.New(alpnmux.Options{Listener: l, Waiting: l.Table, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
 		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress),
 		Logger: s.log.With("part", "nodes")})
@@ -240,6 +241,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	outlasting := background.Context()
 	s.showCertificates(nil)
 	defer serveMetrics(certend.Collector(s.pki.Certificates), s.log)()
+	defer serveMetrics(connlimit.Metrics{}, s.log)()
 	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
 	background.Go(s.gossip.Run)
 	defer s.localFailover.End()

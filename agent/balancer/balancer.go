@@ -75,7 +75,7 @@ type Balancer struct {
 	o        Options
 	listener net.Listener
 
-	waiting connlimit.Table // connections from this machine that are not connected to a server yet
+	waiting *connlimit.Table // connections from this machine that are not connected to a server yet
 
 	mu      sync.Mutex
 	servers []string // the server in use is the first
@@ -107,7 +107,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, unready: map[string]unready{}, pairs: map[addressPair]int{},
-		waiting: connlimit.Table{Max: mostWaiting},
+		waiting: &connlimit.Table{Max: mostWaiting},
 		now:     time.Now, quiet: timers.NewSignal(),
 	}
 	b.servers = unique(append(b.servers, readList(o.File)...))
@@ -118,7 +118,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	}
 	o.Part.Set(status.Waiting, "no server was used yet")
 	var err error
-	if b.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", o.Address); err != nil {
+	if b.listener, err = connlimit.Listen(ctx, "api-local", "tcp", o.Address, b.waiting); err != nil {
 		return nil, fmt.Errorf("the local address of the API, %s, cannot be used: %w%s. "+
 			"Stop what uses it, or choose another port with --lb-server-port", o.Address, err, user(o.Address, err))
 	}

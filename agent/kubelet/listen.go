@@ -70,10 +70,11 @@ func serveBounded(k *upstream.Kubelet, s *options.KubeletServer, deps *upstream.
 	s.EnableServer = false // upstream checks this when the kubelet has been made, before it starts its server
 	*analyzer = serving{*analyzer, func(ctx context.Context) {
 		s.EnableServer = true // for /configz; upstream has checked it
-		tcp, err := net.Listen("tcp", net.JoinHostPort(s.Address, strconv.Itoa(int(s.Port))))
+		at, table := net.JoinHostPort(s.Address, strconv.Itoa(int(s.Port))), &connlimit.Table{Max: bound}
+		tcp, err := connlimit.Listen(ctx, "kubelet", "tcp", at, table)
 		if err == nil {
 			defer context.AfterFunc(ctx, func() { _ = tcp.Close() })()
-			l := connlimit.NewListener(tcp, bound)
+			l := tcp.Bounded(nil)
 			checkers := (*manager).GetHealthCheckers()
 			handler := server.NewServer(ctx, k, *analyzer, checkers, deps.Flagz, identifying{deps.Auth, l}, &s.KubeletConfiguration)
 			handler.InstallTracingFilter(deps.TracerProvider)

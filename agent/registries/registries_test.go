@@ -93,7 +93,7 @@ configs:
   b.example.org: {auth: {username: v, password: q}}
 `)
 	relay := testenv.Must(NewRelay(c))(t)
-	t.Cleanup(func() { testenv.Check(t, relay.listener.Close()) })
+	t.Cleanup(func() { testenv.Check(t, relay.port.Close()) })
 	const head, pull = "# Written by coracle from registries.yaml at each start.\n", "  capabilities = [\"pull\", \"resolve\"]\n  override_path = true\n"
 	const skip = "skip_verify = true\n"
 	anyHost := "\n[host.\"" + relay.url("*", "any.example.org") + "\"]\n" + pull
@@ -137,7 +137,7 @@ mirrors:
 `)
 	c.DisableDefaultEndpoint = true
 	relay := testenv.Must(NewRelay(c))(t)
-	t.Cleanup(func() { testenv.Check(t, relay.listener.Close()) })
+	t.Cleanup(func() { testenv.Check(t, relay.port.Close()) })
 	const head, pull = "# Written by coracle from registries.yaml at each start.\nserver = ", "capabilities = [\"pull\", \"resolve\"]\n"
 	const override = "override_path = true\n"
 	want := []file{

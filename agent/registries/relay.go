@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -26,6 +25,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
 // Relay requests images from mirrors under other names. containerd has no setting for that (k3s has a patched one). So
@@ -33,10 +33,10 @@ import (
 // changes the name, requests the mirror with the mirror's own credentials, and forwards the response. A secret in the
 // path prevents other users of the machine from pulling with those credentials.
 type Relay struct {
-	listener net.Listener
-	ran      bool // Run has closed the listener
-	secret   string
-	routes   map[string]*route // by the path element after the secret
+	port   *connlimit.Port
+	ran    bool // Run has closed the port
+	secret string
+	routes map[string]*route // by the path element after the secret
 }
 
 // route is one mirror of one registry.
@@ -54,6 +54,9 @@ type rewrite struct {
 	pattern *regexp.Regexp
 	with    string
 }
+
+// maxForeign limits the connections of the machine's other users: those without a request that has the secret.
+const maxForeign = 64
 
 // relayTimeout limits the wait for a mirror's first byte. containerd tries the next mirror then.
 const relayTimeout = 30 * time.Second
@@ -82,10 +85,14 @@ func NewRelay(c *Config) (*Relay, error) {
 		return nil, nil
 	}
 	var err error
-	if r.listener, err = net.Listen("tcp", netip.AddrPortFrom(clusterconfig.Loopback, 0).String()); err != nil {
+	if r.port, err = listenRelay(netip.AddrPortFrom(clusterconfig.Loopback, 0).String()); err != nil {
 		return nil, fmt.Errorf("registries: listen for rewritten pulls: %w", err)
 	}
 	return r, nil
+}
+
+func listenRelay(address string) (*connlimit.Port, error) {
+	return connlimit.Listen(context.Background(), "registry-relay", "tcp", address, &connlimit.Table{Max: maxForeign})
 }
 
 // compile orders the patterns by length, the longest first: the file's order is lost, and a longer one is usually more
@@ -191,24 +198,30 @@ func routeKey(registry, endpoint string) string {
 
 // url returns the URL that replaces the endpoint in containerd's configuration.
 func (r *Relay) url(registry, endpoint string) string {
-	return fmt.Sprintf("http://%s/%s/%s", r.listener.Addr(), r.secret, routeKey(registry, endpoint))
+	return fmt.Sprintf("http://%s/%s/%s", r.port.Addr(), r.secret, routeKey(registry, endpoint))
 }
 
 // Run serves until ctx is done. After an error it may be called again. It listens at the same address, which containerd
 // has.
 func (r *Relay) Run(ctx context.Context) error {
 	if r.ran {
-		again, err := net.Listen("tcp", r.listener.Addr().String())
+		again, err := listenRelay(r.port.Addr().String())
 		if err != nil {
 			return fmt.Errorf("registries: listen again for rewritten pulls: %w", err)
 		}
-		r.listener = again
+		r.port = again
 	}
 	r.ran = true
-	server := &http.Server{Handler: r, ReadHeaderTimeout: relayTimeout}
+	l := r.port.Bounded(nil)
+	server := &http.Server{ReadHeaderTimeout: relayTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if to, _ := r.routeOf(req); to != nil {
+			l.Identified(req.RemoteAddr)
+		}
+		r.ServeHTTP(w, req)
+	})}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
-	if err := server.Serve(r.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("registries: relay of rewritten pulls: %w", err)
 	}
 	return nil
@@ -217,14 +230,12 @@ func (r *Relay) Run(ctx context.Context) error {
 // ServeHTTP implements http.Handler for /SECRET/ROUTE/NAME/manifests/REF and its siblings (OCI distribution
 // specification).
 func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	parts := strings.SplitN(strings.TrimPrefix(req.URL.Path, "/"), "/", 3)
-	if len(parts) != 3 || parts[0] != r.secret || r.routes[parts[1]] == nil ||
-		(req.Method != http.MethodGet && req.Method != http.MethodHead) {
+	to, path := r.routeOf(req)
+	if to == nil || (req.Method != http.MethodGet && req.Method != http.MethodHead) {
 		http.NotFound(w, req)
 		return
 	}
-	to := r.routes[parts[1]]
-	name, what, ok := splitName(parts[2])
+	name, what, ok := splitName(path)
 	if !ok {
 		http.NotFound(w, req)
 		return
@@ -242,6 +253,15 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	w.WriteHeader(resp.StatusCode)
 	_, _ = io.Copy(w, resp.Body) // containerd checks length and digest
+}
+
+// routeOf returns the route of a request, and the rest of its path. It returns nil for a request without the secret.
+func (r *Relay) routeOf(req *http.Request) (to *route, path string) {
+	parts := strings.SplitN(strings.TrimPrefix(req.URL.Path, "/"), "/", 3)
+	if len(parts) != 3 || parts[0] != r.secret {
+		return nil, ""
+	}
+	return r.routes[parts[1]], parts[2]
 }
 
 // splitName separates the repository, which may contain slashes, from the rest of the path.

@@ -3,8 +3,10 @@
 package registries
 
 import (
+	"bufio"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -100,7 +102,7 @@ func (failing) Accept() (net.Conn, error) { return nil, unix.ENOMEM }
 func TestRestartedRelayKeepsItsAddress(t *testing.T) {
 	relay := testenv.Must(NewRelay(mustParse(t, `mirrors: {a.example.org: {endpoint: [b.example.org], rewrite: {"^x": "y"}}}`)))(t)
 	base := relay.url("a.example.org", "nobody")
-	relay.listener = failing{relay.listener}
+	relay.port.Listener = failing{relay.port.Listener}
 	testenv.ErrorIs(t, relay.Run(t.Context()), unix.ENOMEM, "a kernel without memory")
 	defer testenv.Run(t, relay.Run)()
 	testenv.Eventually(t, 2*time.Minute, "an answer", func() error {
@@ -110,6 +112,33 @@ func TestRestartedRelayKeepsItsAddress(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// TestConnectionsOfOtherUsersEndFirst: users of the machine who do not know the relay's secret have a bounded number of
+// connections, and close none of containerd's.
+func TestConnectionsOfOtherUsersEndFirst(t *testing.T) {
+	relay := testenv.Must(NewRelay(mustParse(t, `mirrors: {a.example.org: {endpoint: ["http://127.0.0.1:1"], rewrite: {"^x": "y"}}}`)))(t)
+	defer testenv.Run(t, relay.Run)()
+	own := testenv.Must(net.Dial("tcp", relay.port.Addr().String()))(t)
+	defer own.Close()
+	answers := bufio.NewReader(own)
+	ask := func() {
+		t.Helper()
+		testenv.Must(fmt.Fprintf(own, "GET %s/x/tags/list HTTP/1.1\r\nHost: relay\r\n\r\n",
+			strings.TrimPrefix(relay.url("a.example.org", "http://127.0.0.1:1"), "http://"+relay.port.Addr().String())))(t)
+		answer := testenv.Must(http.ReadResponse(answers, nil))(t)
+		testenv.Must(io.Copy(io.Discard, answer.Body))(t)
+		testenv.Equal(t, answer.StatusCode, http.StatusBadGateway, "a mirror that is off:")
+	}
+	ask()
+	var foreign []net.Conn
+	for range 2 * maxForeign {
+		c := testenv.Must(net.Dial("tcp", relay.port.Addr().String()))(t)
+		defer c.Close()
+		foreign = append(foreign, c)
+	}
+	testenv.Fails(t, testenv.Err(foreign[0].Read(make([]byte, 1))), "the oldest of too many is open")
+	ask()
 }
 
 func get(t *testing.T, url, ranges string) (int, string) {

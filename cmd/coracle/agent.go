@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
@@ -121,6 +122,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		return err
 	}
 	_ = legacyregistry.Registerer().Register(certend.Collector(joined.Certificates)) // the kubelet serves them; a process has one node
+	_ = legacyregistry.Registerer().Register(connlimit.Metrics{})                    // the same
 	if err := keepName(); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -55,7 +56,7 @@ func openAgentPort(ctx context.Context, port int, log *slog.Logger) (*agentPort,
 		return fmt.Errorf("the cluster's %s port %d on this machine cannot be opened: %w. Stop the program that uses it, or choose another port with "+
 			"--https-listen-port", network, port, err)
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	l, err := connlimit.Listen(ctx, "cluster", "tcp", address, &connlimit.Table{Max: alpnmux.MaxWaiting})
 	if err != nil {
 		return nil, taken("TCP", err)
 	}
@@ -63,7 +64,7 @@ func openAgentPort(ctx context.Context, port int, log *slog.Logger) (*agentPort,
 	if err != nil {
 		return nil, errors.Join(taken("UDP", err), l.Close())
 	}
-	return &agentPort{mux: alpnmux.New(alpnmux.Options{Listener: l, Logger: log}), packets: packets}, nil
+	return &agentPort{mux: alpnmux.New(alpnmux.Options{Listener: l, Waiting: l.Table, Logger: log}), packets: packets}, nil
 }
 
 func (p *agentPort) close() error {

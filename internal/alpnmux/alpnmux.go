@@ -23,9 +23,9 @@ const (
 	// defaultTimeout is how long a client may take to send its ClientHello, for which it does not have to wait for
 	// anything.
 	defaultTimeout = 10 * time.Second
-	// defaultWaiting is how many connections may wait at the same time, for their ClientHello or for their route to
-	// accept them. Each costs a goroutine and a file descriptor.
-	defaultWaiting = 1024
+	// MaxWaiting is how many connections of a port should wait at the same time, for their ClientHello or for their
+	// route to accept them. Each costs a goroutine and a file descriptor.
+	MaxWaiting = 1024
 	// maxAcceptPause is the longest pause after a failed accept. An accept usually fails when there are no file
 	// descriptors left.
 	maxAcceptPause = time.Second
@@ -37,9 +37,9 @@ type Options struct {
 	Listener net.Listener
 	// Timeout is how long a client may take for its ClientHello; 10 s when zero.
 	Timeout time.Duration
-	// Waiting is how many connections may wait; 1024 when zero. Beyond that number, the oldest connection of the source
-	// with the most is closed: clients that send nothing must not keep others out.
-	Waiting int
+	// Waiting bounds the connections that wait; nil is for MaxWaiting. Beyond that number, the oldest connection of the
+	// source with the most is closed: clients that send nothing must not keep others out.
+	Waiting *connlimit.Table
 	// Logger logs errors of accepting connections; slog.Default() when nil.
 	Logger *slog.Logger
 }
@@ -50,7 +50,6 @@ type Mux struct {
 	begin   sync.Once
 	running sync.WaitGroup
 	closed  chan struct{}
-	waiting connlimit.Table
 
 	mu       sync.Mutex
 	routes   map[string]*route
@@ -64,11 +63,11 @@ func New(o Options) *Mux {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	if o.Waiting <= 0 {
-		o.Waiting = defaultWaiting
+	if o.Waiting == nil {
+		o.Waiting = &connlimit.Table{Max: MaxWaiting}
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{}), waiting: connlimit.Table{Max: o.Waiting}}
+	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{})}
 	m.fallback = m.newRoute()
 	return m
 }
@@ -104,7 +103,7 @@ func (m *Mux) end() error {
 	}
 	m.ended = true
 	close(m.closed)
-	m.waiting.Close()
+	m.o.Waiting.Close()
 	return m.o.Listener.Close()
 }
 
@@ -150,7 +149,7 @@ func (p *pending) drop() {
 // dispatch routes a connection in a goroutine of its own.
 func (m *Mux) dispatch(c net.Conn) {
 	p := &pending{Conn: c, dropped: make(chan struct{})}
-	done, ok := m.waiting.Add(c.RemoteAddr(), p.drop)
+	done, ok := m.o.Waiting.Add(c.RemoteAddr(), p.drop)
 	if !ok {
 		p.drop()
 		return

@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -203,7 +204,7 @@ func closedWithin(t *testing.T, c net.Conn) {
 // Clients that say nothing, or half of what they should, keep no client out, however many they are, and go in their
 // time.
 func TestUnresponsiveClientsBlockNoOthers(t *testing.T) {
-	_, address := serve(t, Options{Waiting: 20, Timeout: time.Hour})
+	_, address := serve(t, Options{Waiting: &connlimit.Table{Max: 20}, Timeout: time.Hour})
 	var silent []net.Conn
 	for i := range 100 {
 		c := testenv.Must(net.Dial("tcp", address))(t)

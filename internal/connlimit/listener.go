@@ -12,22 +12,26 @@ import (
 // do. Table says which connection is closed when there are too many.
 type Listener struct {
 	net.Listener
-	waiting Table
+	waiting *Table
+	admits  func(net.Addr) bool
 	unknown sync.Map // unauthenticated connections: remote address → *conn
 }
 
 // NewListener returns a listener that limits the number of unauthenticated connections of l to max.
 func NewListener(l net.Listener, max int) *Listener {
-	return &Listener{Listener: l, waiting: Table{Max: max}}
+	return &Listener{Listener: l, waiting: &Table{Max: max}}
 }
 
 // Accept implements net.Listener.
 func (l *Listener) Accept() (net.Conn, error) {
 	inner, err := l.Listener.Accept()
+	for ; err == nil && l.admits != nil && !l.admits(inner.RemoteAddr()); inner, err = l.Listener.Accept() {
+		_ = inner.Close() // no caller to report to
+	}
 	if err != nil {
 		return nil, err
 	}
-	// The Table is never closed. The server closes the connections that are left.
+	// The table is never closed. The server closes the connections that are left.
 	done, _ := l.waiting.Add(inner.RemoteAddr(), func() { _ = inner.Close() })
 	c := &conn{Conn: inner, l: l, remote: inner.RemoteAddr().String(), done: sync.OnceFunc(done)}
 	if other, loaded := l.unknown.Swap(c.remote, c); loaded {

@@ -19,11 +19,17 @@ import (
 type Table struct {
 	// Max is how many unauthenticated connections there may be.
 	Max int
+	// MaxPerSource is how many a source may have; 0 for Max. Beyond that its own oldest connection is closed.
+	MaxPerSource int
+	// FixedAddresses says that no client can choose its address, as pods cannot. A source is then one address of IPv6,
+	// too.
+	FixedAddresses bool
 
 	mu      sync.Mutex
 	waiting list.List            // of connection
 	sources map[netip.Prefix]int // number of connections by source; a source without connections is absent
 	closed  bool
+	evicted uint64 // number of connections that were closed for newer ones
 }
 
 type connection struct {
@@ -33,35 +39,41 @@ type connection struct {
 
 // sourceOf returns the network from which one client can choose its addresses: an IPv4 address, or a /64 of IPv6. All
 // connections without an address count as one source.
-func sourceOf(remote net.Addr) netip.Prefix {
+func (t *Table) sourceOf(remote net.Addr) netip.Prefix {
 	tcp, ok := remote.(*net.TCPAddr)
 	if !ok || tcp == nil {
 		return netip.Prefix{}
 	}
 	address := tcp.AddrPort().Addr().Unmap()
-	prefix, _ := address.WithZone("").Prefix(min(address.BitLen(), 64)) // does not fail for these lengths
+	bits := address.BitLen()
+	if !t.FixedAddresses {
+		bits = min(bits, 64)
+	}
+	prefix, _ := address.WithZone("").Prefix(bits) // does not fail for these lengths
 	return prefix
 }
 
 // Add adds a connection from remote. If there are then more than Max, it closes the oldest connection of the source
-// that has the most. It returns false if the Table is closed. The caller must call done when the connection is
-// authenticated or closed. Until then, the Table may call closeConn once. closeConn must not block.
+// that has the most. If the source has more than MaxPerSource, it closes the oldest of that source. It returns false if
+// the Table is closed. The caller must call done when the connection is authenticated or closed. Until then, the Table
+// may call closeConn once. closeConn must not block.
 func (t *Table) Add(remote net.Addr, closeConn func()) (done func(), ok bool) {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
 		return nil, false
 	}
-	own := t.waiting.PushBack(connection{sourceOf(remote), closeConn})
+	source := t.sourceOf(remote)
+	own := t.waiting.PushBack(connection{source, closeConn})
 	if t.sources == nil {
 		t.sources = map[netip.Prefix]int{}
 	}
-	t.sources[sourceOf(remote)]++
+	t.sources[source]++
 	var evicted func()
-	if t.waiting.Len() > t.Max {
-		e := t.surplus()
+	if e := t.surplus(source); e != nil {
 		evicted = e.Value.(connection).closeConn
 		t.remove(e)
+		t.evicted++
 	}
 	t.mu.Unlock()
 	if evicted != nil {
@@ -74,12 +86,19 @@ func (t *Table) Add(remote net.Addr, closeConn func()) (done func(), ok bool) {
 	}, true
 }
 
-// surplus returns the oldest connection of the source that has the most connections. Of several such sources, it takes
-// the one with the oldest connection.
-func (t *Table) surplus() *list.Element {
+// surplus returns the connection to close after one of a source was added, or nil: the oldest of the source that has
+// the most connections. Of several such sources, it takes the one with the oldest connection.
+func (t *Table) surplus(added netip.Prefix) *list.Element {
 	most := 0
-	for _, n := range t.sources {
-		most = max(most, n)
+	switch {
+	case t.MaxPerSource > 0 && t.sources[added] > t.MaxPerSource:
+		most = t.sources[added] // no other source has so many
+	case t.waiting.Len() > t.Max:
+		for _, n := range t.sources {
+			most = max(most, n)
+		}
+	default:
+		return nil
 	}
 	e := t.waiting.Front()
 	for t.sources[e.Value.(connection).source] < most {
@@ -98,6 +117,13 @@ func (t *Table) remove(e *list.Element) {
 	if t.sources[source]--; t.sources[source] == 0 {
 		delete(t.sources, source)
 	}
+}
+
+// count returns how many connections are in the table, and how many were closed for newer ones.
+func (t *Table) count() (open int, closed uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.waiting.Len(), t.evicted
 }
 
 // Close closes all connections in the table. The table accepts none from then on.

@@ -104,3 +104,25 @@ func TestSourcesThatHaveEquallyMany(t *testing.T) {
 		t.Errorf("%d sources, %d connections are kept", len(table.sources), table.waiting.Len())
 	}
 }
+
+// TestSourceWithTooManyClosesItsOwn: beyond its own bound a source loses its oldest connection, although there is room
+// for others. Where addresses are fixed, those of one /64 are several sources.
+func TestSourceWithTooManyClosesItsOwn(t *testing.T) {
+	for fixed, want := range map[bool][]string{
+		false: {"[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::3]:1"},
+		true:  {"[2001:db8::1]:1"},
+	} {
+		table := Table{Max: 10, MaxPerSource: 2, FixedAddresses: fixed}
+		var closed []string
+		for _, remote := range []string{
+			"192.0.2.1:1", "[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::3]:1", "[2001:db8::1]:2", "[2001:db8::1]:3",
+		} {
+			if _, ok := table.Add(tcp(remote), func() { closed = append(closed, remote) }); !ok {
+				t.Fatal("refused")
+			}
+		}
+		if !slices.Equal(closed, want) {
+			t.Errorf("with fixed addresses %v: closed %q, want %q", fixed, closed, want)
+		}
+	}
+}

@@ -60,8 +60,8 @@ func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 		return
 	}
 	c := &consoleService{client: client, server: w.o.Server, node: w.o.Node}
-	if w.listener != nil {
-		c.at = w.o.endpoint(w.listener.Addr())
+	if w.port != nil {
+		c.at = w.o.endpoint(w.port.Addr())
 	}
 	for last, level := "", slog.LevelDebug; ; level = slog.LevelWarn { // at first the Node registers a moment later
 		err := c.apply(ctx)

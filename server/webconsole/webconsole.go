@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -53,9 +54,9 @@ type Options struct {
 
 // Console is the web console of one server.
 type Console struct {
-	o        Options
-	listener net.Listener  // for browsers; nil for none
-	oidc     *console.OIDC // the provider by which users log in; nil for none
+	o    Options
+	port *connlimit.Port // for browsers; nil for none
+	oidc *console.OIDC   // the provider by which users log in; nil for none
 }
 
 // New opens the console's port, so that a port in use is noticed before anything starts.
@@ -72,8 +73,7 @@ func New(ctx context.Context, o Options) (_ *Console, err error) {
 	if c.oidc, err = o.provider(); err != nil {
 		return nil, err
 	}
-	var lc net.ListenConfig
-	if c.listener, err = lc.Listen(ctx, "tcp", o.Listen); err != nil {
+	if c.port, err = connlimit.Listen(ctx, "console", "tcp", o.Listen, &connlimit.Table{Max: console.MaxUnknown}); err != nil {
 		return nil, fmt.Errorf("opening the console's port, %s (--console-listen): %w", o.Listen, err)
 	}
 	return c, nil
@@ -81,8 +81,8 @@ func New(ctx context.Context, o Options) (_ *Console, err error) {
 
 // Close closes the port.
 func (c *Console) Close() {
-	if c != nil && c.listener != nil {
-		_ = c.listener.Close() // it may be closed already
+	if c != nil && c.port != nil {
+		_ = c.port.Close() // it may be closed already
 	}
 }
 
@@ -121,12 +121,12 @@ func (o *Options) endpoint(listening net.Addr) netip.AddrPort {
 
 // Serve serves browsers until ctx is done.
 func (c *Console) Serve(ctx context.Context) {
-	if c.listener == nil {
+	if c.port == nil {
 		return
 	}
-	c.o.Part.Set(status.Running, "at https://"+c.listener.Addr().String())
+	c.o.Part.Set(status.Running, "at https://"+c.port.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: c.listener, Certificate: c.o.Certificate, API: c.o.API(),
+		Listener: c.port.Bounded(nil), Certificate: c.o.Certificate, API: c.o.API(),
 		OIDC: c.oidc, Ended: c.o.Ended, Logger: c.o.Logger.With("part", "console"),
 	})
 	if err != nil {
