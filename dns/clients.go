@@ -33,11 +33,15 @@ const (
 // clients returns the directive with its arguments: the name by which a Server detects that a resolver leads back to
 // it, and the networks whose queries are answered beside the machine's own.
 func clients(o Options) string {
-	words := []string{clientsDirective, loopName(o.id)}
+	return strings.Join(append([]string{clientsDirective, loopName(o.id)}, networks(o)...), " ")
+}
+
+// networks returns the cluster's networks as arguments of a directive.
+func networks(o Options) (words []string) {
 	for _, p := range o.Clients {
 		words = append(words, p.Masked().String())
 	}
-	return strings.Join(words, " ")
+	return words
 }
 
 func loopName(id string) string { return id + ".loop.coracle.internal." }
@@ -60,12 +64,8 @@ func setupClients(c *caddy.Controller) error {
 			return plugin.Error(clientsDirective, c.ArgErr())
 		}
 		g.loop = args[0]
-		for _, a := range args[1:] {
-			p, err := netip.ParsePrefix(a)
-			if err != nil {
-				return plugin.Error(clientsDirective, err)
-			}
-			g.prefixes = append(g.prefixes, p)
+		if err := g.admit(args[1:]); err != nil {
+			return plugin.Error(clientsDirective, err)
 		}
 	}
 	if known, ok := starts.Load(g.loop); ok {
@@ -75,6 +75,18 @@ func setupClients(c *caddy.Controller) error {
 		g.next = next
 		return g
 	})
+	return nil
+}
+
+// admit adds networks whose queries are answered.
+func (g *gate) admit(networks []string) error {
+	for _, n := range networks {
+		p, err := netip.ParsePrefix(n)
+		if err != nil {
+			return err
+		}
+		g.prefixes = append(g.prefixes, p)
+	}
 	return nil
 }
 

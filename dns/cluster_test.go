@@ -114,7 +114,8 @@ var registerUpstream = sync.OnceValue(func() error {
 	if err := register(); err != nil {
 		return err
 	}
-	dnsserver.Directives = append(slices.Clone(dnsserver.Directives), upstreamDirective)
+	last := len(dnsserver.Directives) - 1 // setupConnections has to be the last
+	dnsserver.Directives = slices.Insert(slices.Clone(dnsserver.Directives), last, upstreamDirective)
 	plugin.Register(upstreamDirective, func(c *caddy.Controller) error {
 		c.Next()
 		k, err := kubernetes.ParseStanza(c)

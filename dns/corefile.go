@@ -25,6 +25,7 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	line(".:%d {", Port)
 	line("    bind %s", join(o.Addresses))
 	line("    %s", clients(o))
+	line("    %s", connections(o))
 	// The operator's directives replace ours: each of these may occur once.
 	if extra.main["errors"] == "" {
 		line("    errors {")

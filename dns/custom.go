@@ -127,7 +127,7 @@ func (b *blocks) parse(o Options, name, text string) error {
 // allowed returns an error for a plugin that the operator may not use. CoreDNS' kubernetes plugin is linked in. Once it
 // is set up, even to check a configuration, it takes over the process' log.
 func allowed(name string, block caddyfile.ServerBlock) error {
-	for _, d := range []string{"kubernetes", directive, clientsDirective} {
+	for _, d := range []string{"kubernetes", directive, clientsDirective, connectionsDirective} {
 		if tokens := block.Tokens[d]; len(tokens) > 0 {
 			return fmt.Errorf("%s:%d: the plugin %s cannot be used here: the names of the cluster are answered without it", name,
 				tokens[0].Line, d)

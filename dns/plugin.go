@@ -42,6 +42,8 @@ var register = sync.OnceValue(func() error {
 	}
 	dnsserver.Directives = slices.Insert(dnsserver.Directives, first, clientsDirective)
 	plugin.Register(clientsDirective, setupClients)
+	dnsserver.Directives = append(dnsserver.Directives, connectionsDirective)
+	plugin.Register(connectionsDirective, setupConnections)
 	showMetrics()
 	return nil
 })

@@ -31,6 +31,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -71,6 +72,8 @@ type Options struct {
 	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; tests set it
 	// probeTimeout is how long to wait for a resolver that is checked for loops. 0 means two seconds. Tests set others.
 	probeTimeout time.Duration
+	// maxConnections is how many TCP connections there may be. 0 means as many as the memory allows. Tests set others.
+	maxConnections int
 }
 
 // Server is one CoreDNS. Make it with NewServer, once for its Informers.
@@ -103,6 +106,11 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	log := o.Logger.WithName("dns")
+	bound, err := connlimit.ByMemory()
+	if err != nil {
+		log.Error(err, "The available memory is unknown; the limit on connections to the cluster's DNS is low")
+	}
+	o.maxConnections = cmp.Or(o.maxConnections, bound)
 	names, err := newCluster(o.Informers, log)
 	if err != nil {
 		return nil, fmt.Errorf("dns: %w", err)
