@@ -107,6 +107,9 @@ func registerCRIPlugin(s *Server) {
 			if !ok {
 				return nil, fmt.Errorf("the CRI service %T can no longer be called within this process", service)
 			}
+			if err := boundStreams(service); err != nil {
+				return nil, fmt.Errorf("bound the connections to the port for streams: %w", err)
+			}
 			s.lists = &Lists{cri}
 			return s.lists, nil
 		},

@@ -25,6 +25,11 @@ const ownProcess = "CORACLE_TEST_CONTAINERD"
 
 // TestListsAsOverTheSocket: a containerd answers in the process what it answers over its socket, be it an error.
 func TestListsAsOverTheSocket(t *testing.T) {
+	inOwnProcess(t, func(s *Server) { sameOverTheSocket(t, s) })
+}
+
+// inOwnProcess runs a test with a containerd in a process of its own.
+func inOwnProcess(t *testing.T, test func(*Server)) {
 	testenv.RequireRoot(t, "containerd makes what is root's alone")
 	if os.Getenv(ownProcess) == "" {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v")
@@ -43,7 +48,11 @@ func TestListsAsOverTheSocket(t *testing.T) {
 	t.Setenv("PATH", os.Getenv("PATH")) // Start adds to it
 	s := testenv.Must(Start(t.Context(), o))(t)
 	defer s.Stop()
-	conn := testenv.Must(grpc.NewClient("unix://"+o.Address(), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
+	test(s)
+}
+
+func sameOverTheSocket(t *testing.T, s *Server) {
+	conn := testenv.Must(grpc.NewClient("unix://"+s.Address(), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
 	defer conn.Close()
 	socket, lists := runtimeapi.NewRuntimeServiceClient(conn), s.Lists()
 
