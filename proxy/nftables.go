@@ -21,7 +21,9 @@ import (
 	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/proxy/healthports"
 )
 
 const (
@@ -66,6 +68,9 @@ func openNFTables(ctx context.Context, o Options) (backend, error) {
 		if err != nil {
 			return nil, fmt.Errorf("preparing the nftables proxier of %s: %w", f, err)
 		}
+		if err := boundHealthPorts(p); err != nil {
+			return nil, fmt.Errorf("preparing the nftables proxier of %s: %w", f, err)
+		}
 		b.trackStaleChains(ctx, p)
 		b.Provider, of[f] = p, p
 	}
@@ -73,6 +78,15 @@ func openNFTables(ctx context.Context, o Options) (backend, error) {
 		b.Provider = metaproxier.NewMetaProxier(of[corev1.IPv4Protocol], of[corev1.IPv6Protocol])
 	}
 	return b, nil
+}
+
+// boundHealthPorts bounds the connections of the health check node ports of upstream's proxier.
+func boundHealthPorts(p *upstreamnft.Proxier) error {
+	health, err := kubecompat.Field[healthcheck.ServiceHealthServer](p, []string{"serviceHealthServer"})
+	if err != nil {
+		return err
+	}
+	return healthports.Bound(*health)
 }
 
 func familyOf(a netip.Addr) corev1.IPFamily {

@@ -23,6 +23,21 @@ func Field[T any](of any, way []string) (*T, error) {
 	return (*T)(at.Addr().UnsafePointer()), nil
 }
 
+// SetField sets a field of an interface type that cannot be named here. An error means that the field does not exist
+// any more, or that the value does not implement the interface.
+func SetField(of any, way []string, value any) error {
+	at, err := FieldOf(of, way)
+	if err != nil {
+		return err
+	}
+	v := reflect.ValueOf(value)
+	if at.Kind() != reflect.Interface || !at.CanAddr() || !v.Type().Implements(at.Type()) {
+		return fmt.Errorf("the field %s is a %v, which a %T is not", way[len(way)-1], at.Type(), value)
+	}
+	reflect.NewAt(at.Type(), at.Addr().UnsafePointer()).Elem().Set(v)
+	return nil
+}
+
 // FieldOf does the same as Field for a field whose type cannot be named here. Both also accept a value that FieldOf
 // returned.
 func FieldOf(of any, way []string) (reflect.Value, error) {

@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/proxy/healthports"
 )
 
 // Options configure a Proxier.
@@ -135,6 +136,10 @@ func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
 	f.slices = upstream.NewEndpointsChangeTracker(name, p.o.NodeName, nil, nil)
 	ports := proxyutil.NewNodePortAddresses(name, p.o.NodePortAddresses)
 	f.health = healthcheck.NewServiceHealthServer(p.o.NodeName, nil, ports, p.o.Health, name)
+	if err := healthports.Bound(f.health); err != nil {
+		f.kernel.close()
+		return nil, err
+	}
 	return f, nil
 }
 
