@@ -11,6 +11,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -42,10 +43,8 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer close(o.Shutdown.ended)
-	for _, dir := range []string{o.paths().AgentDir, o.RunDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("agent: make its folder: %w", err)
-		}
+	if err := errors.Join(closedFolder(o.paths().AgentDir), os.MkdirAll(o.RunDir, 0o755)); err != nil {
+		return fmt.Errorf("agent: make its folder: %w", err)
 	}
 	hosts, relay, auths, err := configureRegistries(o)
 	if err != nil {
@@ -74,6 +73,14 @@ func Run(ctx context.Context, o Options) error {
 			err)
 	}
 	return runParts(ctx, o, parts{runtime, relay, folder})
+}
+
+// closedFolder makes a folder that only root may read. It closes one that an earlier version has made.
+func closedFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
 }
 
 // configureRegistries writes containerd's configuration of the operator's registries. The relay is nil where none is

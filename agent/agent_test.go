@@ -66,3 +66,14 @@ func TestKubeletWaitsForAPIServer(t *testing.T) {
 		t.Errorf("got %v; a node that had a network waits until the API server is ready", err)
 	}
 }
+
+// TestNodesFolderIsClosed: other users of the machine read nothing in a node's folder, also where an earlier version
+// has made it open.
+func TestNodesFolderIsClosed(t *testing.T) {
+	open := filepath.Join(t.TempDir(), "open")
+	testenv.NoError(t, os.Mkdir(open, 0o755))
+	for _, dir := range []string{open, filepath.Join(t.TempDir(), "data", "agent")} {
+		testenv.NoError(t, closedFolder(dir))
+		testenv.Equal(t, testenv.Must(os.Stat(dir))(t).Mode().Perm(), 0o700, "%s:", dir)
+	}
+}
