@@ -40,6 +40,7 @@ func TestOneNode(t *testing.T) {
 	t.Logf("empty directory to node Ready: %v", time.Since(began).Round(10*time.Millisecond))
 	s.In(t).Await(soon, "serviceaccount/default", "{.metadata.name}", "default")
 	s.ReservedListeners()
+	s.ListsItsPorts(func() (string, error) { return s.TryKubectl("get", "--raw", "/metrics") })
 	foreignFirewall(t, s, aFirewall)
 
 	// Those that wait the longest begin first, for a look of the autoscaler, the next minute, a build: the others take
@@ -70,6 +71,7 @@ func TestOneNode(t *testing.T) {
 	})
 	s.In(t).Becomes(longer, "", "get", "pods", "-A", "-o", "name")
 	s.ReservedListeners() // nor has what pods, clients and the console used opened one
+	s.ListsItsPorts(func() (string, error) { return s.TryKubectl("get", "--raw", "/metrics") })
 	t.Run("version", func(t *testing.T) {
 		out := s.In(t).Kubectl("version", "-o", "json")
 		if strings.Count(out, `"gitVersion": "v1.37.`) != 2 || strings.Count(out, "+coracle") < 2 {

@@ -6,6 +6,7 @@ package nodes
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,6 +48,18 @@ func hiddenToken(s *harness.Server) {
 	}
 }
 
+// closesForeignQueries wants another machine's connection to the cluster's DNS to be closed without an answer.
+func closesForeignQueries(t *testing.T, from, to *harness.Server) {
+	t.Helper()
+	c := testenv.Must(from.Dial(t.Context(), "tcp", net.JoinHostPort(to.IP, "10053")))(t)
+	defer c.Close()
+	question := "\x00\x1c\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x0akubernetes\x00\x00\x01\x00\x01"
+	_, _ = c.Write([]byte(question)) // the connection may be closed already
+	if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("the cluster's DNS answers a machine outside the cluster by TCP")
+	}
+}
+
 // TestHostPortsLeaveTheNodeAlone: a pod with the port of containerd's streaming server gets no exec, and none gets the
 // port by which an agent reaches the API: neither one that comes later, nor one that had it while the agent used
 // another port.
@@ -68,6 +81,11 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	hiddenToken(agent)
 	server.ReservedListeners()
 	agent.ReservedListeners()
+	server.ListsItsPorts(func() (string, error) { return server.TryKubectl("get", "--raw", "/metrics") })
+	agent.ListsItsPorts(func() (string, error) {
+		return server.TryKubectl("get", "--raw", "/api/v1/nodes/"+name+"/proxy/metrics")
+	}, 10248)
+	closesForeignQueries(t, server, agent)
 	own := slices.DeleteFunc(agent.Listeners(), func(at string) bool { return !strings.HasPrefix(at, harness.OwnLoopback) })
 	port, err := strconv.ParseUint(strings.TrimPrefix(strings.Join(own, " "), harness.OwnLoopback), 16, 16)
 	testenv.Require(t, err == nil, "listeners at 127.67.79.82: %q, want the streaming server's alone", own)
