@@ -42,6 +42,7 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, NodeIPs: o.NodeIPs, NodeName: o.NodeName,
 		Unreachable: o.unreachable(),
 		PodCIDRs:    o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
+		Memory: o.IngressMemory, MaxConnections: o.IngressConnections,
 		Part: o.part(partIngress), Logger: o.Logger,
 	}
 	if names, err := informers.Names(); err == nil {

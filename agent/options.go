@@ -82,6 +82,10 @@ type Options struct {
 	DisablePolicies bool
 	// DisableIngress leaves Ingresses and Gateways to a controller that the operator installs, or to none.
 	DisableIngress bool
+	// IngressMemory limits the memory of the ingress proxy in bytes, IngressConnections the connections of its clients.
+	// 0 means the default.
+	IngressMemory      int64
+	IngressConnections int
 	// NodePortAddresses are CIDRs of the local addresses that serve node ports. Empty means NodeIPs.
 	NodePortAddresses []string
 	// ProxyMode and IPVSScheduler: see proxy.Options.

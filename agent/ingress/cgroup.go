@@ -16,10 +16,10 @@ const (
 	// cgroupRoot is where control groups are mounted, and cgroupName is our folder in each hierarchy. Each proxy has
 	// its own folder in it, so that a draining proxy does not use the memory of the serving one.
 	cgroupRoot, cgroupName = "/sys/fs/cgroup", "coracle-ingress"
-	// memoryMax limits a proxy's memory, in bytes. Above memoryHigh the kernel throttles it and reclaims memory.
-	memoryMax, memoryHigh = 256 << 20, 240 << 20
-	// memoryLimit is the limit at which the proxy's garbage collector works hard: three quarters of memoryMax.
-	memoryLimit = "192MiB"
+	// defaultMemory limits a proxy's memory, in bytes, and defaultConnections the connections of its clients. Above
+	// fifteen sixteenths of the memory the kernel throttles the proxy and reclaims memory. From three quarters on, the
+	// proxy's garbage collector works hard.
+	defaultMemory, defaultConnections = 256 << 20, 4000
 	// weightV2 and weightV1 are the processor weight of all proxies when the processors are busy. Other groups have 100
 	// and 1,024. So requests of foreign clients slow down, and the store's leader does not.
 	weightV2, weightV1 = "20", "204"
@@ -27,8 +27,14 @@ const (
 	maxThreads = 512
 )
 
-// groups is the root of the proxies' control groups.
-type groups string
+// groups are the proxies' control groups.
+type groups struct {
+	root   string // where control groups are mounted
+	memory int64  // of each proxy, in bytes
+}
+
+// goLimit is the proxies' GOMEMLIMIT in bytes.
+func (g groups) goLimit() int64 { return g.memory / 4 * 3 }
 
 // hierarchy is a mounted hierarchy with the limits that are set in it.
 type hierarchy struct {
@@ -42,10 +48,10 @@ type hierarchy struct {
 
 // hierarchies returns those that limit memory, threads and processors: one of cgroup v2, or three of v1.
 func (g groups) hierarchies() []hierarchy {
-	limit, high, threads := strconv.Itoa(memoryMax), strconv.Itoa(memoryHigh), strconv.Itoa(maxThreads)
-	if exists(filepath.Join(string(g), "cgroup.controllers")) {
+	limit, high, threads := strconv.FormatInt(g.memory, 10), strconv.FormatInt(g.memory/16*15, 10), strconv.Itoa(maxThreads)
+	if exists(filepath.Join(g.root, "cgroup.controllers")) {
 		return []hierarchy{{
-			dir:      string(g),
+			dir:      g.root,
 			limits:   [][2]string{{"pids.max", threads}, {"memory.high", high}, {"memory.max", limit}, {"memory.swap.max", "0"}},
 			optional: true,
 			weight:   [2]string{"cpu.weight", weightV2},
@@ -53,10 +59,10 @@ func (g groups) hierarchies() []hierarchy {
 	}
 	memory := [][2]string{{"memory.limit_in_bytes", limit}, {"memory.memsw.limit_in_bytes", limit}}
 	out := []hierarchy{
-		{dir: filepath.Join(string(g), "memory"), limits: memory, optional: true},
-		{dir: filepath.Join(string(g), "pids"), limits: [][2]string{{"pids.max", threads}}},
+		{dir: filepath.Join(g.root, "memory"), limits: memory, optional: true},
+		{dir: filepath.Join(g.root, "pids"), limits: [][2]string{{"pids.max", threads}}},
 	}
-	if cpu := filepath.Join(string(g), "cpu"); exists(cpu) {
+	if cpu := filepath.Join(g.root, "cpu"); exists(cpu) {
 		out = append(out, hierarchy{dir: cpu, weight: [2]string{"cpu.shares", weightV1}})
 	}
 	return out

@@ -45,9 +45,11 @@ func (k *supervisor) launch(s *sockets) (*process, error) {
 	}
 	defer log.Close()
 	cmd := exec.Command(program) // without a context: it outlives this process
-	cmd.Env = []string{table.EnvNames + "=" + strings.Join(append(slices.Clone(s.names), table.ControlName), ","), "GOMEMLIMIT=" +
-		memoryLimit,
-		"QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true"} // about a buffer that openQUIC makes as large as possible
+	cmd.Env = []string{
+		table.EnvNames + "=" + strings.Join(append(slices.Clone(s.names), table.ControlName), ","),
+		"GOMEMLIMIT=" + strconv.FormatInt(k.limits.Memory, 10), table.EnvConnections + "=" + strconv.Itoa(k.limits.Connections),
+		"QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true", // about a buffer that openQUIC makes as large as possible
+	}
 	cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = "/", append(files, control), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Getuid() == 0 {
@@ -88,6 +90,7 @@ func (k *supervisor) adopt(e entry) (*process, error) {
 		k.processes.Processes = before
 		return nil, err
 	}
+	p.limits = k.limits
 	p.reading.Go(p.read)
 	return p, nil
 }

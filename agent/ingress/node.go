@@ -10,6 +10,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// All fields of Options are required, except Unreachable, PodNetworkOf, Part and Logger.
+// All fields of Options are required, except Unreachable, PodNetworkOf, Memory, MaxConnections, Part and Logger.
 type Options struct {
 	// Program is the path of the proxy, which is the same for all versions.
 	Program string
@@ -51,6 +52,10 @@ type Options struct {
 	Unreachable proxy.Unreachable
 	// PodNetworkOf is this node's name where coracle makes the pod network, and empty where another plugin does.
 	PodNetworkOf string
+	// Memory limits each proxy's memory, in bytes; defaultMemory by default. MaxConnections limits its connections of
+	// clients; defaultConnections by default.
+	Memory         int64
+	MaxConnections int
 	// Nodes, Services and EndpointSlices are the node's caches; the caller runs them.
 	Nodes          coreinformers.NodeInformer
 	Services       coreinformers.ServiceInformer
@@ -190,7 +195,7 @@ func (n *Node) stop(ctx context.Context) error {
 }
 
 // Remove ends the proxy that an earlier run has left, and removes its rules from the kernel.
-func Remove(dir string) error { return remove(dir, cgroupRoot) }
+func Remove(dir string) error { return remove(dir, groups{root: cgroupRoot}) }
 
 func remove(dir string, g groups) error {
 	err := stop(dir)
@@ -199,8 +204,5 @@ func remove(dir string, g groups) error {
 }
 
 func (n *Node) groups() groups {
-	if n.o.cgroups != "" {
-		return groups(n.o.cgroups)
-	}
-	return cgroupRoot
+	return groups{root: cmp.Or(n.o.cgroups, cgroupRoot), memory: cmp.Or(n.o.Memory, defaultMemory)}
 }

@@ -38,10 +38,12 @@ type process struct {
 	problems map[string]string
 	// answeredPID is the process ID that the process itself sent with its sockets. 0 means that it sent none.
 	answeredPID int
-	responses   chan table.Response // unbuffered: each change waits for its response
-	ended       chan error          // capacity 1: a connection ends once
-	done        chan struct{}       // closed by close
-	reading     sync.WaitGroup
+	// limits are those that the process was started with. They are zero where it did not say them.
+	limits    table.Limits
+	responses chan table.Response // unbuffered: each change waits for its response
+	ended     chan error          // capacity 1: a connection ends once
+	done      chan struct{}       // closed by close
+	reading   sync.WaitGroup
 }
 
 // connect opens the control connection.
@@ -109,7 +111,7 @@ func (p *process) askSockets() (*sockets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("taking the sockets of the ingress proxy: %w", err)
 	}
-	p.answeredPID = a.PID
+	p.answeredPID, p.limits = a.PID, a.Limits
 	if len(a.Sockets) == 0 {
 		return nil, nil
 	}

@@ -199,7 +199,7 @@ func eventually(t *testing.T, what string, met func() bool) {
 // keeper is that of a run of the agent.
 func (n *testNode) keeper() *supervisor {
 	n.t.Helper()
-	k := testenv.Must(newSupervisor(n.o, groups(n.o.cgroups)))(n.t)
+	k := testenv.Must(newSupervisor(n.o, (&Node{o: n.o}).groups()))(n.t)
 	n.t.Cleanup(k.release)
 	k.want(n.http3)
 	return k

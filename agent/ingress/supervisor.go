@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,9 +31,10 @@ type supervisor struct {
 	at           []netip.Addr
 	log          func(message string, args ...any)
 	groups       groups
-	ungrouped    bool // it was logged that there is no control group
-	http3        bool // HTTP/3 is to be served
-	withoutQUIC  bool // HTTP/3 is not served, since its sockets could not be opened
+	limits       table.Limits // of processes that are started
+	ungrouped    bool         // it was logged that there is no control group
+	http3        bool         // HTTP/3 is to be served
+	withoutQUIC  bool         // HTTP/3 is not served, since its sockets could not be opened
 	processes    processList
 	held         *sockets
 	// sites are the wanted sockets of Gateways' ports. failed are those that cannot be opened. changed is what the
@@ -48,7 +50,10 @@ func newSupervisor(o Options, g groups) (*supervisor, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the proxy's folder: %w", err)
 	}
-	return &supervisor{dir: o.Dir, program: o.Program, at: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {}}, nil
+	return &supervisor{
+		dir: o.Dir, program: o.Program, at: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {},
+		limits: table.Limits{Memory: g.goLimit(), Connections: cmp.Or(o.MaxConnections, defaultConnections)},
+	}, nil
 }
 
 // begin finds the proxy that an earlier run has started, or starts one.
@@ -174,14 +179,14 @@ func (k *supervisor) retire() error {
 	return k.processes.write(k.dir)
 }
 
-// outdated reports whether the proxy is of another version than the program, or listens at other addresses than the
+// outdated reports whether the proxy is of another version than the program, or has other addresses or limits than the
 // node's.
 func (k *supervisor) outdated() bool {
 	if k.now == nil {
 		return false
 	}
 	program, err := filepath.EvalSymlinks(k.program)
-	return err == nil && program != k.now.Program || k.held != nil && !k.serves(k.held)
+	return err == nil && program != k.now.Program || k.held != nil && (!k.serves(k.held) || k.now.limits != k.limits)
 }
 
 // takeOver starts a new process with the serving one's sockets. If that fails, the old one keeps serving.
@@ -251,7 +256,7 @@ func (k *supervisor) lost(cause error) error {
 	p := k.now
 	k.now = nil
 	if k.groups.killed(strconv.Itoa(p.PID)) {
-		cause = fmt.Errorf("it reached its memory limit of %d MiB: %w", memoryMax>>20, cause)
+		cause = fmt.Errorf("it reached its memory limit of %d MiB: %w", k.groups.memory>>20, cause)
 	}
 	if errors.Is(cause, os.ErrDeadlineExceeded) {
 		cause = errors.Join(cause, k.kill(p))

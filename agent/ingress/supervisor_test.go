@@ -5,7 +5,9 @@ package ingress
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/netip"
@@ -19,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -134,6 +137,40 @@ func TestFirstVersionIsReplaced(t *testing.T) {
 	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
 }
 
+// TestProxyFollowsChangedLimits: another process with the new limits takes over, and none where they are the same, also
+// where the record of the process is lost.
+func TestProxyFollowsChangedLimits(t *testing.T) {
+	n := newTestNode(t)
+	k := n.run()
+	url, pid := k.url(), k.now.PID
+	k.release()
+	testenv.NoError(t, os.Remove(processFile(n.o.Dir)))
+	k = n.run()
+	testenv.Equal(t, k.now.PID, pid, "without a change of limits the proxy is process")
+	k.release()
+	n.o.Memory, n.o.MaxConnections = 64<<20, 123
+	k = n.run()
+	testenv.False(t, k.url() != url || k.now.PID == pid, "process %d serves at %s, before %d at %s", k.now.PID, k.url(), pid, url)
+	testenv.Check(t, ask(fresh(), k.url()))
+	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
+	pid = k.now.PID
+	k.release()
+	k = n.run() // it says its limits itself
+	testenv.Equal(t, k.now.limits, table.Limits{Memory: 48 << 20, Connections: 123}, "its limits are")
+	testenv.Equal(t, k.now.PID, pid, "after a restart of the agent the proxy is process")
+	var held []net.Conn
+	for range 123 / 2 { // half of them for one address
+		conn := testenv.Must(net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/")))(t)
+		defer conn.Close()
+		held = append(held, conn)
+	}
+	testenv.Check(t, ask(fresh(), k.url()))
+	_ = held[0].SetReadDeadline(time.Now().Add(2 * time.Minute))
+	if _, err := held[0].Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the oldest of 62 idle connections: %v", err)
+	}
+}
+
 // TestProxyFollowsChangedNodeAddresses: another process listens at the node's new addresses, and the old one drains.
 func TestProxyFollowsChangedNodeAddresses(t *testing.T) {
 	n := newTestNode(t)
@@ -207,7 +244,7 @@ func TestProxysControlGroupIsLimited(t *testing.T) {
 		} else {
 			events = "memory/" + events
 		}
-		testenv.Fails(t, groups(root).join("4711", 4711), "%s: there are no files to write, and no error", version)
+		testenv.Fails(t, groups{root, defaultMemory}.join("4711", 4711), "%s: there are no files to write, and no error", version)
 		at := func(file string) string {
 			if h, f, ok := strings.Cut(file, "/"); ok && h != ".." {
 				touch(filepath.Join(root, h, "cgroup.procs"))
@@ -218,13 +255,13 @@ func TestProxysControlGroupIsLimited(t *testing.T) {
 		for file := range files {
 			touch(at(file))
 		}
-		testenv.Check(t, groups(root).join("4711", 4711), "%s", version)
+		testenv.Check(t, groups{root, defaultMemory}.join("4711", 4711), "%s", version)
 		for file, want := range files {
 			testenv.Equal(t, read(at(file)), want, "%s: %s holds", version, file)
 		}
 		for text, want := range map[string]bool{"low 0\noom 3\noom_kill 0\n": false, "oom_kill 1\n": true} {
 			testenv.NoError(t, os.WriteFile(at(events), []byte(text), 0o644))
-			testenv.Equal(t, groups(root).killed("4711"), want, "%s: %q says", version, text)
+			testenv.Equal(t, groups{root, defaultMemory}.killed("4711"), want, "%s: %q says", version, text)
 		}
 	}
 }
@@ -236,14 +273,14 @@ func TestGroupOfTheKernel(t *testing.T) {
 	defer in.Close()
 	testenv.NoError(t, cmd.Start())
 	name := fmt.Sprintf("test-%d", cmd.Process.Pid)
-	defer groups(cgroupRoot).sweep()
+	defer groups{cgroupRoot, defaultMemory}.sweep()
 	defer func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
-	if err := groups(cgroupRoot).join(name, cmd.Process.Pid); err != nil {
+	if err := (groups{cgroupRoot, defaultMemory}).join(name, cmd.Process.Pid); err != nil {
 		t.Skip(err)
 	}
 	testenv.Contains(t, string(testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid)))(t)), "/"+cgroupName+"/"+name, "the process is in")
-	testenv.False(t, groups(cgroupRoot).killed(name), "it counts as ended for its memory")
+	testenv.False(t, groups{cgroupRoot, defaultMemory}.killed(name), "it counts as ended for its memory")
 }

@@ -63,7 +63,11 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	if err != nil {
 		return err
 	}
-	proxy, err := dataplane.New(dataplane.Options{Logger: logger})
+	connections, err := number(table.EnvConnections)
+	if err != nil {
+		return err
+	}
+	proxy, err := dataplane.New(dataplane.Options{Logger: logger, MaxConnections: connections})
 	if err != nil {
 		return err
 	}
@@ -109,6 +113,19 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 		err = errors.Join(err, errAbandoned)
 	}
 	return err
+}
+
+// number returns the positive number in an environment variable. It returns 0 where that is not set.
+func number(variable string) (int, error) {
+	text := os.Getenv(variable)
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("%s is %q, which is no positive number", variable, text)
+	}
+	return n, nil
 }
 
 // becomeUser switches to the user with this number, which gives up root and all capabilities. An empty number changes

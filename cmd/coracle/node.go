@@ -133,6 +133,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		ServerReadiness: n.readiness,
 		NodePair:        n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
+		IngressMemory: n.machine.Ingress.Memory, IngressConnections: n.machine.Ingress.MaxConnections,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets,
 		Reach:      n.reach, Volumes: n.volumes, Shutdown: n.shutdown,

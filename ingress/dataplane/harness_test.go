@@ -58,7 +58,7 @@ func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Cha
 func newFixtureOfMemory(t testing.TB, o Options, most int64, used func() int64, changes ...table.Change) *fixture {
 	t.Helper()
 	p := newProxy(t, o)
-	p.budget.most, p.budget.read = most, used // before anything serves
+	p.budget.most, p.budget.read, p.budget.collect = most, used, func() {} // before anything serves
 	return serve(t, p, [2]string{"s", "s"}, changes...)
 }
 

@@ -370,7 +370,7 @@ type quicSocket struct {
 // ReadBatch implements the interface by which quic-go reads packets.
 func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
 	n, err := s.batches.ReadBatch(packets, flags)
-	if s.proxy.budget.above(short) {
+	if s.proxy.budget.needs(short) {
 		s.proxy.shedQUIC()
 	}
 	return n, err

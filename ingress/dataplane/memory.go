@@ -7,41 +7,79 @@ import (
 	"math"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // memory measures which fraction of its memory limit the process uses. Clients are refused before the kernel ends the
 // process and with it all connections. The memory of a connection differs by a factor of five, from an idle one to one
 // over TLS whose client does not read. The number of connections alone is thus no limit.
 type memory struct {
-	most int64 // GOMEMLIMIT in bytes; 0 for none
-	next atomic.Int64
-	used atomic.Int64
-	read func() int64
+	most    int64 // GOMEMLIMIT in bytes; 0 for none
+	next    atomic.Int64
+	used    atomic.Int64
+	read    func() int64
+	collect func() // ends when no garbage is left that was there at its begin
+
+	mu          sync.Mutex // held while collect runs
+	nextCollect time.Time
 }
 
-// readEvery is the greatest age of the measured value.
-const readEvery = 10 * time.Millisecond
+const (
+	// readEvery is the greatest age of the measured value.
+	readEvery = 10 * time.Millisecond
+	// collectEvery is the shortest time between two calls of collect. collectShare limits their part of the time: one
+	// in so many.
+	collectEvery, collectShare = 500 * time.Millisecond, 20
+)
 
 func newMemory() *memory {
-	m := &memory{read: runtimeMemory}
+	m := &memory{read: runtimeMemory, collect: runtime.GC}
 	if most := debug.SetMemoryLimit(-1); most < math.MaxInt64 {
 		m.most = most
 	}
 	return m
 }
 
-// runtimeMemory returns the number of bytes that GOMEMLIMIT limits.
+// runtimeMemory returns the number of bytes that GOMEMLIMIT limits, without the free pages of the heap: the runtime
+// uses these first, and returns them to the kernel before it exceeds GOMEMLIMIT.
 func runtimeMemory() int64 {
-	samples := [2]metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	samples := [3]metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"}}
 	metrics.Read(samples[:])
-	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64())
+	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64() - samples[2].Value.Uint64())
 }
 
-// above reports whether more than so many sixteenths of the limit are in use.
+// limits returns the limits that the process was started with.
+func (p *Proxy) limits() table.Limits {
+	return table.Limits{Memory: p.budget.most, Connections: p.options.MaxConnections}
+}
+
+// needs reports whether more than so many sixteenths of the limit are in use without garbage, which stays for minutes
+// after a burst. Where above is true, it collects garbage first: not in each call, since that takes processor time and
+// the caller waits for it.
+func (m *memory) needs(sixteenths int64) bool {
+	if !m.above(sixteenths) {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if began := time.Now(); !began.Before(m.nextCollect) {
+		m.collect()
+		took := time.Since(began)
+		m.nextCollect = began.Add(max(collectEvery, collectShare*took))
+		m.used.Store(m.read())
+	}
+	return m.above(sixteenths)
+}
+
+// above reports whether more than so many sixteenths of the limit are in use, with garbage.
 func (m *memory) above(sixteenths int64) bool {
 	if m.most == 0 {
 		return false
@@ -70,10 +108,12 @@ func (p *Proxy) hasMemory(source netip.Addr) bool {
 	switch {
 	case !p.budget.above(scarce):
 		return true
-	case p.exceedsShare(source) || p.budget.above(none):
+	case p.exceedsShare(source):
+		return !p.budget.needs(scarce)
+	case p.budget.needs(none):
 		return false
 	}
-	if p.budget.above(short) {
+	if p.budget.needs(short) {
 		p.shed()
 	}
 	return true
@@ -138,7 +178,7 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 		c.began.Store(true)
 		c.works(true)
 	}
-	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.address()) {
+	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.address()) && p.budget.needs(short) {
 		return 0, errMemory
 	}
 	return n, err

@@ -10,9 +10,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -119,4 +122,57 @@ func TestHeadersOfManyFieldsAreRefused(t *testing.T) {
 			t.Errorf("%d fields: %q", fields, got)
 		}
 	}
+}
+
+// TestGarbageIsNotNeeded: after a burst a client with many connections is served, and memory that lives counts.
+func TestGarbageIsNotNeeded(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // the collector would run by itself after minutes
+	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	f := newFixtureOfMemory(t, Options{MaxConnections: 32}, 0, runtimeMemory, site(t, "", backend)...)
+	f.budget.collect = runtime.GC
+	for range 4 { // more than a sixteenth
+		dialFrom(t, "127.0.0.2", f.http)
+	}
+	waitUntil(t, "all are counted", func() bool { return f.stats.Connections.Load() == 4 })
+	runtime.GC()
+	burst := make([]byte, 64<<20)
+	f.budget.most = runtimeMemory() * 16 / 12 // twelve sixteenths are in use
+	served := func() bool {
+		f.budget.next.Store(0)
+		f.budget.mu.Lock()
+		f.budget.nextCollect = time.Time{}
+		f.budget.mu.Unlock()
+		c := clientAt(t, "127.0.0.2", f.http, "http1")
+		res, err := c.Get("http://a/")
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		return err == nil && res.StatusCode == http.StatusOK
+	}
+	testenv.False(t, served(), "it is served while the memory is needed")
+	runtime.KeepAlive(burst)
+	burst = nil //nolint:ineffassign,wastedassign // it becomes garbage
+	testenv.True(t, served(), "it is refused for garbage")
+}
+
+// TestGarbageIsCollectedAtTimes: however often memory is asked about, a twentieth of the time is spent on garbage at
+// most.
+func TestGarbageIsCollectedAtTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var collected time.Duration
+		took := 10 * time.Millisecond
+		m := &memory{most: 1600, read: func() int64 { return 1600 }, collect: func() {
+			time.Sleep(took)
+			collected += took
+		}}
+		for _, took = range []time.Duration{10 * time.Millisecond, 200 * time.Millisecond} {
+			began := time.Now()
+			collected = 0
+			for time.Since(began) < time.Minute {
+				testenv.True(t, m.needs(short), "memory is not needed that lives")
+				time.Sleep(time.Millisecond)
+			}
+			testenv.True(t, collected > 0 && collected <= time.Minute/collectShare+took, "collecting of %s each took %s of a minute", took, collected)
+		}
+	})
 }

@@ -21,8 +21,16 @@ type Response struct {
 	Sockets []string `json:"sockets,omitempty"`
 	// Stats are the proxy's counters, in the response to Change.Stats.
 	Stats *Stats `json:"stats,omitempty"`
-	// PID is the process ID of the proxy, in the response to Change.Sockets.
-	PID int `json:"pid,omitempty"`
+	// PID is the process ID of the proxy, in the response to Change.Sockets. Limits are those that it was started with.
+	PID    int    `json:"pid,omitempty"`
+	Limits Limits `json:"limits,omitzero"`
+}
+
+// Limits are the limits of a proxy that it gets with its environment.
+type Limits struct {
+	// Memory is GOMEMLIMIT in bytes, and Connections the greatest number of clients' connections.
+	Memory      int64 `json:"memory,omitempty"`
+	Connections int   `json:"connections,omitempty"`
 }
 
 // HandedOver is the signal after which a proxy accepts no more connections, because another proxy serves on its
@@ -42,6 +50,8 @@ const (
 	// before it reads anything. The proxy is started as root, since its program lies in a folder of root's. Without the
 	// variable it keeps its user and group.
 	EnvUser = "CORACLE_INGRESS_USER"
+	// EnvConnections is the environment variable with Limits.Connections. Limits.Memory is in GOMEMLIMIT.
+	EnvConnections = "CORACLE_INGRESS_CONNECTIONS"
 	// HTTP and HTTPS are the kinds of listeners. QUIC is the kind of a UDP socket for HTTP/3.
 	HTTP, HTTPS, QUIC = "http", "https", "http3"
 )

@@ -400,3 +400,32 @@ func TestRuntimesAreOfKnownNames(t *testing.T) {
 	testenv.True(t, s.Node.DefaultRuntime == "crun" && s.Disabled(config.PartRuntimes), "%q, %v", s.Node.DefaultRuntime, s.Disable)
 	refused(t, "--default-runtime", "podman", "/usr/bin/crun", "")
 }
+
+// TestIngressProxySettings: they have the defaults that docs name, and bounds that messages name.
+func TestIngressProxySettings(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want config.IngressProxy
+		flaw string
+	}{
+		{nil, config.IngressProxy{Memory: 256 << 20, MaxConnections: 4000}, ""},
+		{[]string{"--ingress-memory=1Gi", "--ingress-max-connections=20000"}, config.IngressProxy{Memory: 1 << 30, MaxConnections: 20000}, ""},
+		{[]string{"--ingress-memory=64Mi"}, config.IngressProxy{Memory: 64 << 20, MaxConnections: 4000}, ""},
+		{[]string{"--ingress-memory=63Mi"}, config.IngressProxy{}, `"63Mi" is no memory from 64Mi to 16384Gi; write it like 512Mi`},
+		{[]string{"--ingress-memory=512"}, config.IngressProxy{}, "is no memory"},
+		{[]string{"--ingress-memory=-1Gi"}, config.IngressProxy{}, "is no memory"},
+		{[]string{"--ingress-memory=9999999999Gi"}, config.IngressProxy{}, "is no memory"},
+		{[]string{"--ingress-memory=much"}, config.IngressProxy{}, "is no memory"},
+		{[]string{"--ingress-max-connections=99"}, config.IngressProxy{}, `"99" is not a number from 100 to 1000000`},
+	} {
+		s, err := load(t, map[string]string{}, nil, board, c.args...)
+		switch {
+		case c.flaw != "" && (err == nil || !strings.Contains(err.Error(), c.flaw)):
+			t.Errorf("%v: %v", c.args, err)
+		case c.flaw == "" && err != nil:
+			t.Errorf("%v: %v", c.args, err)
+		case c.flaw == "":
+			testenv.Equal(t, s.Node.Ingress, c.want, "%v:", c.args)
+		}
+	}
+}

@@ -18,6 +18,25 @@ type Ingress struct {
 	ProxyProtocol  bool
 }
 
+// IngressProxy holds the settings of a node's ingress proxy.
+type IngressProxy struct {
+	Memory         int64 // in bytes
+	MaxConnections int
+}
+
+// Limits of these settings. With less memory, the Go runtime and a table of usual size leave nothing for requests.
+const (
+	minIngressMemory                             = 64 << 20
+	minIngressConnections, maxIngressConnections = 100, 1_000_000
+)
+
+func (r *reader) ingressProxy() IngressProxy {
+	return IngressProxy{
+		Memory:         r.memory("ingress-memory", minIngressMemory),
+		MaxConnections: r.integer("ingress-max-connections", minIngressConnections, maxIngressConnections),
+	}
+}
+
 func (r *reader) ingress() Ingress {
 	i := Ingress{HostOwner: r.str("ingress-host-owner") == hostOwnerNamespace, ProxyProtocol: r.boolean("ingress-proxy-protocol")}
 	for _, it := range r.many("ingress-trusted-proxies") {

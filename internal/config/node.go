@@ -68,6 +68,8 @@ type Node struct {
 	// ShutdownGrace is how long pods may take to end when the machine goes down; 0 means that they are not stopped.
 	ShutdownGrace time.Duration
 
+	Ingress IngressProxy
+
 	// StoragePaths are the folders for local volumes; the first is the default one.
 	StoragePaths []string
 }
@@ -97,6 +99,7 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		ProxyMode:         r.str("proxy-mode"),
 		IPVSScheduler:     r.str("ipvs-scheduler"),
 		ShutdownGrace:     r.duration("shutdown-grace-period", MaxShutdownGrace),
+		Ingress:           r.ingressProxy(),
 		StoragePaths:      r.storagePaths("default-local-storage-path"),
 	}
 	if n.NetworkExternal && !n.reachedOutside() {

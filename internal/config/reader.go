@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // reader converts values to their types and collects their errors.
@@ -95,6 +97,21 @@ func (r *reader) duration(name string, atMost time.Duration) time.Duration {
 	}
 	return d
 }
+
+// memory returns a quantity of bytes from atLeast to maxMemory.
+func (r *reader) memory(name string, atLeast int64) int64 {
+	it := r.one(name)
+	q, err := resource.ParseQuantity(it.text)
+	bytes := q.Value()
+	if err != nil || bytes < atLeast || bytes > maxMemory {
+		r.bad(it.src, "%q is no memory from %dMi to %dGi; write it like 512Mi", it.text, atLeast>>20, int64(maxMemory)>>30)
+		return atLeast
+	}
+	return bytes
+}
+
+// maxMemory is more than machines have.
+const maxMemory = 1 << 44
 
 func (r *reader) port(name string) int { return r.integer(name, 1, 65535) }
 

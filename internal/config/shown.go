@@ -11,7 +11,7 @@ import (
 // that a new setting is hidden until its placeholder is in this list.
 var shownHolders = []string{
 	"", "ADDRESS:PORT", "CIDR", "CRON", "DIR", "DOMAIN", "DURATION", "FILE", "FROM-TO", "GROUP", "HOST", "ID", "IMAGE", "IP", "KEY=VALUE",
-	"KEY=VALUE:EFFECT", "MODE", "N", "NAME", "PATH", "PATTERN=N", "PORT", "RANGE", "RESOURCE", "SCOPE", "TYPE", "URL", "WHAT",
+	"KEY=VALUE:EFFECT", "MODE", "N", "NAME", "PATH", "PATTERN=N", "PORT", "RANGE", "RESOURCE", "SCOPE", "SIZE", "TYPE", "URL", "WHAT",
 }
 
 // Shown is a setting that was given, as others may see it.

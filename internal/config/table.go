@@ -328,6 +328,11 @@ var table = []Setting{
 	{Name: "ingress-acme-ca-file", Commands: ServerCommand, Group: groupIngress, Holder: "FILE", Computed: "the machine's authorities",
 		Files: true,
 		Help:  "Authorities, in PEM, that the certificate of --ingress-acme-server may be from"},
+	{Name: "ingress-memory", Commands: nodeCommands, Group: groupIngress, Holder: "SIZE", Default: "256Mi",
+		Help: "Memory of this node's ingress proxy at most, 64Mi or more. An idle websocket over TLS takes 40 KB"},
+	{Name: "ingress-max-connections", Commands: nodeCommands, Group: groupIngress, Kind: Int, Holder: "N", Default: "4000",
+		Help: "Connections of clients that this node's ingress proxy has at most, and requests under way of HTTP/2 and HTTP/3; one " +
+			"address may have half of them, and HTTP/3 an eighth"},
 
 	{Name: "kube-apiserver-arg", Commands: ServerCommand, Group: groupArgs, Kind: Args, Holder: "NAME=VALUE",
 		Help: "Flag for the API server"},
