@@ -43,6 +43,8 @@ type options struct {
 	answerHeaders types.NamespacedName // a ConfigMap of response headers; its name is empty for none
 	askHeaders    types.NamespacedName // a ConfigMap of headers for the authentication server; its name is empty for none
 	canary        *table.Canary
+	persistent    bool // affinity-mode
+	legacy        bool // affinity-canary-behavior
 	expressions   []expression.Expression
 	size          int // of the annotations in bytes; each route may hold a copy of them
 	refused       string

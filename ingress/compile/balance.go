@@ -4,6 +4,7 @@ package compile
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"math"
 	"regexp"
@@ -37,6 +38,8 @@ func (o *options) affinity() {
 		}
 		o.policy.HashBy = text
 	}
+	o.persistent = o.oneOf("affinity-mode", "balanced", "persistent")
+	o.legacy = o.oneOf("affinity-canary-behavior", "sticky", "legacy")
 	switch o.annotations["affinity"] {
 	case "":
 		return
@@ -65,6 +68,44 @@ func (o *options) affinity() {
 	default:
 		o.bad("session-cookie-samesite", "which is none of None, Lax and Strict")
 	}
+}
+
+// oneOf reports whether an annotation has its second value. Without the annotation it has the first.
+func (o *options) oneOf(name, first, second string) bool {
+	text, ok := o.annotations[name]
+	if ok && text != first && text != second {
+		o.bad(name, "which is neither "+first+" nor "+second)
+	}
+	return text == second
+}
+
+// sessions adds the sections of the Ingresses whose clients a cookie binds further than to a hash.
+func (c *compiler) sessions() error {
+	canaries := map[*networkingv1.Ingress]bool{} // of the Ingresses whose routes have a canary: whether it is sticky
+	for _, h := range c.hosts {
+		for _, r := range h.routes {
+			if r.canary != nil {
+				sticky, known := canaries[r.ing]
+				canaries[r.ing] = (sticky || !known) && !r.legacy && !r.options.legacy
+			}
+		}
+	}
+	for _, a := range c.all {
+		s := table.Sessions{Persistent: a.options.persistent, Canary: canaries[a.ing]}
+		if a.options.policy.Affinity == nil || a.options.refused != "" || !s.Persistent && !s.Canary {
+			continue
+		}
+		if !c.room(a.ing.Namespace, routeCost) {
+			c.find(a.ing, tooLarge(a.ing.Namespace, "sessions are balanced, and canaries are chosen without regard to them"))
+			continue
+		}
+		key := sha256.Sum256([]byte("sessions of " + a.ing.UID)) // a UID is random, and no client of a route sees it
+		s.Key = key[:]
+		if err := c.r.Sections.Put(table.SessionsKey(a.options.object), s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // canaryOf reads the annotations of a canary Ingress, which gets a fraction of another Ingress' requests.
@@ -137,6 +178,6 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 	one := *a.options.canary
 	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port,
 		Protocol: main.Backends[0].Protocol, TLS: main.Backends[0].TLS}
-	main.canary = &one
+	main.canary, main.legacy = &one, a.options.legacy
 	c.service(a.ing, p.Backend.Service)
 }

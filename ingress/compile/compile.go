@@ -181,6 +181,7 @@ type route struct {
 	steps    int    // of its expression
 	specific bool   // of pathType ImplementationSpecific
 	canary   *table.Canary
+	legacy   bool     // the canary has no regard to sessions
 	headers  *headers // of ConfigMaps; nil for none
 	fallen   *table.Fallback
 	clients  *table.Clients // of another Ingress of the host, where its own has none
@@ -205,6 +206,9 @@ func Desired(s State) (Result, error) {
 		}
 	}
 	c.canaries()
+	if err := c.sessions(); err != nil {
+		return Result{}, err
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.hosts)) { // in a fixed order, which decides what is left out for its size
 		c.finish(name, c.hosts[name])
 	}

@@ -5,10 +5,11 @@ package compile
 // Annotations are all annotations of ingress-nginx, including removed ones, in the order of their names. An annotation
 // that is not listed is refused. A test compares them with docs/ingress-nginx.md.
 var Annotations = []Annotation{
-	{"affinity", Done, "Endpoints follow from a hash of the cookie and their addresses, the same on all nodes; canaries are chosen " +
-		"without regard to it."},
-	{"affinity-canary-behavior", Ignored, ""},
-	{"affinity-mode", Ignored, "Sessions are balanced: a new endpoint takes its part of them."},
+	{"affinity", Done, "Endpoints follow from a hash of the cookie and their addresses, the same on all nodes. The cookie names no address."},
+	{"affinity-canary-behavior", Done, "Read at the canary, and at the other Ingress. With sticky, the default, a client stays with the " +
+		"canary, or without it, whatever its headers say later. A canary that leads to another Service begins anew."},
+	{"affinity-mode", Done, "With persistent a session stays with its pod for as long as that is an endpoint. With balanced, the default, a " +
+		"new pod takes its part of the sessions."},
 	{"allowlist-source-range", Done, "The client is the peer, or what trusted proxies say in X-Forwarded-For; a value with a part that " +
 		"is no network closes the route."},
 	{"app-root", Done, ""},

@@ -29,7 +29,8 @@ func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
 }
 
 func (p *Proxy) apply(changes []table.Change) map[string]string {
-	next := &routingBuilder{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted,
+	now := p.current.Load()
+	next := &routingBuilder{routing: &routing{sites: now.sites, accounts: now.accounts, sessions: now.sessions, trusted: p.trusted,
 		proxied: p.proxied, cluster: p.cluster}, owned: map[string]bool{}}
 	for _, c := range changes {
 		if c.Commit {
@@ -54,6 +55,8 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 			err = p.applyUsers(c.Key, value, present)
 		case table.KindChallenges:
 			err = applyChallenges(next, c.Key, value, present)
+		case table.KindSessions:
+			err = applySessions(next, c.Key, value, present)
 		case table.KindHTTP3:
 			err = p.applyHTTP3(c.Key, value, present)
 		case table.KindSettings:

@@ -18,12 +18,13 @@ import (
 // canary is a compiled table.Canary.
 type canary struct {
 	*table.Canary
+	name    string // of the backend
 	backend backend
 	pattern *pattern // nil for none
 }
 
 func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
-	out := &canary{Canary: from}
+	out := &canary{Canary: from, name: from.Backend.Key()}
 	var err error
 	if from.WeightTotal < 1 {
 		return nil, fmt.Errorf("the total weight of a canary is %d", from.WeightTotal)
@@ -73,50 +74,51 @@ func (c *canary) selects(in *http.Request, left *int) bool {
 // endpoint.
 func (x *exchange) balance(r *route, b *backend) *backend {
 	p := r.policy
+	if p.Affinity != nil {
+		if s := x.routing.sessions[r.object]; s != nil {
+			return x.join(s, p, b)
+		}
+	}
 	if p.canary != nil && p.canary.selects(x.in, &x.steps) {
 		b = &p.canary.backend
 	}
 	switch {
 	case p.Affinity != nil:
-		x.setAffinity(p.Affinity)
+		if x.sticky = x.session(p.Affinity); x.sticky == "" {
+			x.sticky = crand.Text()
+			x.setSession(p.Affinity, x.sticky)
+		}
 	case len(p.hashBy) > 0:
 		x.sticky = x.expand(p.hashBy)
 	}
 	return b
 }
 
-// setAffinity takes the key from the client's cookie, or sets a new cookie.
-func (x *exchange) setAffinity(a *table.Affinity) {
-	if c, err := x.in.Cookie(a.Cookie); err == nil && len(c.Value) == 26 {
-		x.sticky = c.Value
-		return
-	}
-	x.sticky = crand.Text()
-	c := http.Cookie{Name: a.Cookie, Value: x.sticky, Path: a.Path, Domain: a.Domain, MaxAge: a.MaxAgeSeconds, HttpOnly: true,
-		Secure: a.Secure || x.scheme == "https"}
-	switch a.SameSite {
-	case "lax":
-		c.SameSite = http.SameSiteLaxMode
-	case "strict":
-		c.SameSite = http.SameSiteStrictMode
-	case "none":
-		c.SameSite = http.SameSiteNoneMode
-	}
-	x.cookies = append(slices.Clip(x.cookies), c.String())
-}
-
 // pick returns the next endpoint to try, or nil.
 func (x *exchange) pick(set *endpointSet, tried []*endpoint) *endpoint {
-	if x.sticky == "" {
-		return set.pick(tried, time.Now())
+	now := time.Now()
+	switch {
+	case x.sticky == "":
+		return set.pick(tried, now)
+	case x.bound != nil && len(tried) == 0 && x.bound.take(now):
+		return x.bound
 	}
-	return set.rank(x.sticky, tried, time.Now())
+	return set.rank(x.sticky, tried, now)
 }
 
-// rank returns, of the endpoints not tried yet, the one with the highest hash of its address and a key (D. Thaler and
-// C. Ravishankar, 1998: when an endpoint is removed, only its keys move). Endpoints whose last connection attempt
-// failed come after the others. It returns nil when all were tried.
+// rank returns the endpoint of highest, as long as no other request tries it after a failure.
 func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoint {
+	for {
+		if e := s.highest(key, tried, now); e == nil || e.paused(now) || e.take(now) {
+			return e
+		}
+	}
+}
+
+// highest returns, of the endpoints not tried yet, the one with the highest hash of its address and a key (D. Thaler
+// and C. Ravishankar, 1998: when an endpoint is removed, only its keys move). Endpoints whose last connection attempt
+// failed come after the others. It returns nil when all were tried.
+func (s *endpointSet) highest(key string, tried []*endpoint, now time.Time) *endpoint {
 	var best, second *endpoint
 	var bestHash, secondHash uint64
 	for _, e := range s.all() {
@@ -134,11 +136,8 @@ func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoi
 			second, secondHash = e, sum
 		}
 	}
-	switch {
-	case best == nil:
+	if best == nil {
 		return second
-	case !best.take(now): // another request has just taken it
-		return s.rank(key, tried, now)
 	}
 	return best
 }

@@ -19,6 +19,8 @@ type routing struct {
 	sites map[string]*siteRoutes
 	// accounts answer challenges. They hold the thumbprint of an account's key by host.
 	accounts map[string]string
+	// sessions are those of objects.
+	sessions map[string]*table.Sessions
 	trusted  []netip.Prefix
 	proxied  bool           // connections of trusted proxies begin with a header of the PROXY protocol
 	cluster  []netip.Prefix // an external host name of a route may not resolve into them

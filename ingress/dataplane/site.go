@@ -108,8 +108,8 @@ type routingBuilder struct {
 	*routing
 	owned   map[string]bool
 	touched bool
-	// accountsOwned says that accounts is a copy.
-	accountsOwned bool
+	// accountsOwned says that accounts is a copy, and sessionsOwned that sessions is one.
+	accountsOwned, sessionsOwned bool
 }
 
 // writableAccounts returns a copy of the accounts that may be changed.

@@ -39,6 +39,8 @@ const (
 	KindAuthorities = "authorities"
 	// KindChallenges is the kind of Challenges. Their key is ChallengesKey.
 	KindChallenges = "challenges"
+	// KindSessions is the kind of Sessions. Their key is SessionsKey.
+	KindSessions = "sessions"
 )
 
 // SiteIngress is the site of all Ingress objects. Each port of a Gateway is a site of its own.
@@ -122,6 +124,22 @@ func ChallengesKey(host string) string { return KindChallenges + "/" + host }
 type Challenges struct {
 	// Thumbprint is the thumbprint of the account's key (RFC 7638), in base64url.
 	Thumbprint string `json:"thumbprint"`
+}
+
+// SessionsKey is the key of the Sessions of an object's routes, by the name of the object in Route.Object.
+func SessionsKey(object string) string { return KindSessions + "/" + object }
+
+// Sessions is how far the cookies of Affinity bind clients, on the routes of one object. It is a section of its own, so
+// that a proxy that does not know it serves the routes without it.
+type Sessions struct {
+	// Key is a secret with which cookies name what served a client. Without it the name would reveal addresses, and a
+	// client could choose.
+	Key []byte `json:"key"`
+	// Persistent binds a client to its endpoint for as long as that is there. Otherwise new endpoints take their part
+	// of the clients.
+	Persistent bool `json:"persistent,omitempty"`
+	// Canary binds a client of a canary to it, and other clients to the route's own backend.
+	Canary bool `json:"canary,omitempty"`
 }
 
 // Kind returns the kind of a section by its key.
