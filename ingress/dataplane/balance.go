@@ -40,7 +40,7 @@ func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
 
 // selects reports whether the request goes to the canary: by the header, else by the cookie, else at random. A header
 // that is too long for the rest of the request's steps selects no canary.
-func (c *canary) selects(in *http.Request, left *int) bool {
+func (c *canary) selects(in *http.Request, from *steps) bool {
 	if values := in.Header.Values(c.Header); c.Header != "" && len(values) > 0 {
 		switch said := values[0]; {
 		case c.HeaderValue != "":
@@ -48,7 +48,9 @@ func (c *canary) selects(in *http.Request, left *int) bool {
 				return true
 			}
 		case c.pattern != nil:
-			switch c.pattern.compare(said, left) {
+			v := c.pattern.compare(said, from)
+			from.finish()
+			switch v {
 			case matches:
 				return true
 			case undecided:

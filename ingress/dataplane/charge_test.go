@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 
@@ -195,4 +196,64 @@ func TestCanaryWithCostlyPatternGetsNoRequests(t *testing.T) {
 	testenv.Contains(t, reasons(r), compile.ReasonTooLarge, "the findings are")
 	exchanged{url: "http://h0/", body: "canary /"}.check(t, f)
 	exchanged{url: "http://h399/", body: "main /"}.check(t, f)
+}
+
+// TestCostlyRequestsOfOneTenantDelayNoOther: of a flood of requests whose comparing takes long one at a time of each
+// tenant is compared, or waits for a processor. Where tenants share a host, one of each client is.
+func TestCostlyRequestsOfOneTenantDelayNoOther(t *testing.T) {
+	regex := annotations{"use-regex": "true"}
+	f, _ := cluster{
+		ingresses: []*networkingv1.Ingress{
+			object("bad/x", "nginx", regex, "bad~/([ab]*a){140}x=w", "shared~/([ab]*a){140}x=w"), object("good/x", "nginx", regex, "good~/([ab]*b){140}x|/=w", "shared~/=w"),
+		},
+		settings: table.Settings{TrustedProxies: []string{"127.0.0.0/8"}},
+	}.serve(t)
+	path := "/" + strings.Repeat("a", 1000)
+	for _, c := range []struct {
+		key, flooded, other string
+		client              map[string]string // of the other's request
+	}{
+		{"bad", "http://bad", "http://good", nil}, {"client 127.0.0.1", "http://shared", "http://shared", from("192.0.2.1")},
+	} {
+		place, leave := f.comparing.join(c.key)
+		place <- struct{}{} // one of the flood is being compared
+		const flood = 20
+		done := make(chan struct{}, flood)
+		for range flood {
+			go func() {
+				defer func() { done <- struct{}{} }()
+				statusOf(t, f, exchanged{url: c.flooded + path})
+			}()
+		}
+		waitUntil(t, "the flood waits", func() bool {
+			f.comparing.mu.Lock()
+			defer f.comparing.mu.Unlock()
+			return f.comparing.of[c.key].users == flood+1
+		})
+		exchanged{url: c.other + path, headers: c.client, body: "w " + path}.check(t, f)
+		testenv.Equal(t, len(done), 0, "answered while one of the flood was being compared:")
+		<-place
+		leave()
+		for range flood {
+			<-done
+		}
+		testenv.Equal(t, len(f.comparing.of), 0, "turns that are left over:")
+	}
+}
+
+// TestWaitForTurnEnds: a request for which no turn comes is refused, and does not go to another route.
+func TestWaitForTurnEnds(t *testing.T) {
+	f, _ := cluster{ingresses: []*networkingv1.Ingress{
+		object("a/x", "nginx", annotations{"use-regex": "true"}, "h~/([ab]*a){140}x=w", "h~/=w"),
+	}}.serve(t)
+	f.hashWait = time.Millisecond
+	place, leave := f.comparing.join("a")
+	place <- struct{}{}
+	path := "/" + strings.Repeat("a", 1000)
+	exchanged{url: "http://h" + path, status: 503}.check(t, f)
+	<-place
+	leave()
+	f.hashWait = patience
+	exchanged{url: "http://h" + path}.check(t, f)
+	testenv.Equal(t, len(f.hashing), 0, "places that are left over:")
 }

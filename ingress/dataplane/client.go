@@ -91,7 +91,8 @@ func (x *exchange) certify(c *certified) bool {
 		if len(all) > 0 {
 			name = all[0].Subject.String()
 		}
-		if len(name) > maxSubject || !c.subject.MatchString(name) {
+		fits := len(name) <= maxSubject && c.subject.compare(name, &x.steps) == matches
+		if x.steps.finish(); !fits {
 			x.answer(http.StatusForbidden, "the certificate is not one that this route lets in")
 			return false
 		}

@@ -80,14 +80,14 @@ func (c *conditions) plainMet(in *http.Request) bool {
 }
 
 // patternsMet compares a request with the conditions that have expressions.
-func (c *conditions) patternsMet(in *http.Request, left *int) verdict {
+func (c *conditions) patternsMet(in *http.Request, from *steps) verdict {
 	out := matches
 	for i := range c.patterns {
 		value, ok := c.patterns[i].of(in)
 		if !ok {
 			return differs
 		}
-		switch c.patterns[i].pattern.compare(value, left) {
+		switch c.patterns[i].pattern.compare(value, from) {
 		case differs:
 			return differs
 		case undecided: // another condition may decide

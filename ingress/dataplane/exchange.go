@@ -19,7 +19,6 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
@@ -45,7 +44,7 @@ type exchange struct {
 
 	stream    netip.Addr // the source that the exchange counts for as a stream, if streaming
 	streaming bool
-	steps     int         // the rest of the steps that comparing the request with expressions may take
+	steps     steps       // those that comparing the request with expressions may still take
 	hops      int         // the number of proxies that the request has passed
 	policy    *policy     // of the route; nil for none
 	release   func()      // removes the exchange from a limiter's counts; nil for none
@@ -84,8 +83,9 @@ type exchange struct {
 
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
 	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w,
-		ctl: http.NewResponseController(w), in: in, steps: expression.MaxRequest}
+		ctl: http.NewResponseController(w), in: in}
 	delete(in.Header, headerProxy)
+	x.steps = x.newSteps()
 	x.peer, x.fromProxy = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
 	x.grpc = strings.HasPrefix(in.Header.Get("Content-Type"), "application/grpc")
@@ -158,6 +158,7 @@ func (x *exchange) serve() {
 	}
 	x.stats = x.statsOf(s, name)
 	r, v := s.route(name, x.path.match, x.in, &x.steps)
+	x.steps.finish()
 	switch {
 	case s.closed != "":
 		x.answer(http.StatusServiceUnavailable, "the port is closed; the events of its object say why")
@@ -168,8 +169,8 @@ func (x *exchange) serve() {
 		x.answer(http.StatusNotFound, "no route for this host and path")
 	case v == undecided:
 		x.answer(http.StatusServiceUnavailable, "the path, the query or a header is too long for the expressions of the route "+
-			"that may be for it")
-	case s.matchesDecoded(r, name, x.path.match, x.in):
+			"that may be for it, or too many such requests wait")
+	case s.matchesDecoded(r, name, x.path.match, x):
 		x.answer(http.StatusBadRequest, "a backend may read this path as one that is protected: send it without encoded slashes, "+
 			"backslashes and semicolons")
 	case r.refused != "":

@@ -53,21 +53,18 @@ type verdict int
 const (
 	differs verdict = iota
 	matches
-	// undecided is the verdict about a route whose expressions take longer than the rest of a request's steps. The
+	// undecided is the verdict about a route whose expressions take more than the rest of a request's steps. The
 	// request may match the route, so no other route may serve it.
 	undecided
 )
 
-// compare compares a text, and takes the steps for it from left.
-func (p *pattern) compare(text string, left *int) verdict {
-	steps := p.Steps * len(text)
+// compare compares a text, and takes the steps for it.
+func (p *pattern) compare(text string, from *steps) verdict {
 	switch {
-	case steps > *left:
+	case !from.take(p.Steps * len(text)):
 		return undecided
 	case p.MatchString(text):
-		*left -= steps
 		return matches
 	}
-	*left -= steps
 	return differs
 }

@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/outside"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
@@ -150,8 +149,9 @@ func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error)
 		return nil, err
 	}
 	name, _ := hostName(x.in.Host)
-	left := expression.MaxRequest
-	found, v := x.routing.sites[x.listener.site].route(name, path.match, x.in, &left)
+	from := x.newSteps()
+	found, v := x.routing.sites[x.listener.site].route(name, path.match, x.in, &from)
+	from.finish()
 	switch {
 	case v != matches || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 ||
 		found.backends[0].tls:

@@ -268,8 +268,7 @@ func routeOf(p *Proxy, site, host, path string) *route {
 	if s == nil {
 		return nil
 	}
-	left := expression.MaxRequest
-	r, _ := s.route(host, path, httptest.NewRequest(http.MethodGet, "http://h/", nil), &left)
+	r, _ := s.route(host, path, httptest.NewRequest(http.MethodGet, "http://h/", nil), &steps{left: expression.MaxRequest, free: expression.MaxRequest})
 	return r
 }
 

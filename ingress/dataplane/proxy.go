@@ -99,11 +99,13 @@ type Proxy struct {
 	noHandshake timers.Signal // handshakes has become 0
 	// memory is the key of the hashes by which correct logins are remembered.
 	memory [32]byte
-	// hashing limits how many passwords are compared at a time: half of the processors, so that other requests are
-	// served.
+	// hashing limits how many passwords, and requests with expressions beyond freeSteps, are compared at a time: half
+	// of the processors, so that other requests are served.
 	hashing chan struct{}
-	// hashWait limits how long a login waits for a processor while other hashes are compared.
+	// hashWait limits how long a login or a request waits for a processor while others are compared.
 	hashWait time.Duration
+	// comparing are the turns of requests with expressions beyond freeSteps.
+	comparing turns
 
 	mu           sync.Mutex // guards what follows, for Apply
 	sections     table.Sections
@@ -175,7 +177,7 @@ func New(o Options) (*Proxy, error) {
 		counted: map[string]*hostStats{},
 		users:   map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{},
 		patterns: map[patternKey]*pattern{},
-		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), hashWait: hashPatience,
+		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), hashWait: hashPatience, comparing: turns{of: map[string]*turn{}},
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.standard = p.certificate(table.DefaultCertificate)

@@ -3,7 +3,6 @@
 package dataplane
 
 import (
-	"net/netip"
 	"sync"
 	"time"
 
@@ -106,9 +105,6 @@ func (x *exchange) limited(p *policy) bool {
 	if len(p.except) > 0 && within(address, p.except) {
 		return false
 	}
-	if ip, err := netip.ParseAddr(address); err == nil {
-		address = sourceOfAddress(ip.Unmap().WithZone("")).String() // a /64 of IPv6 is what one machine has
-	}
-	x.release = p.limiter.acquire(address, time.Now())
+	x.release = p.limiter.acquire(x.clientKey(), time.Now())
 	return x.release == nil
 }

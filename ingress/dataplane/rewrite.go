@@ -11,6 +11,13 @@ import (
 func (x *exchange) rewrite(r *route) bool {
 	var groups []int
 	if r.expression != nil {
+		from := x.newSteps()
+		from.host = x.steps.host
+		defer from.finish()
+		if !from.take(r.expression.Steps * len(x.path.match)) {
+			x.answer(http.StatusServiceUnavailable, "too many requests with paths as long wait for their rewrite")
+			return false
+		}
 		groups = r.expression.Groups(x.path.match)
 	}
 	target, query, hasQuery := strings.Cut(r.policy.Rewrite, "?")

@@ -29,6 +29,7 @@ type routing struct {
 // host is a compiled table.Host.
 type host struct {
 	site, name  string
+	namespace   string       // of all routes; empty where there are several
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
 	stats       *hostStats
@@ -104,31 +105,32 @@ func (r *routing) find(site, name string) *host {
 }
 
 // route returns the route of a request: the first that matches on the host, else the first that matches on the site's
-// default host, unless the host is final. It returns nil when there is none. left is the rest of the steps that the
-// request may take, and is reduced. The verdict about the returned route is matches or undecided.
-func (s *siteRoutes) route(name, path string, in *http.Request, left *int) (*route, verdict) {
+// default host, unless the host is final. It returns nil when there is none. The verdict about the returned route is
+// matches or undecided.
+func (s *siteRoutes) route(name, path string, in *http.Request, from *steps) (*route, verdict) {
 	h := s.find(name)
 	if h == nil {
 		return nil, differs
 	}
-	if found, v := h.match(path, in, left); found != nil || h.name == "" || h.final {
+	if found, v := h.match(path, in, from); found != nil || h.name == "" || h.final {
 		return found, v
 	}
 	if h = s.hosts[""]; h != nil {
-		return h.match(path, in, left)
+		return h.match(path, in, from)
 	}
 	return nil, differs
 }
 
 // matchesDecoded reports whether a path of the route would match another object's route with restricted access, if it
 // were read as lenient backends read it (lenientPath).
-func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *http.Request) bool {
+func (s *siteRoutes) matchesDecoded(r *route, name, path string, x *exchange) bool {
 	lenient := lenientPath(path)
 	if lenient == path {
 		return false
 	}
-	left := expression.MaxRequest
-	other, v := s.route(name, lenient, in, &left)
+	from := x.newSteps()
+	defer from.finish()
+	other, v := s.route(name, lenient, x.in, &from)
 	return other != nil && other != r && (v == undecided || other.restricts()) && (other.object != r.object || !r.restricts())
 }
 
@@ -140,9 +142,10 @@ func (r *route) restricts() bool {
 }
 
 // match returns the first route that does not differ from a request, with the verdict about it.
-func (h *host) match(path string, in *http.Request, left *int) (*route, verdict) {
+func (h *host) match(path string, in *http.Request, from *steps) (*route, verdict) {
+	from.host = h
 	for _, r := range h.routes {
-		if v := r.compare(path, in, left); v != differs {
+		if v := r.compare(path, in, from); v != differs {
 			return r, v
 		}
 	}
@@ -150,16 +153,16 @@ func (h *host) match(path string, in *http.Request, left *int) (*route, verdict)
 }
 
 // compare compares a request with the route. What costs little is compared first.
-func (r *route) compare(path string, in *http.Request, left *int) verdict {
+func (r *route) compare(path string, in *http.Request, from *steps) verdict {
 	if r.expression == nil && !r.matches(path) || r.conditions != nil && !r.conditions.plainMet(in) {
 		return differs
 	}
 	out := matches
 	if r.expression != nil {
-		out = r.expression.compare(path, left)
+		out = r.expression.compare(path, from)
 	}
 	if r.conditions != nil && out != differs {
-		if v := r.conditions.patternsMet(in, left); v != matches {
+		if v := r.conditions.patternsMet(in, from); v != matches {
 			out = v
 		}
 	}
@@ -224,6 +227,11 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 			if problem == nil {
 				problem = fmt.Errorf("the route %s of %s: %w", from.Routes[i].Path, from.Routes[i].Object, err)
 			}
+		}
+		if i == 0 {
+			h.namespace = r.namespace
+		} else if h.namespace != r.namespace {
+			h.namespace = ""
 		}
 		h.routes = append(h.routes, r)
 	}
