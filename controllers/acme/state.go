@@ -35,7 +35,7 @@ const (
 	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
 	// madeAnnotation marks the Secrets that this package made. It is the hash of their certificate, so that a
 	// certificate that another client wrote is not treated as coracle's.
-	madeAnnotation = "coracle.dev/acme"
+	madeAnnotation = compile.MadeByACME
 	// foreign is the prefix of annotations on Secrets that cert-manager manages.
 	foreign = "cert-manager.io/"
 	// orderLabel is the label of the Secrets that hold orders. forAnnotation names the Secret that the order is for.

@@ -33,6 +33,7 @@ const (
 // certificate, also after restarts. It does not touch a Secret that a user has created in its place.
 func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 	name, now := compile.DefaultCertificate, time.Now()
+	c.defaultNext = time.Time{}
 	if !wanted || now.Before(c.o.Built) {
 		return nil
 	}
@@ -44,7 +45,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 		pair, err := tls.X509KeyPair(have.Data[corev1.TLSCertKey], have.Data[corev1.TLSPrivateKeyKey])
 		switch {
 		case have.Labels[managedBy] != manager:
-			c.judgeDefault(have, err)
+			c.judgeDefault(have, pair.Leaf, err)
 			return nil
 		case err == nil && !now.Before(pair.Leaf.NotBefore) && now.Before(pair.Leaf.NotAfter.Add(-defaultRest)):
 			return nil
@@ -75,7 +76,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 }
 
 // judgeDefault adds warnings about problems of a user's default certificate.
-func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
+func (c *Controller) judgeDefault(s *corev1.Secret, leaf *x509.Certificate, err error) {
 	switch {
 	case err != nil:
 		c.warnings.Add(s, reasonDefault,
@@ -85,6 +86,12 @@ func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 		c.warnings.Add(s, reasonDefault,
 			"hosts without a certificate have one that each proxy makes: this Secret has to be of the type %s; delete it and create it again",
 			corev1.SecretTypeTLS)
+	default:
+		var reason string
+		if reason, c.defaultNext = compile.Ending(leaf.NotBefore, leaf.NotAfter, time.Now()); reason != "" {
+			c.warnings.Add(s, reason, "hosts without a certificate have that of this Secret, which ends at %s: put a new one into it",
+				leaf.NotAfter.UTC().Format(time.RFC3339))
+		}
 	}
 }
 

@@ -104,6 +104,26 @@ func TestDefaultCertificateOfAUser(t *testing.T) {
 	}
 }
 
+// TestEndOfAUsersDefaultCertificateIsAnEvent: days before, and at its end.
+func TestEndOfAUsersDefaultCertificateIsAnEvent(t *testing.T) {
+	run(t, func(b bed) {
+		testenv.Must(b.client.CoreV1().Secrets("kube-system").Create(b.Context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: compile.DefaultCertificate.Name}, Type: corev1.SecretTypeTLS, Data: pairOf(t),
+		}, metav1.CreateOptions{}))(b)
+		ing := web()
+		ing.Spec.DefaultBackend = nil // of which nothing is to be said
+		b.create(ing)
+		b.settle()
+		testenv.Equal(t, b.said(), "", "events:")
+		time.Sleep((10*365 - 9) * 24 * time.Hour) // fake time
+		b.settle()
+		testenv.True(t, strings.HasPrefix(b.said(), "Warning CertificateExpiring "), "no event before the end")
+		time.Sleep(10 * 24 * time.Hour)
+		b.settle()
+		testenv.True(t, strings.HasPrefix(b.said(), "Warning CertificateExpired "), "no event after the end")
+	})
+}
+
 func pairOf(t *testing.T) map[string][]byte {
 	return testenv.Must(ingress.NewDefault(time.Now()))(t)
 }

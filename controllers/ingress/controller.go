@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -55,7 +56,8 @@ const Component = "ingress"
 // ReasonPortInUse is the reason of events of a Service or a Gateway about nodes on which other programs use its ports.
 const ReasonPortInUse = "PortInUse"
 
-// All fields of Options are required, except Rules, Disabled, Certificates, Built, Part and Logger.
+// All fields of Options are required, except Rules, Disabled, PodCIDRs, ServiceCIDRs, NodePorts, Certificates, Built,
+// Part and Logger.
 type Options struct {
 	// Client writes objects. Informers are the term's, and are started after New.
 	Client    kubernetes.Interface
@@ -65,6 +67,10 @@ type Options struct {
 	Rules compile.Rules
 	// Disabled removes the Service.
 	Disabled bool
+	// PodCIDRs and ServiceCIDRs are the cluster's networks, and NodePorts the ports of nodes that are the cluster's. Of
+	// them the proxies connect to pods alone, and only as to endpoints.
+	PodCIDRs, ServiceCIDRs []netip.Prefix
+	NodePorts              []uint16
 	// Certificates, when set, is called in each round with the certificates to request by ACME. nil requests none. It
 	// must not block.
 	Certificates func([]compile.Order)
@@ -94,6 +100,8 @@ type Controller struct {
 	refusals *refusals
 	busy     map[string]string // ports that other programs use, by the node's name
 	unused   time.Time         // since when no Ingress is served; zero while there is one
+	// defaultNext is when a warning about the end of a user's default certificate changes; zero for never
+	defaultNext time.Time
 }
 
 // New adds handlers to the informers, which must not run yet.
@@ -116,7 +124,7 @@ func New(o Options) (*Controller, error) {
 		{Informer: core.ConfigMaps().Informer(), Matters: c.configMatters},
 		{Informer: core.Secrets().Informer(), Matters: c.secretMatters},
 		{Informer: core.Nodes().Informer(), Matters: NodeMatters},
-		{Informer: discovery.EndpointSlices().Informer(), Matters: sliceMatters},
+		{Informer: discovery.EndpointSlices().Informer(), Matters: c.sliceMatters},
 	}...)
 	if err != nil {
 		return nil, fmt.Errorf("ingress: %w", err)
@@ -162,9 +170,12 @@ func NodeMatters(old, now any) bool {
 			(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
 }
 
-func sliceMatters(_, now any) bool {
+// sliceMatters reports whether a change of an EndpointSlice matters: of the controller's own, and of a hand-written one
+// while there are Ingresses.
+func (c *Controller) sliceMatters(_, now any) bool {
 	s, ok := now.(*discoveryv1.EndpointSlice)
-	return ok && s.Namespace == metav1.NamespaceSystem && s.Labels[discoveryv1.LabelManagedBy] == sliceManager
+	return ok && (s.Namespace == metav1.NamespaceSystem && s.Labels[discoveryv1.LabelManagedBy] == sliceManager ||
+		s.Labels[discoveryv1.LabelManagedBy] != upstreamSlices && c.used())
 }
 
 // Run syncs the objects until ctx is done.
@@ -197,10 +208,20 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
 		return retry
 	}
-	if refused > 0 && (wait == 0 || refused < wait) {
-		return refused
+	for _, at := range []time.Time{r.Next, c.defaultNext} {
+		if !at.IsZero() {
+			wait = shorterWait(wait, max(time.Until(at), time.Millisecond))
+		}
 	}
-	return wait
+	return shorterWait(wait, refused)
+}
+
+// shorterWait returns the shorter of two waits. 0 means no wait.
+func shorterWait(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
 }
 
 func (c *Controller) compile() (compile.Result, error) {
@@ -219,6 +240,15 @@ func (c *Controller) compile() (compile.Result, error) {
 	if c.o.Certificates != nil { // the account may be registered later
 		s.Account = &corev1.Secret{}
 	}
+	ofNode := c.nodeAddresses()
+	barred := c.barred(ofNode)
+	s.Barred = func(namespace, name string) []string {
+		return barred[types.NamespacedName{Namespace: namespace, Name: name}]
+	}
+	s.OwnsAddress = func(a netip.Addr) bool {
+		return ofNode[a] || within(a, c.o.PodCIDRs) || within(a, c.o.ServiceCIDRs)
+	}
+	s.Now, s.AtNodes = time.Now(), c.atNodes()
 	s.Memory, s.Secrets = &c.memory, map[types.NamespacedName]*corev1.Secret{}
 	s.Defaults, _ = c.configs.ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name) // nil where there is none
 	for name := range compile.Wanted(s) {

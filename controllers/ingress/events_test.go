@@ -14,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
@@ -156,5 +158,90 @@ func TestManyFindingsAreEachAnEvent(t *testing.T) {
 				testenv.Equal(t, b.writes(), writes, "writes of events:")
 			})
 		}
+	})
+}
+
+// TestEndOfACertificateIsAnEvent: days before and at its end, without a change of an object.
+func TestEndOfACertificateIsAnEvent(t *testing.T) {
+	run(t, func(b bed) {
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Type: corev1.SecretTypeTLS,
+			Data: testenv.Must(ingress.NewDefault(time.Now()))(t)}
+		testenv.Must(b.client.CoreV1().Secrets("shop").Create(b.Context(), secret, metav1.CreateOptions{}))(b)
+		ing := web()
+		ing.Spec.DefaultBackend = nil // of which nothing is to be said
+		ing.Spec.TLS = []networkingv1.IngressTLS{{Hosts: []string{"ingress.local"}, SecretName: "web"}}
+		b.create(ing)
+		const day = 24 * time.Hour
+		for _, step := range []struct {
+			after time.Duration
+			want  string
+		}{
+			{10*365*day - 11*day, ""},
+			{day + time.Hour, "CertificateExpiring the certificate in the Secret web ends at 2009-12-29"},
+			{9 * day, ""},
+			{day, "CertificateExpired the certificate in the Secret web has ended at 2009-12-29"},
+			{365 * day, ""},
+		} {
+			time.Sleep(step.after) // fake time
+			b.settle()
+			said := b.said()
+			testenv.True(t, (step.want == "") == (said == "") && strings.Contains(said, step.want), "at %s: %q, want %q", time.Now(), said, step.want)
+		}
+	})
+}
+
+// TestHandWrittenEndpointsAreJudged: endpoints to which the proxies do not connect are named. Those that upstream's
+// controller writes are not looked at.
+func TestHandWrittenEndpointsAreJudged(t *testing.T) {
+	run(t, func(b bed) {
+		testenv.Must(b.client.CoreV1().Nodes().Create(b.Context(), node("a", "", true, "192.0.2.1"), metav1.CreateOptions{}))(b)
+		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
+		testenv.Must(b.client.CoreV1().Services("shop").Create(b.Context(), svc, metav1.CreateOptions{}))(b)
+		b.create(web())
+		b.settle()
+		testenv.Equal(t, b.said(), "", "without endpoints:")
+		for _, c := range []struct {
+			manager, address string
+			port             int32
+			bad              bool
+		}{
+			{"me", "192.0.2.1", 80, false}, {"me", "192.0.2.1", 10250, true}, {"me", "10.43.0.7", 80, true}, {"", "203.0.113.5", 6443, false},
+			{"", "10.43.0.8", 443, true}, {"endpointslice-controller.k8s.io", "10.43.0.9", 80, false}, {"me", "10.42.0.7", 80, false},
+		} {
+			slice := &discoveryv1.EndpointSlice{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "hand", Labels: map[string]string{discoveryv1.LabelServiceName: "web", discoveryv1.LabelManagedBy: c.manager}},
+				Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{c.address}}}, Ports: []discoveryv1.EndpointPort{{Port: &c.port}},
+			}
+			slices := b.client.DiscoveryV1().EndpointSlices("shop")
+			testenv.Must(slices.Create(b.Context(), slice, metav1.CreateOptions{}))(b)
+			b.settle()
+			said := b.said()
+			testenv.True(t, c.bad == strings.Contains(said, "Unreachable the Service web has endpoints at "+c.address) && c.bad == (said != ""),
+				"%+v: %q", c, said)
+			testenv.NoError(b, slices.Delete(b.Context(), "hand", metav1.DeleteOptions{}))
+			b.settle()
+		}
+	})
+}
+
+// TestAuthenticationServerBehindThisIngressIsAnEvent: while clients reach the ingress at addresses of nodes.
+func TestAuthenticationServerBehindThisIngressIsAnEvent(t *testing.T) {
+	run(t, func(b bed) {
+		testenv.Must(b.client.CoreV1().Nodes().Create(b.Context(), node("a", "", true, "192.0.2.1"), metav1.CreateOptions{}))(b)
+		ing := web()
+		ing.Spec.DefaultBackend = nil
+		ing.Spec.Rules = []networkingv1.IngressRule{{Host: "auth.example", IngressRuleValue: networkingv1.IngressRuleValue{HTTP: &networkingv1.HTTPIngressRuleValue{
+			Paths: []networkingv1.HTTPIngressPath{{Path: "/", Backend: *web().Spec.DefaultBackend}},
+		}}}}
+		ing.Annotations = map[string]string{"nginx.ingress.kubernetes.io/auth-url": "https://auth.example/check"}
+		b.create(ing)
+		b.settle()
+		testenv.False(t, strings.Contains(b.said(), "Unreachable"), "the ingress has no address yet")
+		svc := b.service()
+		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
+		testenv.Must(b.client.CoreV1().Services(svc.Namespace).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(b)
+		b.settle()
+		said := b.said()
+		testenv.True(t, strings.Contains(said, "Unreachable this ingress serves the host auth.example, at addresses of nodes"), "events: %q", said)
 	})
 }

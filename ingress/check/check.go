@@ -38,7 +38,7 @@ type Options struct {
 	Defaults types.NamespacedName
 	// Rules are the settings of the servers.
 	Rules compile.Rules
-	// Now is the time at which Objects without a creation timestamp are created.
+	// Now is the time at which certificates are judged, and Objects without a creation timestamp are created.
 	Now time.Time
 }
 

@@ -32,7 +32,7 @@ func denied(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsU
 
 // read reads the objects that are not read by their names. Objects of files take the place of the cluster's.
 func (g *gatherer) read(ctx context.Context) error {
-	g.state.AllFindings, g.state.Rules, g.state.Service = true, g.o.Rules, g.service
+	g.state.AllFindings, g.state.Rules, g.state.Service, g.state.Now = true, g.o.Rules, g.service, g.o.Now
 	g.services = map[types.NamespacedName]*corev1.Service{}
 	ingresses, classes := map[types.NamespacedName]*networkingv1.Ingress{}, map[types.NamespacedName]*networkingv1.IngressClass{}
 	if g.o.Client != nil {

@@ -179,5 +179,5 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port,
 		Protocol: main.Backends[0].Protocol, TLS: main.Backends[0].TLS}
 	main.canary, main.legacy = &one, a.options.legacy
-	c.service(a.ing, p.Backend.Service)
+	c.service(a.ing, fieldRules, one.Backend, "its requests answer 503")
 }

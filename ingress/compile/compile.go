@@ -11,9 +11,11 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -37,6 +39,16 @@ type State struct {
 	Service func(namespace, name string) *corev1.Service
 	// Defaults is the ConfigMap of this name. It is nil if there is none.
 	Defaults *corev1.ConfigMap
+	// Barred returns the endpoints of a Service to which the proxies open no connection, as ADDRESS:PORT. If it is nil,
+	// endpoints are not checked.
+	Barred func(namespace, name string) []string
+	// OwnsAddress reports whether an address is the cluster's. If it is nil, only addresses of machines themselves,
+	// such as loopback, are known.
+	OwnsAddress func(netip.Addr) bool
+	// AtNodes says that clients reach the ingress at addresses of nodes.
+	AtNodes bool
+	// Now is the time at which certificates are judged. If it is zero, their ends are not checked.
+	Now time.Time
 	// Rules are the operator's settings.
 	Rules Rules
 	// AllFindings lifts the limit of findings of one object.
@@ -95,6 +107,8 @@ type Result struct {
 	Wanted map[types.NamespacedName]bool
 	// OfDefaults are the problems of the ConfigMap Defaults.
 	OfDefaults []Finding
+	// Next is when findings about the ends of certificates change without a change of objects; zero for never.
+	Next time.Time
 	// Findings are the findings by Ingress.
 	Findings map[types.NamespacedName][]Finding
 }
@@ -113,6 +127,11 @@ const (
 	ReasonSecret = "BadCertificate"
 	// ReasonAuthorities says that a Secret is missing or holds no authorities, so that no certificate is accepted.
 	ReasonAuthorities = "BadAuthorities"
+	// ReasonExpiring and ReasonExpired say that a certificate ends soon, or has ended.
+	ReasonExpiring = "CertificateExpiring"
+	ReasonExpired  = "CertificateExpired"
+	// ReasonUnreachable says that the proxies open no connection to an address.
+	ReasonUnreachable = "Unreachable"
 	// ReasonCertificate says that a certificate is not ordered by ACME.
 	ReasonCertificate = "NotOrdered"
 	// ReasonIgnored says that annotations that only tune were ignored.
@@ -156,6 +175,7 @@ type annotated struct {
 type host struct {
 	namespace    string // of the Ingress that named it first
 	certificate  string
+	secret       types.NamespacedName // of the certificate
 	routes       []*route
 	ownerOfRoute map[routeKey]string // the object that owns a path
 	stream       *table.Stream
@@ -213,6 +233,7 @@ func Desired(s State) (Result, error) {
 		c.finish(name, c.hosts[name])
 	}
 	c.names()
+	c.targets()
 	for name, h := range c.hosts {
 		out := table.Host{
 			Certificate: h.certificate, Final: c.final(h), Routes: make([]table.Route, 0, len(h.routes)), Stream: h.stream,
@@ -343,7 +364,7 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 		h := c.host(ing.Namespace, name)
 		h.secure = h.secure || len(ing.Spec.TLS) > 0
 		if key := c.certificateFor(ing, certificates, name); key != "" && h.certificate == "" {
-			h.certificate = key
+			h.certificate, h.secret = key, certificates.of(name)
 		}
 		if rule.HTTP == nil || len(rule.HTTP.Paths) == 0 {
 			if ing.Spec.DefaultBackend == nil {
@@ -423,36 +444,9 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	case r.Refused == "":
 		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1,
 			TLS: c.tlsTo(o)}}
-		c.service(ing, b.Service)
+		c.service(ing, fieldRules, r.Backends[0], "its paths answer 503")
 	}
 	h.routes = append(h.routes, r)
-}
-
-// service adds findings about a backend's Service.
-func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressServiceBackend) {
-	if c.s.Service == nil {
-		return
-	}
-	svc := c.s.Service(ing.Namespace, b.Name)
-	if svc == UnknownService {
-		return
-	}
-	if svc == nil {
-		c.find(ing, Finding{ReasonService, fieldRules, fmt.Sprintf("there is no Service %s in the namespace %s", b.Name, ing.Namespace)})
-		return
-	}
-	c.traefikService(ing, svc)
-	if svc.Spec.Type == corev1.ServiceTypeExternalName {
-		c.find(ing, Finding{ReasonUnsupported, fieldRules, fmt.Sprintf(
-			"the Service %s is of the type ExternalName, which is not served: its paths answer 503", b.Name)})
-		return
-	}
-	if !slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
-		return b.Port.Name != "" && p.Name == b.Port.Name || b.Port.Name == "" && p.Port == b.Port.Number
-	}) {
-		c.find(ing, Finding{ReasonService, fieldRules, fmt.Sprintf("the Service %s has no port %s", b.Name,
-			cmp.Or(b.Port.Name, strconv.Itoa(int(b.Port.Number))))})
-	}
 }
 
 // portOf returns the port that a backend names, or the reason for which the backend is not served.
@@ -533,6 +527,8 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 				full = true
 				continue
 			}
+			s := c.s.Secrets[secret]
+			c.ending(ing, fieldTLS, s, c.s.Memory.certificateOf(s).validity, "certificate", "clients refuse it")
 		}
 		hosts := t.Hosts
 		if len(hosts) == 0 {

@@ -26,7 +26,8 @@ const (
 
 var effects = map[string]Effect{
 	ReasonPathTaken: EffectBroken, ReasonHostTaken: EffectRefused, ReasonUnsupported: EffectRefused, ReasonBadHost: EffectRefused,
-	ReasonSecret: EffectBroken, ReasonAuthorities: EffectRefused, ReasonCertificate: EffectDifferent, ReasonIgnored: EffectIgnored,
+	ReasonSecret: EffectBroken, ReasonExpiring: EffectBroken, ReasonExpired: EffectBroken, ReasonUnreachable: EffectRefused,
+	ReasonAuthorities: EffectRefused, ReasonCertificate: EffectDifferent, ReasonIgnored: EffectIgnored,
 	ReasonDifferent: EffectDifferent,
 	ReasonUsers:     EffectRefused, ReasonService: EffectBroken, ReasonTooLarge: EffectRefused, ReasonCostly: EffectDifferent,
 }

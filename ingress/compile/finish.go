@@ -202,10 +202,19 @@ func (c *compiler) www(ing *networkingv1.Ingress, name string, h *host) {
 	if c.hosts[other] != nil || len(h.routes) == 0 || !c.mayHaveHost(ing, other) {
 		return
 	}
+	certificates := c.certificatesOf(ing)
+	certificate := c.certificateFor(ing, certificates, other)
+	if certificate == "" && (c.s.Secrets == nil || c.s.Memory.certificateOf(c.s.Secrets[h.secret]).isFor(other)) {
+		certificate = h.certificate
+	}
+	if certificate == "" && h.certificate != "" && certificates.of(other).Name == "" {
+		c.find(ing, Finding{ReasonSecret, nginxPrefix + "from-to-www-redirect", fmt.Sprintf("there is no certificate for %s, so that clients "+
+			"by https see the default one and not the redirect: list it in spec.tls, with a Secret whose certificate is for it, too", other)})
+	}
 	r := &route{Route: table.Route{
 		Path: "/", Kind: table.PathPrefix, Object: h.routes[0].Object,
 		Policy: &table.Policy{Redirect: &table.Redirect{Status: http.StatusPermanentRedirect, Location: "$scheme://" + name +
 			"$request_uri"}},
 	}}
-	c.hosts[other] = &host{namespace: h.namespace, certificate: h.certificate, routes: []*route{r}}
+	c.hosts[other] = &host{namespace: h.namespace, certificate: certificate, routes: []*route{r}}
 }

@@ -32,6 +32,8 @@ type judged struct {
 	flaw    string          // why it is invalid; empty for a valid certificate
 	section json.RawMessage // of the table; nil for an invalid one
 	names   []string        // DNS names in lower case, or the common name if it has none
+	validity
+	authorities validity // of the authority in ca.crt that ends last
 }
 
 // isFor reports whether the certificate is for a host. For a wildcard host the result is true, since the certificate
@@ -93,8 +95,12 @@ func (m *Memory) certificateOf(s *corev1.Secret) judged {
 		return c
 	}
 	if c, ok = m.lastCertificates[s]; !ok {
+		if s != nil && len(s.Data[keyAuthorities]) <= certificate.MaxChain {
+			c.authorities = lastOf(s.Data[keyAuthorities])
+		}
 		var leaf *x509.Certificate
 		if leaf, c.flaw = certificate.Parse(s); c.flaw == "" {
+			c.validity = validity{leaf.NotBefore, leaf.NotAfter}
 			if c.names = leaf.DNSNames; len(c.names) == 0 {
 				c.names = []string{leaf.Subject.CommonName}
 			}

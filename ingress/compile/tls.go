@@ -239,6 +239,7 @@ func (c *compiler) tlsOf(a annotated) error {
 	case why == "" && !c.certificate(o.tlsSecret):
 		c.find(a.ing, tooLarge(o.namespace, "its backends are not shown a certificate"))
 	}
+	c.ending(a.ing, nginxPrefix+"proxy-ssl-secret", s, c.s.Memory.certificateOf(s).validity, "certificate", "backends refuse it")
 	return nil
 }
 
@@ -259,6 +260,7 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, field string, secret
 			"the Secret %s has no certificates of authorities in the key %s: %s", secret.Name, keyAuthorities, so)})
 		return nil
 	}
+	c.ending(ing, field, s, c.s.Memory.certificateOf(s).authorities, "authority", so)
 	key := table.AuthoritiesKey("secret", secret.Namespace, secret.Name)
 	if !c.secretRoom(secret.Namespace, key, len(s.Data[keyAuthorities])) {
 		what := fmt.Sprintf("the authorities of the Secret %s are left out, and %s", secret.Name, so)
