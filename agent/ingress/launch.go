@@ -90,7 +90,7 @@ func (k *supervisor) adopt(e entry) (*process, error) {
 		k.processes.Processes = before
 		return nil, err
 	}
-	p.limits = k.limits
+	p.limits, p.limited = k.limits, &table.Limited{}
 	p.reading.Go(p.read)
 	return p, nil
 }

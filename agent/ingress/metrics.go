@@ -108,7 +108,7 @@ func (s *serving) report(ctx context.Context, q question) {
 		q.response <- nil
 		return
 	}
-	stats, err := s.supervisor.now.stats(ctx)
+	stats, err := s.stats(ctx)
 	q.response <- stats
 	if err != nil && ctx.Err() == nil {
 		s.lost(err)

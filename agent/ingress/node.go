@@ -86,6 +86,7 @@ type Node struct {
 	table table.Sections
 	// backends are those of the table. nil means that they were not read yet.
 	backends map[string]table.Backend
+	troubles troubles
 	// annotation is the last known value of the Node's annotation.
 	annotation string
 }

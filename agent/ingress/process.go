@@ -39,7 +39,9 @@ type process struct {
 	// answeredPID is the process ID that the process itself sent with its sockets. 0 means that it sent none.
 	answeredPID int
 	// limits are those that the process was started with. They are zero where it did not say them.
-	limits    table.Limits
+	limits table.Limits
+	// limited is what it has counted so far. It is nil before an earlier run's process was asked.
+	limited   *table.Limited
 	responses chan table.Response // unbuffered: each change waits for its response
 	ended     chan error          // capacity 1: a connection ends once
 	done      chan struct{}       // closed by close
@@ -197,20 +199,11 @@ func (p *process) sendSockets(s *sockets, change socketChange) error {
 	return table.Send(p.conn, append(line, '\n'), descriptors)
 }
 
-// probe checks whether the proxy responds. It must not run concurrently with put.
-func (p *process) probe(ctx context.Context) error {
-	if p.sent == nil {
-		return nil // a commit before the first table would be an empty table
-	}
-	_, err := p.commit(ctx, nil, false)
-	return err
-}
-
 // stats asks for the proxy's counters. It returns nil before the proxy has a table. It must not run concurrently with
 // put.
 func (p *process) stats(ctx context.Context) (*table.Stats, error) {
 	if p.sent == nil {
-		return nil, nil //nolint:nilnil // as said above
+		return nil, nil //nolint:nilnil // a commit before the first table would be an empty table
 	}
 	a, err := p.commit(ctx, nil, true)
 	return a.Stats, err

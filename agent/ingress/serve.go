@@ -111,7 +111,7 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-probe.C:
 			s.look = true
 			if k.now != nil {
-				if err := k.now.probe(ctx); err != nil && ctx.Err() == nil {
+				if _, err := s.stats(ctx); err != nil && ctx.Err() == nil {
 					s.lost(err)
 				}
 			}
@@ -250,7 +250,23 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 // lost gives up a proxy that has ended, or does not respond.
 func (s *serving) lost(cause error) {
 	lived := time.Since(s.supervisor.now.began)
-	s.failed(fmt.Errorf("the proxy has ended: %w", s.supervisor.lost(cause)), s.restarts.next(lived))
+	cause = s.supervisor.lost(cause)
+	s.troubles.ended(cause, time.Now())
+	s.failed(fmt.Errorf("the proxy has ended: %w", cause), s.restarts.next(lived))
+}
+
+// stats asks the proxy for its counters, and notes which limits its clients have met since the last time.
+func (s *serving) stats(ctx context.Context) (*table.Stats, error) {
+	p := s.supervisor.now
+	stats, err := p.stats(ctx)
+	if stats == nil || err != nil {
+		return nil, err
+	}
+	if p.limited != nil {
+		s.troubles.count(*p.limited, stats.Limited, time.Now())
+	}
+	p.limited = &stats.Limited
+	return stats, nil
 }
 
 // failed reports that there is no proxy, and sets when the next attempt begins.
@@ -342,16 +358,20 @@ func (s *serving) show(problems map[string]string) {
 		}
 	}
 	text := fmt.Sprintf("%d hosts, process %d", hosts, s.supervisor.now.PID)
-	switch {
-	case s.refused != nil:
-		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; it keeps running, since the new version could not take over: %v", text, s.refused))
-	case s.portOwners.problem() != "":
-		s.o.Part.Set(status.Degraded, text+"; "+s.portOwners.problem())
-	case len(problems) > 0:
-		first := slices.Sorted(maps.Keys(problems))[0]
-		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections of the routing table are incomplete, such as %s: %s", text, len(problems), first,
-			problems[first]))
-	default:
-		s.o.Part.Set(status.Running, text)
+	wrong := s.troubles.texts(s.supervisor.groups.memory, s.supervisor.limits.Connections, time.Now())
+	if s.refused != nil {
+		wrong = append(wrong, fmt.Sprintf("it keeps running, since the new version could not take over: %v", s.refused))
 	}
+	if problem := s.portOwners.problem(); problem != "" {
+		wrong = append(wrong, problem)
+	}
+	if len(problems) > 0 {
+		first := slices.Sorted(maps.Keys(problems))[0]
+		wrong = append(wrong, fmt.Sprintf("%d sections of the routing table are incomplete, such as %s: %s", len(problems), first, problems[first]))
+	}
+	if len(wrong) > 0 {
+		s.o.Part.Set(status.Degraded, text+"; "+strings.Join(wrong, "; "))
+		return
+	}
+	s.o.Part.Set(status.Running, text)
 }

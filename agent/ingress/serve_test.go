@@ -134,9 +134,10 @@ func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 		testenv.Check(t, answered(), "after the proxy was killed")
 	}
 	t.Logf("ten requests right after its end took %s", time.Since(began))
-	eventually(t, "the board says which process serves", func() bool {
+	eventually(t, "the board says which process serves, and that another one has ended", func() bool {
 		c := a.board.Components()[0]
-		return c.State == status.Running && !strings.Contains(c.Message, fmt.Sprint("process ", first))
+		return c.State == status.Degraded && !strings.Contains(c.Message, fmt.Sprint("process ", first)) &&
+			strings.Contains(c.Message, "it has ended 1 times and was started again")
 	})
 
 	testenv.NoError(t, nft.Delete(NFTable()))

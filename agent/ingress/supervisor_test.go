@@ -203,7 +203,7 @@ func TestProbeLeavesTableAndFindsStoppedProxy(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	for range 3 {
-		testenv.NoError(t, k.now.probe(t.Context()))
+		testenv.Must(k.now.stats(t.Context()))(t)
 	}
 	testenv.Check(t, ask(fresh(), k.url()))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -216,7 +216,7 @@ func TestProbeLeavesTableAndFindsStoppedProxy(t *testing.T) {
 		})
 	})
 	cancel()
-	testenv.Fails(t, k.now.probe(ctx), "a process that is stopped answers")
+	testenv.Fails(t, testenv.Err(k.now.stats(ctx)), "a process that is stopped answers")
 }
 
 func TestProxysControlGroupIsLimited(t *testing.T) {

@@ -386,6 +386,7 @@ func (p *Proxy) shedQUIC() {
 	}
 	for _, c := range p.heaviestQUIC() {
 		p.stats.Refused.Add(1)
+		p.stats.Limited.Memory.Add(1)
 		c.close(http3.ErrCodeExcessiveLoad, "no memory is left")
 	}
 }

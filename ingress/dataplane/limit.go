@@ -116,11 +116,13 @@ func (l *limitListener) Accept() (net.Conn, error) {
 func (p *Proxy) admit(to *connections, source netip.Addr) *counted {
 	if !p.hasMemory(source) {
 		p.stats.Refused.Add(1)
+		p.stats.Limited.Memory.Add(1)
 		return nil
 	}
 	c, cut := to.acquire(source)
 	if cut != nil || c == nil {
 		p.stats.Refused.Add(1)
+		p.stats.Limited.Connections.Add(1)
 	}
 	if cut != nil {
 		cut()

@@ -164,6 +164,7 @@ func (p *Proxy) shed() {
 	}
 	for _, cut := range p.heaviest() {
 		p.stats.Refused.Add(1)
+		p.stats.Limited.Memory.Add(1)
 		cut()
 	}
 }
@@ -179,6 +180,7 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 		c.works(true)
 	}
 	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.address()) && p.budget.needs(short) {
+		p.stats.Limited.Memory.Add(1)
 		return 0, errMemory
 	}
 	return n, err
@@ -208,6 +210,7 @@ func (x *exchange) begin() bool {
 		if x.in.ProtoMajor < 3 { // HTTP/3 has no such header
 			x.w.Header().Set("Connection", "close")
 		}
+		x.proxy.stats.Limited.Memory.Add(1)
 		x.answer(http.StatusServiceUnavailable, "the ingress proxy has no memory left for this client")
 		return false
 	}
@@ -215,6 +218,7 @@ func (x *exchange) begin() bool {
 		return true
 	}
 	if !x.proxy.streams.acquire(source) {
+		x.proxy.stats.Limited.Requests.Add(1)
 		x.answer(http.StatusServiceUnavailable, "this client has too many requests under way")
 		return false
 	}

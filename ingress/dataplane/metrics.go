@@ -71,6 +71,10 @@ func (p *Proxy) Report() *table.Stats {
 	out := &table.Stats{
 		Connections: p.stats.Connections.Load(), Websockets: p.stats.Tunnels.Load(), Refused: p.stats.Refused.Load(),
 		DialFailures: p.stats.DialFailures.Load(), Panics: p.stats.Panics.Load(),
+		Limited: table.Limited{
+			Memory: p.stats.Limited.Memory.Load(), Connections: p.stats.Limited.Connections.Load(),
+			Requests: p.stats.Limited.Requests.Load(),
+		},
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -136,6 +136,8 @@ type Stats struct {
 	Connections, Tunnels atomic.Int64
 	// Refused counts closed connections: above a limit, for lack of memory, or without their PROXY protocol header.
 	Refused atomic.Uint64
+	// Limited counts what table.Limited counts.
+	Limited struct{ Memory, Connections, Requests atomic.Uint64 }
 	// DialFailures counts attempts to connect to endpoints that failed.
 	DialFailures atomic.Uint64
 	// MirrorsDropped counts mirrored requests that were not sent because a limit was exceeded. MirrorsFailed counts

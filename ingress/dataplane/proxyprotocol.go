@@ -126,6 +126,9 @@ func (c *proxiedConn) header() {
 				c.proxy.stats.Refused.Add(1)
 				cut()
 			}
+			if cut != nil || !ok {
+				c.proxy.stats.Limited.Connections.Add(1)
+			}
 			if !ok {
 				c.err = errors.New("too many connections of this client")
 			}

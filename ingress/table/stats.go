@@ -8,12 +8,21 @@ type Stats struct {
 	Connections int64 `json:"connections"`
 	Websockets  int64 `json:"websockets"`
 	// Refused counts closed connections: above a limit, for lack of memory, or without their PROXY protocol header.
-	// DialFailures counts failed attempts to connect to endpoints. Panics counts requests that ended by a fault of the
-	// proxy.
+	// Limited says which limits clients met. DialFailures counts failed attempts to connect to endpoints. Panics counts
+	// requests that ended by a fault of the proxy.
 	Refused      uint64      `json:"refused"`
 	DialFailures uint64      `json:"dialFailures"`
 	Panics       uint64      `json:"panics"`
+	Limited      Limited     `json:"limited"`
 	Hosts        []HostStats `json:"hosts,omitempty"`
+}
+
+// Limited counts connections and requests of clients that were refused or closed for a limit: that of memory, that of
+// connections, and that of requests under way.
+type Limited struct {
+	Memory      uint64 `json:"memory"`
+	Connections uint64 `json:"connections"`
+	Requests    uint64 `json:"requests"`
 }
 
 // MaxCountedHosts is the greatest length of Stats.Hosts, without OtherHosts.
