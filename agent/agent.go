@@ -279,11 +279,12 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 	}
 	networks := n.podCIDRs
 	podCIDRs.Store(&networks)
+	n.startIngress(g)
 	for _, event := range []<-chan struct{}{ready, imported} {
 		select {
 		case <-event:
 		case <-g.Context().Done():
-			for _, name := range []string{partPodNetwork, partPolicies, partSpeaker, partIngress} {
+			for _, name := range []string{partPodNetwork, partPolicies, partSpeaker} {
 				o.part(name).Set(status.Stopped, "") // a server goes on without its node
 			}
 			return nil

@@ -4,8 +4,11 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,6 +32,17 @@ func (o Options) keptFromIngress() []uint16 {
 	return o.reserved().Ports
 }
 
+// clusterMark returns text that differs between clusters: a hash of the servers' authority. It is empty where there is
+// none.
+func (o Options) clusterMark() string {
+	text, err := os.ReadFile(o.ServerCAFile)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
+}
+
 // newIngress prepares the node's ingress. It returns nil when the ingress is disabled or the node watches no Services.
 func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, error) {
 	dir := filepath.Join(o.RunDir, "ingress")
@@ -39,7 +53,7 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 		return nil, nil
 	}
 	i := ingress.Options{
-		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, NodeIPs: o.NodeIPs, NodeName: o.NodeName,
+		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, Cluster: o.clusterMark(), NodeIPs: o.NodeIPs, NodeName: o.NodeName,
 		Unreachable: o.unreachable(),
 		PodCIDRs:    o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
 		Memory: o.IngressMemory, MaxConnections: o.IngressConnections,

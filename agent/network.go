@@ -233,7 +233,21 @@ func removeServiceRules(o Options, record string) error {
 	return nil
 }
 
-// start starts the parts in g.
+// startIngress starts the ingress in g. It needs no server to keep a proxy running.
+func (n *network) startIngress(g *supervise.Group) {
+	if n.ingress == nil {
+		n.o.part(partIngress).Set(status.Disabled, "")
+		return
+	}
+	g.Run(partIngress, func(ctx context.Context) error {
+		if err := n.ingress.Run(ctx); err != nil {
+			return fmt.Errorf("agent: %s: %w", partIngress, err)
+		}
+		return nil
+	})
+}
+
+// start starts the other parts in g.
 func (n *network) start(g *supervise.Group) {
 	run := func(name string, f func(context.Context) error) {
 		g.Run(name, func(ctx context.Context) error {
@@ -283,11 +297,6 @@ func (n *network) start(g *supervise.Group) {
 		n.o.part("cluster dns").Set(status.Disabled, "")
 	}
 	run(partSpeaker, n.addresses.Run)
-	if n.ingress != nil {
-		run(partIngress, n.ingress.Run)
-	} else {
-		n.o.part(partIngress).Set(status.Disabled, "")
-	}
 	g.Quiet("findings of the load balancer", func(ctx context.Context) error { return publishFindings(ctx, n.o, n.findings) })
 	if n.o.Reach != nil {
 		g.Go(func(ctx context.Context) { n.o.Reach.Run(ctx, n.internalIPs) })

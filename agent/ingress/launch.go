@@ -90,7 +90,7 @@ func (k *supervisor) adopt(e entry) (*process, error) {
 		k.processes.Processes = before
 		return nil, err
 	}
-	p.limits, p.limited = k.limits, &table.Limited{}
+	p.limits, p.limited, p.launched = k.limits, &table.Limited{}, true
 	p.reading.Go(p.read)
 	return p, nil
 }

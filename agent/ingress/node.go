@@ -5,7 +5,8 @@
 // writes to the Node on which ports the proxy serves.
 //
 // It owns the proxy's process, its sockets and the folder RunDir/ingress. The process outlives this one, as pods do,
-// and the next run finds it by its socket. While the cluster has no ingress Service there is no process, no open port
+// and the next run finds it by its socket. In that folder it keeps the last table, on a tmpfs only, for a restart while
+// no server answers. While the cluster has no ingress Service there is no process, no open port
 // and no request for the table. It reads no requests, and of objects only Nodes, Services and EndpointSlices.
 package ingress
 
@@ -19,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -35,12 +37,15 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// All fields of Options are required, except Unreachable, PodNetworkOf, Memory, MaxConnections, Part and Logger.
+// All fields of Options are required, except Cluster, Unreachable, PodNetworkOf, Memory, MaxConnections, Part and
+// Logger.
 type Options struct {
 	// Program is the path of the proxy, which is the same for all versions.
 	Program string
 	// Dir is the folder for sockets and the list of processes, on a tmpfs where there is one.
 	Dir string
+	// Cluster identifies the cluster: a kept table of another one is not used.
+	Cluster string
 	// NodeIPs are the addresses at which the proxy listens.
 	NodeIPs []netip.Addr
 	// PodCIDRs and ServiceCIDRs are the cluster's networks. Reserved are the cluster's own ports on nodes, to which the
@@ -69,7 +74,8 @@ type Options struct {
 	Part     *status.Part
 	Logger   *slog.Logger
 
-	cgroups string // where control groups are mounted, for tests; cgroupRoot by default
+	cgroups  string        // where control groups are mounted, for tests; cgroupRoot by default
+	patience time.Duration // bridgeAfter, for tests
 }
 
 // Node is a node's ingress.
@@ -77,6 +83,10 @@ type Node struct {
 	o    Options
 	wake timers.Signal // an object has changed
 	gone chan struct{} // capacity 1: one event means that another program may have deleted the kernel's table
+	// refused receives when a server has refused this node's credentials.
+	refused timers.Signal
+	// last is the file of the last table.
+	last *lastFile
 	// questions are sent by the collectors of Metrics. It is unbuffered: the sender stops waiting when its context
 	// ends.
 	questions chan question
@@ -97,6 +107,7 @@ func New(o Options) (*Node, error) {
 	if n.o.Logger == nil {
 		n.o.Logger = slog.Default()
 	}
+	n.refused, n.last = timers.NewSignal(), &lastFile{dir: o.Dir, cluster: o.Cluster, log: n.o.Logger}
 	if err := o.Services.Informer().AddIndexers(cache.Indexers{byGateway: indexGateway}); err != nil {
 		return nil, fmt.Errorf("ingress: adding an index of Services: %w", err)
 	}
@@ -134,11 +145,21 @@ func (n *Node) wanted() bool {
 	return len(found) > 0
 }
 
-// Run serves while the cluster has an ingress, until ctx is done. The proxy keeps running then.
+// Run serves while the cluster has an ingress, until ctx is done. The proxy keeps running then. The caches may begin to
+// run after Run.
 func (n *Node) Run(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), n.o.Nodes.Informer().HasSynced, n.o.Services.Informer().HasSynced,
-		n.o.EndpointSlices.Informer().HasSynced) {
-		return nil
+	synced := make(chan struct{})
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	waiting.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), n.o.Nodes.Informer().HasSynced, n.o.Services.Informer().HasSynced,
+			n.o.EndpointSlices.Informer().HasSynced) {
+			close(synced)
+		}
+	})
+	n.o.Part.Set(status.Starting, "waiting for a server")
+	if err := n.bridge(ctx, synced); err != nil || ctx.Err() != nil {
+		return err
 	}
 	for first := true; ; first = false {
 		switch {
@@ -192,6 +213,7 @@ func (n *Node) stop(ctx context.Context) error {
 		return err
 	}
 	n.rules, n.annotation = "", ""
+	n.last.forget()
 	return remove(n.o.Dir, n.groups())
 }
 

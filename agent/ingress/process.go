@@ -31,9 +31,11 @@ const (
 type process struct {
 	entry
 	began time.Time // when this run started or found it
-	conn  *net.UnixConn
-	out   *json.Encoder
-	sent  table.Sections // nil before the first table of this connection
+	// launched means that this run has started it, so that it has no table from before.
+	launched bool
+	conn     *net.UnixConn
+	out      *json.Encoder
+	sent     table.Sections // nil before the first table of this connection
 	// problems are those of the last response.
 	problems map[string]string
 	// answeredPID is the process ID that the process itself sent with its sockets. 0 means that it sent none.

@@ -147,7 +147,7 @@ func ofProxyUser(pid int) bool {
 	return real == strconv.Itoa(user)
 }
 
-// stop ends all processes, and removes their files.
+// stop ends all processes, and removes their files and the kept table.
 func stop(dir string) error {
 	r, err := readProcesses(dir)
 	if err != nil || len(r.Processes) == 0 {
@@ -157,7 +157,7 @@ func stop(dir string) error {
 	for _, e := range r.Processes {
 		errs = append(errs, e.signal(syscall.SIGTERM))
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(append(errs, removeLast(dir))...); err != nil {
 		return err
 	}
 	for _, name := range append(controlSockets(dir), filepath.Base(processFile(dir))) {

@@ -17,9 +17,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/netns"
@@ -52,8 +55,12 @@ type testNode struct {
 	t     *testing.T
 	o     Options
 	table table.Sections
-	http3 bool           // the Service has its port
-	seen  map[int]uint64 // when each process started that was seen to run the program
+	http3 bool // the Service has its port
+	// objects are those of the API. offline says that no server answers, streamFails that none sends the table.
+	objects     []runtime.Object
+	offline     atomic.Bool
+	streamFails atomic.Pointer[error]
+	seen        map[int]uint64 // when each process started that was seen to run the program
 }
 
 func newTestNode(t *testing.T) *testNode {

@@ -60,6 +60,10 @@ type serving struct {
 	portOwners    portOwners
 	// look means that it is time to check for other programs on the Service's ports.
 	look bool
+	// later receives when the last table is due to be written to its file.
+	later <-chan time.Time
+	// unwelcome means that a server has refused this node's credentials since the last table.
+	unwelcome bool
 }
 
 // serve runs until the cluster has no ingress any more, or ctx is done.
@@ -74,7 +78,8 @@ func (n *Node) serve(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { follow(following, n.o.Stream, tables, n.o.Logger) })
+	wg.Go(func() { follow(following, n.stream, tables, n.o.Logger) })
+	defer n.last.flush()
 	nft.FollowDeletions(following, &wg, n.gone, func(err error) {
 		n.o.Logger.Info("ingress: a deletion of the proxy's nftables table by another program cannot be detected; the table is restored at "+
 			"the next change of a Node", "error", err)
@@ -102,7 +107,11 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case n.table = <-tables:
-			n.backends = nil
+			n.backends, s.unwelcome = nil, false
+		case <-n.refused:
+			s.unwelcome = true
+			n.last.forget()
+		case <-s.later:
 		case err := <-ended:
 			s.lost(err)
 		case <-s.retry:
@@ -181,7 +190,10 @@ func (s *serving) sync(ctx context.Context) error {
 			return err
 		}
 		if s.table == nil {
-			return nil
+			if s.bridged(ctx) {
+				return nil
+			}
+			continue
 		}
 		problems, err := s.put(ctx)
 		if ctx.Err() != nil {
@@ -202,6 +214,7 @@ func (s *serving) sync(ctx context.Context) error {
 			return err
 		}
 		s.show(problems)
+		s.keepLast()
 		return nil
 	}
 	return nil

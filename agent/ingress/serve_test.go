@@ -18,8 +18,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/nft"
@@ -38,6 +40,7 @@ type agentRun struct {
 	written string // the Node's annotation
 	stop    func()
 	more    chan table.Sections
+	ends    chan struct{}
 }
 
 func startAgent(n *testNode) *agentRun {
@@ -45,18 +48,25 @@ func startAgent(n *testNode) *agentRun {
 	return startAgentWith(n, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: table.Service}})
 }
 
+// cut ends the stream.
+func (a *agentRun) cut() { a.ends <- struct{}{} }
+
 // send has the server send another table.
 func (a *agentRun) send(t table.Sections) { a.more <- t }
 
 func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 	n.t.Helper()
-	a := &agentRun{testNode: n, board: status.NewBoard(time.Now), more: make(chan table.Sections)}
-	a.client = fake.NewClientset(service)
+	a := &agentRun{testNode: n, board: status.NewBoard(time.Now), more: make(chan table.Sections), ends: make(chan struct{})}
+	a.client = fake.NewClientset(append(n.objects, service)...)
+	a.client.PrependReactor("list", "*", func(clienttesting.Action) (bool, runtime.Object, error) { return n.offline.Load(), nil, errOffline })
 	factory := informers.NewSharedInformerFactory(a.client, 0)
 	o := n.o
 	o.Nodes, o.Services, o.EndpointSlices = factory.Core().V1().Nodes(), factory.Core().V1().Services(), factory.Discovery().V1().EndpointSlices()
 	o.Part = a.board.Part("ingress")
 	o.Stream = func(ctx context.Context) (io.ReadCloser, error) {
+		if err := n.streamFails.Load(); err != nil {
+			return nil, *err
+		}
 		out, in := io.Pipe()
 		go func() {
 			for have, now := (table.Sections)(nil), n.table; ; {
@@ -66,6 +76,9 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 				have = now
 				select {
 				case <-ctx.Done():
+					return
+				case <-a.ends:
+					_ = in.Close()
 					return
 				case now = <-a.more:
 				}

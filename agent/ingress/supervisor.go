@@ -58,8 +58,15 @@ func newSupervisor(o Options, g groups) (*supervisor, error) {
 
 // begin finds the proxy that an earlier run has started, or starts one.
 func (k *supervisor) begin() error {
-	var err error
-	patient := false
+	patient, err := k.find()
+	if err != nil || k.now != nil {
+		return err
+	}
+	return k.start(patient)
+}
+
+// find finds the proxy that an earlier run has started. patient is for start, where there is none.
+func (k *supervisor) find() (patient bool, err error) {
 	if k.processes, err = readProcesses(k.dir); err != nil {
 		k.log("ingress: the record of the proxy cannot be used; the proxy is found by its socket", "error", err)
 		k.processes = processList{}
@@ -76,7 +83,7 @@ func (k *supervisor) begin() error {
 		if err != nil { // it drains already, or could not receive changes
 			k.log("ingress: a proxy of the previous run takes no commands; it drains", "pid", e.PID, "error", err)
 			if err := e.handedOver(); err != nil {
-				return err
+				return false, err
 			}
 			patient = true
 			continue
@@ -86,14 +93,11 @@ func (k *supervisor) begin() error {
 		break
 	}
 	if err := k.processes.write(k.dir); err != nil {
-		return err
+		return false, err
 	}
 	k.removeSockets()
 	k.groups.sweep()
-	if k.now != nil {
-		return nil
-	}
-	return k.start(patient)
+	return patient, nil
 }
 
 // removeSockets removes control sockets that no process of the list uses.

@@ -35,6 +35,9 @@ func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	s.WaitAPI()
 	a := site.NewMachine().NewAgent(s)
 	a.AddBoxImage()
+	run := filepath.Join(a.DataDir, "run") // in memory, as /run is: only there is the ingress' table kept
+	testenv.NoError(t, os.MkdirAll(run, 0o755))
+	testenv.Must(a.Run("mount", "-t", "tmpfs", "-o", "mode=755", "run", run))(t)
 	a.Start()
 	ready := func() error { return s.NodeReady(a) }
 	harness.Eventually(t, longer, "the node is ready", ready)
@@ -43,6 +46,15 @@ func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	s.In(t).Prints([]string{"hello"}, "logs", "guest") // the pod is ready before it has said anything
 	s.In(t).Prints([]string{"10.43.0.1"}, "exec", "guest", "--", "nslookup", "kubernetes.default.svc.cluster.local")
 	expectStatus(t, a, "agent", "kubelet", "node")
+	s.Apply(pod("web", "[testbox, serve]", "ports: [{containerPort: 8080}]", "") + webIngress)
+	serves := func() error {
+		out, err := s.Run("curl", "-sS", "--max-time", "5", "-H", "Host: web.example", "http://"+a.IP+"/")
+		if err == nil && out != "web\n" {
+			err = fmt.Errorf("it answers %q", out)
+		}
+		return err
+	}
+	harness.Eventually(t, longer, "the Ingress answers at the node", serves)
 	pair := []*harness.Server{s, a}
 	harness.Eventually(t, soon, "both machines know one another", func() error { return harness.KnowOneAnother(pair, "alive alive ") })
 	// An agent's address is as good as a server's for joining: it passes on what is for a server.
@@ -58,16 +70,23 @@ func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	harness.Eventually(t, soon, "the node that stopped has left", func() error { return harness.KnowOneAnother(pair, "alive alive left ") })
 	started := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}")
 
-	// The agent starts without its server, and goes on when that is back.
+	// The agent starts without its server, and goes on when that is back. An ingress proxy that ends meanwhile is
+	// replaced: by the kept table.
 	s.Kill()
 	testenv.NoError(t, a.Stop())
+	testenv.Check(t, serves(), "without server and agent")
 	a.Start()
 	harness.Eventually(t, soon, "the agent starts with what it knows", func() error {
 		return a.LogSays("the cluster cannot be asked for its settings")
 	})
+	before := proxyPid(t, a)
+	testenv.Must(a.Run("kill", "-9", before))(t)
+	harness.Eventually(t, soon, "the Ingress answers by another proxy, without a server", serves)
+	testenv.False(t, proxyPid(t, a) == before, "the proxy %s was not ended", before)
 	s.Start()
 	s.WaitAPI()
 	harness.Eventually(t, longer, "the node is ready again", ready)
+	testenv.Check(t, serves(), "with the server again")
 	testenv.Equal(t, s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"), started, "the pod's container is")
 }
 

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ingress
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
+)
+
+// bridgeAfter is how long the caches may take to be filled before a proxy is started by the kept table.
+const bridgeAfter = 3 * time.Second
+
+// bridge makes sure that a proxy runs while no server fills the caches, until synced is closed or ctx is done. It keeps
+// the proxy of the run before. If that has ended, another one serves by the kept table, at the ports that the kernel
+// guards since the run before. Without the Node objects the kernel's rules cannot be written.
+func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-synced:
+		return nil
+	case <-time.After(cmp.Or(n.o.patience, bridgeAfter)):
+	}
+	kept, err := readLast(n.o.Dir, n.o.Cluster)
+	if err != nil {
+		n.o.Logger.Warn("ingress: without a server, a proxy that ends is not started again", "error", err)
+		n.last.forget()
+	}
+	if kept == nil {
+		select {
+		case <-ctx.Done():
+		case <-synced:
+		}
+		return nil
+	}
+	k, err := newSupervisor(n.o, n.groups())
+	if err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	defer k.release()
+	k.sites = siteSockets(kept.Sections)
+	k.want(kept.Sections[table.HTTP3Key(table.SiteIngress)] != nil)
+	if _, err := k.find(); err != nil {
+		return fmt.Errorf("ingress: %w", err)
+	}
+	asking, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { n.ask(asking) })
+	s := &serving{Node: n, supervisor: k}
+	for s.showBridge(); ctx.Err() == nil; {
+		for k.now == nil && s.retry == nil && kept != nil && ctx.Err() == nil {
+			s.startLast(ctx, kept)
+		}
+		var ended <-chan error
+		if k.now != nil {
+			ended = k.now.ended
+		}
+		select {
+		case <-ctx.Done():
+		case <-synced:
+			return nil
+		case err := <-ended:
+			s.lost(err)
+		case <-s.retry:
+			s.retry = nil
+		case <-n.refused:
+			kept = nil
+			n.last.forget()
+		case q := <-n.questions:
+			s.report(ctx, q)
+		}
+	}
+	return nil
+}
+
+// ask requests the table from a server again and again, until one has answered: it may refuse this node.
+func (n *Node) ask(ctx context.Context) {
+	for {
+		body, err := n.stream(ctx)
+		if err == nil {
+			_ = body.Close() // the table is read when the caches are filled
+			return
+		}
+		if !timers.Sleep(ctx, longestPause) {
+			return
+		}
+	}
+}
+
+// stream requests the table from a server. If the server refuses the node, since it was revoked, refused receives.
+func (n *Node) stream(ctx context.Context) (io.ReadCloser, error) {
+	body, err := n.o.Stream(ctx)
+	if apierrors.IsUnauthorized(err) {
+		n.refused.Send()
+	}
+	return body, err
+}
+
+// startLast starts a proxy and sends it the kept table.
+func (s *serving) startLast(ctx context.Context, kept *last) {
+	k := s.supervisor
+	if err := k.start(false); err != nil {
+		s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.next(0))
+		return
+	}
+	if err := kept.guarded(k); err != nil {
+		err = fmt.Errorf("%w: %v", err, k.kill(k.now))
+		k.now = nil
+		k.held.close()
+		k.held = nil
+		s.failed(err, s.restarts.next(0))
+		return
+	}
+	if _, err := k.put(ctx, kept.Sections); err != nil {
+		if ctx.Err() == nil {
+			s.lost(err)
+		}
+		return
+	}
+	s.o.Logger.Warn("ingress: no server answers, so the proxy serves by the table that was kept", "pid", k.now.PID)
+	s.showBridge()
+}
+
+// bridged sends the kept table to a proxy that has none, while the caches are filled and no server has sent the table.
+// It returns false if the proxy has failed.
+func (s *serving) bridged(ctx context.Context) bool {
+	k := s.supervisor
+	if !k.now.launched || k.now.sent != nil {
+		return true
+	}
+	kept, err := readLast(s.o.Dir, s.o.Cluster)
+	if err != nil {
+		s.o.Logger.Warn("ingress: the proxy waits for the table from a server", "error", err)
+		s.last.forget()
+	}
+	if kept == nil {
+		return true
+	}
+	if _, err := k.put(ctx, s.complete(kept.Sections)); err != nil && ctx.Err() == nil {
+		s.lost(err)
+		return false
+	}
+	s.backends = nil // those of the kept table
+	return true
+}
+
+// guarded returns an error if the kernel does not guard a port of the proxy.
+func (l *last) guarded(k *supervisor) error {
+	there, err := nft.Exists(NFTable())
+	if err != nil {
+		return err
+	}
+	if !there {
+		return fmt.Errorf("the nftables table %s is missing, and without a server it cannot be written", NFTable().Name)
+	}
+	for _, port := range k.guarded() {
+		if !slices.Contains(l.Ports, port) {
+			return fmt.Errorf("another program has a port of the proxy, and without a server the port %d cannot be guarded", port)
+		}
+	}
+	for _, port := range k.guardedUDP() {
+		if !slices.Contains(l.UDP, port) {
+			return fmt.Errorf("another program has a port of the proxy, and without a server the UDP port %d cannot be guarded", port)
+		}
+	}
+	return nil
+}
+
+func (s *serving) showBridge() {
+	switch p := s.supervisor.now; {
+	case p == nil:
+	case p.sent == nil:
+		s.o.Part.Set(status.Degraded, fmt.Sprintf("no server answers; the proxy of the previous run keeps running, process %d", p.PID))
+	default:
+		s.o.Part.Set(status.Degraded, fmt.Sprintf("no server answers; the table that was kept is served, process %d", p.PID))
+	}
+}
+
+// keepLast keeps the table that the proxy serves by, while this machine is a node of the cluster.
+func (s *serving) keepLast() {
+	s.later = nil
+	if _, err := s.o.Nodes.Lister().Get(s.o.NodeName); err != nil || s.unwelcome {
+		s.last.forget()
+		return
+	}
+	k := s.supervisor
+	if again := s.last.keep(&last{Ports: k.guarded(), UDP: k.guardedUDP(), Sections: k.now.sent}); again > 0 {
+		s.later = time.After(again)
+	}
+}
