@@ -115,7 +115,8 @@ type Result struct {
 
 // Reasons of findings.
 const (
-	// ReasonPathTaken says that an older Ingress has the path.
+	// ReasonPathTaken says that an older Ingress has the path, or that an expression of the class nginx takes requests
+	// for it.
 	ReasonPathTaken = "PathTaken"
 	// ReasonHostTaken says that a host belongs to another namespace.
 	ReasonHostTaken = "HostTaken"
@@ -160,6 +161,7 @@ type compiler struct {
 	spentInAll int
 	secrets    map[string]bool // whether the section of a Secret fitted into maxTable, by its key
 	common     *headers        // for all Ingresses; nil for none
+	shadow     int             // what findShadowed has taken of maxShadow
 
 	expressions map[chargedKey]bool              // whether the program of an expression fitted
 	closed      map[*networkingv1.Ingress]string // why all routes of an Ingress are closed

@@ -99,6 +99,7 @@ func (c *compiler) finish(name string, h *host) {
 	}
 	slices.SortStableFunc(h.routes, order)
 	c.findCostly(name, h)
+	c.findShadowed(name, h)
 }
 
 // plainPrefix returns the beginning of an expression that consists of literal characters.
