@@ -125,6 +125,9 @@ func (x *exchange) end(whole bool) {
 
 // serve routes the request and answers it.
 func (x *exchange) serve() {
+	if !x.framed() {
+		return
+	}
 	name, ok := hostName(x.in.Host)
 	if !ok {
 		x.answer(http.StatusBadRequest, "the Host header is no host")

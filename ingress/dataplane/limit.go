@@ -82,6 +82,7 @@ func addressOf(a net.Addr) netip.Addr {
 type limitListener struct {
 	net.Listener
 	proxy *Proxy
+	plain bool // without TLS
 }
 
 // Accept returns the next connection that is within the limit.
@@ -104,9 +105,9 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		tcp, ok := conn.(*net.TCPConn)
 		switch {
 		case ok && trusted && tables.proxied:
-			return &proxiedConn{countedTCP: l.proxy.opened(tcp, c), proxy: l.proxy}, nil
+			return &proxiedConn{countedTCP: l.opened(tcp, c), proxy: l.proxy}, nil
 		case ok:
-			return l.proxy.opened(tcp, c), nil
+			return l.opened(tcp, c), nil
 		}
 		return &countedConn{Conn: conn, counted: c}, nil
 	}
@@ -135,11 +136,12 @@ type countedTCP struct {
 	*net.TCPConn
 	*counted
 	proxy *Proxy
+	plain bool        // without TLS
 	began atomic.Bool // the client has sent something
 }
 
-func (p *Proxy) opened(conn *net.TCPConn, c *counted) *countedTCP {
-	out := &countedTCP{TCPConn: conn, counted: c, proxy: p}
+func (l *limitListener) opened(conn *net.TCPConn, c *counted) *countedTCP {
+	out := &countedTCP{TCPConn: conn, counted: c, proxy: l.proxy, plain: l.plain}
 	c.opened(func() { _ = out.Close() })
 	return out
 }

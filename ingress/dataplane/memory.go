@@ -173,9 +173,13 @@ func (p *Proxy) shed() {
 var errMemory = errors.New("the process has no memory left for this client")
 
 // Read implements net.Conn. It checks the memory, since bodies of HTTP/2 are received before a handler reads them.
+// Empty lines before the first request of a connection without TLS are left out.
 func (c *countedTCP) Read(to []byte) (int, error) {
 	n, err := c.TCPConn.Read(to)
 	if !c.began.Load() {
+		if c.plain {
+			n, err = dropEmptyLines(to, n, err, c.TCPConn.Read)
+		}
 		c.began.Store(true)
 		c.works(true)
 	}

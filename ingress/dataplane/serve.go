@@ -53,7 +53,7 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 	h, end := p.listener(ctx, site, secure)
 	defer end()
 	server := p.server(h)
-	bounded := net.Listener(&limitListener{Listener: l, proxy: p})
+	bounded := net.Listener(&limitListener{Listener: l, proxy: p, plain: !secure})
 	if secure {
 		bounded = &helloListener{Listener: bounded, of: h}
 	}
@@ -238,7 +238,7 @@ func (h *listener) setCommonHeaders(to http.Header, in *http.Request) {
 	if in.ProtoMajor > 2 {
 		return
 	}
-	if h.leaving.Load() {
+	if h.leaving.Load() || in.Close {
 		to["Connection"] = []string{"close"} // for HTTP/2, too: net/http then sends GOAWAY
 	}
 	if value := h.alternative.header(); h.secure && value != nil {

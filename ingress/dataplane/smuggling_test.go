@@ -33,37 +33,6 @@ func recorder(t *testing.T) (address string, got <-chan string) {
 	}), out
 }
 
-// TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and
-// Transfer-Encoding. net/http takes Content-Length away before a handler can see it; the request goes out with chunks
-// that were made again, so that no backend reads it otherwise.
-func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
-	smuggled := "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
-	for name, request := range map[string]string{
-		"CL.TE": "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n" +
-			fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled),
-		"TE.CL": "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 6\r\nConnection: close\r\n\r\n" +
-			fmt.Sprintf("%x;ext=1\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled),
-	} {
-		t.Run(name, func(t *testing.T) {
-			backend, got := recorder(t)
-			f := newFixture(t, Options{}, site(t, "", backend)...)
-			answer := exchangeRaw(t, f.http, request)
-			testenv.False(t, strings.Count(answer, "HTTP/1.1 ") != 1, "the client got %q", answer)
-			seen := <-got
-			head, text, _ := strings.Cut(seen, "\r\n\r\n")
-			if strings.Contains(head, "Content-Length") || !strings.Contains(head, "Transfer-Encoding: chunked") {
-				t.Errorf("the backend got the header %q", head)
-			}
-			if want := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled); text != want {
-				t.Errorf("the backend got the body %q, want %q", text, want)
-			}
-			if n := len(got); n != 0 {
-				t.Errorf("the backend got %d more requests", n)
-			}
-		})
-	}
-}
-
 // TestUnreadBodyIsNotTheNextRequest: the proxy answers by itself, and the connection goes on behind the body.
 func TestUnreadBodyIsNotTheNextRequest(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "saw "+r.RequestURI) })
