@@ -42,6 +42,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err != nil {
 		return nil, fmt.Errorf("configuring the core API server: %w", err)
 	}
+	core.ControlPlane.ProxyTransport.MaxIdleConns = maxIdleProxied
 	resolver = externalNames{resolver, g.informers.Core().V1().Services().Lister()}
 	reconciler, err := newEndpointReconciler(g.config.LoopbackClientConfig, g.transport, o)
 	if err != nil {

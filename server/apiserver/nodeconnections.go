@@ -24,6 +24,10 @@ import (
 // namespaces' is less than the streams of a node's tunnel (nodetunnel).
 const userNodeConnections, namespaceNodeConnections = 100, 200
 
+// maxIdleProxied is how many idle connections to pods are kept for later requests of proxy subresources. Each takes a
+// stream of a node's tunnel for 90 s, and no user is charged for it. Upstream has no limit.
+const maxIdleProxied = 50
+
 // nodeConnections counts the requests that keep connections to nodes open. They are charged to two owners of which a
 // tenant cannot make more: the user, where ServiceAccounts of a namespace are one, and the namespace of the pod. The
 // user is the one in whose name the request is made, also by impersonation.
