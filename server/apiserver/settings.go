@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -35,6 +36,10 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 	if err != nil {
 		return fmt.Errorf("building a client for the table of the ingress: %w", err)
 	}
+	of, err := metadata.NewForConfig(g.config.LoopbackClientConfig)
+	if err != nil {
+		return fmt.Errorf("building a client of metadata for the table of the ingress: %w", err)
+	}
 	var gateways *ingress.Gateways
 	if o.GatewayUse != nil {
 		api, err := gatewayapi.New(g.config.LoopbackClientConfig)
@@ -43,8 +48,8 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 		}
 		gateways = &ingress.Gateways{Client: api, Use: o.GatewayUse}
 	}
-	ch.ingress = ingress.New(ingress.Options{Client: client, Gateways: gateways, NoIngress: o.NoIngress, Rules: o.IngressRules,
-		Logger: o.Logger})
+	ch.ingress = ingress.New(ingress.Options{Client: client, Metadata: of, Gateways: gateways, NoIngress: o.NoIngress,
+		Rules: o.IngressRules, Logger: o.Logger})
 	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(table.Path, ch.ingress)
 	return nil
 }

@@ -40,8 +40,8 @@ type gateways struct {
 	// Gateway.
 	others, ports informers.SharedInformerFactory
 	synced        []cache.InformerSynced
-	secrets       reads[corev1.Secret]
-	configs       reads[corev1.ConfigMap]
+	secrets       *reads[corev1.Secret]
+	configs       *reads[corev1.ConfigMap]
 	memory        gateway.Memory
 }
 
@@ -122,19 +122,14 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 			secrets = append(secrets, name)
 		}
 	}
-	configs := slices.Collect(maps.Keys(r.ConfigMaps))
-	if len(secrets)+len(configs) == 0 {
-		return r.Sections, 0, true, nil
+	changed, again := g.secrets.sync(ctx, secrets)
+	configs, later := g.configs.sync(ctx, slices.Collect(maps.Keys(r.ConfigMaps)))
+	again = shorterWait(again, later)
+	if changed || configs {
+		r, err = gateway.Desired(state)
+		again = gather // the result may name further objects
 	}
-	core := g.client.CoreV1()
-	again = g.secrets.read(state.Now, secrets, func(namespace, name string) (*corev1.Secret, error) {
-		return core.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
-	})
-	again = shorterWait(again, g.configs.read(state.Now, configs, func(namespace, name string) (*corev1.ConfigMap, error) {
-		return core.ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
-	}))
-	r, err = gateway.Desired(state)
-	return r.Sections, again, true, err
+	return r.Sections, again, ctx.Err() == nil, err
 }
 
 // fill adds the other objects to those of the Gateway API.
@@ -153,7 +148,7 @@ func (g *gateways) fill(state *gateway.State, secret func(types.NamespacedName) 
 		if found := secret(name); found != nil {
 			return found
 		}
-		return g.secrets.get(name)
+		return g.secrets.object(name)
 	}
-	state.ConfigMap = g.configs.get
+	state.ConfigMap = g.configs.object
 }

@@ -26,6 +26,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
+// helmRelease is the type of the Secrets in which Helm stores releases. Clusters have thousands, and no route names
+// one.
+const helmRelease = "helm.sh/release.v1"
+
+// retry is the time until a table that could not be computed is computed again without a change.
+const retry = 10 * time.Second
+
 // objects are the objects from which the table is compiled. They are followed while a client needs the table.
 type objects struct {
 	client  kubernetes.Interface
@@ -36,9 +43,12 @@ type objects struct {
 	wake    timers.Signal                   // sent when something has changed
 	memory  compile.Memory
 	rules   compile.Rules
-	reads   reads[corev1.Secret]
-	configs reads[corev1.ConfigMap]
+	reads   *reads[corev1.Secret]
+	configs *reads[corev1.ConfigMap]
 	gateway *gateways // nil if Gateways are not served
+
+	// secretVersions are of Secrets that are neither certificates nor releases of Helm.
+	secretVersions, configMapVersions *versions
 
 	noIngress bool
 }
@@ -57,10 +67,29 @@ func newObjects(of Options) *objects {
 				o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, compile.Defaults.Name).String()
 			})),
 	}
+	isNo := func(kind corev1.SecretType) fields.Selector {
+		return fields.OneTermNotEqualSelector("type", string(kind))
+	}
+	o.secretVersions = newVersions(of.Metadata, "secrets", fields.AndSelectors(isNo(corev1.SecretTypeTLS), isNo(helmRelease)), o.wake.Send)
+	o.configMapVersions = newVersions(of.Metadata, "configmaps", fields.Everything(), o.wake.Send)
+	o.reads, o.configs = o.newSecrets(), o.newConfigMaps()
 	if of.Gateways != nil {
 		o.gateway = newGateways(client, of.Gateways, o.poke, of.Logger)
+		o.gateway.secrets, o.gateway.configs = o.newSecrets(), o.newConfigMaps()
 	}
 	return o
+}
+
+func (o *objects) newSecrets() *reads[corev1.Secret] {
+	return newReads(o.secretVersions, func(ctx context.Context, name types.NamespacedName) (*corev1.Secret, error) {
+		return o.client.CoreV1().Secrets(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+	})
+}
+
+func (o *objects) newConfigMaps() *reads[corev1.ConfigMap] {
+	return newReads(o.configMapVersions, func(ctx context.Context, name types.NamespacedName) (*corev1.ConfigMap, error) {
+		return o.client.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+	})
 }
 
 func (o *objects) poke(any) {
@@ -99,6 +128,8 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	defer o.others.Shutdown()
 	defer o.secrets.Shutdown()
 	defer o.setting.Shutdown()
+	defer o.secretVersions.running.Wait()
+	defer o.configMapVersions.running.Wait()
 	if o.gateway != nil {
 		var following sync.WaitGroup
 		defer following.Wait()
@@ -137,16 +168,15 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 			unwatched = append(unwatched, name)
 		}
 	}
-	again = o.reads.read(time.Now(), unwatched, func(namespace, name string) (*corev1.Secret, error) {
-		return o.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
-	})
+	_, again = o.reads.sync(ctx, unwatched)
 	for _, name := range unwatched {
-		if s := o.reads.get(name); s != nil {
+		if s := o.reads.object(name); s != nil {
 			state.Secrets[name] = s
 		}
 	}
-	if pause := o.configMaps(ctx, &state); pause > 0 && (again == 0 || pause < again) {
-		again = pause
+	again = shorterWait(again, o.configMaps(ctx, &state))
+	if ctx.Err() != nil {
+		return 0
 	}
 	r, err := compile.Desired(state)
 	if err != nil {
@@ -157,7 +187,7 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 		s, later, complete, err := o.gateway.sections(ctx, secret)
 		if err != nil {
 			o.log.Error("gateway: the routing table cannot be computed; the previous one stays in use", "error", err)
-			return otherSecrets
+			return retry
 		}
 		if !complete { // with a table without the Gateways' sections nodes would close their sockets
 			return again
@@ -169,15 +199,13 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 	return again
 }
 
-// configMaps reads the ConfigMaps that Ingresses name. It returns when to read them again, 0 for never.
+// configMaps reads the ConfigMaps that Ingresses name. It returns when to read again, 0 for never.
 func (o *objects) configMaps(ctx context.Context, state *compile.State) (again time.Duration) {
 	names := slices.Collect(maps.Keys(compile.WantedConfigMaps(*state)))
-	again = o.configs.read(time.Now(), names, func(namespace, name string) (*corev1.ConfigMap, error) {
-		return o.client.CoreV1().ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
-	})
+	_, again = o.configs.sync(ctx, names)
 	state.ConfigMaps = make(map[types.NamespacedName]*corev1.ConfigMap, len(names))
 	for _, name := range names {
-		if m := o.configs.get(name); m != nil {
+		if m := o.configs.object(name); m != nil {
 			state.ConfigMaps[name] = m
 		}
 	}

@@ -3,7 +3,7 @@
 package ingress
 
 import (
-	"cmp"
+	"context"
 	"slices"
 	"strings"
 	"time"
@@ -12,82 +12,111 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-const (
-	// otherSecrets is how often an object is read that is not watched. These are ConfigMaps, and Secrets that Ingresses
-	// name and that are missing or not of the type for certificates.
-	otherSecrets = 10 * time.Second
-	// maxReads is how many objects are read at a time, and readsPause is the pause after that: an Ingress may name ten
-	// thousand that do not exist.
-	maxReads, readsPause = 200, time.Second
-)
+// maxReads is how many objects are read at a time, and readsPause is the pause after that, and after an error: an
+// Ingress may name thousands.
+const maxReads, readsPause = 200, time.Second
 
-// reads is a cache of objects that are not watched: Secrets, or ConfigMaps that Gateways name.
+// reads is a cache of objects that routes name, of which no more than their versions is watched: ConfigMaps, and
+// Secrets that are not of the type for certificates. A missing object costs no request.
 type reads[T any] struct {
-	of map[types.NamespacedName]read[T]
+	versions *versions
+	// get reads an object from the API.
+	get func(ctx context.Context, name types.NamespacedName) (*T, error)
+	// of has each name. It changes only with versions.mu held.
+	of map[types.NamespacedName]*read[T] // nil if the object is missing
 }
 
 type read[T any] struct {
-	object *T // nil if it is missing
-	at     time.Time
+	object  *T
+	version string // in versions when the object was read; "" before that
 }
 
-func (r *reads[T]) get(name types.NamespacedName) *T { return r.of[name].object }
-
-// read calls sync with requests to the API. An object that cannot be read stays as it was. A missing object is nil, and
-// the compiler reports it in a status.
-func (r *reads[T]) read(now time.Time, names []types.NamespacedName, get func(namespace, name string) (*T, error)) (again time.Duration) {
-	return r.sync(now, names, func(name types.NamespacedName) *T {
-		switch o, err := get(name.Namespace, name.Name); {
-		case apierrors.IsNotFound(err):
-			return nil
-		case err != nil:
-			return r.get(name)
-		default:
-			return o
-		}
+func newReads[T any](v *versions, get func(context.Context, types.NamespacedName) (*T, error)) *reads[T] {
+	r := &reads[T]{versions: v, get: get}
+	v.names = append(v.names, func(name types.NamespacedName) bool {
+		_, ok := r.of[name]
+		return ok
 	})
+	return r
 }
 
-// sync reads the objects that were not read for otherSecrets, at most maxReads. It takes them from the namespaces in
-// turn. Objects that were never read come first. It removes other objects from the cache, and returns when to call it
-// again.
-func (r *reads[T]) sync(now time.Time, names []types.NamespacedName, get func(types.NamespacedName) *T) (again time.Duration) {
-	if len(names) == 0 {
-		r.of = nil
-		return 0
+// object returns an object, or nil if it is missing.
+func (r *reads[T]) object(name types.NamespacedName) *T {
+	if have := r.of[name]; have != nil {
+		return have.object
 	}
-	of, due := make(map[types.NamespacedName]read[T], len(names)), make([]types.NamespacedName, 0, len(names))
-	for _, name := range names {
-		have, ok := r.of[name]
-		if ok {
-			of[name] = have
-		}
-		if now.Sub(have.at) >= otherSecrets {
-			due = append(due, name)
-		}
+	return nil
+}
+
+// sync reads the objects with these names that exist and that have changed since they were read, at most maxReads. It
+// takes them from the namespaces in turn. It removes other objects from the cache. changed says whether an object is
+// another one than before. again is the time after which to call it again without a change, 0 for never.
+//
+// An object that cannot be read stays as it was. The compiler reports a missing one in an event or in a status.
+func (r *reads[T]) sync(ctx context.Context, names []types.NamespacedName) (changed bool, again time.Duration) {
+	if len(names) > 0 && !r.versions.ready(ctx) {
+		return false, 0
 	}
-	r.of = of
-	due = roundRobin(due, func(name types.NamespacedName) time.Time { return of[name].at })
-	for _, name := range due[:min(maxReads, len(due))] {
-		of[name] = read[T]{get(name), now}
+	changed, due := r.compare(names)
+	for _, one := range due[:min(maxReads, len(due))] {
+		o, err := r.get(ctx, one.name)
+		if err != nil && !apierrors.IsNotFound(err) {
+			again = readsPause
+			continue
+		}
+		if err != nil {
+			o = nil // the watch reports it later
+		}
+		have := r.of[one.name]
+		changed = changed || o != have.object
+		have.object, have.version = o, one.version
 	}
 	if len(due) > maxReads {
-		return readsPause
+		again = readsPause
 	}
-	return otherSecrets
+	return changed, again
 }
 
-// roundRobin orders names by age, and takes one of each namespace before the second of any.
-func roundRobin(names []types.NamespacedName, age func(types.NamespacedName) time.Time) []types.NamespacedName {
-	slices.SortFunc(names, func(a, b types.NamespacedName) int {
-		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), age(a).Compare(age(b)), strings.Compare(a.Name, b.Name))
-	})
-	turn := make(map[types.NamespacedName]int, len(names))
-	for i, name := range names {
-		if i > 0 && names[i-1].Namespace == name.Namespace {
-			turn[name] = turn[names[i-1]] + 1
+// due is a name to read, with the version that the object has at least.
+type due struct {
+	name    types.NamespacedName
+	version string
+}
+
+// compare returns the objects to read: one of each namespace, then the second of each, and so on. changed says whether
+// one has been deleted.
+func (r *reads[T]) compare(names []types.NamespacedName) (changed bool, all []due) {
+	v := r.versions
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	of := make(map[types.NamespacedName]*read[T], len(names))
+	for _, name := range names {
+		have := r.of[name]
+		switch version, ok := v.of[name]; {
+		case !ok:
+			changed = changed || have != nil && have.object != nil
+			have = nil
+		case have == nil || have.version != version:
+			if have == nil {
+				have = &read[T]{}
+			}
+			all = append(all, due{name, version})
+		}
+		of[name] = have
+	}
+	r.of = of
+	return changed, roundRobin(all)
+}
+
+// roundRobin takes one of each namespace before the second of any.
+func roundRobin(all []due) []due {
+	slices.SortFunc(all, func(a, b due) int { return strings.Compare(a.name.String(), b.name.String()) })
+	turn := make(map[types.NamespacedName]int, len(all))
+	for i, one := range all {
+		if i > 0 && all[i-1].name.Namespace == one.name.Namespace {
+			turn[one.name] = turn[all[i-1].name] + 1
 		}
 	}
-	slices.SortStableFunc(names, func(a, b types.NamespacedName) int { return turn[a] - turn[b] })
-	return names
+	slices.SortStableFunc(all, func(a, b due) int { return turn[a.name] - turn[b.name] })
+	return all
 }

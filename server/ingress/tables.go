@@ -26,6 +26,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/server/routine"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -50,6 +51,8 @@ const nodePrefix = "system:node:"
 type Options struct {
 	// Client must be allowed to read Ingresses, IngressClasses, Secrets, ConfigMaps, Services and Namespaces.
 	Client kubernetes.Interface
+	// Metadata must be allowed to list and watch Secrets and ConfigMaps.
+	Metadata metadata.Interface
 	// Rules are the rules by which Ingresses are compiled.
 	Rules compile.Rules
 	// NoIngress leaves Ingresses out.

@@ -73,7 +73,7 @@ type bed struct {
 func run(t *testing.T, test func(b bed)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bed{T: t, client: fake.NewClientset()}
-		b.tables = New(Options{Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+		b.tables = New(Options{Client: b.client, Metadata: &metadataAPI{client: b.client}, Logger: slog.New(slog.DiscardHandler)})
 		b.tables.lasts = func() time.Duration { return time.Hour }
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
@@ -213,7 +213,7 @@ func TestSecretsOfOtherTypes(t *testing.T) {
 		time.Sleep(time.Second)
 		cert := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "cert"}, Type: corev1.SecretTypeOpaque, Data: pair(t)}
 		testenv.Must(b.client.CoreV1().Secrets("shop").Create(b.Context(), cert, metav1.CreateOptions{}))(t)
-		time.Sleep(2 * otherSecrets)
+		time.Sleep(time.Second)
 		testenv.Equal(t, f.keys(), "certificate/shop/cert host/ingress/h", "it hears of")
 		f.end()
 		f.ended.Wait()
