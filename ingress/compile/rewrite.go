@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
@@ -52,7 +53,11 @@ var group = regexp.MustCompile(`\$([1-9])?`)
 // rewrites reads the annotations that change requests to backends.
 func (o *options) rewrites() {
 	if target, ok := o.annotations["rewrite-target"]; ok {
-		for _, found := range group.FindAllString(target, -1) {
+		groups := group.FindAllString(target, -1)
+		if len(groups) > variable.MaxVariables {
+			o.bad("rewrite-target", fmt.Sprintf("which has more than %d groups of the expression", variable.MaxVariables))
+		}
+		for _, found := range groups {
 			if found == "$" {
 				o.bad("rewrite-target", "which holds a variable that is not one of $1 to $9")
 				break

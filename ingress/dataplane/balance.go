@@ -91,7 +91,7 @@ func (x *exchange) balance(r *route, b *backend) *backend {
 			x.setSession(p.Affinity, x.sticky)
 		}
 	case len(p.hashBy) > 0:
-		x.sticky = x.expand(p.hashBy)
+		x.sticky, _ = x.expand(p.hashBy) // "" takes endpoints in turn
 	}
 	return b
 }

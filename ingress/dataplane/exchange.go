@@ -44,6 +44,7 @@ type exchange struct {
 
 	stream    netip.Addr // the source that the exchange counts for as a stream, if streaming
 	streaming bool
+	expanded  int         // bytes of the request that texts of the route have repeated
 	steps     steps       // those that comparing the request with expressions may still take
 	hops      int         // the number of proxies that the request has passed
 	policy    *policy     // of the route; nil for none

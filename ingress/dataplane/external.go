@@ -95,7 +95,11 @@ func (x *exchange) admit(r *route) bool {
 		return true
 	case res.StatusCode == http.StatusUnauthorized && len(e.signIn) > 0:
 		x.addCookies()
-		x.redirect(http.StatusFound, x.expand(e.signIn))
+		if target, ok := x.expand(e.signIn); ok {
+			x.redirect(http.StatusFound, target)
+		} else {
+			x.tooLong()
+		}
 	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden:
 		if v := res.Header["Www-Authenticate"]; len(v) > 0 {
 			x.w.Header()["Www-Authenticate"] = v
@@ -113,7 +117,11 @@ func (x *exchange) admit(r *route) bool {
 // ask sends the request to the server and returns its response. A redirect is returned, not followed.
 func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 	e := r.policy.external
-	target, err := url.Parse(x.expand(e.url))
+	text, ok := x.expand(e.url)
+	if !ok {
+		return nil, errors.New("the URL of external authentication repeats too much of the request")
+	}
+	target, err := url.Parse(text)
 	if err != nil {
 		return nil, fmt.Errorf("making the URL of external authentication: %w", err)
 	}
@@ -174,9 +182,10 @@ func (x *exchange) question(e *external) http.Header {
 		delete(h, name)
 	}
 	x.forwarded(h)
+	redirect, _ := x.expand(e.redirect) // "" where it is too long
 	for name, value := range map[string]string{
 		"X-Original-Url": x.scheme + "://" + x.in.Host + x.requestURI(), "X-Original-Method": x.in.Method,
-		"X-Auth-Request-Redirect": x.expand(e.redirect), "X-Sent-From": "nginx-ingress-controller", // some servers check for it
+		"X-Auth-Request-Redirect": redirect, "X-Sent-From": "nginx-ingress-controller", // some servers check for it
 	} {
 		h[name] = []string{value}
 	}

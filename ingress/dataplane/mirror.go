@@ -108,8 +108,9 @@ func (x *exchange) copyFor(m *mirror) *mirrored {
 	}
 	x.policy.rename(c.req)
 	if len(m.url) > 0 {
-		target, err := url.Parse(x.expand(m.url))
-		if err != nil || target.Host == "" {
+		text, ok := x.expand(m.url)
+		target, err := url.Parse(text)
+		if !ok || err != nil || target.Host == "" {
 			c.req = nil
 			return c
 		}

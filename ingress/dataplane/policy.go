@@ -106,7 +106,11 @@ func (x *exchange) applyPolicy(r *route) {
 		x.redirect(http.StatusFound, x.scheme+"://"+x.in.Host+p.AppRoot)
 		return
 	case p.Redirect != nil:
-		target := x.expand(p.location)
+		target, ok := x.expand(p.location)
+		if !ok {
+			x.tooLong()
+			return
+		}
 		if len(p.location) == 0 {
 			target = x.location(p.Redirect, p.redirectPath, r)
 		}

@@ -34,7 +34,8 @@ func (r *replacement) domain(x *exchange, text string) (string, bool) {
 	if !strings.EqualFold(strings.TrimPrefix(text, "."), strings.TrimPrefix(r.from, ".")) {
 		return text, false
 	}
-	return x.expand(r.to), true
+	to, ok := x.expand(r.to)
+	return to, ok
 }
 
 // prefix replaces the beginning of a text.
@@ -43,7 +44,8 @@ func (r *replacement) prefix(x *exchange, text string) (string, bool) {
 	if !ok {
 		return text, false
 	}
-	return x.expand(r.to) + rest, true
+	to, ok := x.expand(r.to)
+	return to + rest, ok
 }
 
 // rewriteAnswer changes the redirect targets and the cookies in the header of a backend's response, as nginx does.

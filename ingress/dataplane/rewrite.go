@@ -21,7 +21,12 @@ func (x *exchange) rewrite(r *route) bool {
 		groups = r.expression.Groups(x.path.match)
 	}
 	target, query, hasQuery := strings.Cut(r.policy.Rewrite, "?")
-	path, err := normalise("/" + substitute(target, x.path.forward, groups, nil))
+	text, ok := x.substitute(target, x.path.forward, groups, nil)
+	if !ok {
+		x.tooLong()
+		return false
+	}
+	path, err := normalise("/" + text)
 	if err != nil {
 		x.answer(http.StatusBadRequest, err.Error())
 		return false
@@ -34,7 +39,10 @@ func (x *exchange) rewrite(r *route) bool {
 	// As in nginx, the target's arguments come first. The request's arguments are left out when the target ends with a
 	// question mark.
 	query, drop := strings.CutSuffix(query, "?")
-	query = substitute(query, before, groups, inQuery)
+	if query, ok = x.substitute(query, before, groups, inQuery); !ok {
+		x.tooLong()
+		return false
+	}
 	if old := x.in.URL.RawQuery; old != "" && !drop && r.policy.Rewrite[len(r.policy.Rewrite)-1] != '?' {
 		if query != "" {
 			query += "&"
@@ -50,8 +58,8 @@ var inQuery = strings.NewReplacer("&", "%26", "+", "%2B")
 
 // substitute puts the groups of an expression into a target. groups are indices in the match form of a path. The text
 // that is put in comes from the forward form, so that its escapes stay; escapes, unless it is nil, changes it. A group
-// that does not exist is empty.
-func substitute(target, forward string, groups []int, escapes *strings.Replacer) string {
+// that does not exist is empty. It returns false when the groups take more than maxExpanded.
+func (x *exchange) substitute(target, forward string, groups []int, escapes *strings.Replacer) (string, bool) {
 	var out strings.Builder
 	for i := 0; i < len(target); i++ {
 		if target[i] != '$' || i+1 == len(target) || target[i+1] < '1' || target[i+1] > '9' {
@@ -67,7 +75,10 @@ func substitute(target, forward string, groups []int, escapes *strings.Replacer)
 		if escapes != nil {
 			text = escapes.Replace(text)
 		}
+		if !x.repeat(text) {
+			return "", false
+		}
 		out.WriteString(text)
 	}
-	return out.String()
+	return out.String(), true
 }

@@ -3,25 +3,49 @@
 package dataplane
 
 import (
+	"net/http"
 	"net/url"
 	"strings"
 
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
-// expand replaces the variables in a text by their values.
-func (x *exchange) expand(text variable.Text) string {
+// maxExpanded limits the bytes of a request's parts that texts of its route repeat. A text may name the same variable
+// often, and a response have many cookies in which it is put.
+const maxExpanded = 4 * maxRequestHeader
+
+// expand replaces the variables in a text by their values. It returns false when those of the request take more than
+// maxExpanded.
+func (x *exchange) expand(text variable.Text) (string, bool) {
 	if len(text) == 1 && text[0].Name == "" {
-		return text[0].Literal
+		return text[0].Literal, true
 	}
 	var out strings.Builder
 	for _, segment := range text {
 		out.WriteString(segment.Literal)
 		if segment.Name != "" {
-			out.WriteString(x.value(segment.Name))
+			if x.expanded > maxExpanded {
+				return "", false
+			}
+			value := x.value(segment.Name)
+			if !x.repeat(value) {
+				return "", false
+			}
+			out.WriteString(value)
 		}
 	}
-	return out.String()
+	return out.String(), true
+}
+
+// repeat counts a part of the request that a text repeats. It returns false when they are more than maxExpanded.
+func (x *exchange) repeat(part string) bool {
+	x.expanded += len(part)
+	return x.expanded <= maxExpanded
+}
+
+// tooLong answers a request whose parts would be repeated too often.
+func (x *exchange) tooLong() {
+	x.answer(http.StatusRequestURITooLong, "the request is too long for the texts of its route, which repeat parts of it")
 }
 
 // requestURI returns the normalised path with the query.

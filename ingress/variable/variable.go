@@ -26,9 +26,13 @@ var (
 	prefixes = []string{"arg_", "http_", "cookie_"}
 )
 
-// Parse parses a text. The error names a variable that is not supported.
+// MaxVariables limits the variables of a text: each is looked up in the whole request.
+const MaxVariables = 32
+
+// Parse parses a text. The error names a variable that is not supported, or says that there are more than MaxVariables.
 func Parse(text string) (Text, error) {
 	var out Text
+	variables := 0
 	for text != "" {
 		at := strings.IndexByte(text, '$')
 		if at != 0 {
@@ -45,6 +49,9 @@ func Parse(text string) (Text, error) {
 		}
 		if !known(name) {
 			return nil, fmt.Errorf("the variable $%s of nginx is not served", name)
+		}
+		if variables++; variables > MaxVariables {
+			return nil, fmt.Errorf("it has more than %d variables", MaxVariables)
 		}
 		out = append(out, Segment{Name: name})
 		text = rest
