@@ -9,9 +9,12 @@ import (
 	"net"
 	"slices"
 	"sync"
+
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
-// maxForwarded is how many connections from other machines are forwarded at a time.
+// maxForwarded is how many connections from other machines are forwarded at a time. With one more, the oldest of the
+// source that has the most is closed.
 const maxForwarded = 256
 
 // SetLastResort sets the addresses that are said to be agents', and so no servers', although the operator may have
@@ -37,7 +40,7 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	room := make(chan struct{}, maxForwarded)
+	forwarded := connlimit.Table{Max: maxForwarded}
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -46,15 +49,13 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 			}
 			return fmt.Errorf("passing connections on to a server: %w", err)
 		}
-		select {
-		case room <- struct{}{}:
-			running.Go(func() {
-				b.forward(ctx, c)
-				<-room
-			})
-		default:
-			_ = c.Close() // too many connections: the client may try again
-		}
+		own, cancel := context.WithCancel(ctx)
+		done, _ := forwarded.Add(c.RemoteAddr(), func() { cancel(); _ = c.Close() }) // the table is never closed
+		running.Go(func() {
+			defer cancel()
+			defer done()
+			b.forward(own, c)
+		})
 	}
 }
 

@@ -45,3 +45,37 @@ func TestForwardedConnectionsGoToNamedServersOnly(t *testing.T) {
 		t.Errorf("named servers after a start: %v", got)
 	}
 }
+
+// TestForwardedConnectionsOfOneSourceMakeRoom: a machine that holds as many connections as are forwarded keeps no other
+// machine out. Its own oldest is closed.
+func TestForwardedConnectionsOfOneSourceMakeRoom(t *testing.T) {
+	server := echo.New(t, "server", "127.0.0.1:0")
+	go func() {
+		for { // the server waits when too many are not taken
+			select {
+			case <-server.Conns:
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	b := start(t, Options{Server: server.Address})
+	testenv.NoError(t, b.Set([]string{server.Address}))
+	wantAnswer(t, b, "server")
+	at := forwarding(t, b)
+	dial := func(from string) net.Conn {
+		c := testenv.Must((&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", at))(t)
+		t.Cleanup(func() { c.Close() })
+		testenv.NoError(t, c.SetDeadline(time.Now().Add(echo.Patience)))
+		return c
+	}
+	oldest := dial("127.0.0.1")
+	for range maxForwarded - 1 {
+		dial("127.0.0.1")
+	}
+	other := echo.NewClient(dial("127.0.0.2"))
+	testenv.Equal(t, testenv.Must(other.Ask())(t), "server hi\n", "a machine beside one with many connections:")
+	testenv.Fails(t, testenv.Err(oldest.Read(make([]byte, 1))), "the oldest of too many is open")
+	dial("127.0.0.1")
+	testenv.Equal(t, testenv.Must(other.Ask())(t), "server hi\n", "after one more of the same machine:")
+}
