@@ -10,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -177,6 +179,9 @@ func testExternalLocal(t *testing.T, mode string) {
 		})
 	}
 	health("200 OK")
+	if bounded := testutil.CollectAndCount(connlimit.Metrics{}, "coracle_tcp_connections_max"); bounded == 0 && mode != kubeProxy {
+		t.Error("the connections of the health check node port have no bound")
+	}
 	b.endpointsOn(t, "n2", "10.42.0.6")
 	netns.Silent(t, b.outside, nodeAddr+":30080")
 	netns.Silent(t, b.outside, balancerIP+":80")
