@@ -145,8 +145,8 @@ metadata: {name: web}
 		{"metadata": {"name": "a", "namespace": "x"}, "spec": {"ingressClassName": "nginx", "rules": [{"host": "web.example", "http": {"paths": [
 			{"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "s", "port": {"number": 80}}}}]}}]}}]}`), "shop"))
 	r := testenv.Must(check.Run(t.Context(), check.Options{Objects: o, Now: time.Unix(2_000_000, 0)}))(t)
-	// The Service outside is not looked at, since the route is closed by its annotation.
-	testenv.Equal(t, text(r), "shop/web refused auth-tls-secret; shop/web different auth-tls-secret; x/a broken spec.rules", "the findings are")
+	testenv.Equal(t, text(r), "shop/web refused auth-tls-secret; shop/web refused spec.rules; shop/web different auth-tls-secret; x/a broken spec.rules",
+		"the findings are")
 	testenv.True(t, len(r.Notes) == 1 && strings.Contains(r.Notes[0], "no cluster was read"), "the notes are %q", r.Notes)
 	for _, c := range []struct{ name, text, want string }{
 		{"an old version", "apiVersion: extensions/v1beta1\nkind: Ingress\nmetadata: {name: old}", "write it as networking.k8s.io/v1"},

@@ -439,14 +439,17 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	if r.isExpression() { // an error closes the route in finish
 		_, _ = c.steps(ing.Namespace, r.written, r.formOf())
 	}
-	switch port, why := portOf(b); {
-	case why != "":
+	port, why := portOf(b)
+	if why != "" {
 		r.Refused = why
 		c.find(ing, Finding{ReasonUnsupported, fieldRules, why})
-	case r.Refused == "":
-		r.Backends = []table.Backend{{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1,
-			TLS: c.tlsTo(o)}}
-		c.service(ing, fieldRules, r.Backends[0], "its paths answer 503")
+	} else {
+		backend := table.Backend{Namespace: ing.Namespace, Service: b.Service.Name, Port: port, Protocol: o.protocol, Weight: 1}
+		c.service(ing, fieldRules, backend, "its paths answer 503") // also of a route that is refused, so that all is said at once
+		if r.Refused == "" {
+			backend.TLS = c.tlsTo(o)
+			r.Backends = []table.Backend{backend}
+		}
 	}
 	h.routes = append(h.routes, r)
 }

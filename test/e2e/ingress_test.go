@@ -97,6 +97,8 @@ func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	// A user who writes EndpointSlices names what the proxy must not reach: here the kubelet, its own node's.
 	k.Apply(fmt.Sprintf(forgedSlice, harness.NodeIP))
 	harness.Eventually(t, soon, "no way to the kubelet", asks("502", "-o", "/dev/null", "-H", "Host: kubelet.example", "http://"+harness.NodeIP+"/"))
+	k.Prints([]string{"the Service kubelet has endpoints at " + harness.NodeIP + ":10250, to which proxies open no connection"}, "get", "events",
+		"--field-selector", "involvedObject.name=kubelet,reason=Unreachable")
 
 	ca := testenv.Must(testca.New(t.TempDir()))(t)
 	files := testenv.Must(ca.Issue("web", "web.example"))(t)
