@@ -11,8 +11,12 @@ import (
 	"os"
 	"path/filepath"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/component-base/metrics/legacyregistry"
 
@@ -91,9 +95,31 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	i.Annotate = func(ctx context.Context, value string) error {
 		return annotate(ctx, client.CoreV1().Nodes(), o.NodeName, table.NodeAnnotation, value)
 	}
+	i.Event = func(ctx context.Context, of table.Charge, message string) error {
+		return recordLeftOut(ctx, client.CoreV1(), o.NodeName, of, message)
+	}
 	n, err := ingress.New(i)
 	if err == nil {
 		_ = legacyregistry.Registerer().Register(n.Metrics()) // the kubelet serves them; fails for a second node of a process, in tests
 	}
 	return n, err
+}
+
+// recordLeftOut records that the ingress leaves out a namespace. The name of the event follows from what it says, so
+// that all nodes and all restarts write it once.
+func recordLeftOut(ctx context.Context, client corev1client.EventsGetter, node string, of table.Charge, message string) error {
+	sum, now := sha256.Sum256([]byte(of.Object.UID+message)), metav1.Now()
+	_, err := client.Events(of.Namespace).Create(ctx, &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: of.Namespace, Name: "coracle-ingress." + hex.EncodeToString(sum[:8])},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: of.Object.APIVersion, Kind: of.Object.Kind, Namespace: of.Namespace, Name: of.Object.Name,
+			UID: types.UID(of.Object.UID),
+		},
+		Type: corev1.EventTypeWarning, Reason: "TooLarge", Message: message, Count: 1, FirstTimestamp: now, LastTimestamp: now,
+		Source: corev1.EventSource{Component: "coracle-ingress", Host: node},
+	}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
 }

@@ -37,8 +37,8 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// All fields of Options are required, except Cluster, Unreachable, PodNetworkOf, Memory, MaxConnections, Part and
-// Logger.
+// All fields of Options are required, except Cluster, Unreachable, PodNetworkOf, Memory, MaxConnections, Event, Part
+// and Logger.
 type Options struct {
 	// Program is the path of the proxy, which is the same for all versions.
 	Program string
@@ -71,8 +71,10 @@ type Options struct {
 	Annotation func(ctx context.Context) (string, error)
 	// Annotate writes the Node's annotation table.NodeAnnotation. An empty value means that this node serves nothing.
 	Annotate func(ctx context.Context, value string) error
-	Part     *status.Part
-	Logger   *slog.Logger
+	// Event, unless it is nil, records an event on the object of a charge, once for all nodes that say the same.
+	Event  func(ctx context.Context, of table.Charge, message string) error
+	Part   *status.Part
+	Logger *slog.Logger
 
 	cgroups  string        // where control groups are mounted, for tests; cgroupRoot by default
 	patience time.Duration // bridgeAfter, for tests
@@ -94,6 +96,8 @@ type Node struct {
 	rules string
 	// table is the last one that a server sent. A new proxy gets it at once.
 	table table.Sections
+	// leftOut are the namespaces whose routes are closed in table, with their charges.
+	leftOut map[string]table.Charge
 	// backends are those of the table. nil means that they were not read yet.
 	backends map[string]table.Backend
 	troubles troubles
@@ -203,7 +207,7 @@ func (n *Node) drained() <-chan time.Time {
 
 // end stops the proxy and deletes the table from memory.
 func (n *Node) end(ctx context.Context) error {
-	n.table, n.backends = nil, nil
+	n.table, n.backends, n.leftOut = nil, nil, nil
 	return n.stop(ctx)
 }
 

@@ -106,8 +106,9 @@ func (n *Node) serve(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case n.table = <-tables:
-			n.backends, s.unwelcome = nil, false
+		case received := <-tables:
+			n.use(ctx, received)
+			s.unwelcome = false
 		case <-n.refused:
 			s.unwelcome = true
 			n.last.forget()
@@ -375,8 +376,10 @@ func (s *serving) show(problems map[string]string) {
 	if s.refused != nil {
 		wrong = append(wrong, fmt.Sprintf("it keeps running, since the new version could not take over: %v", s.refused))
 	}
-	if problem := s.portOwners.problem(); problem != "" {
-		wrong = append(wrong, problem)
+	for _, problem := range []string{s.portOwners.problem(), s.leftOutText()} {
+		if problem != "" {
+			wrong = append(wrong, problem)
+		}
 	}
 	if len(problems) > 0 {
 		first := slices.Sorted(maps.Keys(problems))[0]

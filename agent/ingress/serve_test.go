@@ -104,7 +104,10 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 		testenv.Check(n.t, <-ended, "Run")
 		factory.Shutdown()
 	})
-	n.t.Cleanup(a.stop)
+	n.t.Cleanup(func() {
+		a.stop()
+		testenv.Check(n.t, nft.Delete(NFTable())) // it would guard the ports of later tests, too
+	})
 	return a
 }
 

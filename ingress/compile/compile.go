@@ -254,7 +254,10 @@ func Desired(s State) (Result, error) {
 		}
 	}
 	c.defaultCertificate()
-	return c.r, c.orders()
+	if err := c.orders(); err != nil {
+		return c.r, err
+	}
+	return c.r, c.r.Sections.PutCharges("ingress", c.spent, c.youngest)
 }
 
 // served returns the Ingresses of served classes, the oldest first.

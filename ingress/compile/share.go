@@ -104,6 +104,17 @@ func costOf(ing *networkingv1.Ingress, o *options) int {
 	return cost
 }
 
+// youngest returns the youngest Ingress of a namespace that takes memory.
+func (c *compiler) youngest(namespace string) (out table.Object) {
+	for _, a := range c.all {
+		if a.ing.Namespace == namespace {
+			out = table.Object{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "Ingress", Name: a.ing.Name,
+				UID: string(a.ing.UID)}
+		}
+	}
+	return out
+}
+
 // tooLarge returns the finding about something that was left out for its size.
 func tooLarge(namespace, what string) Finding {
 	return Finding{ReasonTooLarge, "", fmt.Sprintf("the Ingresses of the namespace %s take more memory in the proxies than one namespace"+

@@ -13,6 +13,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/certificate"
+	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 const (
@@ -87,6 +88,7 @@ func (c *compiler) bound() {
 		}
 		r.leaveOut(why)
 	}
+	c.spend(room)
 	if len(refused) == 0 {
 		return
 	}
@@ -142,6 +144,34 @@ func (c *compiler) boundSecrets() {
 			return taken[key]
 		})
 	}
+	c.spend(room)
+}
+
+// spend adds what namespaces have taken of a limit to the result's charges.
+func (c *compiler) spend(of budget) {
+	for namespace, n := range of.of {
+		c.spent[namespace] += n
+	}
+}
+
+// youngest returns the youngest route of a namespace, or one of its Gateways where it has no route.
+func (c *compiler) youngest(namespace string) table.Object {
+	var found metav1.Object
+	kind := gatewayv1.Kind("Gateway")
+	for _, r := range c.routes {
+		if r.object.GetNamespace() == namespace && (found == nil || older(found, r.object) < 0) {
+			found, kind = r.object, r.kind
+		}
+	}
+	for name, g := range c.gateways {
+		if kind == "Gateway" && name.Namespace == namespace && (found == nil || older(found, g.object) < 0) {
+			found = g.object
+		}
+	}
+	if found == nil {
+		return table.Object{}
+	}
+	return table.Object{APIVersion: gatewayv1.GroupVersion.String(), Kind: string(kind), Name: found.GetName(), UID: string(found.GetUID())}
 }
 
 func tooManySecrets[T ~string](reason T) problem {

@@ -109,6 +109,7 @@ type compiler struct {
 	policies    policies
 	allPolicies []*policy
 	routes      []*route
+	spent       map[string]int // bytes of the proxies' memory, by namespace
 }
 
 // Desired compiles the state.
@@ -116,6 +117,7 @@ func Desired(s State) (Result, error) {
 	c := &compiler{
 		s: s, gateways: map[types.NamespacedName]*gateway{}, sets: map[types.NamespacedName]*listenerSet{},
 		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{},
+		spent:    map[string]int{},
 		services: map[types.NamespacedName]*corev1.Service{}, gatewayOf: map[types.NamespacedName]*gatewayv1.Gateway{},
 		r: Result{
 			Sections: table.Sections{}, ClassStatus: map[string]gatewayv1.GatewayClassStatus{},
@@ -178,7 +180,7 @@ func Desired(s State) (Result, error) {
 	for _, r := range c.routes {
 		c.routeStatus(r)
 	}
-	return c.r, nil
+	return c.r, c.r.Sections.PutCharges("gateway", c.spent, c.youngest)
 }
 
 // byAge returns the objects in the order of their precedence: the oldest first, those of the same age by namespace and
