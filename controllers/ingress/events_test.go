@@ -18,6 +18,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -244,4 +245,28 @@ func TestAuthenticationServerBehindThisIngressIsAnEvent(t *testing.T) {
 		said := b.said()
 		testenv.True(t, strings.Contains(said, "Unreachable this ingress serves the host auth.example, at addresses of nodes"), "events: %q", said)
 	})
+}
+
+// TestWarningsOfGatewaysAreKnown: of a kind that the scheme does not have, and of another object with the same name.
+func TestWarningsOfGatewaysAreKnown(t *testing.T) {
+	of := corev1.ObjectReference{Kind: "Gateway", Namespace: "shop", Name: "web", UID: "1"}
+	client := fake.NewClientset(&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web.1"}, InvolvedObject: of, Reason: "PortInUse", Message: "a"})
+	events := record.NewFakeRecorder(10)
+	w := ingress.NewWarnings(client, events, "gateway")
+	round := func(uid types.UID, messages ...string) (n int) {
+		ref := of
+		ref.UID = uid
+		for _, m := range messages {
+			w.Add(&ref, "PortInUse", "%s", m)
+		}
+		testenv.NoError(t, w.End(t.Context()))
+		for n = len(events.Events); len(events.Events) > 0; {
+			<-events.Events
+		}
+		return n
+	}
+	testenv.Equal(t, round("1", "a", "b", "b"), 1, "events of the first round:")
+	testenv.Equal(t, round("1", "a", "b"), 0, "events of the same problems:")
+	testenv.Equal(t, round("2", "a"), 1, "events of an object that was made again:")
+	testenv.Equal(t, round("1", "a"), 1, "events of a problem that came back:")
 }

@@ -139,6 +139,7 @@ func (g *gatherer) note(format string, args ...any) {
 
 // report lists the findings of all objects.
 func (g *gatherer) report(r compile.Result) {
+	var others []string
 	checked := map[types.NamespacedName]bool{}
 	for _, ing := range r.Served {
 		checked[nameOf(ing)] = true
@@ -160,7 +161,11 @@ func (g *gatherer) report(r compile.Result) {
 					"cluster that has a default class"})
 		default:
 			g.r.Others++
+			others = append(others, compile.ClassOf(ing))
 		}
+	}
+	if slices.Sort(others); len(others) > 0 {
+		g.note("Ingresses of these classes were not checked: %s", strings.Join(slices.Compact(others), ", "))
 	}
 	slices.SortStableFunc(g.r.Findings, func(a, b Finding) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name),

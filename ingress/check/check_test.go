@@ -20,6 +20,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/check"
+	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -93,6 +94,7 @@ func TestForeignClusterIsJudgedAsIfCoracleServedIt(t *testing.T) {
 		"a/unknown refused no-such-thing; a/unnamed refused spec.ingressClassName; b/gone broken spec.rules", "the findings are")
 	testenv.Equal(t, fmt.Sprint(r.Ingresses, r.Others, r.Refused, r.Broken, r.Different, r.Ignored), "6 1 3 1 1 1", "the counts are")
 	testenv.True(t, strings.Contains(strings.Join(r.Notes, "\n"), "the IngressClass nginx belongs to k8s.io/ingress-nginx"), "the notes are %q", r.Notes)
+	testenv.True(t, strings.Contains(strings.Join(r.Notes, "\n"), "classes were not checked: alb"), "the notes are %q", r.Notes)
 	for _, a := range client.Actions() {
 		testenv.True(t, a.GetVerb() == "list" || a.GetVerb() == "get", "the check does %s", a.GetVerb())
 	}
@@ -191,6 +193,31 @@ data: {main-snippet: "x"}
 	options.Defaults.Name = "none"
 	_, err := check.Run(t.Context(), options)
 	testenv.True(t, err != nil && strings.Contains(err.Error(), "no ConfigMap ingress-nginx/none"), "a missing ConfigMap: %v", err)
+}
+
+// TestSecretsOfFilesAreJudged: with data and with stringData.
+func TestSecretsOfFilesAreJudged(t *testing.T) {
+	for _, c := range []struct{ data, want string }{
+		{`stringData: {auth: "joe:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="}`, ""}, {`data: {auth: am9lOntTSEF9VzZwaDVNbTVQejhHZ2lVTGJQZ3pHMzdtajlnPQ==}`, ""},
+		{`stringData: {other: x}`, "BadUsers"},
+	} {
+		o := check.NewObjects()
+		testenv.NoError(t, o.Read(strings.NewReader(`
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web, annotations: {nginx.ingress.kubernetes.io/auth-type: basic, nginx.ingress.kubernetes.io/auth-secret: users}}
+spec: {ingressClassName: nginx, rules: [{host: web.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]}
+---
+{apiVersion: v1, kind: Secret, metadata: {name: users}, `+c.data+`}`), "a"))
+		r := testenv.Must(check.Run(t.Context(), check.Options{Objects: o}))(t)
+		got := ""
+		for _, f := range r.Findings {
+			if f.Effect != compile.EffectDifferent {
+				got += f.Reason
+			}
+		}
+		testenv.Equal(t, got, c.want, "with %s the findings are", c.data)
+	}
 }
 
 // TestAllFindingsAreListed: events say twenty of an object, a check all.

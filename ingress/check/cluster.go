@@ -52,6 +52,9 @@ func (g *gatherer) read(ctx context.Context) error {
 		}
 		ingresses[name] = own
 	}
+	for _, s := range g.files.secrets {
+		s.Data, s.StringData = secretData(s), nil
+	}
 	maps.Copy(classes, g.files.classes)
 	maps.Copy(g.services, g.files.services)
 	g.state.Ingresses, g.state.Classes = sorted(ingresses), sorted(classes)

@@ -88,13 +88,7 @@ func (o *Objects) add(text []byte, of metav1.TypeMeta, namespace string) error {
 	case "v1 ConfigMap":
 		return put(o.configMaps, text, namespace)
 	case "v1 Secret":
-		if err := put(o.secrets, text, namespace); err != nil {
-			return err
-		}
-		for _, s := range o.secrets {
-			s.Data, s.StringData = secretData(s), nil
-		}
-		return nil
+		return put(o.secrets, text, namespace)
 	case "extensions/v1beta1 Ingress", "networking.k8s.io/v1beta1 Ingress":
 		return fmt.Errorf("the Ingress %s is of %s, which Kubernetes has not had since 1.22: write it as networking.k8s.io/v1",
 			head.Metadata.Name, head.APIVersion)

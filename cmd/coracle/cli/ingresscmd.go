@@ -221,9 +221,6 @@ func printIngresses(w io.Writer, r check.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Ingresses checked: %d. Findings: %d refused, %d broken, %d different, %d ignored.\n", r.Ingresses, r.Refused, r.Broken,
 		r.Different, r.Ignored)
-	if r.Others > 0 {
-		fmt.Fprintf(&b, "Ingresses of other classes, which were not checked: %d.\n", r.Others)
-	}
 	for _, note := range r.Notes {
 		fmt.Fprintf(&b, "Note: %s.\n", visible(note))
 	}
