@@ -7,6 +7,8 @@ package nodes
 import (
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,6 +88,8 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 		return server.TryKubectl("get", "--raw", "/api/v1/nodes/"+name+"/proxy/metrics")
 	}, 10248)
 	closesForeignQueries(t, server, agent)
+	mode := testenv.Must(os.Stat(filepath.Join(agent.DataDir, "agent")))(t).Mode().Perm()
+	testenv.Equal(t, mode, 0o700, "the mode of the node's folder:")
 	own := slices.DeleteFunc(agent.Listeners(), func(at string) bool { return !strings.HasPrefix(at, harness.OwnLoopback) })
 	port, err := strconv.ParseUint(strings.TrimPrefix(strings.Join(own, " "), harness.OwnLoopback), 16, 16)
 	testenv.Require(t, err == nil, "listeners at 127.67.79.82: %q, want the streaming server's alone", own)
