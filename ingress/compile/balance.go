@@ -178,6 +178,6 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 	one := *a.options.canary
 	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port,
 		Protocol: main.Backends[0].Protocol, TLS: main.Backends[0].TLS}
-	main.canary, main.legacy = &one, a.options.legacy
+	main.canary, main.legacy, main.others = &one, a.options.legacy, a.options.size
 	c.service(a.ing, fieldRules, one.Backend, "its requests answer 503")
 }

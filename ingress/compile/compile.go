@@ -207,6 +207,7 @@ type route struct {
 	headers  *headers // of ConfigMaps; nil for none
 	fallen   *table.Fallback
 	clients  *table.Clients // of another Ingress of the host, where its own has none
+	others   int            // bytes of the texts of other Ingresses: of canary and clients
 }
 
 // Desired compiles the state.

@@ -147,3 +147,44 @@ func TestCostlyHostsAreFound(t *testing.T) {
 		testenv.True(t, expression.MaxRequest/1800/costlyPath < 10, "the greatest expressions of ten paths are not costly")
 	}
 }
+
+// TestTextsOfOtherIngressesAreCharged: a route that another Ingress gives a canary, or settings for clients'
+// certificates, holds their texts at each name of its host.
+func TestTextsOfOtherIngressesAreCharged(t *testing.T) {
+	long := strings.Repeat("x", 100<<10)
+	for name, c := range map[string]struct {
+		paths int
+		other map[string]string // annotations of the other Ingress
+	}{
+		"a canary": {1, map[string]string{"canary": "true", "canary-by-header": "X", "canary-by-header-value": long}},
+		"clients":  {150, map[string]string{"auth-tls-secret": "bad/ca", "auth-tls-error-page": "https://x.example/" + long[:4000]}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			main, more := ingress("bad/x", 3), ingress("bad/y", 2, "h/p0=s:80")
+			for i := range c.paths {
+				main.Spec.Rules = append(main.Spec.Rules, ingress("", 0, fmt.Sprintf("h/p%d=s:80", i)).Spec.Rules...)
+			}
+			var aliases []string
+			for i := range 120 {
+				aliases = append(aliases, fmt.Sprintf("alias%d", i))
+			}
+			main.Annotations[nginxPrefix+"server-alias"] = strings.Join(aliases, ",")
+			for key, value := range c.other {
+				more.Annotations[nginxPrefix+key] = value
+			}
+			if name == "clients" {
+				more.Spec.Rules = ingress("", 0, "h/other=s:80").Spec.Rules
+			}
+			for _, i := range []*networkingv1.Ingress{main, more} {
+				i.Spec.IngressClassName = ptr.To("nginx")
+			}
+			r := desired(t, State{Ingresses: []*networkingv1.Ingress{main, more, ingress("good/x", 1, "good/=s:80")}})
+			size := 0
+			for _, section := range r.Sections {
+				size += len(section)
+			}
+			testenv.True(t, size <= maxTable/2/textFactor, "the table has %d KB", size>>10)
+			testenv.False(t, r.Sections[table.HostKey(table.SiteIngress, "good")] == nil, "another namespace is not served")
+		})
+	}
+}

@@ -178,7 +178,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	for _, r := range h.routes {
 		if r.ing != nil && r.ing.Namespace == a.ing.Namespace {
 			other.routes = append(other.routes, r)
-			cost += r.options.cost(r.Path) + r.headers.cost()
+			cost += r.options.cost(r.Path) + r.headers.cost() + textFactor*r.others
 		}
 	}
 	if strings.HasPrefix(h.certificate, table.CertificateKey(a.ing.Namespace, "")) {

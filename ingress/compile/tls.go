@@ -306,9 +306,10 @@ func (c *compiler) shareClients(h *host) (asks bool) {
 	for _, r := range h.routes {
 		if f := first[r.ing.Namespace]; f != nil && r.options.nginx && r.options.policy.Clients == nil {
 			r.clients = f.options.policy.Clients
-			if why := c.closed[f.ing]; why != "" {
-				r.Refused = why
-			} else if !c.room(r.ing.Namespace, textFactor*(len(r.clients.Subject)+len(r.clients.ErrorPage))) {
+			texts := len(r.clients.Subject) + len(r.clients.ErrorPage)
+			if r.others += texts; c.closed[f.ing] != "" {
+				r.Refused = c.closed[f.ing]
+			} else if !c.room(r.ing.Namespace, textFactor*texts) {
 				problem := tooLarge(r.ing.Namespace, "a route with another Ingress' settings for clients' certificates answers 503")
 				r.Refused = problem.Message
 				c.find(r.ing, problem)
