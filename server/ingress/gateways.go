@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -127,7 +128,7 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 	again = shorterWait(again, later)
 	if changed || configs {
 		r, err = gateway.Desired(state)
-		again = gather // the result may name further objects
+		again = cmp.Or(again, gather) // the result may name further objects
 	}
 	return r.Sections, again, ctx.Err() == nil, err
 }
