@@ -119,8 +119,21 @@ func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	close(stop)
 	testenv.Check(t, <-failed, "while coracle was killed and started again")
 	testenv.Equal(t, proxyPid(t, s), proxy, "the proxy was process %s and is", proxy)
-	k.Kubectl("delete", "ingress", "web")
+	// Another Service wants port 80: it waits while there are Ingresses, and gets it when they have gone.
+	k.Apply(`{apiVersion: v1, kind: Service, metadata: {name: other}, spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}`)
+	harness.Eventually(t, soon, "an event says why the other Service waits", func() error {
+		out, err := k.Try("get", "events", "--field-selector", "involvedObject.name=other,reason=PortInUse")
+		if err == nil && !strings.Contains(out, "while there are Ingresses of its classes, such as shop/") {
+			err = fmt.Errorf("the events are %s", out)
+		}
+		return err
+	})
+	testenv.Check(t, asks("web\n200", site...)(), "while another Service waits")
+	k.Kubectl("delete", "ingress", "web", "kubelet")
+	k.Kubectl("delete", "ingress", "-n", "other", "web")
 	harness.Eventually(t, soon, "nothing is left of the Ingress", asks("404", append([]string{"-o", "/dev/null"}, site...)...))
+	k.Await(longer, "service/other", ingressPath, harness.NodeIP)
+	harness.Eventually(t, soon, "the other Service answers", asks("web\n200", "http://"+harness.NodeIP+"/"))
 }
 
 // program is one of the machine's own that listens at port 443 before there is an Ingress.
