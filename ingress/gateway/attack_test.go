@@ -366,3 +366,47 @@ func TestMethodsOfAnyServiceAreCharged(t *testing.T) {
 		t.Errorf("the match has %d steps: %v", m.steps, flaw)
 	}
 }
+
+// TestListenersOfOneNamespaceAreBounded: each listener is a host of the proxies, whether it has routes or not.
+func TestListenersOfOneNamespaceAreBounded(t *testing.T) {
+	w := load(t, `
+kind: Gateway
+metadata: {namespace: infra, name: g}
+spec:
+  gatewayClassName: coracle
+  allowedListeners: {namespaces: {from: All}}
+  listeners: [{name: l, port: 80, protocol: HTTP}]
+`)
+	const sets, each = 100, 64
+	add := func(namespace string, age, listeners int) {
+		s := &gatewayv1.ListenerSet{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("s%d", age), CreationTimestamp: metav1.NewTime(born.Add(time.Duration(age) * time.Minute))}}
+		s.Spec.ParentRef = gatewayv1.ParentGatewayReference{Name: "g", Namespace: new(gatewayv1.Namespace("infra"))}
+		for i := range listeners {
+			s.Spec.Listeners = append(s.Spec.Listeners, gatewayv1.ListenerEntry{
+				Name: gatewayv1.SectionName(fmt.Sprintf("l%d", i)), Port: 80, Protocol: gatewayv1.HTTPProtocolType, Hostname: new(gatewayv1.Hostname(fmt.Sprintf("h%d.s%d.%s.example", i, age, namespace))),
+			})
+		}
+		w.ListenerSets = append(w.ListenerSets, s)
+	}
+	for i := range sets {
+		add("evil", i+1, each)
+	}
+	add("good", sets+1, 1)
+	r, hosts := w.settle(t), 0
+	for key := range r.Sections {
+		if table.Kind(key) == table.KindHost {
+			hosts++
+		}
+	}
+	testenv.True(t, hosts > each && hosts <= maxListeners/2/matchCost+2, "there are %d hosts", hosts)
+	for name, want := range map[types.NamespacedName]metav1.ConditionStatus{
+		{Namespace: "evil", Name: "s1"}: metav1.ConditionTrue, {Namespace: "evil", Name: fmt.Sprintf("s%d", sets)}: metav1.ConditionFalse,
+		{Namespace: "good", Name: fmt.Sprintf("s%d", sets+1)}: metav1.ConditionTrue,
+	} {
+		for _, c := range r.ListenerSetStatus[name].Listeners[0].Conditions {
+			if c.Type == string(gatewayv1.ListenerConditionProgrammed) {
+				testenv.Equal(t, c.Status, want, "%s is programmed (%s):", name, c.Message)
+			}
+		}
+	}
+}

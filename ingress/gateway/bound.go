@@ -27,6 +27,8 @@ const (
 	// maxSecrets limits the memory of certificates and authorities in the same way. secretCost is the memory of a byte
 	// of their text.
 	maxSecrets, secretCost = 32 << 20, 4
+	// maxListeners limits the memory of listeners' hosts without their routes, of matchCost each, in the same way.
+	maxListeners = 16 << 20
 )
 
 // budget counts the memory that namespaces have taken of a limit.
@@ -172,6 +174,32 @@ func (c *compiler) youngest(namespace string) table.Object {
 		return table.Object{}
 	}
 	return table.Object{APIVersion: gatewayv1.GroupVersion.String(), Kind: string(kind), Name: found.GetName(), UID: string(found.GetUID())}
+}
+
+// boundListeners leaves out listeners whose hosts take more of the proxies' memory than there is, as bound does with
+// routes: in a namespace that takes too much, those of the youngest objects.
+func (c *compiler) boundListeners() {
+	type owner struct {
+		object    metav1.Object
+		listeners []*listener
+	}
+	var owners []owner
+	for _, g := range c.gateways {
+		owners = append(owners, owner{g.object, g.listeners})
+	}
+	for _, s := range c.sets {
+		owners = append(owners, owner{s.object, s.listeners})
+	}
+	slices.SortStableFunc(owners, func(a, b owner) int { return older(a.object, b.object) })
+	room := budget{most: maxListeners}
+	for _, o := range owners {
+		for _, l := range o.listeners {
+			if l.accepted.ok() && !room.reserve(l.owner.namespace, matchCost*(1+l.names())) {
+				l.accepted = problem{"TooLarge", "the listeners of the namespace have more hosts than one namespace may have, or those of " +
+					"the cluster more than there is room for: fewer listeners and names in certificates make room"}
+			}
+		}
+	}
 }
 
 func tooManySecrets[T ~string](reason T) problem {

@@ -161,6 +161,7 @@ func Desired(s State) (Result, error) {
 	}
 	c.readPolicies()
 	c.boundSecrets()
+	c.boundListeners()
 	c.judgePolicies()
 	c.readRoutes()
 	c.attach()

@@ -45,11 +45,7 @@ func (g *gateway) ports() map[int32]*site {
 				s.hosts[h] = true
 			}
 		}
-		names := 0
-		for _, cert := range l.certificates {
-			names += len(cert.names)
-		}
-		if len(l.certificates) > 1 && names <= maxNames { // each certificate is used for its own hosts
+		if l.names() > 0 { // each certificate is used for its own hosts
 			for _, cert := range l.certificates {
 				for n := range cert.names {
 					if both, ok := intersect(l.host, n); ok {
@@ -60,6 +56,17 @@ func (g *gateway) ports() map[int32]*site {
 		}
 	}
 	return out
+}
+
+// names returns how many hosts the certificates of a listener may add.
+func (l *listener) names() (names int) {
+	for _, cert := range l.certificates {
+		names += len(cert.names)
+	}
+	if len(l.certificates) < 2 || names > maxNames {
+		return 0
+	}
+	return names
 }
 
 // sites adds the sections of a Gateway's ports.
