@@ -5,6 +5,7 @@ package ingress
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -118,7 +119,7 @@ func (s *serving) startLast(ctx context.Context, kept *last) {
 		return
 	}
 	if err := kept.guarded(k); err != nil {
-		err = fmt.Errorf("%w: %v", err, k.kill(k.now))
+		err = errors.Join(err, k.kill(k.now))
 		k.now = nil
 		k.held.close()
 		k.held = nil

@@ -5,9 +5,9 @@ package ingress
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +51,7 @@ func TestStatusNamesALimitThatClientsMeet(t *testing.T) {
 	a := startAgent(n)
 	eventually(t, "the proxy serves", func() bool { return a.board.Components()[0].State == status.Running })
 	for range 53 { // one address may have half of them
-		conn := testenv.Must(net.Dial("tcp", fmt.Sprintf("%s:%d", machineIP, table.NodeHTTPPort)))(t)
+		conn := testenv.Must(net.Dial("tcp", net.JoinHostPort(machineIP, strconv.Itoa(table.NodeHTTPPort))))(t)
 		defer conn.Close()
 	}
 	eventually(t, "the status names it", func() bool {

@@ -35,7 +35,7 @@ import (
 type clocked struct{ record.EventRecorder }
 
 func (c clocked) Event(of runtime.Object, kind, reason, message string) {
-	time.Sleep(1)
+	time.Sleep(time.Nanosecond) // fake time
 	c.EventRecorder.Event(of, kind, reason, message)
 }
 

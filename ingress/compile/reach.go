@@ -83,10 +83,10 @@ func (c *compiler) service(ing *networkingv1.Ingress, field string, b table.Back
 		return
 	}
 	svc := c.s.Service(b.Namespace, b.Service)
-	switch {
-	case svc == UnknownService:
+	switch svc {
+	case UnknownService:
 		return
-	case svc == nil:
+	case nil:
 		c.find(ing, Finding{ReasonService, field, fmt.Sprintf("there is no Service %s in the namespace %s", b.Service, b.Namespace)})
 		return
 	}

@@ -4,7 +4,6 @@ package dataplane
 
 import (
 	"crypto/tls"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -134,7 +133,7 @@ func TestDropEmptyLinesIsTrueToTheBytes(t *testing.T) {
 				more, _ := io.ReadAll(rest)
 				got += string(more)
 			}
-			testenv.Equal(t, got, c.want, fmt.Sprintf("of %q in pieces of %d bytes remains", c.sent, size))
+			testenv.Equal(t, got, c.want, "of %q in pieces of %d bytes remains", c.sent, size)
 		}
 	}
 }

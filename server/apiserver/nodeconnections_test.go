@@ -78,7 +78,7 @@ func TestConnectionsToNodesAreShared(t *testing.T) {
 	for _, other := range []string{forward, "/api/v1/namespaces/ta/pods/web/attach", "/api/v1/nodes/n1/proxy/"} {
 		got, text := code("bob", other)
 		testenv.Equal(t, got, http.StatusTooManyRequests, "%s:", other)
-		testenv.Contains(t, text, "bob has 100 connections to the node n1", other)
+		testenv.Contains(t, text, "bob has 100 connections to the node n1", "%s:", other)
 	}
 	for _, free := range []string{"/api/v1/namespaces/tb/pods/far/exec", "/api/v1/namespaces/tb/pods/web/log", "/api/v1/namespaces/tb/pods"} {
 		got, _ := code("bob", free)
