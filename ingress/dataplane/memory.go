@@ -172,7 +172,8 @@ func (p *Proxy) shed() {
 // errMemory ends a connection on which more is received while no memory is left.
 var errMemory = errors.New("the process has no memory left for this client")
 
-// Read implements net.Conn. It checks the memory, since bodies of HTTP/2 are received before a handler reads them.
+// Read implements net.Conn. It checks the memory, since bodies of HTTP/2 are received before a handler reads them, and
+// headers before there is a request.
 // Empty lines before the first request of a connection without TLS are left out.
 func (c *countedTCP) Read(to []byte) (int, error) {
 	n, err := c.TCPConn.Read(to)
@@ -183,9 +184,12 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 		c.began.Store(true)
 		c.works(true)
 	}
-	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.address()) && p.budget.needs(short) {
-		p.stats.Limited.Memory.Add(1)
-		return 0, errMemory
+	if p := c.proxy; err == nil && p.budget.above(short) && p.budget.needs(short) {
+		if p.exceedsShare(c.address()) {
+			p.stats.Limited.Memory.Add(1)
+			return 0, errMemory
+		}
+		p.shed() // many sources may have little each
 	}
 	return n, err
 }

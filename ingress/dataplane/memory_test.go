@@ -77,6 +77,29 @@ func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 	}
 }
 
+// TestHeadersOfManySourcesMakeRoom: connections that are open already send headers without an end, each source on few
+// of them. What they send while memory is short closes connections, though no new one comes.
+func TestHeadersOfManySourcesMakeRoom(t *testing.T) {
+	var used atomic.Int64
+	f := newFixtureOfMemory(t, Options{MaxConnections: 160}, 16<<20, used.Load, site(t, "")...)
+	var all []net.Conn
+	for i := range 40 {
+		conn := dialFrom(t, fmt.Sprintf("127.0.0.%d", 2+i%4), f.http)
+		testenv.Must(io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nX-A: "))(t)
+		all = append(all, conn)
+	}
+	waitUntil(t, "all are counted", func() bool { return f.stats.Connections.Load() == 40 })
+	used.Store(none << 20)
+	waitUntil(t, "some are closed", func() bool {
+		f.budget.next.Store(0)
+		for _, conn := range all {
+			_, _ = io.WriteString(conn, "a") // some are closed
+		}
+		return f.stats.Connections.Load() < 40
+	})
+	testenv.True(t, f.stats.Connections.Load() > 0, "all were closed")
+}
+
 // TestStreamsCountAsConnections: a connection of HTTP/2 has no more requests under way than connections of HTTP/1.1
 // might.
 func TestStreamsCountAsConnections(t *testing.T) {
