@@ -43,7 +43,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh test/bench/upstream/build.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build embedded deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build embedded deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -145,6 +145,9 @@ console-test: build ## the console in Debian's chromium, by keys alone, against 
 ingress-clients: build ## curl, nghttp, ngtcp2's client for HTTP/3, python-websockets and grpc-go through the ingress of a cluster (root, minutes)
 	@packaging/deps.sh build test ingress
 	@CORACLE_TEST_REQUIRE=root,embedded,http-clients $(E2E) -timeout 20m -run TestClientsOfEachProtocolAreServed ./test/ingress/
+
+ingress-walk: ## each annotation and field of a tenant at its largest in the ingress proxy, beside another tenant's requests (root, a quarter of an hour)
+	@CORACLE_TEST_WALK=1 CORACLE_TEST_REQUIRE=root $(GOTEST) -v -count=1 -timeout 60m -tags '$(TAGS)' -run '^TestLargestValuesOfATenantHarmNoOther$$' ./agent/ingress
 
 ingress-soak: build ## a load through the ingress while routes, pods, versions and certificates change and a node's power is cut (root, a quarter of an hour)
 	@INGRESS_MARK=older $(MAKE) --no-print-directory build OUT=bin/coracle-older && $(MAKE) --no-print-directory embedded
