@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -129,32 +130,75 @@ func (c *compiler) usersOf(a annotated) error {
 	if c.s.Secrets == nil {
 		return nil
 	}
-	found, why := hashesOf(c.s.Secrets[u.secret], u.form)
-	if why != "" {
+	read, err := c.s.Memory.usersOf(c.s.Secrets[u.secret], u.form)
+	if err != nil {
+		return err
+	}
+	if read.flaw != "" {
 		c.find(a.ing, Finding{ReasonUsers, nginxPrefix + "auth-secret", fmt.Sprintf(
-			"the Secret %s %s: the Ingress' routes answer 503", u.secret.Name, why)})
+			"the Secret %s %s: the Ingress' routes answer 503", u.secret.Name, read.flaw)})
 		return nil
 	}
-	good, bad := map[string]string{}, 0
-	for _, user := range slices.Sorted(maps.Keys(found)) {
-		err := password.Check(found[user])
-		if err == nil {
-			good[user] = found[user]
-		} else if bad++; bad <= maxBadUsers {
-			c.find(a.ing, Finding{ReasonUsers, nginxPrefix + "auth-secret", fmt.Sprintf(
-				"the user %.60q of the Secret %s cannot log in: %v", user, u.secret.Name, err)})
-		}
+	for _, bad := range read.bad {
+		c.find(a.ing, Finding{ReasonUsers, nginxPrefix + "auth-secret", fmt.Sprintf(
+			"the user %.60q of the Secret %s cannot log in: %s", bad.user, u.secret.Name, bad.why)})
 	}
-	key, size := table.UsersKey(u.secret.Namespace, u.secret.Name, u.form), 0
-	for user, hash := range good {
-		size += len(user) + len(hash) + userCost
-	}
-	if !c.secretRoom(u.secret.Namespace, key, size) {
+	key := table.UsersKey(u.secret.Namespace, u.secret.Name, u.form)
+	if !c.secretRoom(u.secret.Namespace, key, read.size) {
 		c.find(a.ing, tooLarge(u.secret.Namespace,
 			fmt.Sprintf("the users of the Secret %s are left out, and the Ingress' routes answer 503", u.secret.Name)))
 		return nil
 	}
-	return c.r.Sections.Put(key, table.Users{Hashes: good})
+	c.r.Sections[key] = read.section
+	return nil
+}
+
+// usersKey identifies the users in a Secret.
+type usersKey struct {
+	secret *corev1.Secret
+	form   string
+}
+
+// readUsers is the result of reading a Secret with users.
+type readUsers struct {
+	flaw    string          // why there are none; empty for users
+	section json.RawMessage // of the table
+	size    int             // what the section costs, in bytes of a Secret
+	bad     []badUser       // maxBadUsers at most
+}
+
+// badUser is a user who cannot log in.
+type badUser struct{ user, why string }
+
+// usersOf returns the users in a Secret, which may be nil, from the cache if they are in it. Many Ingresses may name one
+// Secret.
+func (m *Memory) usersOf(s *corev1.Secret, form string) (readUsers, error) {
+	key := usersKey{s, form}
+	r, ok := m.users[key]
+	if ok {
+		return r, nil
+	}
+	if r, ok = m.lastUsers[key]; !ok {
+		var found map[string]string
+		if found, r.flaw = hashesOf(s, form); r.flaw == "" {
+			good := map[string]string{}
+			for _, user := range slices.Sorted(maps.Keys(found)) {
+				err := password.Check(found[user])
+				if err == nil {
+					good[user] = found[user]
+					r.size += len(user) + len(found[user]) + userCost
+				} else if len(r.bad) < maxBadUsers {
+					r.bad = append(r.bad, badUser{user, err.Error()})
+				}
+			}
+			var err error
+			if r.section, err = json.Marshal(table.Users{Hashes: good}); err != nil {
+				return r, fmt.Errorf("writing the users of a Secret for the ingress table: %w", err)
+			}
+		}
+	}
+	m.users[key] = r
+	return r, nil
 }
 
 // hashesOf reads the hashes in a Secret, which may be nil. why is the reason for which there are none.

@@ -268,3 +268,23 @@ func TestNamesOfCertificatesAreCharged(t *testing.T) {
 	testenv.True(t, has(r, "bad/19", ReasonTooLarge, "not served"), "the youngest has the findings %v", r.Findings)
 	testenv.False(t, r.Sections[table.HostKey(table.SiteIngress, "good.example")] == nil, "another namespace is not served")
 }
+
+// TestUsersOfManyIngressesAreReadOnce: what one Secret with users takes does not grow with the Ingresses that name it.
+func TestUsersOfManyIngressesAreReadOnce(t *testing.T) {
+	var auth strings.Builder
+	for n := range 2000 {
+		fmt.Fprintf(&auth, "user%d:$apr1$abcdefgh$abcdefghijklmnopqrstu.\n", n)
+	}
+	secret := &corev1.Secret{Data: map[string][]byte{"auth": []byte(auth.String())}}
+	allocations := func(ingresses int) float64 {
+		s := State{Secrets: map[types.NamespacedName]*corev1.Secret{{Namespace: "a", Name: "users"}: secret}}
+		for n := range ingresses {
+			i := ingress(fmt.Sprintf("a/i%d", n), 1, fmt.Sprintf("h%d/=s:80", n))
+			i.Annotations[nginxPrefix+"auth-type"], i.Annotations[nginxPrefix+"auth-secret"] = "basic", "users"
+			s.Ingresses = append(s.Ingresses, i)
+		}
+		return testing.AllocsPerRun(1, func() { testenv.Must(Desired(s))(t) })
+	}
+	one, many := allocations(1), allocations(50)
+	testenv.True(t, many < 5*one, "compiling one Ingress makes %.0f allocations, 50 of them %.0f", one, many)
+}

@@ -22,6 +22,7 @@ type Memory struct {
 	options, lastOptions           map[*networkingv1.Ingress]*options
 	certificates, lastCertificates map[*corev1.Secret]judged
 	expressions, lastExpressions   map[expressionKey]readExpression
+	users, lastUsers               map[usersKey]readUsers
 
 	defaults  *defaults
 	configMap *corev1.ConfigMap // the one that defaults was read from
@@ -50,6 +51,7 @@ func (m *Memory) begin(s State) {
 	m.lastOptions, m.options = m.options, make(map[*networkingv1.Ingress]*options, len(m.options))
 	m.lastCertificates, m.certificates = m.certificates, make(map[*corev1.Secret]judged, len(m.certificates))
 	m.lastExpressions, m.expressions = m.expressions, make(map[expressionKey]readExpression, len(m.expressions))
+	m.lastUsers, m.users = m.users, make(map[usersKey]readUsers, len(m.users))
 }
 
 // memory returns the cache, with the defaults of this state.
