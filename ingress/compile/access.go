@@ -170,8 +170,8 @@ type readUsers struct {
 // badUser is a user who cannot log in.
 type badUser struct{ user, why string }
 
-// usersOf returns the users in a Secret, which may be nil, from the cache if they are in it. Many Ingresses may name one
-// Secret.
+// usersOf returns the users in a Secret, which may be nil, from the cache if they are in it. Many Ingresses may name
+// one Secret.
 func (m *Memory) usersOf(s *corev1.Secret, form string) (readUsers, error) {
 	key := usersKey{s, form}
 	r, ok := m.users[key]

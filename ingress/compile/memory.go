@@ -34,6 +34,7 @@ type judged struct {
 	section json.RawMessage // of the table; nil for an invalid one
 	names   []string        // DNS names in lower case, or the common name if it has none
 	validity
+	isAuthority bool     // ca.crt holds authorities
 	authorities validity // of the authority in ca.crt that ends last
 }
 
@@ -99,6 +100,7 @@ func (m *Memory) certificateOf(s *corev1.Secret) judged {
 	if c, ok = m.lastCertificates[s]; !ok {
 		if s != nil && len(s.Data[keyAuthorities]) <= certificate.MaxChain {
 			c.authorities = lastOf(s.Data[keyAuthorities])
+			c.isAuthority = x509.NewCertPool().AppendCertsFromPEM(s.Data[keyAuthorities])
 		}
 		var leaf *x509.Certificate
 		if leaf, c.flaw = certificate.Parse(s); c.flaw == "" {

@@ -4,7 +4,6 @@ package compile
 
 import (
 	"cmp"
-	"crypto/x509"
 	"fmt"
 	"slices"
 	"strings"
@@ -255,7 +254,7 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, field string, secret
 		c.find(ing, Finding{ReasonAuthorities, field, fmt.Sprintf(
 			"the Secret %s has more than %d bytes in the key %s: %s", secret.Name, certificate.MaxChain, keyAuthorities, so)})
 		return nil
-	case !x509.NewCertPool().AppendCertsFromPEM(s.Data[keyAuthorities]):
+	case !c.s.Memory.certificateOf(s).isAuthority:
 		c.find(ing, Finding{ReasonAuthorities, field, fmt.Sprintf(
 			"the Secret %s has no certificates of authorities in the key %s: %s", secret.Name, keyAuthorities, so)})
 		return nil
@@ -265,6 +264,9 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, field string, secret
 	if !c.secretRoom(secret.Namespace, key, len(s.Data[keyAuthorities])) {
 		what := fmt.Sprintf("the authorities of the Secret %s are left out, and %s", secret.Name, so)
 		c.find(ing, tooLarge(secret.Namespace, what))
+		return nil
+	}
+	if c.r.Sections[key] != nil { // of another Ingress
 		return nil
 	}
 	return c.r.Sections.Put(key, table.Authorities{Certificates: string(s.Data[keyAuthorities])})
