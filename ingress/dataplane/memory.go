@@ -98,7 +98,7 @@ const (
 	// scarce is the use above which sources with many connections get no more. short is that above which they lose
 	// some.
 	scarce, short = 11, 15
-	// none is the use above which no request is accepted.
+	// none is the use above which no request is accepted, and nothing more is received.
 	none = 17
 )
 
@@ -185,7 +185,7 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 		c.works(true)
 	}
 	if p := c.proxy; err == nil && p.budget.above(short) && p.budget.needs(short) {
-		if p.exceedsShare(c.address()) {
+		if p.exceedsShare(c.address()) || p.budget.above(none) && p.budget.needs(none) {
 			p.stats.Limited.Memory.Add(1)
 			return 0, errMemory
 		}

@@ -100,6 +100,21 @@ func TestHeadersOfManySourcesMakeRoom(t *testing.T) {
 	testenv.True(t, f.stats.Connections.Load() > 0, "all were closed")
 }
 
+// TestNothingIsReceivedWithoutMemory: where closing connections of the heaviest source did not make room in time, each
+// connection that receives something more ends, before the kernel ends the process with all of them.
+func TestNothingIsReceivedWithoutMemory(t *testing.T) {
+	var used atomic.Int64
+	f := newFixtureOfMemory(t, Options{MaxConnections: 160}, 16<<20, used.Load, site(t, "")...)
+	conn := dialFrom(t, "127.0.0.2", f.http)
+	testenv.Must(io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nX-A: "))(t)
+	waitUntil(t, "it is counted", func() bool { return f.stats.Connections.Load() == 1 })
+	used.Store((none + 1) << 20)
+	f.budget.next.Store(0)
+	f.shedAt.Store(time.Now().Add(time.Hour).UnixNano()) // nothing is shed
+	testenv.Must(io.WriteString(conn, "a"))(t)
+	waitUntil(t, "it is closed", func() bool { return f.stats.Connections.Load() == 0 })
+}
+
 // TestStreamsCountAsConnections: a connection of HTTP/2 has no more requests under way than connections of HTTP/1.1
 // might.
 func TestStreamsCountAsConnections(t *testing.T) {
