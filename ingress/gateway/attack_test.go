@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -408,5 +409,16 @@ spec:
 				testenv.Equal(t, c.Status, want, "%s is programmed (%s):", name, c.Message)
 			}
 		}
+	}
+
+	// A node leaves out the namespace that takes most by these charges, which small tables do not have.
+	for i := range sets {
+		add("worse", sets+2+i, each)
+	}
+	var charged table.Charges
+	testenv.NoError(t, json.Unmarshal(w.settle(t).Sections[table.KindCharges+"/gateway"], &charged))
+	for i, namespace := range []string{"evil", "worse"} {
+		testenv.True(t, len(charged.Namespaces) == 2 && charged.Namespaces[i].Namespace == namespace && charged.Namespaces[i].Bytes == maxListeners/2,
+			"the charges are %+v", charged)
 	}
 }

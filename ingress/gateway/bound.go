@@ -200,6 +200,7 @@ func (c *compiler) boundListeners() {
 			}
 		}
 	}
+	c.spend(room)
 }
 
 func tooManySecrets[T ~string](reason T) problem {
