@@ -151,9 +151,9 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	c.wake.Rounds(ctx, gather, func() time.Duration {
-		err := c.round(ctx)
+		again, err := c.round(ctx)
 		if err == nil || ctx.Err() != nil {
-			return 0
+			return again
 		}
 		c.o.Logger.Warn("gateway: not everything could be written; it is tried again", "error", err)
 		return retry
@@ -161,11 +161,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	return nil
 }
 
-// round compares all objects once.
-func (c *Controller) round(ctx context.Context) error {
+// round compares all objects once. It returns the time after which to do so again without a change; 0 for never.
+func (c *Controller) round(ctx context.Context) (again time.Duration, err error) {
 	s, complete := c.o.State()
 	if !complete && !c.o.Disabled {
-		return nil // objects that are not listed yet are not treated as deleted
+		return 0, nil // objects that are not listed yet are not treated as deleted
 	}
 	made := c.made()
 	if c.o.Disabled {
@@ -181,15 +181,15 @@ func (c *Controller) round(ctx context.Context) error {
 	c.complete(&s, ports)
 	r, err := gateway.Desired(s)
 	if err != nil { // writing JSON failed, which no object can cause
-		return fmt.Errorf("compiling the objects: %w", err)
+		return 0, fmt.Errorf("compiling the objects: %w", err)
 	}
 	errs := []error{c.syncPorts(ctx, config, ports, r), c.syncServices(ctx, made, r), c.syncSlices(ctx, made, ports, r)}
 	if !c.o.Disabled {
 		errs = append(errs, c.syncStatus(ctx, s, r))
 	}
-	errs = append(errs, c.warnings.End(ctx))
+	again, failed := c.warnings.End(ctx)
 	c.show(r)
-	return errors.Join(errs...)
+	return again, errors.Join(append(errs, failed)...)
 }
 
 // made returns the Services that were made for Gateways.

@@ -202,7 +202,8 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 	}
 	c.warn(r)
 	c.warnWaiting(r.Served)
-	err = errors.Join(err, c.warnings.End(ctx))
+	more, failed := c.warnings.End(ctx)
+	err = errors.Join(err, failed)
 	c.show(r)
 	if err != nil && ctx.Err() == nil {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
@@ -213,7 +214,7 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 			wait = shorterWait(wait, max(time.Until(at), time.Millisecond))
 		}
 	}
-	return shorterWait(wait, refused)
+	return shorterWait(shorterWait(wait, refused), more)
 }
 
 // shorterWait returns the shorter of two waits. 0 means no wait.

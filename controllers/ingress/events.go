@@ -5,6 +5,8 @@ package ingress
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,8 +23,13 @@ import (
 // of the last. The next leader would then not know the others, of which one object has compile's limit at most.
 var Correlation = record.CorrelatorOptions{MaxEvents: 64}
 
-// pageOfEvents is how many events a request for the earlier ones reads.
-const pageOfEvents = 500
+const (
+	// pageOfEvents is how many events a request for the earlier ones reads.
+	pageOfEvents = 500
+	// eventsOfRound is how many events a round records, and eventsPause the time until the next round records more. The
+	// recorder writes one after the other, some 28 a second, and drops those for which its queue of 1,000 has no room.
+	eventsOfRound, eventsPause = 20, time.Second
+)
 
 // Warnings records the events of problems, each once while it applies. The events that the API still has from the
 // leader before count as recorded, so that a restart or a change of the leader repeats none. The zero value is not
@@ -45,8 +52,9 @@ type warning struct {
 
 // pending is an event of the present round.
 type pending struct {
-	of  warning
-	obj runtime.Object
+	of   warning
+	obj  runtime.Object
+	turn int // the number of events of its namespace that come before it
 }
 
 // NewWarnings makes the Warnings of a term. component is the source of the recorder's events.
@@ -64,31 +72,46 @@ func (w *Warnings) Add(obj runtime.Object, reason, format string, args ...any) {
 	if err != nil { // only for kinds that the scheme does not have
 		return
 	}
-	w.round = append(w.round, pending{warningOf(ref, reason, fmt.Sprintf(format, args...)), obj})
+	w.round = append(w.round, pending{of: warningOf(ref, reason, fmt.Sprintf(format, args...)), obj: obj})
 }
 
-// End ends a round: it records the problems that did not apply at the end of the last one. If the events of the leader
+// End ends a round: it records the problems that did not apply at the end of the last one, eventsOfRound at most. It
+// takes one of each namespace before the second of any, so that a tenant with thousands of problems delays no other's.
+// It returns the time after which the next round should record the rest; 0 for never. If the events of the leader
 // before cannot be read, it records none, and the next round does.
-func (w *Warnings) End(ctx context.Context) error {
+func (w *Warnings) End(ctx context.Context) (again time.Duration, err error) {
 	round := w.round
 	w.round = nil
 	if !w.begun && len(round) > 0 { // without a problem nothing that was recorded still applies
 		earlier, err := w.earlier(ctx)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		w.applied = earlier
 	}
 	w.begun = true
-	now := make(map[warning]bool, len(round))
+	now, turns := make(map[warning]bool, len(round)), map[string]int{}
+	var due []pending
 	for _, p := range round {
 		if !w.applied[p.of] && !now[p.of] {
-			w.recorder.Event(p.obj, corev1.EventTypeWarning, p.of.reason, p.of.message)
+			p.turn = turns[p.of.namespace]
+			turns[p.of.namespace]++
+			due = append(due, p)
 		}
 		now[p.of] = true
 	}
 	w.applied = now
-	return nil
+	slices.SortStableFunc(due, func(a, b pending) int { return a.turn - b.turn })
+	for _, p := range due[:min(eventsOfRound, len(due))] {
+		w.recorder.Event(p.obj, corev1.EventTypeWarning, p.of.reason, p.of.message)
+	}
+	if len(due) <= eventsOfRound {
+		return 0, nil
+	}
+	for _, p := range due[eventsOfRound:] {
+		delete(now, p.of)
+	}
+	return eventsPause, nil
 }
 
 // earlier reads the events that the API has.

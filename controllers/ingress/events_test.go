@@ -259,7 +259,7 @@ func TestWarningsOfGatewaysAreKnown(t *testing.T) {
 		for _, m := range messages {
 			w.Add(&ref, "PortInUse", "%s", m)
 		}
-		testenv.NoError(t, w.End(t.Context()))
+		testenv.NoError(t, testenv.Err(w.End(t.Context())))
 		for n = len(events.Events); len(events.Events) > 0; {
 			<-events.Events
 		}
@@ -269,4 +269,36 @@ func TestWarningsOfGatewaysAreKnown(t *testing.T) {
 	testenv.Equal(t, round("1", "a", "b"), 0, "events of the same problems:")
 	testenv.Equal(t, round("2", "a"), 1, "events of an object that was made again:")
 	testenv.Equal(t, round("1", "a"), 1, "events of a problem that came back:")
+}
+
+// TestEventsOfATenantDelayNoOthers: of a tenant's 5,000 problems some are recorded in each round, and in the first one
+// also that of another namespace, which comes last. Each is recorded once.
+func TestEventsOfATenantDelayNoOthers(t *testing.T) {
+	const many = 5000
+	events := record.NewFakeRecorder(2 * many)
+	w := ingress.NewWarnings(fake.NewClientset(), events, "ingress")
+	all := map[string]int{}
+	round := func() (again time.Duration, texts []string) {
+		for i := range many {
+			w.Add(&corev1.ObjectReference{Kind: "Ingress", Namespace: "evil", Name: "web", UID: "1"}, "Ignored", "problem %d", i)
+		}
+		w.Add(&corev1.ObjectReference{Kind: "Ingress", Namespace: "good", Name: "web", UID: "2"}, "Ignored", "of good")
+		again, err := w.End(t.Context())
+		testenv.NoError(t, err)
+		for len(events.Events) > 0 {
+			text := <-events.Events
+			all[text]++
+			texts = append(texts, text)
+		}
+		return again, texts
+	}
+	again, texts := round()
+	testenv.True(t, again > 0 && len(texts) < 100, "the first round records %d events, and the next is after %s", len(texts), again)
+	testenv.Equal(t, all["Warning Ignored of good"], 1, "of the other namespace the first round records")
+	for again > 0 && len(all) <= many {
+		before := len(all)
+		again, texts = round()
+		testenv.Equal(t, len(all)-before, len(texts), "of the round's events have not been recorded before:")
+	}
+	testenv.Equal(t, len(all), many+1, "events that are recorded in the end:")
 }

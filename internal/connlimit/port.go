@@ -111,7 +111,7 @@ func (Metrics) Describe(to chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector. A port that is opened again while its former listener is being closed is
-// one.
+// one, with the connections of both.
 func (Metrics) Collect(to chan<- prometheus.Metric) {
 	ports.Lock()
 	all := make([]*noted, 0, len(ports.all))
@@ -121,10 +121,14 @@ func (Metrics) Collect(to chan<- prometheus.Metric) {
 	ports.Unlock()
 	same := func(a, b *noted) int { return strings.Compare(a.name+" "+a.at.String(), b.name+" "+b.at.String()) }
 	slices.SortFunc(all, same)
-	for _, n := range slices.CompactFunc(all, func(a, b *noted) bool { return same(a, b) == 0 }) {
-		open, closed := n.table.count()
+	for len(all) > 0 {
+		n, most, open, closed := all[0], 0, 0, uint64(0)
+		for ; len(all) > 0 && same(all[0], n) == 0; all = all[1:] {
+			nowOpen, nowClosed := all[0].table.count()
+			most, open, closed = max(most, all[0].table.Max), open+nowOpen, closed+nowClosed
+		}
 		labels := []string{n.name, n.at.String()}
-		to <- prometheus.MustNewConstMetric(maxDesc, prometheus.GaugeValue, float64(n.table.Max), labels...)
+		to <- prometheus.MustNewConstMetric(maxDesc, prometheus.GaugeValue, float64(most), labels...)
 		to <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(open), labels...)
 		to <- prometheus.MustNewConstMetric(closedDesc, prometheus.CounterValue, float64(closed), labels...)
 	}
