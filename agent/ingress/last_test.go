@@ -38,6 +38,7 @@ func inTmpfs(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "i")
 	if err != nil || inMemory(dir) != nil {
+		// The table is kept on a tmpfs alone.
 		t.Skip("/dev/shm is no tmpfs that a test may write to")
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -311,7 +312,7 @@ func TestTableIsKeptSeldom(t *testing.T) {
 		testenv.Equal(t, f.keep(kept("4")), 0, "after the pause, to be called after")
 		testenv.Equal(t, has(), `"4"`, "the file has")
 		testenv.NoError(t, os.Remove(lastPath(dir)))
-		time.Sleep(lastEvery)
+		time.Sleep(lastEvery) // fake time
 		testenv.Equal(t, f.keep(kept("4")), 0, "without a change, to be called after")
 		_, err := os.Stat(lastPath(dir))
 		testenv.True(t, os.IsNotExist(err), "a table that did not change is written")

@@ -418,6 +418,7 @@ func peak(t testing.TB, pid int) int64 {
 // proxy stays within its memory. make ingress-walk runs it.
 func TestLargestValuesOfATenantHarmNoOther(t *testing.T) {
 	if os.Getenv("CORACLE_TEST_WALK") == "" {
+		// Its bounds of time need a quiet machine.
 		t.Skip("make ingress-walk runs it, a quarter of an hour")
 	}
 	steps := fields()
@@ -479,6 +480,7 @@ func walked(t *testing.T, name string, sections table.Sections, first, next time
 	kept := &http.Client{Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{MaxIdleConnsPerHost: 32, DisableCompression: true}}
 	closing := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	// The pauses are the rate of the other tenant's requests.
 	again(func() { w.ask(closing, k.url()); time.Sleep(5 * time.Millisecond) })
 	again(func() { w.ask(kept, k.url()); time.Sleep(5 * time.Millisecond) })
 	eventually(t, "the other tenant is served", func() bool { return w.answers.Load()-w.wrong.Load() > 20 })

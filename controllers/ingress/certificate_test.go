@@ -118,7 +118,7 @@ func TestEndOfAUsersDefaultCertificateIsAnEvent(t *testing.T) {
 		time.Sleep((10*365 - 9) * 24 * time.Hour) // fake time
 		b.settle()
 		testenv.True(t, strings.HasPrefix(b.said(), "Warning CertificateExpiring "), "no event before the end")
-		time.Sleep(10 * 24 * time.Hour)
+		time.Sleep(10 * 24 * time.Hour) // fake time
 		b.settle()
 		testenv.True(t, strings.HasPrefix(b.said(), "Warning CertificateExpired "), "no event after the end")
 	})

@@ -130,7 +130,7 @@ func TestEventsWaitUntilTheEarlierOnesAreRead(t *testing.T) {
 			testenv.True(t, b.service() != nil, "the Service waits for events")
 			testenv.Equal(t, b.writes(), 0, "events written:")
 			fails = false
-			time.Sleep(2 * ingress.Retry)
+			time.Sleep(2 * ingress.Retry) // fake time
 			synctest.Wait()
 			testenv.Equal(t, b.recorded(), "Ingress/web BadBackend ×1", "events:")
 		})

@@ -136,7 +136,7 @@ func TestPortsAreKept(t *testing.T) {
 			synctest.Wait()
 			testenv.True(t, b.service() != nil, "the Service has gone too early")
 			b.create(web())
-			time.Sleep(10 * ingress.YieldAfter)
+			time.Sleep(10 * ingress.YieldAfter) // fake time
 			synctest.Wait()
 			testenv.True(t, b.service() != nil, "the Service has gone although there is an Ingress again")
 		}
@@ -145,7 +145,7 @@ func TestPortsAreKept(t *testing.T) {
 		b.create(web())
 		b.settle()
 		b.removeIngress()
-		time.Sleep(ingress.UnusedFor / 2)
+		time.Sleep(ingress.UnusedFor / 2) // fake time
 		b.other(balancer("nginx", 80))
 		b.settle()
 		testenv.True(t, b.service() == nil, "the Service keeps the ports that another one wants, without a host for minutes")

@@ -204,7 +204,7 @@ func TestGarbageIsCollectedAtTimes(t *testing.T) {
 		var collected time.Duration
 		took := 10 * time.Millisecond
 		m := &memory{most: 1600, read: func() int64 { return 1600 }, collect: func() {
-			time.Sleep(took)
+			time.Sleep(took) // fake time
 			collected += took
 		}}
 		for _, took = range []time.Duration{10 * time.Millisecond, 200 * time.Millisecond} {
@@ -212,7 +212,7 @@ func TestGarbageIsCollectedAtTimes(t *testing.T) {
 			collected = 0
 			for time.Since(began) < time.Minute {
 				testenv.True(t, m.needs(short), "memory is not needed that lives")
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // fake time
 			}
 			testenv.True(t, collected > 0 && collected <= time.Minute/collectShare+took, "collecting of %s each took %s of a minute", took, collected)
 		}

@@ -40,7 +40,7 @@ func TestUnidentifiedRecordsAreLimited(t *testing.T) {
 		testenv.Equal(t, kept("192.0.2.1:1", 5), 3, "in the next minute:")
 		l.flush()
 		l.flush()
-		time.Sleep(10 * recordInterval)
+		time.Sleep(10 * recordInterval) // fake time
 		testenv.True(t, slices.Equal(reports[1:], []int{2}), "reports: %v", reports)
 	})
 }

@@ -158,7 +158,7 @@ func runObjects(t *testing.T, test func(c *compiled)) {
 
 // after waits in fake time, and then for what follows.
 func after(d time.Duration) {
-	time.Sleep(d)
+	time.Sleep(d) // fake time
 	synctest.Wait()
 }
 
