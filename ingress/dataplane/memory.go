@@ -187,6 +187,7 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 	if p := c.proxy; err == nil && p.budget.above(short) && p.budget.needs(short) {
 		if p.exceedsShare(c.address()) || p.budget.above(none) && p.budget.needs(none) {
 			p.stats.Limited.Memory.Add(1)
+			_ = c.Close() // net/http forgets an error of the first read, in which it looks for HTTP/2
 			return 0, errMemory
 		}
 		p.shed() // many sources may have little each
