@@ -313,8 +313,8 @@ comma := ,
 imports: ## imports, comments, widths, words, methods and architecture.md are as the tests of this folder allow
 	$(GO) test -vet=off -tags '$(TAGS)' .
 
-console-check: ## the types and the format of the console's pages
-	@packaging/console.sh --check $(BUILD)
+console-check: ## the types and the format of the console's pages, and what they import of each other
+	@GO="$(GO)" packaging/console.sh --check $(BUILD)
 
 docs: ## write the generated pages
 	$(GO) run -tags '$(TAGS)' ./cmd/coracle/gendocs docs/configuration.md

@@ -6,7 +6,7 @@
 # `make embedded`, which sets GO.
 #
 #   console.sh WORK          make them
-#   console.sh --check WORK  check the types of their sources, and how they are formatted
+#   console.sh --check WORK  check the types of their sources, their format, and what they import of each other
 #   console.sh --format WORK format their sources
 #   console.sh --axe WORK    WORK/axe.min.js, which looks for what keeps people from using a page: for tests alone
 set -euo pipefail
@@ -28,15 +28,16 @@ if [ "$1" = --check ]; then
   command -v npm >/dev/null || die "npm is missing: packaging/deps.sh console installs it"
   copy "$2/console-check" || die "npm could not fetch the console's packages; its messages are above"
   (cd "$2/console-check" && node_modules/.bin/tsc --noEmit)
-  (cd "$2/console-check" && node_modules/.bin/prettier --log-level warn --check src) ||
+  (cd "$2/console-check" && node_modules/.bin/prettier --log-level warn --check src test) ||
     die "packaging/console.sh --format build formats the pages"
   rm -rf "$2/console-check"
+  CGO_ENABLED=0 "$GO" run -buildvcs=false ./console/bundle -layers
   exit 0
 fi
 if [ "$1" = --format ]; then
   command -v npm >/dev/null || die "npm is missing: packaging/deps.sh console installs it"
   copy "$2/console-format" || die "npm could not fetch the console's packages; its messages are above"
-  "$2/console-format/node_modules/.bin/prettier" --log-level warn --config console/web/package.json --write console/web/src
+  "$2/console-format/node_modules/.bin/prettier" --log-level warn --config console/web/package.json --write console/web/src console/web/test
   rm -rf "$2/console-format"
   exit 0
 fi
@@ -65,4 +66,6 @@ if ! copy "$work/console-web" --omit=dev; then
 fi
 CGO_ENABLED=0 "$GO" run -buildvcs=false ./console/bundle -src "$work/console-web" -out console/files
 printf '%s\n' "$sum" >console/files/sum
+rm -rf console/web/node_modules
+mv "$work/console-web/node_modules" console/web/node_modules # the tests of the pages use them
 rm -rf "$work/console-web"

@@ -22,7 +22,15 @@ import (
 func main() {
 	src := flag.String("src", "console/web", "folder of the sources, with node_modules in it")
 	out := flag.String("out", "console/files", "folder to write into; what an earlier run wrote there is removed")
+	only := flag.Bool("layers", false, "only check what the sources import of each other")
 	flag.Parse()
+	if *only {
+		if err := checkLayersOf(filepath.Join(*src, "src")); err != nil {
+			fmt.Fprintf(os.Stderr, "error: the sources of the console's pages import each other in a wrong order:\n%v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := bundle(*src, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
@@ -34,6 +42,9 @@ func bundle(src, out string) error {
 	src, err := filepath.Abs(src)
 	if err != nil {
 		return fmt.Errorf("finding the sources: %w", err)
+	}
+	if err := checkLayersOf(filepath.Join(src, "src")); err != nil {
+		return err
 	}
 	result := api.Build(api.BuildOptions{
 		AbsWorkingDir: src,

@@ -23,7 +23,7 @@ func TestBashReadsQuotedWordsBack(t *testing.T) {
 		testenv.Missing(t, testenv.Node, "%v", err)
 	}
 	built := api.Build(api.BuildOptions{
-		EntryPoints: []string{"../web/src/quote.ts"}, Bundle: true, Format: api.FormatIIFE, GlobalName: "shell", Target: api.ES2022,
+		EntryPoints: []string{"../web/src/base/quote.ts"}, Bundle: true, Format: api.FormatIIFE, GlobalName: "shell", Target: api.ES2022,
 	})
 	if len(built.Errors) > 0 {
 		t.Fatal(built.Errors)

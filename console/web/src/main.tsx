@@ -3,8 +3,8 @@
 // The pages of the console begin here.
 
 import { render } from "preact";
-import { App } from "./app";
-import { start } from "./session";
+import { App } from "./app/app";
+import { start } from "./api/session";
 
 render(<App />, document.getElementById("app")!);
 void start();

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// What can be done with objects, each with the kubectl command that does the same.
+
+import { announce } from "../base/announce";
+import { api, patch, reasonOf } from "../api/client";
+import { confirm } from "../widgets/dialog";
+import { isKind, type Kind, kindByWord, listPath, objectPath } from "../api/kinds";
+import { command, commandFor } from "../model/kubectl";
+import { refusal } from "../api/permissions";
+import { go } from "../api/route";
+import { session } from "../api/session";
+import { S } from "../base/strings";
+import type { Target } from "../model/target";
+import { openDialog } from "./dialogs";
+
+export interface Action {
+  id: string;
+  key: string;
+  label: string;
+  applies(k: Kind): boolean;
+  /** refused is why the user may not do it; empty when it is allowed. */
+  refused(t: Target): string;
+  many: boolean;
+  danger?: boolean;
+  run(targets: Target[]): void;
+}
+
+/** each runs one request for each target, and says how it went. */
+async function each(targets: Target[], done: (n: number, name: string) => string, one: (t: Target) => Promise<unknown>): Promise<void> {
+  let ok = 0;
+  for (const t of targets) {
+    try {
+      await one(t);
+      ok++;
+    } catch (err) {
+      announce(S.actionFailed(t.name, reasonOf(err)), true);
+    }
+  }
+  if (ok > 0) announce(done(ok, targets[0].name));
+}
+
+const names = (targets: Target[]) => targets.map((t) => (t.ns ? t.ns + "/" : "") + t.name);
+
+export const ACTIONS: Action[] = [
+  {
+    id: "logs",
+    key: "l",
+    label: S.action.logs,
+    applies: hasLogs,
+    refused: (t) => (isKind(t.kind, "", "pods") ? refusal("get", t.kind, t.ns, t.name, "log") : ""),
+    many: false,
+    run: ([t]) => go({ view: "logs", kind: t.kind.id, ns: t.ns, name: t.name }),
+  },
+  {
+    id: "previous",
+    key: "p",
+    label: S.action.previous,
+    applies: (k) => isKind(k, "", "pods"),
+    refused: (t) => refusal("get", t.kind, t.ns, t.name, "log"),
+    many: false,
+    run: ([t]) => go({ view: "logs", kind: t.kind.id, ns: t.ns, name: t.name, params: { previous: "1" } }),
+  },
+  {
+    id: "shell",
+    key: "s",
+    label: S.action.shell,
+    applies: (k) => isKind(k, "", "pods"),
+    refused: (t) => refusal("create", t.kind, t.ns, t.name, "exec"),
+    many: false,
+    run: ([t]) => go({ view: "shell", kind: t.kind.id, ns: t.ns, name: t.name }),
+  },
+  {
+    id: "attach",
+    key: "A",
+    label: S.action.attach,
+    applies: (k) => isKind(k, "", "pods"),
+    refused: (t) => refusal("create", t.kind, t.ns, t.name, "attach"),
+    many: false,
+    run: ([t]) => go({ view: "shell", kind: t.kind.id, ns: t.ns, name: t.name, params: { mode: "attach" } }),
+  },
+  {
+    id: "debug",
+    key: "b",
+    label: S.action.debug,
+    applies: (k) => isKind(k, "", "pods") && k.subresources.includes("ephemeralcontainers"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name, "ephemeralcontainers") || refusal("create", t.kind, t.ns, t.name, "attach"),
+    many: false,
+    run: ([t]) => openDialog((d) => d.debug(t)),
+  },
+  {
+    id: "forward",
+    key: "f",
+    label: S.action.forward,
+    applies: (k) => isKind(k, "", "pods", "services"),
+    refused: (t) => {
+      const pods = kindByWord("pods");
+      // A server's console only shows the command.
+      return pods && session.value?.mode === "loopback"
+        ? refusal("create", pods, t.ns, isKind(t.kind, "", "pods") ? t.name : "", "portforward")
+        : "";
+    },
+    many: false,
+    run: ([t]) => openDialog((d) => d.forward(t)),
+  },
+  {
+    id: "edit",
+    key: "e",
+    label: S.action.edit,
+    applies: (k) => k.verbs.includes("patch") || k.verbs.includes("update"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name),
+    many: false,
+    run: ([t]) => go({ view: "edit", kind: t.kind.id, ns: t.ns, name: t.name }),
+  },
+  {
+    id: "scale",
+    key: "S",
+    label: S.action.scale,
+    applies: (k) => k.subresources.includes("scale"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name, "scale"),
+    many: true,
+    run: (targets) => void scale(targets),
+  },
+  {
+    id: "restart",
+    key: "R",
+    label: S.action.restart,
+    applies: (k) => isKind(k, "apps", "deployments", "statefulsets", "daemonsets"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name),
+    many: true,
+    run: (targets) =>
+      confirm({
+        title: S.restart.title,
+        text: S.restart.text,
+        targets: names(targets),
+        button: S.action.restart,
+        command: () => commandFor("rollout restart", targets),
+        run: () =>
+          each(targets, S.restart.done, (t) =>
+            patch(objectPath(t.kind, t.ns, t.name), {
+              spec: { template: { metadata: { annotations: { "kubectl.kubernetes.io/restartedAt": new Date().toISOString() } } } },
+            }),
+          ),
+      }),
+  },
+  {
+    id: "undo",
+    key: "u",
+    label: S.action.undo,
+    applies: (k) => isKind(k, "apps", "deployments", "statefulsets", "daemonsets"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name),
+    many: false,
+    run: ([t]) => openDialog((d) => d.undo(t)),
+  },
+  {
+    id: "pause",
+    key: "P",
+    label: S.action.pause,
+    applies: (k) => isKind(k, "apps", "deployments") || isKind(k, "batch", "cronjobs"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name),
+    many: true,
+    run: (targets) => void pause(targets),
+  },
+  {
+    id: "cordon",
+    key: "C",
+    label: S.action.cordon,
+    applies: (k) => isKind(k, "", "nodes"),
+    refused: (t) => refusal("patch", t.kind, t.ns, t.name),
+    many: true,
+    run: (targets) => void cordon(targets),
+  },
+  {
+    id: "drain",
+    key: "D",
+    label: S.action.drain,
+    applies: (k) => isKind(k, "", "nodes"),
+    refused: (t) => {
+      const pods = kindByWord("pods");
+      // Pods are in any namespace: a rule of one namespace would not do, and this reads those of "default".
+      return refusal("patch", t.kind, "", t.name) || (pods ? refusal("create", pods, "", "", "eviction") : "");
+    },
+    many: false,
+    run: ([t]) => openDialog((d) => d.drain(t)),
+  },
+  {
+    id: "run",
+    key: "T",
+    label: S.action.runNow,
+    applies: (k) => isKind(k, "batch", "cronjobs"),
+    refused: (t) => {
+      const jobs = kindByWord("jobs");
+      return jobs ? refusal("create", jobs, t.ns) : "";
+    },
+    many: false,
+    run: ([t]) => runNow(t),
+  },
+  {
+    id: "delete",
+    key: "x Delete",
+    label: S.action.delete,
+    applies: (k) => k.verbs.includes("delete"),
+    refused: (t) => refusal("delete", t.kind, t.ns, t.name),
+    many: true,
+    danger: true,
+    run: (targets) =>
+      confirm({
+        title: S.delete.title(targets.length),
+        text: isKind(targets[0].kind, "", "namespaces") ? S.delete.namespace : S.delete.text,
+        targets: names(targets),
+        button: S.action.delete,
+        danger: true,
+        command: () => commandFor("delete", targets),
+        run: () =>
+          each(targets, S.delete.done, (t) =>
+            api("DELETE", objectPath(t.kind, t.ns, t.name), { apiVersion: "v1", kind: "DeleteOptions", propagationPolicy: "Background" }),
+          ),
+      }),
+  },
+];
+
+function hasLogs(k: Kind): boolean {
+  return (
+    isKind(k, "", "pods", "replicationcontrollers", "services") ||
+    isKind(k, "apps", "deployments", "statefulsets", "daemonsets", "replicasets") ||
+    isKind(k, "batch", "jobs")
+  );
+}
+
+/** pause pauses or resumes Deployments, and suspends or resumes CronJobs: as the first of them is. */
+async function pause(targets: Target[]): Promise<void> {
+  const t = targets[0];
+  const cron = isKind(t.kind, "batch", "cronjobs");
+  const field = cron ? "suspend" : "paused";
+  let off: boolean;
+  try {
+    const object = t.object ?? (await api<Record<string, any>>("GET", objectPath(t.kind, t.ns, t.name)));
+    off = !object.spec?.[field];
+  } catch (err) {
+    announce(S.actionFailed(t.name, reasonOf(err)), true);
+    return;
+  }
+  const R = S.rollout;
+  const body = { spec: { [field]: off } };
+  confirm({
+    title: cron ? (off ? R.suspendTitle : R.unsuspendTitle) : off ? R.pauseTitle : R.resumeTitle,
+    text: cron ? (off ? R.suspendText : R.unsuspendText) : off ? R.pauseText : R.resumeText,
+    targets: names(targets),
+    button: off ? R.pauseButton : R.resumeButton,
+    command: () =>
+      cron ? commandFor("patch", targets, "-p", JSON.stringify(body)) : commandFor(off ? "rollout pause" : "rollout resume", targets),
+    run: () => each(targets, off ? R.paused : R.resumed, (x) => patch(objectPath(x.kind, x.ns, x.name), body)),
+  });
+}
+
+async function scale(targets: Target[]): Promise<void> {
+  let current = "1";
+  try {
+    const t = targets[0];
+    const s = await api<{ spec?: { replicas?: number } }>("GET", objectPath(t.kind, t.ns, t.name) + "/scale");
+    current = String(s.spec?.replicas ?? 0);
+  } catch (err) {
+    announce(S.actionFailed(targets[0].name, reasonOf(err)), true);
+    return;
+  }
+  confirm({
+    title: S.scale.title,
+    text: S.scale.text(current),
+    targets: names(targets),
+    button: S.action.scale,
+    field: { label: S.scale.field, value: current, type: "number" },
+    command: (n) => commandFor("scale", targets, "--replicas=" + n),
+    run: (n) =>
+      each(targets, S.scale.done(n), (t) => patch(objectPath(t.kind, t.ns, t.name) + "/scale", { spec: { replicas: Number(n) } })),
+  });
+}
+
+async function cordon(targets: Target[]): Promise<void> {
+  const t = targets[0];
+  let off: boolean;
+  try {
+    const node = t.object ?? (await api<Record<string, any>>("GET", objectPath(t.kind, "", t.name)));
+    off = !node.spec?.unschedulable;
+  } catch (err) {
+    announce(S.actionFailed(t.name, reasonOf(err)), true);
+    return;
+  }
+  confirm({
+    title: off ? S.cordon.title : S.cordon.undoTitle,
+    text: off ? S.cordon.text : S.cordon.undoText,
+    targets: names(targets),
+    button: off ? S.cordon.button : S.cordon.undoButton,
+    command: () => command({ verb: off ? "cordon" : "uncordon", names: targets.map((x) => x.name) }),
+    run: () =>
+      each(targets, off ? S.cordon.done : S.cordon.undone, (x) =>
+        patch(objectPath(x.kind, "", x.name), { spec: { unschedulable: off ? true : null } }),
+      ),
+  });
+}
+
+function runNow(t: Target): void {
+  const name = (t.name.slice(0, 40) + "-manual-" + Math.random().toString(36).slice(2, 7)).toLowerCase();
+  confirm({
+    title: S.runNow.title,
+    text: S.runNow.text(t.name),
+    button: S.action.runNow,
+    command: () => command({ verb: "create job", names: [name], options: ["--from=cronjob/" + t.name], ns: t.ns }),
+    run: () =>
+      each(
+        [t],
+        () => S.runNow.done(name),
+        async () => {
+          const cron = await api<Record<string, any>>("GET", objectPath(t.kind, t.ns, t.name));
+          const jobs = kindByWord("jobs.batch");
+          if (!jobs) throw new Error(S.runNow.noJobs);
+          const template = cron.spec.jobTemplate;
+          await api("POST", listPath(jobs, t.ns), {
+            apiVersion: "batch/v1",
+            kind: "Job",
+            metadata: {
+              name,
+              namespace: t.ns,
+              labels: template.metadata?.labels,
+              annotations: { ...template.metadata?.annotations, "cronjob.kubernetes.io/instantiate": "manual" },
+              // The same owner as kubectl sets: without blockOwnerDeletion, which would need more rights.
+              ownerReferences: [{ apiVersion: "batch/v1", kind: "CronJob", name: t.name, uid: cron.metadata.uid, controller: true }],
+            },
+            spec: template.spec,
+          });
+        },
+      ),
+  });
+}
+
+/** perform runs an action, or says why it cannot be. */
+export function perform(a: Action, targets: Target[]): void {
+  if (targets.length === 0) {
+    announce(S.nothingSelected);
+    return;
+  }
+  if (targets.length > 1 && !a.many) targets = targets.slice(0, 1);
+  const why = a.refused(targets[0]);
+  if (why) announce(why, true);
+  else a.run(targets);
+}

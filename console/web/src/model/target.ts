@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// What an action is done with.
+
+import type { Kind } from "../api/kinds";
+
+export interface Target {
+  kind: Kind;
+  ns: string;
+  name: string;
+  /** object is the whole object where the view has it. */
+  object?: Record<string, any>;
+}

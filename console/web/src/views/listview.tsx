@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// The list of a kind's objects.
+
+import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import { useEffect, useMemo, useRef } from "preact/hooks";
+import { eventObject, mergeEvents } from "../model/events";
+import { ACTIONS, perform } from "../actions/actions";
+import { chooseNamespace } from "../actions/namespaces";
+import { tableColumns } from "../model/columns";
+import type { Row } from "../api/connection";
+import { FilterBar, focusFilter } from "../widgets/filterbar";
+import { useKeys } from "../base/keys";
+import { isKind, type Kind, kindById, kinds, label, listPath } from "../api/kinds";
+import { arrange, Listing, now } from "../model/listing";
+import type { Sort } from "../model/order";
+import { back, go, hrefOf, namespace, route, setParams } from "../api/route";
+import { S } from "../base/strings";
+import { Empty, moveActive, rowHeight, Table, toggleSort } from "../widgets/table";
+import { visible } from "../base/text";
+import type { Target } from "../model/target";
+
+export function ListView() {
+  const k = kindById(route.value.kind);
+  if (!k) return kinds.value.length ? <Empty text={S.list.noKind(route.value.kind)} /> : <p class="empty">{S.loading}</p>;
+  const ns = k.namespaced ? namespace.value : "";
+  return <KindList key={k.id + " " + ns} kind={k} ns={ns} />;
+}
+
+function KindList({ kind, ns }: { kind: Kind; ns: string }) {
+  const listing = useMemo(() => new Listing(listPath(kind, ns)), []);
+  useEffect(() => () => listing.close(), []);
+  const source = useSignal(listing);
+  const filter = useComputed(() => route.value.params.filter ?? "");
+  const sort = useSignal<Sort>(sortOf(route.value.params.sort ?? (isKind(kind, "", "events") ? "Last Seen" : "Name")));
+  const first = useRef(route.peek().params.sort ?? sort.peek().column);
+  useSignalEffect(() => {
+    const text = (sort.value.descending ? "-" : "") + sort.value.column;
+    if (text !== first.current) setParams({ sort: text });
+    first.current = text;
+  });
+  const rows = useMemo(() => {
+    const all = arrange(source, filter, sort);
+    return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
+  }, []);
+  const wide = useSignal(false);
+  const columns = useComputed(() =>
+    tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value, isKind(kind, "", "events") ? ["Count"] : []),
+  );
+  const active = useSignal("");
+  const marks = useSignal<ReadonlySet<string>>(new Set());
+
+  // A mark goes with its row: the object that has the name later is another.
+  useSignalEffect(() => {
+    listing.version.value;
+    const gone = [...marks.peek()].filter((uid) => !listing.rows.has(uid));
+    if (gone.length) marks.value = new Set([...marks.peek()].filter((uid) => !gone.includes(uid)));
+  });
+
+  const target = (r: Row): Target => ({ kind, ns: r.ns, name: r.name });
+  const current = (): Row | undefined => listing.rows.get(active.value);
+  const targets = (): Target[] => {
+    const marked = rows.value.filter((r) => marks.value.has(r.uid));
+    const at = current();
+    return marked.length ? marked.map(target) : at ? [target(at)] : [];
+  };
+  const isEvents = isKind(kind, "", "events");
+  const href = (r: Row): string => (isEvents && eventObject(listing, r)) || hrefOf(kind, r);
+  const open = (r: Row, tab = "") => {
+    location.hash = hrefOf(kind, r, tab);
+  };
+  const openCurrent = (tab = "") => {
+    const r = current();
+    if (r) open(r, tab);
+  };
+  const move = (by: number) => moveActive({ rows, active }, by);
+  const page = () => Math.max(1, Math.floor((window.innerHeight - 160) / rowHeight()));
+  const actions = ACTIONS.filter((a) => a.applies(kind));
+
+  useKeys([
+    { key: "j ArrowDown", label: S.keys.down, run: () => move(1) },
+    { key: "k ArrowUp", label: S.keys.up, run: () => move(-1) },
+    { key: "PageDown", label: S.keys.pageDown, run: () => move(page()) },
+    { key: "PageUp", label: S.keys.pageUp, run: () => move(-page()) },
+    { key: "g Home", label: S.keys.first, run: () => move(-Infinity) },
+    { key: "G End", label: S.keys.last, run: () => move(Infinity) },
+    { key: "Enter", label: S.keys.open, run: () => current() && (location.hash = href(current()!)), hint: true },
+    { key: "d", label: S.keys.details, run: () => openCurrent(), hint: true },
+    { key: "y", label: S.keys.yaml, run: () => openCurrent("yaml"), hint: true },
+    ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, targets()) })),
+    { key: "Space", label: S.keys.mark, run: () => mark(), hint: true },
+    { key: "a", label: S.keys.create, run: () => go({ view: "create", params: { ns } }) },
+    { key: "/", label: S.keys.filter, run: focusFilter, hint: true },
+    { key: "n", label: S.keys.namespace, run: chooseNamespace, hint: kind.namespaced },
+    { key: "w", label: S.keys.wide, run: () => (wide.value = !wide.value) },
+    { key: "o", label: S.keys.sort, run: () => nextSort() },
+    { key: "O", label: S.keys.reverse, run: () => toggleSort(sort, sort.value.column) },
+    { key: "Escape", label: S.keys.back, run: () => leave() },
+  ]);
+
+  function mark(): void {
+    const r = current();
+    if (!r) return;
+    const next = new Set(marks.value);
+    if (!next.delete(r.uid)) next.add(r.uid);
+    marks.value = next;
+    move(1);
+  }
+  function nextSort(): void {
+    const names = columns.value.map((c) => c.name);
+    sort.value = { column: names[(names.indexOf(sort.value.column) + 1) % names.length], descending: false };
+  }
+  function leave(): void {
+    if (marks.value.size) marks.value = new Set();
+    else if (filter.value) setParams({ filter: "" });
+    else back();
+  }
+
+  // The keyboard's focus is in the table from the start.
+  useEffect(() => {
+    if (document.activeElement === document.body) document.querySelector<HTMLElement>(".table")?.focus({ preventScroll: true });
+  }, []);
+
+  const error = listing.error.value;
+  const n = rows.value.length;
+  const all = useComputed(() => (listing.version.value, listing.rows.size));
+  return (
+    <section class="view" aria-label={label(kind)}>
+      <div class="bar">
+        <h1>
+          {label(kind)}
+          <span class="count" role="status">
+            {listing.synced.value ? S.list.count(n, all.value) : S.list.loading(all.value, listing.remaining.value)}
+          </span>
+        </h1>
+        <FilterBar />
+        <div class="tools">
+          {actions.map((a) => {
+            const why = current() ? a.refused(target(current()!)) : "";
+            return (
+              <button
+                key={a.id}
+                type="button"
+                class={a.danger ? "danger" : ""}
+                aria-disabled={!!why || !active.value}
+                title={why || `${a.label} (${a.key.split(" ")[0]})`}
+                onClick={() => perform(a, targets())}
+              >
+                {a.label}
+              </button>
+            );
+          })}
+        </div>
+      </div>
+      {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size)}</p>}
+      {listing.trouble.value && (
+        <p class="note passing">
+          {visible(listing.trouble.value)}{" "}
+          {listing.over.value && (
+            <button type="button" onClick={() => listing.retry()}>
+              {S.list.again}
+            </button>
+          )}
+        </p>
+      )}
+      {error ? (
+        <div class="problem" role="alert">
+          <p>
+            {error.code === 403
+              ? S.list.forbidden(label(kind), !kind.namespaced ? "" : ns ? S.list.inside(ns) : S.list.everywhere)
+              : S.list.failed}
+          </p>
+          <p class="faint">{visible(error.message)}</p>
+          <div class="buttons start">
+            <button type="button" onClick={() => listing.retry()}>
+              {S.retry}
+            </button>
+            {(kind.namespaced || isKind(kind, "", "namespaces")) && (
+              <button type="button" onClick={chooseNamespace}>
+                {S.list.otherNamespace}
+              </button>
+            )}
+          </div>
+        </div>
+      ) : listing.synced.value && n === 0 ? (
+        <Empty text={filter.value ? S.list.noMatch(filter.value) : S.list.none(label(kind), ns)} />
+      ) : (
+        <Table
+          label={label(kind)}
+          columns={columns}
+          rows={rows}
+          active={active}
+          marks={marks}
+          sort={sort}
+          tick={now}
+          linked={isEvents ? "Object" : undefined}
+          href={href}
+          open={(r) => (location.hash = href(r))}
+          rowClass={(r) => (r.deleting ? "deleting" : "")}
+        />
+      )}
+    </section>
+  );
+}
+
+function sortOf(text = "Name"): Sort {
+  return text.startsWith("-") ? { column: text.slice(1), descending: true } : { column: text, descending: false };
+}
