@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -97,12 +98,29 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 	}
 	response, err := client.Do(r) //nolint:gosec // the address is from the kubeconfig, and the path was checked
 	if err != nil {
-		return nil, fmt.Errorf("asking the API: %w", err)
+		return nil, notAsked(err)
 	}
 	if u.identified != nil && response.StatusCode != http.StatusUnauthorized {
 		u.identified()
 	}
 	return response, nil
+}
+
+// errNoAnswer says that the API could not be reached.
+var errNoAnswer = errors.New("the cluster does not answer")
+
+// notAsked returns the error for a request that got no response. It leaves out the request's address, which pages need
+// not show.
+func notAsked(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
+	var network net.Error
+	if errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", errNoAnswer, err)
+	}
+	return fmt.Errorf("asking the API: %w", err)
 }
 
 // get reads JSON of the API into v.
@@ -240,6 +258,12 @@ const (
 		"It goes on by itself when a majority of its servers answers. The overview says which do not."
 )
 
+// reasonNoAnswer and reasonNoLeader tell pages that the cluster, and not one of its parts, does not answer.
+const (
+	reasonNoAnswer = "NoAnswer"
+	reasonNoLeader = "NoLeader"
+)
+
 // explain returns an error's HTTP status (0 when the API gave none), reason and message.
 func explain(err error) (code int, reason, message string) {
 	var status apierrors.APIStatus
@@ -249,9 +273,12 @@ func explain(err error) (code int, reason, message string) {
 			return http.StatusBadGateway, string(s.Reason), s.Message
 		}
 		if strings.Contains(s.Message, noLeader) {
-			return int(s.Code), string(s.Reason), noLeaderText
+			return int(s.Code), reasonNoLeader, noLeaderText
 		}
 		return int(s.Code), string(s.Reason), s.Message
+	}
+	if errors.Is(err, errNoAnswer) {
+		return 0, reasonNoAnswer, err.Error()
 	}
 	return 0, "", err.Error()
 }
@@ -277,9 +304,18 @@ func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview,
 
 // session answers with the user's name and groups, as the API knows them.
 func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
-	review, err := u.whoAmI(r.Context())
-	if apierrors.IsUnauthorized(err) && h.o.Mode == ModeServer {
+	if h.o.Mode == ModeServer && tokenEnded(u.config.BearerToken, time.Now()) { // the API takes it for some seconds more
 		refuse(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
+		return
+	}
+	review, err := u.whoAmI(r.Context())
+	switch {
+	case apierrors.IsUnauthorized(err) && h.o.Mode == ModeServer:
+		refuse(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
+		return
+	case apierrors.IsUnauthorized(err):
+		refuse(w, http.StatusUnauthorized, "The cluster does not accept the kubeconfig's credentials any more: they have expired, or are "+
+			"another cluster's. Get new ones, and press Enter where coracle console runs for a new link.")
 		return
 	}
 	if err != nil {

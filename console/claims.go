@@ -44,6 +44,13 @@ func moment(n json.Number) time.Time {
 	return time.Unix(int64(seconds), 0)
 }
 
+// tokenEnded reports whether a token that is a JWT says that it has expired.
+func tokenEnded(token string, now time.Time) bool {
+	c, isJWT := claimsOf(token)
+	ends := moment(c.Expires)
+	return isJWT && !ends.IsZero() && !now.Before(ends)
+}
+
 // whyRefused returns a sentence about why the API may have refused a token. The API itself says no more than 401.
 func whyRefused(token string, now time.Time) string {
 	const again = "Log in with a new one"

@@ -3,6 +3,7 @@
 package console
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -121,7 +122,12 @@ func idleShell(t *testing.T, beforeConsole, beforeAPI time.Duration) (map[string
 	toConsole := newIdleNetwork(beforeConsole)
 	toAPI = newIdleNetwork(beforeAPI)
 	api := &http.Server{Handler: http.HandlerFunc(echoShell), ReadHeaderTimeout: time.Minute}
-	config := &rest.Config{Host: "http://api", Proxy: func(*http.Request) (*url.URL, error) { return &url.URL{Scheme: "idle"}, nil }}
+	config := &rest.Config{
+		Host: "http://api", Proxy: func(*http.Request) (*url.URL, error) { return &url.URL{Scheme: "idle"}, nil },
+		Dial: func(_ context.Context, network, address string) (net.Conn, error) {
+			return toAPI.Dial(network, address)
+		}, // of other requests
+	}
 	h := testenv.Must(
 		New(Options{Mode: ModeLoopback, Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return config, true }}))(t)
 	console := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}

@@ -77,8 +77,8 @@ func (l *list) run(ctx context.Context, rv string) error {
 		case !temporary(err):
 			return err
 		}
-		_, _, text := explain(err)
-		if err := l.send(message{"type": "state", "ok": false, "message": text}); err != nil {
+		_, reason, text := explain(err)
+		if err := l.send(message{"type": "state", "ok": false, "reason": reason, "message": text}); err != nil {
 			return err
 		}
 		if time.Since(started) > time.Minute {

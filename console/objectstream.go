@@ -32,8 +32,8 @@ func (st *stream) watchObject(ctx context.Context, at string) error {
 			return err
 		case err != nil:
 			ok = false
-			_, _, text := explain(err)
-			if err := st.send(message{"type": "state", "ok": false, "message": text}); err != nil {
+			_, reason, text := explain(err)
+			if err := st.send(message{"type": "state", "ok": false, "reason": reason, "message": text}); err != nil {
 				return err
 			}
 		default:

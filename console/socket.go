@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 const (
@@ -41,6 +42,8 @@ const (
 	// disconnected.
 	pingEvery    = 30 * time.Second
 	pongPatience = 75 * time.Second
+	// reviewPatience limits how long the API may take to say whether it still accepts the user's credentials.
+	reviewPatience = 10 * time.Second
 )
 
 // pageMessage is a message from a page.
@@ -85,6 +88,8 @@ type socket struct {
 	search  *stream // the newest one
 	running sync.WaitGroup
 
+	reviewing atomic.Bool // the API is asked whether it accepts the user's credentials
+
 	pages   chan struct{} // capacity 1: held by the stream that sends a page of a list, or an object
 	pending atomic.Int64  // bytes that shells have not read yet
 }
@@ -114,6 +119,10 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	u, err := h.userOf(r, token)
 	if err != nil {
 		refuse(w, http.StatusUnauthorized, err.Error())
+		return
+	}
+	if h.o.Mode == ModeServer && tokenEnded(token, time.Now()) { // the API takes it for some seconds more
+		refuse(w, http.StatusUnauthorized, whyRefused(token, time.Now()))
 		return
 	}
 	name, err := h.authenticate(r.Context(), u)
@@ -184,25 +193,69 @@ func (s *socket) keepAlive(ctx context.Context) {
 	tick := time.NewTicker(s.h.o.pingEvery)
 	defer tick.Stop()
 	defer func() { _ = s.conn.Close() }() // ends the read in serve
+	refused := make(chan struct{}, 1)     // one review runs at a time
+	answers := true                       // of the last review
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.h.closing:
-			message := websocket.FormatCloseMessage(websocket.CloseGoingAway, "the console has ended")
-			_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // the connection ends either way
+			s.closeWith(websocket.CloseGoingAway, "the console has ended")
+			return
+		case <-refused:
+			s.closeWith(websocket.ClosePolicyViolation, "the cluster does not accept the credentials any more")
 			return
 		case <-tick.C:
 			if s.login.ended(time.Now()) {
-				message := websocket.FormatCloseMessage(websocket.ClosePolicyViolation, "the token has ended")
-				_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // the connection ends either way
+				s.closeWith(websocket.ClosePolicyViolation, "the token has ended")
 				return
+			}
+			if s.reviewing.CompareAndSwap(false, true) {
+				s.running.Go(func() {
+					defer s.reviewing.Store(false)
+					answers = s.review(ctx, answers, refused)
+				})
 			}
 			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writePatience)) != nil {
 				return
 			}
 		}
 	}
+}
+
+// closeWith tells the page why its connection ends.
+func (s *socket) closeWith(code int, why string) {
+	m := websocket.FormatCloseMessage(code, why)
+	_ = s.conn.WriteControl(websocket.CloseMessage, m, time.Now().Add(time.Second)) // the connection ends either way
+}
+
+// review asks the API whether it still accepts the user's credentials, which may have been revoked, and sends to
+// refused when it does not. In this way a page without a list, too, learns that the API does not answer, and that it
+// answers again. answered and the result are whether the API answered, last time and this time.
+func (s *socket) review(ctx context.Context, answered bool, refused chan<- struct{}) bool {
+	asking, cancel := context.WithTimeout(ctx, reviewPatience)
+	defer cancel()
+	_, err := s.u.whoAmI(asking)
+	if ctx.Err() != nil {
+		return answered
+	}
+	if apierrors.IsUnauthorized(err) {
+		refused <- struct{}{}
+		return true
+	}
+	if err != nil && !temporary(err) {
+		err = nil // it answers: an API may not have this review
+	}
+	if (err == nil) == answered {
+		return answered
+	}
+	m := message{"type": "state", "ok": err == nil}
+	if err != nil {
+		_, m["reason"], m["message"] = explain(err)
+	}
+	st := &stream{s: s} // number 0, which no stream has
+	_ = st.send(m)      // the tab may have disconnected
+	return err == nil
 }
 
 // handle executes a page's message. It returns false for a message that the console's pages do not send.

@@ -3,10 +3,13 @@
 package console
 
 import (
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,11 +81,65 @@ func TestTokenThatEndsEndsTheTab(t *testing.T) {
 	l = newSocketLogin(&Handler{o: Options{Mode: ModeLoopback}}, &user{config: &rest.Config{BearerToken: ended}}, "")
 	testenv.False(t, l.ended(time.Unix(2000, 0)), "on 127.0.0.1 it is the kubeconfig's")
 
-	// A tab whose token has ended gets the reason.
-	s := consoleOf(t, usersAPI(map[string]string{ended: "ada"}, nil), asServer, func(o *Options) { o.pingEvery = time.Millisecond })
-	conn, _ := tab(t, s, ended, nil)
+	// A tab whose token ends gets the reason, although the API takes the token for some time more.
+	soon := jwt(fmt.Sprintf(`{"exp":%d}`, time.Now().Unix()+2))
+	s := consoleOf(t, usersAPI(map[string]string{soon: "ada", ended: "ada"}, nil), asServer, func(o *Options) { o.pingEvery = time.Millisecond })
+	conn, _ := tab(t, s, soon, nil)
 	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) {
 		t.Errorf("it ends with %v", err)
+	}
+	// It opens no other tab, nor a session: the page then shows the login.
+	for _, path := range []string{"/session", "/ws"} {
+		code, text, _ := roundTrip(t, s, "GET", path, "", "Authorization", "Bearer "+ended, "Sec-WebSocket-Protocol",
+			protocol+", "+tokenProtocol+base64.RawURLEncoding.EncodeToString([]byte(ended)))
+		testenv.True(t, code == http.StatusUnauthorized && strings.Contains(text, "This token ended at 1970-01-01"), "%s: %d %s", path, code, text)
+	}
+}
+
+// TestRevokedTokenEndsTheTab: the API would go on with a watch whose token was revoked.
+func TestRevokedTokenEndsTheTab(t *testing.T) {
+	var revoked atomic.Bool
+	knows := usersAPI(map[string]string{"one": "ada"}, nil)
+	api := func(w http.ResponseWriter, r *http.Request) {
+		if revoked.Load() {
+			r.Header.Del("Authorization")
+		}
+		knows(w, r)
+	}
+	s := consoleOf(t, api, asServer, func(o *Options) { o.pingEvery = time.Millisecond })
+	conn, _ := tab(t, s, "one", nil)
+	revoked.Store(true)
+	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+// TestPagesLearnThatTheClusterIsSilent: a page without streams learns that the API does not answer, once, and that it
+// answers again. A list gets the reason without the request's address.
+func TestPagesLearnThatTheClusterIsSilent(t *testing.T) {
+	var silent atomic.Bool
+	silent.Store(true)
+	api := func(w http.ResponseWriter, r *http.Request) {
+		if silent.Load() {
+			panic(http.ErrAbortHandler) // ends the connection without an answer
+		}
+		if r.Method == http.MethodGet {
+			_, _ = io.WriteString(w, `{}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{"status":{"userInfo":{"username":"ada"}}}`)
+	}
+	s := consoleOf(t, api, func(o *Options) { o.pingEvery = time.Millisecond })
+	conn, _ := tab(t, s, "good", nil)
+	m := next(t, conn, "state")
+	testenv.True(t, m["ok"] == false && m["reason"] == reasonNoAnswer && m["id"] == 0.0, "the page is told %v", m)
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}))
+	m = next(t, conn, "state")
+	testenv.True(t, m["reason"] == reasonNoAnswer && m["id"] == 1.0 && !strings.Contains(m["message"].(string), "/api/v1"), "the list is told %v", m)
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "close"}))
+	silent.Store(false)
+	for m = next(t, conn, "state"); m["id"] != 0.0 || m["ok"] != true; m = next(t, conn, "state") {
+		testenv.False(t, m["ok"] == true, "the list is told %v", m)
 	}
 }
 

@@ -7,6 +7,8 @@ import { signal } from "@preact/signals";
 import { send as request } from "./client";
 import { plainPath } from "./kinds";
 import { checkPages, renewed, session, token } from "./session";
+import { S } from "../base/strings";
+import { clock } from "../base/text";
 
 export interface Request {
   op: "list" | "object" | "log" | "exec" | "attach" | "search" | "drain";
@@ -53,7 +55,7 @@ export type Message =
   | { type: "synced"; rv: string }
   | { type: "changes"; set?: Row[]; del?: string[]; rv: string }
   | { type: "reset" }
-  | { type: "state"; ok: boolean; message?: string }
+  | { type: "state"; ok: boolean; reason?: string; message?: string }
   | { type: "object"; object: Record<string, any>; yaml: string }
   | { type: "deleted" }
   | { type: "lines"; lines: string[] }
@@ -62,6 +64,12 @@ export type Message =
   | { type: "found"; found: Found[] | null; done: number; of: number; full: boolean; trouble?: string }
   | { type: "drain"; pod: string; state: string; message: string }
   | { type: "end"; code: number; reason?: string; message?: string };
+
+/** troubleOf is what a state message says to a reader; empty when all is well. */
+export function troubleOf(m: Message & { type: "state" }): string {
+  if (m.ok) return "";
+  return connected.peek() === "away" ? S.connection.old(clock(since.peek())) : m.message || S.connection.trouble;
+}
 
 /** Client is the user of a stream. */
 export interface Client {
@@ -72,12 +80,38 @@ export interface Client {
   watch: boolean;
 }
 
+/** REFUSED is the code by which the console ends a connection whose token the cluster does not accept any more. */
+const REFUSED = 1008;
+
 const HIDDEN_AFTER = 60_000;
 const BACKOFF_MIN = 500;
 const BACKOFF_MAX = 3_000;
 
-/** connected is "lost" from when a connection ended until the next one is open. */
-export const connected = signal<"starting" | "open" | "lost">("starting");
+/**
+ * connected is "lost" from when a connection ended until the next one is open, and "away" while the console answers and
+ * the cluster does not.
+ */
+export const connected = signal<"starting" | "open" | "lost" | "away">("starting");
+
+/** since is when connected was last "open", in milliseconds, while it is "lost" or "away". */
+export const since = signal(0);
+
+function setConnected(now: "open" | "lost" | "away"): void {
+  if (now === "open") since.value = 0;
+  else since.value ||= Date.now();
+  connected.value = now;
+}
+
+/** AWAY are the reasons for which no request to the cluster is answered. */
+const AWAY = ["NoAnswer", "NoLeader"];
+
+/** NEWS are what only a cluster that answers leads to. */
+const NEWS = ["columns", "rows", "synced", "object"];
+
+function observe(m: Message): void {
+  if (m.type === "state" && !m.ok && AWAY.includes(m.reason ?? "")) setConnected("away");
+  else if (connected.peek() === "away" && ((m.type === "state" && m.ok) || NEWS.includes(m.type))) setConnected("open");
+}
 
 let socket: WebSocket | null = null;
 let backoff = BACKOFF_MIN;
@@ -149,7 +183,8 @@ function base64url(text: string): string {
   return btoa(bytes).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 }
 
-function connect(): void {
+/** connect opens the connection unless there is one. A page without streams has it for its state, and to learn that its token ended. */
+export function connect(): void {
   if (socket || retry || !session.value) return;
   const url = new URL("./ws", location.href);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
@@ -162,28 +197,29 @@ function connect(): void {
     wasOpen = true;
     backoff = BACKOFF_MIN;
     if (connected.value === "lost") void checkPages();
-    connected.value = "open";
+    setConnected("open");
     if (used !== token()) write({ op: "token", data: token() });
     for (const s of [...streams.values()]) s.start();
   };
   opened.onmessage = (e) => {
     const m = JSON.parse(e.data as string) as Message & { id: number };
+    observe(m);
     const s = streams.get(m.id);
     if (!s) return;
     if (m.type === "end") s.ended();
     s.client.message(m);
   };
-  opened.onclose = () => {
+  opened.onclose = (e) => {
     if (socket !== opened) return;
     socket = null;
     if (!session.value) return;
-    connected.value = "lost";
+    setConnected("lost");
     // A WebSocket does not say why it was refused: an ordinary request finds out whether the token is still valid.
-    if (!wasOpen) request("GET", "/session").catch(() => undefined);
+    if (!wasOpen || e.code === REFUSED) request("GET", "/session").catch(() => undefined);
     retry = setTimeout(
       () => {
         retry = undefined;
-        if (streams.size > 0) connect();
+        if (streams.size > 0 || !document.hidden) connect();
       },
       backoff * (0.75 + Math.random() / 2),
     );
@@ -201,6 +237,7 @@ export function disconnect(): void {
   socket = null;
   old?.close();
   connected.value = "starting";
+  since.value = 0;
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -213,6 +250,7 @@ document.addEventListener("visibilitychange", () => {
     return;
   }
   givenBack = false;
+  connect();
   for (const s of [...idle]) {
     idle.delete(s);
     s.start();

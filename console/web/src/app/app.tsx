@@ -6,7 +6,7 @@ import { useEffect } from "preact/hooks";
 import { announcements, dismiss } from "../base/announce";
 import { reasonOf } from "../api/client";
 import { CommandBar, commandOpen } from "./commandbar";
-import { connected, disconnect } from "../api/connection";
+import { connect, connected, disconnect, since } from "../api/connection";
 import { closeDialog, DialogHost, show } from "../widgets/dialog";
 import { dropAllDrafts } from "../model/drafts";
 import { forgetForwards, forwards, readForwards } from "../model/forwards";
@@ -23,7 +23,7 @@ import { lazy } from "../widgets/lazy";
 import { logout, refused, session, stale, starting } from "../api/session";
 import { S } from "../base/strings";
 import { nextTheme, theme } from "../base/theme";
-import { visible } from "../base/text";
+import { clock, visible } from "../base/text";
 import { openForwards } from "../actions/dialogs";
 
 const Overview = lazy(() => import("../views/overview").then((m) => m.Overview));
@@ -71,6 +71,7 @@ function Frame() {
         });
     void load();
     void readForwards();
+    connect();
     return () => {
       clearTimeout(timer);
       disconnect();
@@ -238,7 +239,7 @@ function useTitle(): string {
 function ConnectionState() {
   return (
     <span class={"connection " + connected.value} role="status">
-      {connected.value === "lost" ? S.connection.lost : connected.value === "open" ? S.connection.open : ""}
+      {connected.value === "starting" ? "" : S.connection[connected.value](clock(since.value))}
     </span>
   );
 }

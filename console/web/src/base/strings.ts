@@ -55,8 +55,10 @@ export const S = {
   reload: "Load the page again",
 
   connection: {
-    open: "live",
-    lost: "connection lost, trying again",
+    open: () => "live",
+    lost: (at: string) => `connection lost since ${at}, trying again`,
+    away: (at: string) => `no answer from the cluster since ${at}`,
+    old: (at: string) => `The cluster does not answer since ${at}. What is shown is of then.`,
     trouble: "The cluster does not answer at the moment. What is shown may be old.",
   },
 

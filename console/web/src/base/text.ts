@@ -30,6 +30,11 @@ function plain(value: unknown): string {
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
+/** clock is a time of this day, in milliseconds, in the reader's zone. */
+export function clock(at: number): string {
+  return new Date(at).toLocaleTimeString(undefined, { hour12: false });
+}
+
 /** age is a duration as kubectl writes it. */
 export function age(created: string, now: number): string {
   const s = Math.max(0, Math.floor((now - Date.parse(created)) / 1000));

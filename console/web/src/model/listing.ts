@@ -3,7 +3,7 @@
 // A list of objects that stays true: the rows of a kind as the server prints them, and their changes.
 
 import { batch, computed, signal, type ReadonlySignal } from "@preact/signals";
-import { type Client, type Column, type Message, type Request, type Row, Stream } from "../api/connection";
+import { type Client, type Column, type Message, type Request, type Row, Stream, troubleOf } from "../api/connection";
 import { parseFilter } from "./filter";
 import { columnsOf, rowsOf } from "./rows";
 import { S } from "../base/strings";
@@ -111,7 +111,7 @@ export class Listing implements Client {
         this.synced.value = false;
         return;
       case "state":
-        this.trouble.value = m.ok ? "" : m.message || S.connection.trouble;
+        this.trouble.value = troubleOf(m);
         return;
       case "end":
         if (this.whole && m.code !== 403) {

@@ -4,7 +4,7 @@
 
 import { useSignal, type Signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { type Client, type Message, Stream } from "../api/connection";
+import { type Client, type Message, Stream, troubleOf } from "../api/connection";
 import { S } from "../base/strings";
 
 interface State {
@@ -28,7 +28,7 @@ export function useObject(path: string): Signal<State> {
       message(m: Message) {
         if (m.type === "object") state.value = { object: m.object, yaml: m.yaml, deleted: false, error: "", trouble: "" };
         else if (m.type === "deleted") state.value = { ...state.value, deleted: true };
-        else if (m.type === "state") state.value = { ...state.value, trouble: m.ok ? "" : m.message || S.connection.trouble };
+        else if (m.type === "state") state.value = { ...state.value, trouble: troubleOf(m) };
         else if (m.type === "end" && (m.code || !state.value.object)) state.value = { ...state.value, error: m.message || S.object.ended };
       },
     };
