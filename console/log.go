@@ -38,7 +38,16 @@ func (st *stream) readLog(ctx context.Context, logPath string, query url.Values)
 	}
 	if response.StatusCode != http.StatusOK {
 		defer response.Body.Close()
+		// The API's answer for a pod without a node: an empty log, which has ended.
+		if response.StatusCode == http.StatusNoContent {
+			return nil
+		}
 		return statusError(response)
+	}
+	// A program may write nothing for long: the page knows from this that its log is open.
+	if err := st.send(message{"type": "state", "ok": true}); err != nil {
+		response.Body.Close()
+		return err
 	}
 	lines := make(chan string) // unbuffered: a slow tab slows the reading
 	failed := make(chan error, 1)

@@ -107,6 +107,13 @@ func (p *page) heap() float64 {
 // tasks is the processor time of the tab's main thread since it began, in milliseconds: what a frame costs, however
 // busy the machine is.
 func (p *page) tasks() float64 {
+	p.T.Helper()
+	return p.figure("TaskDuration")
+}
+
+// figure is one of the tab's own figures, in milliseconds of a processor.
+func (p *page) figure(name string) float64 {
+	p.T.Helper()
 	var out float64
 	p.do("reading the tab's figures", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		if _, err := cdp.Call(ctx, t, performance.Enable, performance.EnableParams{TimeDomain: performance.EnableTimeDomainThreadTicks}); err != nil {
@@ -114,7 +121,7 @@ func (p *page) tasks() float64 {
 		}
 		m, err := cdp.Call(ctx, t, performance.GetMetrics, cdp.Empty{})
 		for _, x := range m.Metrics {
-			if x.Name == "TaskDuration" {
+			if x.Name == name {
 				out = x.Value * 1000
 			}
 		}

@@ -144,4 +144,23 @@ export const M = {
     found: (n: number) => (n === 1 ? "1 object" : `${n} objects`),
     full: (n: number) => `The first ${n} objects. Type more of the name.`,
   },
+
+  podReason: {
+    over: (phase: string) => `ended: ${phase}`,
+    notScheduled: (why: string) => (why ? `not scheduled: ${why}` : "not scheduled yet"),
+    creating: "container creating",
+    waiting: "waiting",
+    running: "running",
+    ended: (reason: string, code: number) => `ended: ${reason ? reason + ", " : ""}exit code ${code}`,
+    init: (name: string, state: string) => `waits for init container ${name}: ${state}`,
+    phase: (phase: string, why: string) => `The pod does not run: ${phase}${why ? ": " + why : ""}`,
+    container: (name: string, why: string) => `Container ${name} does not run${why ? ": " + why : "."}`,
+  },
+
+  logs: {
+    some: (names: string[], n: number, why: string) =>
+      n === 1 ? `${names[0]}: ${why}` : `${n} pods: ${why} (${names.join(", ")}${n > names.length ? ", …" : ""})`,
+    notOpen: "the log is not open",
+    noPods: "No pods yet.",
+  },
 };

@@ -5,15 +5,15 @@
 
 import { signal } from "@preact/signals";
 import { type Client, type Message, type Request, Stream } from "../api/connection";
+import { type LogLine, LogLines, type Source, timeKey } from "./loglines";
 import { S } from "../base/strings";
 
-export interface LogLine {
-  /** key sorts lines by time: seconds and nanoseconds with leading zeros. */
-  key: string;
-  /** at is the time as the server wrote it. */
-  at: string;
-  text: string;
-  source: LogSource;
+/** State is what a pod says when a log of it has ended. */
+export interface State {
+  /** over is true when the container will not run again, so that its log is whole. */
+  over: boolean;
+  /** why is the reason why the container does not run; empty when it is not known. */
+  why: string;
 }
 
 export interface LogOptions {
@@ -22,27 +22,11 @@ export interface LogOptions {
   tailLines: string;
 }
 
-const MAX_LINES = 50_000;
 const RETRY_MIN = 2_000;
 const RETRY_MAX = 15_000;
 
-let second = "";
-let secondKey = "";
-
-/** timeKey makes text that sorts by time. The server cuts zeros at a time's end, and may write a zone. */
-export function timeKey(at: string): string {
-  const m = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)$/.exec(at);
-  if (!m) return "";
-  const whole = m[1] + m[3];
-  if (whole !== second) {
-    second = whole;
-    secondKey = String(Date.parse(whole) / 1000).padStart(12, "0");
-  }
-  return secondKey + "." + (m[2] ?? "").padEnd(9, "0");
-}
-
 /** LogSource is one container's log. */
-export class LogSource implements Client {
+export class LogSource implements Client, Source {
   readonly watch = false;
   readonly state = signal<"open" | "ended" | "waiting">("open");
   readonly message_ = signal("");
@@ -63,8 +47,7 @@ export class LogSource implements Client {
     readonly color: number,
     private readonly path: string,
     private readonly options: LogOptions,
-    /** over says whether the container will not run again, so that its log is whole. */
-    private readonly over: () => Promise<boolean>,
+    private readonly look: () => Promise<State>,
   ) {
     this.stream = new Stream(this.request(), this);
   }
@@ -107,6 +90,7 @@ export class LogSource implements Client {
       }
       this.log.add(out);
     } else if (m.type === "state") {
+      if (m.ok) this.state.value = "open";
       this.message_.value = m.ok ? "" : (m.message ?? "");
     } else if (m.type === "end") {
       void this.ended(m.code, m.message ?? "");
@@ -119,7 +103,7 @@ export class LogSource implements Client {
     const at = space < 0 ? raw : raw.slice(0, space);
     const key = timeKey(at);
     // A line without a time belongs to the one before.
-    if (!key) return { key: this.lastKey, at: this.lastAt, text: raw, source: this };
+    if (!key) return this.line(this.lastKey, this.lastAt, raw);
     if (this.resumed) {
       if (key < this.lastKey) return null;
       if (key === this.lastKey && this.skip > 0) {
@@ -132,20 +116,26 @@ export class LogSource implements Client {
     else this.atLast = 1;
     this.lastKey = key;
     this.lastAt = at;
-    return { key, at, text: space < 0 ? "" : raw.slice(space + 1), source: this };
+    return this.line(key, at, space < 0 ? "" : raw.slice(space + 1));
+  }
+
+  private line(key: string, at: string, text: string): LogLine {
+    return { key, at, text, source: this, shown: undefined, words: undefined };
   }
 
   private async ended(code: number, message: string): Promise<void> {
-    this.message_.value = message;
     if (this.options.previous || code === 401 || code === 403 || code === 404 || !this.stream) {
+      this.message_.value = message;
+      this.state.value = "ended";
+      return;
+    }
+    const { over, why } = await this.look();
+    this.message_.value = why || message;
+    if (over && !code) {
       this.state.value = "ended";
       return;
     }
     this.state.value = "waiting";
-    if (await this.over()) {
-      this.state.value = code ? "waiting" : "ended";
-      if (!code) return;
-    }
     // The container runs again later, or does not run yet: its next log is joined to this one.
     if (!this.stream) return;
     this.timer = setTimeout(() => this.stream?.start(), this.delay);
@@ -154,42 +144,39 @@ export class LogSource implements Client {
 }
 
 /** Log is the merged lines of its sources. */
-export class Log {
-  readonly lines: LogLine[] = [];
+export class Log extends LogLines {
   readonly version = signal(0);
   readonly sources = signal<LogSource[]>([]);
-  /** dropped counts lines at the beginning that were given up for new ones. */
-  dropped = 0;
   private pending = false;
 
-  constructor(readonly options: LogOptions) {}
-
-  open(pod: string, container: string, path: string, color: number, over: () => Promise<boolean>): void {
-    this.sources.value = [...this.sources.value, new LogSource(this, pod, container, color, path, this.options, over)];
+  constructor(readonly options: LogOptions) {
+    super();
   }
 
-  has(pod: string): boolean {
-    return this.sources.value.some((s) => s.pod === pod);
+  open(pod: string, container: string, path: string, color: number, look: () => Promise<State>): LogSource {
+    const source = new LogSource(this, pod, container, color, path, this.options, look);
+    this.sources.value = [...this.sources.peek(), source];
+    return source;
   }
 
-  close(): void {
-    for (const s of this.sources.value) s.close();
+  /** close ends some sources, and takes their lines away. */
+  close(gone: Set<LogSource>): void {
+    for (const s of gone) s.close();
+    this.sources.value = this.sources.peek().filter((s) => !gone.has(s));
+    this.remove((l) => gone.has(l.source as LogSource));
+    this.bump();
   }
 
-  /** add puts lines where their times belong; most belong at the end. */
-  add(lines: LogLine[]): void {
-    const all = this.lines;
-    let ordered = true;
-    for (const line of lines) {
-      if (all.length && line.key < all[all.length - 1].key) ordered = false;
-      all.push(line);
-    }
-    // The sort is stable: lines of the same time stay as they came.
-    if (!ordered) all.sort((a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : 0));
-    if (all.length > MAX_LINES) {
-      this.dropped += all.length - MAX_LINES;
-      all.splice(0, all.length - MAX_LINES);
-    }
+  closeAll(): void {
+    for (const s of this.sources.peek()) s.close();
+  }
+
+  override add(lines: LogLine[]): void {
+    super.add(lines);
+    this.bump();
+  }
+
+  private bump(): void {
     if (this.pending) return;
     this.pending = true;
     const next = () => {

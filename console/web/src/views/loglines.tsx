@@ -5,11 +5,13 @@
 
 import { type ReadonlySignal, type Signal, useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import type { RefObject } from "preact";
-import { useLayoutEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { type Span, spansOf, plainText } from "../base/ansi";
 import type { Expression } from "../base/expression";
 import { readable } from "../base/logjson";
-import type { Log, LogLine } from "../model/logs";
+import { type Cut, INDENT, type Piece, Pieces } from "../model/logpieces";
+import type { LogLine, Source } from "../model/loglines";
+import type { Log } from "../model/logs";
 import { S } from "../base/strings";
 import { visible } from "../base/text";
 
@@ -22,16 +24,12 @@ export interface LogFilter {
   invert: boolean;
 }
 
-interface Piece {
-  line: LogLine;
-  /** from and to are positions in the line's text as it is shown. */
-  from: number;
-  to: number;
-}
-
 const HEIGHT = 18;
 const OVERSCAN = 10;
 const EDGE = 4;
+/** TIME is the width of a time, in characters; MIN_ROOM the least of a line's first piece. */
+const TIME = 24;
+const MIN_ROOM = 20;
 
 interface Props {
   log: Log;
@@ -40,21 +38,15 @@ interface Props {
   wrap: Signal<boolean>;
   times: Signal<boolean>;
   json: Signal<boolean>;
-  named: boolean;
+  /** quiet is true when something else says why there are no lines. */
+  quiet: boolean;
   scroll: RefObject<LogScroll | null>;
 }
 
 /** shownText is a line's text as it is shown: without colour codes, other control characters visible, JSON in words if wanted. */
-const texts = [new WeakMap<LogLine, string>(), new WeakMap<LogLine, string>()];
 function shownText(line: LogLine, json: boolean): string {
-  const known = texts[Number(json)];
-  let t = known.get(line);
-  if (t === undefined) {
-    const plain = plainText(line.text);
-    t = visible(json ? readable(plain) : plain);
-    known.set(line, t);
-  }
-  return t;
+  if (json) return (line.words ??= visible(readable(plainText(line.text))));
+  return (line.shown ??= visible(plainText(line.text)));
 }
 
 export function LogLines(p: Props) {
@@ -75,23 +67,22 @@ export function LogLines(p: Props) {
     return () => resized.disconnect();
   }, []);
 
-  const pieces = useComputed(() => {
-    p.log.version.value;
+  const cutting = useComputed<Cut>(() => {
     const f = p.filter.value;
+    const json = p.json.value;
     const width = p.wrap.value ? size.value.columns : Infinity;
-    const out: Piece[] = [];
-    for (const line of p.log.lines) {
-      const text = shownText(line, p.json.value);
-      if (f && f.re.test(text) === f.invert) continue;
-      const room = width - prefixOf(line, p).length;
-      if (text.length <= room) {
-        out.push({ line, from: 0, to: text.length });
-        continue;
-      }
-      out.push({ line, from: 0, to: room });
-      for (let at = room; at < text.length; at += width - 2) out.push({ line, from: at, to: Math.min(text.length, at + width - 2) });
-    }
-    return out;
+    const before = new Map<Source, number>(p.log.sources.value.map((s) => [s, prefixOf(s, "", p).length + (p.times.value ? TIME : 0)]));
+    return {
+      text: (line) => shownText(line, json),
+      keep: (_, text) => !f || f.re.test(text) !== f.invert,
+      room: (line) => Math.max(MIN_ROOM, width - (before.get(line.source) ?? 0)),
+      width,
+    };
+  });
+  const pieces = useMemo(() => new Pieces(), []);
+  const shown = useComputed(() => {
+    p.log.version.value;
+    return pieces.update(p.log, cutting.value);
   });
 
   // While it follows, the end is in sight; scrolling up stops that, so that text does not run away from a reader.
@@ -103,20 +94,20 @@ export function LogLines(p: Props) {
     el.scrollTop = el.scrollHeight;
     top.value = el.scrollTop;
   };
-  const all = pieces.value;
+  const { pieces: all, gone } = shown.value;
   useLayoutEffect(() => {
     if (p.following.peek()) toEnd();
-  }, [all]);
+  }, [shown.value]);
   useSignalEffect(() => {
     if (p.following.value) toEnd();
   });
   // Lines that were given up at the beginning move the rest up: a reader stays where they were.
-  const droppedSeen = useRef(0);
+  const goneSeen = useRef(0);
   useLayoutEffect(() => {
-    const gone = p.log.dropped - droppedSeen.current;
-    droppedSeen.current = p.log.dropped;
-    if (gone > 0 && !p.following.peek() && box.current) box.current.scrollTop -= gone * HEIGHT;
-  }, [all]);
+    const more = gone - goneSeen.current;
+    goneSeen.current = gone;
+    if (more > 0 && !p.following.peek() && box.current) box.current.scrollTop -= more * HEIGHT;
+  }, [shown.value]);
 
   p.scroll.current = {
     by(lines) {
@@ -149,7 +140,7 @@ export function LogLines(p: Props) {
       <span class="ruler" ref={ruler} aria-hidden="true">
         00000000000000000000
       </span>
-      {all.length === 0 && <p class="empty">{p.filter.value ? S.logs.noMatch : S.logs.none}</p>}
+      {all.length === 0 && !(p.quiet && !p.filter.value) && <p class="empty">{p.filter.value ? S.logs.noMatch : S.logs.none}</p>}
       <div style={{ height: all.length * HEIGHT + "px" }}>
         <div style={{ transform: `translateY(${first * HEIGHT}px)` }}>
           {all.slice(first, last).map((piece, i) => (
@@ -158,7 +149,11 @@ export function LogLines(p: Props) {
               piece={piece}
               json={p.json.value}
               mark={mark}
-              prefix={piece.from === 0 ? prefixOf(piece.line, p) : "  "}
+              prefix={
+                piece.from === 0
+                  ? prefixOf(piece.line.source, p.times.value ? piece.line.at.slice(0, TIME - 1) : "", p)
+                  : " ".repeat(INDENT)
+              }
             />
           ))}
         </div>
@@ -168,11 +163,11 @@ export function LogLines(p: Props) {
 }
 
 /** prefixOf is what is before a line's text: its time and where it is from. */
-function prefixOf(line: LogLine, p: Props): string {
-  const time = p.times.value ? line.at.slice(0, 23).padEnd(24, " ") : "";
-  if (!p.named) return time;
-  const s = line.source;
-  const containers = p.log.sources.value.some((x) => x.pod === s.pod && x.container !== s.container);
+function prefixOf(s: Source, at: string, p: Props): string {
+  const time = at && at.padEnd(TIME, " ");
+  const sources = p.log.sources.value;
+  if (sources.length < 2) return time;
+  const containers = sources.some((x) => x.pod === s.pod && x.container !== s.container);
   return time + s.pod + (containers ? "/" + s.container : "") + " ";
 }
 

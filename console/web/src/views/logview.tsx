@@ -2,117 +2,46 @@
 
 // The log of a pod, or of all pods of a workload.
 
-import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import { untracked, useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import { announce } from "../base/announce";
-import { api, reasonOf } from "../api/client";
-import { chosenContainer, logContainers } from "../model/containers";
 import { Expression } from "../base/expression";
 import { FilterBar, focusFilter } from "../widgets/filterbar";
 import { useKeys } from "../base/keys";
-import { isKind, type Kind, kindById, kindByWord, kinds, label, listPath, objectPath } from "../api/kinds";
-import { Listing } from "../model/listing";
-import { Log, optionsOf, SINCE } from "../model/logs";
+import { type Kind, kindById, kinds, label } from "../api/kinds";
+import { optionsOf, SINCE } from "../model/logs";
+import { PodLogs, waitingTexts } from "../model/podlogs";
 import { LogLines, type LogScroll } from "./loglines";
 import { back, format, route, setParams } from "../api/route";
+import { M } from "../base/morestrings";
 import { S } from "../base/strings";
 import { Empty } from "../widgets/table";
 import { visible } from "../base/text";
-import { selectorText } from "../model/selector";
-
-export const COLORS = 8;
-/** MAX_PODS is how many pods' logs are followed at once. */
-const MAX_PODS = 40;
 
 export function LogView() {
   const r = route.value;
   const k = kindById(r.kind);
   if (!k) return kinds.value.length ? <Empty text={S.list.noKind(r.kind)} /> : <p class="empty">{S.loading}</p>;
-  return (
-    <LogOf key={[k.id, r.ns, r.name, r.params.container, r.params.previous, r.params.since].join("|")} kind={k} ns={r.ns} name={r.name} />
-  );
+  return <LogOf key={[k.id, r.ns, r.name, r.params.previous, r.params.since].join("|")} kind={k} ns={r.ns} name={r.name} />;
 }
 
-async function openPod(
-  log: Log,
-  pods: Kind,
-  ns: string,
-  name: string,
-  wanted: string,
-  color: number,
-  containers: (all: string[]) => void,
-): Promise<void> {
-  const path = objectPath(pods, ns, name);
-  const pod = await api<Record<string, any>>("GET", path);
-  const all = logContainers(pod);
-  containers(all);
-  const chosen = wanted === "*" ? all : [chosenContainer(pod, all, wanted)];
-  const over = async () => {
-    try {
-      const p = await api<Record<string, any>>("GET", path);
-      return p.status?.phase === "Succeeded" || p.status?.phase === "Failed";
-    } catch {
-      return true;
-    }
-  };
-  for (const c of chosen) log.open(name, c, path + "/log", color, over);
-}
-
-/** useLog opens the logs of a pod or a workload's pods; pods that appear later join. */
-function useLog(kind: Kind, ns: string, name: string) {
-  const params = route.peek().params;
-  const log = useMemo(() => new Log(optionsOf(params)), []);
-  const containers = useSignal<string[]>([]);
-  const problem = useSignal("");
-  const pods = useSignal(0);
-  useEffect(() => {
-    let listing: Listing | null = null;
-    let stop: (() => void) | undefined;
-    let closed = false;
-    const podKind = kindByWord("pods");
-    const see = (all: string[]) => {
-      containers.value = [...new Set([...containers.value, ...all])];
-    };
-    const fail = (err: unknown) => {
-      problem.value = reasonOf(err);
-    };
-    const begin = async () => {
-      if (!podKind) return;
-      if (isKind(kind, "", "pods")) {
-        pods.value = 1;
-        return openPod(log, podKind, ns, name, params.container ?? "", 0, see);
-      }
-      const o = await api<Record<string, any>>("GET", objectPath(kind, ns, name));
-      const selector = selectorText(o.spec?.selector);
-      if (!selector) throw new Error(S.logs.noSelector);
-      if (closed) return;
-      listing = new Listing(listPath(podKind, ns), { labelSelector: selector });
-      const opened = new Set<string>();
-      stop = listing.version.subscribe(() => {
-        for (const row of listing!.rows.values()) {
-          if (opened.has(row.uid) || opened.size >= MAX_PODS) continue;
-          const color = opened.size % COLORS;
-          opened.add(row.uid);
-          pods.value = opened.size;
-          // A pod that is gone before its log was opened is no problem of the others.
-          openPod(log, podKind, ns, row.name, params.container ?? "", color, see).catch(() => undefined);
-        }
-        if (listing!.rows.size > MAX_PODS) problem.value = S.logs.tooMany(MAX_PODS, listing!.rows.size);
-      });
-    };
-    begin().catch(fail);
-    return () => {
-      closed = true;
-      stop?.();
-      listing?.close();
-      log.close();
-    };
+/** useLogs reads the logs of a pod or a workload's pods while the view is shown. */
+function useLogs(kind: Kind, ns: string, name: string): PodLogs {
+  const logs = useMemo(() => {
+    const params = route.peek().params;
+    return new PodLogs({ kind, ns, name }, optionsOf(params), params.container ?? "");
   }, []);
-  return { log, containers, problem, pods };
+  useEffect(() => () => logs.close(), []);
+  useSignalEffect(() => {
+    const { view, params } = route.value;
+    if (view === "logs") untracked(() => logs.choose(params.container ?? ""));
+  });
+  return logs;
 }
 
 function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
-  const { log, containers, problem, pods } = useLog(kind, ns, name);
+  const logs = useLogs(kind, ns, name);
+  const { log, containers, problem, pods } = logs;
   const following = useSignal(true);
   const wrap = useSignal(localStorage.getItem("coracle.wrap") !== "0");
   const json = useSignal(localStorage.getItem("coracle.json") === "1");
@@ -128,17 +57,7 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const word = invert ? text.slice(1) : text;
     return word ? { re: new Expression(word), invert } : null;
   });
-  const sources = log.sources.value;
-  const waiting = sources.filter((s) => s.state.value !== "open" || s.message_.value);
-  const others = [
-    ...new Set(
-      waiting.map((s) =>
-        s.state.value === "ended"
-          ? s.message_.value || (sources.length === 1 ? S.logs.ended : "")
-          : s.message_.value || S.logs.waiting(s.pod),
-      ),
-    ),
-  ].filter(Boolean);
+  const waiting = logs.empty.value ? [M.logs.noPods] : waitingTexts(log);
 
   useKeys([
     { key: "/", label: S.keys.filter, run: focusFilter, hint: true },
@@ -238,7 +157,7 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           {visible(problem.value)}
         </p>
       )}
-      {others.slice(0, 3).map((text) => (
+      {waiting.slice(0, 5).map((text) => (
         <p key={text} class="note" role="status">
           {visible(text)}
         </p>
@@ -250,7 +169,7 @@ function LogOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         wrap={wrap}
         times={times}
         json={json}
-        named={sources.length > 1}
+        quiet={waiting.length > 0}
         scroll={scroll}
       />
     </section>

@@ -12,6 +12,9 @@ import { useKeys } from "../base/keys";
 import { type Kind, kindById, kinds, objectPath } from "../api/kinds";
 import { command } from "../model/kubectl";
 import { back, claim, format, isOwn, route, setParams } from "../api/route";
+import { lastWarning } from "../model/podlogs";
+import { podReason } from "../model/podreason";
+import { M } from "../base/morestrings";
 import { S } from "../base/strings";
 import { openScreen, type Screen } from "../widgets/terminal";
 import { theme } from "../base/theme";
@@ -66,7 +69,12 @@ function ShellOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       let place = attachPlace(pod, container.value);
       same.value = attach ? attachCommand(ns, name, container.value, place.stdin, place.tty) : shellCommand(ns, name, container.value);
       if (!wanted.value) return;
-      // A debug container may have to load its image first.
+      const phase = pod.status?.phase ?? "";
+      // A sidecar runs before its pod does. A debug container of a pod that runs may have to load its image first.
+      if (!place.running && (phase !== "Running" || !attach)) {
+        const why = podReason(pod, container.value, await lastWarning(pod, container.value));
+        throw new Error(phase === "Running" ? M.podReason.container(container.value, why) : M.podReason.phase(phase, why));
+      }
       for (let tries = 0; attach && !place.running; tries++) {
         if (place.ended || tries >= START_TRIES) throw new Error(S.attach.notRunning(container.value, place.why));
         waiting.value = S.attach.waiting(container.value, place.why);
