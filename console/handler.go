@@ -85,6 +85,7 @@ type Handler struct {
 	provider *provider
 
 	searches  *turns
+	healths   *turns        // for checks of what is wrong
 	unpacking chan struct{} // capacity: the number of releases that may be unpacked at once
 	forwards  forwards
 
@@ -113,7 +114,7 @@ func New(o Options) (*Handler, error) {
 		o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(),
 		texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2),
 	}
-	h.searches, h.unpacking = newTurns(maxSearches, 1), make(chan struct{}, maxTexts)
+	h.searches, h.healths, h.unpacking = newTurns(maxSearches, 1), newTurns(maxHealths, 1), make(chan struct{}, maxTexts)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })
 	h.used.Store(time.Now().Unix())
@@ -132,6 +133,7 @@ func New(o Options) (*Handler, error) {
 	h.mux.HandleFunc("GET /usedby", h.withTurn(h.reads, h.usedBy))
 	h.mux.HandleFunc("GET /helm", h.withTurn(h.reads, h.releases))
 	h.mux.HandleFunc("GET /helm/release", h.withTurn(h.reads, h.release))
+	h.mux.HandleFunc("POST /health", h.withTurn(h.healths, h.health))
 	h.mux.HandleFunc("POST /apply", h.withTurn(h.texts, h.apply))
 	h.mux.HandleFunc("POST /edit", h.withTurn(h.texts, h.edit))
 	h.mux.HandleFunc("GET /rollout", h.withTurn(h.texts, h.rollout))

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	// maxHealthPaths limits the lists of one request: those of Kubernetes' own kinds, and 50 kinds of custom objects.
+	maxHealthPaths = 100
+	// maxChecked and maxCustom limit the objects that are checked of one kind, and of one kind of custom objects.
+	maxChecked, maxCustom = 5000, 500
+	// maxFindings limits the findings of a response, and maxFindingText the bytes of a text in one.
+	maxFindings, maxFindingText = 300, 2000
+	// healthRequests is how many requests one check makes at once. maxHealths is how many checks run at once.
+	healthRequests, maxHealths = 4, 2
+	// healthPatience limits the time of a check. Lists that were not read by then have an error.
+	healthPatience = 25 * time.Second
+)
+
+// finding is what is wrong with an object. What is a word for it, for which the pages have a sentence. Text is
+// Kubernetes' own words, About a name in the sentence, and Have and Want its numbers.
+type finding struct {
+	Path      string `json:"path"` // of the list with the object
+	Namespace string `json:"ns,omitempty"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	Created   string `json:"created,omitempty"`
+	What      string `json:"what"`
+	About     string `json:"about,omitempty"`
+	Text      string `json:"text,omitempty"`
+	Have      int32  `json:"have,omitempty"`
+	Want      int32  `json:"want,omitempty"`
+	// Passing findings may end without anybody's help.
+	Passing bool `json:"passing,omitempty"`
+	// Selector is the labels of the pods that the object needs.
+	Selector map[string]string `json:"selector,omitempty"`
+}
+
+// checkedKind is how a list was read.
+type checkedKind struct {
+	Path    string `json:"path"`
+	Objects int    `json:"objects"`
+	// Ready is true when an object has the condition Ready. It is only set for kinds of custom objects.
+	Ready bool `json:"ready,omitempty"`
+	// More is true when the list has more objects than were checked.
+	More  bool   `json:"more,omitempty"`
+	Code  int    `json:"code,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+type healthResponse struct {
+	Findings []finding     `json:"findings"`
+	Kinds    []checkedKind `json:"kinds"`
+	// Full is true when there are more findings.
+	Full bool `json:"full,omitempty"`
+}
+
+// checkedObject is the fields of an object that are checked. Kinds have their own spec and status.
+type checkedObject struct {
+	Metadata struct {
+		metadata
+		Finalizers []string `json:"finalizers"`
+	} `json:"metadata"`
+	Spec      json.RawMessage `json:"spec"`
+	Status    json.RawMessage `json:"status"`
+	Webhooks  json.RawMessage `json:"webhooks"`  // of a webhook configuration
+	Endpoints json.RawMessage `json:"endpoints"` // of an endpoint slice
+}
+
+// health answers with what is wrong with the objects of the lists that a request names: with those that have not what
+// they want, and those with a condition that says so. It holds one object of each list in memory at a time.
+func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
+	var in struct{ Paths []string }
+	if !decode(w, r, &in) {
+		return
+	}
+	if len(in.Paths) > maxHealthPaths {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("a check has %d lists at most", maxHealthPaths))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), healthPatience)
+	defer cancel()
+	c := newCheck(time.Now())
+	out := healthResponse{Kinds: make([]checkedKind, len(in.Paths))}
+	atOnce(len(in.Paths), healthRequests, func(i int) { out.Kinds[i] = u.checkList(ctx, c, in.Paths[i]) })
+	c.webhooks.find(ctx, c, u)
+	out.Findings = c.conclude()
+	if out.Full = len(out.Findings) > maxFindings; out.Full {
+		out.Findings = out.Findings[:maxFindings]
+	}
+	for i := range out.Findings {
+		f := &out.Findings[i]
+		f.Text, f.About = f.Text[:min(len(f.Text), maxFindingText)], f.About[:min(len(f.About), maxFindingText)]
+	}
+	respond(w, out)
+}
+
+// checkList checks the objects of one list, a page at a time.
+func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind {
+	out := checkedKind{Path: path}
+	info, err := resolver.NewRequestInfo(&http.Request{Method: http.MethodGet, URL: &url.URL{Path: path}})
+	if err != nil || !info.IsResourceRequest || info.Verb != "list" || info.Subresource != "" {
+		out.Code, out.Error = http.StatusBadRequest, fmt.Sprintf("%q is not the path of a list", path)
+		return out
+	}
+	judge, known := judges[info.Resource+"."+info.APIGroup]
+	if !known {
+		judge = judgeCustom
+	}
+	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
+	for {
+		var page struct {
+			Metadata struct{ Continue string }
+		}
+		response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
+		if err == nil {
+			err = readBy(response, maxHealthPage, func(d *json.Decoder) error {
+				return decodeItems(d, &page.Metadata, func(o *checkedObject) {
+					out.Objects++
+					ready := c.take(path, o, judge)
+					out.Ready = out.Ready || !known && ready
+				})
+			})
+		}
+		if err != nil {
+			out.Code, _, out.Error = explain(err)
+			out.Code = cmp.Or(out.Code, http.StatusBadGateway)
+			return out
+		}
+		out.More = page.Metadata.Continue != ""
+		if !out.More || !known && out.Objects >= maxCustom || out.Objects >= maxChecked {
+			break
+		}
+		query.Set("continue", page.Metadata.Continue)
+	}
+	if !out.More {
+		c.whole(info.Resource)
+	}
+	return out
+}
+
+// maxHealthPage limits the text of a page of objects, in bytes. It is read an object at a time.
+const maxHealthPage = 256 << 20
+
+// decodeItems reads a list, and calls take with each of its objects, which is the same variable. An object that has
+// another form than Kubernetes' own is left out.
+func decodeItems(d *json.Decoder, meta any, take func(*checkedObject)) error {
+	if err := expect(d, '{'); err != nil {
+		return err
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return err //nolint:wrapcheck // the caller does
+		}
+		switch key {
+		case "metadata":
+			err = d.Decode(meta)
+		case "items":
+			err = eachItem(d, take)
+		default:
+			err = d.Decode(&json.RawMessage{})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return expect(d, '}')
+}
+
+func eachItem(d *json.Decoder, take func(*checkedObject)) error {
+	if open, err := d.Token(); err != nil || open == nil {
+		return err //nolint:wrapcheck // the caller does
+	} else if open != json.Delim('[') {
+		return errNoTable
+	}
+	var text json.RawMessage
+	for d.More() {
+		if err := d.Decode(&text); err != nil {
+			return err //nolint:wrapcheck // the caller does
+		}
+		var o checkedObject
+		if json.Unmarshal(text, &o) == nil {
+			take(&o)
+		}
+	}
+	return expect(d, ']')
+}
+
+// check gathers what lists say. Some findings need several lists: those are made when all are read.
+type check struct {
+	now time.Time
+
+	mu       sync.Mutex // guards what follows
+	findings []finding
+	read     map[string]bool // resources whose list is whole
+	services map[string]service
+	ready    map[string][2]int32 // the ready endpoints of a Service, and all of them
+	ingress  []backend
+	runs     map[string]run // the last job of a CronJob
+	webhooks webhooks
+}
+
+func newCheck(now time.Time) *check {
+	return &check{now: now, read: map[string]bool{}, services: map[string]service{}, ready: map[string][2]int32{}, runs: map[string]run{}}
+}
+
+func (c *check) whole(resource string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read[resource] = true
+}
+
+// patience is how long an object may take to become what it should be.
+const patience, deletingPatience = time.Minute, 5 * time.Minute
+
+// take checks one object. It reports whether the object has the condition Ready.
+func (c *check) take(path string, o *checkedObject, judge judge) (ready bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := &o.Metadata
+	base := finding{Path: path, Namespace: m.Namespace, Name: m.Name, UID: m.UID, Created: m.CreationTimestamp}
+	if at, err := time.Parse(time.RFC3339, m.DeletionTimestamp); err == nil {
+		if c.now.Sub(at) > deletingPatience && len(m.Finalizers) > 0 {
+			base.What, base.About, base.Passing = "deleting", fmt.Sprint(m.Finalizers), true
+			c.findings = append(c.findings, base)
+		}
+		return false
+	}
+	young := true
+	if at, err := time.Parse(time.RFC3339, m.CreationTimestamp); err == nil {
+		young = c.now.Sub(at) < patience
+	}
+	return judge(c, o, base, young)
+}
+
+// add adds a finding about the object of base.
+func (c *check) add(base finding, what string, passing bool, change ...func(*finding)) {
+	base.What, base.Passing = what, passing
+	for _, f := range change {
+		f(&base)
+	}
+	c.findings = append(c.findings, base)
+}
+
+func about(name string) func(*finding) { return func(f *finding) { f.About = name } }
+func words(text string) func(*finding) { return func(f *finding) { f.Text = text } }
+func counts(have, want int32) func(*finding) {
+	return func(f *finding) { f.Have, f.Want = have, want }
+}
+
+func needs(labels map[string]string) func(*finding) {
+	return func(f *finding) { f.Selector = labels }
+}
+
+// controlledBy returns the name of the controller of a kind that owns an object.
+func controlledBy(owners []metav1.OwnerReference, kind string) string {
+	for i := range owners {
+		if o := &owners[i]; o.Controller != nil && *o.Controller && (kind == "" || o.Kind == kind) {
+			return o.Name
+		}
+	}
+	return ""
+}

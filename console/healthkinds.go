@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+)
+
+// judge adds what is wrong with an object. young says that the object may not have become what it should be yet. It
+// reports whether the object has the condition Ready.
+type judge func(c *check, o *checkedObject, base finding, young bool) (ready bool)
+
+// judges are the kinds that are not judged by the condition Ready alone.
+var judges = map[string]judge{
+	"nodes.":                  judgeNode,
+	"persistentvolumes.":      judgeVolume,
+	"replicationcontrollers.": judgeReplicas,
+	"services.":               judgeService,
+	"endpointslices." + discoveryv1.GroupName:                  judgeSlice,
+	"deployments." + appsv1.GroupName:                          judgeDeployment,
+	"statefulsets." + appsv1.GroupName:                         judgeReplicas,
+	"replicasets." + appsv1.GroupName:                          judgeReplicas,
+	"daemonsets." + appsv1.GroupName:                           judgeDaemonSet,
+	"jobs." + batchv1.GroupName:                                judgeJob,
+	"horizontalpodautoscalers." + autoscalingv2.GroupName:      judgeAutoscaler,
+	"poddisruptionbudgets." + policyv1.GroupName:               judgeBudget,
+	"ingresses." + networkingv1.GroupName:                      judgeIngress,
+	"apiservices.apiregistration.k8s.io":                       judgeAPIService,
+	"mutatingwebhookconfigurations." + admissionv1.GroupName:   judgeWebhooks,
+	"validatingwebhookconfigurations." + admissionv1.GroupName: judgeWebhooks,
+	"gateways.gateway.networking.k8s.io":                       judgeGateway,
+	"httproutes.gateway.networking.k8s.io":                     judgeRoute,
+	"grpcroutes.gateway.networking.k8s.io":                     judgeRoute,
+	"tlsroutes.gateway.networking.k8s.io":                      judgeRoute,
+	"tcproutes.gateway.networking.k8s.io":                      judgeRoute,
+	"udproutes.gateway.networking.k8s.io":                      judgeRoute,
+}
+
+// condition is a condition as all kinds have it.
+type condition struct {
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+// text returns the condition's own words.
+func (x *condition) text() string { return cmp.Or(x.Message, x.Reason) }
+
+// parse reads a spec or a status. Kubernetes' own kinds have the form that it expects; another one has no findings.
+func parse[T any](text json.RawMessage) (out T) {
+	if json.Unmarshal(text, &out) != nil {
+		var empty T
+		return empty
+	}
+	return out
+}
+
+// conditionsOf returns the conditions of a status. Custom objects may have something else there.
+func conditionsOf(status json.RawMessage) []condition {
+	s := parse[struct {
+		Conditions []json.RawMessage `json:"conditions"`
+	}](status)
+	var out []condition
+	for _, text := range s.Conditions {
+		if x := parse[condition](text); x.Type != "" {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func find(all []condition, kind string) *condition {
+	if i := slices.IndexFunc(all, func(x condition) bool { return x.Type == kind }); i >= 0 {
+		return &all[i]
+	}
+	return nil
+}
+
+func judgeCustom(c *check, o *checkedObject, base finding, young bool) bool {
+	x := find(conditionsOf(o.Status), "Ready")
+	if x == nil {
+		return false
+	}
+	if x.Status == "False" && !young {
+		c.add(base, "condition", false, about(x.Type), words(x.text()))
+	} else if x.Status == "Unknown" && !young {
+		c.add(base, "condition", true, about(x.Type), words(x.text()))
+	}
+	return true
+}
+
+// badWhenTrue are the conditions of nodes that say that something is wrong: Kubernetes' own, and those of the
+// node-problem-detector. Others, such as EtcdIsVoter, are good when they are true.
+var badWhenTrue = regexp.MustCompile(`Pressure$|Unavailable$|Deadlock$|Unhealthy$|^ReadonlyFilesystem$|^Frequent`)
+
+func judgeNode(c *check, o *checkedObject, base finding, young bool) bool {
+	all := conditionsOf(o.Status)
+	for i := range all {
+		if x := &all[i]; x.Status == "True" && badWhenTrue.MatchString(x.Type) && !young {
+			c.add(base, "condition", false, about(x.Type), words(x.text()))
+		}
+	}
+	return false
+}
+
+func judgeVolume(c *check, o *checkedObject, base finding, _ bool) bool {
+	if s := parse[corev1.PersistentVolumeStatus](o.Status); s.Phase == corev1.VolumeFailed {
+		c.add(base, "condition", false, about(string(s.Phase)), words(s.Message))
+	}
+	return false
+}
+
+// replicas is what the statuses of Deployments, StatefulSets, ReplicaSets and ReplicationControllers have.
+type replicas struct {
+	Replicas      int32       `json:"replicas"`
+	ReadyReplicas int32       `json:"readyReplicas"`
+	Conditions    []condition `json:"conditions"`
+}
+
+type wanted struct {
+	Replicas *int32 `json:"replicas"`
+	Paused   bool   `json:"paused"`
+}
+
+func (w wanted) number() int32 {
+	if w.Replicas == nil {
+		return 1
+	}
+	return *w.Replicas
+}
+
+// judgeReplicas judges a kind that wants a number of pods. One with an owner is the owner's business.
+func judgeReplicas(c *check, o *checkedObject, base finding, young bool) bool {
+	if controlledBy(o.Metadata.OwnerReferences, "") == "" {
+		c.judgeNumber(o, base, young)
+	}
+	return false
+}
+
+func (c *check) judgeNumber(o *checkedObject, base finding, young bool) {
+	s, want := parse[replicas](o.Status), parse[wanted](o.Spec).number()
+	if x := find(s.Conditions, "ReplicaFailure"); x != nil && x.Status == "True" {
+		c.add(base, "cannotMake", false, words(x.text()), counts(s.ReadyReplicas, want))
+	} else if s.ReadyReplicas < want && !young {
+		c.add(base, "unavailable", s.ReadyReplicas > 0, counts(s.ReadyReplicas, want))
+	}
+}
+
+func judgeDeployment(c *check, o *checkedObject, base finding, young bool) bool {
+	n := len(c.findings)
+	c.judgeNumber(o, base, young)
+	x := find(conditionsOf(o.Status), "Progressing")
+	if x != nil && x.Status == "False" && (len(c.findings) == n || c.findings[n].What != "cannotMake") {
+		c.findings = c.findings[:n]
+		c.add(base, "stuck", false, words(x.text()))
+	}
+	return false
+}
+
+func judgeDaemonSet(c *check, o *checkedObject, base finding, young bool) bool {
+	s := parse[appsv1.DaemonSetStatus](o.Status)
+	if s.NumberReady < s.DesiredNumberScheduled && !young {
+		c.add(base, "unavailable", s.NumberReady > 0, counts(s.NumberReady, s.DesiredNumberScheduled))
+	}
+	return false
+}
+
+// run is a job of a CronJob.
+type run struct {
+	created, job string
+	failed       bool
+	why          string
+	base         finding
+}
+
+func judgeJob(c *check, o *checkedObject, base finding, young bool) bool {
+	s, all := parse[batchv1.JobStatus](o.Status), conditionsOf(o.Status)
+	failed := find(all, string(batchv1.JobFailed))
+	if failed != nil && failed.Status != "True" {
+		failed = nil
+	}
+	done := find(all, string(batchv1.JobComplete))
+	if of := controlledBy(o.Metadata.OwnerReferences, "CronJob"); of != "" && (failed != nil || done != nil) {
+		key := o.Metadata.Namespace + "/" + of
+		if r := (run{created: o.Metadata.CreationTimestamp, job: o.Metadata.Name, base: base}); r.created >= c.runs[key].created {
+			if failed != nil {
+				r.failed, r.why = true, failed.text()
+			}
+			r.base.Path, r.base.Name = strings.TrimSuffix(base.Path, "/jobs")+"/cronjobs", of
+			c.runs[key] = r
+		}
+		return false
+	}
+	spec := parse[batchv1.JobSpec](o.Spec)
+	switch {
+	case failed != nil:
+		c.add(base, "jobFailed", false, words(failed.text()))
+	case done != nil || spec.Suspend != nil && *spec.Suspend || s.Active > 0 || young:
+	case s.Failed > 0: // the next attempt comes by itself
+		c.add(base, "jobRetries", true, counts(s.Failed, 0))
+	case s.Succeeded == 0:
+		c.add(base, "jobIdle", false)
+	}
+	return false
+}
+
+func judgeAutoscaler(c *check, o *checkedObject, base finding, young bool) bool {
+	for _, kind := range []autoscalingv2.HorizontalPodAutoscalerConditionType{autoscalingv2.AbleToScale, autoscalingv2.ScalingActive} {
+		x := find(conditionsOf(o.Status), string(kind))
+		if x != nil && x.Status == "False" && x.Reason != "ScalingDisabled" && !young {
+			c.add(base, "scaling", false, about(x.Type), words(x.text()))
+			return false
+		}
+	}
+	return false
+}
+
+func judgeBudget(c *check, o *checkedObject, base finding, young bool) bool {
+	s, spec := parse[policyv1.PodDisruptionBudgetStatus](o.Status), parse[policyv1.PodDisruptionBudgetSpec](o.Spec)
+	x := find(conditionsOf(o.Status), policyv1.DisruptionAllowedCondition)
+	labels := map[string]string(nil)
+	if spec.Selector != nil && len(spec.Selector.MatchExpressions) == 0 {
+		labels = spec.Selector.MatchLabels
+	}
+	switch {
+	case young:
+	case x != nil && x.Status == "False" && x.Reason == policyv1.SyncFailedReason:
+		c.add(base, "condition", false, about(x.Type), words(x.text()))
+	case s.ExpectedPods == 0:
+		c.add(base, "budgetEmpty", true)
+	case s.CurrentHealthy < s.DesiredHealthy:
+		c.add(base, "budget", true, counts(s.CurrentHealthy, s.DesiredHealthy), needs(labels))
+	}
+	return false
+}
+
+func judgeAPIService(c *check, o *checkedObject, base finding, young bool) bool {
+	if x := find(conditionsOf(o.Status), "Available"); x != nil && x.Status == "False" && !young {
+		c.add(base, "condition", false, about(x.Type), words(x.text()))
+	}
+	return false
+}
+
+// service is what the check keeps of a Service.
+type service struct {
+	ports    []corev1.ServicePort
+	base     finding
+	selector map[string]string
+	young    bool
+	external bool // it is another host's name
+}
+
+func judgeService(c *check, o *checkedObject, base finding, young bool) bool {
+	s := parse[corev1.ServiceSpec](o.Spec)
+	external := s.Type == corev1.ServiceTypeExternalName
+	c.services[base.Namespace+"/"+base.Name] = service{
+		ports: s.Ports, base: base, selector: s.Selector, young: young, external: external,
+	}
+	status := parse[corev1.ServiceStatus](o.Status)
+	if s.Type == corev1.ServiceTypeLoadBalancer && len(status.LoadBalancer.Ingress) == 0 && !young {
+		c.add(base, "noAddress", true)
+	}
+	return false
+}
+
+func judgeSlice(c *check, o *checkedObject, base finding, _ bool) bool {
+	name := o.Metadata.Labels[discoveryv1.LabelServiceName]
+	if name == "" {
+		return false
+	}
+	n := c.ready[base.Namespace+"/"+name]
+	endpoints := parse[[]discoveryv1.Endpoint](o.Endpoints)
+	for i := range endpoints {
+		n[1]++
+		if ready := endpoints[i].Conditions.Ready; ready == nil || *ready {
+			n[0]++
+		}
+	}
+	c.ready[base.Namespace+"/"+name] = n
+	return false
+}
+
+// backend is a Service that an Ingress leads to.
+type backend struct {
+	base    finding
+	service networkingv1.IngressServiceBackend
+}
+
+func judgeIngress(c *check, o *checkedObject, base finding, young bool) bool {
+	if young {
+		return false
+	}
+	s := parse[networkingv1.IngressSpec](o.Spec)
+	add := func(b *networkingv1.IngressBackend) {
+		if b != nil && b.Service != nil {
+			c.ingress = append(c.ingress, backend{base: base, service: *b.Service})
+		}
+	}
+	add(s.DefaultBackend)
+	for i := range s.Rules {
+		if rule := s.Rules[i].HTTP; rule != nil {
+			for j := range rule.Paths {
+				add(&rule.Paths[j].Backend)
+			}
+		}
+	}
+	return false
+}
+
+// routeStatus is what the statuses of Gateways and of their routes have.
+type routeStatus struct {
+	Listeners []struct {
+		Name       string      `json:"name"`
+		Conditions []condition `json:"conditions"`
+	} `json:"listeners"`
+	Parents []struct {
+		Conditions []condition `json:"conditions"`
+	} `json:"parents"`
+}
+
+// judgeAccepted adds the first condition of a Gateway, a listener or a route that says that it does not work.
+func (c *check) judgeAccepted(base finding, all []condition, change ...func(*finding)) (bad bool) {
+	for _, kind := range []string{"Accepted", "ResolvedRefs", "Programmed"} {
+		if x := find(all, kind); x != nil && x.Status != "True" {
+			c.add(base, "condition", x.Status != "False", append(change, about(kind), words(x.text()))...)
+			return true
+		}
+	}
+	return false
+}
+
+func judgeGateway(c *check, o *checkedObject, base finding, young bool) bool {
+	if young {
+		return false
+	}
+	all := conditionsOf(o.Status)
+	if len(all) == 0 {
+		c.add(base, "ignored", true)
+		return false
+	}
+	for _, l := range parse[routeStatus](o.Status).Listeners {
+		if c.judgeAccepted(base, l.Conditions) { // the listener's words are closer to the cause
+			return false
+		}
+	}
+	c.judgeAccepted(base, all)
+	return false
+}
+
+func judgeRoute(c *check, o *checkedObject, base finding, young bool) bool {
+	if young {
+		return false
+	}
+	parents := parse[routeStatus](o.Status).Parents
+	if len(parents) == 0 {
+		c.add(base, "ignored", true)
+	}
+	for _, p := range parents {
+		if c.judgeAccepted(base, p.Conditions) {
+			break
+		}
+	}
+	return false
+}
+
+// maxWebhooks limits the Services of webhooks that one check asks for.
+const maxWebhooks = 50
+
+// webhook is a webhook that calls a Service.
+type webhook struct {
+	base    finding
+	service string // its namespace and name
+	fail    bool   // requests are refused while it does not answer
+}
+
+type webhooks []webhook
+
+func judgeWebhooks(c *check, o *checkedObject, base finding, young bool) bool {
+	if young {
+		return false
+	}
+	// The fields that are read are those of both kinds of webhooks.
+	for _, h := range parse[[]admissionv1.ValidatingWebhook](o.Webhooks) {
+		s := h.ClientConfig.Service
+		if s == nil || len(c.webhooks) >= maxWebhooks {
+			continue
+		}
+		name := s.Namespace + "/" + s.Name
+		fail := h.FailurePolicy == nil || *h.FailurePolicy == admissionv1.Fail
+		if i := slices.IndexFunc(c.webhooks, func(w webhook) bool { return w.base.UID == base.UID && w.service == name }); i >= 0 {
+			c.webhooks[i].fail = c.webhooks[i].fail || fail
+			continue
+		}
+		c.webhooks = append(c.webhooks, webhook{base, name, fail})
+	}
+	return false
+}
+
+// find looks for the endpoints of the webhooks' Services, which may be in other namespaces than the check's. A Service
+// of which the user may not know is left out.
+func (w webhooks) find(ctx context.Context, c *check, u *user) {
+	found := map[string]int32{}
+	for i := range w {
+		n, known := found[w[i].service]
+		if !known {
+			namespace, name, _ := strings.Cut(w[i].service, "/")
+			query := url.Values{"labelSelector": {discoveryv1.LabelServiceName + "=" + name}}
+			var list struct{ Items []discoveryv1.EndpointSlice }
+			if u.get(ctx, "/apis/discovery.k8s.io/v1/namespaces/"+namespace+"/endpointslices", query, &list) != nil {
+				n = -1
+			}
+			for j := range list.Items {
+				for k := range list.Items[j].Endpoints {
+					if ready := list.Items[j].Endpoints[k].Conditions.Ready; ready == nil || *ready {
+						n++
+					}
+				}
+			}
+			found[w[i].service] = n
+		}
+		if n == 0 {
+			c.add(w[i].base, "webhook", !w[i].fail, about(w[i].service))
+		}
+	}
+}
+
+// conclude adds the findings that need several lists, and returns all, the worst first.
+func (c *check) conclude() []finding {
+	for _, r := range c.runs {
+		if r.failed {
+			c.add(r.base, "lastRun", false, about(r.job), words(r.why))
+		}
+	}
+	// The lack of a Service can be known only when all are.
+	if c.read["services"] {
+		c.findBackends()
+	}
+	if c.read["endpointslices"] {
+		for key, s := range c.services {
+			n := c.ready[key]
+			if len(s.selector) == 0 || s.external || s.young || n[0] > 0 {
+				continue
+			}
+			if slices.ContainsFunc(c.findings, func(f finding) bool { return f.What == "webhook" && f.About == key }) {
+				continue // the webhook's finding says it
+			}
+			c.add(s.base, "endpoints", true, counts(n[0], n[1]), needs(s.selector))
+		}
+	}
+	slices.SortFunc(c.findings, func(a, b finding) int {
+		return cmp.Or(compareBool(a.Passing, b.Passing), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Namespace, b.Namespace),
+			cmp.Compare(a.Name, b.Name))
+	})
+	if c.findings == nil {
+		return []finding{}
+	}
+	return c.findings
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+func (c *check) findBackends() {
+	found := map[string]bool{}
+	for _, b := range c.ingress {
+		key := b.base.Namespace + "/" + b.service.Name
+		s, known := c.services[key]
+		if found[b.base.UID+key] {
+			continue
+		}
+		port := b.service.Port
+		switch {
+		case !known:
+			c.add(b.base, "backend", false, about(b.service.Name))
+		case !s.external && !slices.ContainsFunc(s.ports, func(p corev1.ServicePort) bool {
+			return port.Name != "" && p.Name == port.Name || port.Name == "" && p.Port == port.Number
+		}):
+			c.add(b.base, "backendPort", false, about(b.service.Name), words(cmp.Or(port.Name, strconv.Itoa(int(port.Number)))))
+		default:
+			continue
+		}
+		found[b.base.UID+key] = true
+	}
+}
