@@ -3,35 +3,21 @@
 // What is wrong in a cluster, from the server's tables of pods, nodes, claims and workloads.
 
 import type { Row } from "../api/connection";
+import type { Problem } from "./cards";
 import type { Listing } from "./listing";
 import { receivedAt } from "./listing";
+import { mergeWarnings, type Warning } from "./sentences";
 import { S } from "../base/strings";
 import { seconds } from "../base/text";
 import { toneOfStatus } from "../base/tones";
 
-export interface Problem {
-  id: string;
-  word: string;
-  row: Row;
-  /** reason is the server's word for it. */
-  reason: string;
-  /** passing problems may end by themselves. */
-  passing: boolean;
-}
-
-export interface Warning {
-  ns: string;
-  object: string;
-  reason: string;
-  message: string;
-  /** at is when it was seen last, in milliseconds. */
-  at: number;
-  count: number;
-}
-
 /** PATIENCE is how long a new pod may take, and how long one that is being deleted, in milliseconds. */
 const PATIENCE = 60_000;
 const DELETING_PATIENCE = 120_000;
+
+/** RESTARTS within RESTARTING milliseconds since the last one are a pod's that runs only now and then. */
+const RESTARTS = 3;
+const RESTARTING = 600_000;
 
 /** columnOf gives the index of a column; -1 while the columns are not known. */
 export function columnOf(l: Listing, name: string): number {
@@ -45,6 +31,7 @@ function cell(row: Row, at: number): string {
 export function podProblems(pods: Listing, now: number): Problem[] {
   const status = columnOf(pods, "Status");
   const ready = columnOf(pods, "Ready");
+  const restarts = columnOf(pods, "Restarts");
   const out: Problem[] = [];
   for (const row of pods.rows.values()) {
     const text = cell(row, status);
@@ -59,7 +46,10 @@ export function podProblems(pods: Listing, now: number): Problem[] {
       if (!young) add(text, true);
     } else if (text === "Running") {
       const [have, want] = cell(row, ready).split("/");
-      if (have !== want && !young) add("NotReady " + cell(row, ready), true);
+      const again = /^(\d+) \((\S+) ago\)$/.exec(cell(row, restarts));
+      const since = again ? now - receivedAt(row) + seconds(again[2]) * 1000 : Infinity;
+      if (again && Number(again[1]) >= RESTARTS && since < RESTARTING) add(S.overview.restarts(Number(again[1])), have !== want);
+      else if (have !== want && !young) add("NotReady " + cell(row, ready), true);
     }
   }
   return out;
@@ -99,37 +89,34 @@ export function chartProblems(charts: Listing, now: number): Problem[] {
   return out;
 }
 
-/** workloadProblems are workloads without enough pods of which no pod tells why. */
-export function workloadProblems(word: string, workloads: Listing, pods: Problem[], now: number): Problem[] {
+/** workloadProblems are workloads without enough pods. */
+export function workloadProblems(word: string, workloads: Listing, now: number): Problem[] {
   const ready = columnOf(workloads, "Ready");
   const out: Problem[] = [];
   for (const row of workloads.rows.values()) {
     const [have, want] = cell(row, ready).split("/").map(Number);
     if (!(have < want) || now - Date.parse(row.created) < PATIENCE) continue;
-    if (pods.some((p) => p.row.ns === row.ns && p.row.name.startsWith(row.name + "-"))) continue;
-    out.push({ id: row.uid, word, row, reason: cell(row, ready), passing: true });
+    out.push({ id: row.uid, word, row, reason: S.overview.ready(cell(row, ready)), passing: have > 0 });
   }
   return out;
 }
 
-/** warningsOf merges the events of one object that say the same. The newest are first. */
+/** warningsOf are the warnings of a list of events; those of one object that say the same are one. */
 export function warningsOf(events: Listing): Warning[] {
-  const at = Object.fromEntries(["Last Seen", "Type", "Reason", "Object", "Message", "Count"].map((n) => [n, columnOf(events, n)]));
-  const merged = new Map<string, Warning>();
+  const names = ["Last Seen", "Type", "Reason", "Object", "Message", "Count", "Subobject"];
+  const at = Object.fromEntries(names.map((n) => [n, columnOf(events, n)]));
+  const out: Warning[] = [];
   for (const row of events.rows.values()) {
     if (cell(row, at.Type) === "Normal") continue;
-    const w: Warning = {
+    out.push({
       ns: row.ns,
       object: cell(row, at.Object),
       reason: cell(row, at.Reason),
       message: cell(row, at.Message),
       at: receivedAt(row) - (seconds(cell(row, at["Last Seen"])) || 0) * 1000,
       count: Number(cell(row, at.Count)) || 1,
-    };
-    const key = [w.ns, w.object, w.reason].join("\n");
-    const other = merged.get(key);
-    if (!other) merged.set(key, w);
-    else merged.set(key, { ...(w.at > other.at ? w : other), count: w.count + other.count });
+      part: cell(row, at.Subobject),
+    });
   }
-  return [...merged.values()].sort((a, b) => b.at - a.at);
+  return mergeWarnings(out);
 }

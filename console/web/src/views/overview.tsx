@@ -1,37 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The first page. It begins with what is wrong, and why: the state, the last warning about it and the end of its log.
+// The first page. It begins with what is wrong, and why: one sentence for each cause. It is green only when all that the
+// user may see was read, and nothing of it is wrong.
 
-import { useComputed, useSignal } from "@preact/signals";
+import { batch, useComputed, useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { api } from "../api/client";
-import { type Client, type Message, type Request, Stream } from "../api/connection";
+import { type Client, connected, type Message, type Request, Stream } from "../api/connection";
+import { broken } from "../model/broken";
+import { type Card, cardsOf, needsObject, type Problem, sentenceOf, warningsAbout } from "../model/cards";
 import { containersOf } from "../model/facts";
 import { useKeys } from "../base/keys";
-import { kindByWord, kinds, listPath, objectPath } from "../api/kinds";
+import { type Kind, kindByWord, kinds, listPath, objectPath } from "../api/kinds";
+import { HealthCheck, STALE } from "../model/health";
 import { Listing, now } from "../model/listing";
-import {
-  chartProblems,
-  claimProblems,
-  columnOf,
-  nodeProblems,
-  podProblems,
-  type Problem,
-  type Warning,
-  warningsOf,
-  workloadProblems,
-} from "../model/problems";
+import { chartProblems, claimProblems, columnOf, nodeProblems, podProblems, warningsOf, workloadProblems } from "../model/problems";
 import { format, hrefOf, namespace } from "../api/route";
+import { clean, conditionWords, findingSentence, type Warning } from "../model/sentences";
 import { problemsOf, ServerCard, Servers, useServers } from "./servers";
+import { O } from "../base/overviewstrings";
 import { S } from "../base/strings";
 import { duration, visible, visibleLines } from "../base/text";
 
-/** SHOWN is how many problems are shown with their reasons. */
+/** SHOWN is how many cards are shown, and PODS how many pods and warnings of one. */
 const SHOWN = 40;
-const LOGS = 10;
+const PODS = 10;
 
-/** REREAD is how old the reasons and the log of a problem become, in milliseconds. */
+/** REREAD is how old a card's object and its log become, in milliseconds. */
 const REREAD = 300_000;
+
+/** RECENT is how old a warning is that keeps the page from being green, in milliseconds. */
+const RECENT = 600_000;
 
 export function Overview() {
   if (kinds.value.length === 0) return <p class="empty">{S.loading}</p>;
@@ -56,21 +55,43 @@ function Loaded({ ns }: { ns: string }) {
     }),
     [],
   );
-  useEffect(() => () => Object.values(lists).forEach((l) => l?.close()), []);
-  const problems = useComputed(() => {
+  const check = useMemo(() => new HealthCheck(ns), []);
+  useEffect(
+    () => () => {
+      Object.values(lists).forEach((l) => l?.close());
+      check.close();
+      broken.value = new Map();
+    },
+    [],
+  );
+  const cards = useComputed(() => {
     const at = now.value;
     for (const l of Object.values(lists)) l?.version.value;
-    const pods = lists.pods ? podProblems(lists.pods, at) : [];
-    const all: Problem[] = [
+    const problems: Problem[] = [
       ...(lists.nodes ? nodeProblems(lists.nodes) : []),
       ...(lists.helmcharts ? chartProblems(lists.helmcharts, at) : []),
       ...(lists.persistentvolumeclaims ? claimProblems(lists.persistentvolumeclaims, at) : []),
-      ...pods,
-      ...(lists.deployments ? workloadProblems("deployments", lists.deployments, pods, at) : []),
-      ...(lists.statefulsets ? workloadProblems("statefulsets", lists.statefulsets, pods, at) : []),
+      ...(lists.pods ? podProblems(lists.pods, at) : []),
+      ...(lists.deployments ? workloadProblems("deployments", lists.deployments, at) : []),
+      ...(lists.statefulsets ? workloadProblems("statefulsets", lists.statefulsets, at) : []),
     ];
-    return all.sort((a, b) => Number(a.passing) - Number(b.passing));
+    const { findings, byPath } = check.state.value;
+    return cardsOf<Kind>(problems, findings, kindByWord, (path) => byPath.get(path));
   });
+  useEffect(
+    () =>
+      cards.subscribe((list) => {
+        const counts = new Map<string, number>();
+        const add = (id: string, n: number) => n && counts.set(id, (counts.get(id) ?? 0) + n);
+        const pods = kindByWord("pods")?.id;
+        for (const c of list) {
+          if (pods) add(pods, c.pods.length);
+          if (c.kind.id !== pods) add(c.kind.id, 1);
+        }
+        batch(() => (broken.value = counts));
+      }),
+    [],
+  );
   const warnings = useComputed(() => {
     const l = lists.events;
     if (!l) return [];
@@ -86,18 +107,28 @@ function Loaded({ ns }: { ns: string }) {
     { key: "j ArrowDown", label: S.keys.down, run: () => focusLink(1), hint: true },
     { key: "k ArrowUp", label: S.keys.up, run: () => focusLink(-1), hint: true },
   ]);
-  // Most users of a namespace may not see the nodes: that is nothing wrong.
-  const blind = lists.nodes?.error.value?.code === 403;
-  // Nor the charts: those are the administrators'.
+  const all = Object.values(lists).filter((l) => l !== null);
+  // Most users of a namespace may not see the nodes, nor the charts: that is nothing wrong.
   const unseen = (l: Listing) => l.error.value?.code === 403 && (l === lists.nodes || l === lists.helmcharts);
-  const errors = Object.values(lists).flatMap((l) => (l?.error.value && !unseen(l) ? [l.error.value.message] : []));
-  const whole = Object.values(lists).every((l) => !l || l.synced.value || l.error.value);
+  const health = check.state.value;
+  const errors = [...all.flatMap((l) => (l.error.value && !unseen(l) ? [l.error.value.message] : [])), ...health.notices];
+  const whole = all.every((l) => l.synced.value || l.error.value) && health.at > 0;
+  const old =
+    connected.value === "lost" || all.some((l) => l.trouble.value || l.over.value) || (health.at > 0 && now.value - health.at > STALE);
   const { nodes, pods } = summary.value;
-  const byObject = new Map(warnings.value.map((w) => [w.ns + "/" + w.object, w]).reverse() as [string, Warning][]);
-  const list = problems.value;
+  const list = cards.value;
   // What is wrong with the servers comes first: much of the rest may follow from it.
   const ofServers = problemsOf(servers.value);
   const count = list.length + ofServers.length;
+  const recent = warnings.value.filter((w) => now.value - w.at < RECENT).reduce((n, w) => n + w.count, 0);
+  const verdict = (): [tone: string, text: string] => {
+    if (old) return ["passing", O.old];
+    if (!whole && errors.length === 0) return ["faint", S.overview.looking];
+    if (recent > 0) return ["passing", O.warned(recent)];
+    if (errors.length > 0) return ["", ""];
+    return ["good", health.blind || all.some(unseen) ? O.nothingOfYours : O.nothing];
+  };
+  const [tone, text] = verdict();
 
   return (
     <section class="view" aria-label={S.overview.title}>
@@ -105,12 +136,12 @@ function Loaded({ ns }: { ns: string }) {
         <div class="summary" role="status">
           <h1>{count ? S.overview.problems(count) : S.overview.title}</h1>
           {nodes && (
-            <a href={listHref("nodes")} class={nodes.good < nodes.all ? "bad" : "good"}>
+            <a href={listHref("nodes")} class={nodes.good < nodes.all ? "bad" : old ? "" : "good"}>
               {S.overview.nodes(nodes.good, nodes.all)}
             </a>
           )}
           {pods && (
-            <a href={listHref("pods")} class={pods.good < pods.all ? "passing" : "good"}>
+            <a href={listHref("pods")} class={pods.good < pods.all ? "passing" : old ? "" : "good"}>
               {S.overview.pods(pods.good, pods.all)}
             </a>
           )}
@@ -126,19 +157,15 @@ function Loaded({ ns }: { ns: string }) {
             ))}
           </div>
         )}
-        {count === 0 && (
-          <p class={whole && errors.length === 0 ? "good" : "faint"}>
-            {!whole ? S.overview.looking : errors.length > 0 ? "" : blind ? S.overview.nothingOfYours : S.overview.nothing}
-          </p>
-        )}
+        {(count === 0 || old) && text && <p class={tone}>{text}</p>}
         {count > 0 && (
           <section aria-label={S.overview.wrong}>
             <ul class="cards">
               {ofServers.map((p) => (
                 <ServerCard key={p.title + p.text} problem={p} />
               ))}
-              {list.slice(0, SHOWN).map((p, i) => (
-                <Card key={p.id} problem={p} warning={byObject.get((p.row.ns || "default") + "/" + wordOfObject(p))} log={i < LOGS} />
+              {list.slice(0, SHOWN).map((c, i) => (
+                <OneCard key={c.id} card={c} warnings={warningsAbout(c, warnings.value)} first={i === 0} />
               ))}
             </ul>
             {list.length > SHOWN && <p class="faint">{S.overview.more(list.length - SHOWN)}</p>}
@@ -151,12 +178,12 @@ function Loaded({ ns }: { ns: string }) {
             <table class="plain">
               <tbody>
                 {warnings.value.slice(0, 30).map((w) => (
-                  <tr key={w.ns + w.object + w.reason}>
-                    <td class="faint short-cell">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - w.at) / 1000))))}</td>
+                  <tr key={w.ns + w.object + w.reason + w.message}>
+                    <td class="faint short-cell">{ago(w)}</td>
                     <td class="short-cell">{w.count > 1 && S.overview.times(w.count)}</td>
                     <td class="bad">{visible(w.reason)}</td>
                     <td>{objectLink(w)}</td>
-                    <td>{visible(w.message)}</td>
+                    <td>{visible(clean(w.message))}</td>
                   </tr>
                 ))}
               </tbody>
@@ -166,6 +193,10 @@ function Loaded({ ns }: { ns: string }) {
       </div>
     </section>
   );
+}
+
+function ago(w: Warning): string {
+  return S.overview.ago(duration(Math.max(0, Math.floor((now.value - w.at) / 1000))));
 }
 
 /** focusLink moves the focus among the links to what is wrong. */
@@ -189,11 +220,6 @@ function listHref(word: string): string {
   return k ? format({ view: "list", kind: k.id }) : "#/";
 }
 
-/** wordOfObject names a problem's object as the events' table does. */
-function wordOfObject(p: Problem): string {
-  return (kindByWord(p.word)?.singular || p.word.replace(/s$/, "")) + "/" + p.row.name;
-}
-
 function objectLink(w: Warning) {
   const [word, name] = w.object.split("/");
   const k = kindByWord(word);
@@ -201,94 +227,104 @@ function objectLink(w: Warning) {
   return k && name ? <a href={hrefOf(k, { ns: k.namespaced ? w.ns : "", name })}>{visible(text)}</a> : visible(text);
 }
 
-function Card({ problem: p, warning, log }: { problem: Problem; warning: Warning | undefined; log: boolean }) {
-  const k = kindByWord(p.word)!;
-  const why = useSignal<string[]>([]);
-  const lines = useSignal<string[]>([]);
+function OneCard({ card: c, warnings, first }: { card: Card<Kind>; warnings: Warning[]; first: boolean }) {
+  const object = useSignal<Record<string, any> | null>(null);
+  const unfolded = useSignal(first);
+  const pod = c.pods[0];
+  const podKind = kindByWord("pods")!;
+  const [kind, name] = pod ? [podKind, pod.row.name] : [c.kind, c.name];
+  // A page that stands open for days shows the state and the log of now.
+  const age = Math.floor(now.value / REREAD);
   useEffect(() => {
+    if (!needsObject(c)) return;
     let closed = false;
-    let stream: Stream | null = null;
-    const path = objectPath(k, p.row.ns, p.row.name);
-    api<Record<string, any>>("GET", path).then(
-      (o) => {
-        if (closed) return;
-        why.value = reasons(o);
-        if (p.word !== "pods" || !log) return;
-        const bad = containersOf(o).find((c) => !c.ready && (c.restarts > 0 || c.last || c.tone === "bad"));
-        if (bad && (bad.restarts > 0 || /exit code/.test(bad.state))) stream = readLog(path + "/log", bad.name, lines);
-      },
+    api<Record<string, any>>("GET", objectPath(kind, c.ns, name)).then(
+      (o) => closed || (object.value = o),
       () => undefined,
     );
     return () => {
       closed = true;
-      stream?.close();
     };
-    // A page that stands open for days shows the log of now.
-  }, [p.reason, Math.floor(now.value / REREAD)]);
+  }, [name, pod?.reason, pod?.row, age]);
+  const sentence = sentenceOf(c, object.value, warnings);
+  const containers = pod && object.value?.kind === "Pod" ? containersOf(object.value) : [];
+  const lines = [...new Set(linesOf(c, object.value, containers))].filter((t) => t && t !== sentence);
+  const failed = containers.find((x) => !x.ready && (x.restarts > 0 || x.last || x.tone === "bad"));
+  const log = failed && (failed.restarts > 0 || /exit code/.test(failed.state)) ? failed : undefined;
+  const pods = c.pods.length > 1 || (pod && c.kind.id !== podKind.id) ? c.pods : [];
   return (
-    <li class={"card" + (p.passing ? " passing-card" : "")}>
+    <li class={"card" + (c.passing ? " passing-card" : "")}>
       <div class="card-head">
-        <strong class={p.passing ? "passing" : "bad"}>{visible(p.reason)}</strong>
-        <a href={hrefOf(k, p.row)}>
-          {k.singular || k.resource} {p.row.ns && visible(p.row.ns) + "/"}
-          <strong>{visible(p.row.name)}</strong>
+        <strong class={c.passing ? "passing" : "bad"}>{visible(sentence)}</strong>
+        <a href={hrefOf(c.kind, c)}>
+          {O.podsOf(c.pods.length)}
+          {c.kind.singular || c.kind.resource} {c.ns && visible(c.ns) + "/"}
+          <strong>{visible(c.name)}</strong>
         </a>
-        {p.word === "pods" && <a href={format({ view: "logs", kind: k.id, ns: p.row.ns, name: p.row.name })}>{S.action.logs}</a>}
+        {pod && <a href={format({ view: "logs", kind: podKind.id, ns: c.ns, name })}>{S.action.logs}</a>}
       </div>
-      {why.value.map((t) => (
-        <div key={t}>{visible(t)}</div>
-      ))}
-      {warning && (
-        <div>
-          <span class="faint">{S.overview.ago(duration(Math.max(0, Math.floor((now.value - warning.at) / 1000))))}</span>{" "}
-          {visible(warning.reason)}: {visible(warning.message)}
-        </div>
-      )}
-      {lines.value.length > 0 && (
-        <details open>
-          <summary class="faint">{S.overview.log}</summary>
-          <pre class="data" tabIndex={0} aria-label={S.overview.log}>
-            {visibleLines(lines.value.join("\n"))}
-          </pre>
+      {lines.length + warnings.length + pods.length > 0 && (
+        <details open={unfolded.value} onToggle={(e) => (unfolded.value = e.currentTarget.open)}>
+          <summary class="faint">{O.details}</summary>
+          {pods.length > 0 && (
+            <ul class="card-pods">
+              {pods.slice(0, PODS).map((p) => (
+                <li key={p.id}>
+                  <a href={hrefOf(podKind, p.row)}>{visible(p.row.name)}</a> {visible(p.reason)}
+                </li>
+              ))}
+              {pods.length > PODS && <li class="faint">{O.morePods(pods.length - PODS)}</li>}
+            </ul>
+          )}
+          {lines.map((t) => (
+            <div key={t}>{visible(t)}</div>
+          ))}
+          {warnings.slice(0, PODS).map((w) => (
+            <div key={w.object + w.reason + w.message}>
+              <span class="faint">{ago(w)}</span> {visible(w.reason)}: {visible(clean(w.message))}
+            </div>
+          ))}
+          {unfolded.value && log && (
+            <Log key={name + log.name + log.restarts} path={objectPath(podKind, c.ns, name) + "/log"} container={log.name} />
+          )}
         </details>
       )}
     </li>
   );
 }
 
-/** reasons are an object's own words for what is wrong with it. */
-function reasons(o: Record<string, any>): string[] {
-  const out: string[] = [];
-  if (o.kind === "Pod") {
-    for (const c of containersOf(o)) {
-      if (c.tone === "bad" || c.tone === "passing") out.push(`${c.name}: ${c.state}`);
-      if (c.last && !c.ready) out.push(`${c.name}: ${S.object.before(c.last)}`);
-    }
-    if (o.status?.message) out.push(o.status.message);
-  }
-  for (const c of o.status?.conditions ?? []) {
-    const good = /^(Ready|PodScheduled|Available|Progressing)$/.test(c.type)
-      ? "True"
-      : /Pressure$|Unavailable$|Failure$/.test(c.type)
-        ? "False"
-        : c.status;
-    if (c.status !== good && c.message && !/^containers with/.test(c.message)) out.push(`${c.type}: ${c.message}`);
-  }
-  return [...new Set(out)].slice(0, 4);
+/** linesOf is what a card's sentence leaves out. */
+function linesOf(c: Card<Kind>, o: Record<string, any> | null, containers: ReturnType<typeof containersOf>): string[] {
+  return [
+    ...containers.filter((x) => x.tone === "bad" || x.tone === "passing").map((x) => `${x.name}: ${clean(x.state)}`),
+    ...containers.filter((x) => x.last && !x.ready).map((x) => `${x.name}: ${S.object.before(clean(x.last))}`),
+    ...(o ? conditionWords(o) : []),
+    ...c.findings.map((f) => (f.name === c.name ? "" : f.name + ": ") + findingSentence(f)),
+    ...(c.problem && c.findings.length === 0 ? [c.problem.reason] : []),
+  ];
 }
 
-/** readLog reads the end of a container's log. The server gives the last run of one that waits to run again. */
-function readLog(path: string, container: string, lines: { value: string[] }): Stream {
-  const request: Request = { op: "log", path, query: { container, tailLines: "6" } };
-  const client: Client = {
-    watch: false,
-    resume: () => {
-      lines.value = [];
-      return request;
-    },
-    message(m: Message) {
-      if (m.type === "lines") lines.value = [...lines.value, ...m.lines].slice(-6);
-    },
-  };
-  return new Stream(request, client);
+/** Log is the end of a container's log. The server gives the last run of one that waits to run again. */
+function Log({ path, container }: { path: string; container: string }) {
+  const lines = useSignal<string[]>([]);
+  useEffect(() => {
+    const request: Request = { op: "log", path, query: { container, tailLines: "6" } };
+    const client: Client = {
+      watch: false,
+      resume: () => {
+        lines.value = [];
+        return request;
+      },
+      message(m: Message) {
+        if (m.type === "lines") lines.value = [...lines.value, ...m.lines].slice(-6);
+      },
+    };
+    const stream = new Stream(request, client);
+    return () => stream.close();
+  }, [Math.floor(now.value / REREAD)]);
+  return lines.value.length > 0 ? (
+    <pre class="data" tabIndex={0} aria-label={S.overview.log}>
+      {visibleLines(lines.value.join("\n"))}
+    </pre>
+  ) : null;
 }
