@@ -33,7 +33,8 @@ import (
 var resolver = request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
 
 // otherPaths are the paths of the API that the pages read besides those of resources.
-var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez", status.ClusterPath, clusterconfig.NamespacesPath}
+var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez", status.ClusterPath, clusterconfig.NamespacesPath,
+	clusterconfig.MetricsHistoryPath}
 
 // apiPath checks a path of the API. It refuses the `proxy` of a pod, Service or node: any program may answer there, and
 // the browser would treat its page as one of this console.

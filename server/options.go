@@ -129,6 +129,9 @@ type Options struct {
 
 	// ConsoleListen is where the console is served, as ADDRESS:PORT. Empty disables it.
 	ConsoleListen string
+	// MetricsHistory keeps the CPU and memory use of nodes and pods of the last day while this server leads.
+	MetricsHistory bool
+
 	// ConsoleOIDC are the settings by which the console's users log in by OIDC, beside those in APIServerArgs.
 	ConsoleOIDC config.ConsoleOIDC
 

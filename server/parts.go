@@ -159,6 +159,16 @@ func (s *Server) newVIPs() (*virtualip.Addresses, error) {
 	})
 }
 
+// leaderOf returns the address of the member that leads, empty for none, and whether it is this server.
+func leaderOf(members []raftstore.Member) (address string, self bool) {
+	for _, m := range members {
+		if m.Leader {
+			return m.Address, m.Self
+		}
+	}
+	return "", false
+}
+
 // admitMember is called by the leader's store before a server becomes a member. The returned function is called when
 // that server is a member or has failed. It saves the members' addresses before it lets the encryption keys be replaced
 // again.
@@ -239,6 +249,10 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		root: s.pki.CAFile(pki.ServerCA), serviceAccount: s.pki.ServiceAccountKeyFile(),
 	})
 	loops.StoreQuota = store.Health().Quota()
+	var history func(context.Context)
+	if o.MetricsHistory && !o.Cluster.NoMetrics {
+		history = api.RecordMetricsHistory
+	}
 	return leading.New(leading.Options{
 		API: api, Cluster: o.Cluster, Scheduler: o.schedulerOptions(), Controllers: loops,
 		Volumes:   tunnels.Volumes{Table: s.tunnels, Own: o.ownNode(), Folders: o.Volumes},
@@ -255,7 +269,8 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 			Email: o.ACME.Email, Directory: o.ACME.Directory, Roots: o.ACME.Roots,
 			Dial: s.tunnels.DialContext, Built: o.BuildTime, UserAgent: "coracle/" + o.Version,
 		},
-		OwnsAddress: s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
+		MetricsHistory: history,
+		OwnsAddress:    s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
 		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.Cluster.NoHelm},
 		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
 		Part:         s.board.leader, Board: o.Board, Logger: s.log,

@@ -402,6 +402,10 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 	options.Events = events
 	options.Status, options.Clocks, options.Console = s.statusHandler(), s.roster.ClocksHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")
+	options.MetricsHistory = &apiserver.MetricsHistory{
+		Server: s.o.NodeName, CAFile: s.pki.CAFile(pki.ServerCA), ServerName: localcreds.EveryServer,
+		Leader: func() (string, bool) { return leaderOf(store.Cluster().Members()) },
+	}
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
 		term := store.Term() // read first: after a change of leader the store refuses this term

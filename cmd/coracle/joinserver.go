@@ -62,6 +62,9 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if o.Cluster.NoConsole && o.ConsoleListen != "" {
 		return o, errors.New("--console-listen: this server's cluster has --disable console; remove --console-listen")
 	}
+	if o.Cluster.NoMetrics && o.MetricsHistory {
+		return o, errors.New("--metrics-history: this server's cluster has --disable metrics-server; remove --metrics-history")
+	}
 	o.ManifestsDir = c.Paths.ManifestsDir
 	if o.Cluster.NoManifests {
 		o.ManifestsDir = ""

@@ -151,13 +151,14 @@ func TestJoinedServerTakesClustersOptions(t *testing.T) {
 	}
 }
 
-// TestJoinedServerFollowsClustersConsoleSetting: a server does not serve a console that its cluster does not have.
+// TestJoinedServerFollowsClustersConsoleSetting: a server does not serve a console that its cluster does not have, and
+// keeps no history of metrics that it does not have.
 func TestJoinedServerFollowsClustersConsoleSetting(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}
 	joined := &admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
-	joined.Settings.NoConsole = true
+	joined.Settings.NoConsole, joined.Settings.NoMetrics = true, true
 	dir := t.TempDir()
 	data, err := json.Marshal(joined)
 	if err == nil {
@@ -168,4 +169,5 @@ func TestJoinedServerFollowsClustersConsoleSetting(t *testing.T) {
 		t.Errorf("the cluster's console is disabled: %v, %v", o.Cluster.NoConsole, err)
 	}
 	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), c, server.Options{ServerDir: dir, ConsoleListen: ":8443"})), "--disable console")
+	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), c, server.Options{ServerDir: dir, MetricsHistory: true})), "--disable metrics-server")
 }

@@ -202,6 +202,7 @@ func serverOptions(c *config.Server) server.Options {
 		LBReserved:          c.LBReserved,
 		ConsoleListen:       c.ConsoleListen,
 		ConsoleOIDC:         c.ConsoleOIDC,
+		MetricsHistory:      c.MetricsHistory,
 		IngressRules:        ingressRules(c.Ingress),
 		ChartFolders:        c.Paths.ChartFolders,
 		HelmProgram:         "/proc/self/exe",

@@ -59,7 +59,7 @@ const (
 	ExternalIPsVerb     = "use"
 	StatusRole          = "coracle:status"  // allows requests to status.ClusterPath
 	ClocksRole          = "coracle:clocks"  // allows nodes requests to status.ClocksPath
-	ConsoleRole         = "coracle:console" // allows all users requests to status.ConsoleSettingPath and NamespacesPath
+	ConsoleRole         = "coracle:console" // allows all users requests to status.ConsoleSettingPath, NamespacesPath and MetricsHistoryPath
 	ExternalIPsRole     = "coracle:service-external-ips"
 )
 
@@ -67,6 +67,11 @@ const (
 // authenticated user may read it: the ClusterRole ConsoleRole is bound to all of them. The response is a Namespaces in
 // JSON.
 const NamespacesPath = "/coracle/namespaces"
+
+// MetricsHistoryPath is the path at which a server's API shows the CPU and memory use of the last day of a pod
+// (?namespace=NAMESPACE&pod=NAME) or a node (?node=NAME), to users who may get it in metrics.k8s.io. Another parameter,
+// minutes, shortens the time. The response is a resourcemetrics.History in JSON.
+const MetricsHistoryPath = "/coracle/metrics-history"
 
 // Namespaces holds names of namespaces, sorted.
 type Namespaces struct {

@@ -374,6 +374,14 @@ func TestConsoleListenAddressIsChecked(t *testing.T) {
 	refused(t, "--console-listen", "8443", "192.0.2.1", ":0", ":65536", "example.com:8443", ":http")
 }
 
+func TestMetricsHistoryNeedsMetrics(t *testing.T) {
+	testenv.True(t, !testenv.Must(load(t, map[string]string{}, nil, board))(t).MetricsHistory, "it is off where nobody asks for it")
+	testenv.True(t, testenv.Must(load(t, map[string]string{}, nil, board, "--metrics-history"))(t).MetricsHistory, "by a flag")
+	testenv.True(t, testenv.Must(load(t, map[string]string{}, []string{"CORACLE_METRICS_HISTORY=true"}, board))(t).MetricsHistory, "by the environment")
+	_, err := load(t, map[string]string{}, nil, board, "--metrics-history", "--disable=metrics-server")
+	testenv.WantError(t, err, "contradicts --disable metrics-server")
+}
+
 func TestConsoleOIDCOptionsAreChecked(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	testenv.NoError(t, os.WriteFile(secret, []byte("hidden\n"), 0o600))

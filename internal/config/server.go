@@ -37,6 +37,7 @@ type Server struct {
 	LBReserved       []string // in the form that loadbalancer.ParsePorts parses
 	ConsoleListen    string   // ADDRESS:PORT, or empty
 	ConsoleOIDC      ConsoleOIDC
+	MetricsHistory   bool
 	VIPs             []netip.Addr // at most one of each family; the cluster's present addresses may differ
 	VIPInterface     string       // "" means the interface whose network holds the address
 	TLSSANs          []string     // names and addresses besides those that the server adds itself
@@ -145,6 +146,9 @@ func (r *reader) server(h Host) Server {
 		VIPInterface:  r.str("vip-interface"),
 		ConsoleListen: r.listen("console-listen"),
 		ConsoleOIDC:   r.consoleOIDC(),
+
+		MetricsHistory: r.boolean("metrics-history"),
+
 		ClusterCIDRs:  r.cidrs("cluster-cidr"),
 		ServiceCIDRs:  r.cidrs("service-cidr"),
 		NodePorts:     r.portRange("service-node-port-range"),
@@ -205,6 +209,9 @@ func (r *reader) server(h Host) Server {
 	}
 	if s.ConsoleListen != "" && s.Disabled(PartConsole) {
 		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
+	}
+	if s.MetricsHistory && s.Disabled(PartMetrics) {
+		r.bad(r.src("metrics-history"), "contradicts --disable metrics-server; leave one of them out")
 	}
 	if s.NodePorts.Contains(s.HTTPSPort) {
 		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts,

@@ -300,6 +300,9 @@ var table = []Setting{
 	{Name: "console-oidc-scopes", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "SCOPE",
 		Computed: "openid, and those of profile, email, groups and offline_access that the issuer has",
 		Help:     "Scopes that the login asks for"},
+	{Name: "metrics-history", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
+		Help: "While this server leads, keep in memory the CPU and memory use of nodes and pods of the last day, a point a minute, for the " +
+			"curves of the web console. Give it to all servers: the history is that of the leader"},
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",

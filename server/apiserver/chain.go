@@ -99,6 +99,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err := ch.installNamespaces(g); err != nil {
 		return nil, err
 	}
+	ch.installMetricsHistory(o)
 	if o.Console != nil {
 		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ConsoleSettingPath, o.Console)
 	}

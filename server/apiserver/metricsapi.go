@@ -67,7 +67,8 @@ func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAP
 	m.collector, err = resourcemetrics.New(resourcemetrics.Options{
 		// the Node authorizer needs both informers anyway
 		Nodes: g.informers.Core().V1().Nodes().Lister(), Pods: g.informers.Core().V1().Pods().Lister(),
-		Transport: transport, AddressTypes: addresses, Part: o.MetricsPart, Logger: o.Logger,
+		Namespaces: g.informers.Core().V1().Namespaces().Lister(), // admission needs this informer anyway
+		Transport:  transport, AddressTypes: addresses, Part: o.MetricsPart, Logger: o.Logger,
 	})
 	return m, err
 }

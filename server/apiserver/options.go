@@ -124,6 +124,9 @@ type Options struct {
 	// MetricsPart, when set, shows the state of metrics.k8s.io.
 	MetricsPart *status.Part
 
+	// MetricsHistory, when set, serves clusterconfig.MetricsHistoryPath.
+	MetricsHistory *MetricsHistory
+
 	// IngressRules are the rules by which Ingresses are compiled for nodes.
 	IngressRules compile.Rules
 

@@ -110,7 +110,8 @@ var bindings = []binding{
 	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
 	// Nodes learn which clocks are off.
 	{name: clusterconfig.ClocksRole, role: clusterconfig.ClocksRole, group: user.NodesGroup},
-	// Every user may learn whether the cluster has a console, and in which namespaces they have rights.
+	// Every user may learn whether the cluster has a console, in which namespaces they have rights, and the past use of
+	// pods and nodes that metrics.k8s.io shows them.
 	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
 
@@ -127,7 +128,8 @@ func roles(ctx context.Context, c kubernetes.Interface) []func() error {
 		},
 		func() error { return applyURLRole(ctx, c, clusterconfig.ClocksRole, status.ClocksPath) },
 		func() error {
-			return applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsoleSettingPath, clusterconfig.NamespacesPath)
+			return applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsoleSettingPath, clusterconfig.NamespacesPath,
+				clusterconfig.MetricsHistoryPath)
 		},
 	}
 	for _, b := range bindings {

@@ -74,6 +74,8 @@ type Options struct {
 	Ingress       ingress.Options
 	// ACME orders certificates of Ingresses if it has an e-mail address.
 	ACME acme.Options
+	// MetricsHistory, when set, keeps a history of metrics until its context is done.
+	MetricsHistory func(context.Context)
 	// OwnsAddress says whether an address belongs to the cluster.
 	OwnsAddress func(corelisters.NodeLister, netip.Addr) bool
 	GatewayUse  *gatewayuse.Use

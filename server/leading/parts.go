@@ -52,6 +52,9 @@ func (l *Leader) parts() []term.Part {
 	if !l.o.Cluster.NoRuntimes {
 		parts = append(parts, l.runtimesPart)
 	}
+	if l.o.MetricsHistory != nil {
+		parts = append(parts, l.metricsHistoryPart)
+	}
 	if l.o.Manifests.Dir != "" {
 		parts = append(parts, l.manifestsPart)
 	}
@@ -163,6 +166,14 @@ func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
 		return nil
 	}
 	return m.Run(ctx)
+}
+
+// metricsHistoryPart keeps the history of metrics of a term.
+func (l *Leader) metricsHistoryPart(ctx context.Context, t *term.Term) error {
+	if !t.StartInformers(ctx) { // it uses none, but the others wait for every part
+		return nil
+	}
+	return runUntilDone(ctx, func(ctx context.Context) error { l.o.MetricsHistory(ctx); return nil }, "keeping the history of metrics")
 }
 
 // wantKind says whether a kind is one that parts of this package define. If it is, the part defines it at once, since a

@@ -69,6 +69,7 @@ func (f *figures) soFar(before *figures, waiting map[string]bool) *figures {
 
 type podFigures struct {
 	node       string
+	uid        types.UID
 	containers map[string]figure
 }
 

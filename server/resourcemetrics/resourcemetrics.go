@@ -49,6 +49,8 @@ var GroupVersion = v1beta1.SchemeGroupVersion
 type Options struct {
 	Nodes corelisters.NodeLister
 	Pods  corelisters.PodLister
+	// Namespaces is read only for a history.
+	Namespaces corelisters.NamespaceLister
 	// Transport connects to kubelets, with a certificate that may read metrics.
 	Transport http.RoundTripper
 	// AddressTypes is the order in which a node's addresses are preferred.
@@ -72,6 +74,8 @@ type Collector struct {
 	now   *figures // nil until then
 	// otherProvider is the Service that serves the API instead of this collector.
 	otherProvider string
+	// history is nil while none is kept.
+	history *history
 }
 
 var _ api.MetricsGetter = (*Collector)(nil)

@@ -129,7 +129,7 @@ func (k *kubelets) fetch(
 		a.node = &f
 	}
 	for ref, pod := range b.Pods {
-		of := podFigures{node: n.Name, containers: make(map[string]figure, len(pod.Containers))}
+		of := podFigures{node: n.Name, uid: at[ref].UID, containers: make(map[string]figure, len(pod.Containers))}
 		for name, p := range pod.Containers {
 			of.containers[name] = s.container(ref, name, p)
 		}

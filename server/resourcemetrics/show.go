@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -22,12 +23,17 @@ func (c *Collector) show() {
 }
 
 func (c *Collector) showLocked() {
+	kept := ""
+	if h := c.history; h != nil {
+		kept = fmt.Sprintf("; the history of a day began at %s and takes %d KiB",
+			time.Now().Add(-time.Since(h.begun)).UTC().Format(time.RFC3339), h.size()>>10)
+	}
 	switch f := c.now; {
 	case c.otherProvider != "":
 		c.o.Part.Set(status.Running, "the Service "+c.otherProvider+" answers, as the APIService "+GroupVersion.Version+"."+
-			GroupVersion.Group+" says; coracle serves metrics once that APIService is deleted")
+			GroupVersion.Group+" says; coracle serves metrics once that APIService is deleted"+kept)
 	case f == nil:
-		c.o.Part.Set(status.Running, "idle until a client requests metrics")
+		c.o.Part.Set(status.Running, "idle until a client requests metrics"+kept)
 	case len(f.lost) > 0:
 		lost := map[string]error{}
 		for _, name := range f.lost {
@@ -35,9 +41,9 @@ func (c *Collector) showLocked() {
 		}
 		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, so kubectl top and autoscalers have no metrics of "+
 			"their pods: %s",
-			len(lost), f.asked, describe(lost)))
+			len(lost), f.asked, describe(lost))+kept)
 	default:
-		c.o.Part.Set(status.Running, "clients ask, so kubelets are asked every "+period.String())
+		c.o.Part.Set(status.Running, "clients ask, so kubelets are asked every "+period.String()+kept)
 	}
 }
 

@@ -27,8 +27,8 @@ import (
 
 // world is a cluster whose kubelets answer what a test says.
 type world struct {
-	nodes, pods cache.Indexer
-	board       *status.Board
+	nodes, pods, namespaces cache.Indexer
+	board                   *status.Board
 
 	mu       sync.Mutex
 	kubelets map[string]*kubelet // by address
@@ -59,9 +59,10 @@ type podUsage struct {
 
 func newWorld() *world {
 	return &world{
-		nodes: cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil),
-		pods:  cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
-		board: status.NewBoard(time.Now), kubelets: map[string]*kubelet{},
+		nodes:      cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil),
+		pods:       cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
+		namespaces: cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil),
+		board:      status.NewBoard(time.Now), kubelets: map[string]*kubelet{},
 	}
 }
 
@@ -173,6 +174,7 @@ func (w *world) run(t *testing.T) *Collector {
 	t.Helper()
 	c := testenv.Must(New(Options{
 		Nodes: corelisters.NewNodeLister(w.nodes), Pods: corelisters.NewPodLister(w.pods), Transport: w,
+		Namespaces:   corelisters.NewNamespaceLister(w.namespaces),
 		AddressTypes: []corev1.NodeAddressType{corev1.NodeInternalIP}, Part: w.board.Part("metrics"), Logger: slog.New(slog.DiscardHandler),
 	}))(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package resourcemetrics
+
+import (
+	"math/bits"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// historyPeriod is the time between two points of the history.
+	historyPeriod = time.Minute
+	// historyPoints is how many points a curve has at most: those of a day.
+	historyPoints = 24 * 60
+	// historyLimit limits the history in bytes, whatever the number of pods. The curves of 1,100 pods of a day fit.
+	historyLimit = 8 << 20
+	// chunkPoints is how many points are allocated at once: those of an hour.
+	chunkPoints = 60
+	// chunkBytes is what a chunk takes: a size class of Go's allocator, and a pointer in a slice that grows by
+	// doubling.
+	chunkBytes = 256 + 16
+	// curveBytes is what a curve takes without its chunks and names: the entry in the map, and the struct.
+	curveBytes = 256
+)
+
+// A history holds curves of CPU and memory use of the last day, a point a minute, for nodes and pods. It counts
+// minutes by the monotonic clock from its begin, so that a clock that is set moves no point.
+//
+// It never takes more than limit bytes. When it is full, the node whose own curve and pods take most loses points:
+// first those of its pods that are gone, then its oldest hour. So a node with many pods does not push out those of
+// others.
+type history struct {
+	begun time.Time
+	limit int
+
+	mu     sync.Mutex
+	now    int32 // the minute of the newest points
+	bytes  int
+	shares map[string]*share // by the node's name
+}
+
+// share is the part of the history that belongs to one node.
+type share struct {
+	bytes  int
+	curves map[curveKey]*curve
+	full   bool // no curve or chunk can be added in the present minute
+}
+
+// curveKey names a pod, or a node when the namespace is empty. A pod of the same name with another UID has another
+// curve.
+type curveKey struct {
+	namespace, name string
+	uid             types.UID
+}
+
+func (k curveKey) bytes() int { return curveBytes + len(k.namespace) + len(k.name) + len(k.uid) }
+
+// curve is the use of one node or pod.
+type curve struct {
+	chunks []*chunk // the oldest first
+	// in is the UID of a pod's namespace. A namespace of the same name may belong to other users.
+	in   types.UID
+	gone bool // the node or pod is no longer there
+}
+
+// chunk is an hour of points, each the CPU and the memory use as pack returns them, or zeros for none. hour is the
+// number of the hour since the history's begin.
+type chunk struct {
+	hour   int32
+	points [chunkPoints][2]uint16
+}
+
+func newHistory(begun time.Time, limit int) *history {
+	return &history{begun: begun, limit: limit, shares: map[string]*share{}}
+}
+
+// zero is the packed form of the number 0. It has no mantissa.
+const zero = 1 << 11
+
+// pack returns a number as five bits of exponent and eleven of mantissa, which is at most 1/2048 off. It never returns
+// 0.
+func pack(v uint64) uint16 {
+	if v == 0 {
+		return zero
+	}
+	exponent := max(0, bits.Len64(v)-11)
+	mantissa := v >> exponent
+	if exponent > 0 && v>>(exponent-1)&1 == 1 { // round up
+		if mantissa++; mantissa == 1<<11 {
+			mantissa >>= 1
+			exponent++
+		}
+	}
+	if exponent > 31 {
+		return 1<<16 - 1
+	}
+	return uint16(exponent<<11) | uint16(mantissa)
+}
+
+// unpack returns the number of a packed one that is not 0.
+func unpack(p uint16) uint64 { return uint64(p&(1<<11-1)) << (p >> 11) }
+
+// point is a use at one minute. CPU is in hundredths of a thousandth of a core, memory in KiB.
+func point(rate, memory uint64) [2]uint16 { return [2]uint16{pack(rate / 1e4), pack(memory >> 10)} }
+
+// living is what exists at a minute, as the API server knows it.
+type living struct {
+	nodes      []*corev1.Node
+	pods       []*corev1.Pod
+	namespaces map[string]types.UID
+}
+
+// record adds the figures of a round that began at a time. Nodes and pods without figures get no point, and a pod also
+// when one of its containers has none.
+func (h *history) record(at time.Time, f *figures, l living) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.now = int32(at.Sub(h.begun) / historyPeriod)
+	there := make(map[curveKey]bool, len(l.nodes)+len(l.pods))
+	for _, n := range l.nodes {
+		there[curveKey{name: n.Name, uid: n.UID}] = true
+	}
+	for _, p := range l.pods {
+		there[curveKey{p.Namespace, p.Name, p.UID}] = true
+	}
+	h.expire(there)
+	for _, n := range l.nodes { // nodes are few and come first
+		if have, ok := f.nodes[n.Name]; ok && have.window > 0 {
+			h.add(n.Name, curveKey{name: n.Name, uid: n.UID}, "", point(have.rate, have.point.MemoryUsage))
+		}
+	}
+	for _, p := range l.pods {
+		have, ok := f.pods[types.NamespacedName{Namespace: p.Namespace, Name: p.Name}]
+		if !ok || have.uid != p.UID {
+			continue
+		}
+		if rate, memory, ok := have.sum(); ok {
+			h.add(have.node, curveKey{p.Namespace, p.Name, p.UID}, l.namespaces[p.Namespace], point(rate, memory))
+		}
+	}
+}
+
+// sum returns a pod's use, in billionths of a core and bytes. ok is false when one of its containers has no figure.
+func (p podFigures) sum() (rate, memory uint64, ok bool) {
+	for _, f := range p.containers {
+		if f.window == 0 {
+			return 0, 0, false
+		}
+		rate += f.rate
+		memory += f.point.MemoryUsage
+	}
+	return rate, memory, len(p.containers) > 0
+}
+
+// expire marks the curves of what is gone and drops the chunks that are older than a day.
+func (h *history) expire(there map[curveKey]bool) {
+	oldest := (h.now - historyPoints + 1) / chunkPoints
+	for _, s := range h.shares {
+		s.full = false
+		for key, c := range s.curves {
+			c.gone = !there[key]
+			for len(c.chunks) > 0 && c.chunks[0].hour < oldest {
+				h.dropChunk(s, key, c)
+			}
+		}
+	}
+	for node, s := range h.shares {
+		if len(s.curves) == 0 {
+			delete(h.shares, node)
+		}
+	}
+}
+
+// dropChunk drops a curve's oldest chunk, and with the last one the curve.
+func (h *history) dropChunk(s *share, key curveKey, c *curve) {
+	c.chunks[0] = nil
+	c.chunks = c.chunks[1:]
+	free := chunkBytes
+	if len(c.chunks) == 0 {
+		delete(s.curves, key)
+		free += key.bytes()
+	}
+	s.bytes -= free
+	h.bytes -= free
+}
+
+// add adds a point of the present minute. It adds none when the history is full and this node's share is the largest.
+func (h *history) add(node string, key curveKey, in types.UID, p [2]uint16) {
+	hour := h.now / chunkPoints
+	s := h.shares[node]
+	if s == nil {
+		s = &share{curves: map[curveKey]*curve{}}
+		h.shares[node] = s
+	}
+	c := s.curves[key]
+	for c == nil || c.chunks[len(c.chunks)-1].hour != hour {
+		need := chunkBytes
+		if c == nil {
+			need += key.bytes()
+		}
+		if h.bytes+need > h.limit {
+			if s.full || !h.makeRoom(s, hour) {
+				s.full = true
+				return
+			}
+			c = s.curves[key] // this curve may have been dropped
+			continue
+		}
+		if c == nil {
+			c = &curve{in: in}
+			s.curves[key] = c
+		}
+		c.chunks = append(c.chunks, &chunk{hour: hour})
+		s.bytes += need
+		h.bytes += need
+	}
+	c.chunks[len(c.chunks)-1].points[h.now%chunkPoints] = p
+}
+
+// makeRoom drops something of the node with the largest share: its curves that are gone, else its oldest hour, else,
+// for another node than the one that asks, any curve. It returns false if nothing was dropped.
+func (h *history) makeRoom(asks *share, hour int32) bool {
+	largest := asks
+	for _, s := range h.shares {
+		if s.bytes > largest.bytes {
+			largest = s
+		}
+	}
+	before, oldest := h.bytes, hour
+	for key, c := range largest.curves {
+		oldest = min(oldest, c.chunks[0].hour)
+		for c.gone && len(c.chunks) > 0 {
+			h.dropChunk(largest, key, c)
+		}
+	}
+	if h.bytes < before {
+		return true
+	}
+	for key, c := range largest.curves {
+		switch {
+		case oldest < hour && c.chunks[0].hour == oldest:
+			h.dropChunk(largest, key, c)
+		case oldest == hour && largest != asks:
+			h.dropChunk(largest, key, c)
+			return true
+		}
+	}
+	return h.bytes < before
+}
+
+// size returns what the history takes, in bytes.
+func (h *history) size() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.bytes
+}
