@@ -131,6 +131,7 @@ func New(o Options) (*Handler, error) {
 	h.mux.HandleFunc("GET /object", h.withTurn(h.reads, h.object))
 	h.mux.HandleFunc("GET /schedule", h.withTurn(h.reads, h.schedule))
 	h.mux.HandleFunc("GET /usedby", h.withTurn(h.reads, h.usedBy))
+	h.mux.HandleFunc("GET /usage", h.withTurn(h.reads, h.usage))
 	h.mux.HandleFunc("GET /helm", h.withTurn(h.reads, h.releases))
 	h.mux.HandleFunc("GET /helm/release", h.withTurn(h.reads, h.release))
 	h.mux.HandleFunc("POST /health", h.withTurn(h.healths, h.health))

@@ -28,6 +28,9 @@ type row struct {
 	Deleting  string            `json:"deleting,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Owner     *owner            `json:"owner,omitempty"`
+	// Use and Limits are of a pod or node, if the request has includeObject=Object: see rowObject.use.
+	Use    []int64             `json:"use,omitempty"`
+	Limits map[string][2]int64 `json:"limits,omitempty"`
 }
 
 type owner struct {
@@ -56,16 +59,18 @@ type table struct {
 		Continue           string `json:"continue"`
 		RemainingItemCount *int64 `json:"remainingItemCount"`
 	} `json:"metadata"`
-	ColumnDefinitions []column `json:"columnDefinitions"`
-	Rows              []struct {
-		Cells  []any `json:"cells"`
-		Object struct {
-			Metadata metadata `json:"metadata"`
-		} `json:"object"`
-	} `json:"rows"`
-	Items []struct {
-		Metadata metadata `json:"metadata"`
-	} `json:"items"`
+	ColumnDefinitions []column    `json:"columnDefinitions"`
+	Rows              []tableRow  `json:"rows"`
+	Items             []tableItem `json:"items"`
+}
+
+type tableRow struct {
+	Cells  []any     `json:"cells"`
+	Object rowObject `json:"object"`
+}
+
+type tableItem struct {
+	Metadata metadata `json:"metadata"`
 }
 
 // readTable parses a list of the API while it is received, a row at a time. It never holds the text of a page, which is
@@ -79,37 +84,42 @@ func readTable(response *http.Response) (*table, error) {
 }
 
 func (t *table) decode(d *json.Decoder) error {
+	return decodeFields(d, func(key string) error {
+		switch key {
+		case "kind":
+			return d.Decode(&t.Kind)
+		case "metadata":
+			return d.Decode(&t.Metadata)
+		case "columnDefinitions":
+			return d.Decode(&t.ColumnDefinitions)
+		case "rows":
+			return decodeEach(d, func(e tableRow) { t.Rows = append(t.Rows, e) })
+		case "items":
+			return decodeEach(d, func(e tableItem) { t.Items = append(t.Items, e) })
+		}
+		return d.Decode(&json.RawMessage{})
+	})
+}
+
+// decodeFields calls field with the key of each field of an object. field decodes the value.
+func decodeFields(d *json.Decoder, field func(key string) error) error {
 	if err := expect(d, '{'); err != nil {
 		return err
 	}
 	for d.More() {
 		key, err := d.Token()
 		if err != nil {
-			return err //nolint:wrapcheck // readTable does
+			return err //nolint:wrapcheck // readBy does
 		}
-		switch key {
-		case "kind":
-			err = d.Decode(&t.Kind)
-		case "metadata":
-			err = d.Decode(&t.Metadata)
-		case "columnDefinitions":
-			err = d.Decode(&t.ColumnDefinitions)
-		case "rows":
-			err = decodeEach(d, &t.Rows)
-		case "items":
-			err = decodeEach(d, &t.Items)
-		default:
-			err = d.Decode(&json.RawMessage{})
-		}
-		if err != nil {
+		if err := field(key.(string)); err != nil { //nolint:forcetypeassert // a key of an object
 			return err
 		}
 	}
 	return expect(d, '}')
 }
 
-// decodeEach reads an array, or null, an element at a time.
-func decodeEach[E any](d *json.Decoder, out *[]E) error {
+// decodeEach reads an array, or null, and calls take with each element.
+func decodeEach[E any](d *json.Decoder, take func(E)) error {
 	if open, err := d.Token(); err != nil || open == nil {
 		return err //nolint:wrapcheck // readTable does
 	} else if open != json.Delim('[') {
@@ -120,7 +130,7 @@ func decodeEach[E any](d *json.Decoder, out *[]E) error {
 		if err := d.Decode(&e); err != nil {
 			return err //nolint:wrapcheck // readTable does
 		}
-		*out = append(*out, e)
+		take(e)
 	}
 	return expect(d, ']')
 }
@@ -155,7 +165,9 @@ func (t *table) rows() []row {
 	}
 	out := make([]row, 0, len(t.Rows))
 	for i := range t.Rows {
-		out = append(out, newRow(&t.Rows[i].Object.Metadata, t.Rows[i].Cells))
+		r := newRow(&t.Rows[i].Object.Metadata, t.Rows[i].Cells)
+		r.Use, r.Limits = t.Rows[i].Object.use()
+		out = append(out, r)
 	}
 	return out
 }

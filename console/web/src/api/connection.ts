@@ -47,7 +47,17 @@ export interface Row {
   deleting?: string;
   labels?: Record<string, string>;
   owner?: { kind: string; name: string };
+  /**
+   * use is what a pod requests and may use at most (CPU, memory, CPU, memory), or what a node has for pods (CPU, memory,
+   * pods), if the list was asked for WITH_USE. CPU is in thousandths of a core, memory in bytes, 0 is none.
+   */
+  use?: number[];
+  /** limits are those of each container and, under "", of the pod, unless they are simply the sum. */
+  limits?: Record<string, [cpu: number, memory: number]>;
 }
+
+/** WITH_USE asks for what pods and nodes reserve, beside their rows. */
+export const WITH_USE = { includeObject: "Object" };
 
 export type Message =
   | { type: "columns"; columns: Column[] }

@@ -158,6 +158,25 @@ export const S = {
   },
 
   usage: {
+    /** columns are a name and a description each, for CPU and memory. */
+    columns: {
+      used: [
+        ["CPU", "CPU that it uses now, in thousandths of a core"],
+        ["Memory", "memory that it uses now"],
+      ],
+      requests: [
+        ["%CPU/R", "CPU in percent of the request"],
+        ["%MEM/R", "memory in percent of the request"],
+      ],
+      limits: [
+        ["%CPU/L", "CPU in percent of the limit, of the container that is nearest to it"],
+        ["%MEM/L", "memory in percent of the limit, of the container that is nearest to it"],
+      ],
+      node: [
+        ["%CPU", "CPU in percent of what the node has for pods"],
+        ["%MEM", "memory in percent of what the node has for pods"],
+      ],
+    },
     title: "Use since this page was opened",
     cpu: (m: number) => `CPU: ${m >= 1000 ? (m / 1000).toFixed(2) + " cores" : Math.round(m) + " millicores"}`,
     memory: (mib: number) => `Memory: ${mib >= 1024 ? (mib / 1024).toFixed(2) + " GiB" : Math.round(mib) + " MiB"}`,

@@ -21,8 +21,17 @@ export interface TableColumn {
 /** DURATIONS are columns of durations before the row was sent, that go on. */
 const DURATIONS = new Set(["Last Seen", "First Seen", "Last Schedule"]);
 
-/** tableColumns leaves out those that kubectl shows with -o wide only, unless wide is set or they are among also. */
-export function tableColumns(columns: Column[], namespaced: boolean, wide: boolean, also: string[] = []): TableColumn[] {
+/**
+ * tableColumns leaves out those that kubectl shows with -o wide only, unless wide is set or they are among also. The
+ * columns of usage come before the age.
+ */
+export function tableColumns(
+  columns: Column[],
+  namespaced: boolean,
+  wide: boolean,
+  also: string[] = [],
+  usage: TableColumn[] = [],
+): TableColumn[] {
   const out: TableColumn[] = [];
   if (namespaced) out.push({ name: "Namespace", text: (r) => r.ns });
   columns.forEach((c, i) => {
@@ -35,6 +44,8 @@ export function tableColumns(columns: Column[], namespaced: boolean, wide: boole
       numeric: c.type === "integer" || c.type === "number",
     });
   });
+  const age = out.findIndex((c) => c.name === "Age");
+  out.splice(age < 0 ? out.length : age, 0, ...usage);
   return out;
 }
 

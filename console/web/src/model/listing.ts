@@ -7,7 +7,7 @@ import { type Client, type Column, type Message, type Request, type Row, Stream,
 import { parseFilter } from "./filter";
 import { columnsOf, rowsOf } from "./rows";
 import { S } from "../base/strings";
-import { type Sort, sorted } from "./order";
+import { type Keys, type Sort, sorted } from "./order";
 
 /** now moves on every few seconds; ages are counted by it. */
 export const now = signal(Date.now());
@@ -125,7 +125,7 @@ export class Listing implements Client {
     }
   }
 
-  private put(row: Row): void {
+  protected put(row: Row): void {
     received.set(row, Date.now());
     if (!this.rows.has(row.uid)) this.members++;
     this.rows.set(row.uid, row);
@@ -156,6 +156,7 @@ export function arrange(
   filter: ReadonlySignal<string>,
   sort: ReadonlySignal<Sort>,
   also?: (row: Row) => boolean,
+  usage?: ReadonlySignal<Keys | null>,
 ): ReadonlySignal<Row[]> {
   const parsed = computed(() => parseFilter(filter.value));
   // Sorting is apart from filtering, so that typing a filter does not sort again.
@@ -166,11 +167,13 @@ export function arrange(
     from.version.value;
     const columns = from.columns.value;
     const by = sort.value;
-    const key = (by.descending ? "-" : "") + by.column;
+    const named = (by.descending ? "-" : "") + by.column;
     // A change of a row does not move it in an order by name or age, so most changes need no sorting.
-    if (order?.from === from && order.members === from.members && order.key === key) return order.uids.map((uid) => from.rows.get(uid)!);
-    const rows = sorted(also ? [...from.rows.values()].filter(also) : [...from.rows.values()], columns, by);
-    order = STABLE.has(by.column) && !also ? { key, from, members: from.members, uids: rows.map((r) => r.uid) } : null;
+    if (order?.from === from && order.members === from.members && order.key === named) return order.uids.map((uid) => from.rows.get(uid)!);
+    // Only an order by usage changes with each measurement.
+    const key = columns.some((c) => c.name === by.column) ? undefined : usage?.value?.key(by.column);
+    const rows = sorted(also ? [...from.rows.values()].filter(also) : [...from.rows.values()], columns, by, key);
+    order = STABLE.has(by.column) && !also ? { key: named, from, members: from.members, uids: rows.map((r) => r.uid) } : null;
     return rows;
   });
   return computed(() => all.value.filter(parsed.value.match));

@@ -10,13 +10,22 @@ export interface Sort {
   descending: boolean;
 }
 
+/** Keys gives the numbers of columns that are not the server's. */
+export interface Keys {
+  key(column: string): ((row: Row) => number | undefined) | undefined;
+}
+
 function byName(a: Row, b: Row): number {
   if (a.ns !== b.ns) return a.ns < b.ns ? -1 : 1;
   return a.name < b.name ? -1 : a.name > b.name ? 1 : 0;
 }
 
-/** sorted sorts rows by a column, in place; equal ones by namespace and name. Numbers come before text. */
-export function sorted(rows: Row[], columns: Column[], sort: Sort): Row[] {
+/**
+ * sorted sorts rows by a column, in place; equal ones by namespace and name. Numbers come before text. number gives the
+ * values of a column that is not the server's: a row without one is last, in both directions.
+ */
+export function sorted(rows: Row[], columns: Column[], sort: Sort, number?: (row: Row) => number | undefined): Row[] {
+  if (number) return byNumber(rows, number, sort.descending ? -1 : 1);
   const at = columns.findIndex((c) => c.name === sort.column);
   if (at < 0 || sort.column === "Name") {
     rows.sort(byName);
@@ -33,6 +42,17 @@ export function sorted(rows: Row[], columns: Column[], sort: Sort): Row[] {
   }
   if (sort.descending) rows.reverse();
   return rows;
+}
+
+function byNumber(rows: Row[], number: (row: Row) => number | undefined, direction: number): Row[] {
+  const keys = new Map(rows.map((r) => [r, number(r)]));
+  return rows.sort((a, b) => {
+    const x = keys.get(a);
+    const y = keys.get(b);
+    if (x === y) return byName(a, b);
+    if (x === undefined || y === undefined) return x === undefined ? 1 : -1;
+    return (x - y) * direction;
+  });
 }
 
 /** sortKey makes numbers, durations and quantities of text that looks like them. */

@@ -19,6 +19,7 @@ import { S } from "../base/strings";
 import { Empty, moveActive, rowHeight, Table, toggleSort } from "../widgets/table";
 import { visible } from "../base/text";
 import type { Target } from "../model/target";
+import { usageQuery, useUsage } from "../model/useusage";
 
 export function ListView() {
   const k = kindById(route.value.kind);
@@ -28,7 +29,7 @@ export function ListView() {
 }
 
 function KindList({ kind, ns }: { kind: Kind; ns: string }) {
-  const listing = useMemo(() => new Listing(listPath(kind, ns)), []);
+  const listing = useMemo(() => new Listing(listPath(kind, ns), usageQuery(kind)), []);
   useEffect(() => () => listing.close(), []);
   const source = useSignal(listing);
   const filter = useComputed(() => route.value.params.filter ?? "");
@@ -39,13 +40,20 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     if (text !== first.current) setParams({ sort: text });
     first.current = text;
   });
+  const usage = useUsage(kind, ns);
   const rows = useMemo(() => {
-    const all = arrange(source, filter, sort);
+    const all = arrange(source, filter, sort, undefined, usage);
     return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
   }, []);
   const wide = useSignal(false);
   const columns = useComputed(() =>
-    tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value, isKind(kind, "", "events") ? ["Count"] : []),
+    tableColumns(
+      listing.columns.value,
+      kind.namespaced && !ns,
+      wide.value,
+      isKind(kind, "", "events") ? ["Count"] : [],
+      usage.value?.columns(wide.value),
+    ),
   );
   const active = useSignal("");
   const marks = useSignal<ReadonlySet<string>>(new Set());

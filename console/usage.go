@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/http"
+	"net/url"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// usagePatience limits the time of a request for usage: another provider of metrics may be slow.
+const usagePatience = 10 * time.Second
+
+// amounts are CPU in thousandths of a core, and memory in bytes.
+type amounts [2]float64
+
+// usageResponse is what pods or nodes use now. Its keys are namespace/name, or a node's name.
+type usageResponse struct {
+	Use map[string]amounts `json:"use"`
+	// Each has the containers: in a list of all pods, of those that have more than one.
+	Each map[string]map[string]amounts `json:"each,omitempty"`
+	// Failed is the HTTP status of the API's error. The browser would log an error for a response of this status.
+	Failed int `json:"failed,omitempty"`
+}
+
+// measured is an object of the metrics API: a pod has containers, a node has its own usage.
+type measured struct {
+	Metadata   struct{ Name, Namespace string }
+	Usage      measuredUse
+	Containers []struct {
+		Name  string
+		Usage measuredUse
+	}
+}
+
+type measuredUse struct{ CPU, Memory resource.Quantity }
+
+func (m *measuredUse) amounts() amounts {
+	return amounts{math.Round(m.CPU.AsApproximateFloat64()*1e4) / 10, float64(m.Memory.Value())}
+}
+
+// usage answers with what nodes use, or the pods of a namespace or of all namespaces, those with a label, or one pod.
+// It leaves out what the pages do not need, which is nine tenths of the metrics API's answer.
+func (h *Handler) usage(w http.ResponseWriter, r *http.Request, u *user) {
+	q := r.URL.Query()
+	path, namespace := "/apis/metrics.k8s.io/v1beta1/", q.Get("namespace")
+	switch of := q.Get("resource"); {
+	case of == "nodes" && namespace == "", of == "pods" && namespace == "":
+		path += of
+	case of == "pods" && len(validation.IsDNS1123Label(namespace)) == 0:
+		path += "namespaces/" + namespace + "/pods"
+	default:
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("the usage of %q in %q is not measured", of, namespace))
+		return
+	}
+	name, selector := q.Get("name"), q.Get("labelSelector")
+	if name != "" && (namespace == "" || len(validation.IsDNS1123Subdomain(name)) > 0) {
+		refuse(w, http.StatusBadRequest, fmt.Sprintf("%q in %q is not the name of a pod", name, namespace))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), usagePatience)
+	defer cancel()
+	out := &usageResponse{Use: map[string]amounts{}, Each: map[string]map[string]amounts{}}
+	var err error
+	switch {
+	case name != "":
+		var m measured
+		if err = u.get(ctx, path+"/"+name, nil, &m); err == nil {
+			out.add(&m, 1)
+		}
+	case selector != "":
+		err = u.readUsage(ctx, path, url.Values{"labelSelector": {selector}}, func(m *measured) { out.add(m, 1) })
+	default:
+		err = u.readUsage(ctx, path, nil, func(m *measured) { out.add(m, 2) })
+	}
+	if err != nil {
+		code, _, _ := explain(err)
+		if code == http.StatusUnauthorized {
+			refuseError(w, err)
+			return
+		}
+		out = &usageResponse{Use: map[string]amounts{}, Failed: cmp.Or(code, http.StatusBadGateway)}
+	}
+	respond(w, out)
+}
+
+// readUsage reads a list of the metrics API, an object at a time.
+func (u *user) readUsage(ctx context.Context, path string, query url.Values, take func(*measured)) error {
+	response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
+	if err != nil {
+		return err
+	}
+	return readBy(response, maxResponse, func(d *json.Decoder) error {
+		return decodeFields(d, func(key string) error {
+			if key != "items" {
+				return d.Decode(&json.RawMessage{})
+			}
+			return decodeEach(d, func(m measured) { take(&m) })
+		})
+	})
+}
+
+// add adds a pod or node. It lists the containers of a pod that has at least as many as several.
+func (r *usageResponse) add(m *measured, several int) {
+	key := m.Metadata.Name
+	if m.Metadata.Namespace != "" {
+		key = m.Metadata.Namespace + "/" + key
+	}
+	sum := m.Usage.amounts()
+	each := map[string]amounts{}
+	for i := range m.Containers {
+		a := m.Containers[i].Usage.amounts()
+		each[m.Containers[i].Name] = a
+		sum[0], sum[1] = math.Round(10*(sum[0]+a[0]))/10, sum[1]+a[1]
+	}
+	r.Use[key] = sum
+	if len(each) >= several {
+		r.Each[key] = each
+	}
+}
