@@ -26,21 +26,21 @@ const (
 // ports from internal/connlimit, which has the list of them. test/nodes compares that list with the sockets of a server
 // and of an agent, so that it has the ports that libraries open as well.
 var openers = map[string]string{
-	"internal/connlimit/port.go":        "it is the limiter",
-	"internal/preflight/probe.go":       trial,
-	"agent/kubelet/preflight.go":        trial,
-	"dns/starting.go":                   trial,
-	"internal/unixsocket/unixsocket.go": noPort,
-	"controllers/helmcharts/child.go":   noPort,
-	"server/gossipmember/member.go":     noPort,
-	"cmd/coracle/agentmember.go":        noPort,
-	"agent/ingress/launch.go":           noPort,
-	"server/highfd/highfd.go":           "it moves a listener to another descriptor",
-	"agent/ingress/sockets.go":          "the proxy accepts; " + ownBounds,
-	"cmd/coracle-ingress/main.go":       ownBounds,
-	"ingress/dataplane/listeners.go":    ownBounds,
-	"console/loopback.go":               console,
-	"console/forward.go":                console,
+	"internal/connlimit/port.go":               "it is the limiter",
+	"internal/preflight/probe.go":              trial,
+	"agent/kubelet/preflight.go":               trial,
+	"dns/starting.go":                          trial,
+	"internal/unixsocket/unixsocket.go":        noPort,
+	"controllers/helmcharts/helmjob/access.go": noPort,
+	"server/gossipmember/member.go":            noPort,
+	"cmd/coracle/agentmember.go":               noPort,
+	"agent/ingress/launch.go":                  noPort,
+	"server/highfd/highfd.go":                  "it moves a listener to another descriptor",
+	"agent/ingress/sockets.go":                 "the proxy accepts; " + ownBounds,
+	"cmd/coracle-ingress/main.go":              ownBounds,
+	"ingress/dataplane/listeners.go":           ownBounds,
+	"console/loopback.go":                      console,
+	"console/forward.go":                       console,
 }
 
 // opens are functions and types by which a program opens or takes over a listener, of net, crypto/tls and net/http, and
