@@ -126,6 +126,7 @@ func TestInvalidRequestIsRefused(t *testing.T) {
 		"chart":      func(r *helmjob.Request) { r.Chart = helmjob.Chart{Repo: "https://example.com"} },
 		"policy":     func(r *helmjob.Request) { r.FailurePolicy = "maybe" },
 		"serverSide": func(r *helmjob.Request) { r.ServerSide = "maybe" },
+		"shown":      func(r *helmjob.Request) { r.Operation = helmjob.RollBack },
 	} {
 		r := request("default")
 		testenv.NoError(t, r.Validate())

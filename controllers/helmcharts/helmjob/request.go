@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package helmjob is the protocol between the controller of Helm charts and the child process that does its work. A
-// Request is sent to the child's standard input, and a Result is read from its standard output, both as JSON. The
-// child's log is its standard error. Helm runs in the child alone (cmd/coracle/tools/helmjob). Nothing in this package
-// imports it.
+// Package helmjob is the protocol between a process that has work for Helm and the child process that does the work.
+// The controller of Helm charts has such work, and so has the console, with its user's own rights. A Request is sent to
+// the child's standard input, and a Result is read from its standard output, both as JSON. The child's log is its
+// standard error. Helm runs in the child alone (cmd/coracle/tools/helmjob). Nothing in this package imports it.
 package helmjob
 
 import (
@@ -25,7 +25,16 @@ const (
 	Apply Operation = "apply"
 	// Uninstall removes the release. It succeeds if there is none.
 	Uninstall Operation = "uninstall"
+
+	// RollBack makes a revision that is as an earlier one, as helm rollback does. It is a user's own operation: the
+	// socket has the user's rights, and records need no seal.
+	RollBack Operation = "rollback"
+	// Remove removes the release as helm uninstall does. It is a user's own operation.
+	Remove Operation = "remove"
 )
+
+// OfUser says whether the operation is a user's own, with the user's rights.
+func (o Operation) OfUser() bool { return o == RollBack || o == Remove }
 
 // FailurePolicy is what happens to a release whose last installation or upgrade failed. It applies only to the same
 // chart and values: a request that differs from the failed one is always tried.
@@ -58,6 +67,10 @@ type Request struct {
 	Seal []byte `json:"seal,omitempty"`
 	// Timeout is the time that each hook, and each wait for a removal, may take. 0 is for DefaultTimeout.
 	Timeout time.Duration `json:"timeout,omitempty"`
+
+	// Shown are the revisions that a user saw before choosing RollBack or Remove: the newest, and for RollBack the one
+	// to go back to. Nothing is done if one of them has changed since.
+	Shown []Shown `json:"shown,omitempty"`
 
 	// The remaining fields are for Apply only.
 
@@ -127,13 +140,17 @@ func (c *Chart) LocalFile() (string, bool) {
 func (r *Request) Validate() error {
 	switch r.Operation {
 	case Apply, Uninstall:
+	case RollBack, Remove:
+		if want := map[Operation]int{RollBack: 2, Remove: 1}[r.Operation]; len(r.Shown) != want {
+			return fmt.Errorf("%s needs %d revisions that were shown, not %d", r.Operation, want, len(r.Shown))
+		}
 	default:
 		return fmt.Errorf("%q is no operation", r.Operation)
 	}
 	if r.Socket == "" || r.Namespace == "" || r.Release == "" {
 		return errors.New("a request needs a socket of the API, a namespace and a release's name")
 	}
-	if len(r.Seal) == 0 {
+	if len(r.Seal) == 0 && !r.Operation.OfUser() {
 		return errors.New("a request needs the cluster's seal for releases")
 	}
 	if r.Timeout < 0 {

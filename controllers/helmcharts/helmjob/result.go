@@ -12,6 +12,7 @@ const (
 	Unchanged   Action = "unchanged"   // there was a release, and it matches the request
 	Recovered   Action = "recovered"   // the release was incomplete or failed, or its objects were changed; see Result.Found
 	Uninstalled Action = "uninstalled" // the release was removed, or there was none
+	RolledBack  Action = "rolledback"  // a new revision is as an earlier one
 )
 
 // Reason is the cause of a failed request in one word, for a condition or an event.
@@ -34,6 +35,10 @@ const (
 	HookFailed            Reason = "HookFailed"            // a hook ended with an error
 	TimedOut              Reason = "TimedOut"              // a hook, or a wait, took longer than the timeout
 	Aborted               Reason = "Aborted"               // the same chart and values failed before, and the policy is Abort
+	Changed               Reason = "Changed"               // a revision is not as the user saw it
+	Busy                  Reason = "Busy"                  // another helm works on the release
+	RollbackFailed        Reason = "RollbackFailed"        // the release did not go back
+	Refused               Reason = "Refused"               // the user lacks a right; nothing was changed
 	ClusterUnreachable    Reason = "ClusterUnreachable"    // the API server does not answer
 	Failed                Reason = "Failed"                // any other failure
 )

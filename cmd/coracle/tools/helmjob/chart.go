@@ -166,9 +166,9 @@ func definedBy(ch *chart.Chart) map[schema.GroupKind]bool {
 	return kinds
 }
 
-// digestLabel is a label on the Secret of a revision that a job made. It holds the digest of the request and the
-// revision's number. A revision that a user makes with helm inherits the label, with a number that is not its own.
-const digestLabel = "coracle.dev/helm-request"
+// digestLabel is a label on the Secret of a revision that a job made. A revision that a user makes with helm inherits
+// it, with a number that is not its own.
+const digestLabel = helmjob.DigestLabel
 
 // digest returns a digest that differs between different requests. It fetches and renders nothing.
 func digest(req *helmjob.Request, s *source, values map[string]any) (string, error) {

@@ -67,8 +67,11 @@ func (j *job) do(ctx context.Context) error {
 	if err := j.open(); err != nil {
 		return err
 	}
-	if j.req.Operation == helmjob.Uninstall {
+	switch j.req.Operation {
+	case helmjob.Uninstall:
 		return j.uninstall()
+	case helmjob.RollBack, helmjob.Remove:
+		return j.asUser()
 	}
 	return j.apply(ctx)
 }
@@ -85,7 +88,11 @@ func (j *job) open() error {
 	if err := j.cfg.Init(c, j.req.Namespace, cmp.Or(j.req.Driver, "secret")); err != nil {
 		return fail(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
 	}
-	j.cfg.Releases.Driver = &sealed{Driver: j.cfg.Releases.Driver, j: j, owned: map[string]bool{}}
+	if j.req.Operation.OfUser() {
+		j.cfg.Releases.Driver = &seen{Driver: j.cfg.Releases.Driver, req: j.req}
+	} else {
+		j.cfg.Releases.Driver = &sealed{Driver: j.cfg.Releases.Driver, j: j, owned: map[string]bool{}}
+	}
 	j.cfg.Releases.MaxHistory = 10 // as with helm itself
 	return nil
 }
@@ -97,6 +104,9 @@ func (j *job) history() ([]*release.Release, error) {
 	list, err := j.cfg.Releases.History(j.req.Release)
 	if errors.Is(err, driver.ErrReleaseNotFound) {
 		return nil, nil
+	}
+	if errors.Is(err, errChanged) {
+		return nil, fail(helmjob.Changed, false, "%v. Nothing was changed: look at it again.", err)
 	}
 	if err != nil {
 		return nil, fail(helmjob.ClusterUnreachable, true, "The release's state cannot be read: %v. It is tried again.", err)

@@ -61,6 +61,9 @@ func Main() int {
 		fmt.Fprintln(os.Stderr, "reading the request:", err)
 		return 2
 	}
+	if req.Operation.OfUser() {
+		_ = unix.Setpriority(unix.PRIO_PGRP, 0, 10) // the server's own work goes first; lowering needs no privilege
+	}
 	go func() { // lives as long as the process
 		_, _ = io.Copy(io.Discard, in) // an error means the end of the input, too
 		os.Exit(1)
