@@ -72,8 +72,11 @@ var allowed = map[string]map[string]string{
 	"gossip": {
 		"joining": "a member knows servers by what the join protocol says of them",
 	},
+	"console": {
+		"controllers": "its child process for Helm speaks the protocol of that of charts (helmcharts/helmjob)",
+	},
 	"raftstore": {}, "ingress": {}, "cni": {}, "proxy": {}, "dns": {}, "netpolicy": {},
-	"joining": {}, "console": {}, "nodetunnel": {}, "vip": {}, "localvolume": {},
+	"joining": {}, "nodetunnel": {}, "vip": {}, "localvolume": {},
 	"internal": {},
 }
 

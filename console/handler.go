@@ -64,8 +64,10 @@ type Options struct {
 	// the last tab has disconnected.
 	Ended func()
 	// OIDC, when set, is the provider by which users of a server's console may log in.
-	OIDC   *OIDC
-	Logger *slog.Logger
+	OIDC *OIDC
+	// Program is the path of coracle, which is Helm in a child process. Without it no release can be changed.
+	Program string
+	Logger  *slog.Logger
 	// Files are the pages. If nil, they are the embedded ones.
 	Files fs.FS
 
@@ -88,10 +90,12 @@ type Handler struct {
 	healths   *turns        // for checks of what is wrong
 	unpacking chan struct{} // capacity: the number of releases that may be unpacked at once
 	forwards  forwards
+	changes   *turns       // for child processes that change releases of Helm
+	changing  atomic.Int64 // the number of these
 
 	closing chan struct{} // closed by Close
 	close   func()
-	open    sync.WaitGroup // counts the WebSockets and the forwards
+	open    sync.WaitGroup // counts the WebSockets, the forwards and the changes of releases
 }
 
 // New makes a console.
@@ -114,6 +118,7 @@ func New(o Options) (*Handler, error) {
 		o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(),
 		texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2),
 	}
+	h.changes = newTurns(maxChanges, 1)
 	h.searches, h.healths, h.unpacking = newTurns(maxSearches, 1), newTurns(maxHealths, 1), make(chan struct{}, maxTexts)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })
@@ -135,6 +140,8 @@ func New(o Options) (*Handler, error) {
 	h.mux.HandleFunc("GET /helm", h.withTurn(h.reads, h.releases))
 	h.mux.HandleFunc("GET /helm/release", h.withTurn(h.reads, h.release))
 	h.mux.HandleFunc("POST /health", h.withTurn(h.healths, h.health))
+	h.mux.HandleFunc("GET /helm/change", h.withTurn(h.texts, h.previewChange))
+	h.mux.HandleFunc("POST /helm/change", h.withUser(h.changeRelease))
 	h.mux.HandleFunc("POST /apply", h.withTurn(h.texts, h.apply))
 	h.mux.HandleFunc("POST /edit", h.withTurn(h.texts, h.edit))
 	h.mux.HandleFunc("GET /rollout", h.withTurn(h.texts, h.rollout))
@@ -147,16 +154,16 @@ func New(o Options) (*Handler, error) {
 	return h, nil
 }
 
-// Close ends all WebSockets and forwards. It returns when they have ended.
+// Close ends all WebSockets, forwards and child processes. It returns when they have ended.
 func (h *Handler) Close() {
 	h.close()
 	h.forwards.close()
 	h.open.Wait()
 }
 
-// Unused returns the time since the last request. It is 0 while a tab is open.
+// Unused returns the time since the last request. It is 0 while a tab is open, or a release of Helm is being changed.
 func (h *Handler) Unused() time.Duration {
-	if h.sockets.any() {
+	if h.sockets.any() || h.changing.Load() > 0 {
 		return 0
 	}
 	return time.Since(time.Unix(h.used.Load(), 0))

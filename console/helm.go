@@ -13,7 +13,10 @@ import (
 	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 const (
@@ -45,7 +48,8 @@ type releaseRow struct {
 	// Trouble is the reason for which the other fields are unknown.
 	Trouble string `json:"trouble,omitempty"`
 
-	object string // the name of the object that holds the revision
+	object  string // the name of the object that holds the revision
+	byChart bool   // a HelmChart made the revision
 }
 
 // releasesResponse is the releases of a namespace, or of all namespaces.
@@ -61,6 +65,7 @@ type releaseResponse struct {
 	History  []releaseRow `json:"history"`
 	Notes    string       `json:"notes,omitempty"`
 	Values   string       `json:"values,omitempty"`
+	Computed string       `json:"computed,omitempty"` // the chart's own values with those over them
 	Manifest string       `json:"manifest,omitempty"`
 }
 
@@ -107,24 +112,17 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 // release answers with one revision of a release, the newest if none is named, and with its history.
 func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 	q := r.URL.Query()
-	namespace, name, driver := q.Get("namespace"), q.Get("name"), cmp.Or(q.Get("driver"), helmDrivers[0].resource)
-	at := slices.IndexFunc(helmDrivers, func(d struct{ resource, fields string }) bool { return d.resource == driver })
-	if len(validation.IsDNS1123Label(namespace)) > 0 || name == "" || len(validation.IsValidLabelValue(name)) > 0 || at < 0 {
-		refuse(w, http.StatusBadRequest, "this is not the name of a release")
-		return
-	}
-	rows, err := u.revisions(r.Context(), driver, helmDrivers[at].fields, namespace, "owner=helm,name="+name)
+	rows, err := u.historyOf(r.Context(), q.Get("namespace"), q.Get("name"), q.Get("driver"))
 	if err != nil {
 		refuseError(w, err)
 		return
 	}
-	slices.SortFunc(rows, func(a, b releaseRow) int { return cmp.Compare(b.Revision, a.Revision) })
 	wanted := 0
 	if text := q.Get("revision"); text != "" {
 		wanted = slices.IndexFunc(rows, func(row releaseRow) bool { return strconv.Itoa(row.Revision) == text })
 	}
-	if wanted < 0 || len(rows) == 0 {
-		refuse(w, http.StatusNotFound, "there is no such release")
+	if wanted < 0 {
+		refuse(w, http.StatusNotFound, noRelease)
 		return
 	}
 	out := releaseResponse{}
@@ -133,6 +131,9 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 		if err == nil {
 			out.Notes, out.Manifest = shortened(record.Info.Notes), shortened(record.Manifest)
 			out.Values, err = record.values()
+		}
+		if err == nil {
+			out.Computed, err = record.computed()
 		}
 		if err != nil {
 			refuseError(w, err)
@@ -144,6 +145,27 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 	h.fill(r.Context(), u, out.History)
 	out.releaseRow = rows[wanted]
 	respond(w, out)
+}
+
+// noRelease is the error for a release, or a revision of one, that is not there.
+const noRelease = "there is no such release"
+
+// historyOf returns the revisions of a release, the newest first, and at least one. driver is the kind of objects that
+// hold them, or "" for Helm's default.
+func (u *user) historyOf(ctx context.Context, namespace, name, driver string) ([]releaseRow, error) {
+	driver = cmp.Or(driver, helmDrivers[0].resource)
+	at := slices.IndexFunc(helmDrivers, func(d struct{ resource, fields string }) bool { return d.resource == driver })
+	if len(validation.IsDNS1123Label(namespace)) > 0 || name == "" || len(validation.IsValidLabelValue(name)) > 0 || at < 0 {
+		return nil, apierrors.NewBadRequest("this is not the name of a release")
+	}
+	rows, err := u.revisions(ctx, driver, helmDrivers[at].fields, namespace, "owner=helm,name="+name)
+	if err == nil && len(rows) == 0 {
+		err = &apierrors.StatusError{ErrStatus: metav1.Status{
+			Code: http.StatusNotFound, Reason: metav1.StatusReasonNotFound, Message: noRelease,
+		}}
+	}
+	slices.SortFunc(rows, func(a, b releaseRow) int { return cmp.Compare(b.Revision, a.Revision) })
+	return rows, err
 }
 
 // revisions returns the revisions in the metadata of Helm's objects. It leaves out objects that Helm did not write.
@@ -166,7 +188,7 @@ func (u *user) revisions(ctx context.Context, resource, fields, namespace, selec
 			}
 			out = append(out, releaseRow{
 				Name: m.Labels["name"], Namespace: m.Namespace, Revision: revision, Status: m.Labels["status"], Driver: resource,
-				object: m.Name,
+				object: m.Name, byChart: helmjob.MadeByChart(m.Labels, revision),
 			})
 		}
 		return len(out) < maxRevisions

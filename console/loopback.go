@@ -34,6 +34,7 @@ type LoopbackOptions struct {
 	Context, Namespace string // the names in the kubeconfig
 	Port               int    // 0 for any free port
 	ReadOnly           bool
+	Program            string // the path of coracle, which is Helm in a child process
 	// Idle ends the console after this time without use. 0 is for never.
 	Idle time.Duration
 }
@@ -62,7 +63,7 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	var err error
 	l.handler, err = New(Options{
 		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,
-		ReadOnly: o.ReadOnly,
+		ReadOnly: o.ReadOnly, Program: o.Program,
 	})
 	if err != nil {
 		return nil, err

@@ -11,6 +11,8 @@ import (
 	"io"
 
 	utiljson "k8s.io/apimachinery/pkg/util/json"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
 const (
@@ -33,9 +35,10 @@ type storedRelease struct {
 			Version    string `json:"version"`
 			AppVersion string `json:"appVersion"`
 		} `json:"metadata"`
+		Values json.RawMessage `json:"values"`
 	} `json:"chart"`
-	Config   json.RawMessage `json:"config"`
-	Manifest string          `json:"manifest"`
+	Config json.RawMessage `json:"config"`
+	helmjob.Record
 }
 
 // newStoredRelease unpacks a release as Helm stores it: JSON in base64, packed by gzip except for the oldest releases.
@@ -62,18 +65,58 @@ func newStoredRelease(text string) (*storedRelease, error) {
 }
 
 // values returns the values that the user set, as YAML.
-func (r *storedRelease) values() (string, error) {
-	if len(r.Config) == 0 || string(r.Config) == "null" || string(r.Config) == "{}" {
-		return "", nil
-	}
-	if len(r.Config) > maxReleaseText {
+func (r *storedRelease) values() (string, error) { return valuesYAML(r.Config, nil) }
+
+// computed returns the values with which the chart was rendered, as helm get values --all does: the chart's own ones,
+// and over them those that the user set. Helm does not store the values of charts inside the chart.
+func (r *storedRelease) computed() (string, error) { return valuesYAML(r.Config, r.Chart.Values) }
+
+// valuesYAML returns as YAML the values given (a JSON object) over defaults (the same). Both may be empty.
+func valuesYAML(given, defaults json.RawMessage) (string, error) {
+	if len(given) > maxReleaseText || len(defaults) > maxReleaseText {
 		return fmt.Sprintf("# The values are longer than %d MB.\n", maxReleaseText>>20), nil
 	}
-	var values any
-	if err := utiljson.Unmarshal(r.Config, &values); err != nil {
-		return "", fmt.Errorf("reading the values: %w", err)
+	var over, under map[string]any
+	for text, to := range map[*json.RawMessage]*map[string]any{&given: &over, &defaults: &under} {
+		if len(*text) == 0 {
+			continue
+		}
+		if err := utiljson.Unmarshal(*text, to); err != nil {
+			return "", fmt.Errorf("reading the values: %w", err)
+		}
 	}
-	return toYAML(values)
+	if over = coalesced(under, over); len(over) == 0 {
+		return "", nil
+	}
+	return toYAML(over)
+}
+
+// coalesced returns defaults with the values given, as Helm computes them (helm.sh/helm/v4/pkg/chart/common/util,
+// CoalesceValues): tables are merged, and null removes a default. It may change both maps.
+func coalesced(defaults, given map[string]any) map[string]any {
+	out := map[string]any{}
+	for k, v := range given {
+		under, known := defaults[k]
+		table, isTable := v.(map[string]any)
+		underTable, overTable := under.(map[string]any)
+		switch {
+		case known && v == nil:
+		case isTable && overTable:
+			out[k] = coalesced(underTable, table)
+		default:
+			out[k] = v
+		}
+	}
+	for k, v := range defaults {
+		if _, set := given[k]; set || v == nil {
+			continue
+		}
+		if table, isTable := v.(map[string]any); isTable {
+			v = coalesced(table, nil)
+		}
+		out[k] = v
+	}
+	return out
 }
 
 // shortened returns a text of a release, or its beginning if it is too long.

@@ -31,6 +31,8 @@ type RemoteOptions struct {
 	API *rest.Config
 	// OIDC, when set, is the provider by which users may log in.
 	OIDC *OIDC
+	// Program is the path of coracle, which is Helm in a child process.
+	Program string
 	// Ended is called as Options.Ended.
 	Ended  func()
 	Logger *slog.Logger
@@ -46,7 +48,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	}
 	api := rest.AnonymousClientConfig(o.API)
 	h, err := New(Options{
-		Mode: ModeServer, Identified: o.Listener.Identified, OIDC: o.OIDC, Ended: o.Ended, Logger: o.Logger,
+		Mode: ModeServer, Identified: o.Listener.Identified, OIDC: o.OIDC, Program: o.Program, Ended: o.Ended, Logger: o.Logger,
 		User: func(token string) (*rest.Config, bool) {
 			c := rest.CopyConfig(api)
 			c.BearerToken, c.QPS = token, -1

@@ -146,7 +146,7 @@ func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
 				NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
 			}}
 		},
-		Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
+		Program: o.HelmProgram, Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
 	})
 }
 

@@ -45,6 +45,8 @@ type Options struct {
 	// credentials.
 	Certificate func() (*tls.Certificate, error)
 	API         func() *rest.Config
+	// Program is the path of coracle, which is Helm in a child process.
+	Program string
 	// Ended is called after work that leaves much garbage for the collector.
 	Ended func()
 
@@ -127,7 +129,7 @@ func (c *Console) Serve(ctx context.Context) {
 	c.o.Part.Set(status.Running, "at https://"+c.port.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
 		Listener: c.port.Bounded(nil), Certificate: c.o.Certificate, API: c.o.API(),
-		OIDC: c.oidc, Ended: c.o.Ended, Logger: c.o.Logger.With("part", "console"),
+		OIDC: c.oidc, Program: c.o.Program, Ended: c.o.Ended, Logger: c.o.Logger.With("part", "console"),
 	})
 	if err != nil {
 		c.o.Part.Set(status.Failed, err.Error())

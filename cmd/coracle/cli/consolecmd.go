@@ -136,6 +136,7 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	}
 	l, err := console.ListenLoopback(ctx, console.LoopbackOptions{
 		Config: config, Context: current, Namespace: namespace, Port: f.port, ReadOnly: f.readOnly, Idle: f.idle,
+		Program: "/proc/self/exe",
 	})
 	if err != nil {
 		return err

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Helm's releases: the list of them, and one with its history. They are only shown; commands for a shell change them.
+// Helm's releases: the list of them, and one with its history.
 
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { reasonOf, send } from "../api/client";
 import { useKeys } from "../base/keys";
 import { helmCommand } from "../model/kubectl";
+import { refusal } from "../api/permissions";
+import { announce } from "../base/announce";
 import { kindByWord, kinds } from "../api/kinds";
 import { now } from "../model/listing";
 import { chooseNamespace } from "../actions/namespaces";
@@ -16,6 +18,7 @@ import { M } from "../base/morestrings";
 import { S } from "../base/strings";
 import { age, visible, visibleLines } from "../base/text";
 import type { Tone } from "../base/tones";
+import { compare, HelmShell, rollBack, uninstall } from "./helmchange";
 import { useReread } from "../model/wholelist";
 
 interface ReleaseRow {
@@ -36,6 +39,7 @@ interface Release extends ReleaseRow {
   history: ReleaseRow[];
   notes?: string;
   values?: string;
+  computed?: string;
   manifest?: string;
 }
 
@@ -176,33 +180,36 @@ function Rows({ rows, full, shown }: { rows: ReleaseRow[]; full?: boolean; shown
   );
 }
 
-/** Shell is a command for a shell; nothing when it cannot be written. */
-function Shell({ text }: { text: string }) {
-  return text ? (
-    <div class="command">
-      <code>{visible(text)}</code>
-    </div>
-  ) : null;
-}
-
 function ReleaseOf({ ns, name, driver }: { ns: string; name: string; driver: string }) {
   const wanted = route.value.params.revision ?? "";
   return <Revision key={wanted} ns={ns} name={name} driver={driver} wanted={wanted} />;
 }
 
 function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driver: string; wanted: string }) {
-  const at = "/helm/release?" + new URLSearchParams({ namespace: ns, name, driver, revision: wanted });
-  const answer = useReread(kindByWord(driver), ns, { labelSelector: "owner=helm,name=" + name }, () => send<Release>("GET", at));
+  const path = "/helm/release?" + new URLSearchParams({ namespace: ns, name, driver, revision: wanted });
+  const answer = useReread(kindByWord(driver), ns, { labelSelector: "owner=helm,name=" + name }, () => send<Release>("GET", path));
   const content = useSignal<Release | null>(null);
   const failed = useSignal("");
   const show = () => {
     failed.value = "";
-    send<Release>("GET", at + "&content=true").then(
+    send<Release>("GET", path + "&content=true").then(
       (r) => (content.value = r),
       (err: unknown) => (failed.value = reasonOf(err)),
     );
   };
-  useKeys([{ key: "Escape", label: S.keys.back, run: back, hint: true }]);
+  const at = { ns, name, driver };
+  const records = kindByWord(driver);
+  const may = (verb: string) => (records ? refusal(verb, records, ns) : "");
+  const actions = [
+    { key: "u", label: M.helm.rollback, why: may("create"), danger: false, run: () => rollBack(at, Number(wanted)) },
+    { key: "c", label: M.helm.compare, why: "", danger: false, run: () => compare(at, Number(wanted)) },
+    { key: "x", label: M.helm.uninstall, why: may("delete"), danger: true, run: () => uninstall(at) },
+  ];
+  const perform = (a: (typeof actions)[number]) => (a.why ? announce(a.why, true) : a.run());
+  useKeys([
+    ...actions.map((a) => ({ key: a.key, label: a.label, run: () => perform(a), hint: true })),
+    { key: "Escape", label: S.keys.back, run: back, hint: true },
+  ]);
   useEffect(() => {
     if (document.activeElement === document.body) document.querySelector<HTMLElement>(".release")?.focus({ preventScroll: true });
   }, []);
@@ -221,6 +228,20 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
           <span class="faint">{visible(ns)}/</span>
           <span class="name">{visible(name)}</span>
         </h1>
+        <div class="tools">
+          {actions.map((a) => (
+            <button
+              key={a.key}
+              type="button"
+              class={a.danger ? "danger" : ""}
+              aria-disabled={!!a.why}
+              title={a.why || `${a.label} (${a.key})`}
+              onClick={() => perform(a)}
+            >
+              {a.label}
+            </button>
+          ))}
+        </div>
       </div>
       {error && (
         <div class="problem" role="alert">
@@ -256,8 +277,8 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
           </section>
           <section class="related">
             <h2>{M.helm.change}</h2>
-            <Shell text={before ? helmCommand("rollback", [r.name, String(before.revision)], ns, driver) : ""} />
-            <Shell text={helmCommand("uninstall", [r.name], ns, driver)} />
+            <HelmShell text={before ? helmCommand("rollback", [r.name, String(before.revision)], ns, driver) : ""} />
+            <HelmShell text={helmCommand("uninstall", [r.name], ns, driver)} />
           </section>
           {charts && (
             <RelatedTable relation={{ title: M.helm.managed, kind: charts, ns: "", query: {}, match: (row) => row.name === name }} />
@@ -273,11 +294,12 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
               (
                 [
                   [M.helm.values, text.values],
+                  [M.helm.computed, text.computed],
                   [M.helm.notes, text.notes],
                   [M.helm.manifest, text.manifest],
                 ] as const
               ).map(([title, t]) => (
-                <details key={title} open={title !== M.helm.manifest}>
+                <details key={title} open={title !== M.helm.manifest && title !== M.helm.computed}>
                   <summary>{title}</summary>
                   {t ? (
                     <pre class="data" tabIndex={0} aria-label={title}>
