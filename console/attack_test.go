@@ -87,6 +87,7 @@ func TestRequestsOfAttackersAreRefused(t *testing.T) {
 		{"an unknown user lists releases", server, "junk", "GET /helm", nil, 401, ""},
 		{"an unknown user reads a release", server, "junk", "GET /helm/release?namespace=a&name=b", nil, 401, ""},
 		{"an unknown user asks what uses a Secret", server, "junk", "GET /usedby?namespace=a&resource=secrets&name=b", nil, 401, ""},
+		{"an unknown user asks what is wrong", server, "junk", "POST /health", nil, 401, ""},
 		{"an unknown user asks for a schedule", server, "junk", "GET /schedule?schedule=@daily", nil, 401, ""},
 		{"an unknown user's WebSocket", server, "junk", "GET /ws", nil, 401, ""},
 		{"a token of a blank", server, " ", "GET /session", nil, 401, ""},

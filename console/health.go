@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -126,7 +127,7 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 		}
 		response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
 		if err == nil {
-			err = readBy(response, maxHealthPage, func(d *json.Decoder) error {
+			err = readBy(response, maxResponse, func(d *json.Decoder) error {
 				return decodeItems(d, &page.Metadata, func(o *checkedObject) {
 					out.Objects++
 					ready := c.take(path, o, judge)
@@ -150,9 +151,6 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 	}
 	return out
 }
-
-// maxHealthPage limits the text of a page of objects, in bytes. It is read an object at a time.
-const maxHealthPage = 256 << 20
 
 // decodeItems reads a list, and calls take with each of its objects, which is the same variable. An object that has
 // another form than Kubernetes' own is left out.
@@ -273,4 +271,47 @@ func controlledBy(owners []metav1.OwnerReference, kind string) string {
 		}
 	}
 	return ""
+}
+
+// conclude adds the findings that need several lists, and returns all, the worst first.
+func (c *check) conclude() []finding {
+	for _, r := range c.runs {
+		if r.failed {
+			c.add(r.base, "lastRun", false, about(r.job), words(r.why))
+		}
+	}
+	// The lack of a Service can be known only when all are.
+	if c.read["services"] {
+		c.findBackends()
+	}
+	if c.read["endpointslices"] {
+		for key, s := range c.services {
+			n := c.ready[key]
+			if len(s.selector) == 0 || s.external || s.young || n[0] > 0 {
+				continue
+			}
+			if slices.ContainsFunc(c.findings, func(f finding) bool { return f.What == "webhook" && f.About == key }) {
+				continue // the webhook's finding says it
+			}
+			c.add(s.base, "endpoints", true, counts(n[0], n[1]), needs(s.selector))
+		}
+	}
+	slices.SortFunc(c.findings, func(a, b finding) int {
+		return cmp.Or(compareBool(a.Passing, b.Passing), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Namespace, b.Namespace),
+			cmp.Compare(a.Name, b.Name))
+	})
+	if c.findings == nil {
+		return []finding{}
+	}
+	return c.findings
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
 }

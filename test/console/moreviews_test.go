@@ -177,7 +177,7 @@ func TestMoreViews(t *testing.T) {
 	// A tenant begins where they have rights, and is offered that.
 	p.saysNothing()
 	p = b.open(openConsole(b.machine, newTenant(k, "team-a")))
-	p.shows("in namespace team-a", "You may not see the nodes")
+	p.shows("in namespace team-a", "Nothing is wrong in what you may see.")
 	p.keys("n")
 	p.shows("These are those in which you have rights.")
 	p.shot("namespaces-of-a-tenant")

@@ -167,7 +167,7 @@ func TestEachPictureOfTheDocsIsMade(t *testing.T) {
 	p.keys(":", "po shop", kb.Enter)
 	p.shows("web-", "database-1", "payments-")
 	p.keys("0")
-	p.shows("payments-", "Last lines of the log", "key.pem")
+	p.shows("payments", "Details", "key.pem")
 	p.picture("overview-light")
 	p.dark(true)
 	p.size(360, 640)

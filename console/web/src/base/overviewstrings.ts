@@ -19,7 +19,7 @@ export const O = {
   nothingOfYours: "Nothing is wrong in what you may see.",
   warned: (n: number) =>
     `Nothing shows what is wrong, but there ${n === 1 ? "was 1 warning" : `were ${n} warnings`} in the last ten minutes.`,
-  old: "The connection is lost, so this may be old.",
+  old: "This may be old: the cluster has not answered all questions for minutes.",
   unread: (n: number) => `${n === 1 ? "1 kind" : `${n} kinds`} of custom objects have not been read yet.`,
   cut: (kind: string, n: number) => `Of ${kind} only the first ${n} objects are checked.`,
   cutKinds: (n: number, kinds: string) => `Only ${n} kinds of custom objects are checked. Not among them: ${kinds}.`,

@@ -6,7 +6,7 @@
 import { batch, useComputed, useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { api } from "../api/client";
-import { type Client, connected, type Message, type Request, Stream } from "../api/connection";
+import { type Client, connected, type Message, type Request, since, Stream } from "../api/connection";
 import { broken } from "../model/broken";
 import { type Card, cardsOf, needsObject, type Problem, sentenceOf, warningsAbout } from "../model/cards";
 import { containersOf } from "../model/facts";
@@ -20,7 +20,7 @@ import { clean, conditionWords, findingSentence, type Warning } from "../model/s
 import { problemsOf, ServerCard, Servers, useServers } from "./servers";
 import { O } from "../base/overviewstrings";
 import { S } from "../base/strings";
-import { duration, visible, visibleLines } from "../base/text";
+import { clock, duration, visible, visibleLines } from "../base/text";
 
 /** SHOWN is how many cards are shown, and PODS how many pods and warnings of one. */
 const SHOWN = 40;
@@ -113,8 +113,8 @@ function Loaded({ ns }: { ns: string }) {
   const health = check.state.value;
   const errors = [...all.flatMap((l) => (l.error.value && !unseen(l) ? [l.error.value.message] : [])), ...health.notices];
   const whole = all.every((l) => l.synced.value || l.error.value) && health.at > 0;
-  const old =
-    connected.value === "lost" || all.some((l) => l.trouble.value || l.over.value) || (health.at > 0 && now.value - health.at > STALE);
+  const lost = connected.value === "lost" || connected.value === "away";
+  const old = lost || all.some((l) => l.trouble.value || l.over.value) || (health.at > 0 && now.value - health.at > STALE);
   const { nodes, pods } = summary.value;
   const list = cards.value;
   // What is wrong with the servers comes first: much of the rest may follow from it.
@@ -122,7 +122,7 @@ function Loaded({ ns }: { ns: string }) {
   const count = list.length + ofServers.length;
   const recent = warnings.value.filter((w) => now.value - w.at < RECENT).reduce((n, w) => n + w.count, 0);
   const verdict = (): [tone: string, text: string] => {
-    if (old) return ["passing", O.old];
+    if (old) return ["passing", lost ? S.connection.old(clock(since.value)) : O.old];
     if (!whole && errors.length === 0) return ["faint", S.overview.looking];
     if (recent > 0) return ["passing", O.warned(recent)];
     if (errors.length > 0) return ["", ""];
