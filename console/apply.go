@@ -3,27 +3,34 @@
 package console
 
 import (
-	"bufio"
-	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	segments "k8s.io/apimachinery/pkg/api/validation/path"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	kyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/restmapper"
 )
 
-// maxDocuments limits the objects of one apply.
-const maxDocuments = 1000
+const (
+	// applyPatience limits how long one text waits in all for what its objects make others wait for.
+	applyPatience = 30 * time.Second
+	// applyPoll is the time between two tries of an object that waits for another one.
+	applyPoll = 250 * time.Millisecond
+	// maxSaid limits the API's own words for one object, in bytes.
+	maxSaid = 4096
+)
 
 type applyRequest struct {
 	YAML      string `json:"yaml"`
@@ -33,16 +40,20 @@ type applyRequest struct {
 
 // applied is the result for one object.
 type applied struct {
-	APIVersion string `json:"apiVersion"`
-	Kind       string `json:"kind"`
-	Namespace  string `json:"namespace,omitempty"`
-	Name       string `json:"name"`
-	Action     string `json:"action,omitempty"`  // created, configured or unchanged
-	Message    string `json:"message,omitempty"` // why it failed
+	Document   int       `json:"document"` // counts from 1
+	Line       int       `json:"line"`     // of the text, at which the object begins
+	APIVersion string    `json:"apiVersion"`
+	Kind       string    `json:"kind"`
+	Namespace  string    `json:"namespace,omitempty"`
+	Name       string    `json:"name"`
+	Action     string    `json:"action,omitempty"`   // created, configured or unchanged
+	Needs      string    `json:"needs,omitempty"`    // the object of the text without which the API cannot check this one
+	Problems   []problem `json:"problems,omitempty"` // why it failed
+	Said       string    `json:"said,omitempty"`     // the API's own words for the problems
 }
 
-// apply creates or changes the objects in a text, one after the other, by the API's server-side apply. It stops at the
-// first failure, and returns the results up to it.
+// apply creates or changes the objects in a text by the API's server-side apply. It goes on after a failure, and
+// returns the result of each object.
 func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 	var in applyRequest
 	if !decode(w, r, &in) {
@@ -52,100 +63,218 @@ func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusForbidden, readOnly)
 		return
 	}
-	objects, err := objectsOf(in.YAML)
+	sources, err := sourcesOf(in.YAML)
 	if err != nil {
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	}
-	a := applier{user: u, namespace: in.Namespace, dryRun: in.DryRun}
-	results := []applied{}
-	for _, o := range objects {
-		one := a.apply(r.Context(), o)
-		if results = append(results, one); one.Message != "" {
-			break
-		}
-	}
-	respond(w, map[string]any{"results": results})
+	a := applier{user: u, namespace: in.Namespace, dryRun: in.DryRun, patience: h.o.applyPatience, sources: sources}
+	respond(w, map[string]any{"results": a.applyAll(r.Context())})
 }
 
-// objectsOf reads a text of several documents. A List is replaced by its items.
-func objectsOf(text string) ([]anyObject, error) {
-	documents := kyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader([]byte(text))))
-	var out []anyObject
-	for {
-		document, err := documents.Read()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("this is not YAML: %w", err)
-		}
-		if isEmpty(document) {
-			continue
-		}
-		if len(out) >= maxDocuments {
-			return nil, fmt.Errorf("there are more than %d objects in it", maxDocuments)
-		}
-		o, err := objectOf(string(document))
-		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", len(out)+1, err)
-		}
-		items, isList := o["items"].([]any)
-		if !isList {
-			out = append(out, o)
-			continue
-		}
-		for _, item := range items {
-			if o, isObject := item.(map[string]any); isObject {
-				out = append(out, o)
-			}
-		}
-	}
-	switch {
-	case len(out) == 0:
-		return nil, errors.New("there is no object in it")
-	case len(out) > maxDocuments:
-		return nil, fmt.Errorf("there are %d objects in it; %d at most go at once", len(out), maxDocuments)
-	}
-	return out, nil
+// first are the kinds without which the API refuses objects that name one. They go before the other objects of a text.
+var first = []schema.GroupKind{
+	{Kind: "Namespace"}, {Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"},
+	{Group: "scheduling.k8s.io", Kind: "PriorityClass"}, {Group: "node.k8s.io", Kind: "RuntimeClass"}, {Kind: "ServiceAccount"},
 }
 
-// isEmpty reports whether a document has nothing but comments.
-func isEmpty(document []byte) bool {
-	for line := range bytes.Lines(document) {
-		line = bytes.TrimSpace(line)
-		if len(line) > 0 && line[0] != '#' && !bytes.Equal(line, []byte("---")) {
-			return false
-		}
+// rank returns an object's place among the first kinds, or their number.
+func (s *source) rank() int {
+	if i := slices.Index(first, kindOf(s.object).GroupKind()); i >= 0 {
+		return i
 	}
-	return true
+	return len(first)
 }
 
-// applier applies objects as one user.
+func kindOf(o anyObject) schema.GroupVersionKind {
+	apiVersion, _ := o["apiVersion"].(string)
+	kind, _ := o["kind"].(string)
+	return schema.FromAPIVersionAndKind(apiVersion, kind)
+}
+
+// applier applies the objects of a text as one user.
 type applier struct {
 	user      *user
 	namespace string
 	dryRun    bool
+	patience  time.Duration // for all waits together
+	sources   []source
 
-	mapper meta.RESTMapper // for the API's kinds; made when first needed, and once more after a kind was not found
+	results []applied // as the sources
+	makers  []int     // the indices of sources of the first kinds
+	until   time.Time // when the patience ends; zero before the first wait
+	lost    bool      // the API does not answer, or the user may not ask it any more
+
+	groups []*restmapper.APIGroupResources
+	mapper meta.RESTMapper // for the API's kinds; made when first needed
+	stale  bool            // a kind may have come since
 }
 
-func (a *applier) apply(ctx context.Context, o anyObject) applied {
-	var out applied
-	out.APIVersion, _ = o["apiVersion"].(string)
-	out.Kind, _ = o["kind"].(string)
-	out.Namespace, _ = o.metadata()["namespace"].(string)
-	out.Name, _ = o.metadata()["name"].(string)
-	if err := a.write(ctx, o, &out); err != nil {
-		_, _, out.Message = explain(err)
+func (a *applier) applyAll(ctx context.Context) []applied {
+	a.results = make([]applied, len(a.sources))
+	order := make([]int, len(a.sources))
+	for i := range a.sources {
+		order[i] = i
+		if a.sources[i].rank() < len(first) {
+			a.makers = append(a.makers, i)
+		}
 	}
-	return out
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(a.sources[i].rank(), a.sources[j].rank()) })
+	for _, i := range order {
+		a.applyOne(ctx, &a.sources[i], &a.results[i])
+	}
+	return a.results
+}
+
+// applyOne applies an object. If that waits for another object of the text, a dry run says so, and else it is tried
+// again until the patience ends.
+func (a *applier) applyOne(ctx context.Context, s *source, out *applied) {
+	*out = applied{Document: s.number, Line: s.lineOf(""), Problems: s.problems}
+	if s.problems != nil {
+		return
+	}
+	out.APIVersion, _ = s.object["apiVersion"].(string)
+	out.Kind, _ = s.object["kind"].(string)
+	out.Namespace, _ = s.object.metadata()["namespace"].(string)
+	out.Name, _ = s.object.metadata()["name"].(string)
+	if a.lost {
+		out.Problems = []problem{{out.Line, "this was not tried, since the cluster did not answer before"}}
+		return
+	}
+	for {
+		err := a.write(ctx, s.object, out)
+		if err == nil {
+			if s.rank() == 1 && out.Action != "unchanged" {
+				a.stale = true
+			}
+			return
+		}
+		out.Action = ""
+		by, what := a.needs(s, out, err)
+		switch {
+		case by < 0:
+		case a.dryRun:
+			out.Needs = fmt.Sprintf("document %d %s", a.sources[by].number, what)
+			out.Problems, out.Said = s.explain(strictly(s.object))
+			return
+		case a.results[by].Problems != nil:
+			out.Needs = fmt.Sprintf("document %d %s, and has failed", a.sources[by].number, what)
+		case a.wait(ctx, by):
+			continue
+		}
+		var unreachable *url.Error
+		a.lost = errors.As(err, &unreachable) || apierrors.IsUnauthorized(err) || ctx.Err() != nil
+		out.Problems, out.Said = s.explain(err)
+		return
+	}
+}
+
+// explain returns an error's sentences with their lines, and the API's own words for them when these are others.
+func (s *source) explain(err error) (problems []problem, said string) {
+	if err == nil {
+		return nil, ""
+	}
+	for _, x := range inWords(err) {
+		problems = append(problems, problem{s.lineOf(x.field), x.text})
+	}
+	_, _, said = explain(err)
+	if len(problems) == 1 && problems[0].Text == said {
+		return problems, ""
+	}
+	return problems, strings.ToValidUTF8(said[:min(len(said), maxSaid)], "")
+}
+
+// needs returns the index of the object of the text for which an object waits that is refused with err, and what that
+// object is for it. The index is -1 when there is none.
+func (a *applier) needs(s *source, out *applied, err error) (by int, what string) {
+	message := err.Error()
+	var noKind *noKindError
+	unknown := errors.As(err, &noKind)
+	for _, i := range a.makers {
+		m := &a.sources[i]
+		name, _ := m.object.metadata()["name"].(string)
+		namespace, _ := m.object.metadata()["namespace"].(string)
+		here := cmp.Or(namespace, a.namespace) == out.Namespace
+		isPod := out.Kind == "Pod" && out.APIVersion == "v1"
+		switch {
+		case m.document == s.document && m.item == s.item:
+		case m.rank() == 0 && name == out.Namespace && strings.Contains(message, fmt.Sprintf("namespaces %q not found", name)):
+			return i, "makes its namespace"
+		case m.rank() == 0 && name == out.Namespace && isPod && strings.Contains(message, `serviceaccount "default" not found`):
+			return i, "makes its namespace"
+		case m.rank() == 1 && defines(m.object, kindOf(s.object)) && (unknown || apierrors.IsNotFound(err)):
+			return i, "makes its kind"
+		case m.rank() == 1 && defines(m.object, kindOf(s.object)) && a.dryRun && a.results[i].Action == "configured":
+			return i, "changes its kind"
+		case m.rank() == 2 && isPod && strings.Contains(message, fmt.Sprintf("no PriorityClass with name %s was found", name)):
+			return i, "makes its priority class"
+		case m.rank() == 3 && isPod && strings.Contains(message, fmt.Sprintf("RuntimeClass %q not found", name)):
+			return i, "makes its runtime class"
+		case m.rank() == 4 && isPod && here && strings.Contains(message, fmt.Sprintf("serviceaccount %q not found", name)):
+			return i, "makes its service account"
+		}
+	}
+	return -1, ""
+}
+
+// defines reports whether a CustomResourceDefinition defines a kind.
+func defines(definition anyObject, kind schema.GroupVersionKind) bool {
+	spec, _ := definition["spec"].(map[string]any)
+	names, _ := spec["names"].(map[string]any)
+	versions, _ := spec["versions"].([]any)
+	return spec["group"] == kind.Group && names["kind"] == kind.Kind && slices.ContainsFunc(versions, func(v any) bool {
+		version, _ := v.(map[string]any)
+		return version["name"] == kind.Version
+	})
+}
+
+// wait waits before an object is tried again that needs another one. It returns false when the patience has ended, or
+// when the API refuses the other one's names.
+func (a *applier) wait(ctx context.Context, by int) bool {
+	if a.until.IsZero() {
+		a.until = time.Now().Add(a.patience)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(applyPoll):
+		}
+		if time.Now().After(a.until) {
+			return false
+		}
+		if a.sources[by].rank() != 1 {
+			return true
+		}
+		// The kinds of the API are much to read: only once the definition says that its kind is served.
+		a.stale = true
+		name, _ := a.sources[by].object.metadata()["name"].(string)
+		var definition struct {
+			Status struct {
+				Conditions []struct{ Type, Status string }
+			}
+		}
+		if err := a.user.get(ctx, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/"+name, nil, &definition); err != nil {
+			return true
+		}
+		for _, c := range definition.Status.Conditions {
+			if c.Type == "Established" && c.Status == "True" {
+				return true
+			}
+			if c.Type == "NamesAccepted" && c.Status == "False" {
+				return false
+			}
+		}
+	}
 }
 
 func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
 	generated, _ := o.metadata()["generateName"].(string)
-	if out.APIVersion == "" || out.Kind == "" || out.Name == "" && generated == "" {
+	switch {
+	case out.APIVersion == "" || out.Kind == "" || out.Name == "" && generated == "":
 		return errors.New("an object needs apiVersion, kind and metadata.name")
+	case len(segments.IsValidPathSegmentName(out.Name)) > 0 || len(segments.IsValidPathSegmentName(out.Namespace)) > 0:
+		return errors.New("a name and a namespace have no / and no %, and are not . or ..")
 	}
 	mapping, err := a.mappingOf(schema.FromAPIVersionAndKind(out.APIVersion, out.Kind))
 	if err != nil {
@@ -174,8 +303,10 @@ func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
 	var before, after anyObject
 	if out.Name == "" {
 		err := a.user.write(ctx, http.MethodPost, path, query, "application/json", body, &after)
-		out.Name, _ = after.metadata()["name"].(string)
-		out.Action = "created"
+		if err == nil {
+			out.Name, _ = after.metadata()["name"].(string)
+			out.Action = "created"
+		}
 		return err
 	}
 	path += "/" + out.Name
@@ -196,27 +327,51 @@ func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
 	return nil
 }
 
-// mappingOf finds a kind's resource. A kind that an earlier document of the same text defines is found once the API
-// serves it.
+// noKindError says that the API does not serve a kind.
+type noKindError struct {
+	kind   schema.GroupVersionKind
+	others []string // the versions that have a kind of this name
+}
+
+func (e *noKindError) Error() string {
+	text := fmt.Sprintf("the cluster has no kind %s of %s", e.kind.Kind, e.kind.GroupVersion())
+	if len(e.others) > 0 {
+		text += ", and has it of " + strings.Join(e.others, ", ")
+	}
+	return text
+}
+
+// mappingOf finds a kind's resource. It reads the API's kinds once, and again when an object of the text may have made
+// one.
 func (a *applier) mappingOf(kind schema.GroupVersionKind) (*meta.RESTMapping, error) {
-	for fresh := a.mapper == nil; ; fresh = true {
-		if fresh {
-			client, err := discovery.NewDiscoveryClientForConfig(a.user.config)
-			if err != nil {
-				return nil, fmt.Errorf("using the credentials: %w", err)
-			}
-			groups, err := restmapper.GetAPIGroupResources(client)
-			if err != nil {
-				return nil, fmt.Errorf("reading the API's kinds: %w", err)
-			}
-			a.mapper = restmapper.NewDiscoveryRESTMapper(groups)
-		}
-		mapping, err := a.mapper.RESTMapping(kind.GroupKind(), kind.Version)
-		if err == nil {
+	if a.mapper != nil {
+		if mapping, err := a.mapper.RESTMapping(kind.GroupKind(), kind.Version); err == nil {
 			return mapping, nil
 		}
-		if fresh {
-			return nil, fmt.Errorf("the cluster has no kind %s of %s", kind.Kind, kind.GroupVersion())
+	}
+	if a.mapper == nil || a.stale {
+		client, err := discovery.NewDiscoveryClientForConfig(a.user.config)
+		if err != nil {
+			return nil, fmt.Errorf("using the credentials: %w", err)
+		}
+		if a.groups, err = restmapper.GetAPIGroupResources(client); err != nil {
+			return nil, fmt.Errorf("reading the API's kinds: %w", err)
+		}
+		a.mapper, a.stale = restmapper.NewDiscoveryRESTMapper(a.groups), false
+		if mapping, err := a.mapper.RESTMapping(kind.GroupKind(), kind.Version); err == nil {
+			return mapping, nil
 		}
 	}
+	missing := &noKindError{kind: kind}
+	for _, g := range a.groups {
+		for version, resources := range g.VersionedResources {
+			for _, r := range resources {
+				if r.Kind == kind.Kind && !strings.Contains(r.Name, "/") {
+					missing.others = append(missing.others, schema.GroupVersion{Group: g.Group.Name, Version: version}.String())
+				}
+			}
+		}
+	}
+	slices.Sort(missing.others)
+	return nil, missing
 }

@@ -3,15 +3,20 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/pmezard/go-difflib/difflib"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 )
@@ -61,6 +66,9 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	base, err := singleObject(in.Base)
+	if err == nil && base.problems != nil {
+		err = errors.New(base.problems[0].Text)
+	}
 	if err != nil {
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
 		return
@@ -70,7 +78,12 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	}
-	patch, err := newPatch(base, text)
+	if text.problems != nil {
+		refuseText(w, http.StatusUnprocessableEntity, text.problems, "")
+		return
+	}
+	keepAnnotations(base.object, text.object)
+	patch, err := newPatch(base.object, text.object)
 	if err != nil {
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
 		return
@@ -90,7 +103,13 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	case err != nil:
-		refuseError(w, err)
+		code, _, message := explain(err)
+		problems, said := text.explain(err)
+		// What the API says of a patch whose values have wrong types has no field.
+		if better, _ := text.explain(strictly(text.object)); isOfPatch(err) && better != nil {
+			problems, said = better, message
+		}
+		refuseText(w, cmp.Or(code, http.StatusBadGateway), problems, said)
 		return
 	}
 	out, err := newEditResponse(live, result, patch)
@@ -99,6 +118,24 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	respond(w, out)
+}
+
+// isOfPatch reports whether the API could not apply a patch at all.
+func isOfPatch(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || status.Status().Details == nil {
+		return false
+	}
+	return slices.ContainsFunc(status.Status().Details.Causes, func(c metav1.StatusCause) bool { return c.Field == "patch" })
+}
+
+// refuseText answers with what is wrong in a text, and the API's own words for it.
+func refuseText(w http.ResponseWriter, code int, problems []problem, said string) {
+	var texts []string
+	for _, p := range problems {
+		texts = append(texts, p.Text)
+	}
+	respondWith(w, code, map[string]any{"message": strings.Join(texts, "; "), "problems": problems, "said": said})
 }
 
 // respondConflict answers that nothing was written, and why. The response has the current object, and the same with the
@@ -240,20 +277,34 @@ func clone(m map[string]any) (out map[string]any, err error) {
 	return out, nil
 }
 
-// singleObject reads the YAML of one object and nothing else.
-func singleObject(text string) (anyObject, error) {
-	objects, err := objectsOf(text)
-	if err == nil && len(objects) > 1 {
+// singleObject reads the YAML of one object and nothing else. The source has problems when it is no object.
+func singleObject(text string) (*source, error) {
+	sources, err := sourcesOf(text)
+	if err == nil && len(sources) != 1 {
 		err = errors.New("an edit is of one object, and there are several in it: create them from YAML instead")
 	}
 	if err != nil {
 		return nil, err
 	}
-	return objects[0], nil
+	return &sources[0], nil
 }
 
-// ofUser returns an object without the fields that the API itself writes. They cannot be edited, and never conflict
-// with a user's change.
+// lastApplied is the annotation in which kubectl apply keeps the text that it was given last.
+const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
+
+// keepAnnotations makes a patch that removes all annotations of a text one that removes each of them: the object has
+// one that the text did not show.
+func keepAnnotations(base, text anyObject) {
+	if _, had := base.metadata()["annotations"].(map[string]any); !had || text.metadata() == nil {
+		return
+	}
+	if text.metadata()["annotations"] == nil {
+		text.metadata()["annotations"] = map[string]any{}
+	}
+}
+
+// ofUser returns an object without the fields that the API itself and kubectl apply write. They are not edited, and
+// never conflict with a user's change.
 func ofUser(o anyObject) anyObject {
 	out := anyObject{}
 	for k, v := range o {
@@ -265,6 +316,13 @@ func ofUser(o anyObject) anyObject {
 	for k, v := range o.metadata() {
 		if k != "resourceVersion" && k != "managedFields" && k != "generation" {
 			metadata[k] = v
+		}
+	}
+	if annotations, _ := metadata["annotations"].(map[string]any); annotations[lastApplied] != nil {
+		annotations = maps.Clone(annotations)
+		delete(annotations, lastApplied)
+		if metadata["annotations"] = annotations; len(annotations) == 0 {
+			delete(metadata, "annotations")
 		}
 	}
 	out["metadata"] = metadata

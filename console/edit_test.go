@@ -4,6 +4,7 @@ package console
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -98,16 +99,6 @@ func TestEditRefusesWhatIsNoEdit(t *testing.T) {
 	}
 }
 
-func TestObjectsOfAText(t *testing.T) {
-	got, err := objectsOf("# a comment\n---\napiVersion: v1\nkind: A\n---\n\n---\nkind: List\nitems: [{kind: B}, {kind: C}]\n")
-	testenv.False(t, err != nil || len(got) != 3 || got[0]["kind"] != "A" || got[2]["kind"] != "C", "the objects are %v, %v", got, err)
-	for _, text := range []string{"", "# nothing\n", "a: b: c", "- x"} {
-		if got, err := objectsOf(text); err == nil {
-			t.Errorf("%q gave %v", text, got)
-		}
-	}
-}
-
 // TestDeepObjectsAreNotWrittenAsYAML: each line of YAML has the whole indentation.
 func TestDeepObjectsAreNotWrittenAsYAML(t *testing.T) {
 	deep := any(slices.Repeat([]any{int64(0)}, 10000))
@@ -120,5 +111,59 @@ func TestDeepObjectsAreNotWrittenAsYAML(t *testing.T) {
 	wide := map[string]any{"data": map[string]any{"text": strings.Repeat("a line\n", 200000)}}
 	if text, err := toYAML(wide); err != nil || len(text) < 1<<20 {
 		t.Errorf("%d bytes, %v", len(text), err)
+	}
+}
+
+// TestLastAppliedStays: the annotation of kubectl apply is not in the text, and a patch that removes all the others
+// does not remove it.
+func TestLastAppliedStays(t *testing.T) {
+	const live = `{"apiVersion":"%s","kind":"%s","metadata":{"name":"a","namespace":"n","resourceVersion":"9","annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{}"%s}}}`
+	for _, kind := range [][2]string{{"v1", "ConfigMap"}, {"example.com/v1", "Thing"}} {
+		object := fmt.Sprintf(live, kind[0], kind[1], `,"team":"x"`)
+		var patch string
+		s := consoleOf(t, editAPI(object, func(_, body string) { patch = body }))
+		const path = "/api/v1/namespaces/n/configmaps/a"
+		_, answer, _ := roundTrip(t, s, "GET", "/object?edit=true&path="+path, "", asUser...)
+		var opened objectResponse
+		testenv.NoError(t, json.Unmarshal([]byte(answer), &opened))
+		testenv.False(t, strings.Contains(opened.YAML, "last-applied") || !strings.Contains(opened.YAML, "team: x"), "the text is %s", opened.YAML)
+		text := strings.Replace(opened.YAML, "  annotations:\n    team: x\n", "", 1)
+		body := testenv.Must(json.Marshal(editRequest{Path: path, Base: opened.YAML, Text: text}))(t)
+		code, answer, _ := roundTrip(t, s, "POST", "/edit", string(body), asUser...)
+		testenv.Equal(t, code, 200, answer)
+		testenv.Equal(t, patch, `{"metadata":{"annotations":{"team":null},"resourceVersion":"9"}}`, "the patch is")
+
+		// Alone it leaves nothing behind.
+		s = consoleOf(t, editAPI(fmt.Sprintf(live, kind[0], kind[1], ""), nil))
+		_, answer, _ = roundTrip(t, s, "GET", "/object?edit=true&path="+path, "", asUser...)
+		testenv.False(t, strings.Contains(answer, "annotations:"), "the text is %s", answer)
+	}
+}
+
+// TestMistakesOfAnEditHaveLines: the API's words are turned into short ones, and stay beside them.
+func TestMistakesOfAnEditHaveLines(t *testing.T) {
+	const live = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a","namespace":"shop","resourceVersion":"9"},"spec":{"replicas":1}}`
+	const base = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: a\n  namespace: shop\nspec:\n  replicas: 1\n"
+	for name, c := range map[string]struct{ cause, replaced, by, want string }{
+		"an unknown field": {`Invalid value: \"map[]\": strict decoding error: unknown field \"spec.replicaz\"`, "replicas", "replicaz", `[{7 unknown field spec.replicaz}]`},
+		"a wrong type":     {`Invalid value: \"map[]\": unrecognized type: int32`, ": 1", ": one", `[{7 spec.replicas: a whole number is wanted, and there is text}]`},
+	} {
+		s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				_, _ = io.WriteString(w, live)
+				return
+			}
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			_, _ = io.WriteString(w, `{"kind":"Status","code":422,"reason":"Invalid","message":"\"\" is invalid: patch: `+c.cause+`","details":{"causes":[{"reason":"FieldValueInvalid","message":"`+c.cause+`","field":"patch"}]}}`)
+		})
+		body := testenv.Must(json.Marshal(editRequest{Path: "/apis/apps/v1/namespaces/n/deployments/a", Base: base, Text: strings.Replace(base, c.replaced, c.by, 1)}))(t)
+		code, answer, _ := roundTrip(t, s, "POST", "/edit", string(body), asUser...)
+		var got struct {
+			Problems []problem
+			Said     string
+		}
+		testenv.NoError(t, json.Unmarshal([]byte(answer), &got))
+		testenv.Equal(t, fmt.Sprint(code, got.Problems), "422 "+c.want, name+": "+answer)
+		testenv.Contains(t, got.Said, `"" is invalid: patch`, "the API's own words are")
 	}
 }

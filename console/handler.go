@@ -71,7 +71,8 @@ type Options struct {
 	// Files are the pages. If nil, they are the embedded ones.
 	Files fs.FS
 
-	pingEvery time.Duration // pingEvery, except in tests
+	pingEvery     time.Duration // pingEvery, except in tests
+	applyPatience time.Duration // applyPatience, except in tests
 }
 
 // Handler serves a console.
@@ -110,7 +111,7 @@ func New(o Options) (*Handler, error) {
 	if o.Ended == nil {
 		o.Ended = func() {}
 	}
-	o.pingEvery = cmp.Or(o.pingEvery, pingEvery)
+	o.pingEvery, o.applyPatience = cmp.Or(o.pingEvery, pingEvery), cmp.Or(o.applyPatience, applyPatience)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

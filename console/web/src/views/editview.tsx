@@ -11,12 +11,14 @@ import { Command, confirm } from "../widgets/dialog";
 import { Diff } from "../widgets/diff";
 import { draft, dropDraft, keepDraft } from "../model/drafts";
 import { createEditor, type Editor } from "../widgets/editor";
+import { focusFirst, type Problem, Problems } from "../widgets/problems";
 import { useKeys } from "../base/keys";
 import { isKind, type Kind, kindById, kinds, label, objectPath, plainPath } from "../api/kinds";
 import { commandFor } from "../model/kubectl";
 import { refusal } from "../api/permissions";
 import { back, format, route } from "../api/route";
 import { session } from "../api/session";
+import { E } from "../base/editstrings";
 import { S } from "../base/strings";
 import { Empty } from "../widgets/table";
 import { visible, visibleLines } from "../base/text";
@@ -46,6 +48,8 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const editor = useRef<Editor | null>(null);
   const base = useRef("");
   const problem = useSignal("");
+  /** mistakes are what the server refuses in the text, and its own words for it. */
+  const mistakes = useSignal<{ list: Problem[]; said: string }>({ list: [], said: "" });
   const conflict = useSignal("");
   /** before is what the user had written before changes of others came into the text, the newest first. */
   const before = useSignal<string[]>([]);
@@ -67,7 +71,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       editor.current = createEditor({
         parent: box.current!,
         text,
-        label: S.edit.label(name),
+        label: E.edit.label(name),
         onChange: () => {
           result.value = null;
           keep(editor.current!.text());
@@ -79,7 +83,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     };
     const kept = draft(path);
     if (kept) {
-      announce(S.edit.restored);
+      announce(E.edit.restored);
       before.value = kept.before ?? [];
       open(kept.base, kept.text);
       if (kept.before?.length) editor.current?.compare(kept.base);
@@ -106,11 +110,13 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
     const text = e.text();
     const who = session.peek();
     if (text === base.current) {
-      problem.value = S.edit.unchanged;
+      problem.value = E.edit.unchanged;
       return;
     }
     busy.value = true;
     problem.value = "";
+    mistakes.value = { list: [], said: "" };
+    e.mark([]);
     try {
       const r = await send<Result>("POST", "/edit", { path: plainPath(path), base: base.current, text, dryRun });
       if (!dryRun && session.peek() === who) dropDraft(path);
@@ -120,7 +126,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         conflict.value = "";
         requestAnimationFrame(() => document.querySelector<HTMLElement>("#edit-apply")?.focus());
       } else {
-        announce(S.edit.done(name));
+        announce(E.edit.done(name));
         back();
       }
     } catch (err) {
@@ -141,6 +147,11 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         keep(merged);
         e.compare(base.current);
         e.focus();
+      } else if (err instanceof ApiError && Array.isArray(err.body.problems)) {
+        const list = err.body.problems as Problem[];
+        mistakes.value = { list, said: String(err.body.said ?? "") };
+        e.mark(list.map((p) => p.line || 1));
+        focusFirst();
       } else {
         problem.value = reasonOf(err);
       }
@@ -156,9 +167,9 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       return;
     }
     confirm({
-      title: S.edit.leaveTitle,
-      text: S.edit.leaveText,
-      button: S.edit.leave,
+      title: E.edit.leaveTitle,
+      text: E.edit.leaveText,
+      button: E.edit.leave,
       danger: true,
       command: () => "",
       run: () => {
@@ -172,7 +183,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   function putBack(text: string): void {
     editor.current?.setText(text);
     editor.current?.focus();
-    announce(S.edit.isBack);
+    announce(E.edit.isBack);
   }
 
   useKeys([
@@ -186,10 +197,10 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const refused = refusal("patch", kind, ns, name);
 
   return (
-    <section class="view" aria-label={S.edit.label(name)}>
+    <section class="view" aria-label={E.edit.label(name)}>
       <div class="bar">
         <h1>
-          <span class="faint">{S.edit.of}</span>{" "}
+          <span class="faint">{E.edit.of}</span>{" "}
           <a href={format({ view: "object", kind: kind.id, ns, name })}>
             <span class="faint">
               {label(kind)} {visible(ns)}
@@ -199,7 +210,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           </a>
         </h1>
         <div class="tools">
-          <span class="faint keys-note">{S.edit.keysNote}</span>
+          <span class="faint keys-note">{E.edit.keysNote}</span>
           <button type="button" onClick={leave}>
             {S.cancel}
           </button>
@@ -207,10 +218,10 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
             type="button"
             class="primary"
             disabled={busy.value || !loaded.value}
-            title={S.edit.reviewKey}
+            title={E.edit.reviewKey}
             onClick={() => void run(true)}
           >
-            {S.edit.review}
+            {E.edit.review}
           </button>
         </div>
       </div>
@@ -220,26 +231,31 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
           <p>{visible(problem.value)}</p>
         </div>
       )}
+      {mistakes.value.list.length > 0 && (
+        <div class="problem" role="alert">
+          <Problems {...mistakes.value} jump={(i) => editor.current?.jump(i)} />
+        </div>
+      )}
       {conflict.value && (
         <div class="problem" role="alert">
           <p>{visible(conflict.value)}</p>
-          <p>{combined.value ? S.edit.combined : S.edit.conflict}</p>
+          <p>{combined.value ? E.edit.combined : E.edit.conflict}</p>
         </div>
       )}
       {asked.value && before.value.length > 0 && !result.value && (
         <div class="note">
           {before.value.map((text, i) => (
             <details key={text}>
-              <summary>{S.edit.before(before.value.length - i, before.value.length)}</summary>
+              <summary>{E.edit.before(before.value.length - i, before.value.length)}</summary>
               <div class="buttons start">
                 <button type="button" onClick={() => putBack(text)}>
-                  {S.edit.putBack}
+                  {E.edit.putBack}
                 </button>
                 <button type="button" onClick={() => void copy(text)}>
                   {S.copy}
                 </button>
               </div>
-              <pre class="data" tabIndex={0} aria-label={S.edit.beforeLabel}>
+              <pre class="data" tabIndex={0} aria-label={E.edit.beforeLabel}>
                 {visibleLines(text)}
               </pre>
             </details>
@@ -257,12 +273,12 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
       {asked.value && !loaded.value && !problem.value && <p class="empty">{S.loading}</p>}
       {result.value && (
         <div class="review">
-          <h2>{result.value.diff ? S.edit.diff : S.edit.noDiff}</h2>
+          <h2>{result.value.diff ? E.edit.diff : E.edit.noDiff}</h2>
           {result.value.diff && <Diff text={result.value.diff} />}
           <Command text={commandFor("patch", [{ kind, ns, name }], "--type=" + (result.value.type ?? "merge"), "-p", result.value.patch)} />
           <div class="buttons start">
             <button type="button" id="edit-apply" class="primary" disabled={busy.value} onClick={() => void run(false)}>
-              {S.edit.apply}
+              {E.edit.apply}
             </button>
             <button
               type="button"
@@ -271,7 +287,7 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
                 editor.current?.focus();
               }}
             >
-              {S.edit.more}
+              {E.edit.more}
             </button>
           </div>
         </div>

@@ -2,7 +2,7 @@
 
 // A unified diff with its lines coloured.
 
-import { S } from "../base/strings";
+import { E } from "../base/editstrings";
 import { visibleLines } from "../base/text";
 
 function tone(line: string): string {
@@ -13,7 +13,7 @@ function tone(line: string): string {
 export function Diff({ text }: { text: string }) {
   const lines = visibleLines(text).replace(/\n$/, "").split("\n");
   return (
-    <pre class="diff" tabIndex={0} role="region" aria-label={S.edit.diff}>
+    <pre class="diff" tabIndex={0} role="region" aria-label={E.edit.diff}>
       {lines.map((l, i) => (
         <div key={i} class={tone(l)}>
           {l || " "}

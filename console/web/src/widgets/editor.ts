@@ -16,16 +16,20 @@ import {
 } from "@codemirror/language";
 import { acceptChunk, rejectChunk, unifiedMergeView } from "@codemirror/merge";
 import { highlightSelectionMatches, search, searchKeymap } from "@codemirror/search";
-import { Compartment, EditorState } from "@codemirror/state";
-import { drawSelection, EditorView, highlightActiveLine, highlightSpecialChars, keymap, lineNumbers } from "@codemirror/view";
+import { Compartment, EditorState, StateEffect, StateField } from "@codemirror/state";
+import { Decoration, drawSelection, EditorView, highlightActiveLine, highlightSpecialChars, keymap, lineNumbers } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
-import { S } from "../base/strings";
+import { E } from "../base/editstrings";
 
 export interface Editor {
   text(): string;
   setText(text: string): void;
   /** compare shows how the text differs from another; with null it stops. */
   compare(original: string | null): void;
+  /** mark marks lines, counted from 1. They stay with their text when others change. */
+  mark(lines: number[]): void;
+  /** jump puts the cursor on a marked line, by its place in the argument of mark. */
+  jump(i: number): void;
   focus(): void;
   destroy(): void;
 }
@@ -60,6 +64,10 @@ const STYLE = EditorView.theme({
   // The colours of CodeMirror's own buttons have too little contrast.
   ".cm-deletedChunk button[name=accept]": { backgroundColor: "var(--good)", color: "var(--back)" },
   ".cm-deletedChunk button[name=reject]": { backgroundColor: "var(--bad)", color: "var(--back)" },
+  ".cm-mistake, .cm-mistake.cm-activeLine": {
+    backgroundColor: "color-mix(in srgb, var(--bad) 14%, transparent)",
+    boxShadow: "inset 3px 0 0 var(--bad)",
+  },
   ".cm-specialChar": { color: "var(--bad)" },
 });
 
@@ -79,9 +87,44 @@ function choice(type: "accept" | "reject", action: (e: MouseEvent) => void): HTM
   const button = document.createElement("button");
   button.type = "button";
   button.name = type;
-  button.textContent = type === "accept" ? S.edit.mine : S.edit.theirs;
+  button.textContent = type === "accept" ? E.edit.mine : E.edit.theirs;
   button.onmousedown = action;
   return button;
+}
+
+const setMarks = StateEffect.define<number[]>();
+
+/** marks are the places of marked lines, in characters. */
+const marks = StateField.define<number[]>({
+  create: () => [],
+  update: (now, tr) => {
+    for (const e of tr.effects) if (e.is(setMarks)) return e.value;
+    return tr.docChanged ? now.map((at) => tr.changes.mapPos(at)) : now;
+  },
+  provide: (f) =>
+    EditorView.decorations.compute([f, "doc"], (state) => {
+      const starts = new Set(state.field(f).map((at) => state.doc.lineAt(at).from));
+      return Decoration.set([...starts].sort((a, b) => a - b).map((at) => Decoration.line({ class: "cm-mistake" }).range(at)));
+    }),
+});
+
+function jumpTo(view: EditorView, at: number | undefined): boolean {
+  if (at === undefined) return false;
+  const line = view.state.doc.lineAt(at);
+  const indent = line.text.length - line.text.trimStart().length;
+  view.dispatch({
+    selection: { anchor: line.from + indent },
+    effects: EditorView.scrollIntoView(line.from, { y: "center" }),
+  });
+  view.focus();
+  return true;
+}
+
+/** nextMark goes to the next marked line, and after the last one to the first. */
+function nextMark(view: EditorView): boolean {
+  const sorted = [...view.state.field(marks)].sort((a, b) => a - b);
+  const here = view.state.doc.lineAt(view.state.selection.main.head).to;
+  return jumpTo(view, sorted.find((at) => at > here) ?? sorted[0]);
 }
 
 export function createEditor(o: EditorOptions): Editor {
@@ -95,6 +138,7 @@ export function createEditor(o: EditorOptions): Editor {
       extensions: [
         keymap.of([
           { key: "Mod-Enter", run: () => (o.onSubmit(), true) },
+          { key: "F8", run: nextMark },
           { key: "Alt-Enter", run: acceptChunk },
           { key: "Alt-Shift-Enter", run: rejectChunk },
           ...searchKeymap,
@@ -123,6 +167,7 @@ export function createEditor(o: EditorOptions): Editor {
           if (u.docChanged) o.onChange();
         }),
         compared.of([]),
+        marks,
         STYLE,
       ],
     }),
@@ -136,6 +181,11 @@ export function createEditor(o: EditorOptions): Editor {
           original === null ? [] : unifiedMergeView({ original, gutter: true, mergeControls: choice, highlightChanges: true }),
         ),
       }),
+    mark: (lines) => {
+      const doc = view.state.doc;
+      view.dispatch({ effects: setMarks.of(lines.map((n) => doc.line(Math.min(Math.max(n, 1), doc.lines)).from)) });
+    },
+    jump: (i) => void jumpTo(view, view.state.field(marks)[i]),
     focus: () => view.focus(),
     destroy: () => view.destroy(),
   };
