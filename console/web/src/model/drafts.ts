@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Text that a user has written and not applied yet. It outlives the view and a login that has ended, in this tab. Only
-// its own user finds it again: others may log in, in the same tab.
+// Text that a user has written and not applied yet. It outlives the view, a login that has ended and a reload, in this
+// tab. Only its own user finds it again: others may log in, in the same tab. The values of Secrets are never stored: the
+// browser asks before they are lost by a reload.
 
 import { session } from "../api/session";
 
@@ -44,6 +45,49 @@ export function dropAllDrafts(): void {
   drafts.clear();
 }
 
+/** STORE is where drafts are in the tab's storage, from the end of one page to the beginning of the next. */
+const STORE = "coracle-drafts";
+/** MOST limits what is stored, in characters. */
+const MOST = 1_000_000;
+
+/** isSecret is true for what may have the values of Secrets. */
+function isSecret(key: string, d: Draft): boolean {
+  return key.includes("/secrets/") || /\bSecret(List)?\b/.test(d.text);
+}
+
+/** store keeps the drafts for the page that comes after this one. It returns false when some cannot be kept. */
+function store(): boolean {
+  let whole = true;
+  const kept: [string, [string, Draft][]][] = [];
+  for (const [user, own] of drafts) {
+    const list = [...own].filter(([key, d]) => !isSecret(key, d));
+    whole &&= list.length === own.size;
+    if (list.length) kept.push([user, list]);
+  }
+  const text = JSON.stringify(kept);
+  try {
+    if (text.length > MOST) throw new Error();
+    if (kept.length) sessionStorage.setItem(STORE, text);
+    else sessionStorage.removeItem(STORE);
+    return whole;
+  } catch {
+    sessionStorage.removeItem(STORE);
+    return false;
+  }
+}
+
+function restore(): void {
+  try {
+    const kept = JSON.parse(sessionStorage.getItem(STORE) ?? "[]") as [string, [string, Draft][]][];
+    for (const [user, list] of kept) drafts.set(user, new Map(list));
+  } catch {
+    // What is there is not of this program.
+  }
+  sessionStorage.removeItem(STORE);
+}
+
+restore();
+window.addEventListener("pagehide", store);
 window.addEventListener("beforeunload", (e) => {
-  for (const d of drafts.values()) if (d.size > 0) return e.preventDefault();
+  if (!store()) e.preventDefault();
 });
