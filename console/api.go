@@ -227,6 +227,10 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	response, err := u.do(r.Context(), r.Method, path, r.URL.Query(), header, body)
+	if err == nil && response.StatusCode >= http.StatusBadRequest && response.StatusCode <= 599 {
+		err = statusError(response)
+		response.Body.Close()
+	}
 	if err != nil {
 		refuseError(w, err)
 		return
@@ -245,11 +249,12 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	_, _ = io.Copy(w, response.Body) // the browser detects a response that ended early
 }
 
-// refuseError answers with an error of the API, or with 502 when the API gave none.
+// refuseError answers with an error of the API in words, and with the API's own text for it. It answers with 502 when
+// the API gave none.
 func refuseError(w http.ResponseWriter, err error) {
-	code, reason, message := explain(err)
+	code, reason, said := explain(err)
 	code = cmp.Or(code, http.StatusBadGateway)
-	respondWith(w, code, map[string]any{"message": message, "reason": reason, "code": code})
+	respondWith(w, code, map[string]any{"message": sentences(err), "said": said, "reason": reason, "code": code})
 }
 
 // noLeader is the API server's error when the store has no quorum. noLeaderText explains it to users.

@@ -159,7 +159,30 @@ func (d *document) firstLine() int {
 
 // lineOf returns the line of a field, by a path as the API's errors have it, or of the nearest field around it.
 func (s *source) lineOf(field string) int {
-	d := s.document
+	_, line, _ := walk(s.node(), 0, s.stepsOf(field))
+	if line == 0 {
+		return s.firstLine()
+	}
+	return s.line + line - 1
+}
+
+// notText returns the key and the line of the first value of a map that YAML does not read as text. The key is "" when
+// there is none.
+func (s *source) notText(field string) (key string, line int) {
+	n, _, rest := walk(s.node(), 0, s.stepsOf(field))
+	if n == nil || rest > 0 || n.Kind != yaml.MappingNode {
+		return "", 0
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if value := n.Content[i+1]; value.Kind == yaml.ScalarNode && value.ShortTag() != "!!str" {
+			return n.Content[i].Value, s.line + n.Content[i].Line - 1
+		}
+	}
+	return "", 0
+}
+
+// node returns the first node of the document, or nil.
+func (d *document) node() *yaml.Node {
 	if !d.parsed {
 		d.parsed = true
 		var root yaml.Node
@@ -167,15 +190,14 @@ func (s *source) lineOf(field string) int {
 			d.root = root.Content[0]
 		}
 	}
-	steps := stepsOf(field)
-	if s.item >= 0 {
-		steps = append([]step{{"items", false}, {strconv.Itoa(s.item), true}}, steps...)
+	return d.root
+}
+
+func (s *source) stepsOf(field string) []step {
+	if s.item < 0 {
+		return stepsOf(field)
 	}
-	line, _ := walk(d.root, 0, steps)
-	if line == 0 {
-		return d.firstLine()
-	}
-	return d.line + line - 1
+	return append([]step{{"items", false}, {strconv.Itoa(s.item), true}}, stepsOf(field)...)
 }
 
 // step is one step of a path: a field's name, or what is in brackets: an index, keys of an element, a map's key.
@@ -206,14 +228,14 @@ func stepsOf(path string) []step {
 	return out
 }
 
-// walk follows steps from a node, whose field is at a line. It returns the line of the last node that is there, and the
+// walk follows steps from a node, whose field is at a line. It returns the last node that is there, its line, and the
 // number of steps that lead to none.
-func walk(n *yaml.Node, line int, steps []step) (at, rest int) {
+func walk(n *yaml.Node, line int, steps []step) (last *yaml.Node, at, rest int) {
 	if n != nil && n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
 	if n == nil || len(steps) == 0 {
-		return line, len(steps)
+		return n, line, len(steps)
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
@@ -239,18 +261,18 @@ func walk(n *yaml.Node, line int, steps []step) (at, rest int) {
 			break
 		}
 		// Errors of Go's JSON decoder have no index: the element that has most of the path.
-		best, missing := line, len(steps)
+		last, at, rest = n, line, len(steps)
 		for _, e := range n.Content {
 			if e.Kind != yaml.MappingNode { // an alias may lead back to this list
 				continue
 			}
-			if at, rest := walk(e, e.Line, steps); rest < missing {
-				best, missing = at, rest
+			if inner, line, missing := walk(e, e.Line, steps); missing < rest {
+				last, at, rest = inner, line, missing
 			}
 		}
-		return best, missing
+		return last, at, rest
 	}
-	return line, len(steps)
+	return n, line, len(steps)
 }
 
 // isOf reports whether a step in brackets means the element of a list at an index.

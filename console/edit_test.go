@@ -142,11 +142,12 @@ func TestLastAppliedStays(t *testing.T) {
 
 // TestMistakesOfAnEditHaveLines: the API's words are turned into short ones, and stay beside them.
 func TestMistakesOfAnEditHaveLines(t *testing.T) {
-	const live = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a","namespace":"shop","resourceVersion":"9"},"spec":{"replicas":1}}`
-	const base = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: a\n  namespace: shop\nspec:\n  replicas: 1\n"
+	const live = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a","namespace":"shop","resourceVersion":"9"},"spec":{"replicas":1,"template":{"metadata":{"labels":{"a":"b"}}}}}`
+	const base = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: a\n  namespace: shop\nspec:\n  replicas: 1\n  template: {metadata: {labels: {\n    a: b}}}\n"
 	for name, c := range map[string]struct{ cause, replaced, by, want string }{
-		"an unknown field": {`Invalid value: \"map[]\": strict decoding error: unknown field \"spec.replicaz\"`, "replicas", "replicaz", `[{7 unknown field spec.replicaz}]`},
-		"a wrong type":     {`Invalid value: \"map[]\": unrecognized type: int32`, ": 1", ": one", `[{7 spec.replicas: a whole number is wanted, and there is text}]`},
+		"an unknown field":  {`Invalid value: \"map[]\": strict decoding error: unknown field \"spec.replicaz\"`, "replicas", "replicaz", `[{7 unknown field spec.replicaz}]`},
+		"a wrong type":      {`Invalid value: \"map[]\": unrecognized type: int32`, ": 1", ": one", `[{7 spec.replicas: a whole number is wanted, and there is text}]`},
+		"a number in a map": {`Invalid value: \"map[]\": unrecognized type: string`, "a: b", "a: 1", `[{9 spec.template.metadata.labels.a: text is wanted: put it in quotes}]`},
 	} {
 		s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodGet {

@@ -50,6 +50,15 @@ func inWords(err error) []saying {
 	return out
 }
 
+// sentences returns an error in words, in one line.
+func sentences(err error) string {
+	var out []string
+	for _, s := range inWords(err) {
+		out = append(out, s.text)
+	}
+	return strings.Join(out, "; ")
+}
+
 // conflictInWords is for a field that another client owns.
 func conflictInWords(c metav1.StatusCause) saying {
 	field := strings.TrimPrefix(c.Field, ".")
@@ -299,7 +308,8 @@ func strictly(o anyObject) error {
 	if err != nil {
 		return fmt.Errorf("writing the object: %w", err)
 	}
-	s := serializer.NewSerializerWithOptions(serializer.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, serializer.SerializerOptions{Strict: true})
+	strict := serializer.SerializerOptions{Strict: true}
+	s := serializer.NewSerializerWithOptions(serializer.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, strict)
 	kind := kindOf(o)
 	if !scheme.Scheme.Recognizes(kind) {
 		return nil

@@ -5,6 +5,8 @@ package console
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -216,4 +218,18 @@ func bomb(names string) string {
 		fmt.Fprintf(&out, "%c: &%c [%s*%c]\n", names[i], names[i], strings.Repeat("*"+names[i-1:i]+",", 9), names[i-1])
 	}
 	return out.String()
+}
+
+// TestRefusalsOfTheAPIInWords: whatever way a request goes to the API, its answer has words and the API's own text.
+func TestRefusalsOfTheAPIInWords(t *testing.T) {
+	const message = `deployments.apps \"web\" is forbidden: User \"ada\" cannot patch resource \"deployments\" in API group \"apps\" in the namespace \"shop\"`
+	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `{"kind":"Status","code":403,"reason":"Forbidden","message":"`+message+`"}`)
+	})
+	for _, path := range []string{"/k8s/apis/apps/v1/namespaces/shop/deployments/web", "/object?path=/apis/apps/v1/namespaces/shop/deployments/web"} {
+		code, answer, _ := roundTrip(t, s, "GET", path, "", asUser...)
+		testenv.Equal(t, code, 403, answer)
+		testenv.Equal(t, answer, `{"code":403,"message":"you may not patch deployments.apps in namespace shop","reason":"Forbidden","said":"`+message+`"}`, path)
+	}
 }

@@ -164,7 +164,7 @@ func TestCreateAndItsMistakes(t *testing.T) {
 		p.shows("The server would accept this")
 		p.focused("#create-apply")
 		p.keys(kb.Enter)
-		p.shows("1 of 2 objects are applied, and 1 failed", "What is applied stays", "the quota one is exceeded. configmaps: 2 of 2 are used, and this needs 1 more", "The server's words")
+		p.shows("Applied: 1 of 2 objects. Failed: 1.", "What is applied stays", "the quota one is exceeded. configmaps: 2 of 2 are used, and this needs 1 more", "The server's words")
 		p.shot("create-partly")
 		k.Kubectl("-n", "few", "delete", "quota", "one")
 		eval[any](p, `document.querySelector(".editor").shadowRoot.querySelector(".cm-content").focus()`)
@@ -198,6 +198,8 @@ func TestCreateAndItsMistakes(t *testing.T) {
 
 	t.Run("an edit that is refused", func(t *testing.T) {
 		p.T = t
+		p.list("cm default")
+		p.only("mine")
 		p.keys("e")
 		p.editor("first: changed")
 		p.replace("first: changed", "first: 1")

@@ -45,7 +45,7 @@ export const E = {
     checkedPart: "The server would accept this, as far as it can be checked now:",
     failed: (n: number, all: number) => `${mistakes(n, all)}. Nothing is written.`,
     applied: "Applied:",
-    partly: (n: number, all: number) => `${all - n} of ${all} objects are applied, and ${n} failed:`,
+    partly: (n: number, all: number) => `Applied: ${all - n} of ${all} objects. Failed: ${n}.`,
     again: "What is applied stays. Correct the text, check and apply it again: objects that are the same stay as they are.",
     changed: "The text was changed since. Check it again.",
     document: (n: number) => `document ${n}`,
