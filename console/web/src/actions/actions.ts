@@ -21,6 +21,7 @@ export interface Action {
   applies(k: Kind): boolean;
   /** refused is why the user may not do it; empty when it is allowed. */
   refused(t: Target): string;
+  /** many actions can be done with several objects at once; the others are off when several are marked. */
   many: boolean;
   danger?: boolean;
   run(targets: Target[]): void;
@@ -332,14 +333,20 @@ function runNow(t: Target): void {
   });
 }
 
+/** whyOff is why an action cannot be done now with all of these; empty when it can. */
+export function whyOff(a: Action, targets: Target[]): string {
+  if (targets.length === 0) return S.nothingSelected;
+  if (targets.length > 1 && !a.many) return S.oneAtATime;
+  for (const t of targets) {
+    const why = a.refused(t);
+    if (why) return why;
+  }
+  return "";
+}
+
 /** perform runs an action, or says why it cannot be. */
 export function perform(a: Action, targets: Target[]): void {
-  if (targets.length === 0) {
-    announce(S.nothingSelected);
-    return;
-  }
-  if (targets.length > 1 && !a.many) targets = targets.slice(0, 1);
-  const why = a.refused(targets[0]);
-  if (why) announce(why, true);
+  const why = whyOff(a, targets);
+  if (why) announce(why, targets.length > 0);
   else a.run(targets);
 }

@@ -19,6 +19,7 @@ export const S = {
   logout: "Log out",
   more: (n: number) => `and ${n} more`,
   nothingSelected: "Nothing is selected. Move to a row first.",
+  oneAtATime: "One object at a time: this cannot be done with several.",
   unreachable: "The console's server does not answer.",
   badAnswer: "The server's answer could not be read.",
   httpStatus: (code: number) => `The server answered with status ${code}.`,
@@ -131,7 +132,10 @@ export const S = {
     noKind: (id: string) => `The cluster has no kind “${id}”.`,
     count: (n: number, all: number) => (n === all ? String(n) : `${n} of ${all}`),
     loading: (n: number, rest: number) => (n ? `${n} of about ${n + rest}…` : "…"),
-    marked: (n: number) => `${n} marked. Space marks, Esc clears.`,
+    marked: (n: number, hidden: number) =>
+      hidden
+        ? `${n} marked, ${hidden} hidden by the filter. An action is for those that are shown. Esc clears.`
+        : `${n} marked. Space marks, Esc clears.`,
     forbidden: (what: string, where: string) => `You may not list ${what}${where}.`,
     everywhere: " in all namespaces",
     inside: (ns: string) => ` in namespace ${ns}`,

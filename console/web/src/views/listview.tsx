@@ -5,7 +5,7 @@
 import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import { eventObject, mergeEvents } from "../model/events";
-import { ACTIONS, perform } from "../actions/actions";
+import { ACTIONS, perform, whyOff } from "../actions/actions";
 import { chooseNamespace } from "../actions/namespaces";
 import { tableColumns } from "../model/columns";
 import type { Row } from "../api/connection";
@@ -18,6 +18,7 @@ import { back, go, hrefOf, namespace, route, setParams } from "../api/route";
 import { S } from "../base/strings";
 import { Empty, moveActive, rowHeight, Table, toggleSort } from "../widgets/table";
 import { visible } from "../base/text";
+import { selectedRows } from "../model/selection";
 import type { Target } from "../model/target";
 import { usageQuery, useUsage } from "../model/useusage";
 
@@ -65,13 +66,9 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     if (gone.length) marks.value = new Set([...marks.peek()].filter((uid) => !gone.includes(uid)));
   });
 
-  const target = (r: Row): Target => ({ kind, ns: r.ns, name: r.name });
-  const current = (): Row | undefined => listing.rows.get(active.value);
-  const targets = (): Target[] => {
-    const marked = rows.value.filter((r) => marks.value.has(r.uid));
-    const at = current();
-    return marked.length ? marked.map(target) : at ? [target(at)] : [];
-  };
+  // Both are of the rows that are shown: no key and no button acts on another.
+  const current = (): Row | undefined => rows.value.find((r) => r.uid === active.value);
+  const targets = (): Target[] => selectedRows(rows.value, marks.value, active.value).map((r) => ({ kind, ns: r.ns, name: r.name }));
   const isEvents = isKind(kind, "", "events");
   const href = (r: Row): string => (isEvents && eventObject(listing, r)) || hrefOf(kind, r);
   const open = (r: Row, tab = "") => {
@@ -131,6 +128,8 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
 
   const error = listing.error.value;
   const n = rows.value.length;
+  const selected = targets();
+  const hidden = marks.value.size && marks.value.size - selected.length;
   const all = useComputed(() => (listing.version.value, listing.rows.size));
   return (
     <section class="view" aria-label={label(kind)}>
@@ -144,13 +143,13 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
         <FilterBar />
         <div class="tools">
           {actions.map((a) => {
-            const why = current() ? a.refused(target(current()!)) : "";
+            const why = whyOff(a, selected);
             return (
               <button
                 key={a.id}
                 type="button"
                 class={a.danger ? "danger" : ""}
-                aria-disabled={!!why || !active.value}
+                aria-disabled={!!why}
                 title={why || `${a.label} (${a.key.split(" ")[0]})`}
                 onClick={() => perform(a, targets())}
               >
@@ -160,7 +159,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           })}
         </div>
       </div>
-      {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size)}</p>}
+      {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size, hidden)}</p>}
       {listing.trouble.value && (
         <p class="note passing">
           {visible(listing.trouble.value)}{" "}
