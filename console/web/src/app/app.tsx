@@ -22,6 +22,7 @@ import { disown, forgetNamespace, format, go, initialNamespace, namespace, route
 import { lazy } from "../widgets/lazy";
 import { logout, refused, session, stale, starting } from "../api/session";
 import { S } from "../base/strings";
+import { forgetLists } from "../model/liststate";
 import { nextTheme, theme } from "../base/theme";
 import { clock, visible } from "../base/text";
 import { openForwards } from "../actions/dialogs";
@@ -297,6 +298,7 @@ session.subscribe((s) => {
   if (refused.peek()) disconnect();
   closeDialog();
   disown();
+  forgetLists();
   commandOpen.value = false;
   announcements.value = [];
 });

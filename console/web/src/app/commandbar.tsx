@@ -79,6 +79,7 @@ function Open() {
   const [at, setAt] = useState(0);
   const field = useRef<HTMLInputElement>(null);
   const shown = useRef(true);
+  const ran = useRef(false);
   // Before the next key: a layout effect, which runs in the task of the key that opened the line.
   useLayoutEffect(() => {
     const before = document.activeElement as HTMLElement | null;
@@ -86,7 +87,9 @@ function Open() {
     refreshKinds();
     return () => {
       shown.current = false;
-      before?.focus?.();
+      // After Esc the focus is where it was; after Enter it is on the list, which may be the one that is open already.
+      const list = ran.current ? document.querySelector<HTMLElement>(".table:not(.short)") : before;
+      list?.focus?.({ preventScroll: true });
     };
   }, []);
   const found = choices(text);
@@ -96,6 +99,7 @@ function Open() {
       announce(S.command.unknown(text.trim()), true);
       return;
     }
+    ran.current = true;
     close();
     c.run(namespaceIn(text));
   };

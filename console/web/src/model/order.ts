@@ -15,6 +15,20 @@ export interface Keys {
   key(column: string): ((row: Row) => number | undefined) | undefined;
 }
 
+/** sortFrom reads a sort from an address: the column, with "-" before it when it is descending. */
+export function sortFrom(text: string): Sort {
+  return text.startsWith("-") ? { column: text.slice(1), descending: true } : { column: text, descending: false };
+}
+
+export function sortText(s: Sort): string {
+  return (s.descending ? "-" : "") + s.column;
+}
+
+/** toggled sorts by a column, or the other way round when that is so already. */
+export function toggled(s: Sort, column: string): Sort {
+  return { column, descending: s.column === column && !s.descending };
+}
+
 function byName(a: Row, b: Row): number {
   if (a.ns !== b.ns) return a.ns < b.ns ? -1 : 1;
   return a.name < b.name ? -1 : a.name > b.name ? 1 : 0;

@@ -13,10 +13,11 @@ import { FilterBar, focusFilter } from "../widgets/filterbar";
 import { useKeys } from "../base/keys";
 import { isKind, type Kind, kindById, kinds, label, listPath } from "../api/kinds";
 import { arrange, Listing, now } from "../model/listing";
-import type { Sort } from "../model/order";
+import { listState } from "../model/liststate";
+import { sortFrom, sortText, toggled } from "../model/order";
 import { back, go, hrefOf, namespace, route, setParams } from "../api/route";
 import { S } from "../base/strings";
-import { Empty, moveActive, rowHeight, Table, toggleSort } from "../widgets/table";
+import { Empty, moveActive, rowHeight, Table } from "../widgets/table";
 import { visible } from "../base/text";
 import { selectedRows } from "../model/selection";
 import type { Target } from "../model/target";
@@ -33,35 +34,48 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   const listing = useMemo(() => new Listing(listPath(kind, ns), usageQuery(kind)), []);
   useEffect(() => () => listing.close(), []);
   const source = useSignal(listing);
-  const filter = useComputed(() => route.value.params.filter ?? "");
-  const sort = useSignal<Sort>(sortOf(route.value.params.sort ?? (isKind(kind, "", "events") ? "Last Seen" : "Name")));
-  const first = useRef(route.peek().params.sort ?? sort.peek().column);
-  useSignalEffect(() => {
-    const text = (sort.value.descending ? "-" : "") + sort.value.column;
-    if (text !== first.current) setParams({ sort: text });
-    first.current = text;
+  const isEvents = isKind(kind, "", "events");
+  const state = useMemo(() => listState(kind.id + " " + ns), []);
+  const { active, marks } = state;
+  // The parameters of this list, also in the moment in which another view's address is there already.
+  const own = useRef(route.peek().params);
+  const params = useComputed(() => {
+    const r = route.value;
+    if (r.view === "list" && r.kind === kind.id && (!kind.namespaced || namespace.value === ns)) own.current = r.params;
+    return own.current;
   });
+  const filter = useComputed(() => params.value.filter ?? "");
+  const sorting = useComputed(() => params.value.sort || state.sort || (isEvents ? "Last Seen" : "Name"));
+  const sort = useComputed(() => sortFrom(sorting.value));
+  const wide = useComputed(() => (params.value.wide ?? state.wide) === "1");
+  // What an address does not say is as it was left, and the address says it from then on.
+  useSignalEffect(() => {
+    const { sort: s = "", wide: w = "" } = params.value;
+    if (s) state.sort = s;
+    if (w) state.wide = w;
+    if (state.sort !== s || (state.wide && !w)) setParams({ sort: state.sort, wide: state.wide });
+  });
+  const setSort = (text: string) => setParams({ sort: (state.sort = text) });
+  const setWide = (on: boolean) => setParams({ wide: (state.wide = on ? "1" : "") });
   const usage = useUsage(kind, ns);
   const rows = useMemo(() => {
     const all = arrange(source, filter, sort, undefined, usage);
-    return isKind(kind, "", "events") ? mergeEvents(listing, all) : all;
+    return isEvents ? mergeEvents(listing, all) : all;
   }, []);
-  const wide = useSignal(false);
   const columns = useComputed(() =>
     tableColumns(
       listing.columns.value,
       kind.namespaced && !ns,
       wide.value,
-      isKind(kind, "", "events") ? ["Count"] : [],
+      isEvents ? ["Count"] : [],
       usage.value?.columns(wide.value),
     ),
   );
-  const active = useSignal("");
-  const marks = useSignal<ReadonlySet<string>>(new Set());
 
   // A mark goes with its row: the object that has the name later is another.
   useSignalEffect(() => {
     listing.version.value;
+    if (!listing.synced.value) return;
     const gone = [...marks.peek()].filter((uid) => !listing.rows.has(uid));
     if (gone.length) marks.value = new Set([...marks.peek()].filter((uid) => !gone.includes(uid)));
   });
@@ -69,7 +83,6 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   // Both are of the rows that are shown: no key and no button acts on another.
   const current = (): Row | undefined => rows.value.find((r) => r.uid === active.value);
   const targets = (): Target[] => selectedRows(rows.value, marks.value, active.value).map((r) => ({ kind, ns: r.ns, name: r.name }));
-  const isEvents = isKind(kind, "", "events");
   const href = (r: Row): string => (isEvents && eventObject(listing, r)) || hrefOf(kind, r);
   const open = (r: Row, tab = "") => {
     location.hash = hrefOf(kind, r, tab);
@@ -97,9 +110,9 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     { key: "a", label: S.keys.create, run: () => go({ view: "create", params: { ns } }) },
     { key: "/", label: S.keys.filter, run: focusFilter, hint: true },
     { key: "n", label: S.keys.namespace, run: chooseNamespace, hint: kind.namespaced },
-    { key: "w", label: S.keys.wide, run: () => (wide.value = !wide.value) },
+    { key: "w", label: S.keys.wide, run: () => setWide(!wide.value) },
     { key: "o", label: S.keys.sort, run: () => nextSort() },
-    { key: "O", label: S.keys.reverse, run: () => toggleSort(sort, sort.value.column) },
+    { key: "O", label: S.keys.reverse, run: () => setSort(sortText(toggled(sort.value, sort.value.column))) },
     { key: "Escape", label: S.keys.back, run: () => leave() },
   ]);
 
@@ -113,7 +126,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   }
   function nextSort(): void {
     const names = columns.value.map((c) => c.name);
-    sort.value = { column: names[(names.indexOf(sort.value.column) + 1) % names.length], descending: false };
+    setSort(names[(names.indexOf(sort.value.column) + 1) % names.length]);
   }
   function leave(): void {
     if (marks.value.size) marks.value = new Set();
@@ -199,6 +212,9 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           active={active}
           marks={marks}
           sort={sort}
+          setSort={(s) => setSort(sortText(s))}
+          place={state}
+          whole={listing.synced}
           tick={now}
           linked={isEvents ? "Object" : undefined}
           href={href}
@@ -208,8 +224,4 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
       )}
     </section>
   );
-}
-
-function sortOf(text = "Name"): Sort {
-  return text.startsWith("-") ? { column: text.slice(1), descending: true } : { column: text, descending: false };
 }

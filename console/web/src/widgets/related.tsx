@@ -206,6 +206,7 @@ export function RelatedTable({ relation: r }: { relation: Relation }) {
           active={active}
           marks={marks}
           sort={sort}
+          setSort={(s) => (sort.value = s)}
           tick={now}
           short
           href={(row) => hrefOf(r.kind, row)}

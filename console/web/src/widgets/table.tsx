@@ -7,7 +7,8 @@ import { type ReadonlySignal, type Signal, useComputed, useSignal, useSignalEffe
 import { memo } from "../base/memo";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import type { Row } from "../api/connection";
-import type { Sort } from "../model/order";
+import type { Place } from "../model/liststate";
+import { type Sort, toggled } from "../model/order";
 import { S } from "../base/strings";
 import { visible } from "../base/text";
 import type { TableColumn } from "../model/columns";
@@ -18,7 +19,12 @@ export interface TableProps {
   rows: ReadonlySignal<Row[]>;
   active: Signal<string>;
   marks: Signal<ReadonlySet<string>>;
-  sort?: Signal<Sort>;
+  sort?: ReadonlySignal<Sort>;
+  setSort?(sort: Sort): void;
+  /** place is where the table stood when it was left, and is kept up to date. */
+  place?: Place;
+  /** whole is false as long as rows are missing; the cursor waits for its own. */
+  whole?: ReadonlySignal<boolean>;
   /** tick changes when cells that depend on the time are old. */
   tick: ReadonlySignal<number>;
   href(row: Row): string;
@@ -63,31 +69,44 @@ export function Table(p: TableProps) {
   }, []);
 
   // The row that had the cursor may be gone: the one in its place gets it.
-  const lastIndex = useRef(0);
+  const place = useRef<Place>(p.place ?? { index: 0, top: 0 }).current;
   useSignalEffect(() => {
     const rows = p.rows.value;
+    const whole = p.whole?.value ?? true;
     const at = rows.findIndex((r) => r.uid === p.active.value);
-    if (at >= 0) lastIndex.current = at;
+    if (at >= 0) place.index = at;
     else if (!p.active.value && !p.short) p.active.value = rows[0]?.uid ?? "";
-    else if (rows.length > 0 && p.active.value) p.active.value = rows[Math.min(lastIndex.current, rows.length - 1)].uid;
+    else if (whole && rows.length > 0 && p.active.value) p.active.value = rows[Math.min(place.index, rows.length - 1)].uid;
   });
 
   // Moving the cursor scrolls it into sight; scrolling does not move the cursor.
-  const lastActive = useRef("");
-  useSignalEffect(() => {
-    const uid = p.active.value;
-    if (uid === lastActive.current) return;
-    lastActive.current = uid;
-    const at = p.rows.peek().findIndex((r) => r.uid === uid);
+  const reveal = () => {
+    const at = p.rows.peek().findIndex((r) => r.uid === p.active.peek());
     const el = box.current;
     if (at < 0 || !el) return;
     const h = lineHeight.peek();
     const y = at * h;
     if (y < el.scrollTop) el.scrollTop = y;
     else if (y + h > el.scrollTop + el.clientHeight - h) el.scrollTop = y + 2 * h - el.clientHeight;
+  };
+  const lastActive = useRef("");
+  useSignalEffect(() => {
+    const uid = p.active.value;
+    if (uid === lastActive.current) return;
+    lastActive.current = uid;
+    reveal();
   });
 
   const rows = p.rows.value;
+  // A table that was left is scrolled as it was, once it has its row again.
+  const left = useRef<number | null>(place.top);
+  useLayoutEffect(() => {
+    const el = box.current!;
+    if (left.current === null || !(p.whole?.value || rows.some((r) => r.uid === p.active.peek()))) return;
+    if (left.current) top.value = el.scrollTop = left.current;
+    left.current = null;
+    reveal();
+  });
   const h = lineHeight.value;
   const first = Math.max(0, Math.floor(top.value / h) - OVERSCAN);
   const last = Math.min(rows.length, first + Math.ceil(height.value / h) + 2 * OVERSCAN);
@@ -111,6 +130,7 @@ export function Table(p: TableProps) {
       style={{ "--columns": template.value.columns, "--width": template.value.width, "--line": h + "px" }}
       onScroll={(e) => {
         const y = e.currentTarget.scrollTop;
+        if (left.current === null) place.top = y;
         // Rows are drawn anew only when others come into sight.
         if (Math.abs(y - top.peek()) >= (h * OVERSCAN) / 2 || y === 0) top.value = y;
       }}
@@ -129,7 +149,7 @@ export function Table(p: TableProps) {
             title={visible(c.description)}
           >
             {p.sort ? (
-              <button type="button" tabIndex={-1} onClick={() => toggleSort(p.sort!, c.name)}>
+              <button type="button" tabIndex={-1} onClick={() => p.setSort?.(toggled(p.sort!.value, c.name))}>
                 {visible(c.name)}
                 {p.sort.value.column === c.name && <span aria-hidden="true">{p.sort.value.descending ? " ▾" : " ▴"}</span>}
               </button>
@@ -211,14 +231,9 @@ const Line = memo(
   ["table"],
 );
 
-function ariaSort(sort: Signal<Sort> | undefined, name: string): "ascending" | "descending" | undefined {
+function ariaSort(sort: ReadonlySignal<Sort> | undefined, name: string): "ascending" | "descending" | undefined {
   if (!sort || sort.value.column !== name) return undefined;
   return sort.value.descending ? "descending" : "ascending";
-}
-
-export function toggleSort(sort: Signal<Sort>, column: string): void {
-  const s = sort.value;
-  sort.value = s.column === column ? { column, descending: !s.descending } : { column, descending: false };
 }
 
 /** useTemplate gives each column a width by its text. Widths only grow, so that a change does not move the columns. */
