@@ -27,12 +27,16 @@ export class Expression {
   private length = Infinity;
   private spent = 0;
 
-  constructor(private readonly text: string) {
+  /** flags are more of them than those of a search that does not care for case. */
+  constructor(
+    private readonly text: string,
+    flags = "",
+  ) {
     const length = SIGNS.test(text) ? lengthFor(text) : 0;
     const used = length < SHORTEST ? asItStands(text) : text;
     if (used === text) this.length = length || Infinity;
-    this.one = new RegExp(used, "i");
-    this.all = new RegExp(used, "gi");
+    this.one = new RegExp(used, "i" + flags);
+    this.all = new RegExp(used, "gi" + flags);
   }
 
   test(text: string): boolean {

@@ -87,7 +87,7 @@ export const S = {
     label: "Filter",
     placeholder: "Filter: text, !not, -l app=web",
     plain: "This expression could take for ever: its text is searched for as it stands.",
-    help: "A text or regular expression. “!” before it shows what does not match. “-l app=web,tier!=db” selects by labels.",
+    help: "A text or regular expression. “!” before it shows what does not match. “-l app=web,tier!=db” selects by labels, and a text may follow. “^” and “$” are the ends of a cell; columns that are not shown are not searched.",
   },
 
   keys: {
@@ -144,7 +144,17 @@ export const S = {
     ended: "The server reports no more changes.",
     again: "Read again",
     otherNamespace: "Choose a namespace",
-    noMatch: (filter: string) => `Nothing matches “${filter}”. Esc clears the filter.`,
+    noMatch: (filter: string, parts: { text: string; label: boolean; rows: number; elsewhere: number }[]) => {
+      const found = parts.map(
+        (p) => `${p.label ? p.text : `“${p.text}”`} (${p.rows === 1 ? "1 row" : p.rows ? p.rows + " rows" : "none"})`,
+      );
+      const elsewhere = parts.reduce((n, p) => n + p.elsewhere, 0);
+      return (
+        (parts.length > 1 ? `Nothing matches all of: ${found.join(", ")}.` : `Nothing matches “${filter}”.`) +
+        (elsewhere ? ` ${elsewhere === 1 ? "1 row has" : elsewhere + " rows have"} it in columns that are not shown: w shows them.` : "") +
+        " Esc clears the filter."
+      );
+    },
     none: (what: string, ns: string) => (ns ? `No ${what} in namespace ${ns}.` : `No ${what}.`),
   },
 

@@ -16,6 +16,8 @@ export interface TableColumn {
   /** tone is a class by which the cell is coloured. */
   tone?(row: Row): string;
   numeric?: boolean;
+  /** moving cells change with the time, though the row stays. */
+  moving?: boolean;
 }
 
 /** DURATIONS are columns of durations before the row was sent, that go on. */
@@ -41,6 +43,7 @@ export function tableColumns(
       description: c.description,
       text: textOf(c, i),
       tone: (r) => (c.name === "Ready" && r.cells.includes("Completed") ? "" : toneOfCell(c.name, String(r.cells[i] ?? ""))),
+      moving: c.name === "Age" || DURATIONS.has(c.name),
       numeric: c.type === "integer" || c.type === "number",
     });
   });

@@ -4,7 +4,7 @@
 
 import { batch, computed, signal, type ReadonlySignal } from "@preact/signals";
 import { type Client, type Column, type Message, type Request, type Row, Stream, troubleOf } from "../api/connection";
-import { parseFilter } from "./filter";
+import { type CellsOf, parseFilter } from "./filter";
 import { columnsOf, rowsOf } from "./rows";
 import { S } from "../base/strings";
 import { type Keys, type Sort, sorted } from "./order";
@@ -150,15 +150,16 @@ export class Listing implements Client {
 /** STABLE are columns that never change in an object's life. */
 const STABLE = new Set(["Name", "Age", "Namespace"]);
 
-/** arrange gives a listing's rows that match a filter, sorted. */
+/** arrange gives a listing's rows that match a filter, sorted. The filter looks at some cells, or at all. */
 export function arrange(
   listing: ReadonlySignal<Listing | null>,
   filter: ReadonlySignal<string>,
   sort: ReadonlySignal<Sort>,
   also?: (row: Row) => boolean,
   usage?: ReadonlySignal<Keys | null>,
+  cells?: ReadonlySignal<CellsOf>,
 ): ReadonlySignal<Row[]> {
-  const parsed = computed(() => parseFilter(filter.value));
+  const parsed = computed(() => parseFilter(filter.value, cells?.value));
   // Sorting is apart from filtering, so that typing a filter does not sort again.
   let order: { key: string; from: Listing; members: number; uids: string[] } | null = null;
   const all = computed(() => {

@@ -8,6 +8,7 @@ import { eventObject, mergeEvents } from "../model/events";
 import { ACTIONS, perform, whyOff } from "../actions/actions";
 import { chooseNamespace } from "../actions/namespaces";
 import { tableColumns } from "../model/columns";
+import { type CellsOf, cellsOf, missing, parseFilter } from "../model/filter";
 import type { Row } from "../api/connection";
 import { FilterBar, focusFilter } from "../widgets/filterbar";
 import { useKeys } from "../base/keys";
@@ -15,6 +16,7 @@ import { isKind, type Kind, kindById, kinds, label, listPath } from "../api/kind
 import { arrange, Listing, now } from "../model/listing";
 import { listState } from "../model/liststate";
 import { sortFrom, sortText, toggled } from "../model/order";
+import { hasMap } from "../model/mapped";
 import { back, go, hrefOf, namespace, route, setParams } from "../api/route";
 import { S } from "../base/strings";
 import { Empty, moveActive, rowHeight, Table } from "../widgets/table";
@@ -58,10 +60,6 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   const setSort = (text: string) => setParams({ sort: (state.sort = text) });
   const setWide = (on: boolean) => setParams({ wide: (state.wide = on ? "1" : "") });
   const usage = useUsage(kind, ns);
-  const rows = useMemo(() => {
-    const all = arrange(source, filter, sort, undefined, usage);
-    return isEvents ? mergeEvents(listing, all) : all;
-  }, []);
   const columns = useComputed(() =>
     tableColumns(
       listing.columns.value,
@@ -71,6 +69,11 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
       usage.value?.columns(wide.value),
     ),
   );
+  const cells = useComputed(() => cellsOf(columns.value));
+  const rows = useMemo(() => {
+    const all = arrange(source, filter, sort, undefined, usage, cells);
+    return isEvents ? mergeEvents(listing, all) : all;
+  }, []);
 
   // A mark goes with its row: the object that has the name later is another.
   useSignalEffect(() => {
@@ -91,6 +94,10 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     const r = current();
     if (r) open(r, tab);
   };
+  const openMap = () => {
+    const r = current();
+    if (r) go({ view: "map", kind: kind.id, ns: r.ns, name: r.name });
+  };
   const move = (by: number) => moveActive({ rows, active }, by);
   const page = () => Math.max(1, Math.floor((window.innerHeight - 160) / rowHeight()));
   const actions = ACTIONS.filter((a) => a.applies(kind));
@@ -105,6 +112,8 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     { key: "Enter", label: S.keys.open, run: () => current() && (location.hash = href(current()!)), hint: true },
     { key: "d", label: S.keys.details, run: () => openCurrent(), hint: true },
     { key: "y", label: S.keys.yaml, run: () => openCurrent("yaml"), hint: true },
+    ...(isEvents ? [] : [{ key: "v", label: S.keys.events, run: () => openCurrent("events"), hint: true }]),
+    ...(hasMap(kind) ? [{ key: "m", label: S.views.map, run: () => openMap(), hint: true }] : []),
     ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, targets()) })),
     { key: "Space", label: S.keys.mark, run: () => mark(), hint: true },
     { key: "a", label: S.keys.create, run: () => go({ view: "create", params: { ns } }) },
@@ -203,7 +212,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           </div>
         </div>
       ) : listing.synced.value && n === 0 ? (
-        <Empty text={filter.value ? S.list.noMatch(filter.value) : S.list.none(label(kind), ns)} />
+        <Empty text={filter.value ? noMatch(filter.value, listing, cells.value) : S.list.none(label(kind), ns)} />
       ) : (
         <Table
           label={label(kind)}
@@ -224,4 +233,10 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
       )}
     </section>
   );
+}
+
+/** noMatch says which part of a filter no row meets. */
+function noMatch(text: string, listing: Listing, cells: CellsOf): string {
+  const parts = missing(parseFilter(text, cells), [...listing.rows.values()], parseFilter(text));
+  return S.list.noMatch(text, parts);
 }

@@ -1,0 +1,305 @@
+//go:build e2e
+
+// SPDX-License-Identifier: Apache-2.0
+
+package console
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp/kb"
+)
+
+// quiet is a namespace of objects that start nothing.
+const quiet = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: quiet}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: many}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: quiet, labels: {app: web, tier: front}}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: web}}
+  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: box, image: none.example/none}]}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: old-web, namespace: quiet, labels: {app: web}}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: old}}
+  template: {metadata: {labels: {app: old}}, spec: {containers: [{name: box, image: none.example/none}]}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: db, namespace: quiet, labels: {app: db}}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: db}}
+  template: {metadata: {labels: {app: db}}, spec: {containers: [{name: box, image: none.example/none}]}}
+`
+
+// cursor is the name at the cursor of a list, and how far it is scrolled.
+func (p *page) cursor() string {
+	p.T.Helper()
+	return eval[string](p, `{ const t = document.querySelector(".table"), a = document.querySelector(".table .line.active a");
+  t && a ? a.textContent + " at " + Math.round(t.scrollTop) : "" }`)
+}
+
+// off is why each button of a list's actions is off.
+func (p *page) off() []string {
+	p.T.Helper()
+	return eval[[]string](p, `[...document.querySelectorAll(".tools button")].filter((b) => b.ariaDisabled === "true").map((b) => b.title)`)
+}
+
+// quietly fails when a key has asked or opened something.
+func (p *page) quietly(key string) {
+	p.T.Helper()
+	if eval[bool](p, `!!document.querySelector("dialog")`) || !strings.HasPrefix(eval[string](p, `location.hash`), "#/list/") {
+		p.fail("%q does something", key)
+	}
+}
+
+// TestListIsWhatIsSeen: keys and buttons of a list act on rows that are shown, and the list is found again as it was
+// left.
+func TestListIsWhatIsSeen(t *testing.T) {
+	k := newServer(t)
+	objects := quiet
+	for i := range 60 {
+		objects += fmt.Sprintf("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: row-%02d, namespace: many}\n", i)
+	}
+	for _, name := range []string{"a", "b", "c", "d"} {
+		objects += fmt.Sprintf("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: victim-%s, namespace: quiet}\ndata: {a: b}\n", name)
+	}
+	k.Apply(objects)
+	p := newBrowser(t, k.Machine.Site).admin(k)
+	for _, part := range []struct {
+		name string
+		run  func(p *page)
+	}{
+		{"no row shown", noRowShown},
+		{"marks that a filter hides", hiddenMarks},
+		{"one object at a time", oneAtATime},
+		{"a row that goes", func(p *page) {
+			p.list("cm quiet")
+			p.only("victim-d")
+			p.keys("x")
+			p.shows("kubectl delete configmap victim-d")
+			k.Kubectl("-n", "quiet", "delete", "configmap", "victim-d")
+			p.until("the row has gone", func(string) bool { return eval[bool](p, `!document.querySelector(".table .line")`) })
+			p.shows("kubectl delete configmap victim-d")
+			p.keys(kb.Escape)
+		}},
+		{"the cursor stays", cursorStays},
+		{"sort and columns are in the address", sortInAddress},
+		{"the focus after the line of commands", focusAfterCommand},
+		{"the filter is what is seen", filterIsSeen},
+		{"map and events", mapAndEvents},
+		{"the foot", foot},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			p.T = t
+			eval[any](p, `document.querySelector("dialog")?.dispatchEvent(new Event("cancel", {cancelable: true})); document.activeElement?.blur(); location.hash = "#/"`)
+			p.shows("nodes ready")
+			part.run(p)
+		})
+	}
+	p.T = t
+	p.saysNothing()
+}
+
+func noRowShown(p *page) {
+	for _, list := range []string{"cm quiet", "deploy quiet"} {
+		p.list(list)
+		p.keys("j", "/", "nothing-like-this", kb.Enter)
+		p.shows("Nothing matches")
+		off := p.off()
+		buttons := eval[int](p, `document.querySelectorAll(".tools button").length`)
+		if len(off) == 0 || len(off) != buttons || slices.ContainsFunc(off, func(why string) bool { return !strings.Contains(why, "Nothing is selected") }) {
+			p.T.Errorf("of %d buttons of %s over no row, those that are off say %q", buttons, list, off)
+		}
+		for _, key := range []string{"x", "e", "S", "R"} {
+			if list == "cm quiet" && strings.Contains("SR", key) {
+				continue
+			}
+			eval[any](p, `document.querySelectorAll(".message button").forEach((b) => b.click())`)
+			p.without("Nothing is selected")
+			p.keys(key)
+			p.shows("Nothing is selected")
+			p.quietly(key)
+		}
+		for _, key := range []string{"d", "y", kb.Enter, " "} {
+			p.keys(key)
+			p.quietly(key)
+		}
+		p.keys(kb.Escape)
+		p.without("Nothing matches")
+	}
+}
+
+func hiddenMarks(p *page) {
+	p.list("cm quiet")
+	p.keys("/", "victim", kb.Enter)
+	p.without("kube-root-ca")
+	p.keys("g", "  ")
+	p.shows("2 marked")
+	p.keys("/")
+	p.focused("#filter")
+	p.ctrl('a')
+	p.keys("victim-c", kb.Enter)
+	p.shows("2 marked, 2 hidden by the filter")
+	p.keys("x")
+	p.shows("Nothing is selected")
+	p.quietly("x")
+	p.keys("/")
+	p.focused("#filter")
+	p.ctrl('a')
+	p.keys("victim-[bc]", kb.Enter)
+	p.shows("2 marked, 1 hidden by the filter")
+	p.keys("x")
+	p.shows("kubectl delete configmap victim-b")
+	p.without("configmap victim-a", "victim-b victim-c")
+	p.keys(kb.Escape)
+	p.until("no question", func(string) bool { return eval[bool](p, `!document.querySelector("dialog")`) })
+	p.keys(kb.Escape)
+	p.without("marked")
+}
+
+func oneAtATime(p *page) {
+	p.list("cm quiet")
+	p.keys("g", "  ")
+	p.shows("2 marked")
+	p.keys("e")
+	p.shows("One object at a time")
+	p.quietly("e")
+	if off := p.off(); len(off) != 1 || !strings.Contains(off[0], "One object at a time") {
+		p.T.Errorf("with two rows marked, the buttons that are off say %q", off)
+	}
+	p.keys(kb.Escape)
+}
+
+func cursorStays(p *page) {
+	p.list("cm many")
+	p.shows("row-00")
+	p.keys("g", strings.Repeat("j", 40), " ")
+	p.until("the cursor is far down", func(string) bool { return !strings.HasSuffix(p.cursor(), " at 0") })
+	there := p.cursor()
+	same := func() {
+		p.T.Helper()
+		p.until("the cursor is again at "+there, func(string) bool { return p.cursor() == there })
+		p.shows("1 marked")
+	}
+	p.details()
+	p.back()
+	same()
+	p.details()
+	eval[any](p, `history.back()`)
+	same()
+	p.list("cm quiet")
+	p.shows("victim-a")
+	p.list("cm many")
+	same()
+	p.keys(kb.Escape)
+	p.without("1 marked")
+}
+
+func sortInAddress(p *page) {
+	p.list("cm many")
+	p.keys("O", "w")
+	p.until("the address has the order and the columns", func(string) bool {
+		return eval[bool](p, `/sort=-Name/.test(location.hash) && /wide=1/.test(location.hash)`)
+	})
+	eval[any](p, `location.hash = location.hash.replace("sort=-Name", "sort=Age")`)
+	sorted := func(column, order string) {
+		p.T.Helper()
+		p.until("the list is sorted by "+column, func(string) bool {
+			return eval[bool](p, fmt.Sprintf(`document.querySelector(".table [aria-sort=%s]")?.innerText.startsWith(%q) ?? false`, order, column))
+		})
+	}
+	sorted("Age", "ascending")
+	p.list("cm quiet")
+	sorted("Name", "ascending")
+	p.list("cm many")
+	sorted("Age", "ascending")
+	p.until("the address has the order and the columns again", func(string) bool {
+		return eval[bool](p, `/sort=Age/.test(location.hash) && /wide=1/.test(location.hash)`)
+	})
+}
+
+func focusAfterCommand(p *page) {
+	for _, list := range []string{"cm quiet", "cm quiet", "cm many"} {
+		eval[any](p, `document.querySelector("nav a").focus()`)
+		p.list(list)
+		p.focused(".table")
+	}
+	eval[any](p, `document.querySelector("nav a").focus()`)
+	p.keys(":")
+	p.focused(".command-bar input")
+	p.keys(kb.Escape)
+	p.focused("nav a")
+}
+
+func filterIsSeen(p *page) {
+	p.list("deploy quiet")
+	for _, f := range []struct{ filter, names string }{
+		{"^web", "web"},
+		{"web$", "old-web web"},
+		{"-l app=web old", "old-web"},
+		{"-l app=web,tier ^w", "web"},
+	} {
+		p.keys("/")
+		p.focused("#filter")
+		p.ctrl('a')
+		p.keys(f.filter, kb.Enter)
+		p.until(f.filter+" leaves "+f.names, func(string) bool {
+			return eval[string](p, `[...document.querySelectorAll(".table .line a")].map((a) => a.textContent).join(" ")`) == f.names
+		})
+	}
+	p.keys("/")
+	p.focused("#filter")
+	p.ctrl('a')
+	p.keys("-l app=web,tier=none db", kb.Enter)
+	p.shows("app=web (2 rows)", "tier=none (none)", "“db” (1 row)")
+	p.keys(kb.Escape)
+	// What is not shown is not searched, and the page says so.
+	p.keys("/", "none.example", kb.Enter)
+	p.shows("in columns that are not shown")
+	p.keys("w")
+	p.shows("old-web", "none.example/none")
+	p.keys("w", kb.Escape)
+}
+
+func mapAndEvents(p *page) {
+	p.list("deploy quiet")
+	p.only("old-web")
+	p.keys("m")
+	p.until("the map is there", func(string) bool { return strings.HasPrefix(eval[string](p, `location.hash`), "#/map/deployments") })
+	p.back()
+	p.keys("v")
+	p.until("the events are there", func(string) bool {
+		return eval[bool](p, `location.hash.startsWith("#/object/") && location.hash.includes("old-web?tab=events")`)
+	})
+	p.back()
+}
+
+func foot(p *page) {
+	p.size(1024, 768)
+	defer p.size(1280, 800)
+	for _, list := range []string{"deploy quiet", "cm quiet"} {
+		p.list(list)
+		p.until("the foot names the first keys", func(string) bool {
+			keys := eval[[]string](p, `{ const foot = document.querySelector("footer").getBoundingClientRect();
+  [...document.querySelectorAll("footer button")].filter((b) => { const r = b.getBoundingClientRect(); return r.bottom <= foot.bottom + 1 && r.right <= foot.right }).map((b) => b.querySelector("kbd").textContent) }`)
+			return len(keys) >= 4 && slices.Equal(keys[:4], []string{"?", ":", "/", "n"})
+		})
+	}
+}
