@@ -11,7 +11,7 @@ import { closeDialog, DialogHost, show } from "../widgets/dialog";
 import { dropAllDrafts } from "../model/drafts";
 import { forgetForwards, forwards, readForwards } from "../model/forwards";
 import { Help } from "./help";
-import { layers, useKeys } from "../base/keys";
+import { type Binding, layers, useKeys } from "../base/keys";
 import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "../api/kinds";
 import { ListView } from "../views/listview";
 import { LoginPage } from "../views/login";
@@ -245,8 +245,15 @@ function ConnectionState() {
   );
 }
 
+/** FIRST are the keys that lead to all others: what does not fit at the foot is never one of them. */
+const FIRST = ["?", ":", "/", "n"];
+
 function Hints() {
-  const shown = new Map<string, { key: string; label: string; run(): void }>();
+  const shown = new Map<string, Binding>();
+  for (const key of FIRST) {
+    const b = layers.value.flatMap((l) => l.bindings).findLast((x) => x.key === key);
+    if (b && (b.hint || key === "n")) shown.set(key, b);
+  }
   for (const layer of [...layers.value].reverse()) for (const b of layer.bindings) if (b.hint && !shown.has(b.key)) shown.set(b.key, b);
   return (
     <footer aria-label={S.help.title}>
