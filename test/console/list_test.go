@@ -46,6 +46,11 @@ spec:
   replicas: 0
   selector: {matchLabels: {app: db}}
   template: {metadata: {labels: {app: db}}, spec: {containers: [{name: box, image: none.example/none}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: waits, namespace: quiet}
+spec: {nodeSelector: {disk: none}, containers: [{name: box, image: none.example/none}]}
 `
 
 // cursor is the name at the cursor of a list, and how far it is scrolled.
@@ -104,6 +109,9 @@ func TestListIsWhatIsSeen(t *testing.T) {
 		{"the focus after the line of commands", focusAfterCommand},
 		{"the filter is what is seen", filterIsSeen},
 		{"map and events", mapAndEvents},
+		{"names are copied", namesCopied},
+		{"the actions that fit", actionsThatFit},
+		{"the widths of columns", widths},
 		{"the foot", foot},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -284,6 +292,7 @@ func mapAndEvents(p *page) {
 	p.keys("m")
 	p.until("the map is there", func(string) bool { return strings.HasPrefix(eval[string](p, `location.hash`), "#/map/deployments") })
 	p.back()
+	p.until("the cursor is in the list", func(string) bool { return strings.HasPrefix(p.cursor(), "old-web ") })
 	p.keys("v")
 	p.until("the events are there", func(string) bool {
 		return eval[bool](p, `location.hash.startsWith("#/object/") && location.hash.includes("old-web?tab=events")`)
@@ -302,4 +311,63 @@ func foot(p *page) {
 			return len(keys) >= 4 && slices.Equal(keys[:4], []string{"?", ":", "/", "n"})
 		})
 	}
+}
+
+func namesCopied(p *page) {
+	// What the page puts into the clipboard: a browser without a screen may have none.
+	eval[any](p, `navigator.clipboard.writeText = async (text) => { window.__copied = text }; undefined`)
+	p.list("cm quiet")
+	p.only("victim-b")
+	p.keys("c")
+	p.until("the name is copied", func(string) bool { return eval[string](p, `window.__copied ?? ""`) == "victim-b" })
+	p.keys(kb.Escape, "/", "victim-[ab]", kb.Enter)
+	p.until("two rows", func(string) bool { return eval[int](p, `document.querySelectorAll(".table .line").length`) == 2 })
+	p.keys("g", "  ", "c")
+	p.until("both names are copied", func(string) bool { return eval[string](p, `window.__copied`) == "victim-a\nvictim-b" })
+	p.keys(kb.Escape)
+}
+
+func actionsThatFit(p *page) {
+	first := func() string {
+		return eval[string](p, `[...document.querySelectorAll(".tools > button")].map((b) => b.textContent).join(" ")`)
+	}
+	p.list("po quiet")
+	p.only("waits")
+	p.until("a pod that waits has its events and its YAML", func(string) bool { return first() == "Events Edit Delete" })
+	p.keys(".")
+	p.focused(".menu [role=menuitem]")
+	p.shot("menu")
+	if text := eval[string](p, `document.querySelector(".menu").innerText`); !strings.Contains(text, "Shell") || strings.Contains(text, "Delete") {
+		p.T.Errorf("the menu has %q", text)
+	}
+	p.keys(kb.Escape)
+	p.until("the menu is closed", func(string) bool { return eval[bool](p, `!!document.querySelector(".menu").hidden`) })
+	p.focused(".tools [aria-haspopup=menu]")
+	p.keys(kb.Enter)
+	p.focused(".menu [role=menuitem]")
+	for range 20 {
+		if eval[bool](p, `document.activeElement.textContent.startsWith("Forward")`) {
+			break
+		}
+		p.keys(kb.ArrowDown)
+	}
+	p.keys(kb.Enter)
+	p.shows("Forward a port of waits")
+	p.keys(kb.Escape)
+	p.details()
+	p.until("its page has the same", func(string) bool { return first() == "Edit Delete" })
+	p.back()
+	p.list("deploy quiet")
+	p.until("a workload has its own", func(string) bool { return first() == "Logs Scale Restart Delete" })
+}
+
+// widths: an event's message gets the room, and names are no wider than they are where others need it.
+func widths(p *page) {
+	p.list("events quiet")
+	p.shows("FailedScheduling")
+	p.until("the message is the widest", func(string) bool {
+		return eval[bool](p, `{ const wide = Object.fromEntries([...document.querySelectorAll(".table .head > *")].map((c) => [c.textContent.replace(/ .$/, ""), c.getBoundingClientRect()]));
+  wide.Message.width > 0.45 * document.querySelector(".table").clientWidth && wide.Message.right <= window.innerWidth + 1 }`)
+	})
+	p.shot("events")
 }

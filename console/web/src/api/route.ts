@@ -74,6 +74,7 @@ window.addEventListener("hashchange", () => {
   depth++;
   clearTimeout(writing);
   writing = undefined;
+  shown = location.hash;
   const next = parse(location.hash);
   own = location.hash === expected ? next : null;
   expected = "";
@@ -103,11 +104,16 @@ export function back(): void {
 }
 
 let writing: ReturnType<typeof setTimeout> | undefined;
+/** shown is the address of the view that is shown. */
+let shown = location.hash;
 
 function writeAddress(): void {
   clearTimeout(writing);
   writing = undefined;
+  // Another address is on its way: its event has not come yet.
+  if (location.hash !== shown) return;
   history.replaceState(null, "", format(route.value));
+  shown = location.hash;
 }
 
 /** setParams changes parameters of this view without a new entry in the history. */
