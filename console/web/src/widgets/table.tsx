@@ -12,6 +12,7 @@ import { type Sort, toggled } from "../model/order";
 import { S } from "../base/strings";
 import { visible } from "../base/text";
 import type { TableColumn } from "../model/columns";
+import { LONGEST, tracksOf } from "../model/widths";
 
 export interface TableProps {
   label: string;
@@ -242,17 +243,15 @@ function useTemplate(p: TableProps): ReadonlySignal<{ columns: string; width: st
   return useComputed(() => {
     const rows = p.rows.value;
     const step = Math.max(1, Math.floor(rows.length / 120));
-    let total = 0;
     const columns = p.columns.value.map((c) => {
-      let w = Math.max(widths.current.get(c.name) ?? 0, c.name.length + 2);
-      for (let i = 0; i < rows.length; i += step) w = Math.max(w, Math.min(60, c.text(rows[i]).length + 1));
-      widths.current.set(c.name, w);
-      const least = c.name === (p.linked ?? "Name") || w > 30 ? Math.min(w, 24) : w;
-      total += least;
-      return `minmax(${least}ch, ${w}fr)`;
+      let text = Math.max(widths.current.get(c.name) ?? 0, c.name.length + 2);
+      for (let i = 0; i < rows.length; i += step) text = Math.max(text, Math.min(LONGEST, c.text(rows[i]).length + 1));
+      widths.current.set(c.name, text);
+      return { name: c.name, text };
     });
+    const { tracks, least } = tracksOf(columns, p.linked ?? "Name");
     // The head and each row are grids of their own: a width that does not depend on their text keeps them in line.
-    return { columns: columns.join(" "), width: `calc(${total}ch + ${columns.length * 12 + 12}px)` };
+    return { columns: tracks, width: `calc(${least}ch + ${columns.length * 12 + 12}px)` };
   });
 }
 
