@@ -106,6 +106,8 @@ export const S = {
     filter: "Filter",
     namespace: "Namespace",
     wide: "All columns",
+    copyName: "Copy the name",
+    more: "More actions",
     sort: "Sort by the next column",
     reverse: "Reverse the order",
     back: "Back",

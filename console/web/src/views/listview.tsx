@@ -4,8 +4,10 @@
 
 import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
+import { announce } from "../base/announce";
 import { eventObject, mergeEvents } from "../model/events";
-import { ACTIONS, perform, whyOff } from "../actions/actions";
+import { ACTIONS, perform } from "../actions/actions";
+import { Toolbar } from "../actions/toolbar";
 import { chooseNamespace } from "../actions/namespaces";
 import { tableColumns } from "../model/columns";
 import { type CellsOf, cellsOf, missing, parseFilter } from "../model/filter";
@@ -24,6 +26,8 @@ import { visible } from "../base/text";
 import { selectedRows } from "../model/selection";
 import type { Target } from "../model/target";
 import { usageQuery, useUsage } from "../model/useusage";
+import { stateOfRow } from "../model/toolbar";
+import { copy } from "../base/clipboard";
 
 export function ListView() {
   const k = kindById(route.value.kind);
@@ -101,6 +105,10 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   const move = (by: number) => moveActive({ rows, active }, by);
   const page = () => Math.max(1, Math.floor((window.innerHeight - 160) / rowHeight()));
   const actions = ACTIONS.filter((a) => a.applies(kind));
+  const more = [
+    ...(isEvents ? [] : [{ id: "events", key: "v", label: S.keys.events, run: () => openCurrent("events") }]),
+    ...(hasMap(kind) ? [{ id: "map", key: "m", label: S.views.map, run: () => openMap() }] : []),
+  ];
 
   useKeys([
     { key: "j ArrowDown", label: S.keys.down, run: () => move(1) },
@@ -112,19 +120,24 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     { key: "Enter", label: S.keys.open, run: () => current() && (location.hash = href(current()!)), hint: true },
     { key: "d", label: S.keys.details, run: () => openCurrent(), hint: true },
     { key: "y", label: S.keys.yaml, run: () => openCurrent("yaml"), hint: true },
-    ...(isEvents ? [] : [{ key: "v", label: S.keys.events, run: () => openCurrent("events"), hint: true }]),
-    ...(hasMap(kind) ? [{ key: "m", label: S.views.map, run: () => openMap(), hint: true }] : []),
+    ...more.map((m) => ({ ...m, hint: true })),
     ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, targets()) })),
     { key: "Space", label: S.keys.mark, run: () => mark(), hint: true },
     { key: "a", label: S.keys.create, run: () => go({ view: "create", params: { ns } }) },
     { key: "/", label: S.keys.filter, run: focusFilter, hint: true },
     { key: "n", label: S.keys.namespace, run: chooseNamespace, hint: kind.namespaced },
+    { key: "c", label: S.keys.copyName, run: () => void copyNames() },
     { key: "w", label: S.keys.wide, run: () => setWide(!wide.value) },
     { key: "o", label: S.keys.sort, run: () => nextSort() },
     { key: "O", label: S.keys.reverse, run: () => setSort(sortText(toggled(sort.value, sort.value.column))) },
     { key: "Escape", label: S.keys.back, run: () => leave() },
   ]);
 
+  async function copyNames(): Promise<void> {
+    const names = targets().map((t) => t.name);
+    if (names.length) await copy(names.join("\n"));
+    else announce(S.nothingSelected);
+  }
   function mark(): void {
     const r = current();
     if (!r) return;
@@ -151,6 +164,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   const error = listing.error.value;
   const n = rows.value.length;
   const selected = targets();
+  const selectedRow = selectedRows(rows.value, marks.value, active.value)[0];
   const hidden = marks.value.size && marks.value.size - selected.length;
   const all = useComputed(() => (listing.version.value, listing.rows.size));
   return (
@@ -163,23 +177,13 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           </span>
         </h1>
         <FilterBar />
-        <div class="tools">
-          {actions.map((a) => {
-            const why = whyOff(a, selected);
-            return (
-              <button
-                key={a.id}
-                type="button"
-                class={a.danger ? "danger" : ""}
-                aria-disabled={!!why}
-                title={why || `${a.label} (${a.key.split(" ")[0]})`}
-                onClick={() => perform(a, targets())}
-              >
-                {a.label}
-              </button>
-            );
-          })}
-        </div>
+        <Toolbar
+          kind={kind}
+          actions={actions}
+          targets={selected}
+          state={selectedRow ? stateOfRow((column) => cellOf(listing, selectedRow, column)) : null}
+          more={more}
+        />
       </div>
       {marks.value.size > 0 && <p class="note">{S.list.marked(marks.value.size, hidden)}</p>}
       {listing.trouble.value && (
@@ -239,4 +243,8 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
 function noMatch(text: string, listing: Listing, cells: CellsOf): string {
   const parts = missing(parseFilter(text, cells), [...listing.rows.values()], parseFilter(text));
   return S.list.noMatch(text, parts);
+}
+
+function cellOf(listing: Listing, row: Row, column: string): string {
+  return String(row.cells[listing.columns.value.findIndex((c) => c.name === column)] ?? "");
 }

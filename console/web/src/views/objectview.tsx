@@ -5,6 +5,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { ACTIONS, perform } from "../actions/actions";
+import { Toolbar } from "../actions/toolbar";
 import { containersOf, factsOf } from "../model/facts";
 import { useKeys } from "../base/keys";
 import { isKind, type Kind, kindById, kinds, label, objectPath } from "../api/kinds";
@@ -18,6 +19,7 @@ import { S } from "../base/strings";
 import { Empty } from "../widgets/table";
 import { age, visible, visibleLines } from "../base/text";
 import type { Target } from "../model/target";
+import { stateOfObject } from "../model/toolbar";
 import { copy } from "../base/clipboard";
 import { useObject } from "../model/useobject";
 
@@ -41,6 +43,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
   const tab = route.value.params.tab ?? "details";
   const target: Target = { kind, ns, name, object: object ?? undefined };
   const actions = ACTIONS.filter((a) => a.applies(kind));
+  const map = hasMap(kind) ? [{ id: "map", key: "m", label: S.views.map, run: () => go({ view: "map", kind: kind.id, ns, name }) }] : [];
   const setTab = (t: string) => setParams({ tab: t === "details" ? "" : t });
 
   useKeys([
@@ -48,7 +51,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
     { key: "y", label: S.keys.yaml, run: () => setTab("yaml"), hint: true },
     { key: "v", label: S.keys.events, run: () => setTab("events"), hint: true },
     ...actions.map((a) => ({ key: a.key, label: a.label, hint: true, run: () => perform(a, [target]) })),
-    ...(hasMap(kind) ? [{ key: "m", label: S.views.map, run: () => go({ view: "map", kind: kind.id, ns, name }), hint: true }] : []),
+    ...map.map((m) => ({ ...m, hint: true })),
     { key: "c", label: S.keys.copy, run: () => void copy(yaml), hint: tab === "yaml" },
     { key: "Escape", label: S.keys.back, run: back, hint: true },
   ]);
@@ -66,28 +69,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
           {ns && <span class="faint">{visible(ns)}/</span>}
           <span class="name">{visible(name)}</span>
         </h1>
-        <div class="tools">
-          {hasMap(kind) && (
-            <button type="button" title={`${S.views.map} (m)`} onClick={() => go({ view: "map", kind: kind.id, ns, name })}>
-              {S.views.map}
-            </button>
-          )}
-          {actions.map((a) => {
-            const why = a.refused(target);
-            return (
-              <button
-                key={a.id}
-                type="button"
-                class={a.danger ? "danger" : ""}
-                aria-disabled={!!why}
-                title={why || `${a.label} (${a.key.split(" ")[0]})`}
-                onClick={() => perform(a, [target])}
-              >
-                {a.label}
-              </button>
-            );
-          })}
-        </div>
+        <Toolbar kind={kind} actions={actions} targets={[target]} state={object && stateOfObject(object)} more={map} />
       </div>
       <div class="tabs" role="tablist">
         {TABS.map((t) => (
