@@ -65,13 +65,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   const setWide = (on: boolean) => setParams({ wide: (state.wide = on ? "1" : "") });
   const usage = useUsage(kind, ns);
   const columns = useComputed(() =>
-    tableColumns(
-      listing.columns.value,
-      kind.namespaced && !ns,
-      wide.value,
-      isEvents ? ["Count"] : [],
-      usage.value?.columns(wide.value),
-    ),
+    tableColumns(listing.columns.value, kind.namespaced && !ns, wide.value, isEvents ? ["Count"] : [], usage.value?.columns(wide.value)),
   );
   const cells = useComputed(() => cellsOf(columns.value));
   const rows = useMemo(() => {
