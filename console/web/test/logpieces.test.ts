@@ -5,11 +5,11 @@ import test from "node:test";
 import { type LogLine, LogLines, timeKey } from "../src/model/loglines";
 import { type Cut, Pieces } from "../src/model/logpieces";
 
-const source = { pod: "p", container: "c", color: 0 };
+const source = { number: 1, pod: "p", container: "c", color: 0, job: "" };
 
 function line(second: number, text: string): LogLine {
   const at = `2026-01-01T00:00:00.${String(second).padStart(9, "0")}Z`;
-  return { key: timeKey(at), at, text, source, shown: undefined, words: undefined };
+  return { key: timeKey(at), at, text, source, shown: undefined, words: undefined, head: null, level: -1 };
 }
 
 /** cutOf shows lines that have a text, and counts the looks at lines. */
@@ -20,7 +20,9 @@ function cutOf(filter: string, width = Infinity): Cut & { looks: number } {
       this.looks++;
       return l.text;
     },
-    keep: (_, text) => text.includes(filter),
+    keep: () => true,
+    match: (text) => text.includes(filter),
+    only: true,
     room: () => width,
     width,
   };
@@ -57,13 +59,15 @@ test("any order of lines and filters gives what a new look at all of them gives"
   let cut = cutOf("");
   for (let round = 0; round < 300; round++) {
     log.add(Array.from({ length: random(50) }, () => line(round * 50 + random(200), "ab".repeat(random(30)) + " " + random(100))));
-    if (random(10) === 0) cut = cutOf(String(random(10)), random(2) ? Infinity : 20 + random(40));
+    if (random(10) === 0) cut = { ...cutOf(String(random(10)), random(2) ? Infinity : 20 + random(40)), only: random(2) === 0 };
     if (random(40) === 0) log.remove((l) => l.text.endsWith("7"));
     if (random(3) === 0) continue;
     const shown = pieces.update(log, cut);
     const keys = log.lines.map((l) => l.key);
     assert.deepEqual(keys, [...keys].sort());
-    assert.deepEqual(texts(shown.pieces), texts(new Pieces().update(Object.assign(new LogLines(), log, { changed: 0 }), cut).pieces));
+    const anew = new Pieces().update(Object.assign(new LogLines(), log, { changed: 0 }), cut);
+    assert.deepEqual(texts(shown.pieces), texts(anew.pieces));
+    assert.deepEqual(texts(shown.hits), texts(anew.hits));
     for (const p of shown.pieces) assert.equal(log.lines[p.place - log.dropped], p.line);
   }
 });
@@ -88,4 +92,16 @@ test("lines of the same time stay as they came", () => {
     log.lines.map((l) => l.text),
     ["a", "b", "d", "c", "e"],
   );
+});
+
+test("matches are counted among all lines", () => {
+  const log = new LogLines(10);
+  const pieces = new Pieces();
+  const cut: Cut = { ...cutOf("x"), only: false };
+  log.add([line(1, "x1"), line(2, "y"), line(3, "x3")]);
+  const shown = pieces.update(log, cut);
+  assert.deepEqual(texts(shown.pieces), ["x1", "y", "x3"]);
+  assert.deepEqual(texts(shown.hits), ["x1", "x3"]);
+  log.add(Array.from({ length: 8 }, (_, i) => line(4 + i, i ? "y" : "x4")));
+  assert.deepEqual(texts(pieces.update(log, cut).hits), ["x3", "x4"]);
 });

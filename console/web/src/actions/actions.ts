@@ -11,7 +11,7 @@ import { refusal } from "../api/permissions";
 import { go } from "../api/route";
 import { session } from "../api/session";
 import { S } from "../base/strings";
-import type { Target } from "../model/target";
+import { MAX_LOGS, type Target } from "../model/target";
 import { openDialog } from "./dialogs";
 
 export interface Action {
@@ -50,8 +50,8 @@ export const ACTIONS: Action[] = [
     label: S.action.logs,
     applies: hasLogs,
     refused: (t) => (isKind(t.kind, "", "pods") ? refusal("get", t.kind, t.ns, t.name, "log") : ""),
-    many: false,
-    run: ([t]) => go({ view: "logs", kind: t.kind.id, ns: t.ns, name: t.name }),
+    many: true,
+    run: (targets) => openLogs(targets),
   },
   {
     id: "previous",
@@ -59,8 +59,8 @@ export const ACTIONS: Action[] = [
     label: S.action.previous,
     applies: (k) => isKind(k, "", "pods"),
     refused: (t) => refusal("get", t.kind, t.ns, t.name, "log"),
-    many: false,
-    run: ([t]) => go({ view: "logs", kind: t.kind.id, ns: t.ns, name: t.name, params: { previous: "1" } }),
+    many: true,
+    run: (targets) => openLogs(targets, { previous: "1" }),
   },
   {
     id: "shell",
@@ -220,11 +220,19 @@ export const ACTIONS: Action[] = [
   },
 ];
 
+/** openLogs shows the logs of all that are marked as one; the address names them. */
+function openLogs(targets: Target[], params: Record<string, string> = {}): void {
+  const [t, ...rest] = targets;
+  const more = rest.slice(0, MAX_LOGS - 1).map((x) => (x.ns === t.ns ? "" : x.ns + "/") + x.name);
+  const marked = targets.length > MAX_LOGS ? String(targets.length) : "";
+  go({ view: "logs", kind: t.kind.id, ns: t.ns, name: t.name, params: { ...params, more: more.join(","), marked } });
+}
+
 function hasLogs(k: Kind): boolean {
   return (
     isKind(k, "", "pods", "replicationcontrollers", "services") ||
     isKind(k, "apps", "deployments", "statefulsets", "daemonsets", "replicasets") ||
-    isKind(k, "batch", "jobs")
+    isKind(k, "batch", "jobs", "cronjobs")
   );
 }
 

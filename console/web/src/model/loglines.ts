@@ -2,11 +2,17 @@
 
 // The lines of a log in the order of their times, as many as are kept.
 
+import { levelOf } from "../base/loglevel";
+
 /** Source is the container that a line is from. */
 export interface Source {
+  /** number counts the sources of a log from 1. */
+  readonly number: number;
   readonly pod: string;
   readonly container: string;
   readonly color: number;
+  /** job is the Job of the pod, if it is one's. */
+  readonly job: string;
 }
 
 export interface LogLine {
@@ -19,10 +25,20 @@ export interface LogLine {
   /** shown and words are the text as it is shown, and with JSON in words; undefined until they are needed. */
   shown: string | undefined;
   words: string | undefined;
+  /** head is the line that this one belongs to, as those of a stack trace do. */
+  head: LogLine | null;
+  /** level is one of loglevel.ts; -1 until it is needed. */
+  level: number;
 }
 
 /** MAX_LINES is how many lines are kept. */
 const MAX_LINES = 50_000;
+
+/** levelOfLine is a line's level, or that of the line that it belongs to. */
+export function levelOfLine(line: LogLine): number {
+  if (line.level < 0) line.level = levelOf((line.head ?? line).text);
+  return line.level;
+}
 
 let second = "";
 let secondKey = "";

@@ -17,8 +17,12 @@ export interface Piece {
 /** Cut says which lines are shown, and how they are cut. */
 export interface Cut {
   text(line: LogLine): string;
-  /** keep says whether a line is shown, by its text. */
-  keep(line: LogLine, text: string): boolean;
+  /** keep says whether a line is looked at, before its text is. */
+  keep(line: LogLine): boolean;
+  /** match says whether a text is what is looked for; null when nothing is. */
+  match: ((text: string) => boolean) | null;
+  /** only is true when only lines that match are shown. */
+  only: boolean;
   /** room is how many characters a line's first piece has; width how many a screen has. Both may be Infinity. */
   room(line: LogLine): number;
   width: number;
@@ -27,6 +31,8 @@ export interface Cut {
 /** Shown is a new one after each change. */
 export interface Shown {
   pieces: readonly Piece[];
+  /** hits are the first pieces of the lines that match. */
+  hits: readonly Piece[];
   /** gone counts pieces at the beginning that were given up. */
   gone: number;
 }
@@ -36,7 +42,8 @@ export const INDENT = 2;
 
 export class Pieces {
   private readonly pieces: Piece[] = [];
-  private shown: Shown = { pieces: this.pieces, gone: 0 };
+  private readonly hits: Piece[] = [];
+  private shown: Shown = { pieces: this.pieces, hits: this.hits, gone: 0 };
   private cut: Cut | null = null;
 
   /** update follows a log. It gives the same value as before when nothing in sight of the filter has changed. */
@@ -48,21 +55,24 @@ export class Pieces {
       this.cut = cut;
       from = 0;
     }
-    let gone = 0;
-    while (gone < pieces.length && pieces[gone].place < log.dropped) gone++;
-    if (gone > 0) pieces.splice(0, gone);
-    let end = pieces.length;
-    while (end > 0 && pieces[end - 1].place >= from) end--;
-    const cutOff = pieces.length - end;
-    pieces.length = end;
+    const gone = dropBefore(pieces, log.dropped);
+    dropBefore(this.hits, log.dropped);
+    const cutOff = dropFrom(pieces, from);
+    dropFrom(this.hits, from);
+    const kept = pieces.length;
     for (let i = Math.max(0, from - log.dropped); i < log.lines.length; i++) this.add(log.lines[i], log.dropped + i, cut);
-    if (gone > 0 || cutOff > 0 || pieces.length > end || from === 0) this.shown = { pieces, gone: this.shown.gone + gone };
+    if (gone > 0 || cutOff > 0 || pieces.length > kept || from === 0) {
+      this.shown = { pieces, hits: this.hits, gone: this.shown.gone + gone };
+    }
     return this.shown;
   }
 
   private add(line: LogLine, place: number, cut: Cut): void {
+    if (!cut.keep(line)) return;
     const text = cut.text(line);
-    if (!cut.keep(line, text)) return;
+    const hit = cut.match?.(text) ?? false;
+    if (cut.match && cut.only && !hit) return;
+    const first = this.pieces.length;
     let at = 0;
     let room = cut.room(line);
     while (text.length - at > room) {
@@ -72,7 +82,23 @@ export class Pieces {
       room = cut.width - INDENT;
     }
     this.pieces.push({ line, place, from: at, to: text.length });
+    if (hit) this.hits.push(this.pieces[first]);
   }
+}
+
+/** dropBefore gives up pieces of lines before a place, and says how many. */
+function dropBefore(pieces: Piece[], place: number): number {
+  let n = 0;
+  while (n < pieces.length && pieces[n].place < place) n++;
+  if (n > 0) pieces.splice(0, n);
+  return n;
+}
+
+/** dropFrom gives up pieces of lines from a place on, and says how many. */
+function dropFrom(pieces: Piece[], place: number): number {
+  const before = pieces.length;
+  while (pieces.length > 0 && pieces[pieces.length - 1].place >= place) pieces.pop();
+  return before - pieces.length;
 }
 
 /** breakAt is where a line that is too long for a screen is broken: after a word, if that leaves no more than half empty. */

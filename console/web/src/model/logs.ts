@@ -5,6 +5,7 @@
 
 import { signal } from "@preact/signals";
 import { type Client, type Message, type Request, Stream } from "../api/connection";
+import { continues } from "../base/loglevel";
 import { type LogLine, LogLines, type Source, timeKey } from "./loglines";
 import { S } from "../base/strings";
 
@@ -36,6 +37,8 @@ export class LogSource implements Client, Source {
   private atLast = 0;
   private skip = 0;
   private resumed = false;
+  /** head is the last line that does not belong to one before. */
+  private head: LogLine | null = null;
   private stream: Stream | null = null;
   private timer: ReturnType<typeof setTimeout> | undefined;
   private delay = RETRY_MIN;
@@ -45,6 +48,8 @@ export class LogSource implements Client, Source {
     readonly pod: string,
     readonly container: string,
     readonly color: number,
+    readonly job: string,
+    readonly number: number,
     private readonly path: string,
     private readonly options: LogOptions,
     private readonly look: () => Promise<State>,
@@ -120,7 +125,10 @@ export class LogSource implements Client, Source {
   }
 
   private line(key: string, at: string, text: string): LogLine {
-    return { key, at, text, source: this, shown: undefined, words: undefined };
+    const head = continues(text) ? this.head : null;
+    const line: LogLine = { key, at, text, source: this, shown: undefined, words: undefined, head, level: -1 };
+    if (!head) this.head = line;
+    return line;
   }
 
   private async ended(code: number, message: string): Promise<void> {
@@ -148,13 +156,14 @@ export class Log extends LogLines {
   readonly version = signal(0);
   readonly sources = signal<LogSource[]>([]);
   private pending = false;
+  private count = 0;
 
   constructor(readonly options: LogOptions) {
     super();
   }
 
-  open(pod: string, container: string, path: string, color: number, look: () => Promise<State>): LogSource {
-    const source = new LogSource(this, pod, container, color, path, this.options, look);
+  open(pod: string, container: string, path: string, color: number, job: string, look: () => Promise<State>): LogSource {
+    const source = new LogSource(this, pod, container, color, job, ++this.count, path, this.options, look);
     this.sources.value = [...this.sources.peek(), source];
     return source;
   }

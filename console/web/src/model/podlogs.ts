@@ -2,7 +2,7 @@
 
 // The logs of pods: of one, or of all that a workload has. Pods that appear later join.
 
-import { signal } from "@preact/signals";
+import { signal, untracked } from "@preact/signals";
 import { api, reasonOf } from "../api/client";
 import { isKind, type Kind, kindByWord, listPath, objectPath } from "../api/kinds";
 import { M } from "../base/morestrings";
@@ -18,6 +18,9 @@ type Obj = Record<string, any>;
 export const COLORS = 8;
 /** MAX_PODS is how many pods' logs are followed at once. */
 const MAX_PODS = 40;
+/** LAST_JOBS is how many Jobs of a CronJob are shown: by default it keeps four. */
+const LAST_JOBS = 5;
+const JOB_LABEL = "job-name";
 
 /** Place is an object whose pods' logs are read. */
 export interface Place {
@@ -42,51 +45,84 @@ export class PodLogs {
   readonly problem = signal("");
   /** empty is true for a workload that has no pods. */
   readonly empty = signal(false);
+  /** jobs are the names of the Jobs that are shown of a CronJob, the newest first. */
+  readonly jobs = signal<string[] | null>(null);
   private closed = false;
   private readonly kind = kindByWord("pods");
   private readonly seen = new Set<string>();
   private readonly opened: Pod[] = [];
+  private readonly listings: Listing[] = [];
   private readonly ends: (() => void)[] = [];
 
   constructor(
-    readonly of: Place,
+    readonly of: Place[],
     options: LogOptions,
     private wanted: string,
   ) {
     this.log = new Log(options);
-    this.begin().catch((err: unknown) => {
-      this.problem.value = reasonOf(err);
-    });
+    for (const place of of) {
+      this.begin(place).catch((err: unknown) => {
+        this.problem.value = (of.length > 1 ? place.name + ": " : "") + reasonOf(err);
+      });
+    }
   }
 
-  private async begin(): Promise<void> {
-    const { kind, ns, name } = this.of;
+  private async begin({ kind, ns, name }: Place): Promise<void> {
     if (!this.kind) return;
-    if (isKind(kind, "", "pods")) return this.open(ns, name, 0);
+    if (isKind(kind, "", "pods")) {
+      this.seen.add(ns + "/" + name);
+      return this.open(ns, name, this.seen.size - 1);
+    }
     const o = await api<Obj>("GET", objectPath(kind, ns, name));
+    if (isKind(kind, "batch", "cronjobs")) return this.followJobs(ns, name);
     const selector = selectorText(o.spec?.selector);
     if (!selector) throw new Error(S.logs.noSelector);
     this.follow(ns, selector);
   }
 
+  /** followJobs follows the pods of a CronJob's last Jobs, and of those that come. */
+  private followJobs(ns: string, name: string): void {
+    const jobs = kindByWord("jobs.batch");
+    if (!jobs) throw new Error(S.runNow.noJobs);
+    const followed = new Set<string>();
+    this.list(jobs, ns, {}, (listing) => {
+      if (!listing.synced.peek()) return;
+      const own = [...listing.rows.values()].filter((r) => r.owner?.kind === "CronJob" && r.owner.name === name);
+      own.sort((a, b) => (a.created + a.name < b.created + b.name ? 1 : -1));
+      this.jobs.value = own.slice(0, LAST_JOBS).map((r) => r.name);
+      for (const job of this.jobs.value) {
+        if (followed.has(job)) continue;
+        followed.add(job);
+        this.follow(ns, JOB_LABEL + "=" + job);
+      }
+    });
+  }
+
+  /** list reads a list, and calls back at each change. */
+  private list(kind: Kind, ns: string, query: Record<string, string>, changed: (listing: Listing) => void): void {
+    const listing = new Listing(listPath(kind, ns), query);
+    const stop = listing.version.subscribe(() => untracked(() => changed(listing)));
+    const failed = listing.error.subscribe((err) => {
+      if (err) this.problem.value = err.message || err.reason;
+    });
+    this.ends.push(stop, failed, () => listing.close());
+  }
+
   /** follow opens the logs of the pods that a selector selects. */
   private follow(ns: string, labelSelector: string): void {
     if (this.closed) return;
-    const listing = new Listing(listPath(this.kind!, ns), { labelSelector });
-    const stop = listing.version.subscribe(() => {
-      this.empty.value = listing.synced.value && listing.rows.size === 0;
+    this.list(this.kind!, ns, { labelSelector }, (listing) => {
+      if (!this.listings.includes(listing)) this.listings.push(listing);
+      this.empty.value = this.listings.every((l) => l.synced.peek() && l.rows.size === 0);
       for (const row of listing.rows.values()) {
         if (this.seen.has(row.uid) || this.seen.size >= MAX_PODS) continue;
         this.seen.add(row.uid);
         // A pod that is gone before its log was opened is no problem of the others.
         this.open(row.ns, row.name, this.seen.size - 1).catch(() => undefined);
       }
-      if (listing.rows.size > MAX_PODS) this.problem.value = S.logs.tooMany(MAX_PODS, listing.rows.size);
+      const all = this.listings.reduce((n, l) => n + l.rows.size, 0);
+      if (all > MAX_PODS) this.problem.value = S.logs.tooMany(MAX_PODS, all);
     });
-    const failed = listing.error.subscribe((err) => {
-      if (err) this.problem.value = err.message || err.reason;
-    });
-    this.ends.push(stop, failed, () => listing.close());
   }
 
   private async open(ns: string, name: string, at: number): Promise<void> {
@@ -113,11 +149,13 @@ export class PodLogs {
       }
       const path = objectPath(this.kind!, pod.ns, pod.name) + "/log";
       for (const c of chosen) {
-        if (!pod.sources.has(c))
-          pod.sources.set(
-            c,
-            this.log.open(pod.name, c, path, pod.color, () => this.look(pod, c)),
-          );
+        if (pod.sources.has(c)) continue;
+        const name = this.of.some((p) => p.ns !== pod.ns) ? pod.ns + "/" + pod.name : pod.name;
+        const job = pod.object.metadata.labels?.[JOB_LABEL] ?? "";
+        pod.sources.set(
+          c,
+          this.log.open(name, c, path, pod.color, job, () => this.look(pod, c)),
+        );
       }
     }
     if (gone.size > 0) this.log.close(gone);

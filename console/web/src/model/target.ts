@@ -11,3 +11,6 @@ export interface Target {
   /** object is the whole object where the view has it. */
   object?: Record<string, any>;
 }
+
+/** MAX_LOGS is how many objects' logs are shown as one. */
+export const MAX_LOGS = 20;
