@@ -7,6 +7,7 @@ package console
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,7 +43,7 @@ func TestReleasesAreChangedByButtons(t *testing.T) {
 	testenv.NoError(t, os.WriteFile(archive, greeting.Archive(), 0o644))
 	k.Apply("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: owned, namespace: kube-system}\nspec: {targetNamespace: default, chartContent: " +
 		base64.StdEncoding.EncodeToString(greeting.Archive()) + "}\n")
-	for _, name := range []string{"hello", "guarded"} {
+	for _, name := range []string{"hello", "guarded", "moving"} {
 		helm(k, "install", name, archive, "--set", "word=one,extra=null")
 		helm(k, "upgrade", name, archive, "--set", "word=two,tone.loud=true,extra=null")
 	}
@@ -56,12 +57,12 @@ func TestReleasesAreChangedByButtons(t *testing.T) {
 		p.keys("c")
 		p.shows("Compare revisions of hello", "-word: one", "+word: two", "All values")
 		p.shot("helm-compare")
-		p.accessible("helm compare", axe)
+		p.accessibleAtSizes("helm compare", axe)
 		p.keys(kb.Escape)
 		all := strings.TrimPrefix(helm(k, "get", "values", "hello", "--all"), "COMPUTED VALUES:\n")
 		p.do("asking for the values", chromedp.Click(`.release .related:last-child button`))
 		p.shows("All values")
-		p.accessible("release", axe)
+		p.accessibleAtSizes("release", axe)
 		testenv.Equal(t, eval[string](p, `document.querySelectorAll(".release details")[1].querySelector("pre").textContent`), all, "the computed values")
 	})
 	t.Run("rollback", func(t *testing.T) {
@@ -71,13 +72,24 @@ func TestReleasesAreChangedByButtons(t *testing.T) {
 		p.shows("Roll back the release hello", "-word: two", "+word: one", "hello-hook", "pre-rollback", "helm rollback hello 1")
 		p.cancelHasFocus()
 		p.shot("helm-rollback")
-		p.accessible("helm rollback", axe)
+		p.accessibleAtSizes("helm rollback", axe)
 		p.cancelHasFocus()
 		p.keys(kb.Tab, kb.Enter)
 		p.shows("is again as in revision 1. This is its revision 3.", "Rollback to 1")
 		testenv.Equal(t, k.Kubectl("get", "configmap", "hello", "-o", "jsonpath={.data.word}"), "one", "the release says")
 		k.Kubectl("get", "configmap", "hello-hook")
 		testenv.Contains(t, helm(k, "history", "hello"), "Rollback to 1", "helm's history")
+	})
+	t.Run("a release that has changed meanwhile", func(t *testing.T) {
+		p.T = t
+		p.release("moving")
+		p.keys("u")
+		p.shows("+word: one")
+		p.cancelHasFocus()
+		helm(k, "upgrade", "moving", archive, "--set", "word=two")
+		p.keys(kb.Tab, kb.Enter)
+		p.shows("The release has changed since you looked at it")
+		testenv.Equal(t, k.Kubectl("get", "configmap", "moving", "-o", "jsonpath={.data.word}"), "two", "the release says")
 	})
 	t.Run("a release of a HelmChart", func(t *testing.T) {
 		p.T = t
@@ -89,7 +101,7 @@ func TestReleasesAreChangedByButtons(t *testing.T) {
 		p.keys("u")
 		p.shows("The release has no earlier revision.")
 		p.keys(kb.Escape)
-		p.saysNothing()
+		p.saysNothing("status of 409")
 	})
 	t.Run("without rights", func(t *testing.T) {
 		k := k.In(t)
@@ -131,7 +143,7 @@ func TestReleasesAreChangedByButtons(t *testing.T) {
 		p.shows("Uninstall the release hello", "ConfigMap hello", "Objects that stay", "hello-kept")
 		p.cancelHasFocus()
 		p.shot("helm-uninstall")
-		p.accessible("helm uninstall", axe)
+		p.accessibleAtSizes("helm uninstall", axe)
 		testenv.True(t, eval[bool](p, `document.querySelector("dialog .danger").disabled`), "it can be removed without its name")
 		p.do("going back to the field", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 			return press(ctx, t, '\t', int64(kb.ModifierShift))
@@ -153,6 +165,16 @@ func TestReleasesAreChangedByButtons(t *testing.T) {
 		p.shows("This console is read-only.")
 		p.saysNothing()
 	})
+}
+
+// accessibleAtSizes looks for what keeps people from using the page, in windows of three sizes.
+func (p *page) accessibleAtSizes(view, axe string) {
+	p.T.Helper()
+	for _, size := range [][2]int64{{390, 844}, {1024, 768}, {1280, 800}} {
+		p.size(size[0], size[1])
+		p.accessible(fmt.Sprintf("%s at %d", view, size[0]), axe)
+		p.shot(fmt.Sprintf("%s-%d", strings.ReplaceAll(view, " ", "-"), size[0]))
+	}
 }
 
 // release opens a release of the namespace default.
