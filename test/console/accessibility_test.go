@@ -94,7 +94,7 @@ func TestViewsAreAccessible(t *testing.T) {
 	p.focused("dialog input")
 	p.accessible("choice of a namespace", axe)
 	p.keys(kb.Escape, "x")
-	p.shows("Delete this object?")
+	p.shows("Delete pod default/")
 	p.accessible("question", axe)
 	p.keys(kb.Escape)
 	p.keys("/", "no such pod", kb.Enter)

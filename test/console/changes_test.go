@@ -72,7 +72,7 @@ func TestActionsByKeyboard(t *testing.T) {
 
 	// Scale, restart.
 	p.keys("S")
-	p.shows("It has 2 replicas now", "kubectl scale deployment")
+	p.shows("It has 2 replicas now.", "kubectl scale deployment")
 	p.ctrl('a')
 	p.keys("3")
 	p.shows("--replicas=3")
@@ -84,7 +84,8 @@ func TestActionsByKeyboard(t *testing.T) {
 	p.keys(kb.Enter)
 	p.shows("talker restarts")
 	testenv.Contains(t, k.Kubectl("get", "deployment", "talker", "-o", "jsonpath={.spec.template.metadata.annotations}"), "restartedAt", "the template's annotations are")
-	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=120s")
+	p.shows("talker has restarted: 3 new pods are ready.")
+	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=10s")
 
 	// A node: cordon, and back.
 	p.list("no")
@@ -124,13 +125,18 @@ func TestActionsByKeyboard(t *testing.T) {
 	p.keys("g", "  ")
 	p.shows("2 marked")
 	p.keys("x")
-	p.shows("Delete 2 objects?", "default/two", "default/three", "kubectl delete")
+	p.shows("Delete 2 configmaps?", "default/two", "default/three", "kubectl delete")
 	p.keys(kb.Escape)
-	p.without("Delete 2 objects?")
+	p.without("Delete 2 configmaps?")
 	testenv.Check(t, testenv.Err(k.Try("get", "configmap", "two", "three")), "Esc has deleted")
 	p.keys("x")
-	p.shows("Delete 2 objects?")
-	p.keys(kb.Enter)
+	p.shows("Delete 2 configmaps?")
+	p.keys(kb.Enter) // on Cancel
+	p.without("Delete 2 configmaps?")
+	testenv.Check(t, testenv.Err(k.Try("get", "configmap", "two", "three")), "the first key of a question has deleted")
+	p.keys("x")
+	p.shows("Delete 2 configmaps?")
+	p.keys(kb.Tab, kb.Enter)
 	p.shows("2 objects are being deleted")
 	p.keys(kb.Escape, kb.Escape)
 	harness.Eventually(t, harness.Soon, "both are deleted", func() error {

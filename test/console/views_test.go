@@ -204,11 +204,11 @@ func TestViewsByKeyboard(t *testing.T) {
 	p.only("words")
 	p.details()
 	p.keys("x")
-	p.shows("Delete this object?")
+	p.shows("Delete configmap default/words?")
 	eval[any](p, `history.back()`)
 	p.until("the list is behind the question", func(string) bool { return eval[bool](p, `!!document.querySelector(".table .line")`) })
 	p.keys(kb.Escape)
-	p.without("Delete this object?")
+	p.without("Delete configmap default/words?")
 	if hash := eval[string](p, `location.hash`); !strings.HasPrefix(hash, "#/list/") {
 		t.Errorf("Esc has led to %s", hash)
 	}

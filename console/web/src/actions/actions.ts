@@ -13,6 +13,7 @@ import { session } from "../api/session";
 import { S } from "../base/strings";
 import { MAX_LOGS, type Target } from "../model/target";
 import { openDialog } from "./dialogs";
+import { each, nameOf } from "./each";
 
 export interface Action {
   id: string;
@@ -27,21 +28,7 @@ export interface Action {
   run(targets: Target[]): void;
 }
 
-/** each runs one request for each target, and says how it went. */
-async function each(targets: Target[], done: (n: number, name: string) => string, one: (t: Target) => Promise<unknown>): Promise<void> {
-  let ok = 0;
-  for (const t of targets) {
-    try {
-      await one(t);
-      ok++;
-    } catch (err) {
-      announce(S.actionFailed(t.name, reasonOf(err)), true);
-    }
-  }
-  if (ok > 0) announce(done(ok, targets[0].name));
-}
-
-const names = (targets: Target[]) => targets.map((t) => (t.ns ? t.ns + "/" : "") + t.name);
+const names = (targets: Target[]) => targets.map(nameOf);
 
 export const ACTIONS: Action[] = [
   {
@@ -120,7 +107,7 @@ export const ACTIONS: Action[] = [
     applies: (k) => k.subresources.includes("scale"),
     refused: (t) => refusal("patch", t.kind, t.ns, t.name, "scale"),
     many: true,
-    run: (targets) => void scale(targets),
+    run: (targets) => openDialog((d) => d.scale(targets)),
   },
   {
     id: "restart",
@@ -136,12 +123,15 @@ export const ACTIONS: Action[] = [
         targets: names(targets),
         button: S.action.restart,
         command: () => commandFor("rollout restart", targets),
-        run: () =>
-          each(targets, S.restart.done, (t) =>
+        run: async () => {
+          const restartedAt = new Date().toISOString();
+          const ok = await each(targets, S.restart.done, (t) =>
             patch(objectPath(t.kind, t.ns, t.name), {
-              spec: { template: { metadata: { annotations: { "kubectl.kubernetes.io/restartedAt": new Date().toISOString() } } } },
+              spec: { template: { metadata: { annotations: { "kubectl.kubernetes.io/restartedAt": restartedAt } } } },
             }),
-          ),
+          );
+          if (ok.length > 0) openDialog((d) => d.followRestarts(ok));
+        },
       }),
   },
   {
@@ -204,19 +194,7 @@ export const ACTIONS: Action[] = [
     refused: (t) => refusal("delete", t.kind, t.ns, t.name),
     many: true,
     danger: true,
-    run: (targets) =>
-      confirm({
-        title: S.delete.title(targets.length),
-        text: isKind(targets[0].kind, "", "namespaces") ? S.delete.namespace : S.delete.text,
-        targets: names(targets),
-        button: S.action.delete,
-        danger: true,
-        command: () => commandFor("delete", targets),
-        run: () =>
-          each(targets, S.delete.done, (t) =>
-            api("DELETE", objectPath(t.kind, t.ns, t.name), { apiVersion: "v1", kind: "DeleteOptions", propagationPolicy: "Background" }),
-          ),
-      }),
+    run: (targets) => openDialog((d) => d.deleteObjects(targets)),
   },
 ];
 
@@ -259,28 +237,6 @@ async function pause(targets: Target[]): Promise<void> {
     command: () =>
       cron ? commandFor("patch", targets, "-p", JSON.stringify(body)) : commandFor(off ? "rollout pause" : "rollout resume", targets),
     run: () => each(targets, off ? R.paused : R.resumed, (x) => patch(objectPath(x.kind, x.ns, x.name), body)),
-  });
-}
-
-async function scale(targets: Target[]): Promise<void> {
-  let current = "1";
-  try {
-    const t = targets[0];
-    const s = await api<{ spec?: { replicas?: number } }>("GET", objectPath(t.kind, t.ns, t.name) + "/scale");
-    current = String(s.spec?.replicas ?? 0);
-  } catch (err) {
-    announce(S.actionFailed(targets[0].name, reasonOf(err)), true);
-    return;
-  }
-  confirm({
-    title: S.scale.title,
-    text: S.scale.text(current),
-    targets: names(targets),
-    button: S.action.scale,
-    field: { label: S.scale.field, value: current, type: "number" },
-    command: (n) => commandFor("scale", targets, "--replicas=" + n),
-    run: (n) =>
-      each(targets, S.scale.done(n), (t) => patch(objectPath(t.kind, t.ns, t.name) + "/scale", { spec: { replicas: Number(n) } })),
   });
 }
 

@@ -8,6 +8,7 @@ import { Command, show } from "../widgets/dialog";
 import { kindByWord, objectPath } from "../api/kinds";
 import { command } from "../model/kubectl";
 import { go } from "../api/route";
+import { D } from "../base/dialogstrings";
 import { S } from "../base/strings";
 import { visible } from "../base/text";
 import type { Target } from "../model/target";
@@ -48,7 +49,7 @@ export async function debug(t: Target): Promise<void> {
   const pod = t.object ?? (await api<Record<string, any>>("GET", objectPath(t.kind, t.ns, t.name)));
   const images = await imagesOf(pod.spec?.nodeName ?? "");
   const containers = ((pod.spec?.containers ?? []) as { name: string }[]).map((c) => c.name);
-  show({ title: S.debug.title, content: (close) => <Debug target={t} images={images} containers={containers} close={close} /> });
+  show({ title: D.debug.title, content: (close) => <Debug target={t} images={images} containers={containers} close={close} /> });
 }
 
 function Debug({ target: t, images, containers, close }: Asked) {
@@ -104,9 +105,9 @@ function Debug({ target: t, images, containers, close }: Asked) {
         if (!busy) void start();
       }}
     >
-      <p>{S.debug.text(visible(t.name))}</p>
+      <p>{D.debug.text(visible(t.name))}</p>
       <label class="field">
-        {S.debug.image}
+        {D.debug.image}
         <input
           data-first
           required
@@ -124,24 +125,24 @@ function Debug({ target: t, images, containers, close }: Asked) {
           </option>
         ))}
       </datalist>
-      <p class="faint">{S.debug.imagesHint(images.length)}</p>
+      <p class="faint">{D.debug.imagesHint(images.length)}</p>
       <label class="field">
-        {S.debug.target}
+        {D.debug.target}
         <select value={container} onChange={(e) => setContainer(e.currentTarget.value)}>
           {containers.map((c) => (
             <option key={c} value={c}>
               {visible(c)}
             </option>
           ))}
-          <option value="">{S.debug.noTarget}</option>
+          <option value="">{D.debug.noTarget}</option>
         </select>
       </label>
       <label class="field">
-        {S.debug.profile}
+        {D.debug.profile}
         <select value={profile} onChange={(e) => setProfile(e.currentTarget.value)}>
           {Object.keys(PROFILES).map((p) => (
             <option key={p} value={p}>
-              {S.debug.profiles[p]}
+              {D.debug.profiles[p]}
             </option>
           ))}
         </select>
@@ -157,7 +158,7 @@ function Debug({ target: t, images, containers, close }: Asked) {
           {S.cancel}
         </button>
         <button type="submit" class="primary" disabled={busy}>
-          {S.debug.button}
+          {D.debug.button}
         </button>
       </div>
     </form>

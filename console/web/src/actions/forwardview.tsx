@@ -14,6 +14,7 @@ import { S } from "../base/strings";
 import { visible } from "../base/text";
 import type { Target } from "../model/target";
 import { copy } from "../base/clipboard";
+import { NumberField } from "./fields";
 
 interface Port {
   value: string;
@@ -67,18 +68,7 @@ function Ask({ target: t, ports, close }: { target: Target; ports: Port[]; close
       }}
     >
       <p>{server ? S.forwards.server : S.forwards.text}</p>
-      <label class="field">
-        {S.forwards.port}
-        <input
-          data-first
-          required
-          autocomplete="off"
-          spellcheck={false}
-          list="forward-ports"
-          value={port}
-          onInput={(e) => setPort(e.currentTarget.value.trim())}
-        />
-      </label>
+      <NumberField label={S.forwards.port} value={port} set={setPort} min={1} max={65535} required first list="forward-ports" />
       <datalist id="forward-ports">
         {ports.map((p) => (
           <option key={p.text} value={p.value}>

@@ -10,6 +10,7 @@ export const S = {
   cancel: "Cancel",
   close: "Close",
   copy: "Copy",
+  copyKey: "Copy (y)",
   copied: "Copied.",
   notCopied: "The browser did not allow copying.",
   dismiss: "Dismiss this message",
@@ -291,7 +292,7 @@ export const S = {
     attach: "Attach",
     debug: "Debug",
     forward: "Forward a port",
-    undo: "Undo",
+    undo: "Rollback",
     pause: "Pause",
     drain: "Drain",
   },
@@ -302,16 +303,7 @@ export const S = {
     done: (n: number, name: string) => (n === 1 ? `${name} restarts.` : `${n} objects restart.`),
   },
 
-  delete: {
-    title: (n: number) => (n === 1 ? "Delete this object?" : `Delete ${n} objects?`),
-    text: "This cannot be undone. What belongs to it is deleted too.",
-    namespace: "This cannot be undone. Everything in the namespace is deleted.",
-    done: (n: number, name: string) => (n === 1 ? `${name} is being deleted.` : `${n} objects are being deleted.`),
-  },
-
   scale: {
-    title: "Scale",
-    text: (now: string) => `It has ${now} replicas now.`,
     field: "Replicas",
     done: (to: string) => (n: number, name: string) => (n === 1 ? `${name} is scaled to ${to}.` : `${n} objects are scaled to ${to}.`),
   },
@@ -347,26 +339,6 @@ export const S = {
     notRunning: (container: string, why: string) => `Container ${container} does not run${why ? ": " + why : "."}`,
   },
 
-  debug: {
-    title: "Debug container",
-    text: (name: string) =>
-      `A container with tools of its own starts in pod ${name}. It cannot be removed: it stays in the pod until that is deleted.`,
-    image: "Image",
-    imagesHint: (n: number) =>
-      n
-        ? `The pod's node has ${n === 1 ? "1 image" : n + " images"}, which the field offers: no download is needed.`
-        : "What images the pod's node has is not known.",
-    target: "Sees the processes of",
-    noTarget: "no container",
-    profile: "Rights",
-    profiles: {
-      general: "general: may trace processes",
-      baseline: "baseline: no more than the default",
-      restricted: "restricted: no root, for namespaces that demand it",
-    } as Record<string, string>,
-    button: "Start",
-  },
-
   forwards: {
     title: "Forwarded ports",
     count: (n: number) => (n === 1 ? "1 port" : `${n} ports`),
@@ -390,7 +362,7 @@ export const S = {
   },
 
   rollout: {
-    title: (name: string) => `Undo a rollout of ${name}`,
+    title: (name: string) => `Roll ${name} back`,
     looking: "Looking…",
     none: "The cluster keeps no earlier revision of it.",
     columns: ["", "Revision", "Since", "Images", "Reason given"],
@@ -410,31 +382,6 @@ export const S = {
     suspendText: "It starts no jobs until you resume it. Jobs that run go on.",
     unsuspendTitle: "Resume this CronJob?",
     unsuspendText: "It starts jobs by its schedule again.",
-  },
-
-  drain: {
-    title: (name: string) => `Drain node ${name}`,
-    text: "The node is cordoned and its pods are evicted. Pods that a controller has start on other nodes.",
-    daemonSets: "Leave pods of DaemonSets (they would come back at once)",
-    emptyDir: "Evict pods with emptyDir volumes: their data is lost",
-    force: "Evict pods without a controller",
-    grace: "Grace period in seconds; empty: what each pod says",
-    timeout: "Give up after, as 5m; empty: never",
-    button: "Drain",
-    running: "The node is being drained. Closing this stops it: what was evicted stays evicted, and the node stays cordoned.",
-    done: (name: string) => `${name} is drained: no pods are left but those that stay.`,
-    lost: "The connection was lost, and the drain has stopped. The node stays cordoned.",
-    failed: "The drain has stopped.",
-    columns: ["Pod", "State", "Why"],
-    state: {
-      evicted: "is ending",
-      refused: "may not go yet",
-      gone: "has gone",
-      ignored: "stays",
-      cordoned: "the node is cordoned",
-    } as Record<string, string>,
-    again: "Change the options",
-    count: (gone: number, all: number) => `${gone} of ${all} pods have gone.`,
   },
 
   logs: {

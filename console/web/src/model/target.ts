@@ -8,6 +8,8 @@ export interface Target {
   kind: Kind;
   ns: string;
   name: string;
+  /** uid is the one of the object that was shown; not known in all views. */
+  uid?: string;
   /** object is the whole object where the view has it. */
   object?: Record<string, any>;
 }

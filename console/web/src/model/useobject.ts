@@ -11,11 +11,13 @@ interface State {
   object: Record<string, any> | null;
   yaml: string;
   deleted: boolean;
+  /** missing is whether there is no such object. */
+  missing: boolean;
   error: string;
   trouble: string;
 }
 
-const NOTHING: State = { object: null, yaml: "", deleted: false, error: "", trouble: "" };
+const NOTHING: State = { object: null, yaml: "", deleted: false, missing: false, error: "", trouble: "" };
 
 /** useObject follows one object. */
 export function useObject(path: string): Signal<State> {
@@ -26,10 +28,11 @@ export function useObject(path: string): Signal<State> {
       watch: true,
       resume: () => ({ op: "object", path }),
       message(m: Message) {
-        if (m.type === "object") state.value = { object: m.object, yaml: m.yaml, deleted: false, error: "", trouble: "" };
+        if (m.type === "object") state.value = { object: m.object, yaml: m.yaml, deleted: false, missing: false, error: "", trouble: "" };
         else if (m.type === "deleted") state.value = { ...state.value, deleted: true };
         else if (m.type === "state") state.value = { ...state.value, trouble: troubleOf(m) };
-        else if (m.type === "end" && (m.code || !state.value.object)) state.value = { ...state.value, error: m.message || S.object.ended };
+        else if (m.type === "end" && (m.code || !state.value.object))
+          state.value = { ...state.value, missing: m.code === 404, error: m.message || S.object.ended };
       },
     };
     const stream = new Stream({ op: "object", path }, client);

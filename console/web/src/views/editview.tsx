@@ -23,6 +23,7 @@ import { S } from "../base/strings";
 import { Empty } from "../widgets/table";
 import { visible, visibleLines } from "../base/text";
 import { copy } from "../base/clipboard";
+import { expectGone } from "../model/gone";
 
 /** BEFORE is how many texts from before a conflict are kept. */
 const BEFORE = 10;
@@ -127,6 +128,8 @@ function EditOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
         requestAnimationFrame(() => document.querySelector<HTMLElement>("#edit-apply")?.focus());
       } else {
         announce(E.edit.done(name));
+        // An object that is being deleted may be gone by this.
+        if (/^ {2}deletionTimestamp: /m.test(base.current)) expectGone(plainPath(path));
         back();
       }
     } catch (err) {

@@ -83,7 +83,9 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
 
   // Both are of the rows that are shown: no key and no button acts on another.
   const current = (): Row | undefined => rows.value.find((r) => r.uid === active.value);
-  const targets = (): Target[] => selectedRows(rows.value, marks.value, active.value).map((r) => ({ kind, ns: r.ns, name: r.name }));
+  // What has no uid in the API has its name for one in the list.
+  const target = (r: Row): Target => ({ kind, ns: r.ns, name: r.name, uid: r.uid.includes("/") ? undefined : r.uid });
+  const targets = (): Target[] => selectedRows(rows.value, marks.value, active.value).map(target);
   const href = (r: Row): string => (isEvents && eventObject(listing, r)) || hrefOf(kind, r);
   const open = (r: Row, tab = "") => {
     location.hash = hrefOf(kind, r, tab);

@@ -6,3 +6,4 @@ export { HelmView } from "./helmview";
 export { MapView } from "./mapview";
 export { SearchView } from "./searchview";
 export { Sections } from "./sections";
+export { Waiting } from "./waiting";

@@ -8,7 +8,7 @@ import { ACTIONS, perform } from "../actions/actions";
 import { Toolbar } from "../actions/toolbar";
 import { containersOf, factsOf } from "../model/facts";
 import { useKeys } from "../base/keys";
-import { isKind, type Kind, kindById, kinds, label, objectPath } from "../api/kinds";
+import { isKind, type Kind, kindById, kinds, label, objectPath, plainPath } from "../api/kinds";
 import { lazy } from "../widgets/lazy";
 import { now } from "../model/listing";
 import { eventsOf, RelatedTable, relationsOf } from "../widgets/related";
@@ -21,6 +21,7 @@ import { age, visible, visibleLines } from "../base/text";
 import type { Target } from "../model/target";
 import { stateOfObject } from "../model/toolbar";
 import { copy } from "../base/clipboard";
+import { wasExpected } from "../model/gone";
 import { useObject } from "../model/useobject";
 
 export function ObjectView() {
@@ -34,14 +35,17 @@ const Usage = lazy(() => import("./usage").then((m) => m.Usage), true);
 
 const Sections = lazy<{ kind: Kind; object: Record<string, any> }>(() => import("./moreviews").then((m) => m.Sections), true);
 
+const Waiting = lazy<{ kind: Kind; object: Record<string, any> }>(() => import("./moreviews").then((m) => m.Waiting), true);
+
 const TABS = ["details", "yaml", "events"] as const;
 
 function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) {
   const path = objectPath(kind, ns, name);
   const state = useObject(path);
-  const { object, yaml, deleted, error, trouble } = state.value;
+  const { object, yaml, deleted, missing, error, trouble } = state.value;
+  const uid: string | undefined = object?.metadata.uid;
   const tab = route.value.params.tab ?? "details";
-  const target: Target = { kind, ns, name, object: object ?? undefined };
+  const target: Target = { kind, ns, name, uid, object: object ?? undefined };
   const actions = ACTIONS.filter((a) => a.applies(kind));
   const map = hasMap(kind) ? [{ id: "map", key: "m", label: S.views.map, run: () => go({ view: "map", kind: kind.id, ns, name }) }] : [];
   const setTab = (t: string) => setParams({ tab: t === "details" ? "" : t });
@@ -58,6 +62,11 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
   useEffect(() => {
     if (document.activeElement === document.body) document.querySelector<HTMLElement>(".object")?.focus({ preventScroll: true });
   }, []);
+
+  // Who has deleted it has no use for a page about nothing.
+  useEffect(() => {
+    if ((deleted || missing) && wasExpected(plainPath(path), uid)) back();
+  }, [deleted, missing]);
 
   return (
     <section class="view object" tabIndex={-1} aria-label={`${kind.kind} ${name}`}>
@@ -83,6 +92,7 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
           {S.object.deleted}
         </p>
       )}
+      {object?.metadata.deletionTimestamp && !deleted && <Waiting kind={kind} object={object} />}
       {trouble && <p class="note passing">{visible(trouble)}</p>}
       {error && (
         <div class="problem" role="alert">

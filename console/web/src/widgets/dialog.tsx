@@ -8,6 +8,7 @@ import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { S } from "../base/strings";
 import { visible } from "../base/text";
 import { useKeys } from "../base/keys";
+import { copy } from "../base/clipboard";
 
 interface Shown {
   title: string;
@@ -39,7 +40,10 @@ function Dialog({ shown: d }: { shown: Shown }) {
   useLayoutEffect(() => {
     const before = document.activeElement;
     ref.current?.showModal();
-    ref.current?.querySelector<HTMLElement>("[data-first]")?.focus();
+    const first = ref.current?.querySelector<HTMLElement>("[data-first]");
+    first?.focus();
+    // What is typed replaces a value that is there.
+    if (first instanceof HTMLInputElement) first.select();
     return () => (before as HTMLElement | null)?.focus?.();
   }, []);
   return (
@@ -54,6 +58,11 @@ function Dialog({ shown: d }: { shown: Shown }) {
       onClick={(e) => {
         if (e.target === ref.current) closeDialog();
       }}
+      onKeyDown={(e) => {
+        if (e.key !== "y" || e.ctrlKey || e.altKey || e.metaKey || takesText(e.target)) return;
+        e.preventDefault();
+        ref.current?.querySelector<HTMLElement>(".command button")?.click();
+      }}
     >
       <div class="dialog-body">
         <h2 id="dialog-title">{visible(d.title)}</h2>
@@ -63,12 +72,22 @@ function Dialog({ shown: d }: { shown: Shown }) {
   );
 }
 
-/** Command shows the kubectl command that does the same as a button; one on each line of text. */
+/** takesText is whether a letter that is typed there is text. */
+function takesText(at: EventTarget | null): boolean {
+  return at instanceof HTMLInputElement ? !/^(number|checkbox|radio)$/.test(at.type) : at instanceof HTMLTextAreaElement;
+}
+
+/** Command shows the kubectl command that does the same as a button; one on each line of text. In a dialog y copies it. */
 export function Command({ text }: { text: string }) {
   if (!text) return null;
   return (
     <div class="command">
-      <span class="faint">{S.dialog.sameAs}</span>
+      <span class="faint">
+        {S.dialog.sameAs}{" "}
+        <button type="button" title={S.copyKey} onClick={() => void copy(text)}>
+          {S.copy}
+        </button>
+      </span>
       {text.split("\n").map((line) => (
         <code key={line}>{visible(line)}</code>
       ))}
@@ -82,10 +101,9 @@ interface Confirmation {
   targets?: string[];
   button: string;
   danger?: boolean;
-  /** command gives the kubectl command, for the text of the field when there is one. */
-  command: (input: string) => string;
-  field?: { label: string; value: string; type: "text" | "number" };
-  run: (input: string) => Promise<void> | void;
+  /** command gives the kubectl command; empty when there is none. */
+  command: () => string;
+  run: () => unknown;
 }
 
 export function confirm(c: Confirmation): void {
@@ -93,14 +111,13 @@ export function confirm(c: Confirmation): void {
 }
 
 function Confirm({ c, close }: { c: Confirmation; close: () => void }) {
-  const [input, setInput] = useState(c.field?.value ?? "");
   const targets = c.targets ?? [];
   return (
     <form
       onSubmit={(e) => {
         e.preventDefault();
         close();
-        void c.run(input);
+        void c.run();
       }}
     >
       <p>{c.text}</p>
@@ -112,26 +129,12 @@ function Confirm({ c, close }: { c: Confirmation; close: () => void }) {
           {targets.length > 12 && <li>{S.more(targets.length - 12)}</li>}
         </ul>
       )}
-      {c.field && (
-        <label class="field">
-          {c.field.label}
-          <input
-            data-first
-            type="text"
-            inputMode={c.field.type === "number" ? "numeric" : "text"}
-            pattern={c.field.type === "number" ? "[0-9]+" : undefined}
-            required
-            value={input}
-            onInput={(e) => setInput(e.currentTarget.value)}
-          />
-        </label>
-      )}
-      <Command text={c.command(input)} />
+      <Command text={c.command()} />
       <div class="buttons">
         <button type="button" onClick={close}>
           {S.cancel}
         </button>
-        <button type="submit" class={c.danger ? "danger" : "primary"} data-first={c.field ? undefined : true}>
+        <button type="submit" class={c.danger ? "danger" : "primary"} data-first>
           {c.button}
         </button>
       </div>
