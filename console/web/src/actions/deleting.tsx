@@ -16,7 +16,7 @@ import { now } from "../model/listing";
 import type { Target } from "../model/target";
 import { Command, show } from "../widgets/dialog";
 import { countInside, countOf } from "./counting";
-import { each, nameOf } from "./each";
+import { each, nameOf, titleOf } from "./each";
 import { Buttons, Names, NumberField, Tick } from "./fields";
 import { removeFinalizer } from "./finalizer";
 
@@ -41,7 +41,7 @@ export async function deleteObjects(targets: Target[]): Promise<void> {
   const [t] = targets;
   const one = targets.length === 1 ? await readMetadata(t) : null;
   if (one && t.uid && one.metadata.uid !== t.uid) throw new Error(S.actionFailed(t.name, D.delete.replaced));
-  const title = targets.length === 1 ? D.delete.title(t.kind.singular, nameOf(t)) : D.delete.titleOf(targets.length, t.kind.resource);
+  const title = targets.length === 1 ? D.delete.title(titleOf(t)) : D.delete.titleOf(targets.length, t.kind.resource);
   show({ title, content: (close) => <Delete targets={targets} one={one} close={close} /> });
 }
 
@@ -80,8 +80,7 @@ function Delete({ targets, one, close }: { targets: Target[]; one: Metadata | nu
       {targets.length === 1 && <Inside target={targets[0]} />}
       {one?.metadata.deletionTimestamp && (
         <p class="passing">
-          {D.delete.already(age(one.metadata.deletionTimestamp, now.value))}{" "}
-          {waits.length > 0 && D.finalizer.waits(visible(waits.join(", ")))}
+          {D.delete.already(age(one.metadata.deletionTimestamp, now.value))} {waits.length > 0 && D.finalizer.waits(waits.map(visible))}
         </p>
       )}
       {waits.length > 0 && (
@@ -161,7 +160,7 @@ function Inside({ target: t }: { target: Target }) {
       ) : (
         <>
           <strong>{D.delete.count(count.objects, count.kinds.length, count.partial)}</strong>
-          {!defined && count.kinds.length > 0 && " " + D.delete.most(count.kinds.slice(0, 5).map(([k, n]) => `${n} ${visible(k)}`))}
+          {!defined && count.kinds.length > 0 && " " + D.delete.most(count.kinds.slice(0, 5).map(([k, n]) => `${visible(k)} ${n}`))}
         </>
       )}
     </p>

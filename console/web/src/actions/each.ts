@@ -32,3 +32,6 @@ export async function each(
 
 /** nameOf is an object's name with its namespace. */
 export const nameOf = (t: Target): string => (t.ns ? t.ns + "/" : "") + t.name;
+
+/** titleOf is one object's kind and name. */
+export const titleOf = (t: Target): string => (t.kind.singular || t.kind.kind.toLowerCase()) + " " + nameOf(t);

@@ -14,13 +14,13 @@ import { expectGone } from "../model/gone";
 import { commandFor } from "../model/kubectl";
 import type { Target } from "../model/target";
 import { Command, show } from "../widgets/dialog";
-import { nameOf } from "./each";
+import { titleOf } from "./each";
 import { Buttons } from "./fields";
 
 /** removeFinalizer asks which of an object's finalizers is removed, and wants the object's name. */
 export function removeFinalizer(t: Target, object: Record<string, any>): void {
   show({
-    title: D.finalizer.title(t.kind.singular, nameOf(t)),
+    title: D.finalizer.title(titleOf(t)),
     content: (close) => <Finalizer target={t} object={object} close={close} />,
   });
 }

@@ -12,7 +12,7 @@ import { commandFor } from "../model/kubectl";
 import { autoscalersOf, type Holder, holdersOf, isJump } from "../model/scaling";
 import type { Target } from "../model/target";
 import { Command, show } from "../widgets/dialog";
-import { each, nameOf } from "./each";
+import { each, nameOf, titleOf } from "./each";
 import { Buttons, Names, NumberField } from "./fields";
 
 interface Scaled {
@@ -44,7 +44,7 @@ export async function scale(targets: Target[]): Promise<void> {
       };
     }),
   );
-  const title = targets.length === 1 ? D.scale.title(targets[0].kind.singular, nameOf(targets[0])) : D.scale.titleOf(targets.length);
+  const title = targets.length === 1 ? D.scale.title(titleOf(targets[0])) : D.scale.titleOf(targets.length);
   show({ title, content: (close) => <Scale scaled={scaled} close={close} /> });
 }
 

@@ -4,7 +4,7 @@
 
 export const D = {
   scale: {
-    title: (kind: string, name: string) => `Scale ${kind} ${name}`,
+    title: (what: string) => `Scale ${what}`,
     titleOf: (n: number) => `Scale ${n} objects`,
     count: (n: number) => (n === 1 ? "1 replica" : `${n} replicas`),
     now: (n: number) => `It has ${n === 1 ? "1 replica" : `${n} replicas`} now.`,
@@ -25,7 +25,7 @@ export const D = {
   },
 
   delete: {
-    title: (kind: string, name: string) => `Delete ${kind} ${name}?`,
+    title: (what: string) => `Delete ${what}?`,
     titleOf: (n: number, kinds: string) => `Delete ${n} ${kinds}?`,
     forever: "This cannot be undone.",
     loss: {
@@ -50,7 +50,7 @@ export const D = {
     most: (list: string[]) => `Most: ${list.join(", ")}.`,
     typeName: (name: string) => `Type ${name} to confirm`,
     typeNumber: (n: number) => `Type ${n} to confirm`,
-    already: (since: string) => `It is being deleted since ${since}.`,
+    already: (since: string) => `Its deletion began ${since} ago.`,
     replaced: "this is a new object: the one that was shown has gone. Nothing was deleted.",
     choices: "Choices",
     grace: "Grace period in seconds; empty: what each pod says",
@@ -67,9 +67,9 @@ export const D = {
   },
 
   finalizer: {
-    title: (kind: string, name: string) => `Remove a finalizer of ${kind} ${name}`,
+    title: (what: string) => `Remove a finalizer of ${what}`,
     action: "Remove finalizer",
-    waits: (names: string) => `It waits for the finalizer ${names}.`,
+    waits: (names: string[]) => `It waits for the ${names.length === 1 ? "finalizer" : "finalizers"} ${names.join(", ")}.`,
     risk: {
       inUse: "It is kept because it is still in use. Without the finalizer a pod may lose its data while it runs.",
       dependents: "Objects that belong to it are not waited for any more, and may stay.",

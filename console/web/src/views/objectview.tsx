@@ -142,7 +142,7 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
     ([k]) => k !== "kubectl.kubernetes.io/last-applied-configuration",
   );
   return (
-    <div class="pane scroll">
+    <div class="pane scroll" tabIndex={0} role="region" aria-label={S.object.tab.details}>
       <dl class="facts">
         {factsOf(kind, object).map((f, i) => (
           <div key={i}>

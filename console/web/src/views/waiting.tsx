@@ -21,7 +21,7 @@ export function Waiting({ kind, object }: { kind: Kind; object: Record<string, a
   return (
     <div class="note passing" role="status">
       <p>
-        {D.delete.already(age(deletionTimestamp, now.value))} {waits.length > 0 && D.finalizer.waits(visible(waits.join(", ")))}
+        {D.delete.already(age(deletionTimestamp, now.value))} {waits.length > 0 && D.finalizer.waits(waits.map(visible))}
       </p>
       {left.map((text) => (
         <p key={text}>{visible(text)}</p>
