@@ -87,6 +87,7 @@ func TestDialogs(t *testing.T) {
 	t.Run("scale", func(t *testing.T) { p.T = t; scaleSafely(k, p) })
 	t.Run("delete", func(t *testing.T) { p.T = t; deleteSafely(k, p) })
 	t.Run("finalizer", func(t *testing.T) { p.T = t; removeFinalizers(k, p) })
+	p.T = t
 	p.saysNothing("status of 409", "status of 404")
 }
 
@@ -261,17 +262,4 @@ func removeFinalizers(k *harness.Kube, p *page) {
 	p.keys("stuck", kb.Enter)
 	p.until("the list is there", func(string) bool { return eval[bool](p, `location.hash.startsWith("#/list/")`) })
 	testenv.Fails(t, testenv.Err(k.Try("get", "configmap", "stuck")), "the object is still there")
-
-	// The same by the editor.
-	p.list("po default")
-	p.only("alone")
-	p.details()
-	p.keys("e")
-	p.editor("example.com/never")
-	p.replace("- example.com/never", "[]")
-	p.ctrl(ctrlEnter)
-	p.shows("What will change")
-	p.focused("#edit-apply")
-	p.keys(kb.Enter)
-	p.until("the list is there", func(string) bool { return eval[bool](p, `location.hash.startsWith("#/list/")`) })
 }
