@@ -78,8 +78,8 @@ spec:
   containers: [{name: box, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, hold]}]
 `
 
-// TestDialogs does what can do harm, by keys alone: no key that is pressed too much does it.
-func TestDialogs(t *testing.T) {
+// TestDangerousActionsAskFirst does what can do harm, by keys alone: no key that is pressed too much does it.
+func TestDangerousActionsAskFirst(t *testing.T) {
 	k := newServer(t)
 	k.Apply(scaled)
 	k.Apply(kept)
@@ -162,7 +162,8 @@ func scaleSafely(k *harness.Kube, p *page) {
 	p.keys(kb.Escape)
 }
 
-// deleteSafely deletes with choices, a namespace by its name, and not an object that is another than the one that was shown.
+// deleteSafely deletes with choices, a namespace by its name, and not an object that is another than the one that was
+// shown.
 func deleteSafely(k *harness.Kube, p *page) {
 	t := p.T
 	// Enter twice does nothing to a pod; the command follows the choices.
