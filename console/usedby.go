@@ -7,39 +7,77 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/utils/ptr"
 )
 
-// maxUsers limits how many pods are examined for the use of an object.
+// maxUsers limits how many objects of one kind are examined for the use of an object.
 const maxUsers = 5000
 
-// podUse is a pod that uses an object. How names the volume or container that refers to the object.
-type podUse struct {
-	Name string `json:"name"`
-	How  string `json:"how"`
+// use is an object that uses another.
+type use struct {
+	// Resource is the kind's name and group, such as "deployments.apps".
+	Resource string `json:"resource"`
+	Name     string `json:"name"`
+	// How names the volumes, containers or fields that refer to the other object.
+	How string `json:"how"`
 }
 
 type usedByResponse struct {
-	Pods []podUse `json:"pods"`
-	// Partial says that there are more pods than were examined.
-	Partial bool `json:"partial"`
+	Users []use `json:"users"`
+	// Partial are the kinds of which there are more objects than were examined. Hidden are those that the user may not
+	// list.
+	Partial []string `json:"partial"`
+	Hidden  []string `json:"hidden"`
 }
 
-// podUses is the fields of a pod that refer to other objects.
+// usingKind is a kind whose objects may use others.
+type usingKind struct {
+	resource, group string // the group with its version; "" for the core group
+	// of are the resources that its objects use, if not all of those that pods do.
+	of []string
+}
+
+// usingKinds are in the order in which users want to read them: what makes pods, and then the pods.
+var usingKinds = []usingKind{
+	{resource: "deployments", group: "apps/v1"}, {resource: "statefulsets", group: "apps/v1"}, {resource: "daemonsets", group: "apps/v1"},
+	{resource: "cronjobs", group: "batch/v1"}, {resource: "jobs", group: "batch/v1"}, {resource: "replicasets", group: "apps/v1"},
+	{resource: "replicationcontrollers"}, {resource: "pods"},
+	{resource: "ingresses", group: "networking.k8s.io/v1", of: []string{"secrets"}},
+	{resource: "gateways", group: "gateway.networking.k8s.io/v1", of: []string{"secrets"}},
+	{resource: "serviceaccounts", of: []string{"secrets"}},
+}
+
+// path returns the path of a namespace's objects.
+func (k *usingKind) path(namespace string) string {
+	root := "/api/v1"
+	if k.group != "" {
+		root = "/apis/" + k.group
+	}
+	return root + "/namespaces/" + namespace + "/" + k.resource
+}
+
+// word returns the kind's name and group, without the group's version.
+func (k *usingKind) word() string {
+	group, _, _ := strings.Cut(k.group, "/")
+	return strings.TrimSuffix(k.resource+"."+group, ".")
+}
+
+// podUses is the fields of a pod's specification that refer to other objects.
 type podUses struct {
-	Metadata metadata `json:"metadata"`
-	Spec     struct {
-		Volumes             []corev1.Volume               `json:"volumes"`
-		InitContainers      []containerUses               `json:"initContainers"`
-		Containers          []containerUses               `json:"containers"`
-		EphemeralContainers []containerUses               `json:"ephemeralContainers"`
-		ImagePullSecrets    []corev1.LocalObjectReference `json:"imagePullSecrets"`
-		ServiceAccountName  string                        `json:"serviceAccountName"`
-	} `json:"spec"`
+	Volumes             []corev1.Volume               `json:"volumes"`
+	InitContainers      []containerUses               `json:"initContainers"`
+	Containers          []containerUses               `json:"containers"`
+	EphemeralContainers []containerUses               `json:"ephemeralContainers"`
+	ImagePullSecrets    []corev1.LocalObjectReference `json:"imagePullSecrets"`
+	ServiceAccountName  string                        `json:"serviceAccountName"`
 }
 
 type containerUses struct {
@@ -48,10 +86,86 @@ type containerUses struct {
 	Env     []corev1.EnvVar        `json:"env"`
 }
 
+type templateUses struct {
+	Spec podUses `json:"spec"`
+}
+
+// usingObject is the fields of an object of any usingKind that refer to other objects.
+type usingObject struct {
+	Metadata         metadata                      `json:"metadata"`
+	ImagePullSecrets []corev1.LocalObjectReference `json:"imagePullSecrets"` // a service account's
+	Spec             struct {
+		podUses
+		Template    templateUses `json:"template"`
+		JobTemplate struct {
+			Spec struct {
+				Template templateUses `json:"template"`
+			} `json:"spec"`
+		} `json:"jobTemplate"`
+		VolumeClaimTemplates []struct {
+			Metadata metadata `json:"metadata"`
+		} `json:"volumeClaimTemplates"`
+		TLS []struct {
+			SecretName string `json:"secretName"`
+		} `json:"tls"`
+		Listeners []struct {
+			Name string `json:"name"`
+			TLS  struct {
+				CertificateRefs []struct {
+					Kind, Name, Namespace string
+				} `json:"certificateRefs"`
+			} `json:"tls"`
+		} `json:"listeners"`
+	} `json:"spec"`
+}
+
+// uses returns what in an object refers to another one of its namespace.
+func (o *usingObject) uses(resource, name string) (how []string) {
+	report := func(of, named, by string) {
+		if of == resource && named == name {
+			how = append(how, by)
+		}
+	}
+	s := &o.Spec
+	s.podUses.uses(report)
+	s.Template.Spec.uses(report)
+	s.JobTemplate.Spec.Template.Spec.uses(report)
+	for _, v := range s.Volumes {
+		if v.Ephemeral != nil { // the claim's name consists of both names
+			report("persistentvolumeclaims", o.Metadata.Name+"-"+v.Name, "volume "+v.Name)
+		}
+	}
+	for _, v := range s.VolumeClaimTemplates { // the claims of the set's pods
+		start := v.Metadata.Name + "-" + o.Metadata.Name + "-"
+		if number, found := strings.CutPrefix(name, start); found && isNumber(number) {
+			report("persistentvolumeclaims", name, "claim template "+v.Metadata.Name)
+		}
+	}
+	for _, t := range s.TLS {
+		report("secrets", t.SecretName, "tls")
+	}
+	for _, l := range s.Listeners {
+		for _, c := range l.TLS.CertificateRefs {
+			if (c.Kind == "" || c.Kind == "Secret") && (c.Namespace == "" || c.Namespace == o.Metadata.Namespace) {
+				report("secrets", c.Name, "listener "+l.Name)
+			}
+		}
+	}
+	for _, p := range o.ImagePullSecrets {
+		report("secrets", p.Name, "imagePullSecrets")
+	}
+	return how
+}
+
+func isNumber(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 31)
+	return err == nil
+}
+
 // uses calls f for each object that a pod refers to: with its resource, its name, and what refers to it.
 func (p *podUses) uses(f func(resource, name, how string)) {
-	for i := range p.Spec.Volumes {
-		v, how := &p.Spec.Volumes[i], "volume "+p.Spec.Volumes[i].Name
+	for i := range p.Volumes {
+		v, how := &p.Volumes[i], "volume "+p.Volumes[i].Name
 		if v.Secret != nil {
 			f("secrets", v.Secret.SecretName, how)
 		}
@@ -60,9 +174,6 @@ func (p *podUses) uses(f func(resource, name, how string)) {
 		}
 		if v.PersistentVolumeClaim != nil {
 			f("persistentvolumeclaims", v.PersistentVolumeClaim.ClaimName, how)
-		}
-		if v.Ephemeral != nil { // the claim's name consists of both names
-			f("persistentvolumeclaims", p.Metadata.Name+"-"+v.Name, how)
 		}
 		if v.CSI != nil && v.CSI.NodePublishSecretRef != nil {
 			f("secrets", v.CSI.NodePublishSecretRef.Name, how)
@@ -78,15 +189,15 @@ func (p *podUses) uses(f func(resource, name, how string)) {
 			}
 		}
 	}
-	for _, containers := range [][]containerUses{p.Spec.InitContainers, p.Spec.Containers, p.Spec.EphemeralContainers} {
+	for _, containers := range [][]containerUses{p.InitContainers, p.Containers, p.EphemeralContainers} {
 		for i := range containers {
 			containers[i].uses(f)
 		}
 	}
-	for _, s := range p.Spec.ImagePullSecrets {
+	for _, s := range p.ImagePullSecrets {
 		f("secrets", s.Name, "imagePullSecrets")
 	}
-	f("serviceaccounts", p.Spec.ServiceAccountName, "serviceAccountName")
+	f("serviceaccounts", p.ServiceAccountName, "serviceAccountName")
 }
 
 func (c *containerUses) uses(f func(resource, name, how string)) {
@@ -109,7 +220,7 @@ func (c *containerUses) uses(f func(resource, name, how string)) {
 	}
 }
 
-// usedBy answers with the pods of a namespace that use an object.
+// usedBy answers with the objects of a namespace that use an object.
 func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
 	q := r.URL.Query()
 	resource, namespace, name := q.Get("resource"), q.Get("namespace"), q.Get("name")
@@ -117,40 +228,52 @@ func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace, or the object has none", namespace))
 		return
 	}
-	out, err := u.podsThatUse(r.Context(), resource, namespace, name)
-	if err != nil {
-		refuseError(w, err)
-		return
+	out := &usedByResponse{Users: []use{}, Partial: []string{}, Hidden: []string{}}
+	for i := range usingKinds {
+		k := &usingKinds[i]
+		if k.of != nil && !slices.Contains(k.of, resource) {
+			continue
+		}
+		switch err := u.findUses(r.Context(), k, resource, namespace, name, out); {
+		case err == nil, apierrors.IsNotFound(err): // the cluster may not have the kind
+		case apierrors.IsForbidden(err):
+			out.Hidden = append(out.Hidden, k.word())
+		default:
+			refuseError(w, err)
+			return
+		}
 	}
 	respond(w, out)
 }
 
-func (u *user) podsThatUse(ctx context.Context, resource, namespace, name string) (*usedByResponse, error) {
-	out := &usedByResponse{Pods: []podUse{}}
+// findUses adds the objects of one kind that use an object. What a controller made from a template is left out, but for
+// pods: the template's object is there.
+func (u *user) findUses(ctx context.Context, k *usingKind, resource, namespace, name string, out *usedByResponse) error {
 	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
 	for seen := 0; ; {
 		var list struct {
 			Metadata struct{ Continue string }
-			Items    []podUses
+			Items    []usingObject
 		}
-		if err := u.get(ctx, "/api/v1/namespaces/"+namespace+"/pods", query, &list); err != nil {
-			return nil, err
+		if err := u.get(ctx, k.path(namespace), query, &list); err != nil {
+			return err
 		}
 		for i := range list.Items {
-			var how []string
-			list.Items[i].uses(func(of, named, by string) {
-				if of == resource && named == name {
-					how = append(how, by)
-				}
-			})
-			if len(how) > 0 {
-				out.Pods = append(out.Pods, podUse{Name: list.Items[i].Metadata.Name, How: strings.Join(how, ", ")})
+			o := &list.Items[i]
+			made := slices.ContainsFunc(o.Metadata.OwnerReferences, isController)
+			if how := o.uses(resource, name); len(how) > 0 && (k.resource == "pods" || !made) {
+				out.Users = append(out.Users, use{Resource: k.word(), Name: o.Metadata.Name, How: strings.Join(how, ", ")})
 			}
 		}
-		seen += len(list.Items)
-		if out.Partial = list.Metadata.Continue != "" && seen >= maxUsers; out.Partial || list.Metadata.Continue == "" {
-			return out, nil
+		if seen += len(list.Items); list.Metadata.Continue == "" {
+			return nil
+		}
+		if seen >= maxUsers {
+			out.Partial = append(out.Partial, k.word())
+			return nil
 		}
 		query.Set("continue", list.Metadata.Continue)
 	}
 }
+
+func isController(r metav1.OwnerReference) bool { return ptr.Deref(r.Controller, false) }

@@ -148,14 +148,14 @@ func TestMoreViews(t *testing.T) {
 		{"networkpolicies.v1.networking.k8s.io/default/inside", []string{"from all pods of all namespaces, to TCP 80", "pods with app=other"}},
 		{"helmcharts.v1.helm.cattle.io/default/hello", []string{"in the object itself", "word: swordfish", "Revision"}},
 		{"storageclasses.v1.storage.k8s.io/-/local-path", []string{"Provisioner", "Volume claims of this class"}},
-		{"configmaps.v1/default/words", []string{"Pods that use it", "greeting"}},
+		{"configmaps.v1/default/words", []string{"What uses it", "greeting"}},
 	} {
 		p.open("object/" + c.at)
 		p.shows(c.shows...)
 		kind, _, _ := strings.Cut(c.at, ".")
 		p.shot("page-" + kind)
 	}
-	p.do("finding the pods", chromedp.Click(`.related button`))
+	p.do("finding what uses it", chromedp.Click(`.related button`))
 	p.shows("None.")
 
 	p.open("events")

@@ -103,9 +103,25 @@ export const M = {
     ruleColumns: ["Verbs", "Resources or paths", "Groups", "Names"],
     core: "core",
     subjects: "Subjects",
-    usedBy: "Pods that use it",
-    find: "Find them",
-    partial: "The namespace has more pods than were read.",
+    usedBy: "What uses it",
+    find: "Find it",
+    partial: (kinds: string) => `There are more than were read of: ${kinds}.`,
+    unread: (kinds: string) => `You may not list these, so they were not looked through: ${kinds}.`,
+    notScaled: "Cannot be scaled",
+  },
+
+  pod: {
+    template: "Containers of its pods",
+    environment: "Environment",
+    mounts: "Mounts",
+    probes: "Probes",
+    volumes: "Volumes",
+    runs: "Runs",
+    restart: "Restarts",
+    hostNetwork: "The node's network",
+    nodeSelector: "Only on nodes with",
+    affinity: "Affinity",
+    toleration: "Tolerates",
   },
 
   helm: {

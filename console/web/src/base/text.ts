@@ -32,7 +32,21 @@ function plain(value: unknown): string {
 
 /** clock is a time of this day, in milliseconds, in the reader's zone. */
 export function clock(at: number): string {
-  return new Date(at).toLocaleTimeString(undefined, { hour12: false });
+  return new Date(at).toTimeString().slice(0, 8);
+}
+
+/** moment is a time in the reader's zone; the day is left out when it is now's. */
+export function moment(time: string | undefined, now: number): string {
+  const at = new Date(time ?? "");
+  if (Number.isNaN(at.getTime())) return time ?? "";
+  const day = (d: Date) => `${d.getFullYear()}-${String(d.getMonth() + 1).padStart(2, "0")}-${String(d.getDate()).padStart(2, "0")}`;
+  return (day(at) === day(new Date(now)) ? "" : day(at) + " ") + clock(at.getTime());
+}
+
+/** when is a time and how long ago that was. */
+export function when(time: string | undefined, now: number): string {
+  const old = age(time ?? "", now);
+  return old ? `${moment(time, now)} (${old} ago)` : moment(time, now);
 }
 
 /** age is a duration as kubectl writes it. */

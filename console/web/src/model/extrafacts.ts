@@ -7,7 +7,7 @@ import { type Kind, kindByWord } from "../api/kinds";
 import { format } from "../api/route";
 import { M } from "../base/morestrings";
 import { S } from "../base/strings";
-import { age } from "../base/text";
+import { when } from "../base/text";
 import { selectorText } from "./selector";
 
 type Obj = Record<string, any>;
@@ -31,7 +31,7 @@ function to(word: string, ns: string, name: string | undefined): string | undefi
 }
 
 function ago(time: string | undefined, now: number): string {
-  return time ? `${time} (${S.overview.ago(age(time, now))})` : "";
+  return time ? when(time, now) : "";
 }
 
 const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
@@ -109,6 +109,8 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     const st = o.status ?? {};
     const t = s.scaleTargetRef ?? {};
     add(F.target, `${t.kind} ${t.name}`, link(t.apiVersion ?? "", t.kind, o.metadata.namespace, t.name));
+    for (const c of st.conditions ?? [])
+      if (c.status === "False" && /^(ScalingActive|AbleToScale)$/.test(c.type)) add(F.notScaled, c.message || c.reason, undefined, "bad");
     add(
       S.fact.replicas,
       F.replicas(st.currentReplicas ?? 0, st.desiredReplicas ?? 0),
@@ -144,7 +146,6 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     add(F.lastRun, ago(o.status?.lastScheduleTime, now));
     add(F.lastSuccess, ago(o.status?.lastSuccessfulTime, now));
     for (const a of o.status?.active ?? []) add(F.runs, a.name, to("jobs.batch", o.metadata.namespace, a.name));
-    for (const c of s.jobTemplate?.spec?.template?.spec?.containers ?? []) add(S.fact.image, `${c.name}: ${c.image}`);
   },
   "jobs.batch": (o, add, now) => {
     const st = o.status ?? {};
@@ -154,7 +155,6 @@ const OF: Record<string, (o: Obj, add: Add, now: number) => void> = {
     add(F.started, ago(st.startTime, now));
     add(F.ended, ago(st.completionTime, now));
     add(F.suspended, o.spec?.suspend ? F.yes : "", undefined, "passing");
-    for (const c of o.spec?.template?.spec?.containers ?? []) add(S.fact.image, `${c.name}: ${c.image}`);
   },
   "serviceaccounts.": (o, add) => {
     const ns = o.metadata.namespace;

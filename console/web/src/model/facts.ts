@@ -5,6 +5,7 @@
 import { isKind, type Kind, kindByWord, kindOfObject } from "../api/kinds";
 import { format } from "../api/route";
 import { S } from "../base/strings";
+import { moment, when } from "../base/text";
 
 export interface Fact {
   name: string;
@@ -20,7 +21,7 @@ export function link(apiVersion: string, kind: string, ns: string, name: string)
   return k && format({ view: "object", kind: k.id, ns: k.namespaced ? ns : "", name });
 }
 
-export function factsOf(k: Kind, o: Obj): Fact[] {
+export function factsOf(k: Kind, o: Obj, now: number): Fact[] {
   const out: Fact[] = [];
   const ns: string = o.metadata.namespace ?? "";
   const add = (name: string, value: unknown, href?: string, tone?: string) => {
@@ -31,8 +32,8 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     return kind && name ? format({ view: "object", kind: kind.id, ns: kind.namespaced ? at : "", name }) : undefined;
   };
   for (const r of o.metadata.ownerReferences ?? []) add(S.fact.owner, `${r.kind} ${r.name}`, link(r.apiVersion, r.kind, ns, r.name));
-  add(S.fact.created, o.metadata.creationTimestamp);
-  add(S.fact.deleting, o.metadata.deletionTimestamp, undefined, "passing");
+  add(S.fact.created, when(o.metadata.creationTimestamp, now));
+  add(S.fact.deleting, o.metadata.deletionTimestamp && when(o.metadata.deletionTimestamp, now), undefined, "passing");
   add(S.fact.finalizers, (o.metadata.finalizers ?? []).join(", "));
   const s = o.spec ?? {};
   const st = o.status ?? {};
@@ -44,12 +45,6 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     add(S.fact.serviceAccount, s.serviceAccountName, word("serviceaccounts", s.serviceAccountName));
     add(S.fact.qos, st.qosClass);
     add(S.fact.priorityClass, s.priorityClassName);
-    for (const v of s.volumes ?? []) {
-      if (v.persistentVolumeClaim)
-        add(S.fact.claim, v.persistentVolumeClaim.claimName, word("persistentvolumeclaims", v.persistentVolumeClaim.claimName));
-      if (v.configMap) add(S.fact.configMap, v.configMap.name, word("configmaps", v.configMap.name));
-      if (v.secret) add(S.fact.secret, v.secret.secretName, word("secrets", v.secret.secretName));
-    }
   } else if (isKind(k, "", "nodes")) {
     add(S.fact.unschedulable, s.unschedulable ? S.fact.cordoned : "", undefined, "passing");
     for (const a of st.addresses ?? []) add(a.type, a.address);
@@ -104,7 +99,6 @@ export function factsOf(k: Kind, o: Obj): Fact[] {
     );
     add(S.fact.strategy, s.strategy?.type ?? s.updateStrategy?.type);
     add(S.fact.selector, pairs(s.selector?.matchLabels));
-    for (const c of s.template.spec.containers) add(S.fact.image, `${c.name}: ${c.image}`);
   } else if (!hasOwnPage(k)) {
     const { apiVersion: _a, kind: _k, metadata: _m, status: _s, data: _d, stringData: _t, spec: _p, ...rest } = o;
     scalars("", { ...rest, ...s }, ns, add);
@@ -186,7 +180,7 @@ export interface ContainerFact {
 }
 
 /** containersOf gives a pod's containers with their states. */
-export function containersOf(pod: Obj): ContainerFact[] {
+export function containersOf(pod: Obj, now = Date.now()): ContainerFact[] {
   const status = new Map<string, Obj>();
   for (const s of [
     ...(pod.status?.initContainerStatuses ?? []),
@@ -196,8 +190,8 @@ export function containersOf(pod: Obj): ContainerFact[] {
     status.set(s.name, s);
   const one = (c: Obj, init: boolean): ContainerFact => {
     const s = status.get(c.name);
-    const [state, tone] = stateText(s?.state);
-    const last = s?.lastState?.terminated ? stateText(s.lastState)[0] : "";
+    const [state, tone] = stateText(s?.state, now);
+    const last = s?.lastState?.terminated ? stateText(s.lastState, now)[0] : "";
     return {
       name: c.name,
       image: c.image,
@@ -223,11 +217,11 @@ export function containersOf(pod: Obj): ContainerFact[] {
   ];
 }
 
-function stateText(state: Obj | undefined): [text: string, tone: string] {
-  if (state?.running) return [S.fact.running(state.running.startedAt ?? ""), "good"];
+function stateText(state: Obj | undefined, now: number): [text: string, tone: string] {
+  if (state?.running) return [S.fact.running(when(state.running.startedAt, now)), "good"];
   if (state?.terminated) {
     const t = state.terminated;
-    const text = S.fact.terminated(t.reason ?? "", t.exitCode, t.signal, t.finishedAt ?? "") + (t.message ? ": " + t.message : "");
+    const text = S.fact.terminated(t.reason ?? "", t.exitCode, t.signal, moment(t.finishedAt, now)) + (t.message ? ": " + t.message : "");
     return [text, t.exitCode === 0 ? "" : "bad"];
   }
   if (state?.waiting) {

@@ -6,7 +6,7 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { ACTIONS, perform } from "../actions/actions";
 import { Toolbar } from "../actions/toolbar";
-import { containersOf, factsOf } from "../model/facts";
+import { factsOf } from "../model/facts";
 import { useKeys } from "../base/keys";
 import { isKind, type Kind, kindById, kinds, label, objectPath, plainPath } from "../api/kinds";
 import { lazy } from "../widgets/lazy";
@@ -72,8 +72,8 @@ function ObjectOf({ kind, ns, name }: { kind: Kind; ns: string; name: string }) 
     <section class="view object" tabIndex={-1} aria-label={`${kind.kind} ${name}`}>
       <div class="bar">
         <h1>
-          <a href={format({ view: "list", kind: kind.id })} class="faint">
-            {label(kind)}
+          <a href={format({ view: "list", kind: kind.id })} class="faint" title={label(kind)}>
+            {kind.singular || kind.resource}
           </a>{" "}
           {ns && <span class="faint">{visible(ns)}/</span>}
           <span class="name">{visible(name)}</span>
@@ -144,7 +144,7 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
   return (
     <div class="pane scroll" tabIndex={0} role="region" aria-label={S.object.tab.details}>
       <dl class="facts">
-        {factsOf(kind, object).map((f, i) => (
+        {factsOf(kind, object, now.value).map((f, i) => (
           <div key={i}>
             <dt>{visible(f.name)}</dt>
             <dd class={f.tone}>{f.href ? <a href={f.href}>{visible(f.value)}</a> : visible(f.value)}</dd>
@@ -154,7 +154,6 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
         <Map name={S.fact.annotations} entries={annotations} />
       </dl>
       <Sections key={"sections" + object.metadata.uid} kind={kind} object={object} />
-      {isKind(kind, "", "pods") && <Containers pod={object} />}
       <Conditions object={object} />
       {isKind(kind, "", "pods", "nodes") && <Usage key={object.metadata.uid} />}
       {secret ? <SecretData data={object.data ?? {}} /> : isKind(kind, "", "configmaps") && <ConfigData data={object.data ?? {}} />}
@@ -166,39 +165,31 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
   );
 }
 
+/** LONG is how many characters of an annotation are shown without being asked for. */
+const LONG = 200;
+
 function Map({ name, entries }: { name: string; entries: [string, unknown][] }) {
   if (entries.length === 0) return null;
   return (
     <div>
       <dt>{name}</dt>
       <dd>
-        {entries.map(([k, v]) => (
-          <span key={k} class="label">
-            {visible(k)}={visible(v)}
-          </span>
-        ))}
+        {entries.map(([k, v]) =>
+          String(v).length > LONG ? (
+            <details key={k}>
+              <summary>
+                {visible(k)} <span class="faint">{S.object.characters(String(v).length)}</span>
+              </summary>
+              {visible(v)}
+            </details>
+          ) : (
+            <span key={k} class="label">
+              {visible(k)}={visible(v)}
+            </span>
+          ),
+        )}
       </dd>
     </div>
-  );
-}
-
-function Containers({ pod }: { pod: Record<string, any> }) {
-  return (
-    <section class="related">
-      <h2>{S.object.containers}</h2>
-      <ul class="containers">
-        {containersOf(pod).map((c) => (
-          <li key={c.name}>
-            <strong>{visible(c.name)}</strong> {c.init && <span class="faint">{S.object.init}</span>}{" "}
-            <span class={c.tone}>{visible(c.state)}</span>
-            {c.restarts > 0 && <span class="passing"> {S.object.restarts(c.restarts)}</span>}
-            <div class="faint">{visible(c.image)}</div>
-            {c.last && <div class="bad">{S.object.before(visible(c.last))}</div>}
-            {(c.ports || c.resources) && <div class="faint">{[c.ports, c.resources].filter(Boolean).join("; ")}</div>}
-          </li>
-        ))}
-      </ul>
-    </section>
   );
 }
 

@@ -14,6 +14,9 @@ import { M } from "../base/morestrings";
 import { S } from "../base/strings";
 import { visible, visibleLines } from "../base/text";
 import { hrefOf } from "../api/route";
+import { behind } from "../model/behind";
+import { useWholeList } from "../model/wholelist";
+import { PodSections } from "./podsections";
 import { useObject } from "../model/useobject";
 
 type Obj = Record<string, any>;
@@ -48,6 +51,8 @@ export function Sections({ kind, object }: { kind: Kind; object: Obj }) {
           <RulesOf role={object.roleRef ?? {}} ns={object.metadata.namespace ?? ""} />
         </>
       )}
+      {isKind(kind, "", "services") && <Behind service={object} />}
+      <PodSections object={object} />
       {values && (
         <section class="related">
           <h2>{M.helm.valuesTitle}</h2>
@@ -59,6 +64,20 @@ export function Sections({ kind, object }: { kind: Kind; object: Obj }) {
       )}
     </>
   );
+}
+
+/** Behind says whether anything answers behind a Service. */
+function Behind({ service }: { service: Obj }) {
+  const slices = useWholeList(kindByWord("endpointslices"), service.metadata.namespace, {
+    labelSelector: "kubernetes.io/service-name=" + service.metadata.name,
+  });
+  const { value } = slices.value;
+  const state = value && behind(service, value);
+  return state ? (
+    <p class={"note " + state.tone} role="status">
+      {visible(state.text)}
+    </p>
+  ) : null;
 }
 
 /** Next is when a schedule runs next, by the console's server: it reads schedules as Kubernetes does. */
@@ -201,26 +220,36 @@ function Subjects({ subjects, ns }: { subjects: Obj[]; ns: string }) {
   );
 }
 
-/** UsedBy finds the pods that use an object, when it is asked to: all pods of the namespace are read for that. */
+interface Use {
+  /** resource is the kind's name and group, as kindByWord takes it. */
+  resource: string;
+  name: string;
+  how: string;
+}
+
+interface Uses {
+  users: Use[];
+  /** partial are kinds that have more objects than were read; hidden are those that the user may not list. */
+  partial: string[];
+  hidden: string[];
+}
+
+/** UsedBy finds what uses an object, when it is asked to: pods and templates of the namespace are read for that. */
 function UsedBy({ resource, ns, name }: { resource: string; ns: string; name: string }) {
-  const pods = useSignal<{ pods: { name: string; how: string }[]; partial: boolean } | null>(null);
+  const uses = useSignal<Uses | null>(null);
   const error = useSignal("");
-  const kind = kindByWord("pods");
   const find = () => {
     error.value = "";
-    send<{ pods: { name: string; how: string }[]; partial: boolean }>(
-      "GET",
-      "/usedby?" + new URLSearchParams({ resource, namespace: ns, name }),
-    ).then(
-      (r) => (pods.value = r),
+    send<Uses>("GET", "/usedby?" + new URLSearchParams({ resource, namespace: ns, name })).then(
+      (r) => (uses.value = r),
       (err: unknown) => (error.value = reasonOf(err)),
     );
   };
-  const found = pods.value;
+  const found = uses.value;
   return (
     <section class="related">
       <h2>
-        {M.extra.usedBy} {found && <span class="count">{found.pods.length}</span>}
+        {M.extra.usedBy} {found && <span class="count">{found.users.length}</span>}
       </h2>
       {error.value && (
         <p class="bad" role="alert">
@@ -230,17 +259,22 @@ function UsedBy({ resource, ns, name }: { resource: string; ns: string; name: st
       <button type="button" onClick={find}>
         {found ? S.list.again : M.extra.find}
       </button>
-      {found?.pods.length === 0 && <p class="faint">{S.related.none}</p>}
-      {found?.partial && <p class="passing">{M.extra.partial}</p>}
+      {found?.users.length === 0 && <p class="faint">{S.related.none}</p>}
+      {found && found.partial.length > 0 && <p class="passing">{M.extra.partial(visible(found.partial.join(", ")))}</p>}
+      {found && found.hidden.length > 0 && <p class="faint">{M.extra.unread(visible(found.hidden.join(", ")))}</p>}
       {found && (
         <table class="plain">
           <tbody>
-            {found.pods.map((p) => (
-              <tr key={p.name}>
-                <td>{kind ? <a href={hrefOf(kind, { ns, name: p.name })}>{visible(p.name)}</a> : visible(p.name)}</td>
-                <td>{visible(p.how)}</td>
-              </tr>
-            ))}
+            {found.users.map((u) => {
+              const kind = kindByWord(u.resource);
+              const text = `${kind?.singular || u.resource} ${u.name}`;
+              return (
+                <tr key={u.resource + u.name}>
+                  <td>{kind ? <a href={hrefOf(kind, { ns, name: u.name })}>{visible(text)}</a> : visible(text)}</td>
+                  <td>{visible(u.how)}</td>
+                </tr>
+              );
+            })}
           </tbody>
         </table>
       )}

@@ -3,6 +3,7 @@
 // A secret's values: hidden until one is asked for, and hidden again with the view.
 
 import { useSignal } from "@preact/signals";
+import { copy } from "../base/clipboard";
 import { S } from "../base/strings";
 import { bytes, visible, visibleLines } from "../base/text";
 
@@ -39,6 +40,11 @@ function Value({ name, value }: { name: string; value: string }) {
       <button type="button" aria-pressed={shown.value} onClick={() => (shown.value = !shown.value)}>
         {shown.value ? S.secret.hide : S.secret.show}
       </button>
+      {text !== null && (
+        <button type="button" onClick={() => void copy(text)}>
+          {S.copy}
+        </button>
+      )}
       {shown.value && <pre class="data">{text === null ? S.secret.binary(value) : visibleLines(text)}</pre>}
     </li>
   );
