@@ -139,7 +139,7 @@ export function Table(p: TableProps) {
         if (e.target === box.current && !p.active.value && rows[0]) p.active.value = rows[0].uid;
       }}
     >
-      <div class="head" role="row" aria-rowindex={1}>
+      <div class="head" role={columns.length ? "row" : undefined} aria-rowindex={1}>
         {columns.map((c, i) => (
           <div
             key={i + c.name}
