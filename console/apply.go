@@ -177,7 +177,7 @@ func (s *source) explain(err error) (problems []problem, said string) {
 	for _, x := range inWords(err) {
 		// Go's decoder does not name the key of a map whose value has the wrong type.
 		if key, line := s.notText(x.field); key != "" && strings.HasPrefix(x.text, x.field+": text is wanted") {
-			problems = append(problems, problem{line, fmt.Sprintf("%s.%s: %s", x.field, key, wanted["string"])})
+			problems = append(problems, problem{line, fmt.Sprintf("%s.%s: %s", x.field, key, expectedTypes["string"])})
 			continue
 		}
 		problems = append(problems, problem{s.lineOf(x.field), x.text})

@@ -222,8 +222,8 @@ func strictInWords(message string) []saying {
 	return out
 }
 
-// wanted is what server-side apply expects of a value, in words.
-var wanted = map[string]string{
+// expectedTypes is what server-side apply expects of a value, in words.
+var expectedTypes = map[string]string{
 	"string": "text is wanted: put it in quotes", "numeric (int or float)": "a number is wanted, without quotes",
 	"boolean": "true or false is wanted, without quotes", "map": "fields are wanted (name: value)",
 	"list": "a list is wanted (lines that begin with a hyphen)", "any scalar": "one value is wanted",
@@ -255,8 +255,8 @@ func typedInWords(errs string) []saying {
 			out = append(out, saying{field, "unknown field " + field})
 			continue
 		}
-		if expected, _, found := strings.Cut(strings.TrimPrefix(text, "expected "), ", got "); found && wanted[expected] != "" {
-			text = wanted[expected]
+		if expected, _, found := strings.Cut(strings.TrimPrefix(text, "expected "), ", got "); found && expectedTypes[expected] != "" {
+			text = expectedTypes[expected]
 		}
 		out = append(out, saying{field, field + ": " + text})
 	}
