@@ -298,7 +298,7 @@ func mapAndEvents(p *page) {
 	p.until("the cursor is in the list", func(string) bool { return strings.HasPrefix(p.cursor(), "old-web ") })
 	p.keys("v")
 	p.until("the events are there", func(string) bool {
-		return eval[bool](p, `location.hash.startsWith("#/object/") && location.hash.includes("old-web?tab=events")`)
+		return eval[bool](p, `location.hash.startsWith("#/object/") && location.hash.includes("old-web?tab=events") && document.querySelector(".tabs [aria-selected=true]")?.textContent === "Events"`)
 	})
 	p.back()
 }
