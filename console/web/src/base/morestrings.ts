@@ -4,6 +4,16 @@
 // them.
 
 export const M = {
+  history: {
+    key: "Curves: now, the last hour, the last day",
+    title: { hour: "Use in the last hour", day: "Use in the last day" },
+    range: { now: "Since opened", hour: "Hour", day: "Day" },
+    line: { request: "request", limit: "limit", allocatable: "allocatable" },
+    since: (server: string, at: string) => `${server} leads and keeps these figures since ${at}.`,
+    earlier: "The curve has pods that had this name before.",
+    off: (server: string) => `For a day of history, start the servers with --metrics-history. The leader, ${server}, keeps none now.`,
+  },
+
   map: {
     title: "Map of",
     of: (name: string) => `Map of ${name}`,

@@ -31,7 +31,7 @@ export function ObjectView() {
   return <ObjectOf key={k.id + r.ns + "/" + r.name} kind={k} ns={r.ns} name={r.name} />;
 }
 
-const Usage = lazy(() => import("./usage").then((m) => m.Usage), true);
+const Usage = lazy<{ object: Record<string, any> }>(() => import("./usage").then((m) => m.Usage), true);
 
 const Sections = lazy<{ kind: Kind; object: Record<string, any> }>(() => import("./moreviews").then((m) => m.Sections), true);
 
@@ -155,7 +155,7 @@ function Details({ kind, object }: { kind: Kind; object: Record<string, any> }) 
       </dl>
       <Sections key={"sections" + object.metadata.uid} kind={kind} object={object} />
       <Conditions object={object} />
-      {isKind(kind, "", "pods", "nodes") && <Usage key={object.metadata.uid} />}
+      {isKind(kind, "", "pods", "nodes") && <Usage key={object.metadata.uid} object={object} />}
       {secret ? <SecretData data={object.data ?? {}} /> : isKind(kind, "", "configmaps") && <ConfigData data={object.data ?? {}} />}
       {relations.map((r) => (
         <RelatedTable key={r.kind.id + r.title + object.metadata.uid} relation={r} />
