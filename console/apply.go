@@ -16,7 +16,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	segments "k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/discovery"
@@ -278,7 +278,7 @@ func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
 	switch {
 	case out.APIVersion == "" || out.Kind == "" || out.Name == "" && generated == "":
 		return errors.New("an object needs apiVersion, kind and metadata.name")
-	case len(segments.IsValidPathSegmentName(out.Name)) > 0 || len(segments.IsValidPathSegmentName(out.Namespace)) > 0:
+	case len(content.IsPathSegmentName(out.Name)) > 0 || len(content.IsPathSegmentName(out.Namespace)) > 0:
 		return errors.New("a name and a namespace have no / and no %, and are not . or ..")
 	}
 	mapping, err := a.mappingOf(schema.FromAPIVersionAndKind(out.APIVersion, out.Kind))

@@ -124,7 +124,7 @@ func applyText(t *testing.T, api http.Handler, text string, dryRun bool) string 
 	s := consoleOf(t, api.ServeHTTP, func(o *Options) { o.applyPatience = 2 * time.Second })
 	body := testenv.Must(json.Marshal(applyRequest{YAML: text, Namespace: "default", DryRun: dryRun}))(t)
 	code, answer, _ := roundTrip(t, s, "POST", "/apply", string(body), asUser...)
-	testenv.Equal(t, code, 200, answer)
+	testenv.Equal(t, code, 200, "%s", answer)
 	var out struct{ Results []applied }
 	testenv.NoError(t, json.Unmarshal([]byte(answer), &out))
 	var lines []string
@@ -238,7 +238,7 @@ spec:
 	}
 	for _, dryRun := range []bool{true, false} {
 		api := &applyAPI{t: t, objects: map[string]anyObject{}, asked: map[string]int{}}
-		testenv.Equal(t, applyText(t, api, text, dryRun), strings.Join(want, "\n"), fmt.Sprintf("with dryRun %v it says", dryRun))
+		testenv.Equal(t, applyText(t, api, text, dryRun), strings.Join(want, "\n"), "with dryRun %v it says", dryRun)
 		testenv.Equal(t, len(api.wrote), map[bool]int{true: 0, false: 2}[dryRun], "the number of objects written is")
 	}
 	// Kubernetes' own kinds are checked as far as that goes without the API.

@@ -130,7 +130,7 @@ func TestLastAppliedStays(t *testing.T) {
 		text := strings.Replace(opened.YAML, "  annotations:\n    team: x\n", "", 1)
 		body := testenv.Must(json.Marshal(editRequest{Path: path, Base: opened.YAML, Text: text}))(t)
 		code, answer, _ := roundTrip(t, s, "POST", "/edit", string(body), asUser...)
-		testenv.Equal(t, code, 200, answer)
+		testenv.Equal(t, code, 200, "%s", answer)
 		testenv.Equal(t, patch, `{"metadata":{"annotations":{"team":null},"resourceVersion":"9"}}`, "the patch is")
 
 		// Alone it leaves nothing behind.
@@ -164,7 +164,7 @@ func TestMistakesOfAnEditHaveLines(t *testing.T) {
 			Said     string
 		}
 		testenv.NoError(t, json.Unmarshal([]byte(answer), &got))
-		testenv.Equal(t, fmt.Sprint(code, got.Problems), "422 "+c.want, name+": "+answer)
+		testenv.Equal(t, fmt.Sprint(code, got.Problems), "422 "+c.want, "%s: %s", name, answer)
 		testenv.Contains(t, got.Said, `"" is invalid: patch`, "the API's own words are")
 	}
 }

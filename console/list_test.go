@@ -90,6 +90,7 @@ func TestLongLineOfALogIsCut(t *testing.T) {
 	})
 	conn, _ := tab(t, s, "good", nil)
 	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}))
+	next(t, conn, "state") // the log is open
 	var lines []string
 	for len(lines) < 4 {
 		m := next(t, conn, "lines")

@@ -69,7 +69,8 @@ func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
 	})
 	slow, _ := tab(t, s, "good", nil)
 	testenv.NoError(t, slow.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}))
-	next(t, slow, "lines") // it reads one message, and no other
+	next(t, slow, "state")
+	next(t, slow, "lines") // it reads these messages, and no other
 	other, _ := tab(t, s, "good", nil)
 	testenv.NoError(t, other.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}))
 	next(t, other, "columns")

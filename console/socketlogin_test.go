@@ -57,6 +57,7 @@ func TestStreamsGoOnWithARenewedToken(t *testing.T) {
 	conn, _ := tab(t, s, "one", nil)
 	log := func(id int64) string {
 		testenv.NoError(t, conn.WriteJSON(pageMessage{ID: id, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}))
+		next(t, conn, "state")
 		next(t, conn, "lines")
 		next(t, conn, "end")
 		return <-got

@@ -61,7 +61,7 @@ func TestUsersOfAnObjectAreFound(t *testing.T) {
 		for _, u := range got.Users {
 			users = append(users, fmt.Sprintf("%s %s: %s", u.Resource, u.Name, u.How))
 		}
-		testenv.Equal(t, strings.Join(users, "; "), want, query+" is used by")
+		testenv.Equal(t, strings.Join(users, "; "), want, "%s is used by", query)
 		testenv.True(t, slices.Equal(got.Hidden, []string{"daemonsets.apps"}) && len(got.Partial) == 0, "%s: hidden are %q, partial are %q", query, got.Hidden, got.Partial)
 	}
 	for _, bad := range []string{"", "?namespace=a&resource=secrets", "?namespace=..&resource=secrets&name=x", "?namespace=a%2Fb&resource=secrets&name=x"} {

@@ -81,7 +81,7 @@ func causeInWords(c metav1.StatusCause) saying {
 	}
 	detail, _, _ = strings.Cut(detail, "\n") // after it upstream compares whole objects
 	detail = strings.TrimPrefix(detail, c.Field+" in body ")
-	text := ""
+	var text string
 	switch kind {
 	case "Required value":
 		text = "is required"

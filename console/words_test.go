@@ -229,7 +229,7 @@ func TestRefusalsOfTheAPIInWords(t *testing.T) {
 	})
 	for _, path := range []string{"/k8s/apis/apps/v1/namespaces/shop/deployments/web", "/object?path=/apis/apps/v1/namespaces/shop/deployments/web"} {
 		code, answer, _ := roundTrip(t, s, "GET", path, "", asUser...)
-		testenv.Equal(t, code, 403, answer)
-		testenv.Equal(t, answer, `{"code":403,"message":"you may not patch deployments.apps in namespace shop","reason":"Forbidden","said":"`+message+`"}`, path)
+		testenv.Equal(t, code, 403, "%s", answer)
+		testenv.Equal(t, answer, `{"code":403,"message":"you may not patch deployments.apps in namespace shop","reason":"Forbidden","said":"`+message+`"}`, "%s", path)
 	}
 }

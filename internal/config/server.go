@@ -207,17 +207,22 @@ func (r *reader) server(h Host) Server {
 	if s.BindAddress.IsValid() && !s.BindAddress.IsUnspecified() {
 		r.owned(h, r.src("bind-address"), s.BindAddress)
 	}
+	r.checkDisabled(&s)
+	if s.NodePorts.Contains(s.HTTPSPort) {
+		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts,
+			s.HTTPSPort)
+	}
+	return s
+}
+
+// checkDisabled refuses settings of parts that are disabled.
+func (r *reader) checkDisabled(s *Server) {
 	if s.ConsoleListen != "" && s.Disabled(PartConsole) {
 		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
 	}
 	if s.MetricsHistory && s.Disabled(PartMetrics) {
 		r.bad(r.src("metrics-history"), "contradicts --disable metrics-server; leave one of them out")
 	}
-	if s.NodePorts.Contains(s.HTTPSPort) {
-		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts,
-			s.HTTPSPort)
-	}
-	return s
 }
 
 func (r *reader) advertise(s *Server) {
