@@ -48,7 +48,7 @@ func (m *measuredUse) amounts() amounts {
 }
 
 // usage answers with what nodes use, or the pods of a namespace or of all namespaces, those with a label, or one pod.
-// It leaves out what the pages do not need, which is nine tenths of the metrics API's answer.
+// It leaves out what the pages do not need, which is most of the metrics API's answer.
 func (h *Handler) usage(w http.ResponseWriter, r *http.Request, u *user) {
 	q := r.URL.Query()
 	path, namespace := "/apis/metrics.k8s.io/v1beta1/", q.Get("namespace")

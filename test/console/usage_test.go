@@ -6,10 +6,14 @@ package console
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/resource"
+
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // usageYAML is a Deployment that uses much more memory than it requests, and a pod that uses nearly all that it may,
@@ -80,8 +84,11 @@ func TestListsSayWhatIsUsed(t *testing.T) {
 	k.Kubectl("wait", "--for=condition=Ready", "pod/nearly", "--timeout=120s")
 	b := newBrowser(t, k.Machine.Site)
 	p := b.admin(k)
+	p.shows("Close to its memory limit", "Above its memory request", "default/greedy")
+	p.shot("usage-overview")
 	t.Run("pods", func(t *testing.T) { p.T = t; usageOfPods(p) })
 	t.Run("workloads and nodes", func(t *testing.T) { p.T = t; usageOfOthers(p) })
+	t.Run("pages", func(t *testing.T) { p.T = t; usageOnPages(p, k) })
 	t.Run("refused", func(t *testing.T) { usageRefused(t, b, k) })
 	p.T = t
 	p.saysNothing("metrics.k8s.io") // of pods without any
@@ -131,6 +138,64 @@ func usageOfOthers(p *page) {
 	p.cellIs("", "%MEM", toned("share", "%"))
 	p.cellIs("", "CPU", toned("numeric", "m"))
 	p.shot("usage-nodes")
+}
+
+// inUse is what the table of usage on an object's page has in each row: the classes and texts of its cells.
+func (p *page) inUse(row string) string {
+	return eval[string](p, fmt.Sprintf(`{
+  const row = [...document.querySelectorAll(".in-use tbody tr")].find((r) => r.firstChild.textContent === %q);
+  row ? [...row.children].map((c) => c.className + ":" + c.textContent).join("|") : "";
+}`, row))
+}
+
+// usageOnPages: the page of a pod or workload says it by container, and that of a node as kubectl describe does.
+func usageOnPages(p *page, k *harness.Kube) {
+	p.list("po default")
+	p.only("nearly")
+	p.details()
+	p.until("the pod's containers", func(string) bool {
+		return regexp.MustCompile(`\|:9\dMi\|:100Mi \(9\d%\)\|bad:100Mi \(9\d%\)$`).MatchString(p.inUse("box")) &&
+			regexp.MustCompile(`\|:10Mi \(\d+%\)\|:$`).MatchString(p.inUse("quiet"))
+	})
+	p.shot("usage-pod")
+	p.list("deploy default")
+	p.only("greedy")
+	p.details()
+	p.shows("Sums of the 2 pods that are measured")
+	p.until("the workload's containers", func(string) bool {
+		return regexp.MustCompile(`\|:1\d\dMi\|passing:16Mi \(4\d\d%\)\|:256Mi \(2\d%\)$`).MatchString(p.inUse("box"))
+	})
+	p.list("no")
+	p.keys("d")
+	p.until("the node's usage", func(string) bool { return strings.HasSuffix(p.inUse("Memory"), "%)") })
+	described := k.Kubectl("describe", "node", k.NodeName())
+	for of, row := range map[string]string{"cpu": "CPU", "memory": "Memory"} {
+		found := regexp.MustCompile(`(?m)^  ` + of + ` +(\S+) \((\d+)%\) +(\S+) \((\d+)%\)`).FindStringSubmatch(described)
+		testenv.Require(p.T, found != nil, "no %s in %s", of, described)
+		want := asOnPage(found[1], found[2], of) + "|:" + asOnPage(found[3], found[4], of)
+		p.until("the page has "+want, func(string) bool { return strings.Contains(p.inUse(row), "|:"+want+"|") })
+	}
+	found := regexp.MustCompile(`Non-terminated Pods: +\((\d+) in total\)`).FindStringSubmatch(described)
+	testenv.Require(p.T, found != nil, "no number of pods in %s", described)
+	p.until(found[1]+" pods", func(string) bool { return strings.Contains(p.inUse("Pods"), "|:"+found[1]+" (") })
+	p.until("the pod that uses most is first", func(string) bool {
+		return strings.HasPrefix(eval[string](p, `document.querySelector(".table .line a")?.innerText ?? ""`), "nearly")
+	})
+	p.shot("usage-node")
+	p.back()
+}
+
+// asOnPage writes an amount of kubectl describe as the page does; nothing for none.
+func asOnPage(amount, percent, of string) string {
+	q := resource.MustParse(amount)
+	switch {
+	case q.IsZero():
+		return ""
+	case of == "cpu":
+		return fmt.Sprintf("%dm (%s%%)", q.MilliValue(), percent)
+	default:
+		return fmt.Sprintf("%dMi (%s%%)", q.Value()>>20, percent)
+	}
 }
 
 // usageRefused: a user who may list pods and not their figures sees the list as it is without a metrics API.

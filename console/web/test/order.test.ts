@@ -31,4 +31,5 @@ test("the youngest is first by age", () => {
 
 test("an unknown column sorts by name", () => {
   assert.deepEqual(names(sorted([row("a", "b", 1), row("a", "a", 2)], columns, { column: "None", descending: false })), ["a/a", "a/b"]);
+  assert.deepEqual(names(sorted([row("a", "b", 1), row("a", "a", 2)], columns, { column: "None", descending: true })), ["a/a", "a/b"]);
 });

@@ -19,6 +19,7 @@ import {
   workloadOf,
   workloadUse,
 } from "../src/model/usage";
+import { useCards } from "../src/model/usecards";
 
 const MI = 2 ** 20;
 
@@ -134,4 +135,34 @@ test("what pods reserve on a node", () => {
       [100, 0],
     ],
   );
+});
+
+test("the overview's cards: near a limit first, then clearly above the request, one for a workload", () => {
+  const f: Figures = {
+    use: { "a/near": [1, 91 * MI], "a/w1": [10, 100 * MI], "a/w2": [10, 100 * MI], "a/busy": [250, 10 * MI], "a/little": [50, 20 * MI] },
+  };
+  const owned = { owner: { kind: "ReplicaSet", name: "w-abc" }, labels: { "pod-template-hash": "abc" } };
+  const cards = useCards(
+    [
+      pod("little", [10, 10 * MI, 0, 0]), // five times the CPU, but 40m
+      pod("busy", [100, 10 * MI, 0, 0]),
+      pod("w1", [100, 50 * MI, 0, 0], owned),
+      pod("w2", [100, 50 * MI, 0, 0], owned),
+      pod("near", [0, 100 * MI, 0, 100 * MI]),
+      pod("unmeasured", [1, 1, 1, 1]),
+    ],
+    f,
+  );
+  assert.deepEqual(
+    cards.map((c) => [c.kind, c.name, c.what, c.near, c.share]),
+    [
+      ["Pod", "near", 1, true, 0.91],
+      ["Pod", "busy", 0, false, 2.5],
+      ["Deployment", "w", 1, false, 2],
+    ],
+  );
+  // At the thresholds: 120 % is not above, and what requests nothing is not either.
+  const at = (used: number, requests: number) =>
+    useCards([pod("x", [0, requests * MI, 0, 0])], { use: { "a/x": [500, used * MI] } }).length;
+  assert.deepEqual([at(1200, 1000), at(1201, 1000), at(149, 100), at(150, 100), at(500, 0)], [0, 1, 0, 1, 0]);
 });

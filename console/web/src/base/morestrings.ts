@@ -31,6 +31,19 @@ export const M = {
     left: "Left",
   },
 
+  inUse: {
+    title: "In use now",
+    pods: (n: number) =>
+      n === 1
+        ? "One pod is measured."
+        : `Sums of the ${n} pods that are measured; requests and limits are those of one pod, and the share of a limit is that of the pod nearest to it.`,
+    columns: ["Container", "CPU", "CPU request", "CPU limit", "Memory", "Memory request", "Memory limit"],
+    node: "Allocated",
+    over: "The limits of all pods may be more than the node has.",
+    nodeColumns: ["Resource", "For pods", "Requests", "Limits", "Used now"],
+    resources: ["CPU", "Memory", "Pods"],
+  },
+
   extra: {
     yes: "yes",
     no: "no",

@@ -15,6 +15,15 @@ const restarted = (n: number) => (n === 0 ? "" : n === 1 ? "; restarted once" : 
 const because = (why: string) => (why ? ": " + why : "");
 
 export const O = {
+  use: {
+    title: "What uses much",
+    near: "Close to its memory limit",
+    above: ["Above its CPU request", "Above its memory request"],
+    nearText: (used: string, share: string) =>
+      `A pod uses ${used} of memory, and one of its containers ${share} of its limit. At the limit it is killed.`,
+    aboveText: (used: string, share: string) => `Its pods use ${used}, which is ${share} of what they request.`,
+    more: (n: number) => `${n} more; the list of pods can be sorted by what they use.`,
+  },
   nothing: "Nothing is wrong.",
   nothingOfYours: "Nothing is wrong in what you may see.",
   warned: (n: number) =>

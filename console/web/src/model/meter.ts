@@ -9,9 +9,9 @@ import { isKind, type Kind, kindByWord, listPath } from "../api/kinds";
 import { Listing } from "./listing";
 import { type Figures, nodeUse, podUse, type Usage, usageFor, workloadUse } from "./usage";
 
-/** PERIOD is the time between two measurements, in milliseconds. Figures older than OLD are not shown. */
+/** PERIOD is the time between two measurements, in milliseconds. Figures older than four of them are not shown. */
 const PERIOD = 15_000;
-const OLD = 60_000;
+const OLD = 4;
 
 /** measure gives each measurement of pods or nodes to take, until its result is called. It ends for users who may not. */
 export function measure(
@@ -40,7 +40,7 @@ export function measure(
     } catch {
       // The console does not answer, which its lists say.
     }
-    if (!closed && answered && Date.now() - answered > OLD) take({ use: {} });
+    if (!closed && answered && Date.now() - answered > OLD * PERIOD) take({ use: {} });
     asking = false;
     next();
   };

@@ -41,7 +41,8 @@ function byName(a: Row, b: Row): number {
 export function sorted(rows: Row[], columns: Column[], sort: Sort, number?: (row: Row) => number | undefined): Row[] {
   if (number) return byNumber(rows, number, sort.descending ? -1 : 1);
   const at = columns.findIndex((c) => c.name === sort.column);
-  if (at < 0 || sort.column === "Name") {
+  const named = sort.column === "Name";
+  if (at < 0 || named) {
     rows.sort(byName);
   } else {
     const age = sort.column === "Age";
@@ -54,7 +55,7 @@ export function sorted(rows: Row[], columns: Column[], sort: Sort, number?: (row
       return typeof x === "number" ? -1 : 1;
     });
   }
-  if (sort.descending) rows.reverse();
+  if (sort.descending && (at >= 0 || named)) rows.reverse();
   return rows;
 }
 

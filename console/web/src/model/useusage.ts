@@ -27,10 +27,11 @@ export function usageQuery(kind: Kind): Record<string, string> {
   return isKind(kind, "", "pods", "nodes") && measured(kind.resource) ? WITH_USE : {};
 }
 
-/** useUsage measures what the objects of a list use, while it is shown; null where nothing is measured. */
-export function useUsage(kind: Kind, ns: string): Signal<Usage | null> {
+/** useUsage measures what the objects of a list use, while it is shown; null where nothing is measured or wanted. */
+export function useUsage(kind: Kind, ns: string, wanted = true): Signal<Usage | null> {
   const usage = useSignal<Usage | null>(null);
   useEffect(() => {
+    if (!wanted) return;
     if (!(hasPods(kind) && measured("pods")) && !(isKind(kind, "", "nodes") && measured("nodes"))) return;
     let closed = false;
     let end = () => {};

@@ -6,7 +6,7 @@
 import { batch, useComputed, useSignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { api } from "../api/client";
-import { type Client, connected, type Message, type Request, since, Stream } from "../api/connection";
+import { type Client, connected, type Message, type Request, since, Stream, WITH_USE } from "../api/connection";
 import { broken } from "../model/broken";
 import { type Card, cardsOf, needsObject, type Problem, sentenceOf, warningsAbout } from "../model/cards";
 import { containersOf } from "../model/facts";
@@ -21,6 +21,8 @@ import { problemsOf, ServerCard, Servers, useServers } from "./servers";
 import { O } from "../base/overviewstrings";
 import { S } from "../base/strings";
 import { clock, duration, visible, visibleLines } from "../base/text";
+import { measured } from "../model/useusage";
+import { UseOverview } from "./useoverview";
 
 /** SHOWN is how many cards are shown, and PODS how many pods and warnings of one. */
 const SHOWN = 40;
@@ -45,7 +47,7 @@ function open(word: string, ns: string, query?: Record<string, string>): Listing
 function Loaded({ ns }: { ns: string }) {
   const lists = useMemo(
     () => ({
-      pods: open("pods", ns),
+      pods: open("pods", ns, measured("pods") ? WITH_USE : undefined),
       nodes: open("nodes", ""),
       persistentvolumeclaims: open("persistentvolumeclaims", ns),
       deployments: open("deployments", ns),
@@ -171,6 +173,7 @@ function Loaded({ ns }: { ns: string }) {
             {list.length > SHOWN && <p class="faint">{S.overview.more(list.length - SHOWN)}</p>}
           </section>
         )}
+        {lists.pods && <UseOverview pods={lists.pods} ns={ns} />}
         {servers.value && <Servers report={servers.value} />}
         {warnings.value.length > 0 && (
           <section class="related">

@@ -18,6 +18,7 @@ import { behind } from "../model/behind";
 import { useWholeList } from "../model/wholelist";
 import { PodSections } from "./podsections";
 import { useObject } from "../model/useobject";
+import { InUse } from "./inuse";
 
 type Obj = Record<string, any>;
 
@@ -41,6 +42,7 @@ export function Sections({ kind, object }: { kind: Kind; object: Obj }) {
           )}
         </dl>
       )}
+      <InUse kind={kind} object={object} />
       {isKind(kind, "", "resourcequotas") && (
         <Quota hard={object.status?.hard ?? object.spec?.hard ?? {}} used={object.status?.used ?? {}} />
       )}

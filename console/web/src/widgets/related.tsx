@@ -15,6 +15,7 @@ import { Table } from "./table";
 import { visible } from "../base/text";
 import { hrefOf } from "../api/route";
 import { selectorText } from "../model/selector";
+import { measured, usageQuery, useUsage } from "../model/useusage";
 
 export interface Relation {
   title: string;
@@ -171,19 +172,29 @@ export function eventsOf(o: Record<string, any>): Relation | null {
 }
 
 export function RelatedTable({ relation: r }: { relation: Relation }) {
-  const listing = useMemo(() => new Listing(listPath(r.kind, r.ns), r.query), []);
+  const listing = useMemo(() => new Listing(listPath(r.kind, r.ns), { ...r.query, ...usageQuery(r.kind) }), []);
   useEffect(() => () => listing.close(), []);
   const source = useSignal(listing);
   const filter = useSignal("");
   const isEvents = r.kind.resource === "events";
-  const sort = useSignal<Sort>({ column: isEvents ? "Last Seen" : "Name", descending: false });
+  const pods = isKind(r.kind, "", "pods");
+  const usage = useUsage(r.kind, r.ns, pods);
+  // Of a node's pods those are looked for that use most.
+  const byUse = pods && r.title === S.related.onNode && measured("pods");
+  const sort = useSignal<Sort>({ column: isEvents ? "Last Seen" : byUse ? "Memory" : "Name", descending: byUse });
   const rows = useMemo(() => {
     const cell = (row: Row) => (column: string) => String(row.cells[listing.columns.peek().findIndex((c) => c.name === column)] ?? "");
-    const all = arrange(source, filter, sort, r.match && ((row) => r.match!(row, cell(row))));
+    const all = arrange(source, filter, sort, r.match && ((row) => r.match!(row, cell(row))), usage);
     return isEvents ? mergeEvents(listing, all) : all;
   }, []);
   const columns = useComputed(() => {
-    const all = tableColumns(listing.columns.value, r.kind.namespaced && !r.ns, false, isEvents ? ["Count"] : []);
+    const all = tableColumns(
+      listing.columns.value,
+      r.kind.namespaced && !r.ns,
+      false,
+      isEvents ? ["Count"] : [],
+      usage.value?.columns(false),
+    );
     return isEvents ? all.filter((c) => c.name !== "Object") : all;
   });
   const active = useSignal("");
