@@ -4,6 +4,7 @@ package console
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	kyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
@@ -57,6 +59,8 @@ type previewResponse struct {
 	// Objects are those that are written or removed. Hooks are those that run.
 	Objects []helmObject `json:"objects"`
 	Hooks   []helmObject `json:"hooks"`
+	// Removed are those that a rollback removes: the earlier revision does not have them.
+	Removed []helmObject `json:"removed,omitempty"`
 	// Refusal says why the release is not changed here. It is empty if it can be.
 	Refusal string `json:"refusal"`
 }
@@ -107,7 +111,16 @@ func (h *Handler) preview(ctx context.Context, u *user, namespace, name, driver,
 	if err := out.compare(before, after); err != nil {
 		return nil, err
 	}
-	return out, out.describe(after, "pre-rollback", "post-rollback")
+	if err := out.describe(after, "pre-rollback", "post-rollback"); err != nil {
+		return nil, err
+	}
+	out.Removed, err = helmObjects(before.Manifest)
+	out.Removed = slices.DeleteFunc(out.Removed, func(o helmObject) bool {
+		return slices.ContainsFunc(out.Objects, func(p helmObject) bool {
+			return p.Kind == o.Kind && p.Name == o.Name && cmp.Or(p.Namespace, namespace) == cmp.Or(o.Namespace, namespace)
+		})
+	})
+	return out, err
 }
 
 // compare puts the differences between two revisions into the answer.
@@ -152,12 +165,29 @@ func tooLargeRelease() error {
 	return apierrors.NewBadRequest(fmt.Sprintf("the release's manifest is longer than %d MB: use helm in a shell", maxReleaseText>>20))
 }
 
+func tooManyObjects() error {
+	return apierrors.NewBadRequest(fmt.Sprintf("the release has more than %d objects: use helm in a shell", maxHelmObjects))
+}
+
 // describe puts the release's objects, and the hooks of some events, into the answer.
 func (p *previewResponse) describe(r *storedRelease, events ...string) (err error) {
 	p.Objects, p.Hooks = []helmObject{}, []helmObject{}
 	for _, hook := range r.Hooks {
-		if slices.ContainsFunc(hook.Events, func(e string) bool { return slices.Contains(events, e) }) {
-			p.Hooks = append(p.Hooks, helmObject{Kind: hook.Kind, Name: hook.Name, Events: hook.Events, Manifest: shortened(hook.Manifest)})
+		if !slices.ContainsFunc(hook.Events, func(e string) bool { return slices.Contains(events, e) }) {
+			continue
+		}
+		made, err := helmObjects(hook.Manifest) // which Helm makes, whatever the record's kind and name are
+		if err != nil {
+			return err
+		}
+		for i, o := range made {
+			if o.Events, o.Kept = hook.Events, false; i == 0 {
+				o.Manifest = shortened(hook.Manifest) // that of all
+			}
+			p.Hooks = append(p.Hooks, o)
+		}
+		if len(p.Hooks) > maxHelmObjects {
+			return tooManyObjects()
 		}
 	}
 	p.Objects, err = helmObjects(r.Manifest)
@@ -185,25 +215,33 @@ func helmObjects(manifest string) ([]helmObject, error) {
 		}
 		var one helmDocument
 		if err == nil {
-			err = yaml.Unmarshal(document, &one)
+			document, err = yaml.YAMLToJSON(document)
+		}
+		if err == nil {
+			err = utiljson.Unmarshal(document, &one) // which takes keys as the API does: Kind is not kind
 		}
 		if err != nil {
 			return nil, apierrors.NewBadRequest("the release's manifest cannot be read: " + err.Error())
 		}
-		if out = one.add(out); len(out) > maxHelmObjects {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("the release has more than %d objects: use helm in a shell", maxHelmObjects))
+		if out = one.add(out, one.kept()); len(out) > maxHelmObjects {
+			return nil, tooManyObjects()
 		}
 	}
 }
 
+// kept says whether an uninstallation leaves a document's objects. Helm reads it of a List, not of its items.
+func (d *helmDocument) kept() bool {
+	return strings.EqualFold(strings.TrimSpace(d.Metadata.Annotations[helmKeep]), "keep")
+}
+
 // add adds a document's objects to others.
-func (d *helmDocument) add(to []helmObject) []helmObject {
+func (d *helmDocument) add(to []helmObject, kept bool) []helmObject {
 	if d.Kind != "" && len(d.Items) == 0 { // without a kind it is a comment
 		m := &d.Metadata
-		to = append(to, helmObject{Kind: d.Kind, Namespace: m.Namespace, Name: m.Name, Kept: m.Annotations[helmKeep] == "keep"})
+		to = append(to, helmObject{Kind: d.Kind, Namespace: m.Namespace, Name: cmp.Or(m.Name, m.GenerateName), Kept: kept})
 	}
 	for i := range d.Items {
-		to = d.Items[i].add(to)
+		to = d.Items[i].add(to, kept)
 	}
 	return to
 }

@@ -81,7 +81,10 @@ const changeManifest = `# comment
 ---
 kind: ConfigMap
 metadata: {name: one}
-data: {a: %d}
+data: {a: %[1]d}
+---
+kind: ConfigMap
+metadata: {name: only-%[1]d}
 ---
 kind: List
 items:
@@ -120,7 +123,7 @@ func (c *helmCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			"config":   map[string]any{"a": map[string]any{"x": n}, "gone": nil},
 			"manifest": fmt.Sprintf(changeManifest, n),
 			"hooks": []map[string]any{
-				{"name": "before", "kind": "Job", "events": []string{"pre-delete", "pre-rollback"}, "manifest": "kind: Job"},
+				{"name": "before", "kind": "Job", "events": []string{"pre-delete", "pre-rollback"}, "manifest": "kind: Job\nmetadata: {name: before}"},
 				{"name": "other", "kind": "Job", "events": []string{"pre-install"}},
 			},
 		}
@@ -169,16 +172,38 @@ func TestChangeOfReleaseIsShownBefore(t *testing.T) {
 	testenv.Contains(t, got.Manifest, "-data: {a: 2}\n+data: {a: 1}", "manifest")
 	testenv.Require(t, len(got.Shown) == 2 && got.Shown[0].Revision == 2 && got.Shown[1].Revision == 1, "%+v", got.Shown)
 	testenv.False(t, got.Shown[0].Sum == got.Shown[1].Sum, "two revisions have one sum")
-	testenv.Require(t, len(got.Hooks) == 1 && got.Hooks[0].Name == "before" && got.Hooks[0].Manifest == "kind: Job", "%+v", got.Hooks)
+	testenv.Require(t, len(got.Hooks) == 1 && got.Hooks[0].Name == "before" && strings.HasPrefix(got.Hooks[0].Manifest, "kind: Job\n"), "%+v", got.Hooks)
+
+	testenv.Equal(t, fmt.Sprint(got.Removed), "[{ConfigMap  only-2 false [] }]", "objects that a rollback removes")
 
 	_, text = ask("GET", "/helm/change?namespace=a&name=web&from=2", "")
 	got = previewResponse{}
 	testenv.NoError(t, json.Unmarshal([]byte(text), &got))
-	testenv.Equal(t, fmt.Sprint(got.Objects), "[{ConfigMap  one false [] } {Role kube-system hidden false [] } {PersistentVolumeClaim  data true [] }]", "objects")
+	testenv.Equal(t, fmt.Sprint(got.Objects), "[{ConfigMap  one false [] } {ConfigMap  only-2 false [] } {Role kube-system hidden false [] } {PersistentVolumeClaim  data true [] }]", "objects")
 	testenv.False(t, len(got.Hooks) != 1 || got.Refusal != "" || len(got.Shown) != 1, "%s", text)
 	if code, text = ask("GET", "/helm/change?namespace=a&name=web&from=2&to=7", ""); code != http.StatusBadRequest {
 		t.Errorf("%d %s", code, text)
 	}
+}
+
+// What a manifest's author hides from a reader is named all the same: keys that only Go's JSON takes for others, a hook
+// whose record names another object than its manifest, and a policy that Helm reads of a List alone.
+func TestForgedReleaseHidesNothing(t *testing.T) {
+	objects := testenv.Must(helmObjects("kind: Namespace\n\u212aind: ConfigMap\nmetadata: {name: prod, nameſpace: a}\n---\n" +
+		"kind: Secret\nmetadata: {name: s, namespace: kube-system, nameſpace: a}\n---\n" +
+		"kind: List\nitemſ: []\nitems:\n- {kind: Role, metadata: {name: r, annotations: {helm.sh/resource-policy: keep}}}\n---\n" +
+		"kind: List\nmetadata: {annotations: {helm.sh/resource-policy: ' Keep'}}\nitems:\n- {kind: Role, metadata: {name: k}}\n"))(t)
+	testenv.Equal(t, fmt.Sprint(objects),
+		"[{Namespace  prod false [] } {Secret kube-system s false [] } {Role  r false [] } {Role  k true [] }]", "objects")
+
+	record := &storedRelease{Record: helmjob.Record{Hooks: []helmjob.Hook{{
+		Name: "harmless", Kind: "Job", Events: []string{"pre-delete"},
+		Manifest: "kind: ConfigMap\nmetadata: {name: one}\n---\nkind: ClusterRoleBinding\nmetadata: {name: two}\n",
+	}}}}
+	out := &previewResponse{}
+	testenv.NoError(t, out.describe(record, "pre-delete"))
+	testenv.Require(t, len(out.Hooks) == 2, "%+v", out.Hooks)
+	testenv.Equal(t, out.Hooks[0].Kind+out.Hooks[0].Name+out.Hooks[1].Kind+out.Hooks[1].Name, "ConfigMaponeClusterRoleBindingtwo", "hooks")
 }
 
 // The child has the user's credentials only, and cannot take others. No token is in its arguments, environment or

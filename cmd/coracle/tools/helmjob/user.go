@@ -195,6 +195,11 @@ func (j *job) probe(from, to string) error {
 		if notes, err := accessMeta.Annotations(info.Object); err == nil && notes[kube.ResourcePolicyAnno] == kube.KeepPolicy {
 			continue
 		}
+		if to != "" { // of a removal Helm leaves what is not the release's
+			if err := j.probeOwner(info); err != nil {
+				return err
+			}
+		}
 		_, err := resource.NewHelper(info.Client, info.Mapping).DryRun(true).DeleteWithOptions(info.Namespace, info.Name,
 			&metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})
 		if apierrors.IsForbidden(err) {
@@ -202,6 +207,25 @@ func (j *job) probe(from, to string) error {
 		}
 	}
 	return nil
+}
+
+// probeOwner refuses the removal of an object that is not the release's. The manifest alone does not make it so: who
+// may write the record need not have a right to the object.
+func (j *job) probeOwner(info *resource.Info) error {
+	live, err := resource.NewHelper(info.Client, info.Mapping).Get(info.Namespace, info.Name)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case apierrors.IsForbidden(err):
+		return refusedTo("read", info, err)
+	case err != nil:
+		return fail(helmjob.Failed, true, "Reading %s: %v. Nothing was changed.", named(info), err)
+	}
+	ours, err := j.owns(live)
+	if err == nil && !ours {
+		err = fail(helmjob.Conflict, false, "%s is not of this release, and a rollback would remove it. Nothing was changed.", named(info))
+	}
+	return err
 }
 
 // probeWrite asks whether the user may write an object.

@@ -176,3 +176,20 @@ func TestUserHasOwnRightsOnly(t *testing.T) {
 	tt.says(tt.do(tt.byUser(1), "", helmjob.Conflict), "not of this release")
 	tt.wantGreeting("web", "mine")
 }
+
+// TestRollbackRemovesOnlyItsOwn: an object that a newest revision names and an earlier one does not is removed by a
+// rollback. Who may write that record need not have a right to the object.
+func TestRollbackRemovesOnlyItsOwn(t *testing.T) {
+	tt := newTester(t)
+	tt.twice()
+	other := testenv.Must(shared.client.CoreV1().Namespaces().Create(t.Context(),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "other-"}}, metav1.CreateOptions{}))(t)
+	maps := shared.client.CoreV1().ConfigMaps(other.Name)
+	testenv.Must(maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "theirs"}}, metav1.CreateOptions{}))(t)
+	tt.rewrite(func(r *releasev1.Release) {
+		r.Manifest += "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: theirs, namespace: " + other.Name + "}\n"
+	})
+	tt.says(tt.do(tt.byUser(1), "", helmjob.Conflict), "theirs is not of this release")
+	testenv.Must(maps.Get(t.Context(), "theirs", metav1.GetOptions{}))(t)
+	tt.wantGreeting("web", "two")
+}

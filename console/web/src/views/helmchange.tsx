@@ -48,6 +48,7 @@ interface Preview {
   manifest: string;
   objects: HelmObject[];
   hooks: HelmObject[];
+  removed?: HelmObject[];
   refusal: string;
 }
 
@@ -276,6 +277,7 @@ function RollBackTo({ at, history, to, setTo, close }: Omit<Open, "shown"> & { t
           <Refusal text={preview.refusal} />
           <Differences preview={preview} />
           <Objects title={M.helm.hooks} objects={preview.hooks} ns={at.ns} isOpen />
+          <Objects title={M.helm.removed} objects={preview.removed ?? []} ns={at.ns} isOpen />
           <Objects title={M.helm.written} objects={written} ns={at.ns} isOpen={written.some((o) => note(o, at.ns) !== "")} />
         </>
       ) : (
