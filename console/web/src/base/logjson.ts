@@ -10,12 +10,14 @@ const TIMES = ["time", "ts", "timestamp", "@timestamp"];
 /** readable writes a line that is a JSON object in words; other lines stay as they are. */
 export function readable(line: string): string {
   if (!line.startsWith("{") || !line.endsWith("}")) return line;
-  let fields: Record<string, unknown>;
   try {
-    fields = JSON.parse(line) as Record<string, unknown>;
+    return inWords(JSON.parse(line) as Record<string, unknown>) || line;
   } catch {
-    return line;
+    return line; // no JSON, or so deep that the browser cannot write it
   }
+}
+
+function inWords(fields: Record<string, unknown>): string {
   const first = (names: string[]) => names.find((n) => fields[n] !== undefined);
   const level = first(LEVELS);
   const message = first(MESSAGES);
@@ -23,7 +25,7 @@ export function readable(line: string): string {
   for (const [name, value] of Object.entries(fields)) {
     if (name !== level && name !== message && !TIMES.includes(name)) out.push(`${name}=${textOf(value)}`);
   }
-  return out.join(" ") || line;
+  return out.join(" ");
 }
 
 function textOf(value: unknown): string {

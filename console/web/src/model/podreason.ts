@@ -12,7 +12,7 @@ const R = M.podReason;
 const VOLUME = /^MountVolume\.SetUp failed for volume "[^"]*" : /;
 const RPC = /rpc error: code = \w+ desc = /g;
 /** WHOSE is what the kubelet adds to a message: names that the reader knows, and a UID. */
-const WHOSE = / container=\S+ pod=\S+\(\S+\)$/;
+const WHOSE = / container=\S+ pod=[^\s(]+\([^\s()]+\)$/;
 
 /** SILENT are reasons of a kubelet that has not more to say in the status. */
 const SILENT = new Set(["", "ContainerCreating", "PodInitializing"]);

@@ -22,12 +22,15 @@ export interface Warning {
 }
 
 const UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}";
-const POD_WITH_ID = new RegExp(`\\s*\\bpod="?[\\w.-]+_[\\w.-]+\\(${UUID}\\)"?`, "g");
-const ID = new RegExp(`\\s*\\(?(?<![\\w-])"?${UUID}\\b"?\\)?`, "g"); // not those that are a part of a name
+const POD_WITH_ID = new RegExp(` ?\\bpod="?[a-z0-9.-]+_[a-z0-9.-]+\\(${UUID}\\)"?`, "g");
+const ID = new RegExp(` ?\\(?(?<![\\w-])"?${UUID}\\b"?\\)?`, "g"); // not those that are a part of a name
+/** LONGEST is how much of a text is looked at: who writes an event may write a megabyte. */
+const LONGEST = 2000;
 
 /** clean takes UIDs and the noise of gRPC out of a text of Kubernetes. */
 export function clean(text: string): string {
   return text
+    .slice(0, LONGEST)
     .replace(POD_WITH_ID, "")
     .replace(ID, "")
     .replace(/rpc error: code = \w+ desc = /g, "")
@@ -147,11 +150,12 @@ function weight(s: Obj): number {
 }
 
 /** cannotMake says why pods cannot be made, from the words of a controller. */
-export function cannotMake(text: string): string {
+export function cannotMake(message: string): string {
+  const text = clean(message);
   const quota = /exceeded quota: ([^,]+)(?:, (.*))?$/.exec(text);
   if (quota) return O.quota(quota[1], quota[2] ?? "");
   const must = /failed quota: ([^:]+): (.*)$/.exec(text);
-  return O.cannotMake(clean(must ? `quota ${must[1]}: ${must[2]}` : text).replace(/^Error creating: /, ""));
+  return O.cannotMake((must ? `quota ${must[1]}: ${must[2]}` : text).replace(/^Error creating: /, ""));
 }
 
 /** findingSentence is what is wrong in a finding. */
