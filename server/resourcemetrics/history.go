@@ -3,6 +3,7 @@
 package resourcemetrics
 
 import (
+	"maps"
 	"math/bits"
 	"sync"
 	"time"
@@ -25,6 +26,8 @@ const (
 	chunkBytes = 256 + 16
 	// curveBytes is what a curve takes without its chunks and names: the entry in the map, and the struct.
 	curveBytes = 256
+	// roomParts is the part of the limit for which room is made at once, since that looks at all curves of a node.
+	roomParts = 128
 )
 
 // A history holds curves of CPU and memory use of the last day, a point a minute, for nodes and pods. It counts
@@ -47,6 +50,7 @@ type history struct {
 type share struct {
 	bytes  int
 	curves map[curveKey]*curve
+	most   int  // the curves for which the map has room: it keeps what it once had
 	full   bool // no curve or chunk can be added in the present minute
 }
 
@@ -169,8 +173,13 @@ func (h *history) expire(there map[curveKey]bool) {
 		}
 	}
 	for node, s := range h.shares {
-		if len(s.curves) == 0 {
+		switch {
+		case len(s.curves) == 0:
 			delete(h.shares, node)
+		case len(s.curves) < s.most/2:
+			fewer := make(map[curveKey]*curve, len(s.curves))
+			maps.Copy(fewer, s.curves)
+			s.curves, s.most = fewer, len(fewer)
 		}
 	}
 }
@@ -213,6 +222,7 @@ func (h *history) add(node string, key curveKey, in types.UID, p [2]uint16) {
 		if c == nil {
 			c = &curve{in: in}
 			s.curves[key] = c
+			s.most = max(s.most, len(s.curves))
 		}
 		c.chunks = append(c.chunks, &chunk{hour: hour})
 		s.bytes += need
@@ -222,7 +232,7 @@ func (h *history) add(node string, key curveKey, in types.UID, p [2]uint16) {
 }
 
 // makeRoom drops something of the node with the largest share: its curves that are gone, else its oldest hour, else,
-// for another node than the one that asks, any curve. It returns false if nothing was dropped.
+// for another node than the one that asks, some curves. It returns false if nothing was dropped.
 func (h *history) makeRoom(asks *share, hour int32) bool {
 	largest := asks
 	for _, s := range h.shares {
@@ -244,9 +254,8 @@ func (h *history) makeRoom(asks *share, hour int32) bool {
 		switch {
 		case oldest < hour && c.chunks[0].hour == oldest:
 			h.dropChunk(largest, key, c)
-		case oldest == hour && largest != asks:
+		case oldest == hour && largest.bytes > asks.bytes && before-h.bytes < h.limit/roomParts:
 			h.dropChunk(largest, key, c)
-			return true
 		}
 	}
 	return h.bytes < before

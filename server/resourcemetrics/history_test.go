@@ -261,3 +261,49 @@ func TestHistoryIsRecordedWhileOneLeads(t *testing.T) {
 		expect(t, "another term", curve("default", "web"), "01:05:01 [[20]]")
 	})
 }
+
+// TestHistoryTakesWhatItCounts: pods that come and go at one node after the other leave nothing behind. Go's maps keep
+// the size that they once had.
+func TestHistoryTakesWhatItCounts(t *testing.T) {
+	nodes := newCrowd()
+	for n := range 12 {
+		nodes.node(fmt.Sprintf("node-%d", n), 0)
+	}
+	heap := func() int {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	before := heap()
+	h := newHistory(time.Now(), historyLimit)
+	for m := range 12 {
+		c := newCrowd()
+		c.nodes, c.figures.nodes = nodes.nodes, nodes.figures.nodes
+		for i := range 13_000 {
+			c.pod(node(fmt.Sprintf("node-%d", m)), fmt.Sprintf("pod-%d-%d", m, i), fmt.Sprintf("uid-%d-%d", m, i))
+		}
+		minutes(t, h, m, m+1, c)
+	}
+	took := heap() - before
+	testenv.True(t, took <= h.limit*5/4, "the history counts %d bytes, and takes %d", h.bytes, took)
+	runtime.KeepAlive(h)
+	runtime.KeepAlive(nodes)
+}
+
+// TestRoomIsMadeForManyAtOnce: all curves of a node are looked at for it, and a minute may bring thousands of pods.
+func TestRoomIsMadeForManyAtOnce(t *testing.T) {
+	c := newCrowd()
+	c.node("greedy", 5000)
+	h := newHistory(time.Now(), 1<<20)
+	minutes(t, h, 0, 1, c)
+	before := h.bytes
+	other := &share{curves: map[curveKey]*curve{}}
+	testenv.Require(t, h.makeRoom(other, 0), "no room is made")
+	testenv.True(t, before-h.bytes >= h.limit/roomParts, "room for %d bytes is made", before-h.bytes)
+	h.shares["greedy"].bytes, other.bytes = 2*chunkBytes, chunkBytes
+	before = h.bytes
+	h.makeRoom(other, 0)
+	testenv.True(t, before-h.bytes <= 2*(chunkBytes+curveBytes), "more than what is above the other's share is dropped: %d bytes", before-h.bytes)
+}
