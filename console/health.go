@@ -11,9 +11,11 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -101,10 +103,6 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
 	if out.Full = len(out.Findings) > maxFindings; out.Full {
 		out.Findings = out.Findings[:maxFindings]
 	}
-	for i := range out.Findings {
-		f := &out.Findings[i]
-		f.Text, f.About = f.Text[:min(len(f.Text), maxFindingText)], f.About[:min(len(f.About), maxFindingText)]
-	}
 	respond(w, out)
 }
 
@@ -120,8 +118,9 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 	if !known {
 		judge = judgeCustom
 	}
-	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
+	size, query, seen := pageSize, url.Values{}, map[string]bool{} // seen are UIDs
 	for {
+		query.Set("limit", strconv.Itoa(size))
 		var page struct {
 			Metadata struct{ Continue string }
 		}
@@ -129,11 +128,19 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 		if err == nil {
 			err = readBy(response, maxResponse, func(d *json.Decoder) error {
 				return decodeItems(d, &page.Metadata, func(o *checkedObject) {
+					if uid := o.Metadata.UID; uid != "" && seen[uid] {
+						return
+					}
+					seen[o.Metadata.UID] = true
 					out.Objects++
 					ready := c.take(path, o, judge)
 					out.Ready = out.Ready || !known && ready
 				})
 			})
+		}
+		if apierrors.IsRequestEntityTooLargeError(err) && size >= 10 { // large objects do not hide the others
+			size /= 10
+			continue
 		}
 		if err != nil {
 			out.Code, _, out.Error = explain(err)
@@ -232,7 +239,7 @@ func (c *check) take(path string, o *checkedObject, judge judge) (ready bool) {
 	base := finding{Path: path, Namespace: m.Namespace, Name: m.Name, UID: m.UID, Created: m.CreationTimestamp}
 	if at, err := time.Parse(time.RFC3339, m.DeletionTimestamp); err == nil {
 		if c.now.Sub(at) > deletingPatience && len(m.Finalizers) > 0 {
-			base.What, base.About, base.Passing = "deleting", fmt.Sprint(m.Finalizers), true
+			base.What, base.About, base.Passing = "deleting", cut(fmt.Sprint(m.Finalizers)), true
 			c.findings = append(c.findings, base)
 		}
 		return false
@@ -253,8 +260,17 @@ func (c *check) add(base finding, what string, passing bool, change ...func(*fin
 	c.findings = append(c.findings, base)
 }
 
-func about(name string) func(*finding) { return func(f *finding) { f.About = name } }
-func words(text string) func(*finding) { return func(f *finding) { f.Text = text } }
+func about(name string) func(*finding) { return func(f *finding) { f.About = cut(name) } }
+func words(text string) func(*finding) { return func(f *finding) { f.Text = cut(text) } }
+
+// cut returns a text, or the beginning of a long one, which is not kept whole for it.
+func cut(text string) string {
+	if len(text) <= maxFindingText {
+		return text
+	}
+	return strings.ToValidUTF8(strings.Clone(text[:maxFindingText]), "")
+}
+
 func counts(have, want int32) func(*finding) {
 	return func(f *finding) { f.Have, f.Want = have, want }
 }

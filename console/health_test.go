@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -252,4 +253,33 @@ func TestHealthIsBounded(t *testing.T) {
 	testenv.Equal(t, code, http.StatusOK, "a console that changes nothing: %s", text)
 	code, _, _ = roundTrip(t, s, "POST", "/health", body)
 	testenv.Equal(t, code, http.StatusUnauthorized, "without a login")
+}
+
+// TestLargeObjectsHideNothing: objects that are too large for one response together are read in smaller pages, and
+// their texts are cut before they are kept.
+func TestLargeObjectsHideNothing(t *testing.T) {
+	const path, objects = "/apis/x.io/v1/things", 40
+	long := strings.Repeat("x", 1<<20)
+	_, out := checkOf(t, func(w http.ResponseWriter, r *http.Request) {
+		from, _ := strconv.Atoi(r.URL.Query().Get("continue"))
+		limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
+		to, more := min(from+limit, objects), ""
+		if to < objects {
+			more = strconv.Itoa(to)
+		}
+		_, _ = fmt.Fprintf(w, `{"metadata":{"continue":%q},"items":[`, more)
+		for i := from; i < to; i++ {
+			_, _ = fmt.Fprint(w, object(fmt.Sprint("o", i), time.Now().Add(-time.Hour), "",
+				`{"status":{"conditions":[{"type":"Ready","status":"False","message":"`+long+`"}]}}`))
+			if i < to-1 {
+				_, _ = fmt.Fprint(w, ",")
+			}
+		}
+		_, _ = fmt.Fprint(w, "]}")
+	}, path)
+	testenv.Equal(t, fmt.Sprint(len(out.Findings), out.Kinds), fmt.Sprintf("%d [{%s %d true false 0 }]", objects, path, objects), "findings")
+
+	c := newCheck(time.Now())
+	c.add(finding{}, "condition", false, about(long), words(long))
+	testenv.Equal(t, len(c.findings[0].Text)+len(c.findings[0].About), 2*maxFindingText, "the bytes that are kept")
 }
