@@ -261,3 +261,13 @@ func TestObjectsAfterAFailure(t *testing.T) {
 	api.down = true
 	testenv.Equal(t, strings.Count(applyText(t, api, wholeText, false), "this was not tried, since the cluster did not answer before"), 6, "objects that were not tried:")
 }
+
+// TestAliasesAreNotWrittenOut: a megabyte that aliases name a thousand times would take the console's memory.
+func TestAliasesAreNotWrittenOut(t *testing.T) {
+	bomb := "kind: ConfigMap\nmetadata: {name: a}\na: &a \"" + strings.Repeat("x", 10_000) + "\"\nb: [" + strings.Repeat("*a,", 3000) + "]\n"
+	testenv.WantError(t, testenv.Err(objectOf(bomb)), "too much text")
+	testenv.WantError(t, testenv.Err(helmObjects(bomb)), "too much text")
+	o := testenv.Must(objectOf("kind: ConfigMap\nmetadata:\n  name: a\n  labels: &l {x: '1'}\nspec: {one: *l, two: *l}\n"))(t)
+	testenv.Equal(t, fmt.Sprint(o["spec"]), "map[one:map[x:1] two:map[x:1]]", "aliases")
+	testenv.Fails(t, testenv.Err(objectOf("a: &a {b: *a}")), "an anchor that contains itself is taken")
+}

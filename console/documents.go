@@ -290,3 +290,34 @@ func (s step) isOf(i int, element *yaml.Node) bool {
 	}
 	return true
 }
+
+// maxAliased is how many bytes more than four times its own a document may have when its aliases are replaced.
+const maxAliased = 64 << 10
+
+// fewAliases refuses a document whose aliases stand for much text: they may write one megabyte a thousand times.
+func fewAliases(document string) error {
+	var root yaml.Node
+	if !strings.Contains(document, "&") || yaml.Unmarshal([]byte(document), &root) != nil {
+		return nil // without an anchor there is no alias; who reads the document says what is wrong
+	}
+	most, sizes := 4*len(document)+maxAliased, map[*yaml.Node]int{}
+	var size func(*yaml.Node) int
+	size = func(n *yaml.Node) int {
+		if n.Alias != nil {
+			n = n.Alias
+		}
+		if _, known := sizes[n]; !known {
+			sizes[n] = 0 // of an anchor that contains itself, which no reader takes
+			sum := len(n.Value) + 1
+			for _, of := range n.Content {
+				sum = min(sum+size(of), most+1)
+			}
+			sizes[n] = sum
+		}
+		return sizes[n]
+	}
+	if size(&root) > most {
+		return errors.New("its aliases (*name) stand for too much text: write out what they stand for, or use kubectl apply")
+	}
+	return nil
+}

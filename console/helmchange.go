@@ -215,6 +215,9 @@ func helmObjects(manifest string) ([]helmObject, error) {
 		}
 		var one helmDocument
 		if err == nil {
+			err = fewAliases(string(document))
+		}
+		if err == nil {
 			document, err = yaml.YAMLToJSON(document)
 		}
 		if err == nil {

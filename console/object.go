@@ -138,6 +138,9 @@ func objectPath(path string) error {
 
 // objectOf reads the YAML of one object.
 func objectOf(text string) (anyObject, error) {
+	if err := fewAliases(text); err != nil {
+		return nil, fmt.Errorf("this is not taken: %w", err)
+	}
 	raw, err := yaml.YAMLToJSONStrict([]byte(text))
 	if err != nil {
 		return nil, fmt.Errorf("this is not YAML: %w", err)
