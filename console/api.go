@@ -295,6 +295,7 @@ type sessionResponse struct {
 	User      string   `json:"user"`
 	Groups    []string `json:"groups"`
 	Context   string   `json:"context"`
+	Contexts  int      `json:"contexts"` // how many there are
 	Namespace string   `json:"namespace"`
 	Server    string   `json:"server"`
 	Version   string   `json:"version"`
@@ -335,6 +336,6 @@ func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
 	}
 	respond(w, sessionResponse{
 		Mode: h.o.Mode, User: review.Status.UserInfo.Username, Groups: review.Status.UserInfo.Groups, Context: h.o.Context,
-		Namespace: h.o.Namespace, Server: u.config.Host, Version: v.GitVersion, ReadOnly: h.o.ReadOnly,
+		Contexts: h.o.Contexts, Namespace: h.o.Namespace, Server: u.config.Host, Version: v.GitVersion, ReadOnly: h.o.ReadOnly,
 	})
 }

@@ -57,6 +57,7 @@ type forwards struct {
 
 // forward is one port of 127.0.0.1 that is forwarded to a port of a pod.
 type forward struct {
+	h        *Handler // of its context: pages of others do not see it
 	u        *user
 	path     string // of the pod
 	uid      types.UID
@@ -106,7 +107,7 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	f := &forward{u: u, path: podPath(target.pod), uid: target.pod.UID, poll: cmp.Or(h.forwards.poll, forwardPoll)}
+	f := &forward{h: h, u: u, path: podPath(target.pod), uid: target.pod.UID, poll: cmp.Or(h.forwards.poll, forwardPoll)}
 	f.state = forwardState{
 		Resource: target.resource, Namespace: target.pod.Namespace, Name: target.name, Pod: target.pod.Name, Port: target.port,
 	}
@@ -151,12 +152,14 @@ func (h *Handler) start(f *forward) error {
 	return nil
 }
 
-// listForwards answers with all forwards of this console: it has one user.
+// listForwards answers with all forwards of this context: the console has one user.
 func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) {
 	out := []forwardState{}
 	h.forwards.mu.Lock()
 	for _, f := range h.forwards.all {
-		out = append(out, f.now())
+		if f.h == h {
+			out = append(out, f.now())
+		}
 	}
 	h.forwards.mu.Unlock()
 	respond(w, map[string]any{"forwards": out})
@@ -167,7 +170,7 @@ func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) 
 	h.forwards.mu.Lock()
 	defer h.forwards.mu.Unlock()
 	for i, f := range h.forwards.all {
-		if strconv.FormatInt(f.now().ID, 10) == r.PathValue("id") {
+		if f.h == h && strconv.FormatInt(f.now().ID, 10) == r.PathValue("id") {
 			f.cancel()
 			h.forwards.all = slices.Delete(h.forwards.all, i, i+1)
 			respond(w, map[string]any{})

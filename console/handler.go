@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/version"
@@ -56,6 +58,10 @@ type Options struct {
 	Hosts func(name string) bool
 	// Context and Namespace are the names in the kubeconfig. They may be empty.
 	Context, Namespace string
+	// Contexts is the number of contexts among which the user can choose.
+	Contexts int
+	// Ready, when set, waits until the user's credentials can be used. It returns an error when they cannot be.
+	Ready func(context.Context) error
 	// ReadOnly refuses every request that changes something, even when the user has the permission.
 	ReadOnly bool
 	// Identified, when set, is called with the remote address of a connection once the API has accepted its token.
@@ -73,6 +79,7 @@ type Options struct {
 
 	pingEvery     time.Duration // pingEvery, except in tests
 	applyPatience time.Duration // applyPatience, except in tests
+	forwards      *forwards     // those of all contexts of a console, if there are several
 }
 
 // Handler serves a console.
@@ -90,7 +97,7 @@ type Handler struct {
 	searches  *turns
 	healths   *turns        // for checks of what is wrong
 	unpacking chan struct{} // capacity: the number of releases that may be unpacked at once
-	forwards  forwards
+	forwards  *forwards
 	changes   *turns       // for child processes that change releases of Helm
 	changing  atomic.Int64 // the number of these
 
@@ -119,6 +126,7 @@ func New(o Options) (*Handler, error) {
 		o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(),
 		texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2),
 	}
+	h.forwards = cmp.Or(o.forwards, &forwards{})
 	h.changes = newTurns(maxChanges, 1)
 	h.searches, h.healths, h.unpacking = newTurns(maxSearches, 1), newTurns(maxHealths, 1), make(chan struct{}, maxTexts)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
@@ -176,6 +184,14 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.guard(w, r) {
+		h.mux.ServeHTTP(w, r)
+	}
+}
+
+// guard sets the headers that every answer has. It answers a request that another site's page has made, and returns
+// false.
+func (h *Handler) guard(w http.ResponseWriter, r *http.Request) bool {
 	header := w.Header()
 	header.Set("Content-Security-Policy", policy)
 	header.Set("Cross-Origin-Opener-Policy", "same-origin")
@@ -186,9 +202,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Cache-Control", "no-store")
 	if message := h.foreign(r); message != "" {
 		refuse(w, http.StatusForbidden, message)
-		return
+		return false
 	}
-	h.mux.ServeHTTP(w, r)
+	return true
 }
 
 // readOnly is the error of a read-only console.
@@ -246,12 +262,36 @@ func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *use
 		}
 		u, err := h.userOf(r, token)
 		if err != nil {
-			refuse(w, http.StatusUnauthorized, err.Error())
+			refuseUser(w, err)
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		f(w, r, u)
 	}
+}
+
+// refuseUser answers that there is no user. A session whose context is not ready goes on.
+func refuseUser(w http.ResponseWriter, err error) {
+	if _, waiting := errors.AsType[notReady](err); waiting {
+		refuse(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	refuse(w, http.StatusUnauthorized, err.Error())
+}
+
+// tokenOf returns the token of a request or of a WebSocket; "" if it has none.
+func tokenOf(r *http.Request) string {
+	if token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); found {
+		return token
+	}
+	for _, p := range websocket.Subprotocols(r) {
+		if coded, found := strings.CutPrefix(p, tokenProtocol); found {
+			if text, err := base64.RawURLEncoding.DecodeString(coded); err == nil {
+				return string(text)
+			}
+		}
+	}
+	return ""
 }
 
 // userOf returns the user of a token. r is the request with the token; it may be nil.
@@ -261,6 +301,11 @@ func (h *Handler) userOf(r *http.Request, token string) (*user, error) {
 		return nil, errors.New("this session has ended: open the console again")
 	}
 	h.used.Store(time.Now().Unix())
+	if r != nil && h.o.Ready != nil {
+		if err := h.o.Ready(r.Context()); err != nil {
+			return nil, err
+		}
+	}
 	u := &user{config: config}
 	if r != nil && h.o.Identified != nil {
 		remote := r.RemoteAddr // a tab keeps only the address, and not the request

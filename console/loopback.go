@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"strconv"
@@ -29,14 +30,14 @@ const (
 
 // LoopbackOptions are the options of a console on 127.0.0.1.
 type LoopbackOptions struct {
-	// Config holds the credentials, which are the user's own.
-	Config             *rest.Config
-	Context, Namespace string // the names in the kubeconfig
-	Port               int    // 0 for any free port
-	ReadOnly           bool
-	Program            string // the path of coracle, which is Helm in a child process
+	Contexts Contexts
+	Port     int // 0 for any free port
+	ReadOnly bool
+	Program  string // the path of coracle, which is Helm in a child process
 	// Idle ends the console after this time without use. 0 is for never.
 	Idle time.Duration
+
+	files fs.FS // the pages, except in tests
 }
 
 // Loopback is the console of one user on a port of 127.0.0.1. Other users of the machine can connect to the port, too.
@@ -44,12 +45,16 @@ type LoopbackOptions struct {
 type Loopback struct {
 	o        LoopbackOptions
 	listener net.Listener
-	handler  *Handler
-	token    string // 256 bits; a browser gets it for its code
+	front    *Handler // serves the pages and the login, and knows no user
+	token    string   // 256 bits; a browser gets it for its code
+	names    map[string]bool
+	forwards forwards // of all contexts
 
 	mu      sync.Mutex
 	code    string    // "" when it was taken
 	expires time.Time // when the code stops being good
+	opened  map[string]*openContext
+	closed  bool // no context can be opened any more
 }
 
 // ListenLoopback opens the port.
@@ -57,14 +62,7 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	if !Built() {
 		return nil, errNoPages
 	}
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails
-	l := &Loopback{o: o, token: hex.EncodeToString(key[:])}
-	var err error
-	l.handler, err = New(Options{
-		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,
-		ReadOnly: o.ReadOnly, Program: o.Program,
-	})
+	l, err := newLoopback(o)
 	if err != nil {
 		return nil, err
 	}
@@ -76,6 +74,22 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 		return nil, fmt.Errorf("opening a port for the browser (--port names another): %w", err)
 	}
 	return l, nil
+}
+
+// newLoopback makes a console that has no port yet.
+func newLoopback(o LoopbackOptions) (*Loopback, error) {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails
+	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), names: map[string]bool{}, opened: map[string]*openContext{}}
+	for _, name := range o.Contexts.Names {
+		l.names[name] = true
+	}
+	var err error
+	l.front, err = New(Options{
+		Mode: ModeLoopback, Login: l.login, User: func(string) (*rest.Config, bool) { return nil, false }, Hosts: loopbackName,
+		Files: o.files,
+	})
+	return l, err
 }
 
 // listenBesideForwards opens a port outside of the range of the forwards' ports (firstForwardPort), unless the user
@@ -123,11 +137,9 @@ func (l *Loopback) login(code string) (string, error) {
 	return l.token, nil
 }
 
-func (l *Loopback) user(token string) (*rest.Config, bool) {
-	if subtle.ConstantTimeCompare([]byte(token), []byte(l.token)) != 1 {
-		return nil, false
-	}
-	return l.o.Config, true
+// knows reports whether a token is the session's.
+func (l *Loopback) knows(token string) bool {
+	return subtle.ConstantTimeCompare([]byte(token), []byte(l.token)) == 1
 }
 
 // ErrIdle is the error of a console that ended because it was unused.
@@ -135,7 +147,7 @@ var ErrIdle = errors.New("the console was not used")
 
 // Serve serves the console until ctx is done, or until it was unused for LoopbackOptions.Idle (ErrIdle).
 func (l *Loopback) Serve(ctx context.Context) error {
-	server := &http.Server{Handler: l.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	server := &http.Server{Handler: l, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l.listener) }()
 	tick := time.NewTicker(idlePoll)
@@ -148,12 +160,12 @@ func (l *Loopback) Serve(ctx context.Context) error {
 		case err = <-ended:
 			return fmt.Errorf("serving the browser: %w", err)
 		case <-tick.C:
-			if l.o.Idle > 0 && l.handler.Unused() > l.o.Idle {
+			if l.o.Idle > 0 && l.unused() > l.o.Idle {
 				err, running = ErrIdle, false
 			}
 		}
 	}
-	l.handler.Close()
+	l.closeAll()
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
 	defer cancel()
 	if server.Shutdown(stopping) != nil {

@@ -5,13 +5,11 @@ package console
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -104,21 +102,14 @@ type stream struct {
 
 // socket serves a tab's WebSocket until the tab disconnects or the console ends.
 func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
-	token := ""
-	for _, p := range websocket.Subprotocols(r) {
-		if coded, found := strings.CutPrefix(p, tokenProtocol); found {
-			if text, err := base64.RawURLEncoding.DecodeString(coded); err == nil {
-				token = string(text)
-			}
-		}
-	}
+	token := tokenOf(r)
 	if token == "" {
 		refuse(w, http.StatusUnauthorized, "log in first")
 		return
 	}
 	u, err := h.userOf(r, token)
 	if err != nil {
-		refuse(w, http.StatusUnauthorized, err.Error())
+		refuseUser(w, err)
 		return
 	}
 	if h.o.Mode == ModeServer && tokenEnded(token, time.Now()) { // the API takes it for some seconds more

@@ -114,28 +114,20 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	if raw.Contexts[current] == nil {
 		return fmt.Errorf("the kubeconfig has no context %q: name one of its contexts by --context", current)
 	}
-	config, err := kubeconfig.ClientConfig()
+	first, err := openContext(kubeconfig)
 	if err != nil {
-		return fmt.Errorf("reading the kubeconfig: %w", err)
-	}
-	config.QPS = -1 // the API server limits the rate of its clients itself
-	if config.ExecProvider != nil {
-		config.ExecProvider.StdinUnavailable, config.ExecProvider.StdinUnavailableMessage = true, noStdin
-	}
-	namespace, _, err := kubeconfig.Namespace()
-	if err != nil {
-		return fmt.Errorf("reading the kubeconfig: %w", err)
+		return err
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if err := a.probeConsole(ctx, config, current, loginPatience); err != nil {
+	if err := a.probeConsole(ctx, first.Config, current, loginPatience); err != nil {
 		if ctx.Err() != nil {
 			return nil // the user interrupted it
 		}
 		return err
 	}
 	l, err := console.ListenLoopback(ctx, console.LoopbackOptions{
-		Config: config, Context: current, Namespace: namespace, Port: f.port, ReadOnly: f.readOnly, Idle: f.idle,
+		Contexts: contextsOf(ctx, kubeconfig, &raw, current, first), Port: f.port, ReadOnly: f.readOnly, Idle: f.idle,
 		Program: "/proc/self/exe",
 	})
 	if err != nil {
@@ -152,6 +144,46 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 		return nil
 	}
 	return err
+}
+
+// openContext reads the credentials of a kubeconfig's chosen context. It runs no login program.
+func openContext(kubeconfig clientcmd.ClientConfig) (console.Context, error) {
+	config, err := kubeconfig.ClientConfig()
+	if err != nil {
+		return console.Context{}, fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	config.QPS = -1 // the API server limits the rate of its clients itself
+	if config.ExecProvider != nil {
+		config.ExecProvider.StdinUnavailable, config.ExecProvider.StdinUnavailableMessage = true, noStdin
+	}
+	namespace, _, err := kubeconfig.Namespace()
+	if err != nil {
+		return console.Context{}, fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	return console.Context{Config: config, Namespace: namespace}, nil
+}
+
+// contextsOf returns the contexts of a kubeconfig, of which the current one is open already.
+func contextsOf(
+	ctx context.Context, kubeconfig clientcmd.ClientConfig, raw *api.Config, current string, first console.Context,
+) console.Contexts {
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(raw.Contexts)), func(name string) bool { return name == "" })
+	return console.Contexts{
+		Names: names, Current: current,
+		Open: func(name string) (console.Context, error) {
+			if name == current {
+				return first, nil
+			}
+			return openContext(clientcmd.NewNonInteractiveClientConfig(*raw, name, &clientcmd.ConfigOverrides{}, kubeconfig.ConfigAccess()))
+		},
+		Check: func(name string, c console.Context) error {
+			err := askForConsole(ctx, c.Config, name, probeTimeout)
+			if _, silent := errors.AsType[unresponsiveCluster](err); silent {
+				return fmt.Errorf("the cluster of context %s does not answer: %w", name, err)
+			}
+			return err
+		},
+	}
 }
 
 func serverOf(c *api.Config, context string) string {

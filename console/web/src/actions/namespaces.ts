@@ -8,11 +8,14 @@ import { namespace, setNamespace } from "../api/route";
 import { session } from "../api/session";
 import { S } from "../base/strings";
 
-const USED = "coracle.namespaces";
+/** storeOfUsed is where the namespaces are that were typed, those of each context apart. */
+function storeOfUsed(): string {
+  return "coracle.namespaces " + (session.value?.context ?? "");
+}
 
 function used(): string[] {
   try {
-    const list: unknown = JSON.parse(localStorage.getItem(USED) ?? "[]");
+    const list: unknown = JSON.parse(localStorage.getItem(storeOfUsed()) ?? "[]");
     return Array.isArray(list) ? list.filter((x): x is string => typeof x === "string") : [];
   } catch {
     return [];
@@ -52,7 +55,7 @@ export async function chooseNamespace(): Promise<void> {
     free: !names,
     pick: (item) => {
       const ns = item === S.namespace.all ? "" : item;
-      if (ns) localStorage.setItem(USED, JSON.stringify([ns, ...used().filter((x) => x !== ns)].slice(0, 20)));
+      if (ns) localStorage.setItem(storeOfUsed(), JSON.stringify([ns, ...used().filter((x) => x !== ns)].slice(0, 20)));
       setNamespace(ns);
     },
   });

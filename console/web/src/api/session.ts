@@ -13,6 +13,8 @@ export interface Session {
   groups: string[] | null;
   cluster: string;
   context: string;
+  /** contexts is how many the kubeconfig has. */
+  contexts: number;
   namespace: string;
   server: string;
   version: string;
@@ -143,9 +145,12 @@ async function renewToken(): Promise<boolean> {
   return true;
 }
 
-/** expire forgets the token; the login page is shown with the message. */
+/**
+ * expire forgets the token; the login page is shown with the message. The token of a console on 127.0.0.1 is kept: it is
+ * of all contexts, and one of them has refused its credentials.
+ */
 export function expire(message?: string): void {
-  sessionStorage.removeItem(TOKEN);
+  if (mode.value?.mode !== "loopback") sessionStorage.removeItem(TOKEN);
   former = "";
   forget();
   refused.value = message || S.login.expired;

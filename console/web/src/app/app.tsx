@@ -5,6 +5,7 @@
 import { useEffect } from "preact/hooks";
 import { announcements, dismiss } from "../base/announce";
 import { reasonOf } from "../api/client";
+import { chooseContext } from "../actions/contexts";
 import { CommandBar, commandOpen } from "./commandbar";
 import { connect, connected, disconnect, since } from "../api/connection";
 import { closeDialog, DialogHost, show } from "../widgets/dialog";
@@ -81,6 +82,8 @@ function Frame() {
       kinds.value = [];
     };
   }, []);
+  const s = session.value;
+  const several = (s?.contexts ?? 0) > 1;
   useKeys([
     { key: ":", label: S.keys.command, run: () => (commandOpen.value = true), hint: true },
     { key: "?", label: S.keys.help, run: () => show({ title: S.help.title, wide: true, content: () => <Help /> }), hint: true },
@@ -88,9 +91,9 @@ function Frame() {
     { key: "Q", label: S.views.search, run: () => go({ view: "search" }), hint: true },
     { key: "0", label: S.keys.overview, run: () => (location.hash = "#/") },
     { key: "F", label: S.keys.forwards, run: openForwards },
+    ...(several ? [{ key: "K", label: S.keys.contexts, run: () => void chooseContext() }] : []),
   ]);
   const title = useTitle();
-  const s = session.value;
   return (
     <div class="frame">
       <a
@@ -116,6 +119,11 @@ function Frame() {
         >
           <kbd>:</kbd> <span class="title-text">{title}</span>
         </button>
+        {several && (
+          <button type="button" class="context" onClick={() => void chooseContext()} title={S.contexts.title}>
+            <span class="faint">{S.contexts.short}</span> {visible(s?.context)}
+          </button>
+        )}
         <button type="button" onClick={() => void chooseNamespace()} title={S.namespace.title}>
           <span class="faint">{S.namespace.short}</span> {visible(namespace.value || S.namespace.all)}
         </button>
@@ -231,8 +239,9 @@ function useTitle(): string {
     search: S.views.search,
   };
   const text = titles[r.view] ?? (k ? label(k) : r.kind.split(".")[0]);
+  const context = (session.value?.contexts ?? 0) > 1 ? visible(session.value?.context) : "";
   useEffect(() => {
-    document.title = [r.name, text, session.value?.cluster, S.title].filter(Boolean).join(" · ");
+    document.title = [r.name, text, session.value?.cluster, context, S.title].filter(Boolean).join(" · ");
   }, [r, text]);
   return text;
 }

@@ -5,6 +5,8 @@
 import { signal } from "@preact/signals";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { announce } from "../base/announce";
+import { chooseContext } from "../actions/contexts";
+import { session } from "../api/session";
 import { kindByWord, label, refreshKinds, suggest } from "../api/kinds";
 import { go, namespace, setNamespace, type View } from "../api/route";
 import { S } from "../base/strings";
@@ -44,6 +46,8 @@ function choices(text: string): Choice[] {
     if (word && words.some((w) => w.startsWith(word)))
       out.push({ id: view, text: words[0], note: S.command.view, run: () => go({ view }) });
   }
+  if (word && (session.peek()?.contexts ?? 0) > 1 && ["ctx", "contexts"].some((w) => w.startsWith(word)))
+    out.push({ id: "contexts", text: "ctx", note: S.contexts.title, run: () => void chooseContext(rest) });
   for (const [words, open] of DIALOGS) {
     if (word && words.startsWith(word)) out.push({ id: words, text: words, note: S.command.view, run: open });
   }

@@ -42,6 +42,7 @@ export const S = {
     submit: "Log in",
     file: "From a kubeconfig file…",
     create: "A token for a service account:",
+    again: "Try again",
   },
 
   oidc: {
@@ -67,6 +68,12 @@ export const S = {
   theme: {
     sign: { auto: "◐", light: "○", dark: "●" },
     label: (t: string) => `Colours: ${t === "auto" ? "as the system has them" : t}. Press to change.`,
+  },
+
+  contexts: {
+    title: "Context",
+    short: "ctx",
+    unknown: (name: string) => `The kubeconfig has no context named “${name}”.`,
   },
 
   namespace: {
@@ -117,6 +124,7 @@ export const S = {
     help: "Help",
     overview: "Overview",
     forwards: "Forwarded ports",
+    contexts: "Context",
     follow: "Follow",
     wrap: "Wrap",
     times: "Times",

@@ -6,7 +6,9 @@ import { useSignal } from "@preact/signals";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { tokenOfKubeconfig } from "../base/kubeconfig";
 import { begin } from "../api/oidc";
-import { login, mode, refused } from "../api/session";
+import { chooseContext } from "../actions/contexts";
+import { login, mode, refused, token } from "../api/session";
+import { DialogHost } from "../widgets/dialog";
 import { S } from "../base/strings";
 import { visible } from "../base/text";
 
@@ -56,6 +58,17 @@ export function LoginPage() {
           <button type="button" class="primary" ref={first} disabled={busy.value} onClick={() => void toProvider()}>
             {S.oidc.button(visible(issuer))}
           </button>
+        </div>
+      )}
+      {loopback && token() && (
+        <div class="buttons start">
+          <button type="button" disabled={busy.value} onClick={() => void submit(token())}>
+            {S.login.again}
+          </button>
+          <button type="button" id="other-context" onClick={() => void chooseContext()}>
+            {S.contexts.title}
+          </button>
+          <DialogHost />
         </div>
       )}
       <p>{loopback ? S.login.loopback : issuer ? S.oidc.orToken : S.login.server}</p>
