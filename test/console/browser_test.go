@@ -200,6 +200,9 @@ func (b *browser) login(s *harness.Server, token string) *page {
 	p.focused("textarea")
 	p.keys(token, kb.Tab, kb.Enter)
 	p.shows("live")
+	p.until("the menu has kinds, which ':' knows from then on", func(string) bool {
+		return eval[bool](p, `!!document.querySelector("nav a[href^='#/list/']")`)
+	})
 	return p
 }
 

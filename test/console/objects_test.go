@@ -82,5 +82,5 @@ func TestPagesOfObjectsSayWhatDescribeSays(t *testing.T) {
 	p.shows("1 endpoint is ready.")
 	p.open("object/services.v1/default/wrong")
 	p.shows("Nothing is behind this Service: no running pod has app=walker.")
-	p.saysNothing()
+	p.saysNothing("metrics.k8s.io") // of a pod that has just begun
 }
