@@ -5,7 +5,7 @@ import test from "node:test";
 import { plainText, spansOf } from "../src/base/ansi";
 import { readable } from "../src/base/logjson";
 import { quantity } from "../src/base/quantity";
-import { age, duration, seconds, visible, visibleLines } from "../src/base/text";
+import { age, ahead, duration, moment, seconds, visible, visibleLines } from "../src/base/text";
 
 test("quantities", () => {
   for (const [text, value] of [
@@ -48,4 +48,11 @@ test("lines of JSON are read as words", () => {
   assert.equal(readable('{"ts":1,"level":"info","msg":"started","port":8080}'), "INFO started port=8080");
   assert.equal(readable('{"broken"}'), '{"broken"}');
   assert.equal(readable("plain"), "plain");
+});
+
+test("a time to come says how long it is until then", () => {
+  const now = Date.parse("2026-01-02T03:04:05Z");
+  assert.match(ahead("2026-01-02T03:14:05Z", now), / \(in 10m\)$/);
+  assert.equal(ahead("2026-01-02T03:04:05Z", now), moment("2026-01-02T03:04:05Z", now));
+  assert.equal(ahead("asking the server failed", now), "asking the server failed");
 });

@@ -22,6 +22,9 @@ interface Rules {
   incomplete: boolean;
 }
 
+/** NOWHERE is no namespace: what may be done there may be done in all, and with what lies in none. */
+export const NOWHERE = "*";
+
 const known = signal<ReadonlyMap<string, Rules>>(new Map());
 const asked = new Set<string>();
 

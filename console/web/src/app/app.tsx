@@ -12,14 +12,15 @@ import { closeDialog, DialogHost, show } from "../widgets/dialog";
 import { dropAllDrafts } from "../model/drafts";
 import { forgetForwards, forwards, readForwards } from "../model/forwards";
 import { Help } from "./help";
+import { Menu } from "./menu";
 import { type Binding, layers, useKeys } from "../base/keys";
-import { kindById, kindByWord, kinds, kindsError, label, loadKinds } from "../api/kinds";
+import { kindById, kinds, kindsError, label, loadKinds } from "../api/kinds";
 import { ListView } from "../views/listview";
 import { LoginPage } from "../views/login";
 import { beginNamespace, chooseNamespace } from "../actions/namespaces";
 import { ObjectView } from "../views/objectview";
 import { forgetPermissions } from "../api/permissions";
-import { disown, forgetNamespace, format, go, initialNamespace, namespace, route, type View } from "../api/route";
+import { disown, forgetNamespace, go, initialNamespace, namespace, route, type View } from "../api/route";
 import { lazy } from "../widgets/lazy";
 import { logout, refused, session, stale, starting } from "../api/session";
 import { S } from "../base/strings";
@@ -42,23 +43,6 @@ export function App() {
   if (!session.value) return <LoginPage />;
   return <Frame key={session.value.user + session.value.server} />;
 }
-
-const MENU = [
-  "pods",
-  "deployments",
-  "statefulsets",
-  "daemonsets",
-  "jobs",
-  "cronjobs",
-  "services",
-  "ingresses",
-  "configmaps",
-  "secrets",
-  "persistentvolumeclaims",
-  "nodes",
-  "namespaces",
-  "events",
-];
 
 function Frame() {
   useEffect(() => {
@@ -145,33 +129,7 @@ function Frame() {
           {S.logout}
         </button>
       </header>
-      <nav aria-label={S.menu}>
-        <a href="#/" aria-current={route.value.view === "overview" ? "page" : undefined}>
-          {S.overview.title}
-        </a>
-        {MENU.map((word) => {
-          const k = kindByWord(word);
-          return (
-            k && (
-              <a key={k.id} href={format({ view: "list", kind: k.id })} aria-current={route.value.kind === k.id ? "page" : undefined}>
-                {label(k)}
-              </a>
-            )
-          );
-        })}
-        <a href={format({ view: "helm" })} aria-current={route.value.view === "helm" ? "page" : undefined}>
-          {S.views.helm}
-        </a>
-        <a href={format({ view: "search" })} aria-current={route.value.view === "search" ? "page" : undefined}>
-          {S.views.search}
-        </a>
-        <a href={format({ view: "create" })} aria-current={route.value.view === "create" ? "page" : undefined}>
-          {S.create.title}
-        </a>
-        <button type="button" onClick={() => (commandOpen.value = true)}>
-          {S.allKinds}
-        </button>
-      </nav>
+      <Menu />
       <main id="main" tabIndex={-1}>
         {stale.value && (
           <p class="note" role="status">

@@ -12,7 +12,7 @@ export function Help() {
     .flatMap((l) => l.bindings)
     .filter((b) => !seen.has(b.key) && seen.add(b.key));
   return (
-    <div>
+    <div tabIndex={0} data-first>
       <dl class="keys">
         {bindings.map((b) => (
           <div key={b.key}>

@@ -17,6 +17,7 @@ export const S = {
   skip: "Skip to the content",
   menu: "Kinds",
   allKinds: "All kinds…",
+  groups: ["Workloads", "Network", "Storage", "Config", "Access", "Cluster"],
   logout: "Log out",
   more: (n: number) => `and ${n} more`,
   nothingSelected: "Nothing is selected. Move to a row first.",
@@ -41,7 +42,7 @@ export const S = {
     token: "Token",
     submit: "Log in",
     file: "From a kubeconfig file…",
-    create: "A token for a service account:",
+    create: "On a server, this command makes a token:",
     again: "Try again",
   },
 

@@ -49,6 +49,12 @@ export function when(time: string | undefined, now: number): string {
   return old ? `${moment(time, now)} (${old} ago)` : moment(time, now);
 }
 
+/** ahead is a time and how long it is until then; a text that is no time stays as it is. */
+export function ahead(time: string, now: number): string {
+  const s = Math.ceil((Date.parse(time) - now) / 1000);
+  return s > 0 ? `${moment(time, now)} (in ${duration(s)})` : moment(time, now);
+}
+
 /** age is a duration as kubectl writes it. */
 export function age(created: string, now: number): string {
   const s = Math.max(0, Math.floor((now - Date.parse(created)) / 1000));

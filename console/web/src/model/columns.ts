@@ -5,7 +5,7 @@
 
 import type { Column, Row } from "../api/connection";
 import { now, receivedAt } from "./listing";
-import { age, duration, seconds } from "../base/text";
+import { age, duration, moment, seconds } from "../base/text";
 import { toneOfCell } from "../base/tones";
 
 export interface TableColumn {
@@ -16,6 +16,8 @@ export interface TableColumn {
   /** tone is a class by which the cell is coloured. */
   tone?(row: Row): string;
   numeric?: boolean;
+  /** title is what the cell says when it is pointed at; its text, when that is long, if not given. */
+  title?(row: Row): string;
   /** moving cells change with the time, though the row stays. */
   moving?: boolean;
 }
@@ -43,6 +45,7 @@ export function tableColumns(
       description: c.description,
       text: textOf(c, i),
       tone: (r) => (c.name === "Ready" && r.cells.includes("Completed") ? "" : toneOfCell(c.name, String(r.cells[i] ?? ""))),
+      title: c.name === "Age" ? (r) => moment(r.created, now.peek()) : undefined,
       moving: c.name === "Age" || DURATIONS.has(c.name),
       numeric: c.type === "integer" || c.type === "number",
     });

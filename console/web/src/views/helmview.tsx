@@ -16,7 +16,7 @@ import { RelatedTable } from "../widgets/related";
 import { back, format, namespace, route } from "../api/route";
 import { M } from "../base/morestrings";
 import { S } from "../base/strings";
-import { age, visible, visibleLines } from "../base/text";
+import { age, visible, visibleLines, when } from "../base/text";
 import type { Tone } from "../base/tones";
 import { compare, HelmShell, rollBack, uninstall } from "./helmchange";
 import { useReread } from "../model/wholelist";
@@ -258,7 +258,7 @@ function Revision({ ns, name, driver, wanted }: { ns: string; name: string; driv
                 [M.helm.columns[3], r.status, toneOf(r.status)],
                 [M.helm.columns[4], [r.chart, r.version].filter(Boolean).join(" "), ""],
                 [M.helm.columns[5], r.appVersion ?? "", ""],
-                [M.helm.columns[6], r.updated ?? "", ""],
+                [M.helm.columns[6], r.updated ? when(r.updated, now.value) : "", ""],
                 [M.helm.description, r.description ?? r.trouble ?? "", r.trouble ? "bad" : ""],
               ] as const
             ).map(

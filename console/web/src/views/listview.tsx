@@ -31,7 +31,7 @@ import { copy } from "../base/clipboard";
 
 export function ListView() {
   const k = kindById(route.value.kind);
-  if (!k) return kinds.value.length ? <Empty text={S.list.noKind(route.value.kind)} /> : <p class="empty">{S.loading}</p>;
+  if (!k) return kinds.value.length ? <h1 class="empty">{S.list.noKind(visible(route.value.kind))}</h1> : <p class="empty">{S.loading}</p>;
   const ns = k.namespaced ? namespace.value : "";
   return <KindList key={k.id + " " + ns} kind={k} ns={ns} />;
 }
@@ -99,7 +99,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     if (r) go({ view: "map", kind: kind.id, ns: r.ns, name: r.name });
   };
   const move = (by: number) => moveActive({ rows, active }, by);
-  const page = () => Math.max(1, Math.floor((window.innerHeight - 160) / rowHeight()));
+  const page = () => Math.max(1, Math.floor((window.innerHeight - 160) / rowHeight(columns.value)));
   const actions = ACTIONS.filter((a) => a.applies(kind));
   const more = [
     ...(isEvents ? [] : [{ id: "events", key: "v", label: S.keys.events, run: () => openCurrent("events") }]),

@@ -102,7 +102,7 @@ export function LoginPage() {
       </form>
       {!loopback && (
         <p class="faint">
-          {S.login.create} <code>kubectl create token NAME -n NAMESPACE</code>
+          {S.login.create} <code>coracle console token --role view --ttl 1h</code>
         </p>
       )}
     </main>

@@ -12,7 +12,7 @@ import { now } from "../model/listing";
 import { quantity } from "../base/quantity";
 import { M } from "../base/morestrings";
 import { S } from "../base/strings";
-import { visible, visibleLines } from "../base/text";
+import { ahead, visible, visibleLines } from "../base/text";
 import { hrefOf } from "../api/route";
 import { behind } from "../model/behind";
 import { useWholeList } from "../model/wholelist";
@@ -107,7 +107,7 @@ function Next({ schedule, zone }: { schedule: string; zone: string }) {
   return next.value ? (
     <div>
       <dt>{M.extra.next}</dt>
-      <dd>{visible(next.value)}</dd>
+      <dd>{visible(ahead(next.value, now.value))}</dd>
     </div>
   ) : null;
 }

@@ -40,8 +40,10 @@ export interface TableProps {
 const OVERSCAN = 6;
 const narrow = window.matchMedia("(max-width: 640px)");
 
-export function rowHeight(): number {
-  return narrow.matches ? 52 : 28;
+/** rowHeight is how high a row is, in pixels. On a phone it has a name and labelled cells under it, or an event's message. */
+export function rowHeight(columns: TableColumn[] = []): number {
+  if (!narrow.matches) return 28;
+  return columns.some((c) => c.name === "Message") ? 96 : columns.length > 4 ? 72 : 52;
 }
 
 /** moveActive moves the cursor by some rows, or to an end with ±Infinity. */
@@ -57,13 +59,14 @@ export function Table(p: TableProps) {
   const box = useRef<HTMLDivElement>(null);
   const top = useSignal(0);
   const height = useSignal(600);
-  const lineHeight = useSignal(rowHeight());
+  const isNarrow = useSignal(narrow.matches);
+  const lineHeight = useComputed(() => (isNarrow.value ? rowHeight(p.columns.value) : 28));
 
   useLayoutEffect(() => {
     const el = box.current!;
     const resized = new ResizeObserver(() => {
       height.value = el.clientHeight;
-      lineHeight.value = rowHeight();
+      isNarrow.value = narrow.matches;
     });
     resized.observe(el);
     return () => resized.disconnect();
@@ -139,7 +142,7 @@ export function Table(p: TableProps) {
         if (e.target === box.current && !p.active.value && rows[0]) p.active.value = rows[0].uid;
       }}
     >
-      <div class="head" role={columns.length ? "row" : undefined} aria-rowindex={1}>
+      <div class="head" role={columns.length ? "row" : undefined} aria-rowindex={columns.length ? 1 : undefined}>
         {columns.map((c, i) => (
           <div
             key={i + c.name}
@@ -150,7 +153,7 @@ export function Table(p: TableProps) {
             title={visible(c.description)}
           >
             {p.sort ? (
-              <button type="button" tabIndex={-1} onClick={() => p.setSort?.(toggled(p.sort!.value, c.name))}>
+              <button type="button" tabIndex={isNarrow.value ? 0 : -1} onClick={() => p.setSort?.(toggled(p.sort!.value, c.name))}>
                 {visible(c.name)}
                 {p.sort.value.column === c.name && <span aria-hidden="true">{p.sort.value.descending ? " ▾" : " ▴"}</span>}
               </button>
@@ -214,7 +217,8 @@ const Line = memo(
               class={"cell" + (c.numeric ? " numeric" : "") + (c.tone ? " " + c.tone(row) : "")}
               role="gridcell"
               aria-colindex={i + 1}
-              title={text.length > 24 ? text : undefined}
+              data-label={visible(c.name)}
+              title={c.title?.(row) || (text.length > 24 ? text : undefined)}
             >
               {c.name === (table.linked ?? "Name") ? (
                 <a href={table.href(row)} tabIndex={-1}>
