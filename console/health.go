@@ -24,8 +24,9 @@ const (
 	maxHealthPaths = 100
 	// maxChecked and maxCustom limit the objects that are checked of one kind, and of one kind of custom objects.
 	maxChecked, maxCustom = 5000, 500
-	// maxFindings limits the findings of a response, and maxFindingText the bytes of a text in one.
-	maxFindings, maxFindingText = 300, 2000
+	// maxFindings limits the findings of a response, and maxFindingText the bytes of a text in one. maxGathered limits
+	// those from which the worst are chosen.
+	maxFindings, maxFindingText, maxGathered = 300, 2000, 3000
 	// healthRequests is how many requests one check makes at once. maxHealths is how many checks run at once.
 	healthRequests, maxHealths = 4, 2
 	// healthPatience limits the time of a check. Lists that were not read by then have an error.
@@ -240,7 +241,7 @@ func (c *check) take(path string, o *checkedObject, judge judge) (ready bool) {
 	if at, err := time.Parse(time.RFC3339, m.DeletionTimestamp); err == nil {
 		if c.now.Sub(at) > deletingPatience && len(m.Finalizers) > 0 {
 			base.What, base.About, base.Passing = "deleting", cut(fmt.Sprint(m.Finalizers)), true
-			c.findings = append(c.findings, base)
+			c.keep(base)
 		}
 		return false
 	}
@@ -257,7 +258,14 @@ func (c *check) add(base finding, what string, passing bool, change ...func(*fin
 	for _, f := range change {
 		f(&base)
 	}
-	c.findings = append(c.findings, base)
+	c.keep(base)
+}
+
+// keep keeps a finding, unless there are many more than a response has.
+func (c *check) keep(f finding) {
+	if len(c.findings) < maxGathered {
+		c.findings = append(c.findings, f)
+	}
 }
 
 func about(name string) func(*finding) { return func(f *finding) { f.About = cut(name) } }

@@ -282,4 +282,8 @@ func TestLargeObjectsHideNothing(t *testing.T) {
 	c := newCheck(time.Now())
 	c.add(finding{}, "condition", false, about(long), words(long))
 	testenv.Equal(t, len(c.findings[0].Text)+len(c.findings[0].About), 2*maxFindingText, "the bytes that are kept")
+	for range 2 * maxGathered {
+		c.add(finding{}, "condition", false)
+	}
+	testenv.Equal(t, len(c.findings), maxGathered, "the findings that are kept")
 }
