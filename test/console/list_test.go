@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/chromedp/chromedp/kb"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // quiet is a namespace of objects that start nothing.
@@ -105,6 +107,7 @@ func TestListIsWhatIsSeen(t *testing.T) {
 			p.keys(kb.Escape)
 		}},
 		{"the cursor stays", cursorStays},
+		{"a filter that was just typed", quickFilter},
 		{"sort and columns are in the address", sortInAddress},
 		{"the focus after the line of commands", focusAfterCommand},
 		{"the filter is what is seen", filterIsSeen},
@@ -200,6 +203,7 @@ func cursorStays(p *page) {
 	p.list("cm many")
 	p.shows("row-00")
 	p.keys("g", strings.Repeat("j", 40), " ")
+	p.shows("1 marked")
 	p.until("the cursor is far down", func(string) bool { return !strings.HasSuffix(p.cursor(), " at 0") })
 	there := p.cursor()
 	same := func() {
@@ -219,6 +223,19 @@ func cursorStays(p *page) {
 	same()
 	p.keys(kb.Escape)
 	p.without("1 marked")
+}
+
+// quickFilter opens a row at once after a filter was typed: the way back leads to the filtered list. The line of
+// commands takes a namespace for Helm, too.
+func quickFilter(p *page) {
+	p.list("cm quiet")
+	p.keys("/", "victim-c", kb.Enter, kb.Enter)
+	p.until("the object is there", func(string) bool { return eval[bool](p, `location.hash.startsWith("#/object/")`) })
+	p.back()
+	testenv.Equal(p.T, eval[string](p, `document.querySelector("#filter").value`), "victim-c", "the filter is")
+	p.list("cm quiet")
+	p.keys(":", "helm many", kb.Enter)
+	p.shows("in namespace many")
 }
 
 func sortInAddress(p *page) {

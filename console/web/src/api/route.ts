@@ -90,6 +90,12 @@ export function go(r: Partial<Route> & { view: View }): void {
   location.hash = hash;
 }
 
+/** follow opens an address. "Back" finds this view with the filter that was just typed. */
+export function follow(href: string): void {
+  if (writing) writeAddress();
+  location.hash = href;
+}
+
 /** back returns to the view before, or to the overview when there was none. */
 export function back(): void {
   if (writing) writeAddress();

@@ -20,7 +20,7 @@ import { LoginPage } from "../views/login";
 import { beginNamespace, chooseNamespace } from "../actions/namespaces";
 import { ObjectView } from "../views/objectview";
 import { forgetPermissions } from "../api/permissions";
-import { disown, forgetNamespace, go, initialNamespace, namespace, route, type View } from "../api/route";
+import { disown, follow, forgetNamespace, go, initialNamespace, namespace, route, type View } from "../api/route";
 import { lazy } from "../widgets/lazy";
 import { logout, refused, session, stale, starting } from "../api/session";
 import { S } from "../base/strings";
@@ -73,7 +73,7 @@ function Frame() {
     { key: "?", label: S.keys.help, run: () => show({ title: S.help.title, wide: true, content: () => <Help /> }), hint: true },
     { key: "n", label: S.keys.namespace, run: () => void chooseNamespace() },
     { key: "Q", label: S.views.search, run: () => go({ view: "search" }), hint: true },
-    { key: "0", label: S.keys.overview, run: () => (location.hash = "#/") },
+    { key: "0", label: S.keys.overview, run: () => follow("#/") },
     { key: "F", label: S.keys.forwards, run: openForwards },
     ...(several ? [{ key: "K", label: S.keys.contexts, run: () => void chooseContext() }] : []),
   ]);

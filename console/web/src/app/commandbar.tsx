@@ -44,7 +44,7 @@ function choices(text: string): Choice[] {
     });
   for (const [words, view] of VIEWS) {
     if (word && words.some((w) => w.startsWith(word)))
-      out.push({ id: view, text: words[0], note: S.command.view, run: () => go({ view }) });
+      out.push({ id: view, text: words[0], note: S.command.view, run: (ns) => (ns !== null && setNamespace(ns), go({ view })) });
   }
   if (word && (session.peek()?.contexts ?? 0) > 1 && ["ctx", "contexts"].some((w) => w.startsWith(word)))
     out.push({ id: "contexts", text: "ctx", note: S.contexts.title, run: () => void chooseContext(rest) });

@@ -19,7 +19,7 @@ import { arrange, Listing, now } from "../model/listing";
 import { listState } from "../model/liststate";
 import { sortFrom, sortText, toggled } from "../model/order";
 import { hasMap } from "../model/mapped";
-import { back, go, hrefOf, namespace, route, setParams } from "../api/route";
+import { back, follow, go, hrefOf, namespace, route, setParams } from "../api/route";
 import { S } from "../base/strings";
 import { Empty, moveActive, rowHeight, Table } from "../widgets/table";
 import { visible } from "../base/text";
@@ -88,7 +88,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
   const targets = (): Target[] => selectedRows(rows.value, marks.value, active.value).map(target);
   const href = (r: Row): string => (isEvents && eventObject(listing, r)) || hrefOf(kind, r);
   const open = (r: Row, tab = "") => {
-    location.hash = hrefOf(kind, r, tab);
+    follow(hrefOf(kind, r, tab));
   };
   const openCurrent = (tab = "") => {
     const r = current();
@@ -113,7 +113,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
     { key: "PageUp", label: S.keys.pageUp, run: () => move(-page()) },
     { key: "g Home", label: S.keys.first, run: () => move(-Infinity) },
     { key: "G End", label: S.keys.last, run: () => move(Infinity) },
-    { key: "Enter", label: S.keys.open, run: () => current() && (location.hash = href(current()!)), hint: true },
+    { key: "Enter", label: S.keys.open, run: () => current() && follow(href(current()!)), hint: true },
     { key: "d", label: S.keys.details, run: () => openCurrent(), hint: true },
     { key: "y", label: S.keys.yaml, run: () => openCurrent("yaml"), hint: true },
     ...more.map((m) => ({ ...m, hint: true })),
@@ -227,7 +227,7 @@ function KindList({ kind, ns }: { kind: Kind; ns: string }) {
           tick={now}
           linked={isEvents ? "Object" : undefined}
           href={href}
-          open={(r) => (location.hash = href(r))}
+          open={(r) => follow(href(r))}
           rowClass={(r) => (r.deleting ? "deleting" : "")}
         />
       )}
