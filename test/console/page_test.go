@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
@@ -32,6 +33,8 @@ type page struct {
 	T      testing.TB
 	ctx    context.Context
 	origin string // of the console: each request of the page goes there
+	// pressed counts the keys that were pressed, a combination as one.
+	pressed int
 
 	mu         sync.Mutex
 	violations []string // reports of the content security policy, and errors of the page
@@ -81,6 +84,7 @@ func (p *page) text() string {
 func (p *page) keys(keys ...string) {
 	p.T.Helper()
 	for _, text := range keys {
+		p.pressed += utf8.RuneCountInString(text)
 		p.do(fmt.Sprintf("pressing %q", text), chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 			for _, r := range text {
 				if err := press(ctx, t, r, 0); err != nil {
@@ -95,6 +99,7 @@ func (p *page) keys(keys ...string) {
 // ctrl presses a key while Ctrl is held.
 func (p *page) ctrl(key rune) {
 	p.T.Helper()
+	p.pressed++
 	p.do("pressing Ctrl", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		return press(ctx, t, key, int64(kb.ModifierCtrl))
 	}))
@@ -157,7 +162,7 @@ func (p *page) until(what string, ok func(now string) bool) {
 // kindOf is what a list is called, by the short names that these tests use.
 var kindOf = map[string]string{
 	"po": "pods", "deploy": "deployments", "cm": "configmaps", "svc": "services", "no": "nodes", "ns": "namespaces", "cj": "cronjobs",
-	"crk": "crooks.example.com", "plains": "plains.example.com",
+	"ev": "events", "crk": "crooks.example.com", "plains": "plains.example.com",
 }
 
 // list opens a kind by the line after ":", with a namespace, and waits until the list is there.
