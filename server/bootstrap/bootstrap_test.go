@@ -75,7 +75,7 @@ func TestApplyMakesDNSServiceAndRoles(t *testing.T) {
 		t.Errorf("%+v, %v", clocks, err)
 	}
 	names, err := c.RbacV1().ClusterRoles().Get(ctx, clusterconfig.ConsoleRole, metav1.GetOptions{})
-	if err != nil || len(names.Rules) != 1 || !slices.Equal(names.Rules[0].NonResourceURLs, []string{"/coracle/console", "/coracle/namespaces"}) || !slices.Equal(names.Rules[0].Verbs, []string{"get"}) {
+	if err != nil || len(names.Rules) != 1 || !slices.Equal(names.Rules[0].NonResourceURLs, []string{"/coracle/console", "/coracle/namespaces", "/coracle/metrics-history"}) || !slices.Equal(names.Rules[0].Verbs, []string{"get"}) {
 		t.Errorf("%+v, %v", names, err)
 	}
 	for _, b := range bindings {
