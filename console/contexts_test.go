@@ -100,7 +100,7 @@ func TestContextsAreApart(t *testing.T) {
 	asks("/c/a/k8s/version", `"a"`)
 	// Addresses that would be cleaned to another context's.
 	for _, path := range []string{"/c/b/k8s//version", "/c/b/../a/k8s/version", "/c/b/x/../../a/k8s/version", "/c/b/%2e%2e/a/k8s/version", "/c/b//k8s/version"} {
-		r := testenv.Must(http.NewRequestWithContext(t.Context(), "GET", s.URL, nil))(t)
+		r := testenv.Must(http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL, nil))(t)
 		r.URL = testenv.Must(url.Parse(s.URL + path))(t)
 		r.Header.Set("Authorization", "Bearer "+l.token)
 		answer := testenv.Must(http.DefaultTransport.RoundTrip(r))(t)
