@@ -202,8 +202,9 @@ func oneAtATime(p *page) {
 func cursorStays(p *page) {
 	p.list("cm many")
 	p.shows("row-00")
-	p.keys("g", strings.Repeat("j", 40), " ")
-	p.shows("1 marked")
+	p.keys("g", " ")
+	p.shows("1 marked") // the note makes the table lower
+	p.keys(strings.Repeat("j", 40))
 	p.until("the cursor is far down", func(string) bool { return !strings.HasSuffix(p.cursor(), " at 0") })
 	there := p.cursor()
 	same := func() {
@@ -229,6 +230,9 @@ func cursorStays(p *page) {
 // commands takes a namespace for Helm, too.
 func quickFilter(p *page) {
 	p.list("cm quiet")
+	p.only("victim-c") // the cursor is on it, also while the list is still read
+	p.keys(kb.Escape)
+	p.shows("victim-a")
 	p.keys("/", "victim-c", kb.Enter, kb.Enter)
 	p.until("the object is there", func(string) bool { return eval[bool](p, `location.hash.startsWith("#/object/")`) })
 	p.back()

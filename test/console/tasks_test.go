@@ -241,6 +241,9 @@ func reading(p *page) []task {
 			p.keys(kb.Enter)
 			p.shows("1 endpoint is ready.", "Endpoint slices")
 			p.back()
+			p.until("the list is shown, and not the page's own tables", func(string) bool {
+				return eval[bool](p, `document.querySelector("#filter")?.value === "front"`)
+			})
 			p.keys(kb.Escape) // the filter
 			p.pick("wrong")
 			p.keys(kb.Enter)
