@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"testing/synctest"
@@ -136,21 +137,22 @@ func TestAddressesOfContexts(t *testing.T) {
 // A login program that hangs holds only requests of its own context, for a time; one of it runs at once.
 func TestContextThatIsStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		program, runs := make(chan error), 0
+		program := make(chan error)
+		var runs atomic.Int64
 		c := &openContext{name: "b", config: &rest.Config{ExecProvider: &api.ExecConfig{Command: "stuck"}}, patience: contextPatience}
-		c.check = func() error { runs++; return <-program }
+		c.check = func() error { runs.Add(1); return <-program }
 		begin := time.Now()
 		for range 2 {
 			err := c.await(t.Context())
 			testenv.WantError(t, err, "context b", "stuck")
 		}
 		testenv.Equal(t, time.Since(begin), 2*contextPatience, "two requests waited")
-		testenv.Equal(t, runs, 1, "the program ran")
+		testenv.Equal(t, runs.Load(), 1, "the program ran")
 		program <- errors.New("exit code 3")
 		synctest.Wait()
 		go func() { program <- nil }()
 		testenv.NoError(t, c.await(t.Context()))
 		testenv.NoError(t, c.await(t.Context()))
-		testenv.Equal(t, runs, 2, "the program ran")
+		testenv.Equal(t, runs.Load(), 2, "the program ran")
 	})
 }

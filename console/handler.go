@@ -79,7 +79,9 @@ type Options struct {
 
 	pingEvery     time.Duration // pingEvery, except in tests
 	applyPatience time.Duration // applyPatience, except in tests
-	forwards      *forwards     // those of all contexts of a console, if there are several
+	// healthPatience is healthPatience, except in tests.
+	healthPatience time.Duration
+	forwards       *forwards // those of all contexts of a console, if there are several
 }
 
 // Handler serves a console.
@@ -119,6 +121,7 @@ func New(o Options) (*Handler, error) {
 		o.Ended = func() {}
 	}
 	o.pingEvery, o.applyPatience = cmp.Or(o.pingEvery, pingEvery), cmp.Or(o.applyPatience, applyPatience)
+	o.healthPatience = cmp.Or(o.healthPatience, healthPatience)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -94,7 +94,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusBadRequest, fmt.Sprintf("a check has %d lists at most", maxHealthPaths))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), healthPatience)
+	ctx, cancel := context.WithTimeout(r.Context(), h.o.healthPatience)
 	defer cancel()
 	c := newCheck(time.Now())
 	out := healthResponse{Kinds: make([]checkedKind, len(in.Paths))}
