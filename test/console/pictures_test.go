@@ -190,6 +190,7 @@ func TestEachPictureOfTheDocsIsMade(t *testing.T) {
 	p.picture("log-dark")
 	p.dark(false)
 	p.back()
+	p.until("the cursor is on a row again", func(string) bool { return p.cursor() != "" })
 	p.keys("e")
 	p.editor("replicas: 3")
 	p.replace("replicas: 3", "replicas: 5")
