@@ -64,8 +64,8 @@ func (k *usingKind) path(namespace string) string {
 	return root + "/namespaces/" + namespace + "/" + k.resource
 }
 
-// word returns the kind's name and group, without the group's version.
-func (k *usingKind) word() string {
+// groupResource returns the kind's name and group, without the group's version.
+func (k *usingKind) groupResource() string {
 	group, _, _ := strings.Cut(k.group, "/")
 	return strings.TrimSuffix(k.resource+"."+group, ".")
 }
@@ -237,7 +237,7 @@ func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
 		switch err := u.findUses(r.Context(), k, resource, namespace, name, out); {
 		case err == nil, apierrors.IsNotFound(err): // the cluster may not have the kind
 		case apierrors.IsForbidden(err):
-			out.Hidden = append(out.Hidden, k.word())
+			out.Hidden = append(out.Hidden, k.groupResource())
 		default:
 			refuseError(w, err)
 			return
@@ -262,14 +262,14 @@ func (u *user) findUses(ctx context.Context, k *usingKind, resource, namespace, 
 			o := &list.Items[i]
 			made := slices.ContainsFunc(o.Metadata.OwnerReferences, isController)
 			if how := o.uses(resource, name); len(how) > 0 && (k.resource == "pods" || !made) {
-				out.Users = append(out.Users, use{Resource: k.word(), Name: o.Metadata.Name, How: strings.Join(how, ", ")})
+				out.Users = append(out.Users, use{Resource: k.groupResource(), Name: o.Metadata.Name, How: strings.Join(how, ", ")})
 			}
 		}
 		if seen += len(list.Items); list.Metadata.Continue == "" {
 			return nil
 		}
 		if seen >= maxUsers {
-			out.Partial = append(out.Partial, k.word())
+			out.Partial = append(out.Partial, k.groupResource())
 			return nil
 		}
 		query.Set("continue", list.Metadata.Continue)

@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// said returns an error of the API that has only a message.
-func said(code int32, message string) error {
+// apiError returns an error of the API that has only a message.
+func apiError(code int32, message string) error {
 	return &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: code, Message: message}}
 }
 
@@ -38,19 +38,19 @@ func TestMessagesOfTheAPIInWords(t *testing.T) {
 			"spec.replicaz|unknown field spec.replicaz",
 		},
 		"several unknown fields": {
-			said(400, `Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.replicaz", duplicate field "spec.a\"b"`),
+			apiError(400, `Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.replicaz", duplicate field "spec.a\"b"`),
 			"spec.replicaz|unknown field spec.replicaz\nspec.a\"b|spec.a\"b is there twice",
 		},
 		"unknown field of an apply": {
-			said(500, `failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replicaz: field not declared in schema`),
+			apiError(500, `failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replicaz: field not declared in schema`),
 			"spec.replicaz|unknown field spec.replicaz",
 		},
 		"several errors of an apply": {
-			said(500, "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): errors:\n  .spec.replicas: expected numeric (int or float), got string\n  .spec.template.spec.containers[name=\"a\"].imag: field not declared in schema\n  .spec.template.spec.containers: element 1: associative list with keys has an element that omits all key fields [\"name\"] (and doesn't have default values for any key fields)"),
+			apiError(500, "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): errors:\n  .spec.replicas: expected numeric (int or float), got string\n  .spec.template.spec.containers[name=\"a\"].imag: field not declared in schema\n  .spec.template.spec.containers: element 1: associative list with keys has an element that omits all key fields [\"name\"] (and doesn't have default values for any key fields)"),
 			"spec.replicas|spec.replicas: a number is wanted, without quotes\nspec.template.spec.containers[name=\"a\"].imag|unknown field spec.template.spec.containers[name=\"a\"].imag\nspec.template.spec.containers[1]|spec.template.spec.containers[1]: one of the fields [\"name\"] is required",
 		},
 		"a number for a text": {
-			said(500, `failed to create typed patch object (default/c; /v1, Kind=ConfigMap): .data.a: expected string, got &value.valueUnstructured{Value:1}`),
+			apiError(500, `failed to create typed patch object (default/c; /v1, Kind=ConfigMap): .data.a: expected string, got &value.valueUnstructured{Value:1}`),
 			"data.a|data.a: text is wanted: put it in quotes",
 		},
 		"required": {invalid(field.Required(spec.Child("template", "spec", "containers").Index(0).Child("image"), "")),
@@ -67,33 +67,33 @@ func TestMessagesOfTheAPIInWords(t *testing.T) {
 			`spec.size|spec.size: must be of type integer: "big"`},
 		"several": {invalid(field.Duplicate(spec.Child("ports").Index(1), 80), field.NotFound(spec.Child("volumes").Index(0).Child("name"), "tmp")),
 			"spec.ports[1]|spec.ports[1]: 80 is there twice\nspec.volumes[0].name|spec.volumes[0].name: \"tmp\" is not there"},
-		"Go's decoder": {said(400, `Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32`),
+		"Go's decoder": {apiError(400, `Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32`),
 			"spec.replicas|spec.replicas: a whole number is wanted, and there is text"},
 		"quota": {
-			said(403, `pods "web" is forbidden: exceeded quota: few, requested: limits.cpu=2,pods=1, used: limits.cpu=1,pods=3, limited: limits.cpu=2,pods=3`),
+			apiError(403, `pods "web" is forbidden: exceeded quota: few, requested: limits.cpu=2,pods=1, used: limits.cpu=1,pods=3, limited: limits.cpu=2,pods=3`),
 			"|the quota few is exceeded. limits.cpu: 1 of 2 are used, and this needs 2 more; pods: 3 of 3 are used, and this needs 1 more",
 		},
-		"quota of what is not said": {said(403, `pods "web" is forbidden: failed quota: few: must specify limits.cpu for: box; limits.memory for: box`),
+		"quota of what is not said": {apiError(403, `pods "web" is forbidden: failed quota: few: must specify limits.cpu for: box; limits.memory for: box`),
 			"|the quota few is only for pods that say limits.cpu for: box; limits.memory for: box"},
 		"no right": {
-			said(403, `deployments.apps "web" is forbidden: User "ada" cannot patch resource "deployments" in API group "apps" in the namespace "shop"`),
+			apiError(403, `deployments.apps "web" is forbidden: User "ada" cannot patch resource "deployments" in API group "apps" in the namespace "shop"`),
 			"|you may not patch deployments.apps in namespace shop",
 		},
-		"no right in the cluster": {said(403, `namespaces is forbidden: User "system:serviceaccount:a:b" cannot create resource "namespaces" in API group "" at the cluster scope`),
+		"no right in the cluster": {apiError(403, `namespaces is forbidden: User "system:serviceaccount:a:b" cannot create resource "namespaces" in API group "" at the cluster scope`),
 			"|you may not create namespaces"},
-		"webhook": {said(403, `admission webhook "no.example.com" denied the request: the label team is missing`),
+		"webhook": {apiError(403, `admission webhook "no.example.com" denied the request: the label team is missing`),
 			"|the admission webhook no.example.com refuses it: the label team is missing"},
-		"webhook that is away": {said(500, `Internal error occurred: failed calling webhook "no.example.com": failed to call webhook: Post "https://no.a.svc:443/?timeout=10s": service "no" not found`),
+		"webhook that is away": {apiError(500, `Internal error occurred: failed calling webhook "no.example.com": failed to call webhook: Post "https://no.a.svc:443/?timeout=10s": service "no" not found`),
 			`|the admission webhook no.example.com has to be asked, and does not answer: Post "https://no.a.svc:443/?timeout=10s": service "no" not found`},
-		"policy": {said(422, `deployments.apps "web" is forbidden: ValidatingAdmissionPolicy 'few' with binding 'all' denied request: failed expression: object.spec.replicas <= 5`),
+		"policy": {apiError(422, `deployments.apps "web" is forbidden: ValidatingAdmissionPolicy 'few' with binding 'all' denied request: failed expression: object.spec.replicas <= 5`),
 			"|the admission policy few refuses it: failed expression: object.spec.replicas <= 5"},
-		"pod security": {said(403, `pods "web" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true (pod or container "c" must set securityContext.runAsNonRoot=true)`),
+		"pod security": {apiError(403, `pods "web" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true (pod or container "c" must set securityContext.runAsNonRoot=true)`),
 			`|the namespace takes only pods of the security level "restricted": runAsNonRoot != true (pod or container "c" must set securityContext.runAsNonRoot=true)`},
 		"no namespace":      {apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "shop"), "|there is no namespace shop"},
-		"namespace goes":    {said(403, `configmaps "a" is forbidden: unable to create new content in namespace shop because it is being terminated`), "|the namespace shop is being deleted"},
-		"no account":        {said(403, `pods "web" is forbidden: error looking up service account shop/runner: serviceaccount "runner" not found`), "|there is no service account shop/runner"},
-		"no leader":         {said(500, "etcdserver: no leader"), "|" + noLeaderText},
-		"no known form":     {said(418, "I am a teapot"), "|I am a teapot"},
+		"namespace goes":    {apiError(403, `configmaps "a" is forbidden: unable to create new content in namespace shop because it is being terminated`), "|the namespace shop is being deleted"},
+		"no account":        {apiError(403, `pods "web" is forbidden: error looking up service account shop/runner: serviceaccount "runner" not found`), "|there is no service account shop/runner"},
+		"no leader":         {apiError(500, "etcdserver: no leader"), "|" + noLeaderText},
+		"no known form":     {apiError(418, "I am a teapot"), "|I am a teapot"},
 		"not of the API":    {errors.New("dial tcp: refused"), "|dial tcp: refused"},
 		"a kind's decoding": {strictly(anyObject{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicas": "three"}}), "spec.replicas|spec.replicas: a whole number is wanted, and there is text"},
 		"a kind's fields":   {strictly(anyObject{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicaz": int64(3)}}), "spec.replicaz|unknown field spec.replicaz"},
@@ -112,7 +112,7 @@ func TestMessagesOfTheAPIInWords(t *testing.T) {
 	}
 	// No message is too odd.
 	for _, message := range []string{"", ": ", "strict decoding error: ", "failed to create typed patch object (): ", `cannot unmarshal x into Go value of type `, "Invalid value: "} {
-		inWords(said(422, message))
+		inWords(apiError(422, message))
 		causeInWords(metav1.StatusCause{Message: message})
 	}
 }

@@ -255,7 +255,7 @@ func TestHistoryIsRecordedWhileOneLeads(t *testing.T) {
 		expect(t, "no longer the leader", curve("default", "web"), "disabled")
 		expect(t, "at rest", w.line(), "running: idle until a client requests metrics")
 		asked = w.asked
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // of fake time
 		testenv.Equal(t, w.asked, asked, "requests at rest")
 		defer lead()()
 		expect(t, "another term", curve("default", "web"), "01:05:01 [[20]]")

@@ -91,8 +91,8 @@ func TestDangerousActionsAskFirst(t *testing.T) {
 	p.saysNothing("status of 409", "status of 404")
 }
 
-// look has axe-core look at a dialog, in a narrow window and in a small one.
-func look(p *page, dialog string) {
+// inspectDialog has axe-core look at a dialog, in a narrow window and in a small one.
+func inspectDialog(p *page, dialog string) {
 	axe := axeScript(p.T)
 	for _, width := range []int64{390, 1024} {
 		p.size(width, 800)
@@ -123,7 +123,7 @@ func scaleSafely(k *harness.Kube, p *page) {
 	p.keys("10", kb.Enter)
 	p.shows("more than three times as many as now", "default/one: from 3 to 10, 7 more")
 	p.shot("scale-jump")
-	look(p, "scale-jump")
+	inspectDialog(p, "scale-jump")
 	p.keys(kb.Enter) // on Cancel
 	p.without("more than three times")
 	testenv.Equal(t, replicas("one"), "3", "the replicas are")
@@ -145,7 +145,7 @@ func scaleSafely(k *harness.Kube, p *page) {
 	p.shows("Scale 2 objects", "default/one: 1 replica", "default/two: 2 replicas",
 		"HorizontalPodAutoscaler guard owns this number: 2 to 5.")
 	p.shot("scale-many")
-	look(p, "scale-many")
+	inspectDialog(p, "scale-many")
 	// y copies the command, in a field of numbers too.
 	eval[any](p, `navigator.clipboard.writeText = async (text) => { window.__copied = text }`)
 	p.keys("y")
@@ -182,7 +182,7 @@ func deleteSafely(k *harness.Kube, p *page) {
 	p.keys(kb.Tab, " ")
 	p.shows("--grace-period=0 --force", "its containers may run on")
 	p.shot("delete-choices")
-	look(p, "delete-choices")
+	inspectDialog(p, "delete-choices")
 	p.keys(kb.Tab, kb.Tab, kb.Tab, kb.Enter) // the command's Copy, Cancel, Delete
 	p.shows("alone is being deleted")
 	testenv.Equal(t, k.Kubectl("get", "pod", "alone", "-o", "jsonpath={.metadata.deletionGracePeriodSeconds}"), "0", "the grace period is")
@@ -223,7 +223,7 @@ func deleteSafely(k *harness.Kube, p *page) {
 	p.shows("Delete namespace full?", "objects of", "go with it.", "secrets 1", "Type full to confirm")
 	p.without("At least")
 	p.shot("delete-namespace")
-	look(p, "delete-namespace")
+	inspectDialog(p, "delete-namespace")
 	p.keys(kb.Enter, "ful", kb.Enter)
 	testenv.Equal(t, k.Kubectl("get", "namespace", "full", "-o", "jsonpath={.status.phase}"), "Active", "without its name the namespace is")
 	p.keys("l", kb.Enter)
@@ -233,7 +233,7 @@ func deleteSafely(k *harness.Kube, p *page) {
 	p.details()
 	p.shows("Its deletion began", "example.com/never in 1 resource instances")
 	p.shot("namespace-waits")
-	look(p, "namespace-waits")
+	inspectDialog(p, "namespace-waits")
 	p.back()
 	k.Kubectl("-n", "full", "patch", "configmap", "inside", "--type=json", "-p", `[{"op":"remove","path":"/metadata/finalizers"}]`)
 }
@@ -250,7 +250,7 @@ func removeFinalizers(k *harness.Kube, p *page) {
 	p.keys(kb.Enter)
 	p.shows("Remove a finalizer of configmap default/stuck", "may stay for ever", "Type stuck to confirm", `"op":"remove"`)
 	p.shot("finalizer")
-	look(p, "finalizer")
+	inspectDialog(p, "finalizer")
 	p.keys(kb.Enter, "stuck", kb.Enter)
 	p.shows("The finalizer example.com/never of stuck is removed.", "It waits for the finalizer example.com/other.")
 	testenv.Equal(t, k.Kubectl("get", "configmap", "stuck", "-o", "jsonpath={.metadata.finalizers}"), `["example.com/other"]`, "the finalizers are")

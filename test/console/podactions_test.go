@@ -137,7 +137,7 @@ func TestActionsByKeys(t *testing.T) {
 	p.shows("Drain node", "kubectl drain ", "--ignore-daemonsets", "ReplicaSet web-", "is evicted; data in emptyDir is lost", "Evict 1 pod with emptyDir")
 	p.without("without a controller")
 	p.shot("drain-question")
-	look(p, "drain-question")
+	inspectDialog(p, "drain-question")
 	p.keys(kb.Tab, kb.Enter)
 	p.shows("Nothing was changed.", "--delete-emptydir-data accepts that): default/web-")
 	p.shot("drain-refused")

@@ -89,7 +89,7 @@ func (j *job) open() error {
 		return fail(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
 	}
 	if j.req.Operation.OfUser() {
-		j.cfg.Releases.Driver = &seen{Driver: j.cfg.Releases.Driver, req: j.req}
+		j.cfg.Releases.Driver = &shownReleases{Driver: j.cfg.Releases.Driver, req: j.req}
 	} else {
 		j.cfg.Releases.Driver = &sealed{Driver: j.cfg.Releases.Driver, j: j, owned: map[string]bool{}}
 	}

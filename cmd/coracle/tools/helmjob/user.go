@@ -25,14 +25,14 @@ import (
 // errChanged is the error of a revision that is not as the user saw it.
 var errChanged = errors.New("the release has changed since you looked at it")
 
-// seen is Helm's storage of releases for a user's own operation. It refuses a record that is not the one that the user
-// saw: others who may write in the release's namespace have perhaps fewer rights than the user.
-type seen struct {
+// shownReleases is Helm's storage of releases for a user's own operation. It refuses a record that is not the one that
+// the user saw: others who may write in the release's namespace have perhaps fewer rights than the user.
+type shownReleases struct {
 	driver.Driver
 	req *helmjob.Request
 }
 
-func (s *seen) Get(key string) (release.Releaser, error) {
+func (s *shownReleases) Get(key string) (release.Releaser, error) {
 	r, err := s.Driver.Get(key)
 	if err != nil {
 		return nil, err
@@ -43,24 +43,24 @@ func (s *seen) Get(key string) (release.Releaser, error) {
 	return r, s.check(r)
 }
 
-func (s *seen) List(filter func(release.Releaser) bool) ([]release.Releaser, error) {
+func (s *shownReleases) List(filter func(release.Releaser) bool) ([]release.Releaser, error) {
 	list, err := s.Driver.List(filter)
 	return list, s.all(list, err)
 }
 
-func (s *seen) Query(labels map[string]string) ([]release.Releaser, error) {
+func (s *shownReleases) Query(labels map[string]string) ([]release.Releaser, error) {
 	list, err := s.Driver.Query(labels)
 	return list, s.all(list, err)
 }
 
-func (s *seen) all(list []release.Releaser, err error) error {
+func (s *shownReleases) all(list []release.Releaser, err error) error {
 	for _, r := range list {
 		err = errors.Join(err, s.check(r))
 	}
 	return err
 }
 
-func (s *seen) check(r release.Releaser) error {
+func (s *shownReleases) check(r release.Releaser) error {
 	rel, ok := r.(*releasev1.Release)
 	if !ok {
 		return nil // history refuses it
