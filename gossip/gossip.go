@@ -202,7 +202,7 @@ const (
 func (m *Member) Members() []Info { return m.roster.list() }
 
 // MembersChanged returns a channel that is closed at the next change of the list.
-func (m *Member) MembersChanged() <-chan struct{} { return m.roster.next() }
+func (m *Member) MembersChanged() <-chan struct{} { return m.roster.changes.Next() }
 
 // Update changes this member's metadata.
 func (m *Member) Update(f func(*Meta)) {

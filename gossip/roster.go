@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // State is the state of a member.
@@ -49,11 +51,11 @@ type roster struct {
 
 	mu      sync.Mutex
 	members map[string]Info
-	changed chan struct{} // closed at the next change
+	changes timers.Broadcast
 }
 
 func newRoster(self string, now func() time.Time) *roster {
-	return &roster{self: self, now: now, members: map[string]Info{}, changed: make(chan struct{})}
+	return &roster{self: self, now: now, members: map[string]Info{}}
 }
 
 // update changes what is known of a member. It returns the state before and after.
@@ -68,7 +70,7 @@ func (r *roster) update(name string, f func(*Info)) (before, after Info) {
 		after.Since = r.now()
 	}
 	r.members[name] = after
-	r.notify()
+	r.changes.Send()
 	return before, after
 }
 
@@ -99,7 +101,7 @@ func (r *roster) noteLeaving(name string) {
 			m.State = Left
 		}
 		r.members[name] = m
-		r.notify()
+		r.changes.Send()
 	}
 }
 
@@ -129,7 +131,7 @@ func (r *roster) prune(after time.Duration, most int) {
 	for i, m := range silent {
 		if i >= most || r.now().Sub(m.Since) > after {
 			delete(r.members, m.Name)
-			r.notify()
+			r.changes.Send()
 		}
 	}
 }
@@ -148,16 +150,4 @@ func order(r Role) int {
 		return 0
 	}
 	return 1
-}
-
-// next returns a channel that is closed at the next change.
-func (r *roster) next() <-chan struct{} {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.changed
-}
-
-func (r *roster) notify() {
-	close(r.changed)
-	r.changed = make(chan struct{})
 }

@@ -6,11 +6,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -30,9 +30,7 @@ type fsm struct {
 	// returns an error, the present state stays.
 	onRestore func() error
 
-	mu sync.Mutex
-	// changed is closed at the next publication. It is nil if no goroutine waits.
-	changed chan struct{}
+	publications timers.Broadcast
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -45,12 +43,7 @@ func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
 
 func (f *fsm) publish() {
 	f.published.Store(f.state.Freeze())
-	f.mu.Lock()
-	if f.changed != nil {
-		close(f.changed)
-		f.changed = nil
-	}
-	f.mu.Unlock()
+	f.publications.Send()
 	f.onPublish()
 }
 
@@ -60,23 +53,17 @@ func (f *fsm) view() *mvcc.View { return f.published.Load() }
 // wait returns the first view that holds the entry with this index. The entry must be one of commands.
 func (f *fsm) wait(ctx context.Context, index uint64) (*mvcc.View, error) {
 	for {
-		view := f.view()
-		if view.Applied() >= index {
+		if view := f.view(); view.Applied() >= index { // without a channel, which is seldom necessary
 			return view, nil
 		}
-		f.mu.Lock()
-		if f.changed == nil {
-			f.changed = make(chan struct{})
-		}
-		changed := f.changed
-		f.mu.Unlock()
-		if view = f.view(); view.Applied() >= index { // published before the channel was made
+		published := f.publications.Next()
+		if view := f.view(); view.Applied() >= index {
 			return view, nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil, contextError(ctx)
-		case <-changed:
+		case <-published:
 		}
 	}
 }

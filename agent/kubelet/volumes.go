@@ -94,14 +94,14 @@ func (m restingVolumes) first(ctx context.Context, done func() bool) {
 // volumePace slows both loops while no pod waits for volumes.
 type volumePace struct {
 	mu      sync.Mutex
-	waiting int           // number of calls that wait for volumes
-	fast    time.Time     // while a call waits: only volumesPause until then
-	until   time.Time     // upstream's interval until then
-	woken   chan struct{} // closed and replaced to wake the loops
+	waiting int       // number of calls that wait for volumes
+	fast    time.Time // while a call waits: only volumesPause until then
+	until   time.Time // upstream's interval until then
+	wake    timers.Broadcast
 }
 
 func newVolumePace() *volumePace {
-	return &volumePace{until: time.Now().Add(volumesStart), woken: make(chan struct{})}
+	return &volumePace{until: time.Now().Add(volumesStart)}
 }
 
 // wait wakes the loops. They stay awake until the returned function is called, and a while longer.
@@ -129,15 +129,14 @@ func (p *volumePace) wakeFor(d time.Duration) {
 	if until := time.Now().Add(d); until.After(p.until) {
 		p.until = until
 	}
-	close(p.woken)
-	p.woken = make(chan struct{})
+	p.wake.Send()
 }
 
 // pass returns when a loop's round may begin. Each loop calls it in each round. At rest both loops continue at the same
 // moment, so that the process wakes once. After a wait has woken them, a loop continues later by the given time.
 func (p *volumePace) pass(later time.Duration) {
 	p.mu.Lock()
-	now, woken := time.Now(), p.woken
+	now, woken := time.Now(), p.wake.Next()
 	waiting, fast, until := p.waiting > 0, p.fast, p.until
 	p.mu.Unlock()
 	var pause time.Duration

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // DNS is the name of the ConfigMap with the operator's configuration of the cluster's DNS. It is k3s' name for it.
@@ -49,11 +50,11 @@ func Key(ctx context.Context, f Follower, name, key string, update func(string))
 type Cache struct {
 	mu      sync.Mutex
 	data    map[string]Data
-	changed chan struct{} // closed at the next change
+	changes timers.Broadcast
 }
 
 // NewCache makes a cache without any ConfigMap.
-func NewCache() *Cache { return &Cache{data: map[string]Data{}, changed: make(chan struct{})} }
+func NewCache() *Cache { return &Cache{data: map[string]Data{}} }
 
 // Set replaces the data of one ConfigMap. nil removes the ConfigMap.
 func (c *Cache) Set(name string, data Data) {
@@ -63,15 +64,15 @@ func (c *Cache) Set(name string, data Data) {
 		return
 	}
 	c.data[name] = data
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.changes.Send()
 }
 
 // Follow implements Follower. If several changes happen while update runs, it passes on only the last one.
 func (c *Cache) Follow(ctx context.Context, name string, update func(Data)) {
 	for last := Data(nil); ; {
+		changed := c.changes.Next()
 		c.mu.Lock()
-		now, changed := c.data[name], c.changed
+		now := c.data[name]
 		c.mu.Unlock()
 		if !now.equal(last) && ctx.Err() == nil {
 			update(now)

@@ -77,11 +77,10 @@ type Watch struct {
 	o    Options
 	wake timers.Signal
 
-	mu      sync.Mutex
-	nodes   map[string]*state
-	tell    func(string)
-	down    map[string]bool // replaced, never changed
-	changed chan struct{}   // closed when down is replaced
+	mu    sync.Mutex
+	nodes map[string]*state
+	tell  func(string)
+	down  timers.Value[map[string]bool] // the maps are never changed
 }
 
 // state is the state of a node.
@@ -108,7 +107,7 @@ func New(o Options) *Watch {
 		o.Jitter = func(d time.Duration) time.Duration { return rand.N(d) }
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	return &Watch{o: o, tell: o.Report, wake: timers.NewSignal(), nodes: map[string]*state{}, changed: make(chan struct{})}
+	return &Watch{o: o, tell: o.Report, wake: timers.NewSignal(), nodes: map[string]*state{}}
 }
 
 // OnUnreachable sets Options.Report, for a receiver that is made after the Watch.
@@ -179,16 +178,14 @@ func (w *Watch) nominate(node string, gap time.Duration) {
 
 // Nodes returns the unreachable nodes. The map must not be changed.
 func (w *Watch) Nodes() map[string]bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.down
+	down, _ := w.down.Get()
+	return down
 }
 
 // Changed returns a channel that is closed when Nodes changes next.
 func (w *Watch) Changed() <-chan struct{} {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.changed
+	_, changed := w.down.Get()
+	return changed
 }
 
 // Run makes checks until ctx is done, and returns when no check runs. The function addresses returns a node's addresses
@@ -419,10 +416,7 @@ func (w *Watch) publish() {
 			down[node] = true
 		}
 	}
-	if maps.Equal(down, w.down) {
-		return
+	if !maps.Equal(down, w.Nodes()) {
+		w.down.Set(down)
 	}
-	w.down = down
-	close(w.changed)
-	w.changed = make(chan struct{})
 }

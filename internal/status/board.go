@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // State is the state of a part.
@@ -48,7 +50,7 @@ type Board struct {
 
 	mu      sync.Mutex
 	parts   []*part
-	changed chan struct{} // closed at the next change
+	changes timers.Broadcast
 }
 
 type part struct {
@@ -77,7 +79,7 @@ func (p *part) shown(now func() time.Time) Component {
 
 // NewBoard makes an empty board. now is its clock.
 func NewBoard(now func() time.Time) *Board {
-	return &Board{now: now, changed: make(chan struct{})}
+	return &Board{now: now}
 }
 
 // Part is the line of one part on a board. A nil Part ignores reports, so that tests need no board.
@@ -101,7 +103,7 @@ func (b *Board) Part(name string) *Part {
 	}
 	p := &part{Component: Component{Name: name, State: Starting, Since: b.now()}, order: len(b.parts)}
 	b.parts = append(b.parts, p)
-	b.notify()
+	b.changes.Send()
 	return &Part{b, p}
 }
 
@@ -119,7 +121,7 @@ func (p *Part) Set(s State, message string) {
 		p.part.State, p.part.Since = s, p.board.now()
 	}
 	p.part.Message = message
-	p.board.notify()
+	p.board.changes.Send()
 }
 
 // SetCheck sets a function that each report calls while the part is starting or running. A problem that it returns
@@ -133,17 +135,8 @@ func (p *Part) SetCheck(check func() string) {
 	p.part.check = check
 }
 
-func (b *Board) notify() {
-	close(b.changed)
-	b.changed = make(chan struct{})
-}
-
 // Changed returns a channel that is closed at the next change of any part.
-func (b *Board) Changed() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.changed
-}
+func (b *Board) Changed() <-chan struct{} { return b.changes.Next() }
 
 // Components returns the states of all parts in the order in which they were added.
 func (b *Board) Components() []Component {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -34,12 +35,12 @@ type Use struct {
 	mu       sync.Mutex
 	revision int64 // the store's revision at which used was read
 	used     bool
-	changed  chan struct{}
+	changes  timers.Broadcast
 }
 
 // New reads whether there are such objects. Run has to be called after that.
 func New(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher) (*Use, error) {
-	u := &Use{kv: kv, watcher: watcher, changed: make(chan struct{})}
+	u := &Use{kv: kv, watcher: watcher}
 	_, err := u.read(ctx)
 	return u, err
 }
@@ -52,11 +53,7 @@ func (u *Use) Used() bool {
 }
 
 // Changed implements gatewayapi.Use.
-func (u *Use) Changed() <-chan struct{} {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.changed
-}
+func (u *Use) Changed() <-chan struct{} { return u.changes.Next() }
 
 // read updates used and returns the store's revision at which it was read.
 func (u *Use) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
@@ -76,8 +73,7 @@ func (u *Use) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
 	u.revision = found.Header.Revision
 	if used != u.used {
 		u.used = used
-		close(u.changed)
-		u.changed = make(chan struct{})
+		u.changes.Send()
 	}
 	return found.Header.Revision, nil
 }

@@ -16,6 +16,8 @@ import (
 	"sync"
 
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Limit is how many bytes of events, in encoded form, may be decoded for a watch and wait for its reader. As many bytes
@@ -30,7 +32,7 @@ type Bound struct {
 	handing int                // 1 while pass holds an event
 	largest int                // size of the largest value decoded since no event was waiting
 	mark    *byte              // first byte of the value whose decoding WaitDecoded waits for; nil once it is decoded
-	changed chan struct{}      // closed when there may be space; nil while no goroutine waits for it
+	changes timers.Broadcast   // sent when there may be space
 }
 
 type boundKey struct{}
@@ -53,7 +55,7 @@ func (b *Bound) Follow(ctx context.Context, decoded <-chan watch.Event) <-chan w
 	out := make(chan watch.Event) // no buffer: the events in decoded are counted
 	b.mu.Lock()
 	b.decoded = decoded
-	b.wake()
+	b.changes.Send()
 	b.mu.Unlock()
 	go b.pass(ctx, decoded, out)
 	return out
@@ -85,24 +87,8 @@ func (b *Bound) hand(ctx context.Context, e watch.Event, out chan<- watch.Event)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.handing = 0
-	b.wake()
+	b.changes.Send()
 	return true
-}
-
-// wake makes waiting goroutines check again. mu is held.
-func (b *Bound) wake() {
-	if b.changed != nil {
-		close(b.changed)
-		b.changed = nil
-	}
-}
-
-// wait returns a channel that is closed when there may be space. mu is held.
-func (b *Bound) wait() <-chan struct{} {
-	if b.changed == nil {
-		b.changed = make(chan struct{})
-	}
-	return b.changed
 }
 
 // Decode is called before a value is decoded for the watch. It returns when there is space for the value, or when ctx
@@ -127,7 +113,7 @@ func (b *Bound) arrived(value []byte) {
 	defer b.mu.Unlock()
 	if b.mark != nil && len(value) > 0 && &value[0] == b.mark {
 		b.mark = nil
-		b.wake()
+		b.changes.Send()
 	}
 }
 
@@ -148,7 +134,7 @@ func (b *Bound) full(size int) <-chan struct{} {
 		b.largest = largest
 		return nil
 	}
-	return b.wait()
+	return b.changes.Next()
 }
 
 // WaitDecoded is called before events are passed on to the decoder, once per Limit bytes. last is the value of the last
@@ -164,7 +150,7 @@ func (b *Bound) WaitDecoded(ctx context.Context, last []byte) {
 			b.mu.Unlock()
 			return
 		}
-		changed := b.wait()
+		changed := b.changes.Next()
 		b.mu.Unlock()
 		select {
 		case <-changed:
