@@ -4,12 +4,17 @@ package coracle
 
 import (
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestArchitecturePlacesEveryPackage: who meets a package finds it on docs/architecture.md, or on the store's page.
@@ -36,5 +41,40 @@ func TestArchitecturePlacesEveryPackage(t *testing.T) {
 	}))
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestGoroutinesAreInPackageDocs: the doc of a package that starts goroutines says which, and how long each of them
+// lives.
+func TestGoroutinesAreInPackageDocs(t *testing.T) {
+	starts, says := map[string]string{}, map[string]bool{} // a folder's first place that starts one; whether its doc speaks of them
+	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (path == "build" || path == "test" || d.Name() == "testdata" || len(path) > 1 && path[0] == '.'):
+			return filepath.SkipDir
+		case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		dir, files := filepath.Dir(path), token.NewFileSet()
+		f := testenv.Must(parser.ParseFile(files, path, nil, parser.ParseComments|parser.SkipObjectResolution))(t)
+		says[dir] = says[dir] || strings.Contains(f.Doc.Text(), "oroutine")
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if ok {
+				method, isMethod := call.Fun.(*ast.SelectorExpr)
+				ok = isMethod && method.Sel.Name == "Go"
+			}
+			if _, statement := n.(*ast.GoStmt); (ok || statement) && starts[dir] == "" {
+				starts[dir] = files.Position(n.Pos()).String()
+			}
+			return true
+		})
+		return nil
+	}))
+	testenv.Require(t, len(starts) > 50, "only %d packages start goroutines", len(starts))
+	for dir, at := range starts {
+		testenv.True(t, says[dir], "%s starts a goroutine, and the doc of its package names none (\"Its goroutines: …\")", at)
 	}
 }

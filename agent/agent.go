@@ -7,6 +7,12 @@
 // parts start and stop, and reports their state. It stops pods only when the machine goes down (Shutdown): containers
 // belong to their shims, and the next run finds them. It knows the cluster through the API alone and never imports the
 // server.
+//
+// Its goroutines: one for each part of the node, under supervise; what follows the settings stream (virtual address,
+// network back end), asleep; the own Node and the reports after Ready=Unknown, asleep once the node is ready; announced
+// addresses, once a minute; with --network-iface, its addresses, every ten seconds; with --node-external-ip, the node's
+// addresses, every five minutes; the node's key and back end, every five minutes and on a change; at a shutdown, one
+// for each step that runs beside another, and a mount that does not end is left behind.
 package agent
 
 import (

@@ -7,6 +7,10 @@
 // masquerade) and the CNI configuration that makes the node network-ready. Pods are routed, not bridged: docs/adr/0020
 // gives the reason. It never changes Services (package proxy), other hosts, or other programs' tables, routes and
 // devices.
+//
+// Its goroutines: Run's accept loop, the loop that restores what is missing, and what follows the kernel, with four of
+// netlink's; for each call one that serves it and one that notices a killed plugin; wireguard-go's where the kernel has
+// no WireGuard.
 package cni
 
 import (

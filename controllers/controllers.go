@@ -8,6 +8,9 @@
 // makes a second term fail, and make informers that are not ended with the term. The package owns which controllers
 // run, their identities and their concurrency. It takes no part in elections, and it implements no controller that
 // upstream has.
+//
+// Its goroutines: upstream's; the discovery of kinds, twice a minute; informers of custom resources; the taint
+// manager's beside. All end with the term.
 package controllers
 
 import (

@@ -7,6 +7,9 @@
 // the caches that the node's network parts share. It forwards all other names to the host's resolvers, and follows
 // their changes. It never depends on external servers: without resolvers, or without a network, cluster names are
 // answered.
+//
+// Its goroutines: its loop; the resolvers of the machine; CoreDNS' two servers for each address and one connection
+// manager for each resolver; a lookup for each domain of the search list, every ten minutes.
 package dns
 
 import (

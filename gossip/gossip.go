@@ -8,6 +8,9 @@
 // streams, the list of members in memory and the file of the last known ones. It decides nothing: every machine with
 // the cluster's key is a member and can send anything, so its information is a reason to check and never a proof. It
 // knows neither the API nor the store.
+//
+// Its goroutines: memberlist's own; accept loops of packets and streams; the search for members that do not answer; the
+// file of members; four answers at most to machines that search, 0.3 s each; one for each handshake, 10 s at most.
 package gossip
 
 import (

@@ -7,6 +7,9 @@
 // package owns that table and nothing else in the kernel. The table stays when an Enforcer stops, so that restricted
 // pods are never open. It exists only while some pod of the node is restricted. The package never writes to the API,
 // and never enters a pod.
+//
+// Its goroutines: its loop, every 5 s while there are rules; one that follows the kernel's tables; one that waits for
+// first lists.
 package netpolicy
 
 import (

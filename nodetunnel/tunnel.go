@@ -7,6 +7,9 @@
 // It has both ends: Serve is the node's, NewSession the server's. Each gets a TLS connection with Protocol whose two
 // ends are authenticated: server/tunnels identifies the node, and agent/tunnels chooses the servers. Streams are
 // yamux's. The package keeps no list of connections, and logs nothing.
+//
+// Its goroutines: at the node's end one that pings, and one for each stream or refusal; yamux's two for each
+// connection.
 package nodetunnel
 
 import (

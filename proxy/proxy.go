@@ -6,6 +6,9 @@
 // writes one kind of kernel state. New chooses the back end. The package owns that state: for nftables, upstream's
 // tables `kube-proxy` of families ip and ip6. It stays when a Proxy stops, so that a restart of the agent interrupts no
 // Service. The package never changes the pod network or other tables (package cni), and never writes to the API.
+//
+// Its goroutines: its loop; what follows reachability; upstream's trackers and listeners for health check node ports,
+// which end with the process; those that wait for first lists.
 package proxy
 
 import (

@@ -5,6 +5,9 @@
 // It owns the order of start and stop, the folder of the server, and the loops that run for a term of leadership. Only
 // one process at a time may use the folder, and no program older than its content. It never runs pods: the agent does,
 // and uses only the files of AgentCredentials.
+//
+// Its goroutines: one for each part of parts.go that runs beside the others, most of them asleep; while the store
+// waits, the explanation of the wait and the search for another server; the store's socket. Run waits for all.
 package server
 
 import (

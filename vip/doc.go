@@ -10,4 +10,6 @@
 // It owns its packet sockets and the nftables tables named Table. It does not decide which machine has the address: the
 // caller of Announce confirms, for each reply, until when this machine may send it (Announcement.Confirm). It never
 // changes addresses, routes or kernel settings.
+//
+// Its goroutines: one for each announced address, beside the caller that reads its sockets.
 package vip

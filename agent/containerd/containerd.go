@@ -7,6 +7,9 @@
 // stops a container: containers belong to the shims, which outlive this process and which the next one finds again.
 //
 // containerd keeps its plugins, metrics and logger in process-wide variables, so a process starts it at most once.
+//
+// Its goroutines: containerd's own; the wait for its readiness; the collector of content, until containerd stops, which
+// cannot be waited for.
 package containerd
 
 import (

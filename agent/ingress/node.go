@@ -8,6 +8,9 @@
 // and the next run finds it by its socket. In that folder it keeps the last table, on a tmpfs only, for a restart while
 // no server answers. While the cluster has no ingress Service there is no process, no open port
 // and no request for the table. It reads no requests, and of objects only Nodes, Services and EndpointSlices.
+//
+// Its goroutines: one that follows the table and one that reads from the proxy; the wait for the caches; while no
+// server answers, requests for the table, every five seconds; one that takes the proxy's exit status.
 package ingress
 
 import (

@@ -5,6 +5,9 @@
 // It owns the kubelet's configuration. The operator's configuration files override our defaults, and the operator's
 // flags override both. It never talks to the API server itself. It never restarts the kubelet: upstream leaves
 // goroutines, metrics and flags behind, so one process runs one kubelet. Pods outlive it.
+//
+// Its goroutines: upstream's, which end with the process; reports of the node, which Run waits for at most for
+// reportPatience; CSINode's writer, until it is registered.
 package kubelet
 
 import (

@@ -7,6 +7,9 @@
 // and a new holder waits longer than that. So two nodes never announce the same address, whatever fails among nodes,
 // servers and the network between them. The package owns the packet sockets (vip). The Service proxy handles the
 // packets to the addresses.
+//
+// Its goroutines: one that follows the ConfigMap of holders, asleep; one for each address that this node holds, and two
+// of vip.
 package lbspeaker
 
 import (

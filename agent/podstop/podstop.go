@@ -5,6 +5,8 @@
 //
 // It speaks to the runtime alone and decides the order and the time. It never touches the API's objects: the next
 // boot's kubelet starts the same pods again. Upstream's manager of shutdowns deletes them instead (docs/adr/0153).
+//
+// Its goroutines: one for each container, sandbox and request; a call that does not end is left behind.
 package podstop
 
 import (

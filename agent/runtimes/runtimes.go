@@ -4,6 +4,8 @@
 //
 // It reads the folders of programs, and runs each program that it found once, as containerd does for every runtime when
 // it starts. It writes nothing, and never installs or configures a runtime.
+//
+// Its goroutines: the query of each installed runtime at the start, 10 s at most.
 package runtimes
 
 import (

@@ -4,6 +4,9 @@
 // reaches the kubelet and the node's pods, and receives the node's signs of life.
 //
 // It owns these connections and decides which addresses servers may reach through them. It never chooses the servers.
+//
+// Its goroutines: for each server one that dials and serves, one that pings and two of yamux's; two for each open
+// stream.
 package tunnels
 
 import (

@@ -10,6 +10,8 @@
 // SIGTERM drains it: it stops accepting connections, waits up to 30 s for requests and tunnels, and ends with status 0.
 // The signal table.HandedOver also drains it, when another process serves on its sockets. Then it waits up to an hour,
 // which SIGTERM shortens.
+//
+// Its goroutines: what reads the control connection, what writes to it, and the proxy's own.
 package main
 
 import (

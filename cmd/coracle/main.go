@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command coracle is Kubernetes in one binary.
+//
+// Its goroutines: signals; the server; an agent's list of servers; the announcement of readiness; what follows the keys
+// of the gossip and feeds the balancer; the machine's addresses, woken by the kernel.
 package main
 
 import (

@@ -8,6 +8,9 @@
 // another leader can continue the order. Challenges are of the type HTTP-01, which nodes' proxies answer by the account
 // alone (ingress/table.Challenges). An order begins when all nodes answer. The package does not decide which Ingresses
 // are served.
+//
+// Its goroutines: one, asleep until a certificate is due; four attempts at a time, of ten minutes at most, with sixteen
+// questions each.
 package acme
 
 import (

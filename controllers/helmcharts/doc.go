@@ -10,4 +10,7 @@
 //
 // The package owns the status and one finalizer of HelmCharts, and the definitions of both kinds. It never reads or
 // writes the objects of a release.
+//
+// Its goroutines: one, asleep until a chart changes, and every 15 s where charts are files; watches of charts and of
+// what they refer to; two child processes at most.
 package helmcharts

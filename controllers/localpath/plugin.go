@@ -8,6 +8,9 @@
 // changes to Retain, and for claims of pods that name their node themselves. The nodes do the work (localvolume) and
 // check every path themselves. The package never removes a volume that another provisioner may have made: the
 // provisioner's annotation, the name and the folder have to match.
+//
+// Its goroutines: volumes left on nodes that were gone, once a minute while there is one; claims of pods that name
+// their node, asleep; once a second while one cannot be written.
 package localpath
 
 import (

@@ -8,4 +8,6 @@
 // Condition in the status of those Services. The condition marks the Services that it serves. It opens no port itself:
 // each node's Service proxy does, for the addresses in the status. It does not touch Services whose class is another
 // load balancer's.
+//
+// Its goroutines: the controller, asleep; the watch of AddressPools; every 250 ms where addresses of a pool are in use.
 package servicelb

@@ -5,6 +5,8 @@
 // It owns informers for these objects, which run only while they are used. It decides nothing; ingress/gateway does. If
 // the cluster's CustomResourceDefinitions lack some of the kinds, there are no objects of these kinds. The clients in
 // the Gateway API's module are not used: they support all of its versions and make the binary larger.
+//
+// Its goroutines: one informer for each kind that is used.
 package gatewayapi
 
 import (

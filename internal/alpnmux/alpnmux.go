@@ -6,6 +6,8 @@
 //
 // It owns the port and the connections that are not routed yet. It never does a TLS handshake and holds no key: each
 // route does its own handshake, with its own certificates.
+//
+// Its goroutines: one that accepts, and one for each connection that is not routed yet, 1,024 at most.
 package alpnmux
 
 import (

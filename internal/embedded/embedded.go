@@ -7,6 +7,8 @@
 // It owns the folder bin/ of the data directory and nothing else. It starts no program and needs no network. `make
 // embedded` (packaging/embedded.sh) builds the programs. In a coracle built without them, unpacking returns
 // ErrNotEmbedded, and everything else compiles and can be tested.
+//
+// Its goroutines: one for each program that is unpacked.
 package embedded
 
 import (

@@ -8,6 +8,8 @@
 // these objects.
 //
 // On a kernel without nftables, it behaves as if there were no tables: checking, counting and deleting succeed.
+//
+// Its goroutines: one for each table whose deletion is followed, woken by the kernel.
 package nft
 
 import (

@@ -4,6 +4,8 @@
 //
 // It only copies: the caller opens and closes the connections. It never interprets the bytes: with TLS, the session is
 // between the other ends of the connections.
+//
+// Its goroutines: one for each direction of a connection.
 package relay
 
 import (

@@ -9,4 +9,6 @@
 //
 // It never starts, stops or checks a part by itself. Parts report their states, and a report is only as recent as the
 // states.
+//
+// Its goroutines: one that serves the socket.
 package status

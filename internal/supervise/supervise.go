@@ -4,6 +4,8 @@
 //
 // It decides how soon that is done, and reports the failure on the board and in the log. It never ends a process;
 // docs/architecture.md lists what does.
+//
+// Its goroutines: one for each part of a group, which Wait waits for.
 package supervise
 
 import (

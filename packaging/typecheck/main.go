@@ -5,6 +5,8 @@
 // It reads declarations only in what is not ours. It does not assemble or link; make release does.
 //
 //	typecheck -arch arm64 [-tags ...] ./...
+//
+// Its goroutines: one for each package that is read.
 package main
 
 import (

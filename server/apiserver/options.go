@@ -6,6 +6,9 @@
 // It owns the server chain, its TLS port and the in-memory loopback client. It never makes certificates, keys or
 // tokens. It never opens the store: the store's client is installed under upstream's storage layer before New is
 // called. It runs no controllers beyond those that upstream runs inside the API server.
+//
+// Its goroutines: upstream's, and what waits for readiness and for the end; the settings, the ingress table and the
+// metrics collector beside it.
 package apiserver
 
 import (

@@ -7,6 +7,8 @@
 // It owns those objects and corrects them at each start, by server-side apply: an apply that changes nothing writes
 // nothing. Of objects that it did not make it changes only the default accounts of system namespaces, in a field that
 // is not set.
+//
+// Its goroutines: one for each step of the first start, which Run waits for.
 package bootstrap
 
 import (

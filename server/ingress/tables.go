@@ -6,6 +6,8 @@
 // Every server does so for the nodes that are connected to it. It watches the objects only while a node has a stream,
 // once for all nodes, and writes nothing. Certificates with their keys are part of the table, so only nodes may request
 // it.
+//
+// Its goroutines: one that watches what the table is compiled from while a node follows it; one watch for each kind.
 package ingress
 
 import (

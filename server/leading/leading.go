@@ -5,6 +5,9 @@
 //
 // It owns the parts of a term, and starts and stops them on this server. It never decides which server leads: the store
 // does.
+//
+// Its goroutines: one that follows the leadership; for each term its controllers and those that wait for a kind or a
+// need. All end with the term.
 package leading
 
 import (

@@ -10,6 +10,8 @@
 //
 // A server that listens only on another address gets its machine's requests there. The machine's kubeconfigs still
 // expect a loopback address in the certificate (Options.Bound).
+//
+// Its goroutines: two for each connection that is passed on, 256 at most; one that waits for the decision at a start.
 package localfailover
 
 import (

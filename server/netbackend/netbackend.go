@@ -3,6 +3,8 @@
 // Package netbackend follows the cluster's network back end, which may change while the cluster runs (docs/adr/0073).
 // It is recorded in the ConfigMap clusterconfig.BackendConfigMap. A file in the server's folder has a copy, so that the
 // server knows the back end when it starts, with or without a node. The package never writes the ConfigMap.
+//
+// Its goroutines: one that follows the settings stream of its own API server.
 package netbackend
 
 import (

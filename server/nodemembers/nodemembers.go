@@ -2,6 +2,8 @@
 
 // Package nodemembers connects servers with their nodes. Each server marks its own node as a server's. The leader
 // removes a server from the store when its node is deleted. The package never deletes a node.
+//
+// Its goroutines: an informer of the own Node.
 package nodemembers
 
 import (

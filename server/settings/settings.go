@@ -4,6 +4,8 @@
 // (clustersettings.Names), in one stream for each node (docs/adr/0072). Every server serves the nodes that are
 // connected to it, and its own process, from what it reads in the store, without another copy to maintain. It writes
 // nothing.
+//
+// Its goroutines: one watch of each ConfigMap once a node asks for it, and one for each stream.
 package settings
 
 import (

@@ -5,6 +5,8 @@
 //
 // It never deletes a former store, and changes nothing before all input has been checked. Package raftstore owns the
 // contents of the files.
+//
+// Its goroutines: one for each other server that is asked before a recovery.
 package storefiles
 
 import (

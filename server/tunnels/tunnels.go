@@ -6,6 +6,9 @@
 // A connection belongs to the node of its certificate, and to no other. It leads to that node's addresses and to the
 // addresses of its pods, as in the Node object. The package never decides whether a node is alive: server/liveness
 // does.
+//
+// Its goroutines: one for each node's connection, and two of yamux's; reports of readiness, one for each node when it
+// changes, 21 s at most; closings, which are not waited for.
 package tunnels
 
 import (

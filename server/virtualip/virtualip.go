@@ -2,6 +2,9 @@
 
 // Package virtualip follows the cluster's virtual addresses on a server, and announces them while this server leads.
 // The protocol itself is in package vip.
+//
+// Its goroutines: the watch of one ConfigMap; every 10 s where there is an address; on the leader two announcements for
+// each address, of which one ends after 10 s.
 package virtualip
 
 import (

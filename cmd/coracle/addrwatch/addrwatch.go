@@ -4,6 +4,8 @@
 // was not renewed, or when the machine was moved to another network.
 //
 // It only observes: it neither changes an address nor decides what follows.
+//
+// Its goroutines: one that reads the kernel's notifications and ends with its context.
 package addrwatch
 
 import (

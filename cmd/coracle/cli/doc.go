@@ -8,4 +8,8 @@
 //
 // Exit codes: 0 for success, 1 when something failed, 2 when the command line or the configuration is wrong. coracle
 // leave has a further one (exitStillMember).
+//
+// Its goroutines: the admin socket; signals; the note of the time; what holds libraries' log lines back at start and
+// stop; for single commands a question to each server, and reads from a terminal or of a login program, which cannot be
+// cancelled and end with the process.
 package cli

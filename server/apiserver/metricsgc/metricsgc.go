@@ -6,6 +6,8 @@
 //
 // It uses only the registry's exported interface: the error about a second registration of a description contains the
 // metric that was registered first.
+//
+// Its goroutines: one that lists a registry's descriptions and ends with the list.
 package metricsgc
 
 import (

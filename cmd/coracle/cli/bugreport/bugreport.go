@@ -4,6 +4,8 @@
 //
 // It bounds time and size: a section that a disk, a program or a server stalls is left behind, and the archive says so.
 // It masks secrets in every text. It owns the archive, and nothing of the machine: what it starts only reads.
+//
+// Its goroutines: one that waits for each program that it runs, and one for each of its outputs.
 package bugreport
 
 import (

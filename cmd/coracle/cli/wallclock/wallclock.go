@@ -8,6 +8,8 @@
 // right, and the files may come from a time when the clock ran ahead. So such a clock is set forward by a month at
 // most. While the machine writes files, the package needs to write none of its own: the times of the other files show
 // how late it was.
+//
+// Its goroutines: one that notices steps of the clock.
 package wallclock
 
 import (

@@ -8,4 +8,6 @@
 //
 // It stores nothing of its own: a release's state is in the Secrets that every helm reads. It reads no settings,
 // plugins, caches or credentials of the machine's users.
+//
+// Its goroutines: one that ends the process when its parent ends.
 package helmjob
