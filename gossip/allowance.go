@@ -6,6 +6,8 @@ import (
 	"maps"
 	"net/netip"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -19,38 +21,25 @@ const (
 	maxSenders = 256
 )
 
-// bucket is a token bucket that limits replies. The zero bucket is full.
-type bucket struct {
-	spent float64 // at the time at
-	at    time.Time
-}
-
-// now returns the bucket's state at a moment.
-func (b bucket) now(now time.Time, perSecond float64) bucket {
-	return bucket{max(0, b.spent-now.Sub(b.at).Seconds()*perSecond), now}
-}
-
-// allowance limits replies.
+// allowance limits replies. Its caller serializes the calls.
 type allowance struct {
-	all     bucket
-	senders map[netip.Addr]bucket
+	all     *rate.Limiter
+	senders map[netip.Addr]*rate.Limiter // those that have spent something
+}
+
+func newAllowance() allowance {
+	return allowance{all: rate.NewLimiter(answersPerSecond, answersAtOnce), senders: map[netip.Addr]*rate.Limiter{}}
 }
 
 // allow reports whether one more reply may be sent to a sender, and counts it.
 func (a *allowance) allow(from netip.Addr, now time.Time) bool {
-	maps.DeleteFunc(a.senders, func(_ netip.Addr, b bucket) bool { return b.now(now, senderPerSecond).spent == 0 })
-	all, own := a.all.now(now, answersPerSecond), a.senders[from].now(now, senderPerSecond)
-	if all.spent+1 > answersAtOnce || own.spent+1 > senderAtOnce {
-		return false
+	maps.DeleteFunc(a.senders, func(_ netip.Addr, l *rate.Limiter) bool { return l.TokensAt(now) >= senderAtOnce })
+	sender := a.senders[from]
+	if sender == nil {
+		sender = rate.NewLimiter(senderPerSecond, senderAtOnce)
+		if len(a.senders) < maxSenders {
+			a.senders[from] = sender
+		}
 	}
-	all.spent++
-	own.spent++
-	a.all = all
-	if a.senders == nil {
-		a.senders = map[netip.Addr]bucket{}
-	}
-	if _, known := a.senders[from]; known || len(a.senders) < maxSenders {
-		a.senders[from] = own
-	}
-	return true
+	return sender.TokensAt(now) >= 1 && a.all.AllowN(now, 1) && sender.AllowN(now, 1)
 }

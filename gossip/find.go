@@ -148,7 +148,7 @@ func newSearcher(m *Member) *searcher {
 	if r == nil {
 		r = net.DefaultResolver
 	}
-	return &searcher{m: m, n: n, resolver: r, heard: timers.NewSignal()}
+	return &searcher{m: m, n: n, resolver: r, heard: timers.NewSignal(), may: newAllowance()}
 }
 
 func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {

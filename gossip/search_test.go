@@ -112,7 +112,7 @@ func sender(n int) net.Addr {
 // TestSearchAnswersAreRateLimited: a question is answered once, and no more of them than can do harm.
 func TestSearchAnswersAreRateLimited(t *testing.T) {
 	now := time.Now()
-	s := &searcher{}
+	s := &searcher{may: newAllowance()}
 	answered := 0
 	for i := range 1000 {
 		if s.mayAnswer(challenge{byte(i), byte(i >> 8)}, sender(i), now) {
@@ -132,7 +132,7 @@ func TestSearchAnswersAreRateLimited(t *testing.T) {
 // no other one from an answer; and what is remembered of machines has a bound.
 func TestReplayingMachineDoesNotBlockOthersAnswers(t *testing.T) {
 	now := time.Now()
-	s := &searcher{}
+	s := &searcher{may: newAllowance()}
 	answered := 0
 	for i := range 6000 {
 		now = now.Add(10 * time.Millisecond)
