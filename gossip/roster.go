@@ -16,7 +16,7 @@ import (
 // State is the state of a member.
 type State string
 
-// The states. Silent means that members probed it without a reply: it is dead or cut off, which gossip cannot
+// The states. Unresponsive means that members probed it without a reply: it is dead or cut off, which gossip cannot
 // distinguish. Left means that it announced that it stops. Remembered means that it was a member in an earlier run,
 // without contact since.
 const (

@@ -31,7 +31,7 @@ const (
 	callPromote = "promote" // to the leader: promoteCall
 
 	callReach         = "reach"    // → reachReply
-	callElectionState = "standing" // → standing, of a server that misses the leader
+	callElectionState = "standing" // → electionState, of a server that misses the leader
 )
 
 // errDiskStalled is the answer of a server whose disk has been stalled for so long that the leader, which asked, should

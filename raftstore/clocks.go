@@ -11,7 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	moments "github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
@@ -66,7 +66,7 @@ func (j *clockJudge) judge() {
 			return
 		}
 		j.set(by, off)
-		if !off || !moments.Sleep(j.ctx, judgeAgainAfter) {
+		if !off || !timers.Sleep(j.ctx, judgeAgainAfter) {
 			return
 		}
 	}

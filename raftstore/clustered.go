@@ -47,7 +47,7 @@ func (s *Store) openPeers() (*clustered, error) {
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
 		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
-		election:   &election{raftTimers: &raftTimers{peers: others}, leader: s.leader, missed: timers.NewSignal()},
+		election:   &election{raftTimeouts: &raftTimeouts{peers: others}, leader: s.leader, missed: timers.NewSignal()},
 		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
 		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota},
 	}
@@ -60,15 +60,15 @@ func (s *Store) openPeers() (*clustered, error) {
 	others.Transport, err = peer.New(peer.Options{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
-		Withhold: p.election.withholds,
-		Follows:  p.follows,
-		Stands:   p.election.recordTransfer,
-		Next:     p.entriesBehind,
-		Snapshot: r.dir.Log.Snapshot, Install: s.snapshotter.install,
+		Withhold:   p.election.withholds,
+		Follows:    p.follows,
+		OnTransfer: p.election.recordTransfer,
+		Next:       p.entriesBehind,
+		Snapshot:   r.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
 		Timeout: 5 * r.opts.ElectionTimeout,
 
-		Answered: s.leader.noteAnswered, Unanswered: p.election.doubtLeader,
+		Answered: s.leader.noteAnswered, Unanswered: p.election.verifyLeader,
 		Wall: r.opts.Wall, Compared: judge.compared,
 	})
 	if err != nil {
@@ -110,7 +110,7 @@ func (p *clustered) Offset(id raft.ServerID) (peer.Offset, bool) {
 func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
 	return p.peers.LeaderSeen()
 }
-func (p *clustered) setTimers()                     { p.election.setTimers() }
+func (p *clustered) setTimeouts()                   { p.election.setTimeouts() }
 func (p *clustered) newTerm()                       { p.election.newTerm() }
 func (p *clustered) runSteward(ctx context.Context) { p.steward.run(ctx) }
 func (p *clustered) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
@@ -131,7 +131,7 @@ func (p *clustered) run() {
 	ctx, spawn := p.peers.ctx, p.peers.spawn
 	spawn(func() { p.membership.announce(ctx) })
 	spawn(func() { p.membership.savePeersOnChange(ctx) })
-	spawn(func() { p.election.missLeader(ctx) })
+	spawn(func() { p.election.monitorLeader(ctx) })
 	close(p.peers.started)
 }
 

@@ -12,14 +12,14 @@ import (
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
-	moments "github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // connectivityPause is the interval at which a leader that cannot reach a member searches for a voter that reaches more
 // members than itself. It searches repeatedly, since a link may be cut long after another member was lost. Each
-// transfer doubles the pause, up to mostConnectivityPause.
-const connectivityPause, mostConnectivityPause = 2 * time.Second, time.Minute
+// transfer doubles the pause, up to maxConnectivityPause.
+const connectivityPause, maxConnectivityPause = 2 * time.Second, time.Minute
 
 // connectivity is a leader's state between two searches for a voter that reaches more members.
 type connectivity struct {
@@ -76,8 +76,8 @@ func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, 
 	if e.dir.Stalled() > stalledAfter && !q.Majority {
 		return reachReply{}, errDiskStalled
 	}
-	made := e.makesWayUntil.Load()
-	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostConnectivityPause || e.clockOff.is()
+	made := e.steppingDownUntil.Load()
+	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < maxConnectivityPause || e.clockOff.is()
 	var enough func([]raft.ServerID) bool
 	if voters := votersOf(e.raft.GetConfiguration().Configuration().Servers); q.Majority {
 		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }
@@ -110,13 +110,13 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	}
 	// The member may be reachable again, and the other server may only have connected a moment earlier.
-	if !moments.Sleep(ctx, peer.ReconnectsWithin) {
+	if !timers.Sleep(ctx, peer.ReconnectsWithin) {
 		return
 	}
 	if len(s.reached(ctx, nil)) >= len(most) {
 		return
 	}
-	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
+	c.pause = min(max(2*c.pause, connectivityPause), maxConnectivityPause)
 	c.next = time.Now().Add(c.pause)
 	s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best,
 		"reaches", most, "this one", own)

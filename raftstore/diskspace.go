@@ -13,16 +13,16 @@ import (
 
 // A leader whose own disk is full refuses writes and transfers its leadership. But a majority must store what a leader
 // accepts, and a follower cannot refuse an entry: it uses up its reserve, and then blocks, elections included. So a
-// leader refuses what adds to the store while a voter's disk is full and the voters with room are no majority. A voter
-// that does not store, since its process or disk does not work, counts as one without room: the majority then needs the
-// one with the full disk. Deletions are few and small, and free disk space with the next Raft snapshot.
+// leader refuses what adds to the store while a voter's disk is full and the voters with disk space are no majority. A
+// voter that does not store, since its process or disk does not work, counts as one with a full disk: the majority then
+// needs the one whose disk is full. Deletions are few and small, and free disk space with the next Raft snapshot.
 
-// roomTick is how often a leader that writes asks the voters whether they have room, while none is full. In that time
-// the reserve of a voter lasts for 3 MB of writes a second.
-const roomTick = 5 * time.Second
+// diskSpaceTick is how often a leader that writes asks the voters whether their disks are full, while none is. In that
+// time the reserve of a voter lasts for 3 MB of writes a second.
+const diskSpaceTick = 5 * time.Second
 
-// room is what a leader knows of the disk space and the quotas of the voters.
-type room struct {
+// diskSpace is what a leader knows of the disk space and the quotas of the voters.
+type diskSpace struct {
 	asked  time.Time
 	newest uint64 // index of the log's last entry when they were asked
 	full   int    // number of voters that reported a full disk then
@@ -30,36 +30,36 @@ type room struct {
 	sent   int64 // the cluster's quota in bytes that was last sent to them
 }
 
-// checkRoom asks the voters for their disk space and quotas. While writes are refused for lack of either, it does so at
-// each call, and also when the cluster's quota has changed, which it sends them. Otherwise it does nothing if nothing
-// was written since the last time, or if no disk was full then and roomTick has not passed.
-func (s *steward) checkRoom(ctx context.Context, r *room) {
-	newest, was, quota := s.raft.LastIndex(), s.quota.withoutRoom.Load(), s.quota.cluster.Load()
-	if !was && !s.quota.over() && quota == r.sent && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
+// checkDiskSpace asks the voters for their disk space and quotas. While writes are refused for lack of either, it does
+// so at each call, and also when the cluster's quota has changed, which it sends them. Otherwise it does nothing if
+// nothing was written since the last time, or if no disk was full then and diskSpaceTick has not passed.
+func (s *steward) checkDiskSpace(ctx context.Context, r *diskSpace) {
+	newest, was, quota := s.raft.LastIndex(), s.quota.majorityFull.Load(), s.quota.cluster.Load()
+	if !was && !s.quota.over() && quota == r.sent && (newest == r.newest || r.full == 0 && time.Since(r.asked) < diskSpaceTick) {
 		return
 	}
 	r.asked, r.newest, r.sent = time.Now(), newest, quota
 	servers := votersOf(s.raft.GetConfiguration().Configuration().Servers)
-	full, roomy, quotas := s.roomOf(ctx, servers)
+	full, withSpace, quotas := s.diskSpaceOf(ctx, servers)
 	if ctx.Err() != nil {
 		return
 	}
 	r.full = full
 	r.noteQuotas(servers, quotas)
 	s.quota.cluster.Store(smallestQuota(r.quotas, s.fsm.view().Stats().LiveBytes))
-	is := full > 0 && roomy <= len(servers)/2
-	s.quota.withoutRoom.Store(is)
+	is := full > 0 && withSpace <= len(servers)/2
+	s.quota.majorityFull.Store(is)
 	switch {
 	case is && !was:
 		s.log.Error("too many servers' disks are full: no majority can store. Writes that add anything to the store are refused, "+
-			"reads and deletions are not. Free space on those disks", "full", full, "with room", roomy, "voters", len(servers))
+			"reads and deletions are not. Free space on those disks", "full", full, "with space", withSpace, "voters", len(servers))
 	case was && !is:
 		s.log.Info("a majority of the servers has free disk space again: accepting writes")
 	}
 }
 
 // noteQuotas notes the quotas that voters reported. A voter that did not answer keeps the one that it reported before.
-func (r *room) noteQuotas(voters []raft.Server, quotas map[raft.ServerID]int64) {
+func (r *diskSpace) noteQuotas(voters []raft.Server, quotas map[raft.ServerID]int64) {
 	known := make(map[raft.ServerID]*voterQuota, len(voters))
 	for _, v := range voters {
 		q := r.quotas[v.ID]
@@ -74,10 +74,10 @@ func (r *room) noteQuotas(voters []raft.Server, quotas map[raft.ServerID]int64) 
 	r.quotas = known
 }
 
-// roomOf returns how many of these servers report a full disk, and how many of the others store. A server that stores
-// but does not answer in time counts as one with room. quotas are those that servers reported, in bytes: older ones
-// report none.
-func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int, quotas map[raft.ServerID]int64) {
+// diskSpaceOf returns how many of these servers report a full disk, and how many of the others store. A server that
+// stores but does not answer in time counts as one with space. quotas are those that servers reported, in bytes: older
+// ones report none.
+func (s *steward) diskSpaceOf(ctx context.Context, servers []raft.Server) (full, withSpace int, quotas map[raft.ServerID]int64) {
 	term := s.raft.CurrentTerm()
 	quotas = make(map[raft.ServerID]int64)
 	var mu sync.Mutex
@@ -85,7 +85,7 @@ func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, room
 	for _, m := range servers {
 		if m.ID == s.id {
 			mu.Lock()
-			roomy++ // this server refuses writes by itself when its disk is full
+			withSpace++ // this server refuses writes by itself when its disk is full
 			quotas[m.ID] = s.opts.QuotaBytes
 			mu.Unlock()
 			continue
@@ -102,10 +102,10 @@ func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, room
 			case err == nil && info.Full:
 				full++
 			case time.Since(stored) < healthyWithin:
-				roomy++
+				withSpace++
 			}
 		})
 	}
 	asked.Wait()
-	return full, roomy, quotas
+	return full, withSpace, quotas
 }

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	moments "github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
@@ -66,7 +66,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
 	add := ms.raft.AddNonvoter
 	members, at := ms.dir.Log.Members()
-	if err := readable(members.Servers, address); err != nil {
+	if err := checkReadable(members.Servers, address); err != nil {
 		return nothing{}, err
 	}
 	for _, server := range members.Servers {
@@ -158,7 +158,7 @@ func (ms *membership) announce(ctx context.Context) {
 		if failures == 50 || failures%600 == 599 {
 			ms.log.Warn("this server could not yet register with the store's cluster; retrying", "err", err)
 		}
-		if !moments.Sleep(ctx, pause) {
+		if !timers.Sleep(ctx, pause) {
 			return
 		}
 	}
@@ -291,7 +291,7 @@ const peersTick = 5 * time.Second
 // savePeersOnChange keeps the note of the other members' addresses up to date until ctx is done. Every server has that
 // note, whichever server leads: any directory may turn out to be damaged.
 func (ms *membership) savePeersOnChange(ctx context.Context) {
-	for moments.Sleep(ctx, peersTick) {
+	for timers.Sleep(ctx, peersTick) {
 		ms.savePeers()
 	}
 }

@@ -47,8 +47,8 @@ type leaderBoard struct {
 	presents chan struct{} // closed and replaced when missing is set or cleared
 	// unanswered has the addresses of other servers that were the leader when a call to them got no answer, until one
 	// gets an answer.
-	unanswered map[raft.ServerAddress]uint64 // with the newest term of these
-	anyone     atomic.Bool                   // unanswered is not empty
+	unanswered    map[raft.ServerAddress]uint64 // with the newest term of these
+	anyUnanswered atomic.Bool                   // unanswered is not empty
 	// behind is the index of a committed entry for which a request has waited for too long, until this server has
 	// applied it. It is 0 if there is none.
 	behind atomic.Uint64
@@ -176,14 +176,14 @@ func (b *leaderBoard) noteUnanswered(address raft.ServerAddress, term uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.unanswered[address] = term
-	b.anyone.Store(true)
+	b.anyUnanswered.Store(true)
 	b.noteUsable()
 	b.heard.Send()
 }
 
 // noteAnswered notes that the server at an address has answered a call.
 func (b *leaderBoard) noteAnswered(address string) {
-	if !b.anyone.Load() {
+	if !b.anyUnanswered.Load() {
 		return
 	}
 	b.mu.Lock()
@@ -192,7 +192,7 @@ func (b *leaderBoard) noteAnswered(address string) {
 		return
 	}
 	delete(b.unanswered, raft.ServerAddress(address))
-	b.anyone.Store(len(b.unanswered) > 0)
+	b.anyUnanswered.Store(len(b.unanswered) > 0)
 	b.noteUsable()
 	b.heard.Send()
 }
@@ -204,14 +204,14 @@ func (b *leaderBoard) retainUnanswered(members []raft.Server) {
 	maps.DeleteFunc(b.unanswered, func(address raft.ServerAddress, _ uint64) bool {
 		return !slices.ContainsFunc(members, func(m raft.Server) bool { return m.Address == address })
 	})
-	b.anyone.Store(len(b.unanswered) > 0)
+	b.anyUnanswered.Store(len(b.unanswered) > 0)
 	b.noteUsable()
 }
 
-// leavesUnanswered returns the newest term in which the server at an address led and gave no answer to this server's
+// unansweredIn returns the newest term in which the server at an address led and gave no answer to this server's
 // calls. It returns 0 if a call has been answered since.
-func (b *leaderBoard) leavesUnanswered(address raft.ServerAddress) (term uint64) {
-	if !b.anyone.Load() {
+func (b *leaderBoard) unansweredIn(address raft.ServerAddress) (term uint64) {
+	if !b.anyUnanswered.Load() {
 		return 0
 	}
 	b.mu.Lock()
@@ -311,14 +311,14 @@ func (w *leaderWatch) run(ctx context.Context) {
 	w.raft.RegisterObserver(observer)
 	defer w.raft.DeregisterObserver(observer)
 	_, changed := w.leadership.get()
-	patience := time.NewTimer(leaderlessAfter)
-	defer patience.Stop()
+	leaderless := time.NewTimer(leaderlessAfter)
+	defer leaderless.Stop()
 	for had := false; ; {
 		w.refresh()
-		w.replication.setTimers()
+		w.replication.setTimeouts()
 		has := w.leader.hasLeader()
 		if had && !has {
-			patience.Reset(leaderlessAfter)
+			leaderless.Reset(leaderlessAfter)
 		}
 		if had = has; had {
 			w.leader.without.Store(nil)
@@ -327,11 +327,11 @@ func (w *leaderWatch) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-patience.C:
+		case <-leaderless.C:
 			w.leader.endStreams()
 			if !has {
 				w.spawn(func() { w.replication.reportRemoval(ctx) })
-				patience.Reset(askedAgainAfter)
+				leaderless.Reset(askedAgainAfter)
 			}
 		case <-news:
 		case <-changed:

@@ -51,16 +51,16 @@ func lowestLevel(members []raft.Server) int {
 }
 
 // level returns the newest level of entries that may be written: all members in the newest configuration of the log can
-// read it. It never falls, since readable refuses a server that would lower it. So every member can read all earlier
-// entries: in every log, an entry comes after the configuration of the members that can read it.
+// read it. It never falls, since checkReadable refuses a server that would lower it. So every member can read all
+// earlier entries: in every log, an entry comes after the configuration of the members that can read it.
 func (r *replica) level() int {
 	members, _ := r.dir.Log.Members()
 	return lowestLevel(members.Servers)
 }
 
-// readable returns an error if a server cannot become or stay a member, since the others write entries that it cannot
-// read.
-func readable(members []raft.Server, address raft.ServerAddress) error {
+// checkReadable returns an error if a server cannot become or stay a member, since the others write entries that it
+// cannot read.
+func checkReadable(members []raft.Server, address raft.ServerAddress) error {
 	have, need := levelOf(address), lowestLevel(members)
 	if have >= need {
 		return nil

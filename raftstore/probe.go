@@ -45,7 +45,7 @@ func (stores storing) majorityOf(voters []raft.Server) bool {
 // members store. A nil enough means all.
 func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) storing {
 	term, newest := s.raft.CurrentTerm(), s.raft.LastIndex()
-	seeming := s.seeming()
+	presumedStoring := s.presumedStoring()
 	stores := storing(func(id raft.ServerID) bool {
 		if id == s.id {
 			return s.raft.LastIndex() > newest && s.raft.CurrentTerm() == term
@@ -62,7 +62,7 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 	}
 	tick := time.NewTicker(probeTick)
 	defer tick.Stop()
-	for (enough == nil || !enough(stores)) && stores.count(seeming) < len(seeming) {
+	for (enough == nil || !enough(stores)) && stores.count(presumedStoring) < len(presumedStoring) {
 		select {
 		case <-ctx.Done():
 			return stores
@@ -77,9 +77,9 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 	return stores
 }
 
-// seeming returns the members that seem to store: this server, and those that lack no entry or confirmed one a moment
-// ago. A member that has confirmed nothing in this term yet is included, since the leader may be new.
-func (s *steward) seeming() []raft.Server {
+// presumedStoring returns the members that seem to store: this server, and those that lack no entry or confirmed one a
+// moment ago. A member that has confirmed nothing in this term yet is included, since the leader may be new.
+func (s *steward) presumedStoring() []raft.Server {
 	term := s.raft.CurrentTerm()
 	return slices.DeleteFunc(slices.Clone(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
 		_, at := s.Stored(m.ID, term)

@@ -13,14 +13,14 @@ import (
 
 const (
 	// stuckAfter is how long a leader's entries may wait for a majority before the leader makes way, in addition to the
-	// time that a large entry needs on a slow link. Each time that the leader makes way doubles this, up to mostStuck,
+	// time that a large entry needs on a slow link. Each time that the leader makes way doubles this, up to maxStuck,
 	// since the cause may be the same for any leader. It is stuckAfter again once anything was committed. An entry that
 	// no link lets through is dropped when its leader makes way, and small entries are committed in between.
 	stuckAfter = 3 * time.Second
-	mostStuck  = 5 * time.Minute
-	// asideFor is how long a leader that makes way withholds the messages that keep or win leadership. In that time its
-	// lease has to end, and the others have to miss it and elect another leader.
-	asideFor = 3 * time.Second
+	maxStuck   = 5 * time.Minute
+	// stepDownFor is how long a leader that makes way withholds the messages that keep or win leadership. In that time
+	// its lease has to end, and the others have to miss it and elect another leader.
+	stepDownFor = 3 * time.Second
 )
 
 // progress is how far a leader's entries were confirmed when it last checked.
@@ -28,7 +28,7 @@ type progress struct {
 	term, commit uint64
 	confirmed    uint64        // the result of replicated
 	since        time.Time     // when confirmed last changed, or there was last nothing to commit
-	patience     time.Duration // how long to wait before it makes way, if longer than stuckAfter
+	timeout      time.Duration // how long to wait before it makes way, if longer than stuckAfter
 }
 
 // checkProgress makes way if this server leads, the other voters have confirmed nothing for a while that would help to
@@ -37,14 +37,14 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 	term, commit, last, now := e.raft.CurrentTerm(), e.raft.CommitIndex(), e.raft.LastIndex(), time.Now()
 	confirmed, transfer := e.replicated(term, commit)
 	if term == seen.term && commit > seen.commit {
-		seen.patience = 0
+		seen.timeout = 0
 	}
 	if term != seen.term || confirmed != seen.confirmed || commit >= last {
 		seen.term, seen.commit, seen.confirmed, seen.since = term, commit, confirmed, now
 		return
 	}
-	waited, patience := now.Sub(seen.since), max(seen.patience, stuckAfter)
-	if waited < patience+transfer || e.withholds() {
+	waited, timeout := now.Sub(seen.since), max(seen.timeout, stuckAfter)
+	if waited < timeout+transfer || e.withholds() {
 		return
 	}
 	// Servers that do not answer, or that are writing to a slow disk, would do no better.
@@ -53,9 +53,9 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 	}
 	e.log.Warn("a majority receives this leader's heartbeats but confirms no log entries: another server is to become the leader",
 		"for", waited.Round(time.Millisecond))
-	seen.patience = min(2*patience, mostStuck)
-	until := now.Add(asideFor)
-	e.makesWayUntil.Store(&until)
+	seen.timeout = min(2*timeout, maxStuck)
+	until := now.Add(stepDownFor)
+	e.steppingDownUntil.Store(&until)
 }
 
 // replicated returns the sum of the indexes up to which the other voters have confirmed the log to this leader of a
@@ -69,8 +69,8 @@ func (e *election) replicated(term, commit uint64) (confirmed uint64, transfer t
 	return confirmed, transfer
 }
 
-// stepsAside says whether this server makes way for another leader.
-func (t *raftTimers) stepsAside() bool {
-	until := t.makesWayUntil.Load()
+// steppingDown says whether this server makes way for another leader.
+func (t *raftTimeouts) steppingDown() bool {
+	until := t.steppingDownUntil.Load()
 	return until != nil && time.Now().Before(*until)
 }

@@ -56,12 +56,12 @@ type quota struct {
 	*replica
 	leadership *leadership
 	refusing   atomic.Bool // writes are refused for the quota, as logged last
-	// withoutRoom says that this server leads, a voter's disk is full, and those that store and have room are no
+	// majorityFull says that this server leads, a voter's disk is full, and those that store and have disk space are no
 	// majority.
-	withoutRoom atomic.Bool
-	cluster     atomic.Int64 // the cluster's quota in bytes, by the last leader that this server knows of; 0: not known
-	underWay    atomic.Int64 // bytes of the writes that were admitted and are not in the view yet, or have just got there
-	refused     atomic.Int64 // size in bytes of the largest refused write, 0 once that would fit
+	majorityFull atomic.Bool
+	cluster      atomic.Int64 // the cluster's quota in bytes, by the last leader that this server knows of; 0: not known
+	underWay     atomic.Int64 // bytes of the writes that were admitted and are not in the view yet, or have just got there
+	refused      atomic.Int64 // size in bytes of the largest refused write, 0 once that would fit
 }
 
 const (
@@ -75,7 +75,7 @@ const (
 func (q *quota) bytes() int64 { return cmp.Or(q.cluster.Load(), q.opts.QuotaBytes) }
 
 // admit returns etcd's ErrNoSpace for a command that does not fit into the quota, or that would add to the store while
-// no majority has room on its disks. done must be called when the command's result is known, or was given up.
+// no majority has disk space. done must be called when the command's result is known, or was given up.
 //
 // All that was admitted fits in together, so that the reserve is there when it is needed.
 func (q *quota) admit(c mvcc.Command) (done func(), err error) {
@@ -93,7 +93,7 @@ func (q *quota) admit(c mvcc.Command) (done func(), err error) {
 		q.refused.Store(max(q.refused.Load(), size))
 	}
 	q.logChange(q.over())
-	if !fits || q.withoutRoom.Load() {
+	if !fits || q.majorityFull.Load() {
 		q.underWay.Add(-size)
 		return nil, rpctypes.ErrGRPCNoSpace
 	}
@@ -132,7 +132,7 @@ func (q *quota) reason() metrics.Refusal {
 		return metrics.RefusingSpace
 	case err != nil:
 		return metrics.RefusingFailing
-	case q.withoutRoom.Load():
+	case q.majorityFull.Load():
 		return metrics.RefusingSpace
 	case q.over():
 		return metrics.RefusingQuota
@@ -142,7 +142,7 @@ func (q *quota) reason() metrics.Refusal {
 
 // endTerm forgets why this server refused writes as the leader.
 func (q *quota) endTerm() {
-	q.withoutRoom.Store(false)
+	q.majorityFull.Store(false)
 	q.refused.Store(0)
 }
 

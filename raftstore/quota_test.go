@@ -152,7 +152,7 @@ func TestSmallestQuotaOfVoters(t *testing.T) {
 				through := c.nodes[2].running()
 				kv := through.Client().KV
 				testenv.NoError(c, testenv.Err(kv.Put(c.ctx, "/first", "x")))
-				c.pass(2 * roomTick)
+				c.pass(2 * diskSpaceTick)
 				n := fillUp(c, kv, string(noise(100<<10)))
 				if total := leader.running().Status().TotalBytes; total > 8<<20 || total < 7<<20 {
 					t.Errorf("the leader has %d bytes", total)

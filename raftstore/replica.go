@@ -92,7 +92,7 @@ func (r *replica) raftConfig(notices chan<- bool) *raft.Config {
 	conf.TrailingLogs = 0 // disk.Log.SetTrailing sets how much stays
 	if r.opts.Network != nil {
 		conf.HeartbeatTimeout = leaseFor * r.opts.ElectionTimeout
-		conf.ElectionTimeout = candidateFor * r.opts.ElectionTimeout // setTimers changes both later
+		conf.ElectionTimeout = candidateFor * r.opts.ElectionTimeout // setTimeouts changes both later
 		// No read relies on the lease, so it may be as long as raft allows.
 		conf.LeaderLeaseTimeout = leaseFor * r.opts.ElectionTimeout
 		// The transport adds entries to a message or removes some, by their bytes (Transport.fill).

@@ -40,7 +40,7 @@ type replication interface {
 	CompareClocks(address string)
 	Offset(raft.ServerID) (peer.Offset, bool)
 	CloseCalls(address string)
-	setTimers()
+	setTimeouts()
 	newTerm()
 	reportRemoval(context.Context)
 	sample(*metrics.Sample)
@@ -143,7 +143,7 @@ func (standalone) published()                                                   
 func (standalone) CloseCalls(string)                                                       {}
 func (standalone) CompareClocks(string)                                                    {}
 func (standalone) Offset(raft.ServerID) (none peer.Offset, ok bool)                        { return }
-func (standalone) setTimers()                                                              {}
+func (standalone) setTimeouts()                                                            {}
 func (standalone) newTerm()                                                                {}
 func (standalone) reportRemoval(context.Context)                                           {}
 func (standalone) sample(*metrics.Sample)                                                  {}

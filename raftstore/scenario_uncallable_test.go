@@ -206,11 +206,11 @@ func someCannotCall(c *cluster, d *dialBlock, count int) {
 	if count > len(c.nodes)/2 { // what the voters noted about its former leadership does not end the next one
 		testenv.NoError(c, transferBetween(c.within(10*time.Second), c.leader().running(), leader.running()))
 	}
-	c.pass(2 * mostUnanswered) // no client calls anything meanwhile
+	c.pass(2 * maxUnanswered) // no client calls anything meanwhile
 	c.failIf(!leader.leads(), "%s can be called again and does not lead", leader.name)
 	for _, n := range c.nodes {
 		since, _ := n.running().Health().WithoutLeader()
-		c.failIf(!since.IsZero(), "%s has had no leader since %v, and could call it again for %v", n.name, since, 2*mostUnanswered)
+		c.failIf(!since.IsZero(), "%s has had no leader since %v, and could call it again for %v", n.name, since, 2*maxUnanswered)
 	}
 	c.serves(c.nodes...)
 }

@@ -22,19 +22,19 @@ import (
 // another one or two timeouts.
 //
 // So the voters check in addition, and at exact times. A voter that has not heard the leader for missAfter asks the
-// others at once. If a majority has not heard it either, the voter with the longest log stands for election, as in a
-// leadership transfer: then voters whose own timers have not run out vote too. Raft's timers still run, for the case
+// others at once. If a majority has not heard it either, the voter with the longest log becomes a candidate, as in
+// a leadership transfer: then voters whose own timers have not run out vote too. Raft's timers still run, for the case
 // that a voter's version does not know that question.
 
 // election lets this server notice that its leader is missing, and become a candidate. It also answers other voters
 // that miss the leader.
 type election struct {
-	*raftTimers
-	leader   *leaderBoard
-	ended    atomic.Pointer[ended] // the last leader whose process was found to have ended
-	stood    atomic.Pointer[stand] // the last candidacy of this server
-	polling  atomic.Bool           // the value of electionState.Polling
-	doubting atomic.Bool           // a goroutine calls the leader, since a call got no answer
+	*raftTimeouts
+	leader        *leaderBoard
+	ended         atomic.Pointer[ended]     // the last leader whose process was found to have ended
+	lastCandidacy atomic.Pointer[candidacy] // the last candidacy of this server
+	polling       atomic.Bool               // the value of electionState.Polling
+	verifying     atomic.Bool               // a goroutine calls the leader, since a call got no answer
 	// recalling says that a goroutine calls a server that gave no answer when it led.
 	recalling atomic.Bool
 	missed    timers.Signal // sent when another voter misses the leader, or the leader has ended or gives no answer
@@ -51,20 +51,20 @@ func (e *election) missAfter() time.Duration {
 }
 func (e *election) agreeAfter() time.Duration { return e.missAfter() - e.opts.ElectionTimeout/3 }
 
-// lateBy is how late this voter may wake up and still trust the time of the leader's last message. If it wakes up
-// later, it gets too little processor time, and messages of the leader may not have been read yet. It then waits for
-// lateRest, once.
-const lateBy, lateRest = 50 * time.Millisecond, 100 * time.Millisecond
+// wakeDelayLimit is how late this voter may wake up and still trust the time of the leader's last message. If it wakes
+// up later, it gets too little processor time, and messages of the leader may not have been read yet. It then waits for
+// wakeDelayPause, once.
+const wakeDelayLimit, wakeDelayPause = 50 * time.Millisecond, 100 * time.Millisecond
 
 // electionState is a voter's answer about itself when there may be no leader.
 type electionState struct {
-	ID       string
-	Silent   time.Duration // time since it heard the leader
-	Follower bool          // it can become a candidate: it is none yet, does not lead, and waits for no pre-votes
-	Leads    bool
-	Standing bool // it has begun a candidacy, which may still be under way
-	Polling  bool // it asks the others, and becomes a candidate if a majority of them misses the leader
-	Ended    bool // it has found the leader's process to have ended
+	ID           string
+	SinceContact time.Duration `json:"Silent"` // time since it heard the leader
+	Follower     bool          // it can become a candidate: it is none yet, does not lead, and waits for no pre-votes
+	Leads        bool
+	Candidate    bool `json:"Standing"` // it has begun a candidacy, which may still be under way
+	Polling      bool // it asks the others, and becomes a candidate if a majority of them misses the leader
+	Ended        bool // it has found the leader's process to have ended
 	// Unanswered says that the leader gives no answer to its calls. AskerUnanswered says that the server that asks led
 	// when its calls to that one got no answer, and none has got one since.
 	Unanswered, AskerUnanswered bool   `json:",omitempty"`
@@ -107,21 +107,22 @@ func (a electionState) ahead(b electionState) bool {
 // that voter's term. It is also so if an election is under way in which that voter will be asked for its vote, unless
 // it just was.
 func (a electionState) settles(own electionState) bool {
-	later := a.Term > own.Term && (a.Leads || a.Standing || own.Silent < stalledAfter) // otherwise that term's election has failed
-	return later || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
+	later := a.Term > own.Term && (a.Leads || a.Candidate || own.SinceContact < stalledAfter) // otherwise that term's election has failed
+	return later || a.Term == own.Term && a.Leads || a.Candidate && a.reaches(own)
 }
 
 func (e *election) ownState() electionState {
 	logTerm, _ := strconv.ParseUint(e.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
 	state, term := e.raft.State(), e.raft.CurrentTerm()
 	out := electionState{
-		ID: string(e.id), Silent: time.Since(e.LeaderContact()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
-		Standing: e.candidacyPending(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
+		ID: string(e.id), SinceContact: time.Since(e.LeaderContact()), Term: term,
+		Follower: state == raft.Follower, Leads: state == raft.Leader,
+		Candidate: e.candidacyPending(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
 		Unanswered: e.unanswered(),
 		LogTerm:    logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
 		ClockOff: e.clockOff.is(),
 	}
-	if last := e.stood.Load(); last != nil {
+	if last := e.lastCandidacy.Load(); last != nil {
 		out.VoteFlush = time.Duration(last.voteFlush.Load())
 	}
 	return out
@@ -149,24 +150,24 @@ func (e *election) serveElectionState(ctx context.Context, q electionStateReques
 	return out, nil
 }
 
-// checkLeaderNow makes missLeader check at once.
+// checkLeaderNow makes monitorLeader check at once.
 func (e *election) checkLeaderNow() { e.missed.Send() }
 
 // misses says whether the voter that gave the answer a, or this one, misses the leader.
 func (e *election) misses(a electionState) bool {
-	return a.Ended || a.Unanswered || a.Silent >= e.agreeAfter()
+	return a.Ended || a.Unanswered || a.SinceContact >= e.agreeAfter()
 }
 
 // missesLeader says whether this voter misses the leader.
 func (e *election) missesLeader() bool {
-	return e.misses(electionState{Ended: e.leaderEnded(), Unanswered: e.unanswered(), Silent: time.Since(e.LeaderContact())})
+	return e.misses(electionState{Ended: e.leaderEnded(), Unanswered: e.unanswered(), SinceContact: time.Since(e.LeaderContact())})
 }
 
-// pollVoters asks the other voters, except but, for their election state. It returns the answers that arrive in time.
+// pollVoters asks the other voters, except one, for their election state. It returns the answers that arrive in time.
 // With only, it asks only the voters that gave these answers before: an unresponsive voter delays the result until the
 // answers of the others are old.
 func (e *election) pollVoters(
-	ctx context.Context, but raft.ServerID, within time.Duration, only ...electionState,
+	ctx context.Context, except raft.ServerID, within time.Duration, only ...electionState,
 ) []electionState {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -175,7 +176,7 @@ func (e *election) pollVoters(
 	var all sync.WaitGroup
 	var out []electionState
 	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage != raft.Voter || server.ID == e.id || server.ID == but ||
+		if server.Suffrage != raft.Voter || server.ID == e.id || server.ID == except ||
 			len(only) > 0 && !slices.ContainsFunc(only, func(a electionState) bool { return a.ID == string(server.ID) }) {
 			continue
 		}
@@ -193,19 +194,20 @@ func (e *election) pollVoters(
 	switch {
 	case len(out) > 0:
 		e.pace.Store(paceOf(out, e.voters()))
-		e.setTimers()
-	case but == "" && len(only) == 0: // all were asked and none answered: none could do better, and an election takes as long as before
+		e.setTimeouts()
+	case except == "" && len(only) == 0: // all were asked and none answered: none could do better, and an election takes as long as before
 		e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
 	}
 	return out
 }
 
-// missLeader makes this server a candidate when a majority of the voters misses the leader. It runs until ctx is done.
-func (e *election) missLeader(ctx context.Context) {
+// monitorLeader makes this server a candidate when a majority of the voters misses the leader. It runs until ctx is
+// done.
+func (e *election) monitorLeader(ctx context.Context) {
 	timer := time.NewTimer(e.missAfter())
 	defer timer.Stop()
-	var rest time.Time // until then it does not ask again, even if it is asked: each question makes others check, and ask
-	tries, due, excused := 0, time.Now().Add(e.missAfter()), false
+	var pauseUntil time.Time // until then it does not ask again, even if it is asked: each question makes others check, and ask
+	tries, due, delayed := 0, time.Now().Add(e.missAfter()), false
 	var seen progress // while this server leads
 	for {
 		select {
@@ -216,36 +218,36 @@ func (e *election) missLeader(ctx context.Context) {
 		}
 		wait := e.missAfter() - time.Since(e.LeaderContact())
 		if e.leaderEnded() || e.unanswered() {
-			wait, excused = 0, true
+			wait, delayed = 0, true
 		}
-		switch late := time.Since(due) > lateBy; {
+		switch late := time.Since(due) > wakeDelayLimit; {
 		case e.raft.State() == raft.Leader:
 			e.compareDisks(ctx)
 			e.checkProgress(ctx, &seen)
-			rest, tries, excused, wait = time.Time{}, 0, false, e.missAfter()
+			pauseUntil, tries, delayed, wait = time.Time{}, 0, false, e.missAfter()
 			if !e.othersVote() { // nor could another server lead: there is no leader to miss, and no disk to compare with
 				e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
-				rests := timers.Until(stewardTick) // another server may get a vote
-				due = time.Now().Add(rests)
-				timer.Reset(rests)
+				wait = timers.Until(stewardTick) // another server may get a vote
+				due = time.Now().Add(wait)
+				timer.Reset(wait)
 				continue
 			}
 		case wait > 0: // the leader was heard, so the count of attempts begins again
-			rest, tries, excused = time.Time{}, 0, false
-		case time.Now().Before(rest):
+			pauseUntil, tries, delayed = time.Time{}, 0, false
+		case time.Now().Before(pauseUntil):
 			e.measureVotes(ctx)
-			wait = time.Until(rest)
-		case late && !excused:
-			wait, excused = lateRest, true
+			wait = time.Until(pauseUntil)
+		case late && !delayed:
+			wait, delayed = wakeDelayPause, true
 		default:
 			// A majority may be missing for days, so the pause grows.
-			wait = min(e.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)),
-				max(mostRest, e.opts.ElectionTimeout))
-			rest = time.Now().Add(wait)
+			wait = min(e.replaceLeader(ctx, tries < maxYields)<<max(0, min(tries-doubleAfter, maxDoublings)),
+				max(maxPause, e.opts.ElectionTimeout))
+			pauseUntil = time.Now().Add(wait)
 			tries++
 		}
-		// It checks as often while it rests: a leader that was heard in the meantime may be missed again before the
-		// rest is over.
+		// It checks as often during a pause: a leader that was heard in the meantime may be missed again before the
+		// pause is over.
 		wait = min(wait, e.missAfter())
 		due = time.Now().Add(wait)
 		timer.Reset(wait)
@@ -253,32 +255,32 @@ func (e *election) missLeader(ctx context.Context) {
 }
 
 // The pause between two attempts to replace the leader doubles after doubleAfter of them, from a tenth of a second up
-// to mostRest.
+// to maxPause.
 const (
-	mostRest      = 3 * time.Second
-	doubleAfter   = 10
-	mostDoublings = 5
+	maxPause     = 3 * time.Second
+	doubleAfter  = 10
+	maxDoublings = 5
 )
 
-// mostYields is how many times a voter leaves the election to another one that is ahead of it and is asking the others
+// maxYields is how many times a voter leaves the election to another one that is ahead of it and is asking the others
 // just then. That voter may not reach a majority.
-const mostYields = 3
+const maxYields = 3
 
-// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before the next check. With
-// yields it leaves the election to a voter that is ahead of it and is asking the others just then. That voter began
-// later, since it waits longer for this leader, and would become a candidate at the same time.
+// replaceLeader makes this server a candidate if it is this voter's turn. It returns how long to wait before the next
+// check. With yields it leaves the election to a voter that is ahead of it and is asking the others just then. That
+// voter began later, since it waits longer for this leader, and would become a candidate at the same time.
 func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration {
 	rank, voter := e.rank()
-	leader, _, seen := e.LeaderSeen()
-	if e.raft.CurrentTerm() > seen {
+	leader, _, term := e.LeaderSeen()
+	if e.raft.CurrentTerm() > term {
 		leader = "" // an election has taken place since, so the old leader is asked like any other: it may be a candidate itself
 	}
 	state := e.raft.State()
 	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.diskStalled() {
 		return candidacyDelay
 	}
-	if seen == 0 || state != raft.Follower {
-		// Raft decides who stands for election here. But it needs to know how long the other voters' disks take. Right
+	if term == 0 || state != raft.Follower {
+		// Raft decides who becomes a candidate here. But it needs to know how long the other voters' disks take. Right
 		// after a start none has said so yet. A server with a fast disk would then begin a new term each time before
 		// the others have stored their votes for the last one.
 		e.pollVoters(ctx, "", candidacyDelay)
@@ -287,12 +289,12 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	own := e.ownState()
 	e.polling.Store(true)
 	defer e.polling.Store(false)
-	but := leader // not asked, as it may not answer
-	answers := e.pollVoters(ctx, but, candidacyDelay)
+	except := leader // not asked, as it may not answer
+	answers := e.pollVoters(ctx, except, candidacyDelay)
 	agreed, ahead, settled := e.tally(ctx, own, answers)
 	if !settled && agreed == e.voters()/2 && e.leaderMissedFor(stalledAfter) {
 		// A former leader that reached too few voters follows by now and can vote.
-		but, answers = "", e.pollVoters(ctx, "", candidacyDelay)
+		except, answers = "", e.pollVoters(ctx, "", candidacyDelay)
 		agreed, ahead, settled = e.tally(ctx, own, answers)
 	}
 	if settled || e.unfit(answers) {
@@ -309,7 +311,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	}) {
 		return candidacyDelay // another voter has begun an election, or the leader is back
 	}
-	if ahead > 0 && slices.ContainsFunc(e.pollVoters(ctx, but, candidacyDelay, answers...), func(a electionState) bool {
+	if ahead > 0 && slices.ContainsFunc(e.pollVoters(ctx, except, candidacyDelay, answers...), func(a electionState) bool {
 		return e.settled(ctx, own, a, answers) || yields && a.Polling && a.Follower && a.ahead(own)
 	}) {
 		return candidacyDelay // another voter has begun an election, though its new term is not on its disk yet
@@ -318,13 +320,13 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		return candidacyDelay
 	}
 	e.log.Info("a majority has no contact with the store's leader: starting an election", "leader", leader, "ended", own.Ended,
-		"unanswered", own.Unanswered, "silent", own.Silent.Round(time.Millisecond))
+		"unanswered", own.Unanswered, "since contact", own.SinceContact.Round(time.Millisecond))
 	if !e.startElection(ctx) {
 		return candidacyDelay
 	}
-	// An election needs every voter's disk. If this server stood again before the election has ended, it would hinder
-	// it.
-	return e.candidacy() + time.Duration(rank)*e.opts.ElectionTimeout
+	// An election needs every voter's disk. If this server became one again before the election has ended, it would
+	// hinder it.
+	return e.voteTimeout() + time.Duration(rank)*e.opts.ElectionTimeout
 }
 
 // tally counts the voters that miss the leader, including this server (agreed), and those of them that are ahead of
@@ -354,28 +356,28 @@ func (e *election) settled(ctx context.Context, own, a electionState, answers []
 // repollAfter is how soon a voter asks again if its leader's process has ended and the others have not noticed yet.
 const repollAfter = 10 * time.Millisecond
 
-// candidacyTimeout bounds how long raft may take to accept that this server stands. If raft's loop is busy for longer,
-// it may be giving another candidate its vote, and a candidacy after that would depose the winner.
-const candidacyTimeout = 5 * time.Millisecond
+// acceptTimeout bounds how long raft may take to accept that this server becomes a candidate. If raft's loop is busy
+// for longer, it may be giving another candidate its vote, and a candidacy after that would depose the winner.
+const acceptTimeout = 5 * time.Millisecond
 
-// stand is a candidacy of this server. It was begun by the server, by its raft, or by a leader that transferred the
+// candidacy is a candidacy of this server. It was begun by the server, by its raft, or by a leader that transferred the
 // leadership.
-type stand struct {
+type candidacy struct {
 	at        time.Time
 	term      uint64        // raft's term before
-	measured  time.Duration // the newest measurement of measureVotes; only missLeader's goroutine uses it
+	measured  time.Duration // the newest measurement of measureVotes; only monitorLeader's goroutine uses it
 	voteFlush atomic.Int64  // electionState.VoteFlush
 }
 
 // startElection makes this server a candidate. It returns false if raft was busy with something else.
 func (e *election) startElection(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, candidacyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	defer cancel()
-	e.stood.Store(&stand{at: time.Now(), term: e.raft.CurrentTerm()})
+	e.lastCandidacy.Store(&candidacy{at: time.Now(), term: e.raft.CurrentTerm()})
 	if e.StartElection(ctx) {
 		return true
 	}
-	e.stood.Store(nil)
+	e.lastCandidacy.Store(nil)
 	return false
 }
 
@@ -384,7 +386,7 @@ func (e *election) startElection(ctx context.Context) bool {
 func (e *election) recordTransfer() {
 	select {
 	case <-e.started:
-		e.stood.Store(&stand{at: time.Now(), term: e.raft.CurrentTerm()})
+		e.lastCandidacy.Store(&candidacy{at: time.Now(), term: e.raft.CurrentTerm()})
 	default:
 	}
 }
@@ -404,7 +406,7 @@ func (e *election) newTerm() {
 // candidacyPending says whether a candidacy of this server has begun and may still be under way. state and term are
 // raft's.
 func (e *election) candidacyPending(state raft.RaftState, term uint64) bool {
-	last := e.stood.Load()
+	last := e.lastCandidacy.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {
 		return false
 	}
@@ -412,7 +414,7 @@ func (e *election) candidacyPending(state raft.RaftState, term uint64) bool {
 		return false
 	}
 	// A candidate first stores a term and a vote. Then raft waits for a random time between one and two candidacies.
-	return time.Since(last.at) < flushesOfVote*e.flushDuration()+2*e.candidacy()
+	return time.Since(last.at) < flushesOfVote*e.flushDuration()+2*e.voteTimeout()
 }
 
 // voters returns how many servers have a vote.

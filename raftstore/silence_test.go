@@ -20,13 +20,13 @@ func TestStandingSettles(t *testing.T) {
 		"leads in this term":                   {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Leads: true}, true},
 		"led before, and knows of no other":    {electionState{Term: 4, LogTerm: 4, LogIndex: 9, Leads: true}, false},
 		"in a later term":                      {electionState{Term: 6, LogTerm: 4, LogIndex: 1, Follower: true}, true},
-		"stands":                               {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Standing: true}, true},
-		"stands, with a longer log":            {electionState{Term: 5, LogTerm: 4, LogIndex: 10, Standing: true}, true},
-		"stands, with a log of a later term":   {electionState{Term: 5, LogTerm: 5, LogIndex: 3, Standing: true}, true},
-		"stands, and cannot have this one's":   {electionState{Term: 5, LogTerm: 4, LogIndex: 8, Standing: true}, false},
-		"stands, with a log of an older term":  {electionState{Term: 5, LogTerm: 3, LogIndex: 20, Standing: true}, false},
+		"stands":                               {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Candidate: true}, true},
+		"stands, with a longer log":            {electionState{Term: 5, LogTerm: 4, LogIndex: 10, Candidate: true}, true},
+		"stands, with a log of a later term":   {electionState{Term: 5, LogTerm: 5, LogIndex: 3, Candidate: true}, true},
+		"stands, and cannot have this one's":   {electionState{Term: 5, LogTerm: 4, LogIndex: 8, Candidate: true}, false},
+		"stands, with a log of an older term":  {electionState{Term: 5, LogTerm: 3, LogIndex: 20, Candidate: true}, false},
 		"stood before, and is in an old term":  {electionState{Term: 4, LogTerm: 4, LogIndex: 9, Follower: true}, false},
-		"begins to stand, its term is not new": {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Standing: true, Follower: true}, true},
+		"begins to stand, its term is not new": {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Candidate: true, Follower: true}, true},
 	} {
 		testenv.Equal(t, c.answer.settles(own), c.want, "%s:", what)
 	}

@@ -67,7 +67,7 @@ func (sn *snapshotter) run(ctx context.Context) {
 		case <-sn.wake:
 		}
 		now, stats := sn.appended.Load(), sn.fsm.view().Stats()
-		wait := worthSnapshot(stats, packed)
+		wait := snapshotThreshold(stats, packed)
 		if now >= last+wait {
 			if err := sn.snapshotUntilDone(ctx); err != nil {
 				return
@@ -81,9 +81,9 @@ func (sn *snapshotter) run(ctx context.Context) {
 	}
 }
 
-// worthSnapshot returns how many bytes the log may grow between snapshots. A snapshot writes the keys and the history.
-// It should never cost more than the log that it replaces, and only half of that if it is mostly keys.
-func worthSnapshot(st mvcc.Stats, packed float64) int64 {
+// snapshotThreshold returns how many bytes the log may grow between snapshots. A snapshot writes the keys and the
+// history. It should never cost more than the log that it replaces, and only half of that if it is mostly keys.
+func snapshotThreshold(st mvcc.Stats, packed float64) int64 {
 	return max(minLogBytes, int64(packed*float64(max(2*st.LiveBytes, st.TotalBytes))))
 }
 

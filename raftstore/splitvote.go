@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// A candidate may wait long for votes that do not come: from a voter that it cannot reach, from one that stands in the
-// same term, or from one with a stalled disk that still answers. Where disks stalled a moment ago raft waits 12 to 24 s
-// for them. So a candidate measures how long a write takes on the disks whose votes it needs. A voter that needs only
-// votes of faster disks does not wait for that candidate.
+// A candidate may wait long for votes that do not come: from a voter that it cannot reach, from a candidate of the same
+// term, or from one with a stalled disk that still answers. Where disks stalled a moment ago raft waits 12 to 24 s for
+// them. So a candidate measures how long a write takes on the disks whose votes it needs. A voter that needs only votes
+// of faster disks does not wait for that candidate.
 
 // measureVotes measures electionState.VoteFlush while this server is a candidate. It takes the smaller of two
 // measurements: an answer may be late, and a disk that has not flushed since the leader was heard seems slow the first
-// time. A voter that stands beside this server takes a newer term than this server's. So nothing is measured until that
+// time. A candidate beside this server takes a newer term than this server's. So nothing is measured until that
 // term is on this server's disk, unless the disk stalls.
 func (e *election) measureVotes(ctx context.Context) {
-	last, own := e.stood.Load(), e.ownState()
-	if last == nil || !own.Standing {
+	last, own := e.lastCandidacy.Load(), e.ownState()
+	if last == nil || !own.Candidate {
 		return
 	}
 	now := e.dir.Stalled()
@@ -38,7 +38,7 @@ func (e *election) measureVotes(ctx context.Context) {
 func (e *election) voteFlushOf(ctx context.Context, own electionState, answers []electionState) time.Duration {
 	voters := e.voters()
 	votes := slices.DeleteFunc(slices.Clone(answers), func(a electionState) bool {
-		return !own.reaches(a) || own.Standing && a.Standing && a.Term == own.Term // that voter has voted for itself
+		return !own.reaches(a) || own.Candidate && a.Candidate && a.Term == own.Term // that voter has voted for itself
 	})
 	if len(votes) < voters/2 {
 		return never
@@ -48,7 +48,7 @@ func (e *election) voteFlushOf(ctx context.Context, own electionState, answers [
 
 // faster says whether this voter would be elected much sooner than a candidate for which others wait.
 func (e *election) faster(ctx context.Context, own, candidate electionState, answers []electionState) bool {
-	return candidate.Standing && candidate.Term <= own.Term && candidate.VoteFlush > 0 &&
+	return candidate.Candidate && candidate.Term <= own.Term && candidate.VoteFlush > 0 &&
 		e.leaderMissedFor(stalledAfter) && candidate.VoteFlush > fasterBy*e.voteFlushOf(ctx, own, answers)
 }
 

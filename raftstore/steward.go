@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	moments "github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/voters"
 )
@@ -47,32 +47,32 @@ type steward struct {
 	links connectivity  // kept across terms, since a voter that was found to reach more may not keep the leadership
 }
 
-// acquaintances are what a leader knows of the members in addition to what the transport knows.
-type acquaintances struct {
-	of     map[raft.ServerID]*acquaintance
+// observations are what a leader knows of the members in addition to what the transport knows.
+type observations struct {
+	of     map[raft.ServerID]*observation
 	failed time.Time // the last storage probe in which too few voters stored for a change
 }
 
-// acquaintance is what a leader knows of one member.
-type acquaintance struct {
+// observation is what a leader knows of one member.
+type observation struct {
 	since  time.Time // when this leader began to observe the member; it may not have heard the member before
 	failed time.Time // the last storage probe that the member failed when it was to be promoted
 }
 
 // run checks connectivity, disk space and votes while this server leads.
 func (s *steward) run(ctx context.Context) {
-	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
+	known := &observations{of: make(map[raft.ServerID]*observation)}
 	var full time.Time
-	var space room
+	var space diskSpace
 	var clocks time.Time    // until then it does not try again to hand over to a server whose clock is right
 	defer s.quota.endTerm() // the next leader finds out by itself
 	for {
-		if !moments.Sleep(ctx, moments.Until(stewardTick)) {
+		if !timers.Sleep(ctx, timers.Until(stewardTick)) {
 			return
 		}
 		s.transferToRightClock(ctx, &clocks)
 		s.transferToConnected(ctx, &s.links)
-		s.checkRoom(ctx, &space)
+		s.checkDiskSpace(ctx, &space)
 		switch {
 		case !errors.Is(s.admit(), rpctypes.ErrGRPCNoSpace):
 			full = time.Time{}
@@ -81,9 +81,9 @@ func (s *steward) run(ctx context.Context) {
 			full = time.Now()
 			continue
 		case time.Since(full) <= fullFor:
-			continue // no vote is changed: it might be taken from the server that has room
+			continue // no vote is changed: it might be taken from the server that has space
 		default:
-			s.handToRoom(ctx)
+			s.transferToVoterWithSpace(ctx)
 			full = time.Now() // it does not try again at once
 		}
 		s.settleVotes(ctx, known)
@@ -92,7 +92,7 @@ func (s *steward) run(ctx context.Context) {
 
 // settleVotes makes the changes that [voters.Next] asks for, one after the other and without a pause. With an even
 // number of voters, one server fewer may be lost than with the next odd number.
-func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
+func (s *steward) settleVotes(ctx context.Context, known *observations) {
 	select {
 	case s.votes <- struct{}{}:
 		defer func() { <-s.votes }()
@@ -104,13 +104,13 @@ func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
 		members := s.observe(servers.Servers, known)
 		change := voters.Next(members, s.opts.MaxVoters)
 		if change.Action == voters.Promote {
-			s.findRoom(ctx, servers.Servers, members)
+			s.markFullDisks(ctx, servers.Servers, members)
 			change = voters.Next(members, s.opts.MaxVoters)
 		}
 		if time.Since(known.failed) <= probeAgainAfter {
 			return
 		}
-		err := s.bearable(ctx, servers.Servers, change, known)
+		err := s.majorityStoresAfter(ctx, servers.Servers, change, known)
 		if err == nil {
 			err = s.carryOut(change, at)
 		}
@@ -123,10 +123,10 @@ func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
 	}
 }
 
-// bearable returns an error unless a majority of the voters after a change stores now, and also the server that gets a
-// vote.
-func (s *steward) bearable(
-	ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances,
+// majorityStoresAfter returns an error unless a majority of the voters after a change stores now, and also the server
+// that gets a vote.
+func (s *steward) majorityStoresAfter(
+	ctx context.Context, members []raft.Server, change voters.Change, known *observations,
 ) error {
 	if change.Action == voters.Keep {
 		return nil
@@ -177,19 +177,20 @@ func (s *steward) transferVote(ctx context.Context, members []raft.Server, at ui
 	return s.transferAt(ctx, server)
 }
 
-// handToRoom transfers the leadership to a voter that can lead and whose disk is not full, if there is one.
-func (s *steward) handToRoom(ctx context.Context) {
-	room := slices.DeleteFunc(votersOf(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
+// transferToVoterWithSpace transfers the leadership to a voter that can lead and whose disk is not full, if there is
+// one.
+func (s *steward) transferToVoterWithSpace(ctx context.Context) {
+	withSpace := slices.DeleteFunc(votersOf(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
 		if m.ID == s.id {
 			return true
 		}
 		info, err := s.requestInfo(ctx, s.Call, m)
 		return err != nil || info.Full || info.Stalled
 	})
-	if len(room) == 0 { // then no storage probe is written either, for which there is no room
+	if len(withSpace) == 0 { // then no storage probe is written either, which a full disk has no space for
 		return
 	}
-	for _, server := range canLead(ctx, s, room, len(room)) {
+	for _, server := range canLead(ctx, s, withSpace, len(withSpace)) {
 		s.log.Warn("this server's disk is full: transferring the store's leadership", "to", server.ID)
 		err := s.transferAt(ctx, server)
 		if err == nil || ctx.Err() != nil {
@@ -243,7 +244,7 @@ func (s *steward) addressOf(id raft.ServerID) raft.ServerAddress {
 }
 
 // observe returns what this server, as leader, knows of every member. known is what it remembers of each.
-func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.Member {
+func (s *steward) observe(servers []raft.Server, known *observations) []voters.Member {
 	out := make([]voters.Member, len(servers))
 	quiet := make([]bool, len(servers))
 	term, newest := s.raft.CurrentTerm(), s.raft.LastIndex()
@@ -253,7 +254,7 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 		}
 		of := known.of[server.ID]
 		if of == nil {
-			of = &acquaintance{since: time.Now()}
+			of = &observation{since: time.Now()}
 			known.of[server.ID] = of
 		}
 		if m.Self {
@@ -267,7 +268,7 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 		}
 		out[i] = m
 	}
-	maps.DeleteFunc(known.of, func(id raft.ServerID, _ *acquaintance) bool {
+	maps.DeleteFunc(known.of, func(id raft.ServerID, _ *observation) bool {
 		return !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID == id })
 	})
 	for i := range out {
@@ -280,8 +281,8 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 	return out
 }
 
-// findRoom sets Full for the members that could get a vote but have no room on their disks, or do not answer.
-func (s *steward) findRoom(ctx context.Context, servers []raft.Server, members []voters.Member) {
+// markFullDisks sets Full for the members that could get a vote but have full disks, or do not answer.
+func (s *steward) markFullDisks(ctx context.Context, servers []raft.Server, members []voters.Member) {
 	for i := range members {
 		if m := &members[i]; !m.Voter && m.Healthy && m.CaughtUp {
 			info, err := s.requestInfo(ctx, s.Call, servers[i])

@@ -26,9 +26,9 @@ const (
 	// answersWithin is how many election timeouts a leader has to answer a voter that calls it again. A new connection
 	// over a link of 80 ms each way takes 640 ms with its handshakes.
 	answersWithin = 4
-	// mostUnanswered is the longest pause until a leader that gives no answer is called again. The pause begins with
+	// maxUnanswered is the longest pause until a leader that gives no answer is called again. The pause begins with
 	// candidacyDelay, and doubles.
-	mostUnanswered = 3 * time.Second
+	maxUnanswered = 3 * time.Second
 )
 
 // leaderCall asks a voter to call a leader.
@@ -50,29 +50,29 @@ func (e *election) leaderToCall() (l leaderCall) {
 // unanswered says whether the leader gives no answer to this server's calls.
 func (e *election) unanswered() bool {
 	l := e.leaderToCall()
-	return l.Address != "" && e.leader.leavesUnanswered(l.Address) == l.Term
+	return l.Address != "" && e.leader.unansweredIn(l.Address) == l.Term
 }
 
-// doubtLeader is called when a call to an address has had no answer. If the leader is there, a goroutine calls it
+// verifyLeader is called when a call to an address has had no answer. If the leader is there, a goroutine calls it
 // again.
-func (e *election) doubtLeader(address string) {
+func (e *election) verifyLeader(address string) {
 	select {
 	case <-e.started:
 	default:
 		return
 	}
-	if l := e.leaderToCall(); l.Address == "" || string(l.Address) != address || !e.doubting.CompareAndSwap(false, true) {
+	if l := e.leaderToCall(); l.Address == "" || string(l.Address) != address || !e.verifying.CompareAndSwap(false, true) {
 		return
 	}
 	if !e.spawn(e.callLeaderUntilAnswered) {
-		e.doubting.Store(false)
+		e.verifying.Store(false)
 	}
 }
 
 // callLeaderUntilAnswered calls the leader and has the others call it, until it answers or there is another one.
 func (e *election) callLeaderUntilAnswered() {
-	defer e.doubting.Store(false)
-	for pause := candidacyDelay; ; pause = min(2*pause, mostUnanswered) {
+	defer e.verifying.Store(false)
+	for pause := candidacyDelay; ; pause = min(2*pause, maxUnanswered) {
 		l := e.leaderToCall()
 		if l.Address == "" {
 			return
@@ -143,21 +143,21 @@ func (e *election) serveLeaderCall(l leaderCall) {
 	if now := e.leaderToCall(); now != l || e.answers(l) {
 		return
 	}
-	if e.doubting.CompareAndSwap(false, true) && !e.spawn(func() {
+	if e.verifying.CompareAndSwap(false, true) && !e.spawn(func() {
 		// It has just been called, so this begins with the pause.
 		if timers.Sleep(e.ctx, candidacyDelay) {
 			e.callLeaderUntilAnswered()
 			return
 		}
-		e.doubting.Store(false)
+		e.verifying.Store(false)
 	}) {
-		e.doubting.Store(false)
+		e.verifying.Store(false)
 	}
 }
 
 // A leader that was replaced since it gave no answer is unfit to lead until a call to it gets one. No leadership is
-// transferred to it, since that takes an answer to a call. It does not stand by itself either while a majority of the
-// voters tells it so. If no other voter is elected, raft's own timers let it stand.
+// transferred to it, since that takes an answer to a call. It does not become a candidate by itself either while a
+// majority of the voters reports that. If no other voter is elected, raft's own timers make it one.
 
 // unfit says whether a majority of the voters reports that this server gave no answer as a leader.
 func (e *election) unfit(answers []electionState) bool {
@@ -176,7 +176,7 @@ func (e *election) askerUnanswered(asker raft.ServerAddress) bool {
 	if asker == "" {
 		return false
 	}
-	term := e.leader.leavesUnanswered(asker)
+	term := e.leader.unansweredIn(asker)
 	if term == 0 {
 		return false
 	}

@@ -28,7 +28,7 @@ func (v vars) SetUint64(key []byte, value uint64) error {
 }
 
 func (v vars) unlessClosing(err error) error {
-	v.replication.setTimers() // raft reads the timeout for votes after a candidate has saved its own vote
+	v.replication.setTimeouts() // raft reads the timeout for votes after a candidate has saved its own vote
 	if err != nil && v.closing.Err() != nil {
 		runtime.Goexit()
 	}

@@ -92,8 +92,8 @@ func (t *Transport) saw(rpc raft.RPC) {
 		t.moved.met(string(m.ID), string(m.Addr))
 		return
 	case *raft.TimeoutNowRequest:
-		if t.opts.Stands != nil {
-			t.opts.Stands()
+		if t.opts.OnTransfer != nil {
+			t.opts.OnTransfer()
 		}
 		return
 	default:

@@ -64,9 +64,9 @@ type Options struct {
 	// decides what a message carries.
 	Next func(term, after uint64, bytes int) []*raft.Log
 
-	// Stands, if set, is called when a leader transfers its leadership to this server, before raft learns of it. It
+	// OnTransfer, if set, is called when a leader transfers its leadership to this server, before raft learns of it. It
 	// must be quick.
-	Stands func()
+	OnTransfer func()
 
 	// Snapshot and Install keep from raft what this server has already: see appendfilter.Filter. Nil Snapshot: raft
 	// gets every message as it arrived.

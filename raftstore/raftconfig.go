@@ -14,8 +14,8 @@ import (
 
 // Raft has two timeouts, and both are adapted while it runs (docs/adr/0015):
 //
-// The first (HeartbeatTimeout) is how long a follower does without its leader before it stands by itself: a random time
-// between one and two of it. It also sets the interval of a leader's heartbeats. The voters here also check by
+// The first (HeartbeatTimeout) is how long a follower does without its leader before it becomes a candidate: a random
+// time between one and two of it. It also sets the interval of a leader's heartbeats. The voters here also check by
 // themselves (silence.go). A server that raft makes a candidate in addition shares the votes with the voter whose turn
 // it is. If its pre-votes are refused, it cannot become a candidate meanwhile. So the timeout is short only on a
 // leader, and, if disks are fast, on a server that never had a leader. A follower's timeout is the fallback if the
@@ -36,18 +36,18 @@ const leaseFor = 2
 // term, the candidate that it votes for, and the term of that vote.
 const flushesOfVote = 4
 
-// raftTimers sets raft's timeouts by how long the voters' disks take.
-type raftTimers struct {
+// raftTimeouts sets raft's timeouts by how long the voters' disks take.
+type raftTimeouts struct {
 	*peers
-	pace          atomic.Pointer[pace]      // of the other voters' disks, as last reported
-	flushing      atomic.Bool               // this server flushes a few bytes, since another voter asks how long that takes
-	makesWayUntil atomic.Pointer[time.Time] // until then this server makes way for another leader
-	setting       sync.Mutex                // held while raft's timeouts are set
+	pace              atomic.Pointer[pace]      // of the other voters' disks, as last reported
+	flushing          atomic.Bool               // this server flushes a few bytes, since another voter asks how long that takes
+	steppingDownUntil atomic.Pointer[time.Time] // until then this server makes way for another leader
+	setting           sync.Mutex                // held while raft's timeouts are set
 }
 
-// candidacy returns how long a candidate waits for votes at least. Raft waits for a random time between that and twice
-// as long.
-func (t *raftTimers) candidacy() time.Duration {
+// voteTimeout returns how long a candidate waits for votes at least. Raft waits for a random time between that and
+// twice as long.
+func (t *raftTimeouts) voteTimeout() time.Duration {
 	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration())
 }
 
@@ -57,7 +57,7 @@ const slowestFlush = 3 * time.Second
 
 // flushDuration returns how long a recent write took on the slowest of these disks: this server's, and those of the
 // other voters that an election needs.
-func (t *raftTimers) flushDuration() time.Duration {
+func (t *raftTimeouts) flushDuration() time.Duration {
 	return min(max(t.dir.FlushDuration(), t.pace.Load().withThis), slowestFlush)
 }
 
@@ -103,9 +103,9 @@ func flushesOf(answers []electionState, among []raft.ServerID) []time.Duration {
 // withholds says whether this server withholds the messages that win or keep leadership. It does so when a write has
 // waited for its disk for so long that another server should lead, since the fastest majority of the others would need
 // much less time. It also does so while it makes way.
-func (t *raftTimers) withholds() bool {
+func (t *raftTimeouts) withholds() bool {
 	stalled := t.dir.Stalled()
-	return stalled > stalledAfter && stalled > fasterBy*min(t.pace.Load().withoutThis, slowestFlush) || t.stepsAside()
+	return stalled > stalledAfter && stalled > fasterBy*min(t.pace.Load().withoutThis, slowestFlush) || t.steppingDown()
 }
 
 // fasterBy is the factor by which the others' disks have to be faster than this server's for another leader to be worth
@@ -137,7 +137,7 @@ func (e *election) question() (q electionStateRequest) {
 
 // flushDurationNow returns how long a write took that began at most so long ago. If there was none, this server flushes
 // a few bytes. It returns slowestFlush for a flush that does not end within flushWait.
-func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
+func (t *raftTimeouts) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := t.dir.FlushedWithin(within)
 	if took > stalledAfter { // the stall may be over, and nothing else is written while there is no leader
 		_, ok = t.dir.FlushedWithin(min(within, took+stalledAfter))
@@ -169,8 +169,8 @@ func (e *election) compareDisks(ctx context.Context) {
 	}
 }
 
-// setTimers sets raft's timeouts, if they have changed.
-func (t *raftTimers) setTimers() {
+// setTimeouts sets raft's timeouts, if they have changed.
+func (t *raftTimeouts) setTimeouts() {
 	select {
 	case <-t.started:
 	default:
@@ -179,20 +179,20 @@ func (t *raftTimers) setTimers() {
 	t.setting.Lock()
 	defer t.setting.Unlock()
 	conf := t.raft.ReloadableConfig()
-	candidacy := t.candidacy()
-	patience := candidacy // long enough for another server's first election, which writes three times before it asks for votes
+	votes := t.voteTimeout()
+	leader := votes // long enough for another server's first election, which writes three times before it asks for votes
 	_, _, seen := t.LeaderSeen()
 	switch {
 	case t.raft.State() == raft.Leader:
-		patience = leaseFor * t.opts.ElectionTimeout
+		leader = leaseFor * t.opts.ElectionTimeout
 	case seen == 0: // all may just have started; the first candidate still gets the time that the votes need
-		patience = min(candidacy, max(leaseFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration()))
+		leader = min(votes, max(leaseFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration()))
 	}
-	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {
+	if conf.HeartbeatTimeout == leader && conf.ElectionTimeout == votes {
 		return
 	}
-	conf.HeartbeatTimeout, conf.ElectionTimeout = patience, candidacy
+	conf.HeartbeatTimeout, conf.ElectionTimeout = leader, votes
 	if err := t.raft.ReloadConfig(conf); err != nil {
-		t.log.Error("raft rejected new timeouts", "patience", patience, "candidacy", candidacy, "err", err)
+		t.log.Error("raft rejected new timeouts", "leader", leader, "votes", votes, "err", err)
 	}
 }
