@@ -160,6 +160,26 @@ func (d folder) delete(name string) error {
 	return atomicfile.SyncDir(string(d))
 }
 
+// prune removes the oldest snapshots of a series, except for the newest keep and the one with the name made. It returns
+// the names of those that it removed.
+func (d folder) prune(keep int, of series, made string) ([]string, error) {
+	list, err := d.list()
+	if err != nil {
+		return nil, err
+	}
+	return removeEach(surplus(list, keep, of.contains, made), d.delete)
+}
+
+func removeEach(list []Info, remove func(name string) error) (deleted []string, err error) {
+	for _, i := range list {
+		removeErr := remove(i.Name)
+		if err = errors.Join(err, removeErr); removeErr == nil {
+			deleted = append(deleted, i.Name)
+		}
+	}
+	return deleted, err
+}
+
 // removeHalves removes incomplete files of an interrupted process.
 func (d folder) removeHalves() error {
 	paths, err := filepath.Glob(filepath.Join(string(d), partialPrefix+"*"))

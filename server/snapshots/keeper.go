@@ -70,7 +70,7 @@ type Keeper struct {
 	log    *slog.Logger
 	folder folder
 	counts counts
-	one    sync.Mutex // serializes saving and removing snapshots
+	saving sync.Mutex // serializes saving and removing snapshots
 }
 
 // NewKeeper returns a Keeper. It does not access the disk.
@@ -88,8 +88,8 @@ func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
 	if err := checkName(name); err != nil {
 		return Info{}, err
 	}
-	k.one.Lock()
-	defer k.one.Unlock()
+	k.saving.Lock()
+	defer k.saving.Unlock()
 	b, contents, err := k.capture(ctx)
 	if err != nil {
 		return Info{}, err
@@ -200,8 +200,8 @@ func (k *Keeper) List(ctx context.Context) ([]Info, error) {
 
 // Delete removes snapshots by name, from the folder and from S3. It returns the names of those that it removed.
 func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, err error) {
-	k.one.Lock()
-	defer k.one.Unlock()
+	k.saving.Lock()
+	defer k.saving.Unlock()
 	for _, name := range names {
 		localErr := k.folder.delete(name)
 		remoteErr := errNotThere
@@ -234,14 +234,14 @@ const ConfiguredRetention = -1
 // the names of those that it removed. Damaged snapshots are neither counted nor removed. A request may set another
 // number for S3 (QueryOf).
 func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
-	k.one.Lock()
-	defer k.one.Unlock()
+	k.saving.Lock()
+	defer k.saving.Unlock()
 	name = cmp.Or(name, OnDemandName)
-	mine, here := k.own(name), keep
+	mine, here := k.series(name), keep
 	if keep == ConfiguredRetention {
 		here = k.o.Retention
 	}
-	deleted, err := k.prune(here, mine, "")
+	deleted, err := k.folder.prune(here, mine, "")
 	remoteErr := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		keepThere := keep
 		if keep == ConfiguredRetention || QueryOf(ctx).Values[config.S3Retention] != "" {
@@ -258,65 +258,34 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	return deleted, errors.Join(err, remoteErr)
 }
 
-// own describes the snapshots that one server has saved with one name. A bucket may be shared with other servers,
-// clusters and programs.
-type own struct {
+// series is the snapshots that one server has saved with one name. A bucket may be shared with other servers, clusters
+// and programs.
+type series struct {
 	name, server, cluster string
 	scheduled             bool // scheduled snapshots only
 }
 
-func (k *Keeper) own(name string) own {
-	return own{name: name, server: k.o.Server, cluster: k.o.Cluster}
+func (k *Keeper) series(name string) series {
+	return series{name: name, server: k.o.Server, cluster: k.o.Cluster}
 }
 
-func (k *Keeper) ownScheduled() own {
-	o := k.own(ScheduledName)
-	o.scheduled = true
-	return o
+func (k *Keeper) scheduledSeries() series {
+	return series{name: ScheduledName, server: k.o.Server, cluster: k.o.Cluster, scheduled: true}
 }
 
-// begin returns the prefix of their names.
-func (o own) begin() string { return o.name + "-" + o.server + "-" }
+// prefix returns the prefix of their names.
+func (s series) prefix() string { return s.name + "-" + s.server + "-" }
 
-// named says whether a server has chosen a file's name. Another snapshot name may have the same prefix, and a user may
-// have made a copy to keep.
-func (o own) named(file string) bool {
-	at, ok := strings.CutPrefix(file, o.begin())
+// matchesName says whether a server has chosen a file's name. Another snapshot name may have the same prefix, and a
+// user may have made a copy to keep.
+func (s series) matchesName(file string) bool {
+	at, ok := strings.CutPrefix(file, s.prefix())
 	_, err := time.Parse(stampForm, at)
 	return ok && err == nil
 }
 
-func (o own) has(i Info) bool {
-	return o.named(i.Name) && i.Server == o.server && i.Cluster == o.cluster && (i.Scheduled || !o.scheduled)
-}
-
-func (k *Keeper) prune(keep int, mine own, made string) ([]string, error) {
-	list, err := k.folder.list()
-	if err != nil {
-		return nil, err
-	}
-	return removeEach(surplus(list, keep, mine.has, made), k.folder.delete)
-}
-
-// prune requests only those objects of the bucket that have this server's names: there may be thousands of other
-// objects, and each header costs a request.
-func (b *bucket) prune(ctx context.Context, keep int, mine own, made string) ([]string, error) {
-	list, err := b.list(ctx, mine.begin(), mine.named)
-	if err != nil {
-		return nil, err
-	}
-	return removeEach(surplus(list, keep, mine.has, made), func(name string) error { return b.delete(ctx, name) })
-}
-
-func removeEach(list []Info, remove func(name string) error) (deleted []string, err error) {
-	for _, i := range list {
-		if removeErr := remove(i.Name); removeErr != nil {
-			err = errors.Join(err, removeErr)
-			continue
-		}
-		deleted = append(deleted, i.Name)
-	}
-	return deleted, err
+func (s series) contains(i Info) bool {
+	return s.matchesName(i.Name) && i.Server == s.server && i.Cluster == s.cluster && (i.Scheduled || !s.scheduled)
 }
 
 // trivial are prefixes of keys whose changes are no reason for a snapshot, since they change all the time in an idle

@@ -33,8 +33,8 @@ const (
 	startSize = 4096
 	// s3Attempts is how often a request is sent before it fails.
 	s3Attempts = 4
-	// s3Silence limits the wait for a connection, and for the begin of a response.
-	s3Silence = 30 * time.Second
+	// s3Timeout limits the wait for a connection, and for the first byte of a response.
+	s3Timeout = 30 * time.Second
 )
 
 // bucket is the S3 bucket in which snapshots are kept besides this machine.
@@ -46,8 +46,8 @@ type bucket struct {
 
 func openBucket(o *config.S3) (*bucket, error) {
 	t := &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: s3Silence}).DialContext, TLSHandshakeTimeout: s3Silence,
-		ResponseHeaderTimeout: s3Silence, MaxIdleConnsPerHost: 1, DisableCompression: true,
+		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: s3Timeout}).DialContext, TLSHandshakeTimeout: s3Timeout,
+		ResponseHeaderTimeout: s3Timeout, MaxIdleConnsPerHost: 1, DisableCompression: true,
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS12, RootCAs: o.CA,
 			InsecureSkipVerify: o.SkipVerify, //nolint:gosec // the user asked for it
@@ -228,6 +228,16 @@ func (b *bucket) delete(ctx context.Context, name string) error {
 		return errNotThere
 	}
 	return b.explain("deleting "+name, b.client.RemoveObject(ctx, b.o.Bucket, b.key(name), minio.RemoveObjectOptions{}))
+}
+
+// prune removes the oldest snapshots of a series, as that of folder does. It requests only those objects of the bucket
+// that have this server's names: there may be thousands of other objects, and each header costs a request.
+func (b *bucket) prune(ctx context.Context, keep int, of series, made string) ([]string, error) {
+	list, err := b.list(ctx, of.prefix(), of.matchesName)
+	if err != nil {
+		return nil, err
+	}
+	return removeEach(surplus(list, keep, of.contains, made), func(name string) error { return b.delete(ctx, name) })
 }
 
 // Fetch copies a snapshot from S3 to a file in dir and returns its path.

@@ -137,8 +137,8 @@ func (k *Keeper) Run(ctx context.Context) {
 
 // removeHalves waits for a snapshot that a user has already requested: its file is a half until it is complete.
 func (k *Keeper) removeHalves() error {
-	k.one.Lock()
-	defer k.one.Unlock()
+	k.saving.Lock()
+	defer k.saving.Unlock()
 	return k.folder.removeHalves()
 }
 
@@ -191,8 +191,8 @@ func (e *notInS3) Unwrap() error { return e.err }
 // scheduled saves the cluster, if it has changed, and removes snapshots beyond the retention. The error is a notInS3 if
 // everything succeeded on this machine.
 func (k *Keeper) scheduled(ctx context.Context) error {
-	k.one.Lock()
-	defer k.one.Unlock()
+	k.saving.Lock()
+	defer k.saving.Unlock()
 	info, err := k.scheduledInFolder(ctx)
 	if err == nil {
 		err = k.scheduledInS3(ctx, *info)
@@ -206,8 +206,8 @@ func (k *Keeper) again(ctx context.Context, info Info) error {
 	if _, err := os.Lstat(info.Location); err != nil {
 		return k.scheduled(ctx)
 	}
-	k.one.Lock()
-	defer k.one.Unlock()
+	k.saving.Lock()
+	defer k.saving.Unlock()
 	return k.count(k.scheduledInS3(ctx, info))
 }
 
@@ -236,7 +236,7 @@ func (k *Keeper) scheduledInFolder(ctx context.Context) (*Info, error) {
 	} else {
 		k.log.Info("nothing has changed since the newest snapshot; skipping the scheduled one", "snapshot", info.Name)
 	}
-	_, err = k.prune(k.o.Retention, k.ownScheduled(), info.Name)
+	_, err = k.folder.prune(k.o.Retention, k.scheduledSeries(), info.Name)
 	return info, err
 }
 
@@ -245,7 +245,7 @@ func (k *Keeper) scheduledInS3(ctx context.Context, info Info) error {
 		return &notInS3{info, fmt.Errorf("%s is on this machine, but not in the object store: %w", info.Name, err)}
 	}
 	if err := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
-		_, err := b.prune(ctx, b.o.Retention, k.ownScheduled(), info.Name)
+		_, err := b.prune(ctx, b.o.Retention, k.scheduledSeries(), info.Name)
 		return err
 	}); err != nil {
 		return &notInS3{info, fmt.Errorf("%s is on this machine and in the object store; older ones could not be removed there: %w", info.Name, err)}
