@@ -25,7 +25,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/scheduler"
-	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/localcreds"
@@ -89,10 +88,10 @@ type Options struct {
 	Flags map[string]string
 
 	// Join are the addresses of the stores of a cluster's servers. A server with an empty store joins that cluster.
-	// admission.Join has fetched the cluster's keys before.
+	// Join has fetched the cluster's keys before.
 	Join []string
 	// Renew, when set, fetches again the files that the cluster has replaced since this server's join request, while
-	// the others refuse it for that (admission.Renew).
+	// the others refuse it for that (RenewJoin).
 	Renew func(context.Context) error
 
 	// Links returns the machine's interfaces that lead to other machines. A server that finds no other server searches
@@ -257,12 +256,6 @@ func (o *Options) runsNode(node string) bool {
 
 func (o *Options) folders() secrets.Folders {
 	return secrets.Folders{Server: o.ServerDir, TLS: o.TLSDir, Cred: o.CredDir}
-}
-
-// JoinRequest returns the options of a request to join a cluster.
-func (o Options) JoinRequest() admission.RequestOptions {
-	o.setDefaults()
-	return admission.RequestOptions{Folders: o.folders(), StoreDir: o.StoreDir, Version: o.Version, Clock: o.Clock, Logger: o.Logger}
 }
 
 func (o *Options) dataDir() datadir.Options {

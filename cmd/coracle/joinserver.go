@@ -9,12 +9,15 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/joining/member"
 	joiningnode "github.com/coracle-k8s/coracle/joining/node"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/admission"
 )
@@ -24,16 +27,16 @@ import (
 func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
 	joined, err := admission.WasJoined(o.ServerDir)
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
-		j := admission.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.Flags}
+		r := member.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.Flags, Program: o.Version, Now: time.Now, Logger: o.Logger}
 		if !c.DisableAgent {
-			if j.Password, err = joiningnode.Password(c.Paths.AgentDir); err != nil {
+			r.Node = protocol.Node{Name: c.Node.Name, Addresses: c.Node.IPs}
+			if r.Node.Password, err = joiningnode.Password(c.Paths.AgentDir); err != nil {
 				return o, err
 			}
-			j.NodeName, j.Addresses = c.Node.Name, c.Node.IPs
 		}
 		before := o
-		o.Renew = func(ctx context.Context) error { return admission.Renew(ctx, before.JoinRequest(), j) }
-		joined, err = admission.Join(ctx, o.JoinRequest(), j)
+		o.Renew = func(ctx context.Context) error { return server.RenewJoin(ctx, before, r) }
+		joined, err = server.Join(ctx, o, r)
 	}
 	if err != nil {
 		return o, err

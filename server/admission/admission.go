@@ -2,7 +2,7 @@
 
 // Package admission admits machines to the cluster. It checks their names and addresses, maintains their registrations,
 // and gives them certificates and settings. Servers also get the cluster's secrets. The protocol is implemented by
-// joining/server. A joining server requests and stores its files by Join.
+// joining/server.
 //
 // Its goroutines: the server of machines that join, until stop. joining/server has one for each request, 30 s at most.
 package admission

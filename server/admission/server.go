@@ -56,10 +56,9 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	defer release()
 	// From now on this server's settings are also the cluster's, so that its flags must not change them. This is undone
 	// if the other server never joins (WasJoined).
-	own := &Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
-	file := filepath.Join(a.o.Folders.Server, JoinedFile)
-	if _, err := os.Lstat(file); err != nil {
-		if err := writeJoined(file, own); err != nil {
+	founder := &Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
+	if _, err := os.Lstat(filepath.Join(a.o.Folders.Server, JoinedFile)); err != nil {
+		if err := founder.Write(a.o.Folders.Server); err != nil {
 			return nil, err
 		}
 	}

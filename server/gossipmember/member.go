@@ -122,7 +122,7 @@ func closed(err error) error {
 // Run is a member of the gossip until ctx is done.
 func (m *Member) Run(ctx context.Context) {
 	m.o.Part.Set(status.Starting, "waiting for the gossip key")
-	keys, ok, err := gossip.ReadKeys(m.keysFile())
+	keys, ok, err := gossip.ReadKeys(filepath.Join(m.o.Dir, KeysFile))
 	if err != nil {
 		m.o.Logger.Warn("the saved gossip keys cannot be read; fetching them again", "error", err)
 	}
@@ -217,7 +217,7 @@ func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
 		return
 	}
 	m.keys = keys
-	if err := gossip.WriteKeys(m.keysFile(), keys); err != nil {
+	if err := WriteKeys(m.o.Dir, keys); err != nil {
 		m.o.Logger.Warn("the gossip keys could not be saved; the next start fetches them again", "error", err)
 	}
 	if none {
@@ -230,7 +230,10 @@ func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
 	}
 }
 
-func (m *Member) keysFile() string { return filepath.Join(m.o.Dir, KeysFile) }
+// WriteKeys writes the keys into a server's folder.
+func WriteKeys(serverDir string, keys clusterconfig.GossipKeys) error {
+	return gossip.WriteKeys(filepath.Join(serverDir, KeysFile), keys)
+}
 
 // Keys returns the gossip keys, nil when there are none yet.
 func (m *Member) Keys() *clusterconfig.GossipKeys {
