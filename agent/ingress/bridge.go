@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/internal/nodestream"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -96,7 +97,7 @@ func (n *Node) ask(ctx context.Context) {
 			_ = body.Close() // the table is read when the caches are filled
 			return
 		}
-		if !timers.Sleep(ctx, longestPause) {
+		if !timers.Sleep(ctx, nodestream.MaxPause) {
 			return
 		}
 	}

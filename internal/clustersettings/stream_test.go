@@ -23,6 +23,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/coracle-k8s/coracle/internal/nodestream"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -36,6 +37,7 @@ var (
 type bed struct {
 	*testing.T
 	*StreamClient
+	names []string
 
 	mu      sync.Mutex
 	cluster map[string]Data
@@ -50,8 +52,8 @@ type bed struct {
 
 // newBed is to be called in a bubble. Its goroutines end with the test.
 func newBed(t *testing.T, names ...string) *bed {
-	b := &bed{T: t, cluster: map[string]Data{}, changed: make(chan struct{}), heard: map[string][]string{}}
-	b.StreamClient = &StreamClient{Cache: NewCache(), names: names, log: slog.New(slog.DiscardHandler), open: b.stream}
+	b := &bed{T: t, names: names, cluster: map[string]Data{}, changed: make(chan struct{}), heard: map[string][]string{}}
+	b.StreamClient = newStreamClient(names, slog.New(slog.DiscardHandler), b.stream)
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
 	running.Go(func() { b.StreamClient.Run(ctx) })
@@ -194,7 +196,7 @@ func TestRefusedStreamIsRequestedAgain(t *testing.T) {
 			time.Sleep(time.Hour) // fake time
 			b.hears("a")
 			b.does(func() { b.answer = nil })
-			time.Sleep(2 * longestPause) // fake time
+			time.Sleep(2 * nodestream.MaxPause) // fake time
 			b.hears("a", "1")
 			b.hears("b")
 		})
@@ -214,7 +216,7 @@ func TestSettingsStayWithoutStream(t *testing.T) {
 		time.Sleep(time.Hour) // fake time
 		b.hears("a", "1")
 		b.does(func() { b.answer = nil })
-		time.Sleep(2 * longestPause) // fake time
+		time.Sleep(2 * nodestream.MaxPause) // fake time
 		b.hears("a", "1", "none")
 		b.hears("b", "1")
 		b.set("a", "2")
@@ -228,7 +230,7 @@ func TestStreamWithoutEventIsGivenUp(t *testing.T) {
 		b := newBed(t, "a")
 		b.does(func() { b.silent = true })
 		b.breaks(nil)
-		time.Sleep(3 * (eventTimeout + 2*longestPause)) // fake time
+		time.Sleep(3 * (nodestream.MessageTimeout + 2*nodestream.MaxPause)) // fake time
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		testenv.False(t, b.streams < 4, "%d streams", b.streams)
@@ -260,7 +262,7 @@ func TestNothingIsTakenBack(t *testing.T) {
 			time.Sleep(time.Duration(r.Int64N(int64([]time.Duration{time.Millisecond, time.Second, time.Minute}[r.IntN(3)])))) // fake time
 		}
 		b.does(func() { b.answer, b.silent = nil, false })
-		time.Sleep(3 * eventTimeout) // fake time
+		time.Sleep(3 * nodestream.MessageTimeout) // fake time
 		synctest.Wait()
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -304,16 +306,13 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 	var mu sync.Mutex
 	var updates []string
 	requested := false
-	to := &StreamClient{
-		Cache: NewCache(), names: []string{"a"}, log: slog.New(slog.DiscardHandler),
-		open: func(context.Context) (io.ReadCloser, error) {
-			if requested {
-				return nil, errRefused
-			}
-			requested = true
-			return r, nil
-		},
-	}
+	to := newStreamClient([]string{"a"}, slog.New(slog.DiscardHandler), func(context.Context) (io.ReadCloser, error) {
+		if requested {
+			return nil, errRefused
+		}
+		requested = true
+		return r, nil
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { to.Run(ctx) })
@@ -341,8 +340,8 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 func TestLargeSettingsArriveOverSlowNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		text := `{"name": "a", "data": {"v": "1"}}` + "\n"
-		heard := begins(t, &trickle{Reader: strings.NewReader(text), each: eventTimeout / 2})
-		time.Sleep(time.Duration(len(text)) * eventTimeout / 2) // fake time
+		heard := begins(t, &trickle{Reader: strings.NewReader(text), each: nodestream.MessageTimeout / 2})
+		time.Sleep(time.Duration(len(text)) * nodestream.MessageTimeout / 2) // fake time
 		testenv.EqualSlices(t, heard(), []string{"1"}, "it heard")
 	})
 }
@@ -356,7 +355,7 @@ func TestEventsOfALaterVersion(t *testing.T) {
 		begins(t, closer{r, func() { closed = true }})
 		fmt.Fprintln(w, `{"version": 2}`)
 		fmt.Fprintln(w, `{"name": "b", "data": null}`)
-		time.Sleep(eventTimeout + time.Second) // fake time
+		time.Sleep(nodestream.MessageTimeout + time.Second) // fake time
 		synctest.Wait()
 		testenv.True(t, closed, "it takes that for what stands in a")
 	})

@@ -23,7 +23,7 @@ import (
 func BenchmarkNodes(b *testing.B) {
 	const nodes = 200
 	tables := New(Options{Client: fake.NewClientset()})
-	tables.lasts = func() time.Duration { return time.Hour }
+	tables.Duration = time.Hour
 	now := table.Sections{}
 	for i := range 150 {
 		now[fmt.Sprintf("host/ingress/h%d.example", i)] = json.RawMessage(fmt.Sprintf(`{"routes":[{"path":"/p%d"}]}`, i))

@@ -13,33 +13,28 @@ package ingress
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"log/slog"
-	"maps"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/apiserver/pkg/endpoints/metrics"
-	"k8s.io/apiserver/pkg/endpoints/request"
-	"k8s.io/apiserver/pkg/server/routine"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/nodestream"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
-	// leastStream is the shortest duration of a stream. The longest is twice that, as with client-go's watches.
-	leastStream = 5 * time.Minute
-	// beginWithin limits the time until a stream's first table.
-	beginWithin = 10 * time.Second
 	// linger is how long objects are watched after the last stream has ended: nodes reconnect.
 	linger = time.Minute
 	// gather is how long further changes are awaited after an object has changed.
@@ -64,25 +59,19 @@ type Options struct {
 	Logger   *slog.Logger
 }
 
-// Tables is the handler of table.Path.
+// Tables is the handler of table.Path. Its state is nil while the objects are not watched.
 type Tables struct {
-	o     Options
-	lasts func() time.Duration
-	asked timers.Signal // sent when a stream has begun or ended
-
-	mu      sync.Mutex
-	streams int
-	ready   bool // now is complete, and the objects are watched
-	now     table.Sections
-	changed chan struct{} // closed when now or ready changes
+	nodestream.Server[table.Sections]
+	o       Options
+	asked   timers.Signal // sent when a stream has begun or ended
+	streams atomic.Int32
 }
 
 // New returns a handler. Run has to be called.
 func New(o Options) *Tables {
-	return &Tables{
-		o: o, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: timers.NewSignal(),
-		now: table.Sections{}, changed: make(chan struct{}),
-	}
+	t := &Tables{o: o, asked: timers.NewSignal()}
+	t.Server = nodestream.Server[table.Sections]{Subject: "the table of the ingress", Refusal: refusal, Begin: t.begin, Writer: writer}
+	return t
 }
 
 // Run watches the objects while nodes have streams, until ctx is done.
@@ -93,7 +82,7 @@ func (t *Tables) Run(ctx context.Context) {
 			return
 		case <-t.asked:
 		}
-		if t.count() > 0 {
+		if t.streams.Load() > 0 {
 			t.serve(ctx)
 		}
 	}
@@ -101,7 +90,7 @@ func (t *Tables) Run(ctx context.Context) {
 
 // serve watches the objects until there has been no stream for the time linger.
 func (t *Tables) serve(ctx context.Context) {
-	defer t.drop() // when put is not called any more
+	defer t.State.Set(nil) // when put is not called any more; the next stream waits for a new table
 	ctx, cancel := context.WithCancel(ctx)
 	o := newObjects(t.o)
 	var watching sync.WaitGroup
@@ -114,137 +103,46 @@ func (t *Tables) serve(ctx context.Context) {
 			return
 		case <-t.asked:
 		case <-time.After(linger):
-			if t.count() == 0 {
+			if t.streams.Load() == 0 {
 				return
 			}
 		}
 	}
 }
 
-func (t *Tables) count() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.streams
-}
-
 func (t *Tables) put(s table.Sections) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ready && maps.EqualFunc(s, t.now, func(a, b json.RawMessage) bool { return string(a) == string(b) }) {
-		return
-	}
-	t.now, t.ready = s, true
-	close(t.changed)
-	t.changed = make(chan struct{})
-}
-
-// drop drops the table. The next stream waits for a new one.
-func (t *Tables) drop() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.now, t.ready = table.Sections{}, false
-}
-
-func (t *Tables) current() (now table.Sections, ready bool, changed <-chan struct{}) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.now, t.ready, t.changed
-}
-
-// begin counts a stream until end is called.
-func (t *Tables) begin() (end func()) {
-	add := func(n int) {
-		t.mu.Lock()
-		t.streams += n
-		t.mu.Unlock()
-		t.asked.Send()
-	}
-	add(1)
-	return func() { add(-1) }
-}
-
-// ServeHTTP implements http.Handler. Like a watch, a stream is served without the stack of the filters that it passed.
-func (t *Tables) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if code, why := refuses(r); code != 0 {
-		http.Error(w, why, code)
-		return
-	}
-	info, _ := request.RequestInfoFrom(r.Context())
-	serve := func() {
-		metrics.RecordLongRunning(r, info, metrics.APIServerComponent, func() { t.stream(w, r) })
-	}
-	if task := routine.TaskFrom(r.Context()); task != nil {
-		task.Func = serve
-	} else {
-		serve()
+	if now, _ := t.State.Get(); now == nil || len(table.Diff(now, s)) > 0 {
+		t.State.Set(s)
 	}
 }
 
-// refuses returns why a client may not get the table, or code 0. RBAC's permission is not enough: the client has to be
-// a node.
-func refuses(r *http.Request) (code int, why string) {
-	if r.Method != http.MethodGet {
-		return http.StatusMethodNotAllowed, "the table of the ingress is read only"
-	}
-	who, ok := request.UserFrom(r.Context())
-	if !ok || !strings.HasPrefix(who.GetName(), nodePrefix) || !slices.Contains(who.GetGroups(), user.NodesGroup) {
+// refusal implements nodestream.Server. RBAC's permission is not enough: the client has to be a node.
+func refusal(client user.Info, _ *http.Request) (code int, text string) {
+	if !strings.HasPrefix(client.GetName(), nodePrefix) || !slices.Contains(client.GetGroups(), user.NodesGroup) {
 		return http.StatusForbidden, "only nodes may ask for the table of the ingress"
 	}
 	return 0, ""
 }
 
-// stream sends the table, and then its changes, until the request ends or the stream's time is over.
-func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
-	defer t.begin()()
-	flusher, ok := w.(http.Flusher)
-	if !ok {
-		http.Error(w, "this connection does not support streaming", http.StatusNotImplemented)
-		return
+// begin implements nodestream.Server. It counts a stream until end is called.
+func (t *Tables) begin(ctx context.Context) (end func(), err error) {
+	add := func(n int32) {
+		t.streams.Add(n)
+		t.asked.Send()
 	}
-	if err := t.await(r.Context()); err != nil {
-		http.Error(w, "the table of the ingress is not available on this server yet: "+err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	over := time.NewTimer(t.lasts())
-	defer over.Stop()
-	w.Header().Set("Content-Type", "application/json")
-	sent, first := table.Sections{}, true
-	for out := json.NewEncoder(w); ; {
-		now, ready, changed := t.current()
-		if !ready { // the objects are not watched any more: the node reconnects
-			return
-		}
-		changes := table.Diff(sent, now)
-		if first || len(changes) > 0 {
-			for _, c := range append(changes, table.Change{Commit: true}) {
-				if out.Encode(c) != nil { // the client has ended
-					return
-				}
-			}
-			flusher.Flush()
-			sent, first = now, false
-		}
-		select {
-		case <-r.Context().Done():
-			return
-		case <-over.C:
-			return
-		case <-changed:
-		}
-	}
+	add(1)
+	return func() { add(-1) }, t.await(ctx)
 }
 
 // await waits for a table, and for a read from the store that a majority confirms: a server that is cut off must not
 // send nodes an outdated table.
 func (t *Tables) await(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, beginWithin)
-	defer cancel()
 	if _, err := t.o.Client.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{Limit: 1}); err != nil {
 		return err
 	}
 	for {
-		_, ready, changed := t.current()
-		if ready {
+		now, changed := t.State.Get()
+		if now != nil {
 			return nil
 		}
 		select {
@@ -252,5 +150,30 @@ func (t *Tables) await(ctx context.Context) error {
 			return ctx.Err()
 		case <-changed:
 		}
+	}
+}
+
+// errUnwatched ends a stream, so that its node reconnects.
+var errUnwatched = errors.New("the objects of the ingress are not watched any more")
+
+// writer implements nodestream.Server.
+func writer(*http.Request) func(io.Writer, table.Sections) (bool, error) {
+	var sent table.Sections
+	return func(to io.Writer, now table.Sections) (written bool, err error) {
+		if now == nil {
+			return false, errUnwatched
+		}
+		changes := table.Diff(sent, now)
+		if sent != nil && len(changes) == 0 {
+			return false, nil
+		}
+		sent = now
+		out := json.NewEncoder(to)
+		for _, c := range append(changes, table.Change{Commit: true}) {
+			if err := out.Encode(c); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
 	}
 }

@@ -5,6 +5,7 @@ package ingress
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -49,16 +50,17 @@ func TestOnlyNodesMayReadIngressTables(t *testing.T) {
 		method string
 		want   int
 	}{
-		{"a node", node, http.MethodGet, 0},
+		{"a node", node, http.MethodGet, http.StatusServiceUnavailable},
 		{"a node that writes", node, http.MethodPost, http.StatusMethodNotAllowed},
 		{"an administrator, who may ask for any path", &user.DefaultInfo{Name: "admin", Groups: []string{user.SystemPrivilegedGroup}}, http.MethodGet, http.StatusForbidden},
 		{"a name like a node's", &user.DefaultInfo{Name: nodePrefix + "a", Groups: []string{user.AllAuthenticated}}, http.MethodGet, http.StatusForbidden},
 		{"the group of nodes alone", &user.DefaultInfo{Name: "a", Groups: []string{user.NodesGroup}}, http.MethodGet, http.StatusForbidden},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if code, _ := refuses(ask(t.Context(), c.who, c.method)); code != c.want {
-				t.Errorf("the answer is %d, want %d", code, c.want)
-			}
+			tables, w := New(Options{}), httptest.NewRecorder()
+			tables.Begin = func(context.Context) (func(), error) { return func() {}, errors.New("no table yet") }
+			tables.ServeHTTP(w, ask(t.Context(), c.who, c.method))
+			testenv.Equal(t, w.Code, c.want, "the answer is")
 		})
 	}
 }
@@ -74,7 +76,7 @@ func run(t *testing.T, test func(b bed)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := bed{T: t, client: fake.NewClientset()}
 		b.tables = New(Options{Client: b.client, Metadata: &metadataAPI{client: b.client}, Logger: slog.New(slog.DiscardHandler)})
-		b.tables.lasts = func() time.Duration { return time.Hour }
+		b.tables.Duration = time.Hour
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { b.tables.Run(ctx) })

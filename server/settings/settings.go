@@ -13,12 +13,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,40 +28,29 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
-	"k8s.io/apiserver/pkg/endpoints/metrics"
-	"k8s.io/apiserver/pkg/endpoints/request"
-	"k8s.io/apiserver/pkg/server/routine"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/nodestream"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-const (
-	// leastStream is the shortest duration of a stream. The longest is twice that, as with client-go's watches. After
-	// that nodes spread over servers again, and their rights are checked again.
-	leastStream = 5 * time.Minute
-	// beginWithin limits the time until a stream's first events.
-	beginWithin = 10 * time.Second
-	// readWithin limits one read of the store. readRetry is the pause after a failed one.
-	readWithin, readRetry = 5 * time.Second, 200 * time.Millisecond
-)
+// readTimeout limits one read of the store. readRetry is the pause after a failed one.
+const readTimeout, readRetry = 5 * time.Second, 200 * time.Millisecond
 
-// Settings are the settings of a cluster, and the handler of their stream.
+// Settings are the settings of a cluster, and the handler of their stream. A state's map is never changed.
 type Settings struct {
-	client kubernetes.Interface
-	may    authorizer.Authorizer
-	log    *slog.Logger
-	lasts  func() time.Duration
-	asked  timers.Signal // sent when the store has to be read
+	nodestream.Server[map[string]*line]
+	client    kubernetes.Interface
+	authorize authorizer.Authorizer
+	log       *slog.Logger
+	asked     timers.Signal // sent when the store has to be read
 
-	mu          sync.Mutex
-	now         map[string]*line
-	begun, done uint64        // numbers of the last reads of the store that have begun and ended
-	finished    chan struct{} // closed when done increases
-	changed     chan struct{} // closed when now changes
+	begun atomic.Uint64        // number of the last read of the store that has begun
+	done  timers.Value[uint64] // number of the last read that was complete
 }
 
 // line is the content of a ConfigMap, as the stream sends it.
@@ -69,14 +59,14 @@ type line struct {
 	text []byte
 }
 
-// New returns a handler that reads with client, whose reads must be linearizable. may decides which client may receive
-// which ConfigMap.
-func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logger) *Settings {
-	return &Settings{
-		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) },
-		asked: timers.NewSignal(),
-		now:   map[string]*line{}, finished: make(chan struct{}), changed: make(chan struct{}),
+// New returns a handler that reads with client, whose reads must be linearizable. authorize decides which client may
+// receive which ConfigMap.
+func New(client kubernetes.Interface, authorize authorizer.Authorizer, log *slog.Logger) *Settings {
+	s := &Settings{client: client, authorize: authorize, log: log, asked: timers.NewSignal()}
+	s.Server = nodestream.Server[map[string]*line]{Subject: "the settings stream", Refusal: s.refusal, Writer: writer,
+		Begin: func(ctx context.Context) (end func(), err error) { return func() {}, s.fresh(ctx) },
 	}
+	return s
 }
 
 // Run reads the store when the first client follows the settings, and then whenever a setting changes, until ctx is
@@ -139,12 +129,9 @@ func (s *Settings) watch(ctx context.Context, name string) {
 // poll reads all settings. Reads are sequential, and each is linearizable. So the streams never go back to an earlier
 // state, not even for a client that comes from another server.
 func (s *Settings) poll(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readWithin)
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	s.mu.Lock()
-	s.begun++
-	number := s.begun
-	s.mu.Unlock()
+	number := s.begun.Add(1)
 	names := clustersettings.Names()
 	data, errs := make([]clustersettings.Data, len(names)), make([]error, len(names))
 	var reading sync.WaitGroup
@@ -152,9 +139,9 @@ func (s *Settings) poll(ctx context.Context) error {
 		reading.Go(func() { data[i], errs[i] = s.read(ctx, name) })
 	}
 	reading.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := maps.Clone(s.now)
+	before, _ := s.State.Get()
+	now := map[string]*line{}
+	maps.Copy(now, before)
 	for i, name := range names {
 		if errs[i] != nil { // e.g. its encryption key is lost; clients still get the others
 			continue
@@ -169,17 +156,13 @@ func (s *Settings) poll(ctx context.Context) error {
 		}
 		now[name] = &line{data[i], append(text, '\n')}
 	}
-	if !maps.Equal(now, s.now) {
-		s.now = now
-		close(s.changed)
-		s.changed = make(chan struct{})
+	if !maps.Equal(now, before) {
+		s.State.Set(now)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	s.done = number
-	close(s.finished)
-	s.finished = make(chan struct{})
+	s.done.Set(number)
 	return nil
 }
 
@@ -198,118 +181,63 @@ func (s *Settings) read(ctx context.Context, name string) (clustersettings.Data,
 
 // fresh waits for a read of the store that begins after this call.
 func (s *Settings) fresh(ctx context.Context) error {
-	s.mu.Lock()
-	want := s.begun + 1
-	s.mu.Unlock()
+	wanted := s.begun.Load() + 1
 	s.asked.Send()
 	for {
-		s.mu.Lock()
-		done, finished := s.done, s.finished
-		s.mu.Unlock()
-		if done >= want {
+		done, changed := s.done.Get()
+		if done >= wanted {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-finished:
+		case <-changed:
 		}
 	}
 }
 
-// current returns the settings of the last read, and a channel that is closed when they change.
-func (s *Settings) current() (map[string]*line, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.now, s.changed
-}
-
-// ServeHTTP implements http.Handler. Like a watch, a stream is served without the stack of the filters that it passed.
-func (s *Settings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// requested returns the ConfigMaps that a request names, without those that only a later version knows.
+func requested(r *http.Request) []string {
 	names := slices.Compact(slices.Sorted(slices.Values(r.URL.Query()[clustersettings.Parameter])))
-	if code, why := s.refuses(r, names); code != 0 {
-		http.Error(w, why, code)
-		return
-	}
-	info, _ := request.RequestInfoFrom(r.Context())
-	serve := func() {
-		metrics.RecordLongRunning(r, info, metrics.APIServerComponent, func() { s.stream(w, r, names) })
-	}
-	if task := routine.TaskFrom(r.Context()); task != nil {
-		task.Func = serve
-	} else {
-		serve()
-	}
+	return slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(clustersettings.Names(), name) })
 }
 
-// refuses returns why a client may not receive some ConfigMaps, or code 0. The client must be allowed to watch each of
-// them, even if it may request Path.
-func (s *Settings) refuses(r *http.Request, names []string) (code int, why string) {
-	if r.Method != http.MethodGet {
-		return http.StatusMethodNotAllowed, "settings are read only"
-	}
-	if len(names) == 0 {
+// refusal implements nodestream.Server. The client must be allowed to watch each of the ConfigMaps, even if it may
+// request clustersettings.Path.
+func (s *Settings) refusal(client user.Info, r *http.Request) (code int, text string) {
+	if !r.URL.Query().Has(clustersettings.Parameter) {
 		return http.StatusBadRequest, "the request names no setting"
 	}
-	who, ok := request.UserFrom(r.Context())
-	if !ok {
-		return http.StatusForbidden, "the request has no user"
+	names := requested(r)
+	if len(names) == 0 {
+		return http.StatusNotFound, "this server has no such setting"
 	}
 	for _, name := range names {
-		if !slices.Contains(clustersettings.Names(), name) {
-			return http.StatusNotFound, "this server has no such setting"
-		}
-		decision, _, err := s.may.Authorize(r.Context(), authorizer.AttributesRecord{
-			User: who, Verb: "watch", Namespace: metav1.NamespaceSystem, APIVersion: "v1", Resource: "configmaps", Name: name,
+		decision, _, err := s.authorize.Authorize(r.Context(), authorizer.AttributesRecord{
+			User: client, Verb: "watch", Namespace: metav1.NamespaceSystem, APIVersion: "v1", Resource: "configmaps", Name: name,
 			ResourceRequest: true,
 		})
 		if err != nil || decision != authorizer.DecisionAllow {
-			return http.StatusForbidden, fmt.Sprintf("%s may not watch the ConfigMap %s/%s", who.GetName(), metav1.NamespaceSystem, name)
+			return http.StatusForbidden, fmt.Sprintf("%s may not watch the ConfigMap %s/%s", client.GetName(), metav1.NamespaceSystem, name)
 		}
 	}
 	return 0, ""
 }
 
-// stream sends the content of ConfigMaps, and then their changes, until the request ends or the stream's time is over.
-func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string) {
-	begin, cancel := context.WithTimeout(r.Context(), beginWithin)
-	err := s.fresh(begin)
-	cancel()
-	if err != nil {
-		http.Error(w, "the settings cannot be read from the store now", http.StatusServiceUnavailable)
-		return
-	}
-	flusher, ok := w.(http.Flusher)
-	if !ok {
-		http.Error(w, "this connection does not support streaming", http.StatusNotImplemented)
-		return
-	}
-	over := time.NewTimer(s.lasts())
-	defer over.Stop()
-	w.Header().Set("Content-Type", "application/json")
-	sent := map[string]*line{}
-	for {
-		now, changed := s.current()
-		news := false
+// writer implements nodestream.Server.
+func writer(r *http.Request) func(io.Writer, map[string]*line) (bool, error) {
+	names, sent := requested(r), map[string]*line{}
+	return func(to io.Writer, now map[string]*line) (written bool, err error) {
 		for _, name := range names {
 			l := now[name]
 			if l == sent[name] {
 				continue
 			}
-			if _, err := w.Write(l.text); err != nil { // shared by all streams: copies would be held for clients that do not read
-				return // the client has ended
+			if _, err := to.Write(l.text); err != nil { // shared by all streams: copies would be held for clients that do not read
+				return false, err
 			}
-			sent[name], news = l, true
+			sent[name], written = l, true
 		}
-		if news {
-			flusher.Flush()
-		}
-		select {
-		case <-r.Context().Done():
-			return
-		case <-over.C:
-			return
-		case <-changed:
-		}
+		return written, nil
 	}
 }
