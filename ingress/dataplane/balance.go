@@ -72,8 +72,8 @@ func (c *canary) selects(in *http.Request, from *steps) bool {
 	return c.Weight > 0 && rand.N(c.WeightTotal) < c.Weight
 }
 
-// balance returns the backend for the request, which is b or the canary. It sets x.sticky, the key that selects the
-// endpoint.
+// balance returns the backend for the request, which is b or the canary. It sets the key that selects
+// the endpoint.
 func (x *exchange) balance(r *route, b *backend) *backend {
 	p := r.policy
 	if p.Affinity != nil {
@@ -86,26 +86,14 @@ func (x *exchange) balance(r *route, b *backend) *backend {
 	}
 	switch {
 	case p.Affinity != nil:
-		if x.sticky = x.session(p.Affinity); x.sticky == "" {
-			x.sticky = crand.Text()
-			x.setSession(p.Affinity, x.sticky)
+		if x.selection.key = x.session(p.Affinity); x.selection.key == "" {
+			x.selection.key = crand.Text()
+			x.setSession(p.Affinity, x.selection.key)
 		}
 	case len(p.hashBy) > 0:
-		x.sticky, _ = x.expand(p.hashBy) // "" takes endpoints in turn
+		x.selection.key, _ = x.expand(p.hashBy) // "" takes endpoints in turn
 	}
 	return b
-}
-
-// pick returns the next endpoint to try, or nil.
-func (x *exchange) pick(set *endpointSet, tried []*endpoint) *endpoint {
-	now := time.Now()
-	switch {
-	case x.sticky == "":
-		return set.pick(tried, now)
-	case x.bound != nil && len(tried) == 0 && x.bound.take(now):
-		return x.bound
-	}
-	return set.rank(x.sticky, tried, now)
 }
 
 // rank returns the endpoint of highest, as long as no other request tries it after a failure.

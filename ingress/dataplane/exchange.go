@@ -51,8 +51,7 @@ type exchange struct {
 	release   func()      // removes the exchange from a limiter's counts; nil for none
 	granted   http.Header // of the authentication server's response
 	verified  string      // the result of the check of the client's certificate; empty where none is asked for
-	sticky    string      // the key that selects the endpoint; empty for endpoints in turn
-	bound     *endpoint   // the endpoint of the client's session, before those that sticky selects; nil for none
+	selection selection   // of the endpoint
 	cookies   []string    // of the authentication server's response, for the client
 	trailers  http.Header // of the request, as it announced them
 	began     time.Time

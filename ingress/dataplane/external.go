@@ -137,15 +137,14 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 		return x.proxy.foreignClients.RoundTrip(req)
 	}
 	var res *http.Response
-	x.ctx = ctx
-	err = x.attempt(set, func(to *endpoint) (err error) {
+	err = selection{}.attempt(set, func(to *endpoint) (err error) {
 		again := *target
 		again.Host = to.address
 		one := req.Clone(to.context(ctx))
 		one.URL = &again
 		res, err = x.proxy.http1.RoundTrip(one) //nolint:bodyclose // admit closes it
 		return err
-	})
+	}, func() bool { return ctx.Err() == nil })
 	return res, err
 }
 

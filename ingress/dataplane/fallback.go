@@ -65,7 +65,7 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 	f.backend.request.apply(h)
 	req := &http.Request{Method: method, Host: x.in.Host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	var res *http.Response
-	err := x.proxy.tries(f.backend.endpoints, func(e *endpoint) (err error) {
+	err := selection{}.attempt(f.backend.endpoints, func(e *endpoint) (err error) {
 		req.URL = &url.URL{Scheme: "http", Host: e.address, Path: "/"}
 		if f.backend.tls {
 			req.URL.Scheme = "https"

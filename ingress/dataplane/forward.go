@@ -12,13 +12,6 @@ import (
 	"sync"
 )
 
-var errNoEndpoints = errors.New("the backend has no endpoints")
-
-// dialError is a failed attempt to connect to an endpoint. No byte of the request was sent.
-type dialError struct{ error }
-
-func (e *dialError) Unwrap() error { return e.error }
-
 // forward sends the request to a backend of the route. It sends the response to the client.
 func (x *exchange) forward(r *route) {
 	b := r.choose()
@@ -55,10 +48,10 @@ func (x *exchange) forward(r *route) {
 		x.watch.rest()
 	}
 	var res *http.Response
-	err := x.attempt(b.endpoints, func(e *endpoint) (err error) {
+	err := x.selection.attempt(b.endpoints, func(e *endpoint) (err error) {
 		res, err = transport.RoundTrip(x.outgoing(e)) //nolint:bodyclose // respond closes it
 		return err
-	})
+	}, x.repeatable)
 	x.awaitInformational()
 	if err != nil {
 		x.failed(err)
@@ -67,31 +60,8 @@ func (x *exchange) forward(r *route) {
 	x.respond(res)
 }
 
-// attempt calls try for one endpoint after the other until a connection succeeds, for maxAttempts endpoints at most.
-func (x *exchange) attempt(set *endpointSet, try func(*endpoint) error) error {
-	var array [maxAttempts]*endpoint
-	tried := array[:0]
-	err := errNoEndpoints
-	for len(tried) < maxAttempts {
-		e := x.pick(set, tried)
-		if e == nil {
-			return err
-		}
-		tried = append(tried, e)
-		if err = try(e); err == nil {
-			e.connected()
-			return nil
-		}
-		var failure *dialError
-		if x.ctx.Err() != nil || !errors.As(err, &failure) {
-			return err
-		}
-		if x.body.began.Load() {
-			return err
-		}
-	}
-	return err
-}
+// repeatable reports whether the request can be sent to another endpoint: it goes on, and no part of its body was sent.
+func (x *exchange) repeatable() bool { return x.ctx.Err() == nil && !x.body.began.Load() }
 
 // failed answers a request that got no response from a backend.
 func (x *exchange) failed(err error) {

@@ -159,7 +159,7 @@ func (c *mirrored) run(ctx context.Context) {
 	if c.to.backend.endpoints == nil {
 		err = c.send(ctx, c.proxy.foreignClients, c.req.URL.Host)
 	} else {
-		err = c.proxy.tries(c.to.backend.endpoints, func(e *endpoint) error {
+		err = selection{}.attempt(c.to.backend.endpoints, func(e *endpoint) error {
 			return c.send(e.context(ctx), c.proxy.to(&c.to.backend), e.address)
 		}, func() bool { return c.body == nil || !c.body.read.Load() })
 	}
@@ -183,32 +183,6 @@ func (c *mirrored) send(ctx context.Context, by *http.Transport, address string)
 	_ = res.Body.Close()
 	if errors.Is(err, io.EOF) {
 		return nil
-	}
-	return err
-}
-
-// tries calls try for one endpoint after the other until a connection succeeds. It ends early when again returns false
-// after a failure.
-func (p *Proxy) tries(set *endpointSet, try func(*endpoint) error, again func() bool) error {
-	var tried []*endpoint
-	err := errNoEndpoints
-	for len(tried) < maxAttempts {
-		e := set.pick(tried, time.Now())
-		if e == nil {
-			return err
-		}
-		tried = append(tried, e)
-		if err = try(e); err == nil {
-			e.connected()
-			return nil
-		}
-		var failure *dialError
-		if !errors.As(err, &failure) {
-			return err
-		}
-		if !again() {
-			return err
-		}
 	}
 	return err
 }

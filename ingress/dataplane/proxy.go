@@ -61,8 +61,6 @@ const (
 	// maxFields limits the number of fields in a request's header. Short fields take ten times their length in memory.
 	maxFields         = 256
 	maxResponseHeader = 128 << 10
-	// maxAttempts limits the number of endpoints that a request tries to connect to.
-	maxAttempts = 4
 )
 
 // Proxy routes requests by its table. Its methods may be called from several goroutines.

@@ -68,14 +68,14 @@ func (x *exchange) setSession(a *table.Affinity, value string) {
 	x.cookies = append(slices.Clip(x.cookies), c.String())
 }
 
-// join returns the backend of the client's session, which is b or the canary, and sets x.bound and x.sticky. A client
+// join returns the backend of the client's session, which is b or the canary, and sets x.selection. A client
 // without a session, or whose backend or endpoint is gone, begins one.
 func (x *exchange) join(s *table.Sessions, p *policy, b *backend) *backend {
 	value := x.session(p.Affinity)
-	x.sticky = cmp.Or(value, crand.Text())
+	x.selection.key = cmp.Or(value, crand.Text())
 	if p.canary != nil && !s.Canary && p.canary.selects(x.in, &x.steps) {
 		if value == "" {
-			x.setSession(p.Affinity, x.sticky)
+			x.setSession(p.Affinity, x.selection.key)
 		}
 		return &p.canary.backend // without a change of the client's session with b
 	}
@@ -90,19 +90,19 @@ func (x *exchange) join(s *table.Sessions, p *policy, b *backend) *backend {
 	}
 	address := ""
 	if s.Persistent && b != nil && b.endpoints != nil {
-		if x.bound = b.endpoints.highest(x.sticky, nil, time.Now()); x.bound != nil {
-			address = x.bound.address
+		if x.selection.bound = b.endpoints.highest(x.selection.key, nil, time.Now()); x.selection.bound != nil {
+			address = x.selection.bound.address
 		}
 	}
-	random := x.sticky[:tagAt]
+	random := x.selection.key[:tagAt]
 	x.setSession(p.Affinity, random+tag(s, random, canary, address))
 	return b
 }
 
-// resume reports whether the client's cookie is of a session with a backend. It sets x.bound to its endpoint. canary is
+// resume reports whether the client's cookie is of a session with a backend. It binds the request to its endpoint. canary is
 // "" for the route's own backend.
 func (x *exchange) resume(s *table.Sessions, b *backend, canary string) bool {
-	random, its := x.sticky[:tagAt], x.sticky[tagAt:]
+	random, its := x.selection.key[:tagAt], x.selection.key[tagAt:]
 	if !s.Persistent {
 		return its == tag(s, random, canary, "")
 	}
@@ -111,7 +111,7 @@ func (x *exchange) resume(s *table.Sessions, b *backend, canary string) bool {
 	}
 	for _, e := range b.endpoints.all() {
 		if its == tag(s, random, canary, e.address) {
-			x.bound = e
+			x.selection.bound = e
 			return true
 		}
 	}

@@ -173,7 +173,7 @@ func (l *listener) connect(ctx context.Context, t *tunnel, hello []byte, h *host
 		}
 	}
 	var conn net.Conn
-	err := p.tries(b.endpoints, func(e *endpoint) (err error) {
+	err := selection{}.attempt(b.endpoints, func(e *endpoint) (err error) {
 		conn, err = p.dialTunnel(ctx, e)
 		return err
 	}, func() bool { return ctx.Err() == nil })

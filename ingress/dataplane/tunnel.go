@@ -41,14 +41,14 @@ func (x *exchange) forwardWebsocket(b *backend) {
 	x.out["Upgrade"] = []string{"websocket"}
 	var conn net.Conn
 	var out *http.Request
-	err := x.attempt(b.endpoints, func(e *endpoint) (err error) {
+	err := x.selection.attempt(b.endpoints, func(e *endpoint) (err error) {
 		out = x.outgoing(e)
 		conn, err = x.proxy.dialTunnel(x.ctx, e)
 		if err == nil && b.tls {
 			conn = tls.Client(conn, b.client.config())
 		}
 		return err
-	})
+	}, x.repeatable)
 	if err != nil {
 		x.failed(err)
 		return

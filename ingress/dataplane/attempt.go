@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"time"
+)
+
+// maxAttempts limits the number of endpoints that a request tries to connect to.
+const maxAttempts = 4
+
+var errNoEndpoints = errors.New("the backend has no endpoints")
+
+// dialError is a failed attempt to connect to an endpoint. No byte of the request was sent.
+type dialError struct{ error }
+
+func (e *dialError) Unwrap() error { return e.error }
+
+// selection is how a request chooses endpoints.
+type selection struct {
+	key   string    // selects the endpoint by a hash; empty for endpoints in turn
+	bound *endpoint // the endpoint of the client's session, before those that key selects; nil for none
+}
+
+// pick returns the next endpoint to try, or nil.
+func (s selection) pick(set *endpointSet, tried []*endpoint) *endpoint {
+	now := time.Now()
+	switch {
+	case s.key == "":
+		return set.pick(tried, now)
+	case s.bound != nil && len(tried) == 0 && s.bound.take(now):
+		return s.bound
+	}
+	return set.rank(s.key, tried, now)
+}
+
+// attempt calls try for one endpoint after the other until a connection succeeds, for maxAttempts endpoints at most. It
+// ends early when again returns false after a failure.
+func (s selection) attempt(set *endpointSet, try func(*endpoint) error, again func() bool) error {
+	var array [maxAttempts]*endpoint
+	tried := array[:0]
+	err := errNoEndpoints
+	for len(tried) < maxAttempts {
+		e := s.pick(set, tried)
+		if e == nil {
+			return err
+		}
+		tried = append(tried, e)
+		if err = try(e); err == nil {
+			e.connected()
+			return nil
+		}
+		var failure *dialError
+		if !errors.As(err, &failure) || !again() {
+			return err
+		}
+	}
+	return err
+}
