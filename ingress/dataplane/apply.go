@@ -44,15 +44,15 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 		case table.KindHost:
 			err = p.applyHost(next, c.Key, value, present)
 		case table.KindCertificate:
-			err = p.applyCertificate(c.Key, value, present)
+			err = p.objects.applyCertificate(c.Key, value, present)
 		case table.KindSite:
 			err = p.applySite(next, c.Key, value, present)
 		case table.KindAuthorities:
-			err = p.applyAuthorities(c.Key, value, present)
+			err = p.objects.applyAuthorities(c.Key, value, present)
 		case table.KindEndpoints:
-			err = p.applyEndpoints(c.Key, value, present)
+			err = p.objects.applyEndpoints(c.Key, value, present)
 		case table.KindUsers:
-			err = p.applyUsers(c.Key, value, present)
+			err = p.objects.applyUsers(c.Key, value, present)
 		case table.KindChallenges:
 			err = applyChallenges(next, c.Key, value, present)
 		case table.KindSessions:
@@ -73,7 +73,7 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 	}
 	p.current.Store(next.routing)
 	if next.touched {
-		p.sweep()
+		p.objects.sweep(next.routing)
 	}
 	return p.currentProblems()
 }
@@ -85,7 +85,7 @@ func (p *Proxy) applyHost(next *routingBuilder, key string, value json.RawMessag
 	case !present:
 		if ok {
 			next.remove(site, name)
-			delete(p.counted, key)
+			delete(p.objects.counted, key)
 		}
 		return nil
 	case !ok:
@@ -95,11 +95,11 @@ func (p *Proxy) applyHost(next *routingBuilder, key string, value json.RawMessag
 	if err := strict(value, &from); err != nil {
 		// A host that cannot be read may have restricted access, so it is closed.
 		err = fmt.Errorf("reading the host: %w", err)
-		next.put(&host{site: site, name: name, stats: p.statsOf(key), final: true, routes: []*route{{refused: err.Error()}}})
+		next.put(&host{site: site, name: name, stats: p.objects.statsOf(key), final: true, routes: []*route{{refused: err.Error()}}})
 		return err
 	}
-	h, err := p.compile(site, name, &from)
-	h.stats = p.statsOf(key)
+	h, err := compiler{p.objects}.compile(site, name, &from)
+	h.stats = p.objects.statsOf(key)
 	next.put(h)
 	return err
 }
@@ -111,10 +111,10 @@ func strict(value json.RawMessage, to any) error {
 	return d.Decode(to)
 }
 
-func (p *Proxy) applyCertificate(key string, value json.RawMessage, present bool) error {
-	c := p.certificate(key)
+func (o *objects) applyCertificate(key string, value json.RawMessage, present bool) error {
+	c := objectOf(o.certificates, key)
 	c.present = present
-	defer p.resetTLS(func(b *backendTLS) bool { return b.certificate == c })
+	defer o.resetTLS(func(b *backendTLS) bool { return b.certificate == c })
 	if !present {
 		c.pair.Store(nil)
 		return nil
@@ -127,8 +127,8 @@ func (p *Proxy) applyCertificate(key string, value json.RawMessage, present bool
 	return c.set(&from)
 }
 
-func (p *Proxy) applyEndpoints(key string, value json.RawMessage, present bool) error {
-	s := p.endpointSet(key)
+func (o *objects) applyEndpoints(key string, value json.RawMessage, present bool) error {
+	s := objectOf(o.endpoints, key)
 	s.present = present
 	var from table.Endpoints
 	if present {
@@ -137,7 +137,7 @@ func (p *Proxy) applyEndpoints(key string, value json.RawMessage, present bool) 
 			return fmt.Errorf("reading the endpoints: %w", err)
 		}
 	}
-	list, err := addresses(from.Addresses, p.options.Refuse)
+	list, err := addresses(from.Addresses, o.upstream.refuse)
 	s.set(list)
 	return err
 }
@@ -168,59 +168,6 @@ func (p *Proxy) applySettings(value json.RawMessage, present bool) error {
 		}
 	}
 	return problem
-}
-
-// certificate returns the certificate of a section, which need not exist yet.
-func (p *Proxy) certificate(key string) *certificate {
-	c := p.certificates[key]
-	if c == nil {
-		c = &certificate{}
-		p.certificates[key] = c
-	}
-	return c
-}
-
-// endpointSet returns the endpoint set of a section, which need not exist yet.
-func (p *Proxy) endpointSet(key string) *endpointSet {
-	s := p.endpoints[key]
-	if s == nil {
-		s = &endpointSet{}
-		p.endpoints[key] = s
-	}
-	return s
-}
-
-// sweep evicts endpoints, certificates and others that no host and no section names.
-func (p *Proxy) sweep() {
-	p.sweeps++
-	p.standard.mark = p.sweeps
-	for _, s := range p.current.Load().sites {
-		if s.clients != nil {
-			s.clients.authorities.mark = p.sweeps
-		}
-		for _, h := range s.hosts {
-			if h.certificate != nil {
-				h.certificate.mark = p.sweeps
-			}
-			if h.stream != nil {
-				h.stream.mark(p.sweeps)
-			}
-			for _, r := range h.routes {
-				r.mark(p.sweeps)
-				r.expression.marked(p.sweeps)
-				r.conditions.mark(p.sweeps)
-				if r.policy != nil {
-					r.policy.mark(p.sweeps)
-				}
-			}
-		}
-	}
-	maps.DeleteFunc(p.endpoints, func(_ string, s *endpointSet) bool { return !s.present && s.mark != p.sweeps })
-	maps.DeleteFunc(p.limiters, func(_ string, l *limiter) bool { return l.mark != p.sweeps })
-	maps.DeleteFunc(p.users, func(_ string, s *userSet) bool { return !s.present && s.mark != p.sweeps })
-	maps.DeleteFunc(p.patterns, func(_ patternKey, e *pattern) bool { return e.mark != p.sweeps })
-	p.sweepTLS()
-	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
 }
 
 // currentProblems returns the problems of all sections. It adds hosts and sites whose certificate or authorities are

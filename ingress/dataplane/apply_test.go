@@ -57,7 +57,7 @@ func TestHostsAndPathsSelectRoutes(t *testing.T) {
 	} {
 		got := ""
 		if r := routeOf(p, "s", c.host, c.path); r != nil {
-			for key, set := range p.endpoints {
+			for key, set := range p.objects.endpoints {
 				if set == r.backends[0].endpoints {
 					got = strings.TrimSuffix(strings.TrimPrefix(key, "endpoints/n/"), "/80")
 				}
@@ -96,8 +96,8 @@ func TestChangeOfEndpointsKeepsRoutes(t *testing.T) {
 		t.Errorf("the endpoints are %v", list)
 	}
 	p.Apply([]table.Change{{Key: table.HostKey("s", "a")}, {Key: service("b/").Key()}})
-	if len(p.endpoints) != 0 || len(p.current.Load().sites) != 0 {
-		t.Errorf("after all is gone %d sets and %d sites are left", len(p.endpoints), len(p.current.Load().sites))
+	if len(p.objects.endpoints) != 0 || len(p.current.Load().sites) != 0 {
+		t.Errorf("after all is gone %d sets and %d sites are left", len(p.objects.endpoints), len(p.current.Load().sites))
 	}
 }
 
@@ -137,13 +137,13 @@ func TestBadTableSectionsAreReported(t *testing.T) {
 			t.Errorf("the host %s is not closed", name)
 		}
 	}
-	if list := p.endpoints[service("b/").Key()].all(); len(list) != 1 {
+	if list := p.objects.endpoints[service("b/").Key()].all(); len(list) != 1 {
 		t.Errorf("%d endpoints, want the one that may be dialled", len(list))
 	}
 	testenv.Equal(t, len(p.current.Load().trusted), 1, "the good network of trusted proxies is lost:")
 	problems = p.Replace(table.Sections{})
-	if len(problems) != 0 || len(p.endpoints) != 0 || len(p.certificates) != 1 { // the default one
-		t.Errorf("an empty table leaves %v, %d sets, %d certificates", problems, len(p.endpoints), len(p.certificates))
+	if len(problems) != 0 || len(p.objects.endpoints) != 0 || len(p.objects.certificates) != 1 { // the default one
+		t.Errorf("an empty table leaves %v, %d sets, %d certificates", problems, len(p.objects.endpoints), len(p.objects.certificates))
 	}
 }
 

@@ -123,12 +123,9 @@ func TestGuessesAtOneTenantsDelayNoOther(t *testing.T) {
 		ingresses: []*networkingv1.Ingress{object("a/x", "coracle", auth, "a/=w"), object("b/x", "coracle", auth, "b/=w")},
 		secrets:   map[string]map[string]string{"a/s": {"auth": hash}, "b/s": {"auth": hash}},
 	}.serve(t)
-	f.mu.Lock()
-	turn := f.turns["a"]
-	f.mu.Unlock()
-	if cap(turn) != 1 {
-		t.Fatalf("%d logins of a namespace are compared at a time, want 1", cap(turn))
-	}
+	turn, leave := f.comparisons.join("login a")
+	defer leave()
+	testenv.Equal(t, cap(turn), 1, "logins of a namespace that are compared at a time:")
 	turn <- struct{}{} // one of the flood is being compared, until the other tenant's login has its answer
 	const flood = 40
 	done := make(chan struct{}, flood)

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -23,17 +22,14 @@ import (
 // neither.
 type authorities struct {
 	trusted atomic.Pointer[trustedPool] // nil while the section is absent or bad
-	// mark is the sweep that last found the authorities in use. Apply owns it.
-	mark uint64
-	// present says that the table has a section for the authorities. Apply owns it.
-	present bool
+	shared
 }
 
-func (p *Proxy) applyAuthorities(key string, value json.RawMessage, present bool) error {
-	a := p.authoritiesOf(key)
+func (o *objects) applyAuthorities(key string, value json.RawMessage, present bool) error {
+	a := objectOf(o.authorities, key)
 	a.present = present
 	a.trusted.Store(nil)
-	defer p.resetTLS(func(b *backendTLS) bool { return b.authorities == a })
+	defer o.resetTLS(func(b *backendTLS) bool { return b.authorities == a })
 	if !present {
 		return nil
 	}
@@ -57,23 +53,13 @@ func (a *authorities) pool() *x509.CertPool {
 	return nil
 }
 
-// authoritiesOf returns the authorities of a section, which need not exist yet.
-func (p *Proxy) authoritiesOf(key string) *authorities {
-	a := p.authorities[key]
-	if a == nil {
-		a = &authorities{}
-		p.authorities[key] = a
-	}
-	return a
-}
-
 // backendTLS is a compiled table.BackendTLS. Only backends with an equal table.BackendTLS share their connections.
 type backendTLS struct {
 	from        table.BackendTLS
 	authorities *authorities // nil for the system's authorities
 	certificate *certificate // of the proxy; nil for none
 	clients     atomic.Pointer[tlsClients]
-	mark        uint64 // Apply owns it
+	shared
 }
 
 // tlsClients are the clients of HTTP/1.1 and of HTTP/2.
@@ -85,43 +71,31 @@ func (c *tlsClients) closeIdle() {
 }
 
 // backendTLSOf returns the backendTLS for a table.BackendTLS. It makes one only if no equal one exists.
-func (p *Proxy) backendTLSOf(from *table.BackendTLS) *backendTLS {
+func (o *objects) backendTLSOf(from *table.BackendTLS) *backendTLS {
 	key, _ := json.Marshal(from) // a struct of texts has no errors
-	b := p.tls[string(key)]
+	b := o.tls[string(key)]
 	if b == nil {
 		b = &backendTLS{from: *from}
 		if from.Authorities != "" {
-			b.authorities = p.authoritiesOf(from.Authorities)
+			b.authorities = objectOf(o.authorities, from.Authorities)
 		}
 		if from.Certificate != "" {
-			b.certificate = p.certificate(from.Certificate)
+			b.certificate = objectOf(o.certificates, from.Certificate)
 		}
-		b.clients.Store(p.tlsClients(b.config()))
-		p.tls[string(key)] = b
+		b.clients.Store(o.upstream.tlsClients(b.config()))
+		o.tls[string(key)] = b
 	}
 	return b
 }
 
 // resetTLS gives backends new clients, so that no connection is used for longer than the certificates that it was
 // verified with. Connections with a request under way end with that request.
-func (p *Proxy) resetTLS(of func(*backendTLS) bool) {
-	for _, b := range p.tls {
+func (o *objects) resetTLS(of func(*backendTLS) bool) {
+	for _, b := range o.tls {
 		if of(b) {
-			b.clients.Swap(p.tlsClients(b.config())).closeIdle()
+			b.clients.Swap(o.upstream.tlsClients(b.config())).closeIdle()
 		}
 	}
-}
-
-// sweepTLS evicts backendTLS and authorities that no backend names.
-func (p *Proxy) sweepTLS() {
-	maps.DeleteFunc(p.tls, func(_ string, b *backendTLS) bool {
-		if b.mark == p.sweeps {
-			return false
-		}
-		b.clients.Load().closeIdle()
-		return true
-	})
-	maps.DeleteFunc(p.authorities, func(_ string, a *authorities) bool { return !a.present && a.mark != p.sweeps })
 }
 
 func (b *backendTLS) marked(sweep uint64) {

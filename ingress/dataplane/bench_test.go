@@ -68,7 +68,7 @@ func rawBackend(t testing.TB) string {
 func BenchmarkHTTP1(b *testing.B) {
 	backend := rawBackend(b)
 	stock := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: backend})
-	transport := mustNew(b).transport(false)
+	transport := mustNew(b).upstream.transport(false)
 	transport.DialContext = new(net.Dialer).DialContext
 	stock.Transport = transport
 	for name, address := range map[string]string{

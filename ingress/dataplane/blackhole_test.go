@@ -57,7 +57,7 @@ func TestBlackholeIsAvoided(t *testing.T) {
 			b := service("b")
 			b.Protocol = c.protocol
 			p := newProxy(t, Options{})
-			p.dialer.Timeout, p.tunnelDialer.Timeout = time.Second, time.Second // before anything serves
+			p.upstream.dialer.Timeout, p.upstream.tunnelDialer.Timeout = time.Second, time.Second // before anything serves
 			f := serve(t, p, [2]string{"s", "s"}, section(t, table.HostKey("s", ""), table.Host{Routes: []table.Route{
 				{Path: "/", Kind: table.PathPrefix, Backends: []table.Backend{b}, Policy: c.policy},
 			}}), section(t, b.Key(), table.Endpoints{Addresses: []string{hole, good}}))
@@ -87,9 +87,9 @@ func TestLeftDialsAreBounded(t *testing.T) {
 	for name, headers := range map[string]http.Header{"requests": {}, "websockets": {"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}} {
 		t.Run(name, func(t *testing.T) {
 			p := newProxy(t, Options{})
-			p.dialer.Timeout, p.tunnelDialer.Timeout = 10*patience, 10*patience // before anything serves
+			p.upstream.dialer.Timeout, p.upstream.tunnelDialer.Timeout = 10*patience, 10*patience // before anything serves
 			f := serve(t, p, [2]string{"s", "s"}, site(t, "", hole)...)
-			set := p.endpoints[service("b").Key()]
+			set := p.objects.endpoints[service("b").Key()]
 			ctx, cancel := context.WithCancel(context.Background())
 			var all sync.WaitGroup
 			for range 3 * maxLeft {
@@ -106,7 +106,7 @@ func TestLeftDialsAreBounded(t *testing.T) {
 			all.Wait()
 			waitUntil(t, "most attempts have ended", func() bool { return dialling(t) <= maxLeft })
 			testenv.Equal(t, set.all()[0].failed.Load(), 0, "an attempt that was cut short counts as failed at")
-			p.http1.CloseIdleConnections()
+			p.upstream.http1.CloseIdleConnections()
 			testenv.NoError(t, netlink.LinkSetDown(testenv.Must(netlink.LinkByName("hole"))(t)))
 			testenv.NoError(t, netlink.LinkSetUp(testenv.Must(netlink.LinkByName("hole"))(t)))
 		})
@@ -126,8 +126,8 @@ func TestOneRequestTriesAFailedEndpointAgain(t *testing.T) {
 	failed, now := s.all()[0], time.Unix(1_000_000, 0)
 	failed.failed.Store(now.UnixNano())
 	for by, pick := range map[string]func(time.Time) *endpoint{
-		"turns":  func(now time.Time) *endpoint { return s.pick(nil, now) },
-		"a hash": func(now time.Time) *endpoint { return s.rank(keyAt(t, s, failed), nil, now) },
+		"turns":  func(now time.Time) *endpoint { return s.nextInTurn(nil, now) },
+		"a hash": func(now time.Time) *endpoint { return s.nextByHash(keyAt(t, s, failed), nil, now) },
 	} {
 		count := func(now time.Time) (n int) {
 			for range 20 {
@@ -155,7 +155,7 @@ func keyAt(t *testing.T, s *endpointSet, e *endpoint) string {
 	was := e.failed.Swap(0)
 	defer e.failed.Store(was)
 	for key := "k"; len(key) < 100; key += "k" {
-		if s.rank(key, nil, time.Time{}) == e {
+		if s.nextByHash(key, nil, time.Time{}) == e {
 			return key
 		}
 	}

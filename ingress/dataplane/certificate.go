@@ -20,10 +20,7 @@ import (
 // certificate is one section. Hosts hold a pointer to it, so that a renewal rebuilds no host.
 type certificate struct {
 	pair atomic.Pointer[tls.Certificate] // nil while the section is absent or bad
-	// mark is the sweep that last found the certificate in use. Apply owns it.
-	mark uint64
-	// present says that the table has a section for the certificate. Apply owns it.
-	present bool
+	shared
 }
 
 // set reads the section. If the section holds no valid certificate, there is none afterwards.

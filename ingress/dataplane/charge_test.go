@@ -57,7 +57,7 @@ func TestAnnotationsWithExpressionsAreKnown(t *testing.T) {
 			p := newProxy(t, Options{})
 			changes, _ := c.changes(t)
 			p.Apply(changes)
-			for key := range p.patterns {
+			for key := range p.objects.patterns {
 				found[a.Name] = found[a.Name] || key.text == value
 			}
 		}
@@ -215,7 +215,7 @@ func TestCostlyRequestsOfOneTenantDelayNoOther(t *testing.T) {
 	}{
 		{"bad", "http://bad", "http://good", nil}, {"client 127.0.0.1", "http://shared", "http://shared", from("192.0.2.1")},
 	} {
-		place, leave := f.comparing.join(c.key)
+		place, leave := f.comparisons.join(c.key)
 		place <- struct{}{} // one of the flood is being compared
 		const flood = 20
 		done := make(chan struct{}, flood)
@@ -226,9 +226,9 @@ func TestCostlyRequestsOfOneTenantDelayNoOther(t *testing.T) {
 			}()
 		}
 		waitUntil(t, "the flood waits", func() bool {
-			f.comparing.mu.Lock()
-			defer f.comparing.mu.Unlock()
-			return f.comparing.of[c.key].users == flood+1
+			f.comparisons.mu.Lock()
+			defer f.comparisons.mu.Unlock()
+			return f.comparisons.of[c.key].users == flood+1
 		})
 		exchanged{url: c.other + path, headers: c.client, body: "w " + path}.check(t, f)
 		testenv.Equal(t, len(done), 0, "answered while one of the flood was being compared:")
@@ -237,7 +237,7 @@ func TestCostlyRequestsOfOneTenantDelayNoOther(t *testing.T) {
 		for range flood {
 			<-done
 		}
-		testenv.Equal(t, len(f.comparing.of), 0, "turns that are left over:")
+		testenv.Equal(t, len(f.comparisons.of), 0, "turns that are left over:")
 	}
 }
 
@@ -246,14 +246,14 @@ func TestWaitForTurnEnds(t *testing.T) {
 	f, _ := cluster{ingresses: []*networkingv1.Ingress{
 		object("a/x", "nginx", annotations{"use-regex": "true"}, "h~/([ab]*a){140}x=w", "h~/=w"),
 	}}.serve(t)
-	f.hashWait = time.Millisecond
-	place, leave := f.comparing.join("a")
+	f.comparisons.wait = time.Millisecond
+	place, leave := f.comparisons.join("a")
 	place <- struct{}{}
 	path := "/" + strings.Repeat("a", 1000)
 	exchanged{url: "http://h" + path, status: 503}.check(t, f)
 	<-place
 	leave()
-	f.hashWait = patience
+	f.comparisons.wait = patience
 	exchanged{url: "http://h" + path}.check(t, f)
-	testenv.Equal(t, len(f.hashing), 0, "places that are left over:")
+	testenv.Equal(t, len(f.comparisons.processors), 0, "places that are left over:")
 }

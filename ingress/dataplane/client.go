@@ -24,11 +24,11 @@ type certified struct {
 	subject     *pattern // nil for any
 }
 
-func (p *Proxy) compileClients(from *table.Clients) (*certified, error) {
-	out := &certified{Clients: from, authorities: p.authoritiesOf(from.Authorities)}
+func (c compiler) compileClients(from *table.Clients) (*certified, error) {
+	out := &certified{Clients: from, authorities: objectOf(c.authorities, from.Authorities)}
 	if from.Subject != "" {
 		var err error
-		if out.subject, err = p.patternOf(from.Subject, expression.Anywhere); err != nil {
+		if out.subject, err = c.patternOf(from.Subject, expression.Anywhere); err != nil {
 			return nil, fmt.Errorf("reading the expression for the subject of clients' certificates: %w", err)
 		}
 	}
@@ -48,41 +48,41 @@ const (
 )
 
 // certificates returns the certificates that the client sent, its own first.
-func (x *exchange) certificates() []*x509.Certificate {
-	if x.in.TLS == nil {
+func (r *request) certificates() []*x509.Certificate {
+	if r.in.TLS == nil {
 		return nil
 	}
-	return x.in.TLS.PeerCertificates
+	return r.in.TLS.PeerCertificates
 }
 
 // certify reports whether the client's certificate lets the request pass. If it does not, certify has answered the
 // request.
-func (x *exchange) certify(c *certified) bool {
+func (a *authentication) certify(c *certified) bool {
 	trusted := c.authorities.trusted.Load()
 	if trusted == nil {
-		x.answer(http.StatusServiceUnavailable,
+		a.answer(http.StatusServiceUnavailable,
 			"the authorities of clients' certificates are not known; the events of the route's object say why")
 		return false
 	}
-	all := x.certificates()
+	all := a.certificates()
 	if len(all) == 0 {
 		switch {
 		case c.Optional || c.Unverified:
-			x.verified = "NONE"
-		case x.sniMismatch():
-			x.answer(http.StatusMisdirectedRequest, "this host asks for certificates on connections of its own")
+			a.verified = "NONE"
+		case a.sniMismatch():
+			a.answer(http.StatusMisdirectedRequest, "this host asks for certificates on connections of its own")
 			return false
 		default:
-			x.uncertified(c, "a certificate is needed")
+			a.uncertified(c, "a certificate is needed")
 			return false
 		}
 	} else if err := trusted.verify(all, time.Now()); err == nil {
-		x.verified = "SUCCESS"
+		a.verified = "SUCCESS"
 	} else {
-		x.proxy.options.Logger.Debug("a client's certificate is not trusted", "host", x.in.Host, "error", err)
-		x.verified = "FAILED:" + reason(err)
+		a.proxy.options.Logger.Debug("a client's certificate is not trusted", "host", a.in.Host, "error", err)
+		a.verified = "FAILED:" + reason(err)
 		if !c.Unverified {
-			x.uncertified(c, "the certificate is not trusted")
+			a.uncertified(c, "the certificate is not trusted")
 			return false
 		}
 	}
@@ -91,9 +91,9 @@ func (x *exchange) certify(c *certified) bool {
 		if len(all) > 0 {
 			name = all[0].Subject.String()
 		}
-		fits := len(name) <= maxSubject && c.subject.compare(name, &x.steps) == matches
-		if x.steps.finish(); !fits {
-			x.answer(http.StatusForbidden, "the certificate is not one that this route lets in")
+		fits := len(name) <= maxSubject && c.subject.compare(name, &a.steps) == matches
+		if a.steps.finish(); !fits {
+			a.answer(http.StatusForbidden, "the certificate is not one that this route lets in")
 			return false
 		}
 	}
@@ -102,22 +102,22 @@ func (x *exchange) certify(c *certified) bool {
 
 // sniMismatch reports whether the connection was made for another host, for which clients are not asked for
 // certificates.
-func (x *exchange) sniMismatch() bool {
-	if x.in.TLS == nil {
+func (r *request) sniMismatch() bool {
+	if r.in.TLS == nil {
 		return false
 	}
-	s := x.routing.sites[x.listener.site]
-	name, _ := hostName(x.in.Host)
-	h := s.find(serverName(x.in.TLS))
+	s := r.routing.sites[r.listener.site]
+	name, _ := hostName(r.in.Host)
+	h := s.find(serverName(r.in.TLS))
 	return h != s.find(name) && (h == nil || !h.asks)
 }
 
-func (x *exchange) uncertified(c *certified, why string) {
+func (a *authentication) uncertified(c *certified, why string) {
 	if c.ErrorPage != "" {
-		x.redirect(http.StatusFound, c.ErrorPage)
+		a.redirect(http.StatusFound, c.ErrorPage)
 		return
 	}
-	x.answer(http.StatusBadRequest, why)
+	a.answer(http.StatusBadRequest, why)
 }
 
 // reason returns the cause of an error in a few words, without its details.
@@ -134,12 +134,12 @@ func reason(err error) string {
 
 // present sets the headers for a backend that describe the client's certificate. They replace such headers from the
 // client.
-func (c *certified) present(x *exchange, h http.Header) {
+func (c *certified) present(in *request, verified string, h http.Header) {
 	for _, name := range []string{headerVerify, headerSubject, headerIssuer, headerCert} {
 		delete(h, name)
 	}
-	h[headerVerify] = []string{x.verified}
-	all := x.certificates()
+	h[headerVerify] = []string{verified}
+	all := in.certificates()
 	if len(all) == 0 {
 		return
 	}

@@ -30,13 +30,13 @@ type condition struct {
 }
 
 // compileConditions returns nil for a route without conditions beside its path.
-func (p *Proxy) compileConditions(from *table.Route) (*conditions, error) {
+func (c compiler) compileConditions(from *table.Route) (*conditions, error) {
 	if from.Method == "" && len(from.Headers) == 0 && len(from.Query) == 0 {
 		return nil, nil //nolint:nilnil // no conditions
 	}
 	out := &conditions{method: from.Method}
-	for i, c := range slices.Concat(from.Headers, from.Query) {
-		one, err := p.compileCondition(c)
+	for i, one := range slices.Concat(from.Headers, from.Query) {
+		one, err := c.compileCondition(one)
 		if err != nil {
 			return nil, err
 		}
@@ -52,14 +52,14 @@ func (p *Proxy) compileConditions(from *table.Route) (*conditions, error) {
 	return out, nil
 }
 
-func (p *Proxy) compileCondition(from table.Condition) (condition, error) {
+func (c compiler) compileCondition(from table.Condition) (condition, error) {
 	out := condition{name: from.Name, value: from.Value}
 	if from.Name == "" {
 		return out, fmt.Errorf("a condition names no header and no parameter")
 	}
 	if from.Regex {
 		var err error
-		if out.pattern, err = p.patternOf(from.Value, expression.Whole); err != nil {
+		if out.pattern, err = c.patternOf(from.Value, expression.Whole); err != nil {
 			return out, fmt.Errorf("the value for %s is no expression: %w", from.Name, err)
 		}
 	}

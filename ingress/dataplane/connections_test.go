@@ -77,9 +77,9 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 					}
 				}
 			}
-			of := &f.limit
+			of := &f.limits.connections
 			if held == "h3" {
-				of = &f.quicLimit
+				of = &f.limits.quic
 			}
 			waitUntil(t, "all are idle", func() bool {
 				of.mu.Lock()

@@ -195,7 +195,7 @@ func (c *Control) handOver(conn *net.UnixConn) error {
 		return err
 	}
 	defer closeAll(descriptors)
-	text, err := json.Marshal(table.Response{PID: os.Getpid(), Sockets: names, Limits: c.Proxy.limits()})
+	text, err := json.Marshal(table.Response{PID: os.Getpid(), Sockets: names, Limits: c.Proxy.limits.table()})
 	if err != nil {
 		return fmt.Errorf("writing an answer to the agent: %w", err)
 	}

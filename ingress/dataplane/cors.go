@@ -13,8 +13,8 @@ import (
 
 // allowedOrigin returns the response's allowed origin for scripts of the request's origin. It returns "" for an origin
 // that the route does not allow.
-func (x *exchange) allowedOrigin(c *table.CORS) string {
-	origin := x.in.Header.Get("Origin")
+func (w *response) allowedOrigin(c *table.CORS) string {
+	origin := w.request.in.Header.Get("Origin")
 	if slices.Contains(c.Origins, "*") {
 		if c.Gateway && c.Credentials {
 			return origin // browsers take no "*" then
@@ -45,9 +45,9 @@ func (x *exchange) allowedOrigin(c *table.CORS) string {
 
 // share sets the CORS headers of a response, in place of the backend's. It reports whether the request's origin is
 // allowed.
-func (x *exchange) share(c *table.CORS) (allowed bool) {
-	h := x.w.Header()
-	to := x.allowedOrigin(c)
+func (w *response) share(c *table.CORS) (allowed bool) {
+	h := w.writer.Header()
+	to := w.allowedOrigin(c)
 	if to != "*" && !hasToken(h["Vary"], "Origin") {
 		h.Add("Vary", "Origin")
 	}
@@ -65,20 +65,20 @@ func (x *exchange) share(c *table.CORS) (allowed bool) {
 }
 
 // preflight answers a preflight request, which a browser sends before the request itself. It reports whether it did.
-func (x *exchange) preflight(c *table.CORS) bool {
-	allowed := x.share(c)
-	if x.in.Method != http.MethodOptions {
+func (w *response) preflight(c *table.CORS) bool {
+	allowed := w.share(c)
+	if w.request.in.Method != http.MethodOptions {
 		return false
 	}
-	h := x.w.Header()
-	switch method := x.in.Header.Get("Access-Control-Request-Method"); {
-	case !c.Gateway && !allowed, c.Gateway && (method == "" || x.in.Header.Get("Origin") == ""):
+	h := w.writer.Header()
+	switch method := w.request.in.Header.Get("Access-Control-Request-Method"); {
+	case !c.Gateway && !allowed, c.Gateway && (method == "" || w.request.in.Header.Get("Origin") == ""):
 		return false
 	case !allowed: // without the headers that would allow the request itself
 	default:
 		for name, value := range map[string]string{
 			"Access-Control-Allow-Methods": named(c, c.Methods, method),
-			"Access-Control-Allow-Headers": named(c, c.Headers, x.in.Header.Get("Access-Control-Request-Headers")),
+			"Access-Control-Allow-Headers": named(c, c.Headers, w.request.in.Header.Get("Access-Control-Request-Headers")),
 			"Access-Control-Max-Age":       strconv.Itoa(c.MaxAgeSeconds),
 		} {
 			if value != "" || !c.Gateway {
@@ -86,9 +86,9 @@ func (x *exchange) preflight(c *table.CORS) bool {
 			}
 		}
 	}
-	x.answering.Store(true)
-	x.status = http.StatusNoContent
-	x.w.WriteHeader(http.StatusNoContent)
+	w.answering.Store(true)
+	w.status = http.StatusNoContent
+	w.writer.WriteHeader(http.StatusNoContent)
 	return true
 }
 

@@ -67,20 +67,20 @@ func (e *endpoint) context(parent context.Context) context.Context {
 
 // dial connects to the endpoint of an endpointContext for requests. Addresses are literal, so no name is resolved. ctx
 // has the values of the request's context and not its end: http.Transport dials on.
-func (p *Proxy) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return p.dialBy(ctx, p.dialer, network, address)
+func (u *upstream) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return u.dialBy(ctx, u.dialer, network, address)
 }
 
 // dialTunnel connects to an endpoint for a tunnel. When ctx is done it returns, and the attempt goes on, as those of
 // http.Transport.
-func (p *Proxy) dialTunnel(ctx context.Context, e *endpoint) (net.Conn, error) {
+func (u *upstream) dialTunnel(ctx context.Context, e *endpoint) (net.Conn, error) {
 	type result struct {
 		conn net.Conn
 		err  error
 	}
 	done := make(chan result)
 	go func() {
-		conn, err := p.dialBy(context.WithoutCancel(e.context(ctx)), p.tunnelDialer, "tcp", e.address)
+		conn, err := u.dialBy(context.WithoutCancel(e.context(ctx)), u.tunnelDialer, "tcp", e.address)
 		select {
 		case done <- result{conn, err}:
 		case <-ctx.Done():
@@ -99,7 +99,7 @@ func (p *Proxy) dialTunnel(ctx context.Context, e *endpoint) (net.Conn, error) {
 
 // dialBy connects, and records at the endpoint whether that failed, even when the request has ended before: by a
 // time-out of its own, or because the client did not wait. Of such attempts maxLeft go on.
-func (p *Proxy) dialBy(ctx context.Context, dialer *net.Dialer, network, address string) (net.Conn, error) {
+func (u *upstream) dialBy(ctx context.Context, dialer *net.Dialer, network, address string) (net.Conn, error) {
 	to, ok := ctx.Value(endpointKey{}).(*endpointContext)
 	if !ok {
 		return nil, &dialError{errNoEndpoint}
@@ -120,7 +120,7 @@ func (p *Proxy) dialBy(ctx context.Context, dialer *net.Dialer, network, address
 		if ctx.Err() == nil {
 			e.failed.Store(time.Now().UnixNano())
 		}
-		p.stats.DialFailures.Add(1)
+		u.failures.Add(1)
 		return nil, &dialError{err}
 	}
 	e.connected()

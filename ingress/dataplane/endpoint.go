@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -51,10 +52,7 @@ func (e *endpoint) connected() {
 type endpointSet struct {
 	list atomic.Pointer[[]*endpoint]
 	next atomic.Uint32
-	// mark is the sweep that last found the set in use. Apply owns it.
-	mark uint64
-	// present says that the table has a section for the set. Apply owns it.
-	present bool
+	shared
 }
 
 // set replaces the addresses. Endpoints whose address remains keep their state.
@@ -81,9 +79,9 @@ func (s *endpointSet) all() []*endpoint {
 	return nil
 }
 
-// pick returns the next endpoint in turn that was not tried yet. An endpoint whose last connection attempt failed comes
-// only when no other is left. It returns nil when all were tried.
-func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
+// nextInTurn returns the next endpoint in turn that was not tried yet. An endpoint whose last connection attempt failed
+// comes only when no other is left. It returns nil when all were tried.
+func (s *endpointSet) nextInTurn(tried []*endpoint, now time.Time) *endpoint {
 	list := s.all()
 	if len(list) == 0 {
 		return nil
@@ -103,6 +101,49 @@ func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
 		}
 	}
 	return second
+}
+
+// nextByHash returns the endpoint of highestHash, as long as no other request tries it after a failure.
+func (s *endpointSet) nextByHash(key string, tried []*endpoint, now time.Time) *endpoint {
+	for {
+		if e := s.highestHash(key, tried, now); e == nil || e.paused(now) || e.take(now) {
+			return e
+		}
+	}
+}
+
+// highestHash returns, of the endpoints not tried yet, the one with the highest hash of its address and a key (D.
+// Thaler and C. Ravishankar, 1998: when an endpoint is removed, only its keys move). Endpoints whose last connection
+// attempt failed come after the others. It returns nil when all were tried.
+func (s *endpointSet) highestHash(key string, tried []*endpoint, now time.Time) *endpoint {
+	var best, second *endpoint
+	var bestHash, secondHash uint64
+	for _, e := range s.all() {
+		if slices.Contains(tried, e) {
+			continue
+		}
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(key + "\x00" + e.address)) // never fails
+		sum := mix(h.Sum64())
+		if !e.paused(now) {
+			if best == nil || sum > bestHash {
+				best, bestHash = e, sum
+			}
+		} else if second == nil || sum > secondHash {
+			second, secondHash = e, sum
+		}
+	}
+	if best == nil {
+		return second
+	}
+	return best
+}
+
+// mix spreads a hash over all bits (the finalizer of MurmurHash3). In FNV the last bytes of a text change few bits.
+func mix(h uint64) uint64 {
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
 }
 
 // RefuseLocal is the default of Options.Refuse. It refuses addresses that are valid only on the machine itself or on

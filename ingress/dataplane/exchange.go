@@ -6,20 +6,12 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
-	"net/textproto"
 	"net/url"
-	"strconv"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
-
-	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
 // answerTime is the time that a client may take to read a response of the proxy's own after a time-out. It is also the
@@ -34,82 +26,48 @@ var errIdle = errors.New("nothing moved for too long")
 
 // exchange is one request with its response.
 type exchange struct {
-	listener *listener
-	proxy    *Proxy
-	routing  *routing // the same during the whole request
-	w        http.ResponseWriter
-	ctl      *http.ResponseController
-	in       *http.Request
-	out      http.Header // of the request to the backend
+	request
+	response
+	authentication authentication
+	selection      selection   // of the endpoint
+	out            http.Header // of the request to the backend
 
-	stream    netip.Addr // the source that the exchange counts for as a stream, if streaming
-	streaming bool
-	expanded  int         // bytes of the request that texts of the route have repeated
-	steps     steps       // those that comparing the request with expressions may still take
-	hops      int         // the number of proxies that the request has passed
-	policy    *policy     // of the route; nil for none
-	release   func()      // removes the exchange from a limiter's counts; nil for none
-	granted   http.Header // of the authentication server's response
-	verified  string      // the result of the check of the client's certificate; empty where none is asked for
-	selection selection   // of the endpoint
-	cookies   []string    // of the authentication server's response, for the client
-	trailers  http.Header // of the request, as it announced them
-	began     time.Time
-	stats     *hostStats
-	path      cleanPath
-	peer      string // the address of the client or of the last proxy before this one
-	fromProxy bool   // peer is a trusted proxy
-	scheme    string
-	grpc      bool
-	backend   *backend // the chosen backend; nil before
-	replaced  bool     // a fallback was asked for the response
-	ends      func()   // ends the request to the fallback; nil without one
-	late      *watch   // ends an exchange that takes longer than the route allows; nil for none
-	duplex    bool     // the response may begin before the end of the request's body
+	stream         netip.Addr // the source that the exchange counts for as a stream, if streaming
+	streaming      bool
+	releaseLimiter func()  // removes the exchange from a limiter's counts; nil for none
+	policy         *policy // of the route; nil for none
+	began          time.Time
+	stats          *hostStats
+	backend        *backend // the chosen backend; nil before
+	replaced       bool     // a fallback was asked for the response
+	closeFallback  func()   // ends the request to the fallback; nil without one
 
-	ctx    context.Context // of the request to the backend
-	cancel context.CancelCauseFunc
-	body   requestBody
-	watch  watch
-	status int // the status sent to the client; 0 before
-
-	answering atomic.Bool // the header of the response has been, or is being, written
-	stalled   atomic.Bool // the client did not send its body
-	patient   atomic.Bool // time without bytes is allowed
-
-	earlyMu   sync.Mutex // held while informational responses are written
-	earlyOver bool
+	ctx     context.Context // of the request to the backend
+	cancel  context.CancelCauseFunc
+	stalled atomic.Bool // the client did not send its body
 }
 
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
-	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w,
-		ctl: http.NewResponseController(w), in: in}
-	delete(in.Header, headerProxy)
-	x.steps = x.newSteps()
-	x.peer, x.fromProxy = peer(in.RemoteAddr, x.routing.trusted)
-	x.scheme = x.clientScheme()
-	x.grpc = strings.HasPrefix(in.Header.Get("Content-Type"), "application/grpc")
-	x.body.exchange, x.body.inner = x, in.Body
-	x.body.done.Store(in.ContentLength == 0)
+	x := &exchange{began: time.Now(), stats: &h.proxy.objects.others}
+	x.request.begin(h, in)
+	x.response = response{request: &x.request, writer: w, ctl: http.NewResponseController(w)}
+	x.authentication = authentication{request: &x.request, response: &x.response}
 	return x
 }
 
-// end releases what the exchange holds. whole says that the client got a response. The rest of a body that was not read
-// to its end may take answerTime at most. Then the connection ends.
-func (x *exchange) end(whole bool) {
-	x.watch.stop()
-	if x.late != nil {
-		x.late.stop()
-	}
+// close releases what the exchange holds. whole says that the client got a response. The rest of a body that was not
+// read to its end may take answerTime at most. Then the connection ends.
+func (x *exchange) close(whole bool) {
+	x.timeouts.stop()
 	x.body.endMirrors(errMirrorCut)
-	if x.release != nil {
-		x.release()
+	if x.releaseLimiter != nil {
+		x.releaseLimiter()
 	}
 	if x.cancel != nil {
 		x.cancel(nil)
 	}
-	if x.ends != nil {
-		x.ends()
+	if x.closeFallback != nil {
+		x.closeFallback()
 	}
 	if x.in.ProtoMajor != 1 || x.body.done.Load() {
 		return
@@ -120,6 +78,53 @@ func (x *exchange) end(whole bool) {
 		// net/http discards the rest of a body otherwise. After a handler with full duplex it loses the connection when
 		// it meets the body's end.
 		_, _ = io.CopyN(io.Discard, x.in.Body, maxUnread)
+	}
+}
+
+// acquire counts the exchange for the limits of requests under way. It returns false when it has answered the request.
+// A connection of HTTP/1 has one request at a time, so the connection alone is counted.
+func (x *exchange) acquire() bool {
+	if x.hops = hopsOf(x.in.Header); x.hops >= maxHops {
+		x.answer(http.StatusLoopDetected,
+			"the request has passed too many ingress proxies: a backend or an authentication server leads back here")
+		return false
+	}
+	if len(x.in.Header) > maxFields {
+		x.answer(http.StatusRequestHeaderFieldsTooLarge, "the header of the request has too many fields")
+		return false
+	}
+	if x.in.ProtoMajor < 2 && !x.proxy.limits.memory.above(scarce) {
+		return true
+	}
+	var source netip.Addr
+	if !x.fromProxy { // a trusted proxy sends many clients' requests
+		at, _ := netip.ParseAddrPort(x.in.RemoteAddr) // net/http sets a valid address
+		source = sourceOfAddress(at.Addr().Unmap().WithZone(""))
+	}
+	if !x.proxy.limits.hasMemory(source) {
+		if x.in.ProtoMajor < 3 { // HTTP/3 has no such header
+			x.writer.Header().Set("Connection", "close")
+		}
+		x.proxy.stats.Limited.Memory.Add(1)
+		x.answer(http.StatusServiceUnavailable, "the ingress proxy has no memory left for this client")
+		return false
+	}
+	if x.in.ProtoMajor < 2 {
+		return true
+	}
+	if !x.proxy.limits.requests.acquire(source) {
+		x.proxy.stats.Limited.Requests.Add(1)
+		x.answer(http.StatusServiceUnavailable, "this client has too many requests under way")
+		return false
+	}
+	x.stream, x.streaming = source, true
+	return true
+}
+
+// releaseStream ends what acquire has counted.
+func (x *exchange) releaseStream() {
+	if x.streaming {
+		x.proxy.limits.requests.release(x.stream)
 	}
 }
 
@@ -173,7 +178,7 @@ func (x *exchange) serve() {
 	case v == undecided:
 		x.answer(http.StatusServiceUnavailable, "the path, the query or a header is too long for the expressions of the route "+
 			"that may be for it, or too many such requests wait")
-	case s.matchesDecoded(r, name, x.path.match, x):
+	case s.matchesDecoded(r, name, x.path.match, &x.request):
 		x.answer(http.StatusBadRequest, "a backend may read this path as one that is protected: send it without encoded slashes, "+
 			"backslashes and semicolons")
 	case r.refused != "":
@@ -185,47 +190,6 @@ func (x *exchange) serve() {
 	default:
 		x.forward(r)
 	}
-}
-
-// announceEnd sets Connection: close in a response's header where more of the request's body is still to come than end
-// reads. Without it a client would send, and lose, the next request on the connection.
-func (x *exchange) announceEnd(h http.Header) {
-	if !x.duplex || x.in.ProtoMajor != 1 || x.body.done.Load() {
-		return
-	}
-	if length := x.in.ContentLength; length < 0 || length-x.body.read.Load() > maxUnread {
-		h["Connection"] = []string{"close"}
-	}
-}
-
-// answer sends a short response of the proxy's own.
-func (x *exchange) answer(status int, text string) { x.answerText(status, text+"\n") }
-
-func (x *exchange) answerText(status int, text string) {
-	x.answering.Store(true)
-	x.status = status
-	h := x.w.Header()
-	if x.speaksGRPC() {
-		x.answerGRPC(grpcStatus(status), text)
-		return
-	}
-	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Length", strconv.Itoa(len(text)))
-	x.announceEnd(h)
-	x.w.WriteHeader(status)
-	_, _ = io.WriteString(x.w, text) // an error is ignored: the client has closed the connection
-}
-
-// redirect sends a redirect. The variables in a target are the client's choice, and so may the scheme be.
-func (x *exchange) redirect(status int, target string) {
-	scheme := table.SchemeOf(target)
-	if scheme != "" && scheme != "http" && scheme != "https" || strings.ContainsFunc(target, unicode.IsControl) {
-		x.answer(http.StatusBadRequest, "the redirect of this request is to no URL of http or https")
-		return
-	}
-	x.w.Header().Set("Location", target)
-	x.answer(status, "this is served at "+target)
 }
 
 // expire ends an exchange in which no byte moved. A client that has not received a header gets a response of the
@@ -249,15 +213,15 @@ func (x *exchange) expire() {
 func (x *exchange) prepare() {
 	x.ctx, x.cancel = context.WithCancelCause(x.in.Context())
 	x.ctx = httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{Got1xxResponse: x.sendInformational})
-	x.patient.Store(x.grpc)
+	x.timeouts.streams.Store(x.grpc)
 	idle := x.proxy.options.IdleTimeout
 	if x.policy != nil && x.policy.IdleSeconds > 0 {
 		idle = time.Duration(x.policy.IdleSeconds) * time.Second
 	}
-	x.watch.begin(idle, x.expire)
+	x.timeouts.idle.begin(idle, x.expire)
 	if x.policy != nil && x.policy.longest > 0 {
-		x.late = &watch{}
-		x.late.begin(x.policy.longest, x.expire)
+		x.timeouts.deadline = &watch{}
+		x.timeouts.deadline.begin(x.policy.longest, x.expire)
 	}
 
 	if x.in.ContentLength != 0 {
@@ -307,113 +271,4 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 		out.Body, out.GetBody = &x.body, x.body.again
 	}
 	return out
-}
-
-// sendInformational forwards an informational response. It does not forward 100, since net/http sends one when the
-// backend has asked for the body.
-func (x *exchange) sendInformational(code int, header textproto.MIMEHeader) error {
-	x.earlyMu.Lock()
-	defer x.earlyMu.Unlock()
-	if x.earlyOver || code == http.StatusContinue || !x.in.ProtoAtLeast(1, 1) {
-		return nil
-	}
-	h := x.w.Header()
-	altSvc := h[headerAltSvc]
-	maps.Copy(h, header)
-	removeHopByHop(h)
-	delete(h, headerAltSvc) // the backend's, as in respond
-	if altSvc != nil {
-		h[headerAltSvc] = altSvc
-	}
-	x.w.WriteHeader(code)
-	clear(h)
-	x.listener.setCommonHeaders(h, x.in)
-	x.moved()
-	return nil
-}
-
-// awaitInformational waits until no informational response can be written any more.
-func (x *exchange) awaitInformational() {
-	x.earlyMu.Lock()
-	x.earlyOver = true
-	x.earlyMu.Unlock()
-}
-
-// moved records that bytes moved, unless time without bytes is allowed.
-func (x *exchange) moved() {
-	if !x.patient.Load() {
-		x.watch.moved()
-	}
-}
-
-// requestBody is the body of a request to a backend. The transport does not close it, so that another attempt can send
-// it as long as nothing was read. net/http closes the client's body after the request.
-type requestBody struct {
-	exchange *exchange
-	inner    io.Reader
-	began    atomic.Bool
-	reading  atomic.Bool
-	done     atomic.Bool
-	failed   atomic.Bool
-	limit    int64 // in bytes; 0 for none
-	read     atomic.Int64
-	excess   atomic.Bool // the limit was exceeded
-	mirrors  []*mirrorBody
-}
-
-var errExcess = errors.New("the request's body is greater than the route allows")
-
-var errBodyBegan = errors.New("a part of the request's body has been sent already")
-
-// Read reads from the client.
-func (b *requestBody) Read(to []byte) (int, error) {
-	b.began.Store(true)
-	b.exchange.moved()
-	b.reading.Store(true)
-	n, err := b.inner.Read(to)
-	b.reading.Store(false)
-	if n > 0 {
-		b.exchange.moved()
-	}
-	b.mirror(to[:n])
-	if read := b.read.Add(int64(n)); b.limit > 0 && read > b.limit {
-		b.excess.Store(true)
-		b.failed.Store(true)
-		return 0, errExcess
-	}
-	switch {
-	case errors.Is(err, io.EOF):
-		b.done.Store(true)
-		b.endMirrors(nil)
-		removeTrailers(b.exchange.in.Trailer)
-		for name := range b.exchange.trailers {
-			b.exchange.trailers[name] = b.exchange.in.Trailer[name] // quic-go makes another map, which outgoing does not use
-		}
-	case err != nil:
-		b.failed.Store(true)
-	}
-	return n, err
-}
-
-// Close does nothing.
-func (b *requestBody) Close() error { return nil }
-
-// again is the GetBody of the request. net/http calls it before it sends the request on another connection.
-func (b *requestBody) again() (io.ReadCloser, error) {
-	if b.began.Load() {
-		return nil, errBodyBegan
-	}
-	return b, nil
-}
-
-// removeTrailers removes trailers that a client may not send, since some backends add trailers to the headers.
-func removeTrailers(h http.Header) {
-	removeHopByHop(h)
-	removeUnderscores(h)
-	delete(h, headerProxy)
-	for name := range h {
-		if forwarding(name) {
-			delete(h, name)
-		}
-	}
 }

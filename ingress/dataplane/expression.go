@@ -9,7 +9,7 @@ import (
 // pattern is a compiled expression. All routes with the same text share it.
 type pattern struct {
 	expression.Pattern
-	mark uint64
+	shared
 }
 
 // patternKey identifies a pattern.
@@ -19,9 +19,9 @@ type patternKey struct {
 }
 
 // patternOf returns the pattern of a text. The caller holds mu.
-func (p *Proxy) patternOf(text string, form expression.Form) (*pattern, error) {
+func (o *objects) patternOf(text string, form expression.Form) (*pattern, error) {
 	key := patternKey{text, form}
-	if have := p.patterns[key]; have != nil {
+	if have := o.patterns[key]; have != nil {
 		return have, nil
 	}
 	var e expression.Expression
@@ -36,7 +36,7 @@ func (p *Proxy) patternOf(text string, form expression.Form) (*pattern, error) {
 	if out.Pattern, err = e.Compile(); err != nil {
 		return nil, err //nolint:wrapcheck // as above
 	}
-	p.patterns[key] = out
+	o.patterns[key] = out
 	return out, nil
 }
 

@@ -9,12 +9,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/textproto"
 	"net/url"
 	"strings"
 
-	"github.com/coracle-k8s/coracle/ingress/outside"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
@@ -30,7 +28,7 @@ type external struct {
 	sent                  *modification
 }
 
-func (p *Proxy) compileExternal(from *table.External) (*external, error) {
+func (c compiler) compileExternal(from *table.External) (*external, error) {
 	out := &external{method: from.Method, self: from.Self, always: from.AlwaysSetCookie}
 	out.method = cmp.Or(out.method, http.MethodGet)
 	redirect := from.RequestRedirect
@@ -55,69 +53,57 @@ func (p *Proxy) compileExternal(from *table.External) (*external, error) {
 		return nil, err
 	}
 	if from.Backend != nil {
-		out.endpoints = p.endpointSet(from.Backend.Key())
+		out.endpoints = objectOf(c.endpoints, from.Backend.Key())
 	}
 	return out, nil
 }
 
-// outside makes the client for servers outside of the cluster. Each address that a name resolves to is checked when it
-// is dialled.
-func (p *Proxy) outside() *http.Transport {
-	t := p.transport(false)
-	t.Protocols.SetHTTP2(true)
-	dialer := outside.Dialer(p.options.DialTimeout, func(a netip.Addr) bool {
-		return p.options.Refuse(a) || within(a.String(), p.current.Load().cluster)
-	})
-	t.DialContext, t.MaxIdleConnsPerHost = dialer.DialContext, 32
-	return t
-}
-
-// admit asks the server of external authentication. It returns false when it has answered the request.
-func (x *exchange) admit(r *route) bool {
+// askServer asks the server of external authentication. It returns false when it has answered the request.
+func (a *authentication) askServer(r *route) bool {
 	e := r.policy.external
-	ctx, cancel := context.WithTimeout(x.in.Context(), x.proxy.options.IdleTimeout)
+	ctx, cancel := context.WithTimeout(a.in.Context(), a.proxy.options.IdleTimeout)
 	defer cancel()
-	res, err := x.ask(ctx, r)
+	res, err := a.ask(ctx, r)
 	if err != nil {
-		if x.in.Context().Err() != nil {
+		if a.in.Context().Err() != nil {
 			panic(http.ErrAbortHandler) // the client has closed the connection
 		}
-		x.proxy.options.Logger.Debug("external authentication failed", "host", x.in.Host, "error", err)
-		x.answer(http.StatusInternalServerError, "the authentication server could not be asked")
+		a.proxy.options.Logger.Debug("external authentication failed", "host", a.in.Host, "error", err)
+		a.answer(http.StatusInternalServerError, "the authentication server could not be asked")
 		return false
 	}
 	_, _ = io.CopyN(io.Discard, res.Body, maxUnread)
 	_ = res.Body.Close()
-	x.cookies = res.Header["Set-Cookie"]
+	a.cookies = res.Header["Set-Cookie"]
 	switch {
 	case res.StatusCode/100 == 2:
-		x.granted = res.Header
+		a.granted = res.Header
 		return true
 	case res.StatusCode == http.StatusUnauthorized && len(e.signIn) > 0:
-		x.addCookies()
-		if target, ok := x.expand(e.signIn); ok {
-			x.redirect(http.StatusFound, target)
+		a.addCookies()
+		if target, ok := a.expand(e.signIn); ok {
+			a.redirect(http.StatusFound, target)
 		} else {
-			x.tooLong()
+			a.tooLong()
 		}
 	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden:
 		if v := res.Header["Www-Authenticate"]; len(v) > 0 {
-			x.w.Header()["Www-Authenticate"] = v
+			a.writer.Header()["Www-Authenticate"] = v
 		}
 		if e.always {
-			x.addCookies()
+			a.addCookies()
 		}
-		x.answer(res.StatusCode, "the authentication server does not let this request in")
+		a.answer(res.StatusCode, "the authentication server does not let this request in")
 	default:
-		x.answer(http.StatusInternalServerError, "the authentication server failed")
+		a.answer(http.StatusInternalServerError, "the authentication server failed")
 	}
 	return false
 }
 
 // ask sends the request to the server and returns its response. A redirect is returned, not followed.
-func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
+func (a *authentication) ask(ctx context.Context, r *route) (*http.Response, error) {
 	e := r.policy.external
-	text, ok := x.expand(e.url)
+	text, ok := a.expand(e.url)
 	if !ok {
 		return nil, errors.New("the URL of external authentication repeats too much of the request")
 	}
@@ -127,14 +113,14 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 	}
 	set := e.endpoints
 	if e.self {
-		if set, err = x.ownEndpoints(r, target); err != nil {
+		if set, err = a.ownEndpoints(r, target); err != nil {
 			return nil, err
 		}
 	}
-	req := (&http.Request{Method: e.method, URL: target, Host: target.Host, Header: x.question(e), Proto: "HTTP/1.1", ProtoMajor: 1,
+	req := (&http.Request{Method: e.method, URL: target, Host: target.Host, Header: a.question(e), Proto: "HTTP/1.1", ProtoMajor: 1,
 		ProtoMinor: 1}).WithContext(ctx)
 	if set == nil {
-		return x.proxy.foreignClients.RoundTrip(req)
+		return a.proxy.upstream.outside.RoundTrip(req)
 	}
 	var res *http.Response
 	err = selection{}.attempt(set, func(to *endpoint) (err error) {
@@ -142,7 +128,7 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 		again.Host = to.address
 		one := req.Clone(to.context(ctx))
 		one.URL = &again
-		res, err = x.proxy.http1.RoundTrip(one) //nolint:bodyclose // admit closes it
+		res, err = a.proxy.upstream.http1.RoundTrip(one) //nolint:bodyclose // askServer closes it
 		return err
 	}, func() bool { return ctx.Err() == nil })
 	return res, err
@@ -150,14 +136,14 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 
 // ownEndpoints returns the endpoints of the route, of the request's own host, that serves the URL. Only a route of an
 // object in the same namespace may decide about access, since a client chooses the host that it names.
-func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error) {
+func (a *authentication) ownEndpoints(r *route, target *url.URL) (*endpointSet, error) {
 	path, err := normalise(target.EscapedPath())
 	if err != nil {
 		return nil, err
 	}
-	name, _ := hostName(x.in.Host)
-	from := x.newSteps()
-	found, v := x.routing.sites[x.listener.site].route(name, path.match, x.in, &from)
+	name, _ := hostName(a.in.Host)
+	from := a.newSteps()
+	found, v := a.routing.sites[a.listener.site].route(name, path.match, a.in, &from)
 	from.finish()
 	switch {
 	case v != matches || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 ||
@@ -172,32 +158,24 @@ func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error)
 }
 
 // question returns the header of the request to the server.
-func (x *exchange) question(e *external) http.Header {
-	h := x.in.Header.Clone()
+func (a *authentication) question(e *external) http.Header {
+	h := a.in.Header.Clone()
 	removeHopByHop(h)
 	removeUnderscores(h)
 	for _, name := range []string{"Host", "Content-Length", "Expect", "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since",
 		"If-Unmodified-Since"} {
 		delete(h, name)
 	}
-	x.forwarded(h)
-	redirect, _ := x.expand(e.redirect) // "" where it is too long
+	a.forwarded(h)
+	redirect, _ := a.expand(e.redirect) // "" where it is too long
 	for name, value := range map[string]string{
-		"X-Original-Url": x.scheme + "://" + x.in.Host + x.requestURI(), "X-Original-Method": x.in.Method,
+		"X-Original-Url": a.scheme + "://" + a.in.Host + a.requestURI(), "X-Original-Method": a.in.Method,
 		"X-Auth-Request-Redirect": redirect, "X-Sent-From": "nginx-ingress-controller", // some servers check for it
 	} {
 		h[name] = []string{value}
 	}
 	e.sent.apply(h)
 	return h
-}
-
-// addCookies adds the authentication server's cookies to the response for the client.
-func (x *exchange) addCookies() {
-	if len(x.cookies) > 0 {
-		h := x.w.Header()
-		h["Set-Cookie"] = append(h["Set-Cookie"], x.cookies...)
-	}
 }
 
 // changeResponseHeaders sets the CORS headers and the authentication server's cookies in a backend's response.
@@ -216,10 +194,10 @@ func (x *exchange) changeResponseHeaders(status int) {
 }
 
 // grant copies the headers of the authentication server's response into the request, in place of the client's own.
-func (x *exchange) grant(h http.Header) {
-	for _, name := range x.policy.external.headers {
+func (a *authentication) grant(e *external, h http.Header) {
+	for _, name := range e.headers {
 		delete(h, name)
-		if v := x.granted[name]; len(v) > 0 && strings.Join(v, "") != "" {
+		if v := a.granted[name]; len(v) > 0 && strings.Join(v, "") != "" {
 			h[name] = v
 		}
 	}

@@ -20,13 +20,13 @@ type fallback struct {
 	headers *modification
 }
 
-func (p *Proxy) compileFallback(from *table.Fallback) (*fallback, error) {
+func (c compiler) compileFallback(from *table.Fallback) (*fallback, error) {
 	out := &fallback{Fallback: from}
 	var err error
 	if out.headers, err = compileHeaders(&table.Headers{Set: from.Headers}, true); err != nil {
 		return nil, err
 	}
-	if out.backend, err = p.compileBackend(from.Backend); err == nil && out.backend.invalid {
+	if out.backend, err = c.compileBackend(from.Backend); err == nil && out.backend.invalid {
 		err = fmt.Errorf("the fallback cannot be used: %s", from.Backend.Invalid)
 	}
 	return out, err
@@ -52,7 +52,7 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 	}
 	x.replaced = true // once
 	ctx, cancel := context.WithTimeout(x.in.Context(), x.proxy.options.IdleTimeout)
-	x.ends = cancel
+	x.closeFallback = cancel
 	method := http.MethodGet
 	if x.in.Method == http.MethodHead {
 		method = http.MethodHead
@@ -61,7 +61,7 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 	for _, name := range bodyHeaders {
 		delete(h, name)
 	}
-	x.explain(f, h, status)
+	f.explain(&x.request, h, status)
 	f.backend.request.apply(h)
 	req := &http.Request{Method: method, Host: x.in.Host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	var res *http.Response
@@ -70,7 +70,7 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 		if f.backend.tls {
 			req.URL.Scheme = "https"
 		}
-		res, err = x.proxy.to(&f.backend).RoundTrip(req.WithContext(e.context(ctx))) //nolint:bodyclose // respond closes it
+		res, err = x.proxy.upstream.client(&f.backend).RoundTrip(req.WithContext(e.context(ctx))) //nolint:bodyclose // respond closes it
 		return err
 	}, func() bool { return ctx.Err() == nil })
 	if err != nil {
@@ -81,10 +81,10 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 }
 
 // explain sets the headers of a request to the fallback that describe the failure.
-func (x *exchange) explain(f *fallback, h http.Header, status int) {
+func (f *fallback) explain(in *request, h http.Header, status int) {
 	h["X-Code"] = []string{strconv.Itoa(status)}
-	h["X-Format"] = []string{x.in.Header.Get("Accept")}
-	h["X-Original-Uri"] = []string{x.requestURI()}
+	h["X-Format"] = []string{in.in.Header.Get("Accept")}
+	h["X-Original-Uri"] = []string{in.requestURI()}
 	f.headers.apply(h)
 }
 

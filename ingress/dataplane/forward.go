@@ -16,7 +16,7 @@ import (
 func (x *exchange) forward(r *route) {
 	b := r.choose()
 	if x.policy != nil {
-		b = x.balance(r, b)
+		b = x.selection.balance(&x.request, &x.response, r, b)
 		if x.policy.fallback != nil {
 			b = x.policy.fallback.choose(b)
 		}
@@ -33,7 +33,7 @@ func (x *exchange) forward(r *route) {
 	websocket := x.isWebsocket() // before prepare removes the headers that say so
 	x.prepare()
 	if x.policy != nil && x.policy.fallback != nil && b == &x.policy.fallback.backend {
-		x.explain(x.policy.fallback, x.out, http.StatusServiceUnavailable)
+		x.policy.fallback.explain(&x.request, x.out, http.StatusServiceUnavailable)
 	}
 	if x.policy != nil && !websocket {
 		x.mirror()
@@ -43,9 +43,9 @@ func (x *exchange) forward(r *route) {
 		x.forwardWebsocket(b)
 		return
 	}
-	transport := x.proxy.to(b)
+	transport := x.proxy.upstream.client(b)
 	if x.grpc {
-		x.watch.rest()
+		x.timeouts.idle.rest()
 	}
 	var res *http.Response
 	err := x.selection.attempt(b.endpoints, func(e *endpoint) (err error) {
@@ -69,7 +69,7 @@ func (x *exchange) failed(err error) {
 	case x.stalled.Load():
 		x.answer(http.StatusRequestTimeout, "the body of the request did not arrive in time")
 	case errors.Is(context.Cause(x.ctx), errIdle):
-		x.own(http.StatusGatewayTimeout, "the backend did not answer in time")
+		x.answerOrFallback(http.StatusGatewayTimeout, "the backend did not answer in time")
 	case x.in.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client has closed the connection
 	case x.body.excess.Load():
@@ -77,16 +77,16 @@ func (x *exchange) failed(err error) {
 	case x.body.failed.Load():
 		x.answer(http.StatusBadRequest, "the body of the request could not be read")
 	case errors.Is(err, errNoEndpoints):
-		x.own(http.StatusServiceUnavailable, "the backend has no endpoints")
+		x.answerOrFallback(http.StatusServiceUnavailable, "the backend has no endpoints")
 	default:
 		x.proxy.options.Logger.Debug("a backend failed", "site", x.listener.site, "host", x.in.Host, "error", err)
-		x.own(http.StatusBadGateway, "the backend could not be reached or sent no valid response")
+		x.answerOrFallback(http.StatusBadGateway, "the backend could not be reached or sent no valid response")
 	}
 }
 
-// own answers a request that got no response from a backend. Where there is a fallback for the status, its response is
-// sent.
-func (x *exchange) own(status int, text string) {
+// answerOrFallback answers a request that got no response from a backend. Where there is a fallback for the status, its
+// response is sent.
+func (x *exchange) answerOrFallback(status int, text string) {
 	if res := x.replace(status, true); res != nil {
 		x.respond(res)
 		return
@@ -115,10 +115,10 @@ func (x *exchange) respond(res *http.Response) {
 	}
 	removeHopByHop(res.Header)
 	delete(res.Header, headerAltSvc) // it is valid for all of the host, which other backends and other tenants may share
-	h := x.w.Header()
+	h := x.writer.Header()
 	maps.Copy(h, res.Header)
 	if x.policy != nil {
-		x.policy.rewriteAnswer(x, h)
+		x.policy.rewriteResponse(&x.request, h)
 		x.policy.response.apply(h)
 	}
 	x.backend.response.apply(h)
@@ -136,13 +136,13 @@ func (x *exchange) respond(res *http.Response) {
 		delete(h, "Content-Length") // HTTP/1.1 has trailers only after chunks
 	}
 	if strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
-		x.patient.Store(true)
+		x.timeouts.streams.Store(true)
 	}
 	x.answering.Store(true)
-	x.watch.moved()
+	x.timeouts.idle.moved()
 	x.status = res.StatusCode
 	x.announceEnd(h)
-	x.w.WriteHeader(res.StatusCode)
+	x.writer.WriteHeader(res.StatusCode)
 	if res.Body != http.NoBody {
 		x.copy(res)
 	}
@@ -171,7 +171,7 @@ var (
 // copy sends the body. It sends each piece as soon as it is read.
 func (x *exchange) copy(res *http.Response) {
 	var buf []byte
-	if x.patient.Load() || x.proxy.budget.above(plenty) {
+	if x.timeouts.streams.Load() || x.proxy.limits.memory.above(plenty) {
 		b := smallBuffers.Get().(*smallBuffer)
 		defer smallBuffers.Put(b)
 		buf = b[:]
@@ -185,19 +185,19 @@ func (x *exchange) copy(res *http.Response) {
 		x.flush()
 	}
 	for {
-		if x.patient.Load() {
-			x.watch.rest()
+		if x.timeouts.streams.Load() {
+			x.timeouts.idle.rest()
 		}
 		n, err := res.Body.Read(buf)
 		if n > 0 {
-			x.watch.moved() // from here the client has to read, however long the backend sent nothing
-			if _, err := x.w.Write(buf[:n]); err != nil {
+			x.timeouts.idle.moved() // from here the client has to read, however long the backend sent nothing
+			if _, err := x.writer.Write(buf[:n]); err != nil {
 				panic(http.ErrAbortHandler)
 			}
 			if left -= int64(n); left != 0 && err == nil {
 				x.flush()
 			}
-			x.watch.moved()
+			x.timeouts.idle.moved()
 		}
 		if errors.Is(err, io.EOF) {
 			return
@@ -205,11 +205,5 @@ func (x *exchange) copy(res *http.Response) {
 		if err != nil {
 			panic(http.ErrAbortHandler) // so that the client sees that the response is incomplete
 		}
-	}
-}
-
-func (x *exchange) flush() {
-	if err := x.ctl.Flush(); err != nil {
-		panic(http.ErrAbortHandler)
 	}
 }

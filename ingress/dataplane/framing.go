@@ -22,7 +22,7 @@ func (x *exchange) framed() bool {
 	case len(in.TransferEncoding) == 0:
 		return true
 	}
-	header, whole := headerOf(x.w, in)
+	header, whole := headerOf(x.writer, in)
 	two := false
 	for line := range bytes.Lines(header) {
 		name, _, _ := bytes.Cut(line, []byte(":"))
@@ -32,7 +32,7 @@ func (x *exchange) framed() bool {
 		return true
 	}
 	in.Close = true // for the headers of all responses
-	x.listener.setCommonHeaders(x.w.Header(), in)
+	x.listener.setCommonHeaders(x.writer.Header(), in)
 	if two {
 		x.answer(http.StatusBadRequest, "the request states the length of its body in two ways")
 	}

@@ -83,7 +83,7 @@ func TestMirrorsGetCopies(t *testing.T) {
 			testenv.True(t, strings.HasSuffix(got, want), "a mirror gets %q, want %q", got, want)
 		}
 	}
-	waitUntil(t, "nothing is held", func() bool { return f.mirrors.Load() == 0 && f.mirrorMemory.Load() == 0 })
+	waitUntil(t, "nothing is held", func() bool { return f.mirrors.open.Load() == 0 && f.mirrors.memory.Load() == 0 })
 	testenv.Equal(t, f.Stats().MirrorsDropped.Load()+f.Stats().MirrorsFailed.Load(), 0, "mirrored requests were dropped or failed:")
 }
 
@@ -96,7 +96,7 @@ func TestMirrorsGetTheirShare(t *testing.T) {
 	for range 100 {
 		get(t, c, "http://a/")
 	}
-	waitUntil(t, "all are sent", func() bool { return f.mirrors.Load() == 0 })
+	waitUntil(t, "all are sent", func() bool { return f.mirrors.open.Load() == 0 })
 	if n := len(got); n < 18 || n > 22 {
 		t.Errorf("%d of 100 requests are mirrored, want a fifth", n)
 	}
@@ -130,8 +130,8 @@ func TestStuckMirrorsCostNothing(t *testing.T) {
 		if got := body(t, res); got != "b /new/" {
 			t.Fatalf("the answer is %q", got)
 		}
-		sizes = append(sizes, f.mirrorMemory.Load())
-		if n := f.mirrors.Load(); n > maxMirrors {
+		sizes = append(sizes, f.mirrors.memory.Load())
+		if n := f.mirrors.open.Load(); n > maxMirrors {
 			t.Fatalf("%d mirrored requests are under way", n)
 		}
 	}
@@ -144,7 +144,7 @@ func TestStuckMirrorsCostNothing(t *testing.T) {
 	if took := time.Since(begin); took > patience {
 		t.Errorf("the drain waited %v for mirrors", took)
 	}
-	if n, held := f.mirrors.Load(), f.mirrorMemory.Load(); n != 0 || held != 0 {
+	if n, held := f.mirrors.open.Load(), f.mirrors.memory.Load(); n != 0 || held != 0 {
 		t.Errorf("%d mirrored requests with %d bytes are left", n, held)
 	}
 }

@@ -423,8 +423,8 @@ func TestBackendsCertificatesAreVerified(t *testing.T) {
 	check("verified", "nobody to abc.example.com by HTTP/1")
 	check("own", "another to abc.example.com by HTTP/1")
 	f.Apply([]table.Change{{Key: table.HostKey("s", "")}, {Key: goodKey}})
-	if n := len(f.tls) + len(f.authorities); n != 2 { // those that have sections
-		t.Errorf("%d clients and %d authorities are left", len(f.tls), len(f.authorities))
+	if n := len(f.objects.tls) + len(f.objects.authorities); n != 2 { // those that have sections
+		t.Errorf("%d clients and %d authorities are left", len(f.objects.tls), len(f.objects.authorities))
 	}
 }
 

@@ -31,21 +31,21 @@ func grpcStatus(status int) int {
 
 // speaksGRPC reports whether the client reads errors in gRPC's form. Clients of gRPC-Web, which may use HTTP/1.1, read
 // errors in HTTP's form.
-func (x *exchange) speaksGRPC() bool {
-	if !x.grpc || x.in.ProtoMajor < 2 {
+func (r *request) speaksGRPC() bool {
+	if !r.grpc || r.in.ProtoMajor < 2 {
 		return false
 	}
-	rest := strings.TrimPrefix(x.in.Header.Get("Content-Type"), "application/grpc")
+	rest := strings.TrimPrefix(r.in.Header.Get("Content-Type"), "application/grpc")
 	return rest == "" || rest[0] == '+' || rest[0] == ';'
 }
 
 // answerGRPC sends an error of the proxy's own in gRPC's form: trailers without a response before them.
-func (x *exchange) answerGRPC(status int, text string) {
-	h := x.w.Header()
+func (w *response) answerGRPC(status int, text string) {
+	h := w.writer.Header()
 	h["Content-Type"] = []string{"application/grpc"}
 	h["Grpc-Status"] = []string{strconv.Itoa(status)}
 	h["Grpc-Message"] = []string{grpcMessage(text)}
-	x.w.WriteHeader(http.StatusOK)
+	w.writer.WriteHeader(http.StatusOK)
 }
 
 // grpcMessage escapes characters that a status message may not hold.
@@ -63,13 +63,13 @@ func grpcMessage(text string) string {
 }
 
 // answerInvalid answers a request for which a backend was chosen that cannot be used.
-func (x *exchange) answerInvalid() {
+func (w *response) answerInvalid() {
 	const text = "the backend of this route cannot be used; the status of its object says why"
-	if x.speaksGRPC() {
-		x.answering.Store(true)
-		x.status = http.StatusInternalServerError
-		x.answerGRPC(grpcUnavailable, text)
+	if w.request.speaksGRPC() {
+		w.answering.Store(true)
+		w.status = http.StatusInternalServerError
+		w.answerGRPC(grpcUnavailable, text)
 		return
 	}
-	x.answer(http.StatusInternalServerError, text)
+	w.answer(http.StatusInternalServerError, text)
 }

@@ -58,7 +58,7 @@ func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Cha
 func newFixtureOfMemory(t testing.TB, o Options, most int64, used func() int64, changes ...table.Change) *fixture {
 	t.Helper()
 	p := newProxy(t, o)
-	p.budget.most, p.budget.read, p.budget.collect = most, used, func() {} // before anything serves
+	p.limits.memory.most, p.limits.memory.read, p.limits.memory.collect = most, used, func() {} // before anything serves
 	return serve(t, p, [2]string{"s", "s"}, changes...)
 }
 
@@ -71,7 +71,7 @@ func newProxy(t testing.TB, o Options) *Proxy {
 	o.HeaderTimeout, o.DialTimeout = patience, patience
 	o.Refuse = func(netip.Addr) bool { return false } // backends of tests are on loopback
 	p := testenv.Must(New(o))(t)
-	p.hashWait = patience
+	p.comparisons.wait = patience
 	return p
 }
 
@@ -110,13 +110,13 @@ func serve(t testing.TB, p *Proxy, sites [2]string, changes ...table.Change) *fi
 		for range 3 {
 			testenv.Check(t, <-ended, "Serve")
 		}
-		p.http1.CloseIdleConnections()
-		p.h2c.CloseIdleConnections()
+		p.upstream.http1.CloseIdleConnections()
+		p.upstream.h2c.CloseIdleConnections()
 	}
 	t.Cleanup(f.stop)
 	// Until then HTTP/3 is not announced.
 	p.mu.Lock()
-	sockets := &p.alternative("s").sockets
+	sockets := &objectOf(p.alternatives, "s").sockets
 	p.mu.Unlock()
 	waitUntil(t, "HTTP/3 is served", func() bool { return sockets.Load() > 0 })
 	return f

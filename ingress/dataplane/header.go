@@ -118,9 +118,9 @@ func hopsOf(h http.Header) int {
 }
 
 // forwarded sets the headers about forwarding. It keeps such headers of the peer only when the peer is trusted.
-func (x *exchange) forwarded(h http.Header) {
+func (r *request) forwarded(h http.Header) {
 	var said []string
-	if x.fromProxy {
+	if r.fromProxy {
 		said = h["X-Forwarded-For"]
 	} else {
 		for name := range h {
@@ -129,12 +129,12 @@ func (x *exchange) forwarded(h http.Header) {
 			}
 		}
 	}
-	list := x.peer
+	list := r.peer
 	if len(said) > 0 {
-		list = strings.Join(said, ", ") + ", " + x.peer
+		list = strings.Join(said, ", ") + ", " + r.peer
 	}
 	// The six headers share one allocation.
-	values := [...]string{list, realIP(list, x.routing.trusted), x.scheme, x.in.Host, x.port(), strconv.Itoa(x.hops + 1)}
+	values := [...]string{list, realIP(list, r.routing.trusted), r.scheme, r.in.Host, r.port(), strconv.Itoa(r.hops + 1)}
 	h[hopsHeader] = values[5:6:6]
 	h["X-Forwarded-For"] = values[0:1:1]
 	h["X-Real-Ip"] = values[1:2:2]
@@ -159,32 +159,32 @@ func realIP(list string, trusted []netip.Prefix) string {
 }
 
 // client returns the address of the client. It uses X-Forwarded-For only from trusted peers.
-func (x *exchange) client() string {
-	if x.fromProxy {
-		if said := x.in.Header["X-Forwarded-For"]; len(said) > 0 {
-			return realIP(strings.Join(said, ", ")+", "+x.peer, x.routing.trusted)
+func (r *request) client() string {
+	if r.fromProxy {
+		if said := r.in.Header["X-Forwarded-For"]; len(said) > 0 {
+			return realIP(strings.Join(said, ", ")+", "+r.peer, r.routing.trusted)
 		}
 	}
-	return x.peer
+	return r.peer
 }
 
 // proxiedPort returns the port at which the client connected to a proxy, by the PROXY protocol. It returns "" where the
 // proxy names none.
-func (x *exchange) proxiedPort() string {
-	if !x.routing.proxied {
+func (r *request) proxiedPort() string {
+	if !r.routing.proxied {
 		return ""
 	}
-	to, _ := x.in.Context().Value(http.LocalAddrContextKey).(proxiedTo)
+	to, _ := r.in.Context().Value(http.LocalAddrContextKey).(proxiedTo)
 	return to.port
 }
 
 // port returns the port at which the client connected: the one that a proxy names by the PROXY protocol, else that of
 // the Gateway's listener, else 80 or 443. Where a trusted peer names the scheme of another listener, it is that
 // scheme's.
-func (x *exchange) port() string {
-	secure := x.scheme == "https"
-	to := x.proxiedPort()
-	if _, listens, gateway := strings.Cut(x.listener.site, ":"); to == "" && gateway && secure == x.listener.secure {
+func (r *request) port() string {
+	secure := r.scheme == "https"
+	to := r.proxiedPort()
+	if _, listens, gateway := strings.Cut(r.listener.site, ":"); to == "" && gateway && secure == r.listener.secure {
 		to = listens[strings.LastIndexByte(listens, ':')+1:] // table.GatewaySite
 	}
 	switch {
@@ -198,13 +198,13 @@ func (x *exchange) port() string {
 
 // clientScheme returns the scheme of the client's URL: the connection's, unless a trusted peer names another. A proxy
 // that received the connection at port 443 has ended TLS.
-func (x *exchange) clientScheme() string {
-	if x.fromProxy {
-		if said := x.in.Header["X-Forwarded-Proto"]; len(said) == 1 && (said[0] == "https" || said[0] == "http") {
+func (r *request) clientScheme() string {
+	if r.fromProxy {
+		if said := r.in.Header["X-Forwarded-Proto"]; len(said) == 1 && (said[0] == "https" || said[0] == "http") {
 			return said[0]
 		}
 	}
-	if x.listener.secure || x.proxiedPort() == "443" {
+	if r.listener.secure || r.proxiedPort() == "443" {
 		return "https"
 	}
 	return "http"

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -69,22 +70,12 @@ func (a *alternative) header() []string {
 	return nil
 }
 
-// alternative returns the alternative of a site. It must be called with p.mu held.
-func (p *Proxy) alternative(site string) *alternative {
-	a := p.alternatives[site]
-	if a == nil {
-		a = &alternative{}
-		p.alternatives[site] = a
-	}
-	return a
-}
-
 func (p *Proxy) applyHTTP3(key string, value json.RawMessage, present bool) error {
 	site, ok := table.HTTP3SiteOf(key)
 	if !ok {
 		return fmt.Errorf("%q is not the key of a site's HTTP/3", key)
 	}
-	a := p.alternative(site)
+	a := objectOf(p.alternatives, site)
 	a.value.Store(nil)
 	if !present {
 		return nil
@@ -139,10 +130,10 @@ type quicConnection struct {
 	source  netip.Addr
 	counted []*counted // by the limits for HTTP/3 and for all connections
 
-	mu     sync.Mutex
-	served int // requests under way
-	idle   *time.Timer
-	after  time.Duration
+	mu       sync.Mutex
+	served   int // requests under way
+	idle     *time.Timer
+	idleTime time.Duration
 }
 
 // begin and end are called around each request.
@@ -160,7 +151,7 @@ func (c *quicConnection) end() {
 	defer c.mu.Unlock()
 	if c.served--; c.served == 0 {
 		c.work(false)
-		c.idle.Reset(c.after)
+		c.idle.Reset(c.idleTime)
 	}
 }
 
@@ -204,7 +195,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	p.mu.Unlock()
 	transport := &quic.Transport{
 		Conn: &quicSocket{conn, ipv4.NewPacketConn(conn), p}, ConnectionIDGenerator: mark, ConnContext: p.admitQUIC,
-		VerifySourceAddress: func(net.Addr) bool { return p.handshakes.Load() >= freeHandshakes },
+		VerifySourceAddress: func(net.Addr) bool { return p.handshakes.open.Load() >= freeHandshakes },
 	}
 	if len(key) > 0 { // so that the next process can tell clients that a killed process' connection ended
 		reset, token := quic.StatelessResetKey(derive(key, resetPurpose(conn.LocalAddr()))), quic.TokenGeneratorKey(derive(key, "token"))
@@ -230,7 +221,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 		if errors.Is(context.Cause(ctx), ErrHandedOver) {
 			within = p.options.HeaderTimeout // none takes longer (quicConfig), and new ones go to the next process
 		}
-		p.awaitHandshakes(within)
+		p.handshakes.await(within)
 		_ = l.Close() // it refuses handshakes that are under way
 		h.ended(<-done)
 	}
@@ -241,14 +232,20 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	return err
 }
 
-// awaitHandshakes waits until no handshake is under way, for the given time at most.
-func (p *Proxy) awaitHandshakes(within time.Duration) {
+// handshakes counts the QUIC handshakes under way.
+type handshakes struct {
+	open atomic.Int64
+	none timers.Signal // open has become 0
+}
+
+// await waits until no handshake is under way, for the given time at most.
+func (h *handshakes) await(within time.Duration) {
 	longest := time.NewTimer(within)
 	defer longest.Stop()
-	defer p.noHandshake.Send() // wakes the process' other sockets
-	for p.handshakes.Load() > 0 {
+	defer h.none.Send() // wakes the process' other sockets
+	for h.open.Load() > 0 {
 		select {
-		case <-p.noHandshake:
+		case <-h.none:
 		case <-longest.C:
 			return
 		}
@@ -288,7 +285,7 @@ func (p *Proxy) quicConfig() *quic.Config {
 	busy := config.Clone()
 	busy.MaxIncomingStreams = fewStreams
 	config.GetConfigForClient = func(client *quic.ClientInfo) (*quic.Config, error) {
-		if p.quicLimit.exceeds(sourceOf(client.RemoteAddr), freeConnections) {
+		if p.limits.quic.exceeds(sourceOf(client.RemoteAddr), freeConnections) {
 			return busy, nil
 		}
 		return config, nil
@@ -310,20 +307,20 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 		}
 		source = netip.Addr{} // many clients' connections
 	}
-	one := p.admit(&p.quicLimit, source)
+	one := p.limits.admit(&p.limits.quic, source)
 	if one == nil {
 		return nil, errManyConnections
 	}
-	other := p.admit(&p.limit, source)
+	other := p.limits.admit(&p.limits.connections, source)
 	if other == nil {
 		one.gone()
 		return nil, errManyConnections
 	}
-	p.handshakes.Add(1)
+	p.handshakes.open.Add(1)
 	p.stats.Connections.Add(1)
 	s := &quicHandshake{source: source, counted: []*counted{one, other}, done: func() {
-		if p.handshakes.Add(-1) == 0 {
-			p.noHandshake.Send()
+		if p.handshakes.open.Add(-1) == 0 {
+			p.handshakes.none.Send()
 		}
 	}}
 	context.AfterFunc(ctx, func() {
@@ -337,7 +334,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 
 // quicConnected is called after a connection's handshake.
 func (p *Proxy) quicConnected(ctx context.Context, conn *quic.Conn) context.Context {
-	c := &quicConnection{conn: conn, after: p.options.KeepAlive}
+	c := &quicConnection{conn: conn, idleTime: p.options.KeepAlive}
 	if s, ok := ctx.Value(handshakeKey{}).(*quicHandshake); ok {
 		s.finished()
 		c.source, c.counted = s.source, s.counted
@@ -346,15 +343,15 @@ func (p *Proxy) quicConnected(ctx context.Context, conn *quic.Conn) context.Cont
 		one.quic = true
 		one.opened(func() { c.close(http3.ErrCodeNoError, "the ingress proxy needs the connection for another client") })
 	}
-	p.quicLimit.mu.Lock()
-	p.quicOpen[c] = struct{}{}
-	p.quicLimit.mu.Unlock()
-	c.idle = time.AfterFunc(c.after, func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle") })
+	p.limits.quic.mu.Lock()
+	p.limits.quicOpen[c] = struct{}{}
+	p.limits.quic.mu.Unlock()
+	c.idle = time.AfterFunc(c.idleTime, func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle") })
 	context.AfterFunc(ctx, func() {
 		c.idle.Stop()
-		p.quicLimit.mu.Lock()
-		delete(p.quicOpen, c)
-		p.quicLimit.mu.Unlock()
+		p.limits.quic.mu.Lock()
+		delete(p.limits.quicOpen, c)
+		p.limits.quic.mu.Unlock()
 	})
 	return context.WithValue(ctx, connectionKey{}, c)
 }
@@ -370,47 +367,13 @@ type quicSocket struct {
 // ReadBatch implements the interface by which quic-go reads packets.
 func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
 	n, err := s.batches.ReadBatch(packets, flags)
-	if s.proxy.budget.needs(short) {
-		s.proxy.shedQUIC()
+	if s.proxy.limits.memory.needs(short) {
+		s.proxy.limits.shedQUIC()
 	}
 	return n, err
-}
-
-// shedQUIC closes some connections of the source that has most of those with quicHeld bytes received. The memory that
-// they hold is unknown: a stream whose header does not end takes 50 KB, and a stream that was not accepted is counted
-// nowhere.
-func (p *Proxy) shedQUIC() {
-	now := time.Now().UnixNano()
-	if last := p.quicShedAt.Load(); now < last+int64(readEvery) || !p.quicShedAt.CompareAndSwap(last, now) {
-		return
-	}
-	for _, c := range p.heaviestQUIC() {
-		p.stats.Refused.Add(1)
-		p.stats.Limited.Memory.Add(1)
-		c.close(http3.ErrCodeExcessiveLoad, "no memory is left")
-	}
 }
 
 // close closes the connection, without waiting for that.
 func (c *quicConnection) close(code http3.ErrCode, why string) {
 	go func() { _ = c.conn.CloseWithError(quic.ApplicationErrorCode(code), why) }()
-}
-
-// heaviestQUIC returns an eighth, plus one, of the connections with quicHeld bytes received, of the source with most of
-// them.
-func (p *Proxy) heaviestQUIC() (out []*quicConnection) {
-	p.quicLimit.mu.Lock()
-	defer p.quicLimit.mu.Unlock()
-	of := map[netip.Addr][]*quicConnection{}
-	for c := range p.quicOpen {
-		if c.conn.ConnectionStats().BytesReceived >= quicHeld {
-			of[c.source] = append(of[c.source], c)
-		}
-	}
-	for _, all := range of {
-		if len(all) > len(out) {
-			out = all
-		}
-	}
-	return out[:min(len(out), len(out)/8+1)]
 }

@@ -93,9 +93,9 @@ func TestHTTP3EndsGracefully(t *testing.T) {
 	testenv.Equal(t, <-answer, "done", "the request that was under way ended with")
 	testenv.Check(t, <-ended)
 	waitUntil(t, "no connection is left and none counts", func() bool { // contexts end in goroutines of their own
-		p.limit.mu.Lock()
-		defer p.limit.mu.Unlock()
-		return p.Stats().Connections.Load() == 0 && p.limit.all == 0
+		p.limits.connections.mu.Lock()
+		defer p.limits.connections.mu.Unlock()
+		return p.Stats().Connections.Load() == 0 && p.limits.connections.all == 0
 	})
 }
 
@@ -130,20 +130,20 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 	_, err := dialQUIC(t, f.http3)
 	var refused *quic.TransportError
 	testenv.False(t, !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused, "a connection beyond the limit: %v", err)
-	f.limit.mu.Lock()
-	counted := f.limit.all
-	f.limit.mu.Unlock()
+	f.limits.connections.mu.Lock()
+	counted := f.limits.connections.all
+	f.limits.connections.mu.Unlock()
 	if counted != 2 || f.stats.Refused.Load() == 0 { // each packet counts of those that begin a connection
 		t.Errorf("%d connections count, %d were refused", counted, f.stats.Refused.Load())
 	}
 	_ = held[0].Transport.(*http3.Transport).Close()
 	waitUntil(t, "the limit has room again", func() bool {
-		f.limit.mu.Lock()
-		defer f.limit.mu.Unlock()
-		return f.limit.all == 1
+		f.limits.connections.mu.Lock()
+		defer f.limits.connections.mu.Unlock()
+		return f.limits.connections.all == 1
 	})
 	testenv.Check(t, testenv.Err(dialQUIC(t, f.http3)))
-	waitUntil(t, "no handshake is under way", func() bool { return f.handshakes.Load() == 0 })
+	waitUntil(t, "no handshake is under way", func() bool { return f.handshakes.open.Load() == 0 })
 }
 
 // TestHTTP3ConnectionWithoutRequestsEnds: whatever streams the client opens.
@@ -167,11 +167,11 @@ func TestHTTP3ConnectionWithoutRequestsEnds(t *testing.T) {
 // TestHTTP3ClientsProveTheirAddressUnderLoad: and are served then.
 func TestHTTP3ClientsProveTheirAddressUnderLoad(t *testing.T) {
 	f := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
-	f.handshakes.Store(freeHandshakes)
+	f.handshakes.open.Store(freeHandshakes)
 	if status, _ := get(t, client(t, f.http3, "h3"), "https://a.example"); status != http.StatusOK {
 		t.Errorf("answered with %d", status)
 	}
-	testenv.Equal(t, f.handshakes.Load(), freeHandshakes, "handshakes are under way:")
+	testenv.Equal(t, f.handshakes.open.Load(), freeHandshakes, "handshakes are under way:")
 	// A client that does not answer takes no connection.
 	conn := listenUDP(t)
 	to := testenv.Must(net.ResolveUDPAddr("udp", f.http3))(t)
@@ -308,7 +308,7 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 		t.Errorf("with memory it is answered with %d", status)
 	}
 	used.Store(2000)
-	waitUntil(t, "no memory is left", func() bool { return p.budget.above(none) })
+	waitUntil(t, "no memory is left", func() bool { return p.limits.memory.above(none) })
 	if status, _ := get(t, c, "https://a.example"); status != http.StatusServiceUnavailable {
 		t.Errorf("without memory it is answered with %d", status)
 	}
@@ -343,9 +343,9 @@ func TestHTTP3ConnectionsAreShed(t *testing.T) {
 		t.Errorf("the connection ended with %v", err)
 	}
 	waitUntil(t, "the connection is forgotten", func() bool {
-		p.quicLimit.mu.Lock()
-		defer p.quicLimit.mu.Unlock()
-		return len(p.quicOpen) == 1
+		p.limits.quic.mu.Lock()
+		defer p.limits.quic.mu.Unlock()
+		return len(p.limits.quicOpen) == 1
 	})
 }
 

@@ -3,15 +3,16 @@
 package dataplane
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 )
 
-// limit limits the requests under way of clients that may have several on one connection, in total and for each source,
-// as connections does with connections.
-type limit struct {
+// requestLimit limits the requests under way of clients that may have several on one connection, in total and for each
+// source, as connections does with connections.
+type requestLimit struct {
 	most int
 
 	mu  sync.Mutex
@@ -20,43 +21,35 @@ type limit struct {
 }
 
 // acquire counts a request. It returns false when there are too many. An invalid source has no limit of its own.
-func (l *limit) acquire(source netip.Addr) bool {
+func (l *requestLimit) acquire(source netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all >= l.most || !l.add(source) {
+	if l.all >= l.most || l.of[source] >= max(1, l.most/2) {
 		return false
+	}
+	if source.IsValid() {
+		l.of[source]++
 	}
 	l.all++
 	return true
 }
 
-// add counts a request for its source. The caller holds mu.
-func (l *limit) add(source netip.Addr) bool {
-	if !source.IsValid() {
-		return true
-	}
-	if l.of[source] >= max(1, l.most/2) {
-		return false
-	}
-	l.of[source]++
-	return true
-}
-
-func (l *limit) give(source netip.Addr) {
+// release stops counting a request.
+func (l *requestLimit) release(source netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.remove(source)
-}
-
-// remove subtracts a request from the counts. The caller holds mu.
-func (l *limit) remove(source netip.Addr) {
 	l.all--
-	if !source.IsValid() {
-		return
-	}
-	if l.of[source]--; l.of[source] == 0 {
+	if l.of[source] > 1 {
+		l.of[source]--
+	} else {
 		delete(l.of, source)
 	}
+}
+
+func (l *requestLimit) count(source netip.Addr) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.of[source]
 }
 
 // sourceOf returns the source that a connection counts for.
@@ -97,7 +90,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if trusted {
 			source = netip.Addr{} // many clients' connections
 		}
-		c := l.proxy.admit(&l.proxy.limit, source)
+		c := l.proxy.limits.admit(&l.proxy.limits.connections, source)
 		if c == nil {
 			_ = conn.Close()
 			continue
@@ -113,24 +106,6 @@ func (l *limitListener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit counts a new connection of a source, which may close another one. It returns nil for one that is refused.
-func (p *Proxy) admit(to *connections, source netip.Addr) *counted {
-	if !p.hasMemory(source) {
-		p.stats.Refused.Add(1)
-		p.stats.Limited.Memory.Add(1)
-		return nil
-	}
-	c, cut := to.acquire(source)
-	if cut != nil || c == nil {
-		p.stats.Refused.Add(1)
-		p.stats.Limited.Connections.Add(1)
-	}
-	if cut != nil {
-		cut()
-	}
-	return c
-}
-
 // countedTCP gives tunnels the methods of a TCP connection beyond net.Conn.
 type countedTCP struct {
 	*net.TCPConn
@@ -144,6 +119,32 @@ func (l *limitListener) opened(conn *net.TCPConn, c *counted) *countedTCP {
 	out := &countedTCP{TCPConn: conn, counted: c, proxy: l.proxy, plain: l.plain}
 	c.opened(func() { _ = out.Close() })
 	return out
+}
+
+// errMemory ends a connection on which more is received while no memory is left.
+var errMemory = errors.New("the process has no memory left for this client")
+
+// Read implements net.Conn. It checks the memory, since bodies of HTTP/2 are received before a handler reads them, and
+// headers before there is a request.
+// Empty lines before the first request of a connection without TLS are left out.
+func (c *countedTCP) Read(to []byte) (int, error) {
+	n, err := c.TCPConn.Read(to)
+	if !c.began.Load() {
+		if c.plain {
+			n, err = dropEmptyLines(to, n, err, c.TCPConn.Read)
+		}
+		c.began.Store(true)
+		c.works(true)
+	}
+	if p := c.proxy; err == nil && p.limits.memory.above(short) && p.limits.memory.needs(short) {
+		if p.limits.exceedsShare(c.address()) || p.limits.memory.above(none) && p.limits.memory.needs(none) {
+			p.stats.Limited.Memory.Add(1)
+			_ = c.Close() // net/http forgets an error of the first read, in which it looks for HTTP/2
+			return 0, errMemory
+		}
+		p.limits.shed() // many sources may have little each
+	}
+	return n, err
 }
 
 // Close closes the connection and stops counting it.

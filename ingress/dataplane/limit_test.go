@@ -65,9 +65,9 @@ func TestConnectionsAreBounded(t *testing.T) {
 	testenv.Equal(t, f.Stats().Refused.Load(), 1, "are counted as refused:")
 	_ = first.Close()
 	waitUntil(t, "the limit has room again", func() bool {
-		f.limit.mu.Lock()
-		defer f.limit.mu.Unlock()
-		return f.limit.all == 1
+		f.limits.connections.mu.Lock()
+		defer f.limits.connections.mu.Unlock()
+		return f.limits.connections.all == 1
 	})
 	dialWebsocket(t, f, true, "")
 }

@@ -37,7 +37,7 @@ func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 	f := newFixtureOfMemory(t, Options{MaxConnections: 160}, 16<<20, used.Load, site(t, "", backend)...)
 	level := func(sixteenths int64) {
 		used.Store(sixteenths<<20 + 1)
-		f.budget.next.Store(0)
+		f.limits.memory.readAt.Store(0)
 	}
 	const much, little = "127.0.0.2", "127.0.0.3"
 	var greedy []net.Conn
@@ -91,7 +91,7 @@ func TestHeadersOfManySourcesMakeRoom(t *testing.T) {
 	waitUntil(t, "all are counted", func() bool { return f.stats.Connections.Load() == 40 })
 	used.Store(none << 20)
 	waitUntil(t, "some are closed", func() bool {
-		f.budget.next.Store(0)
+		f.limits.memory.readAt.Store(0)
 		for _, conn := range all {
 			_, _ = io.WriteString(conn, "a") // some are closed
 		}
@@ -109,8 +109,8 @@ func TestNothingIsReceivedWithoutMemory(t *testing.T) {
 	testenv.Must(io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nX-A: "))(t)
 	waitUntil(t, "it is counted", func() bool { return f.stats.Connections.Load() == 1 })
 	used.Store((none + 1) << 20)
-	f.budget.next.Store(0)
-	f.shedAt.Store(time.Now().Add(time.Hour).UnixNano()) // nothing is shed
+	f.limits.memory.readAt.Store(0)
+	f.limits.shedAt.Store(time.Now().Add(time.Hour).UnixNano()) // nothing is shed
 	testenv.Must(io.WriteString(conn, "a"))(t)
 	waitUntil(t, "it is closed", func() bool { return f.stats.Connections.Load() == 0 })
 }
@@ -169,9 +169,9 @@ func TestGarbageIsNotNeeded(t *testing.T) {
 	const most = 512 << 20
 	var other atomic.Int64 // bytes in use beside this process'
 	f := newFixtureOfMemory(t, Options{MaxConnections: 32}, most, func() int64 { return other.Load() + runtimeMemory() }, site(t, "", backend)...)
-	f.budget.mu.Lock()
-	f.budget.collect = runtime.GC
-	f.budget.mu.Unlock()
+	f.limits.memory.mu.Lock()
+	f.limits.memory.collect = runtime.GC
+	f.limits.memory.mu.Unlock()
 	for range 4 { // more than a sixteenth
 		dialFrom(t, "127.0.0.2", f.http)
 	}
@@ -180,10 +180,10 @@ func TestGarbageIsNotNeeded(t *testing.T) {
 	burst := make([]byte, 64<<20)
 	other.Store(most/16*12 - runtimeMemory()) // twelve sixteenths are in use, two of them by burst
 	served := func() bool {
-		f.budget.next.Store(0)
-		f.budget.mu.Lock()
-		f.budget.nextCollect = time.Time{}
-		f.budget.mu.Unlock()
+		f.limits.memory.readAt.Store(0)
+		f.limits.memory.mu.Lock()
+		f.limits.memory.nextCollect = time.Time{}
+		f.limits.memory.mu.Unlock()
 		c := clientAt(t, "127.0.0.2", f.http, "http1")
 		res, err := c.Get("http://a/")
 		if err == nil {
@@ -203,7 +203,7 @@ func TestGarbageIsCollectedAtTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var collected time.Duration
 		took := 10 * time.Millisecond
-		m := &memory{most: 1600, read: func() int64 { return 1600 }, collect: func() {
+		m := &memoryBudget{most: 1600, read: func() int64 { return 1600 }, collect: func() {
 			time.Sleep(took) // fake time
 			collected += took
 		}}

@@ -43,27 +43,26 @@ func (s *hostStats) read(site, name string) table.HostStats {
 	return out
 }
 
-// statsOf returns the counters of a host. Once there are MaxCountedHosts, further hosts share p.others. It must be
-// called with p.mu held.
-func (p *Proxy) statsOf(key string) *hostStats {
-	s := p.counted[key]
+// statsOf returns the counters of a host. Once there are MaxCountedHosts, further hosts share o.others.
+func (o *objects) statsOf(key string) *hostStats {
+	s := o.counted[key]
 	switch {
 	case s != nil:
 		return s
-	case len(p.counted) >= table.MaxCountedHosts:
-		return &p.others
+	case len(o.counted) >= table.MaxCountedHosts:
+		return &o.others
 	}
 	s = &hostStats{}
-	p.counted[key] = s
+	o.counted[key] = s
 	return s
 }
 
 // statsOf returns the counters of the host that a request is for.
-func (x *exchange) statsOf(s *siteRoutes, name string) *hostStats {
+func (r *request) statsOf(s *siteRoutes, name string) *hostStats {
 	if h := s.find(name); h != nil && h.stats != nil {
 		return h.stats
 	}
-	return &x.proxy.others
+	return &r.proxy.objects.others
 }
 
 // Report returns the current counters.
@@ -78,11 +77,11 @@ func (p *Proxy) Report() *table.Stats {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for key, s := range p.counted {
+	for key, s := range p.objects.counted {
 		site, name, _ := table.HostOf(key)
 		out.Hosts = append(out.Hosts, s.read(site, name))
 	}
 	slices.SortFunc(out.Hosts, func(a, b table.HostStats) int { return strings.Compare(a.Site+"/"+a.Host, b.Site+"/"+b.Host) })
-	out.Hosts = append(out.Hosts, p.others.read("", table.OtherHosts))
+	out.Hosts = append(out.Hosts, p.objects.others.read("", table.OtherHosts))
 	return out
 }

@@ -34,6 +34,12 @@ var (
 	errMirrorLag = errors.New("the mirror takes the request's body too slowly")
 )
 
+// mirrors counts what all mirrors of a proxy have.
+type mirrors struct {
+	open   atomic.Int64 // mirrored requests under way
+	memory atomic.Int64 // bytes of their bodies that are held
+}
+
 // mirror is a compiled table.Mirror.
 type mirror struct {
 	backend                backend       // without endpoints for a URL outside of the cluster
@@ -44,7 +50,7 @@ type mirror struct {
 	open                   atomic.Int64
 }
 
-func (p *Proxy) compileMirror(from *table.Mirror) (*mirror, error) {
+func (c compiler) compileMirror(from *table.Mirror) (*mirror, error) {
 	if from.Numerator < 0 || from.Denominator < 1 {
 		return nil, fmt.Errorf("%d of %d requests cannot be mirrored", from.Numerator, from.Denominator)
 	}
@@ -58,7 +64,7 @@ func (p *Proxy) compileMirror(from *table.Mirror) (*mirror, error) {
 		out.backend.request, err = compileHeaders(from.Backend.RequestHeaders, true)
 		return out, err
 	}
-	out.backend, err = p.compileBackend(from.Backend)
+	out.backend, err = c.compileBackend(from.Backend)
 	return out, err
 }
 
@@ -68,8 +74,8 @@ func (x *exchange) mirror() {
 		if m.backend.invalid || spread(&m.turn, m.denominator) >= m.numerator {
 			continue
 		}
-		open, all := m.open.Add(1), x.proxy.mirrors.Add(1)
-		c := x.copyFor(m)
+		open, all := m.open.Add(1), x.proxy.mirrors.open.Add(1)
+		c := m.copyOf(x)
 		if c.req == nil || open > maxMirrors/2 || all > maxMirrors || !x.listener.mirror(c.run) {
 			x.proxy.stats.MirrorsDropped.Add(1)
 			c.end()
@@ -100,7 +106,8 @@ type mirrored struct {
 	body  *mirrorBody // nil for a request without a body
 }
 
-func (x *exchange) copyFor(m *mirror) *mirrored {
+// copyOf makes a copy of a request.
+func (m *mirror) copyOf(x *exchange) *mirrored {
 	c := &mirrored{proxy: x.proxy, to: m}
 	c.req = &http.Request{
 		Method: x.in.Method, Host: x.in.Host, Header: x.out.Clone(), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -127,7 +134,7 @@ func (x *exchange) copyFor(m *mirror) *mirrored {
 	if m.noBody {
 		delete(c.req.Header, "Content-Length")
 	} else if x.in.ContentLength != 0 {
-		c.body = &mirrorBody{proxy: x.proxy}
+		c.body = &mirrorBody{all: &x.proxy.mirrors}
 		c.body.filled.L = &c.body.mu
 		c.req.Body, c.req.ContentLength = c.body, x.in.ContentLength
 	}
@@ -140,7 +147,7 @@ func (c *mirrored) end() {
 		c.body.discard()
 	}
 	c.to.open.Add(-1)
-	c.proxy.mirrors.Add(-1)
+	c.proxy.mirrors.open.Add(-1)
 }
 
 // run sends the copy and discards the response. It ends at the latest when no byte of the body was received for
@@ -157,10 +164,10 @@ func (c *mirrored) run(ctx context.Context) {
 	}
 	var err error
 	if c.to.backend.endpoints == nil {
-		err = c.send(ctx, c.proxy.foreignClients, c.req.URL.Host)
+		err = c.send(ctx, c.proxy.upstream.outside, c.req.URL.Host)
 	} else {
 		err = selection{}.attempt(c.to.backend.endpoints, func(e *endpoint) error {
-			return c.send(e.context(ctx), c.proxy.to(&c.to.backend), e.address)
+			return c.send(e.context(ctx), c.proxy.upstream.client(&c.to.backend), e.address)
 		}, func() bool { return c.body == nil || !c.body.read.Load() })
 	}
 	if err != nil {
@@ -190,8 +197,8 @@ func (c *mirrored) send(ctx context.Context, by *http.Transport, address string)
 // mirrorBody is the copy of a request's body, filled while the client sends it. It holds the bytes that the mirror has
 // not read yet.
 type mirrorBody struct {
-	proxy *Proxy
-	read  atomic.Bool // the mirror has begun to read the body
+	all  *mirrors
+	read atomic.Bool // the mirror has begun to read the body
 
 	mu     sync.Mutex
 	filled sync.Cond
@@ -219,7 +226,7 @@ func (b *mirrorBody) write(piece []byte) {
 		return
 	}
 	b.held.Write(piece)
-	if b.proxy.mirrorMemory.Add(int64(len(piece))) > maxMirrorMemory {
+	if b.all.memory.Add(int64(len(piece))) > maxMirrorMemory {
 		b.stop(errMirrorLag)
 		return
 	}
@@ -251,7 +258,7 @@ func (b *mirrorBody) stop(cause error) {
 }
 
 func (b *mirrorBody) drop() {
-	b.proxy.mirrorMemory.Add(-int64(b.held.Len()))
+	b.all.memory.Add(-int64(b.held.Len()))
 	b.held = bytes.Buffer{}
 }
 
@@ -267,7 +274,7 @@ func (b *mirrorBody) Read(to []byte) (int, error) {
 		b.filled.Wait()
 	}
 	n, _ := b.held.Read(to)
-	b.proxy.mirrorMemory.Add(-int64(n))
+	b.all.memory.Add(-int64(n))
 	return n, nil
 }
 

@@ -95,7 +95,7 @@ func TestRankMovesFewKeys(t *testing.T) {
 	before, count := map[string]string{}, map[string]int{}
 	for i := range 1000 {
 		key := fmt.Sprint(i)
-		before[key] = s.rank(key, nil, now).address
+		before[key] = s.nextByHash(key, nil, now).address
 		count[before[key]]++
 	}
 	for address, n := range count {
@@ -104,14 +104,14 @@ func TestRankMovesFewKeys(t *testing.T) {
 	s.set([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.4:80"})
 	s.all()[0].failed.Store(now.UnixNano())
 	for key, was := range before {
-		switch is := s.rank(key, nil, now).address; {
+		switch is := s.nextByHash(key, nil, now).address; {
 		case is == "10.0.0.1:80":
 			t.Fatal("a key is at an endpoint that cannot be reached")
 		case is != was && was != "10.0.0.3:80" && was != "10.0.0.1:80":
 			t.Fatalf("the key %s went from %s to %s", key, was, is)
 		}
 	}
-	testenv.True(t, s.rank("x", s.all(), now) == nil, "an endpoint is tried twice")
+	testenv.True(t, s.nextByHash("x", s.all(), now) == nil, "an endpoint is tried twice")
 }
 
 func TestCanaryAnnotationsChooseBackend(t *testing.T) {

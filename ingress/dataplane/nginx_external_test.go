@@ -150,7 +150,7 @@ func TestAuthenticationServerAtLoopbackIsRefused(t *testing.T) {
 			f, _ := cluster{
 				ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"auth-url": "http://" + c.host + ":" + port + "/"}, "h/=w")}, settings: c.settings,
 			}.serve(t)
-			f.options.Refuse = c.refuse // after the endpoints have been taken
+			f.upstream.refuse = c.refuse // after the endpoints have been taken
 			exchanged{url: "http://h/", status: c.status}.check(t, f)
 			testenv.False(t, asked.Load() != c.asked, "the server was asked %d times, want %d", asked.Load(), c.asked)
 		})

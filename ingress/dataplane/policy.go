@@ -37,7 +37,7 @@ type policy struct {
 }
 
 // compilePolicy compiles a policy. An error closes the route.
-func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error) {
+func (c compiler) compilePolicy(object string, from *table.Policy) (*policy, error) {
 	out := &policy{Policy: from}
 	var err error
 	if r := from.Redirect; r != nil {
@@ -51,11 +51,11 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 			return nil, err
 		}
 	}
-	if err = p.compileChanges(out); err != nil {
+	if err = c.compileChanges(out); err != nil {
 		return nil, err
 	}
 	if from.Clients != nil {
-		if out.clients, err = p.compileClients(from.Clients); err != nil {
+		if out.clients, err = c.compileClients(from.Clients); err != nil {
 			return nil, err
 		}
 	}
@@ -69,7 +69,7 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 		return nil, fmt.Errorf("reading what endpoints are chosen by: %w", err)
 	}
 	if from.Canary != nil {
-		if out.canary, err = p.compileCanary(from.Canary); err != nil {
+		if out.canary, err = c.compileCanary(from.Canary); err != nil {
 			return nil, err
 		}
 	}
@@ -77,13 +77,13 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 		if out.except, err = prefixes(from.Limit.Except); err != nil {
 			return nil, err
 		}
-		out.limiter = p.limiter(object, from.Limit)
+		out.limiter = c.limiter(object, from.Limit)
 	}
 	if from.Basic != nil {
-		out.users = p.userSet(from.Basic.Users)
+		out.users = objectOf(c.users, from.Basic.Users)
 	}
 	if from.External != nil {
-		if out.external, err = p.compileExternal(from.External); err != nil {
+		if out.external, err = c.compileExternal(from.External); err != nil {
 			return nil, err
 		}
 	}
@@ -95,7 +95,7 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 func (x *exchange) applyPolicy(r *route) {
 	p := r.policy
 	x.policy = p
-	if p.clients != nil && !x.certify(p.clients) {
+	if p.clients != nil && !x.authentication.certify(p.clients) {
 		return
 	}
 	if p.CORS != nil && x.preflight(p.CORS) {
@@ -126,7 +126,7 @@ func (x *exchange) applyPolicy(r *route) {
 		return
 	}
 	x.body.limit = p.BodyLimit
-	if !x.access(r) {
+	if !x.authentication.access(r) {
 		return
 	}
 	if p.Rewrite != "" && !x.rewrite(r) {
@@ -169,13 +169,13 @@ func (p *policy) mark(sweep uint64) {
 func (x *exchange) changeRequestHeaders(h http.Header) {
 	p := x.policy
 	if p.external != nil {
-		x.grant(h)
+		x.authentication.grant(p.external, h)
 	}
 	if p.ForwardedPrefix != "" {
 		h["X-Forwarded-Prefix"] = []string{p.ForwardedPrefix}
 	}
 	if p.clients != nil {
-		p.clients.present(x, h)
+		p.clients.present(&x.request, x.authentication.verified, h)
 	}
 	p.request.apply(h)
 }
@@ -191,7 +191,7 @@ func (p *policy) rename(out *http.Request) {
 }
 
 // compileChanges compiles the changes of requests and responses, the mirrors and the time-outs.
-func (p *Proxy) compileChanges(to *policy) (err error) {
+func (c compiler) compileChanges(to *policy) (err error) {
 	if to.path, err = compilePathChange(to.Path); err != nil {
 		return err
 	}
@@ -202,14 +202,14 @@ func (p *Proxy) compileChanges(to *policy) (err error) {
 		return err
 	}
 	for i := range to.Mirrors {
-		m, err := p.compileMirror(&to.Mirrors[i])
+		m, err := c.compileMirror(&to.Mirrors[i])
 		if err != nil {
 			return err
 		}
 		to.mirrors = append(to.mirrors, m)
 	}
 	if to.Fallback != nil {
-		if to.fallback, err = p.compileFallback(to.Fallback); err != nil {
+		if to.fallback, err = c.compileFallback(to.Fallback); err != nil {
 			return err
 		}
 	}

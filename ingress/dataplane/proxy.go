@@ -11,14 +11,11 @@ package dataplane
 
 import (
 	"cmp"
-	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,61 +65,27 @@ type Proxy struct {
 	options Options
 	own     *tls.Certificate
 	// standard is the table's default certificate.
-	standard *certificate
-	current  atomic.Pointer[routing]
-	http1    *http.Transport
-	h2c      *http.Transport
-	https    *tlsClients // does not verify certificates, as in nginx
-	// foreignClients is the client for servers outside of the cluster.
-	foreignClients *http.Transport
-	// dialer connects the transports. tunnelDialer connects tunnels.
-	dialer, tunnelDialer *net.Dialer
-
-	stats        Stats
-	others       hostStats // of hosts that are not in counted
-	limit        connections
-	streams      limit // requests under way of clients that may have several on one connection
-	budget       *memory
-	shedAt       atomic.Int64  // when shed last closed connections
-	mirrors      atomic.Int64  // mirrored requests under way
-	mirrorMemory atomic.Int64  // bytes of their bodies that are held
-	ending       chan struct{} // End closes it
-	end          sync.Once
-	complained   atomic.Bool // the log has a message about a trusted proxy without the PROXY protocol
-	quicLimit    connections
-	quicOpen     map[*quicConnection]struct{} // after their handshake; quicLimit.mu guards it
-	quicShedAt   atomic.Int64                 // when shedQUIC last closed connections
-	// handshakes is the number of QUIC handshakes under way.
-	handshakes  atomic.Int64
-	noHandshake timers.Signal // handshakes has become 0
-	// memory is the key of the hashes by which correct logins are remembered.
-	memory [32]byte
-	// hashing limits how many passwords, and requests with expressions beyond freeSteps, are compared at a time: half
-	// of the processors, so that other requests are served.
-	hashing chan struct{}
-	// hashWait limits how long a login or a request waits for a processor while others are compared.
-	hashWait time.Duration
-	// comparing are the turns of requests with expressions beyond freeSteps.
-	comparing turns
+	standard    *certificate
+	current     atomic.Pointer[routing]
+	upstream    *upstream
+	stats       Stats
+	limits      *limits
+	comparisons *comparisons
+	mirrors     mirrors
+	handshakes  handshakes
+	ending      chan struct{} // End closes it
+	end         sync.Once
+	complained  atomic.Bool // the log has a message about a trusted proxy without the PROXY protocol
 
 	mu           sync.Mutex // guards what follows, for Apply
 	sections     table.Sections
 	problems     map[string]string // by key, except absent certificates
-	endpoints    map[string]*endpointSet
-	certificates map[string]*certificate
-	authorities  map[string]*authorities
-	tls          map[string]*backendTLS // by their table.BackendTLS in JSON
-	patterns     map[patternKey]*pattern
-	users        map[string]*userSet
-	turns        map[string]chan struct{} // of logins, by namespace; each has the capacity 1
-	limiters     map[string]*limiter      // by object
-	alternatives map[string]*alternative  // by site
+	objects      *objects
+	alternatives map[string]*alternative // by site
 	quicKey      []byte
-	counted      map[string]*hostStats // by the keys of hosts
 	trusted      []netip.Prefix
 	proxied      bool
 	cluster      []netip.Prefix
-	sweeps       uint64
 }
 
 // Stats are counters of a Proxy.
@@ -166,83 +129,23 @@ func New(o Options) (*Proxy, error) {
 	}
 	o.MaxConnections = cmp.Or(o.MaxConnections, 4000)
 	p := &Proxy{
-		ending: make(chan struct{}), noHandshake: timers.NewSignal(), limit: newConnections(o.MaxConnections), budget: newMemory(),
-		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
-		quicLimit: newConnections(max(1, o.MaxConnections/quicFraction)),
-		quicOpen:  map[*quicConnection]struct{}{},
-		options:   o, own: own, dialer: backendDialer(o, false), tunnelDialer: backendDialer(o, true),
-		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{},
-		certificates: map[string]*certificate{},
-		authorities:  map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
-		counted: map[string]*hostStats{},
-		users:   map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{},
-		patterns: map[patternKey]*pattern{},
-		hashing:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), hashWait: hashPatience, comparing: turns{of: map[string]*turn{}},
+		options: o, own: own, ending: make(chan struct{}), handshakes: handshakes{none: timers.NewSignal()}, comparisons: newComparisons(),
+		sections: table.Sections{}, problems: map[string]string{}, alternatives: map[string]*alternative{},
 	}
-	_, _ = rand.Read(p.memory[:]) // never fails
-	p.standard = p.certificate(table.DefaultCertificate)
 	p.current.Store(&routing{sites: map[string]*siteRoutes{}})
-	p.http1, p.h2c = p.transport(false), p.transport(true)
-	p.https = p.tlsClients(unverified())
-	p.foreignClients = p.outside()
+	p.limits = newLimits(o.MaxConnections, &p.stats)
+	p.upstream = newUpstream(o, func(a netip.Addr) bool { return within(a.String(), p.current.Load().cluster) }, &p.stats.DialFailures)
+	p.objects = newObjects(p.upstream)
+	p.standard = objectOf(p.objects.certificates, table.DefaultCertificate)
 	return p, nil
 }
 
 // Stats returns the counters. They change while the proxy serves.
 func (p *Proxy) Stats() *Stats { return &p.stats }
 
-// transport makes the client of endpoints that speak HTTP/1.1, or HTTP/2 without TLS.
-func (p *Proxy) transport(h2c bool) *http.Transport {
-	var protocols http.Protocols
-	protocols.SetHTTP1(!h2c)
-	protocols.SetUnencryptedHTTP2(h2c)
-	return &http.Transport{
-		Proxy: nil, DialContext: p.dial, Protocols: &protocols,
-		DisableCompression: true, ExpectContinueTimeout: time.Second, MaxResponseHeaderBytes: maxResponseHeader,
-		MaxIdleConns: 2048, MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute,
-		HTTP2: pings(),
-	}
-}
-
-// tlsClients makes the clients of endpoints with TLS.
-func (p *Proxy) tlsClients(config *tls.Config) *tlsClients {
-	make := func(http2 bool) *http.Transport {
-		t := p.transport(false)
-		t.Protocols.SetHTTP1(!http2)
-		t.Protocols.SetHTTP2(http2)
-		t.TLSClientConfig = config.Clone()
-		t.TLSHandshakeTimeout = p.options.HeaderTimeout
-		return t
-	}
-	return &tlsClients{http1: make(false), http2: make(true)}
-}
-
-// to returns the client for a backend's endpoints.
-func (p *Proxy) to(b *backend) *http.Transport {
-	if !b.tls {
-		if b.http2 {
-			return p.h2c
-		}
-		return p.http1
-	}
-	clients := p.https
-	if b.client != nil {
-		clients = b.client.clients.Load()
-	}
-	if b.http2 {
-		return clients.http2
-	}
-	return clients.http1
-}
-
 // http2Server limits the bytes of bodies that a client's connection may hold in memory while no backend reads them.
 func http2Server() *http.HTTP2Config {
 	c := pings()
 	c.MaxReceiveBufferPerConnection, c.MaxReceiveBufferPerStream = 128<<10, 128<<10
 	return c
-}
-
-// pings detects HTTP/2 peers that no longer respond while streams send nothing.
-func pings() *http.HTTP2Config {
-	return &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}
 }

@@ -180,9 +180,9 @@ func TestProxyProtocolLimits(t *testing.T) {
 		t.Error("a client gets more than half")
 	}
 	waitUntil(t, "the refused connection is not counted", func() bool {
-		f.limit.mu.Lock()
-		defer f.limit.mu.Unlock()
-		return f.limit.all == 2
+		f.limits.connections.mu.Lock()
+		defer f.limits.connections.mu.Unlock()
+		return f.limits.connections.all == 2
 	})
 	for _, client := range []int{2, 3} {
 		if _, ok := open(client); !ok {

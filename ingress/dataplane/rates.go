@@ -18,8 +18,7 @@ type limiter struct {
 
 	mu      sync.Mutex
 	clients map[string]*account
-	// mark is the sweep that last found the limiter in use. Apply owns it.
-	mark uint64
+	shared
 }
 
 // account is a limiter's state for one address. second and minute are the levels of its two buckets, in requests, at
@@ -89,12 +88,12 @@ func (l *limiter) evict(now time.Time) {
 }
 
 // limiter returns the limiter of an object. It makes a new one when the limits have changed.
-func (p *Proxy) limiter(object string, from *table.Limit) *limiter {
-	l := p.limiters[object]
+func (o *objects) limiter(object string, from *table.Limit) *limiter {
+	l := o.limiters[object]
 	if l == nil || l.from.PerSecond != from.PerSecond || l.from.PerMinute != from.PerMinute || l.from.Connections != from.Connections ||
 		l.from.Burst != from.Burst {
 		l = &limiter{from: from, clients: map[string]*account{}}
-		p.limiters[object] = l
+		o.limiters[object] = l
 	}
 	return l
 }
@@ -105,6 +104,6 @@ func (x *exchange) limited(p *policy) bool {
 	if len(p.except) > 0 && within(address, p.except) {
 		return false
 	}
-	x.release = p.limiter.acquire(x.clientKey(), time.Now())
-	return x.release == nil
+	x.releaseLimiter = p.limiter.acquire(x.clientKey(), time.Now())
+	return x.releaseLimiter == nil
 }

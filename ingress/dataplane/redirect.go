@@ -69,21 +69,21 @@ func forwardIndex(forward string, match int) int {
 	return min(at, len(forward))
 }
 
-// location returns the target of a redirect: the request's own URL with the changes of r and path.
-func (x *exchange) location(r *table.Redirect, path *pathChange, from *route) string {
-	scheme, host, port := r.Scheme, r.Host, ""
-	scheme = cmp.Or(scheme, x.scheme)
+// location returns the target of a redirect: the request's own URL with the changes of to and path.
+func (r *request) location(to *table.Redirect, path *pathChange, from *route) string {
+	scheme, host, port := to.Scheme, to.Host, ""
+	scheme = cmp.Or(scheme, r.scheme)
 	if host == "" {
-		host, _ = hostName(x.in.Host)
+		host, _ = hostName(r.in.Host)
 	}
-	if r.Port != 0 && !(scheme == "http" && r.Port == 80) && !(scheme == "https" && r.Port == 443) {
-		port = ":" + strconv.Itoa(r.Port)
+	if to.Port != 0 && !(scheme == "http" && to.Port == 80) && !(scheme == "https" && to.Port == 443) {
+		port = ":" + strconv.Itoa(to.Port)
 	}
-	target := x.requestURI()
+	target := r.requestURI()
 	if path != nil {
-		target = path.of(x.path, from)
-		if x.in.URL.RawQuery != "" {
-			target += "?" + x.in.URL.RawQuery
+		target = path.of(r.path, from)
+		if r.in.URL.RawQuery != "" {
+			target += "?" + r.in.URL.RawQuery
 		}
 	}
 	return scheme + "://" + host + port + target

@@ -30,26 +30,26 @@ func compileReplacement(from *table.Replacement) (*replacement, error) {
 }
 
 // domain replaces a whole domain. Case and a dot at its beginning do not matter.
-func (r *replacement) domain(x *exchange, text string) (string, bool) {
+func (r *replacement) domain(in *request, text string) (string, bool) {
 	if !strings.EqualFold(strings.TrimPrefix(text, "."), strings.TrimPrefix(r.from, ".")) {
 		return text, false
 	}
-	to, ok := x.expand(r.to)
+	to, ok := in.expand(r.to)
 	return to, ok
 }
 
 // prefix replaces the beginning of a text.
-func (r *replacement) prefix(x *exchange, text string) (string, bool) {
+func (r *replacement) prefix(in *request, text string) (string, bool) {
 	rest, ok := strings.CutPrefix(text, r.from)
 	if !ok {
 		return text, false
 	}
-	to, ok := x.expand(r.to)
+	to, ok := in.expand(r.to)
 	return to + rest, ok
 }
 
-// rewriteAnswer changes the redirect targets and the cookies in the header of a backend's response, as nginx does.
-func (p *policy) rewriteAnswer(x *exchange, h http.Header) {
+// rewriteResponse changes the redirect targets and the cookies in the header of a backend's response, as nginx does.
+func (p *policy) rewriteResponse(in *request, h http.Header) {
 	if p.moved != nil {
 		for _, name := range [...]string{"Location", "Refresh"} {
 			values := h[name]
@@ -62,7 +62,7 @@ func (p *policy) rewriteAnswer(x *exchange, h http.Header) {
 					}
 					before, text = text[:at+4], text[at+4:]
 				}
-				if changed, ok := p.moved.prefix(x, text); ok && isHeaderValue(changed) {
+				if changed, ok := p.moved.prefix(in, text); ok && isHeaderValue(changed) {
 					values[i] = before + changed
 				}
 			}
@@ -73,21 +73,21 @@ func (p *policy) rewriteAnswer(x *exchange, h http.Header) {
 	}
 	cookies := h["Set-Cookie"]
 	for i, text := range cookies {
-		cookies[i] = p.rewriteCookie(x, text)
+		cookies[i] = p.rewriteCookie(in, text)
 	}
 }
 
 // rewriteCookie changes the attributes of a cookie. Its name and value stay unchanged.
-func (p *policy) rewriteCookie(x *exchange, text string) string {
+func (p *policy) rewriteCookie(in *request, text string) string {
 	parts := strings.Split(text, ";")
 	for i, part := range parts[1:] {
 		name, value, _ := strings.Cut(part, "=")
 		changed, ok := "", false
 		switch attribute := strings.ToLower(strings.TrimSpace(name)); {
 		case attribute == "domain" && p.cookieDomain != nil:
-			changed, ok = p.cookieDomain.domain(x, strings.TrimSpace(value))
+			changed, ok = p.cookieDomain.domain(in, strings.TrimSpace(value))
 		case attribute == "path" && p.cookiePath != nil:
-			changed, ok = p.cookiePath.prefix(x, strings.TrimSpace(value))
+			changed, ok = p.cookiePath.prefix(in, strings.TrimSpace(value))
 		}
 		if ok && isHeaderValue(changed) && !strings.Contains(changed, ";") {
 			parts[i+1] = name + "=" + changed

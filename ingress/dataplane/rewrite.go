@@ -59,7 +59,7 @@ var inQuery = strings.NewReplacer("&", "%26", "+", "%2B")
 // substitute puts the groups of an expression into a target. groups are indices in the match form of a path. The text
 // that is put in comes from the forward form, so that its escapes stay; escapes, unless it is nil, changes it. A group
 // that does not exist is empty. It returns false when the groups take more than maxExpanded.
-func (x *exchange) substitute(target, forward string, groups []int, escapes *strings.Replacer) (string, bool) {
+func (r *request) substitute(target, forward string, groups []int, escapes *strings.Replacer) (string, bool) {
 	var out strings.Builder
 	for i := 0; i < len(target); i++ {
 		if target[i] != '$' || i+1 == len(target) || target[i+1] < '1' || target[i+1] > '9' {
@@ -75,7 +75,7 @@ func (x *exchange) substitute(target, forward string, groups []int, escapes *str
 		if escapes != nil {
 			text = escapes.Replace(text)
 		}
-		if !x.repeat(text) {
+		if !r.repeat(text) {
 			return "", false
 		}
 		out.WriteString(text)

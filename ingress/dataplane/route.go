@@ -123,14 +123,14 @@ func (s *siteRoutes) route(name, path string, in *http.Request, from *steps) (*r
 
 // matchesDecoded reports whether a path of the route would match another object's route with restricted access, if it
 // were read as lenient backends read it (lenientPath).
-func (s *siteRoutes) matchesDecoded(r *route, name, path string, x *exchange) bool {
+func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *request) bool {
 	lenient := lenientPath(path)
 	if lenient == path {
 		return false
 	}
-	from := x.newSteps()
+	from := in.newSteps()
 	defer from.finish()
-	other, v := s.route(name, lenient, x.in, &from)
+	other, v := s.route(name, lenient, in.in, &from)
 	return other != nil && other != r && (v == undecided || other.restricts()) && (other.object != r.object || !r.restricts())
 }
 
@@ -208,20 +208,20 @@ func spread(turn *atomic.Uint64, total uint64) uint64 {
 }
 
 // compile makes a host of its section. Routes that cannot be read are closed. The error names the first of them.
-func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
+func (c compiler) compile(site, name string, from *table.Host) (*host, error) {
 	h := &host{
 		site: site, name: name, asks: from.AskClients, final: from.Final || from.Stream != nil, deep: from.AnyDepth &&
 			strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
 	}
 	if from.Certificate != "" {
-		h.certificate = p.certificate(from.Certificate)
+		h.certificate = objectOf(c.certificates, from.Certificate)
 	}
 	var problem error
 	if from.Stream != nil {
-		h.stream, problem = p.compileStream(from.Stream)
+		h.stream, problem = c.compileStream(from.Stream)
 	}
 	for i := range from.Routes {
-		r, err := p.compileRoute(&from.Routes[i])
+		r, err := c.compileRoute(&from.Routes[i])
 		if err != nil {
 			r.refused = err.Error()
 			if problem == nil {
@@ -239,20 +239,20 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 }
 
 // compileRoute always returns a route. With an error, that route has to be closed.
-func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
+func (c compiler) compileRoute(from *table.Route) (*route, error) {
 	r := &route{
 		path: noPath, refused: from.Refused, object: from.Object, namespace: namespaceOf(from.Object),
 		challenges: strings.HasPrefix(from.Path+"/", table.ChallengesPath),
 	}
-	err := p.compilePath(r, from)
+	err := c.compilePath(r, from)
 	if err != nil {
 		return r, err
 	}
-	if r.conditions, err = p.compileConditions(from); err != nil {
+	if r.conditions, err = c.compileConditions(from); err != nil {
 		return r, err
 	}
 	if from.Policy != nil {
-		if r.policy, err = p.compilePolicy(from.Object, from.Policy); err != nil {
+		if r.policy, err = c.compilePolicy(from.Object, from.Policy); err != nil {
 			return r, err
 		}
 		if r.expression != nil && r.policy.replacesPrefix() {
@@ -265,14 +265,14 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	default:
 		return r, fmt.Errorf("%d is not the status of a redirect", from.RedirectHTTPS)
 	}
-	return r, p.compilePool(&r.pool, from.Backends)
+	return r, c.compilePool(&r.pool, from.Backends)
 }
 
 // compilePool compiles backends into a pool.
-func (p *Proxy) compilePool(to *pool, from []table.Backend) error {
+func (c compiler) compilePool(to *pool, from []table.Backend) error {
 	to.backends = make([]backend, 0, len(from))
 	for _, b := range from {
-		one, err := p.compileBackend(b)
+		one, err := c.compileBackend(b)
 		if err != nil {
 			return err
 		}
@@ -283,14 +283,14 @@ func (p *Proxy) compilePool(to *pool, from []table.Backend) error {
 }
 
 // compilePath compiles the path and its kind.
-func (p *Proxy) compilePath(r *route, from *table.Route) error {
+func (c compiler) compilePath(r *route, from *table.Route) error {
 	if from.Kind == table.PathRegex || from.Kind == table.PathRegexFold {
 		form := expression.Prefix
 		if from.Kind == table.PathRegexFold {
 			form = expression.PrefixFold
 		}
 		var err error
-		if r.expression, err = p.patternOf(from.Path, form); err != nil {
+		if r.expression, err = c.patternOf(from.Path, form); err != nil {
 			return fmt.Errorf("the path is no expression: %w", err)
 		}
 		return nil
@@ -321,12 +321,12 @@ func namespaceOf(object string) string {
 	return namespace
 }
 
-func (p *Proxy) compileBackend(from table.Backend) (backend, error) {
+func (c compiler) compileBackend(from table.Backend) (backend, error) {
 	out := backend{weight: uint64(max(0, from.Weight)), invalid: from.Invalid != ""}
 	if out.invalid {
 		return out, nil
 	}
-	out.endpoints = p.endpointSet(from.Key())
+	out.endpoints = objectOf(c.endpoints, from.Key())
 	switch from.Protocol {
 	case table.HTTP1:
 	case table.H2C:
@@ -339,7 +339,7 @@ func (p *Proxy) compileBackend(from table.Backend) (backend, error) {
 		return out, fmt.Errorf("this version of the proxy knows no backends of the protocol %q", from.Protocol)
 	}
 	if from.TLS != nil {
-		out.client = p.backendTLSOf(from.TLS)
+		out.client = c.backendTLSOf(from.TLS)
 	}
 	var err error
 	if out.request, err = compileHeaders(from.RequestHeaders, true); err != nil {

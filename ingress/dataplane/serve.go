@@ -89,7 +89,7 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 func (p *Proxy) listener(ctx context.Context, site string, secure bool) (h *listener, end func()) {
 	h = &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: timers.NewSignal()}
 	p.mu.Lock()
-	h.alternative = p.alternative(site)
+	h.alternative = objectOf(p.alternatives, site)
 	p.mu.Unlock()
 	var cut context.CancelFunc
 	h.mirroring, cut = context.WithCancel(context.WithoutCancel(ctx))
@@ -220,15 +220,15 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	defer func() {
 		cause := recover()
 		whole := cause == nil || x.panicked(cause)
-		x.end(whole)
-		x.finish()
+		x.close(whole)
+		x.releaseStream()
 		h.proxy.stats.Requests[min(max(0, x.status/100), 5)].Add(1)
-		x.stats.count(x.status, time.Since(x.began), x.patient.Load() || x.status == http.StatusSwitchingProtocols)
+		x.stats.count(x.status, time.Since(x.began), x.timeouts.streams.Load() || x.status == http.StatusSwitchingProtocols)
 		if !whole {
 			panic(http.ErrAbortHandler) // so that the client sees that the response is incomplete
 		}
 	}()
-	if x.begin() {
+	if x.acquire() {
 		x.serve()
 	}
 }

@@ -46,17 +46,17 @@ func applySessions(next *routingBuilder, key string, value json.RawMessage, pres
 }
 
 // session returns the value of the client's cookie. It returns "" for a client without one.
-func (x *exchange) session(a *table.Affinity) string {
-	if c, err := x.in.Cookie(a.Cookie); err == nil && len(c.Value) == sessionLength {
+func (r *request) session(a *table.Affinity) string {
+	if c, err := r.in.Cookie(a.Cookie); err == nil && len(c.Value) == sessionLength {
 		return c.Value
 	}
 	return ""
 }
 
 // setSession sets the client's cookie.
-func (x *exchange) setSession(a *table.Affinity, value string) {
+func (w *response) setSession(a *table.Affinity, value string) {
 	c := http.Cookie{Name: a.Cookie, Value: value, Path: a.Path, Domain: a.Domain, MaxAge: a.MaxAgeSeconds, HttpOnly: true,
-		Secure: a.Secure || x.scheme == "https"}
+		Secure: a.Secure || w.request.scheme == "https"}
 	switch a.SameSite {
 	case "lax":
 		c.SameSite = http.SameSiteLaxMode
@@ -65,53 +65,53 @@ func (x *exchange) setSession(a *table.Affinity, value string) {
 	case "none":
 		c.SameSite = http.SameSiteNoneMode
 	}
-	x.cookies = append(slices.Clip(x.cookies), c.String())
+	w.cookies = append(slices.Clip(w.cookies), c.String())
 }
 
-// join returns the backend of the client's session, which is b or the canary, and sets x.selection. A client
+// join returns the backend of the client's session, which is b or the canary, and sets s. A client
 // without a session, or whose backend or endpoint is gone, begins one.
-func (x *exchange) join(s *table.Sessions, p *policy, b *backend) *backend {
-	value := x.session(p.Affinity)
-	x.selection.key = cmp.Or(value, crand.Text())
-	if p.canary != nil && !s.Canary && p.canary.selects(x.in, &x.steps) {
+func (s *selection) join(in *request, to *response, sessions *table.Sessions, p *policy, b *backend) *backend {
+	value := in.session(p.Affinity)
+	s.key = cmp.Or(value, crand.Text())
+	if p.canary != nil && !sessions.Canary && p.canary.selects(in.in, &in.steps) {
 		if value == "" {
-			x.setSession(p.Affinity, x.selection.key)
+			to.setSession(p.Affinity, s.key)
 		}
 		return &p.canary.backend // without a change of the client's session with b
 	}
 	canary := ""
-	switch sticky := p.canary != nil && s.Canary; {
-	case value != "" && x.resume(s, b, ""):
+	switch sticky := p.canary != nil && sessions.Canary; {
+	case value != "" && s.resume(sessions, b, ""):
 		return b
-	case sticky && value != "" && x.resume(s, &p.canary.backend, p.canary.name):
+	case sticky && value != "" && s.resume(sessions, &p.canary.backend, p.canary.name):
 		return &p.canary.backend
-	case sticky && p.canary.selects(x.in, &x.steps):
+	case sticky && p.canary.selects(in.in, &in.steps):
 		b, canary = &p.canary.backend, p.canary.name
 	}
 	address := ""
-	if s.Persistent && b != nil && b.endpoints != nil {
-		if x.selection.bound = b.endpoints.highest(x.selection.key, nil, time.Now()); x.selection.bound != nil {
-			address = x.selection.bound.address
+	if sessions.Persistent && b != nil && b.endpoints != nil {
+		if s.bound = b.endpoints.highestHash(s.key, nil, time.Now()); s.bound != nil {
+			address = s.bound.address
 		}
 	}
-	random := x.selection.key[:tagAt]
-	x.setSession(p.Affinity, random+tag(s, random, canary, address))
+	random := s.key[:tagAt]
+	to.setSession(p.Affinity, random+tag(sessions, random, canary, address))
 	return b
 }
 
-// resume reports whether the client's cookie is of a session with a backend. It binds the request to its endpoint. canary is
-// "" for the route's own backend.
-func (x *exchange) resume(s *table.Sessions, b *backend, canary string) bool {
-	random, its := x.selection.key[:tagAt], x.selection.key[tagAt:]
-	if !s.Persistent {
-		return its == tag(s, random, canary, "")
+// resume reports whether the client's cookie is of a session with a backend. It binds the request to its endpoint.
+// canary is "" for the route's own backend.
+func (s *selection) resume(sessions *table.Sessions, b *backend, canary string) bool {
+	random, its := s.key[:tagAt], s.key[tagAt:]
+	if !sessions.Persistent {
+		return its == tag(sessions, random, canary, "")
 	}
 	if b == nil || b.endpoints == nil {
 		return false
 	}
 	for _, e := range b.endpoints.all() {
-		if its == tag(s, random, canary, e.address) {
-			x.selection.bound = e
+		if its == tag(sessions, random, canary, e.address) {
+			s.bound = e
 			return true
 		}
 	}

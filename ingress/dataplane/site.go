@@ -182,7 +182,7 @@ func (p *Proxy) applySite(next *routingBuilder, key string, value json.RawMessag
 		return err
 	}
 	if from.ClientAuthorities != "" {
-		s.clients = &clients{authorities: p.authoritiesOf(from.ClientAuthorities), optional: from.ClientOptional}
+		s.clients = &clients{authorities: objectOf(p.objects.authorities, from.ClientAuthorities), optional: from.ClientOptional}
 	}
 	if len(from.Listeners) > 0 {
 		s.listeners = make(map[string]struct{}, len(from.Listeners))

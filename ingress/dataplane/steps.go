@@ -3,10 +3,7 @@
 package dataplane
 
 import (
-	"net/http"
 	"net/netip"
-	"sync"
-	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/expression"
 )
@@ -14,48 +11,18 @@ import (
 // freeSteps is the number of steps that a request may take without a turn: some milliseconds of a processor at most.
 const freeSteps = 64 << 10
 
-// turns lets one request of each key at a time go on.
-type turns struct {
-	mu sync.Mutex
-	of map[string]*turn
-}
-
-type turn struct {
-	place chan struct{}
-	users int // who have it or wait for it
-}
-
-// join returns the place for a key. leave must be called when the place is not used any more.
-func (t *turns) join(key string) (place chan struct{}, leave func()) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	one := t.of[key]
-	if one == nil {
-		one = &turn{place: make(chan struct{}, 1)}
-		t.of[key] = one
-	}
-	one.users++
-	return one.place, func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if one.users--; one.users == 0 {
-			delete(t.of, key)
-		}
-	}
-}
-
 // steps are those that a request may still take to be compared with expressions. Beyond freeSteps the request waits for
 // a turn, of which a tenant has one at a time, and for a processor. Half of the processors thus stay for requests that
 // need none, however many a tenant's clients send.
 type steps struct {
-	exchange   *exchange
+	request    *request
 	host       *host // whose routes the request is compared with
 	left, free int
 	end        func() // ends the turn; nil without one
 }
 
-func (x *exchange) newSteps() steps {
-	return steps{exchange: x, left: expression.MaxRequest, free: freeSteps}
+func (r *request) newSteps() steps {
+	return steps{request: r, left: expression.MaxRequest, free: freeSteps}
 }
 
 // take returns false when fewer than n steps are left, or when no turn came.
@@ -74,34 +41,14 @@ func (s *steps) take(n int) bool {
 
 // wait waits for a turn. The turn is that of the namespace to which the host's routes belong. If they belong to several
 // it is that of the client's address, so that the requests for one namespace do not wait for those for another.
-func (s *steps) wait() bool {
-	x := s.exchange
+func (s *steps) wait() (ok bool) {
+	r := s.request
 	key := s.host.namespace
 	if key == "" {
-		key = "client " + x.clientKey()
+		key = "client " + r.clientKey()
 	}
-	place, leave := x.proxy.comparing.join(key)
-	limit := time.NewTimer(x.proxy.hashWait)
-	defer limit.Stop()
-	end := leave
-	for _, one := range [...]chan struct{}{place, x.proxy.hashing} {
-		select {
-		case one <- struct{}{}:
-			before := end
-			end = func() {
-				<-one
-				before()
-			}
-		case <-x.in.Context().Done():
-			end()
-			panic(http.ErrAbortHandler)
-		case <-limit.C:
-			end()
-			return false
-		}
-	}
-	s.end = end
-	return true
+	s.end, ok = r.proxy.comparisons.acquire(r.in.Context(), key)
+	return ok
 }
 
 // finish ends the turn. The steps may be taken from again.
@@ -113,8 +60,8 @@ func (s *steps) finish() {
 }
 
 // clientKey identifies the client's machine by its address.
-func (x *exchange) clientKey() string {
-	address := x.client()
+func (r *request) clientKey() string {
+	address := r.client()
 	if ip, err := netip.ParseAddr(address); err == nil {
 		return sourceOfAddress(ip.Unmap().WithZone("")).String() // a /64 of IPv6 is what one machine has
 	}

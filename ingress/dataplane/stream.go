@@ -22,9 +22,9 @@ type stream struct {
 }
 
 // compileStream always returns a stream. With an error, that stream is closed.
-func (p *Proxy) compileStream(from *table.Stream) (*stream, error) {
+func (c compiler) compileStream(from *table.Stream) (*stream, error) {
 	out := &stream{terminate: from.Terminate}
-	if err := p.compilePool(&out.pool, from.Backends); err != nil {
+	if err := c.compilePool(&out.pool, from.Backends); err != nil {
 		out.refused = err.Error()
 		return out, fmt.Errorf("the backends of a stream: %w", err)
 	}
@@ -174,7 +174,7 @@ func (l *listener) connect(ctx context.Context, t *tunnel, hello []byte, h *host
 	}
 	var conn net.Conn
 	err := selection{}.attempt(b.endpoints, func(e *endpoint) (err error) {
-		conn, err = p.dialTunnel(ctx, e)
+		conn, err = p.upstream.dialTunnel(ctx, e)
 		return err
 	}, func() bool { return ctx.Err() == nil })
 	if err != nil {

@@ -26,8 +26,8 @@ const maxEarly = 5
 
 // isWebsocket reports whether the request asks for a websocket. Other upgrades are not forwarded: requests on an h2c
 // connection would not be routed.
-func (x *exchange) isWebsocket() bool {
-	in := x.in
+func (r *request) isWebsocket() bool {
+	in := r.in
 	upgrade := in.Header["Upgrade"]
 	return len(upgrade) == 1 && in.ProtoMajor == 1 && in.ProtoMinor == 1 && in.Method == http.MethodGet && in.ContentLength == 0 &&
 		strings.EqualFold(upgrade[0], "websocket") && hasToken(in.Header["Connection"], "upgrade")
@@ -43,7 +43,7 @@ func (x *exchange) forwardWebsocket(b *backend) {
 	var out *http.Request
 	err := x.selection.attempt(b.endpoints, func(e *endpoint) (err error) {
 		out = x.outgoing(e)
-		conn, err = x.proxy.dialTunnel(x.ctx, e)
+		conn, err = x.proxy.upstream.dialTunnel(x.ctx, e)
 		if err == nil && b.tls {
 			conn = tls.Client(conn, b.client.config())
 		}
@@ -62,7 +62,7 @@ func (x *exchange) forwardWebsocket(b *backend) {
 	}()
 	limited := &io.LimitedReader{R: conn, N: maxResponseHeader}
 	reader := bufio.NewReader(limited)
-	res, err := x.shakeHands(conn, reader, out)
+	res, err := shakeHands(conn, reader, out)
 	if err != nil {
 		x.failed(err)
 		return
@@ -85,7 +85,7 @@ func (x *exchange) forwardWebsocket(b *backend) {
 }
 
 // shakeHands sends the request and returns the first response that is not informational.
-func (x *exchange) shakeHands(conn net.Conn, reader *bufio.Reader, out *http.Request) (*http.Response, error) {
+func shakeHands(conn net.Conn, reader *bufio.Reader, out *http.Request) (*http.Response, error) {
 	if err := out.Write(conn); err != nil {
 		return nil, fmt.Errorf("sending the handshake of a websocket: %w", err)
 	}
@@ -113,10 +113,7 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	_ = res.Header.Write(&head) // a bytes.Buffer returns no error
 	head.WriteString("\r\n")
 
-	x.watch.stop()
-	if x.late != nil {
-		x.late.stop()
-	}
+	x.timeouts.stop()
 	client, rw, err := x.ctl.Hijack()
 	if err != nil {
 		_ = conn.Close()
@@ -124,8 +121,8 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	}
 	x.status = http.StatusSwitchingProtocols
 	late, _ := rw.Reader.Peek(rw.Reader.Buffered())
-	t := &tunnel{listener: x.listener, client: client, backend: conn, stall: x.proxy.options.IdleTimeout, release: x.release}
-	x.release = nil
+	t := &tunnel{listener: x.listener, client: client, backend: conn, stall: x.proxy.options.IdleTimeout, release: x.releaseLimiter}
+	x.releaseLimiter = nil
 	if !x.listener.add(t) {
 		t.close()
 		t.released()

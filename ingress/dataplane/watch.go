@@ -75,3 +75,24 @@ func (w *watch) stop() {
 	w.mu.Unlock()
 	w.timer.Stop()
 }
+
+// timeouts limit how long an exchange takes.
+type timeouts struct {
+	idle     watch       // ends an exchange in which no byte moves
+	deadline *watch      // ends an exchange that takes longer than the route allows; nil for none
+	streams  atomic.Bool // time without bytes is allowed
+}
+
+// moved records that bytes moved, unless time without bytes is allowed.
+func (t *timeouts) moved() {
+	if !t.streams.Load() {
+		t.idle.moved()
+	}
+}
+
+func (t *timeouts) stop() {
+	t.idle.stop()
+	if t.deadline != nil {
+		t.deadline.stop()
+	}
+}

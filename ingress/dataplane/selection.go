@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"crypto/rand"
 	"errors"
 	"time"
 )
@@ -23,16 +24,40 @@ type selection struct {
 	bound *endpoint // the endpoint of the client's session, before those that key selects; nil for none
 }
 
+// balance returns the backend for the request, which is b or the canary. It sets the key that selects
+// the endpoint.
+func (s *selection) balance(in *request, to *response, r *route, b *backend) *backend {
+	p := r.policy
+	if p.Affinity != nil {
+		if sessions := in.routing.sessions[r.object]; sessions != nil {
+			return s.join(in, to, sessions, p, b)
+		}
+	}
+	if p.canary != nil && p.canary.selects(in.in, &in.steps) {
+		b = &p.canary.backend
+	}
+	switch {
+	case p.Affinity != nil:
+		if s.key = in.session(p.Affinity); s.key == "" {
+			s.key = rand.Text()
+			to.setSession(p.Affinity, s.key)
+		}
+	case len(p.hashBy) > 0:
+		s.key, _ = in.expand(p.hashBy) // "" takes endpoints in turn
+	}
+	return b
+}
+
 // pick returns the next endpoint to try, or nil.
 func (s selection) pick(set *endpointSet, tried []*endpoint) *endpoint {
 	now := time.Now()
 	switch {
 	case s.key == "":
-		return set.pick(tried, now)
+		return set.nextInTurn(tried, now)
 	case s.bound != nil && len(tried) == 0 && s.bound.take(now):
 		return s.bound
 	}
-	return set.rank(s.key, tried, now)
+	return set.nextByHash(s.key, tried, now)
 }
 
 // attempt calls try for one endpoint after the other until a connection succeeds, for maxAttempts endpoints at most. It
