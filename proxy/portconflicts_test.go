@@ -123,7 +123,7 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 		{"its address is of a pool", balanced(func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].Ports = nil }), 30080},
 		{"it is not served now", balanced(func(s *corev1.Service) {
 			s.Status.LoadBalancer.Ingress = nil
-			s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: loadbalancer.Kept, Message: "443/TCP at 192.0.2.7; 30080/TCP,80/TCP at 192.0.2.1,192.0.2.2"})
+			s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: loadbalancer.Kept, Message: "v1; 443/TCP at 192.0.2.7; 30080/TCP,80/TCP at 192.0.2.1,192.0.2.2"})
 		}), 0},
 		{"it gives the port up, and its status has it", balanced(func(s *corev1.Service) { s.Spec.Ports[0].Port = 80 }), 0},
 		{"its status is without it", balanced(func(s *corev1.Service) {

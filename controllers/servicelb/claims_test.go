@@ -13,6 +13,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	nodeutil "k8s.io/kubernetes/pkg/util/node"
@@ -94,6 +96,26 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	expect("it wants the port back", "none, 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4")
 }
 
+// TestKeptPortsOfEarlierVersion: a status that a version before v1 wrote keeps the ports, and is written once in the
+// present form. The same holds after a leader of such a version has written in between.
+func TestKeptPortsOfEarlierVersion(t *testing.T) {
+	web := lb.Service("web", 1, lb.LocalOnly, lb.OnPorts("443/TCP", "80/TCP"))
+	thief := lb.Service("thief", 0, lb.OnPorts("443/TCP"), func(s *corev1.Service) { s.Namespace = "mallory" })
+	for range 2 {
+		web.Status = corev1.ServiceStatus{Conditions: []metav1.Condition{{Type: Condition, Status: metav1.ConditionFalse, Reason: ReasonNoNode},
+			{Type: loadbalancer.Kept, Status: metav1.ConditionTrue, Reason: "NotServedNow", Message: "443/TCP,80/TCP at 10.0.0.1,10.0.0.2"}}}
+		s := &State{Services: []*corev1.Service{web, thief}, Nodes: lb.TwoNodes()}
+		plan := Plan(s)
+		testenv.Equal(t, len(plan[key(thief)].Addresses), 0, "addresses of another Service that wants the port:")
+		status, changed := StatusOf(web, plan[key(web)])
+		message := meta.FindStatusCondition(status.Conditions, loadbalancer.Kept).Message
+		testenv.Equal(t, fmt.Sprint(changed, " ", message), "true v1; 443/TCP,80/TCP at 10.0.0.1,10.0.0.2", "")
+		web.Status = *status
+		status, changed = StatusOf(web, Plan(s)[key(web)])
+		testenv.False(t, changed, "it is written again: %v", status)
+	}
+}
+
 // TestForeignPortsAreRefused: whatever happens to Services, pods, endpoints and nodes, a port at a node's address goes
 // from one Service to another only when the first one gives it up: it is gone, no load balancer any more, without the
 // port, or the node is gone.
@@ -129,7 +151,7 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 		v := plan[key(svc)]
 		for _, a := range v.Addresses {
 			for _, p := range portsOf(svc) {
-				at := addressPort{a, p}
+				at := addressPort{Address: a, Port: p}
 				if before, had := w.has[at]; had && before != key(svc) {
 					t.Fatalf("step %d: %v goes from %s to %s", step, at, before, key(svc))
 				}
@@ -166,7 +188,7 @@ func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan
 		port := loadbalancer.PortOf(p.Protocol, p.NodePort)
 		refused := strings.Contains(plan[key(svc)].refused, "the node port "+port.String()+" is not opened")
 		for at, who := range now {
-			if at.port == port && who != key(svc) && !refused {
+			if at.Port == port && who != key(svc) && !refused {
 				t.Fatalf("step %d: %s has %v, and it is an open node port of %s", step, who, at, key(svc))
 			}
 		}
@@ -247,7 +269,7 @@ func (w *theft) change(step int) {
 	}
 	maps.DeleteFunc(w.has, func(at addressPort, who types.NamespacedName) bool {
 		return !slices.ContainsFunc(w.Services, func(s *corev1.Service) bool {
-			return key(s) == who && s.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.Contains(portsOf(s), at.port)
+			return key(s) == who && s.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.Contains(portsOf(s), at.Port)
 		})
 	})
 }
@@ -276,27 +298,7 @@ func (w *theft) endpoints() {
 }
 
 func at(address, port string) addressPort {
-	return addressPort{netip.MustParseAddr(address), portsOf(lb.Service("x", 0, lb.OnPorts(port)))[0]}
-}
-
-func TestAddressPortsSurviveTheirText(t *testing.T) {
-	places := []addressPort{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"),
-		at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
-	text := addressPortsText(places)
-	testenv.Equal(t, text, "443/TCP,80/TCP at 10.0.0.1; 443/UDP at 10.0.0.3; 80/TCP at 10.0.0.2,fd00::1", "")
-	got := parseAddressPorts(text)
-	for _, p := range places {
-		testenv.True(t, slices.Contains(got, p), "%v is lost: %v", p, got)
-	}
-	if len(got) != len(places) || len(parseAddressPorts("")) != 0 ||
-		len(parseAddressPorts("nonsense at 10.0.0.1; 80 at x; 99999/TCP at 10.0.0.1")) != 0 {
-		t.Errorf("read %v", got)
-	}
-	var many []addressPort
-	for i := range 2 * maxKept {
-		many = append(many, addressPort{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), loadbalancer.PortOf(corev1.ProtocolTCP, 80)})
-	}
-	testenv.Equal(t, len(parseAddressPorts(addressPortsText(many))), maxKept, "places are written:")
+	return addressPort{Address: netip.MustParseAddr(address), Port: portsOf(lb.Service("x", 0, lb.OnPorts(port)))[0]}
 }
 
 // withNodePorts gives a Service's ports node ports, one after the other.

@@ -15,10 +15,7 @@ import (
 )
 
 // addressPort is a port at an address. The zero address is for all addresses of all nodes.
-type addressPort struct {
-	address netip.Addr
-	port    Port
-}
+type addressPort = loadbalancer.AddressPort
 
 // owner is the Service or the other program that has an address port.
 type owner struct {
@@ -37,7 +34,7 @@ func (p ports) reserve(at addressPort, by owner) { p[at] = append(p[at], by) }
 
 // other returns an owner of the address port other than the Service itself.
 func (p ports) other(at addressPort, svc *corev1.Service) (owner, bool) {
-	for _, at := range []addressPort{at, {port: at.port}} {
+	for _, at := range []addressPort{at, {Port: at.Port}} {
 		for _, o := range p[at] {
 			if o.service == key(svc) || o.pod != nil && leadsTo(svc, o.pod) {
 				continue
@@ -58,13 +55,13 @@ func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
 func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map[Port][]types.NamespacedName) ports {
 	out := ports{}
 	for p, what := range s.Reserved {
-		out.reserve(addressPort{port: p}, owner{what: what})
+		out.reserve(addressPort{Port: p}, owner{what: what})
 	}
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {
 			port := loadbalancer.PortOf(p.Protocol, p.NodePort)
 			if p.NodePort != 0 && !slices.ContainsFunc(refused[key(svc)], func(r refusal) bool { return r.port == port }) {
-				out.reserve(addressPort{port: port}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
+				out.reserve(addressPort{Port: port}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
 			}
 		}
 	}
@@ -81,8 +78,8 @@ func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map
 				at = slices.DeleteFunc(slices.Clone(at), func(a netip.Addr) bool { return a != ip.Unmap() })
 			}
 			for _, a := range at {
-				out.reserve(addressPort{a, loadbalancer.PortOf(p.Protocol, p.HostPort)}, owner{pod: pod, what: "the host port of the pod " +
-					pod.Namespace + "/" + pod.Name})
+				out.reserve(addressPort{Address: a, Port: loadbalancer.PortOf(p.Protocol, p.HostPort)},
+					owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
 			}
 		}
 	}
@@ -95,7 +92,7 @@ func (s *State) reserveHealthChecks(out ports, holders map[Port][]types.Namespac
 	for _, svc := range s.Services {
 		port := loadbalancer.PortOf(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)
 		if port.Number != 0 && !slices.ContainsFunc(holders[port], func(has types.NamespacedName) bool { return has != key(svc) }) {
-			out.reserve(addressPort{port: port}, owner{service: key(svc), what: "the health checks of the Service " + key(svc).String()})
+			out.reserve(addressPort{Port: port}, owner{service: key(svc), what: "the health checks of the Service " + key(svc).String()})
 		}
 	}
 }
@@ -133,7 +130,7 @@ func (p ports) allocate(svc *corev1.Service, at []netip.Addr) (why string) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
 			port := loadbalancer.PortOf(sp.Protocol, sp.Port)
-			if o, reserved := p.other(addressPort{a, port}, svc); reserved {
+			if o, reserved := p.other(addressPort{Address: a, Port: port}, svc); reserved {
 				return fmt.Sprintf("port %s at %s: %s has it", port, a, o.what)
 			}
 		}
@@ -145,7 +142,7 @@ func (p ports) allocate(svc *corev1.Service, at []netip.Addr) (why string) {
 func (p ports) give(svc *corev1.Service, at []netip.Addr) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
-			p.reserve(addressPort{a, loadbalancer.PortOf(sp.Protocol, sp.Port)},
+			p.reserve(addressPort{Address: a, Port: loadbalancer.PortOf(sp.Protocol, sp.Port)},
 				owner{service: key(svc), what: "the Service " + key(svc).String()})
 		}
 	}

@@ -39,7 +39,7 @@ func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 		}
 		for _, a := range pooled(svc) {
 			if l.poolOf(a) != nil && !slices.Contains(l.has[svc], a) {
-				out[key(svc)] = append(out[key(svc)], addressPort{address: a})
+				out[key(svc)] = append(out[key(svc)], addressPort{Address: a})
 				l.releasing[a] = svc
 			}
 		}
@@ -52,7 +52,7 @@ func (c priorOwners) with(r releases) priorOwners {
 	out := maps.Clone(c)
 	for _, who := range slices.SortedFunc(maps.Keys(r), compareNames) {
 		for _, p := range r[who] {
-			if _, taken := out[p]; !taken && p.port != (Port{}) {
+			if _, taken := out[p]; !taken && p.Port != (Port{}) {
 				out[p] = who
 			}
 		}
@@ -87,18 +87,19 @@ func StatusWithoutReleased(svc *corev1.Service, v Allocation) *corev1.ServiceSta
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
 		ports := slices.DeleteFunc(slices.Clone(in.Ports), func(p corev1.PortStatus) bool {
-			return released[addressPort{a, loadbalancer.PortOf(p.Protocol, p.Port)}]
+			return released[addressPort{Address: a, Port: loadbalancer.PortOf(p.Protocol, p.Port)}]
 		})
-		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || released[addressPort{address: a}]) {
+		if err == nil && (len(in.Ports) > 0 && len(ports) == 0 || released[addressPort{Address: a}]) {
 			continue
 		}
 		in.Ports = ports
 		out.LoadBalancer.Ingress = append(out.LoadBalancer.Ingress, in)
 	}
-	if c := meta.FindStatusCondition(out.Conditions, KeptCondition); c != nil {
-		c.Message = addressPortsText(slices.DeleteFunc(parseAddressPorts(c.Message), func(p addressPort) bool { return released[p] }))
+	if c := meta.FindStatusCondition(out.Conditions, loadbalancer.Kept); c != nil {
+		kept := slices.Collect(loadbalancer.ReadKept(c.Message))
+		c.Message = loadbalancer.WriteKept(slices.DeleteFunc(kept, func(p addressPort) bool { return released[p] }))
 		if c.Message == "" {
-			meta.RemoveStatusCondition(&out.Conditions, KeptCondition)
+			meta.RemoveStatusCondition(&out.Conditions, loadbalancer.Kept)
 		}
 	}
 	return out

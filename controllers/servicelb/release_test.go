@@ -180,17 +180,17 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 // TestShrunkStatusKeepsTheRest: what is left of a status is what was there.
 func TestShrunkStatusKeepsTheRest(t *testing.T) {
 	s := lb.Service("web", 0, lb.OnPorts("443/TCP", "80/TCP"), lb.Having("10.0.0.1", "10.0.0.2"), lb.WithPorts)
-	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: KeptCondition, Message: "443/TCP,80/TCP at 10.0.0.3"})
+	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: loadbalancer.Kept, Message: "443/TCP,80/TCP at 10.0.0.3"})
 	testenv.True(t, StatusWithoutReleased(s, Allocation{}) == nil, "it has given up nothing, and is shrunk")
 	for _, c := range []struct {
 		released []addressPort
 		want     string
 	}{
 		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.2", "443/TCP"), at("10.0.0.3", "443/TCP")},
-			"10.0.0.1:[80] 10.0.0.2:[80] kept 80/TCP at 10.0.0.3"},
-		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP")}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
+			"10.0.0.1:[80] 10.0.0.2:[80] kept v1; 80/TCP at 10.0.0.3"},
+		{[]addressPort{at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP")}, "10.0.0.2:[443 80] kept v1; 443/TCP,80/TCP at 10.0.0.3"},
 		{[]addressPort{at("10.0.0.3", "443/TCP"), at("10.0.0.3", "80/TCP")}, "10.0.0.1:[443 80] 10.0.0.2:[443 80]"},
-		{[]addressPort{{address: at("10.0.0.1", "443/TCP").address}}, "10.0.0.2:[443 80] kept 443/TCP,80/TCP at 10.0.0.3"},
+		{[]addressPort{{Address: at("10.0.0.1", "443/TCP").Address}}, "10.0.0.2:[443 80] kept v1; 443/TCP,80/TCP at 10.0.0.3"},
 	} {
 		status := StatusWithoutReleased(s, Allocation{released: c.released})
 		var words []string
@@ -201,7 +201,7 @@ func TestShrunkStatusKeepsTheRest(t *testing.T) {
 			}
 			words = append(words, fmt.Sprint(in.IP, ":", numbers))
 		}
-		if k := meta.FindStatusCondition(status.Conditions, KeptCondition); k != nil {
+		if k := meta.FindStatusCondition(status.Conditions, loadbalancer.Kept); k != nil {
 			words = append(words, "kept "+k.Message)
 		}
 		testenv.Equal(t, strings.Join(words, " "), c.want, "without %v:", c.released)

@@ -7,6 +7,8 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
 // StatusOf returns the desired status of a Service, and whether it differs from the present one.
@@ -23,7 +25,7 @@ func StatusOf(svc *corev1.Service, v Allocation) (*corev1.ServiceStatus, bool) {
 	out.LoadBalancer = corev1.LoadBalancerStatus{}
 	if !v.Ours {
 		meta.RemoveStatusCondition(&out.Conditions, Condition)
-		meta.RemoveStatusCondition(&out.Conditions, KeptCondition)
+		meta.RemoveStatusCondition(&out.Conditions, loadbalancer.Kept)
 		return out, true
 	}
 	mode := corev1.LoadBalancerIPModeVIP // each node's proxy accepts packets for these addresses
@@ -43,11 +45,11 @@ func StatusOf(svc *corev1.Service, v Allocation) (*corev1.ServiceStatus, bool) {
 	changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{
 		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observed(have, svc, v, status),
 	}) || changed
-	if text := addressPortsText(v.kept); text != "" {
-		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: KeptCondition, Status: metav1.ConditionTrue,
+	if text := loadbalancer.WriteKept(v.kept); text != "" {
+		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: loadbalancer.Kept, Status: metav1.ConditionTrue,
 			Reason: "NotServedNow", Message: text}) || changed
 	} else {
-		changed = meta.RemoveStatusCondition(&out.Conditions, KeptCondition) || changed
+		changed = meta.RemoveStatusCondition(&out.Conditions, loadbalancer.Kept) || changed
 	}
 	return out, changed || !apiequality.Semantic.DeepEqual(out.LoadBalancer, svc.Status.LoadBalancer)
 }

@@ -9,8 +9,6 @@ package loadbalancer
 import (
 	"cmp"
 	"fmt"
-	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -19,9 +17,10 @@ import (
 const (
 	// Condition is the type of a condition in the status of each Service that the load balancer serves.
 	Condition = "coracle.dev/LoadBalancer"
-	// Kept is the type of a condition in the status of a Service that was served at a node's address and is not served
-	// there at present. Its message lists the ports and addresses, in groups separated by semicolons: PORT/PROTOCOL,…
-	// at ADDRESS,….
+	// Kept is the type of a condition in the status of a Service that was served at a node's address and is not at
+	// present, while the node is not ready or has no endpoint of it. Its message lists the ports that no other Service
+	// gets there meanwhile (WriteKept). It is in the status, as the ports of the addresses are, because users cannot
+	// write the status.
 	Kept = "coracle.dev/LoadBalancerKept"
 )
 
@@ -57,14 +56,8 @@ func Held(svc *corev1.Service) []Port {
 		}
 	}
 	if c := meta.FindStatusCondition(svc.Status.Conditions, Kept); c != nil {
-		for group := range strings.SplitSeq(c.Message, "; ") {
-			ports, _, _ := strings.Cut(group, " at ")
-			for word := range strings.SplitSeq(ports, ",") {
-				number, protocol, _ := strings.Cut(word, "/")
-				if n, err := strconv.ParseUint(number, 10, 16); err == nil {
-					add(PortOf(corev1.Protocol(protocol), int32(n)))
-				}
-			}
+		for p := range ReadKept(c.Message) {
+			add(p.Port)
 		}
 	}
 	return out
