@@ -44,10 +44,10 @@ func (l *ledger) retainCurrent(svc *corev1.Service) {
 	want := requestedAddresses(svc)
 	for _, a := range statusAddresses(svc) {
 		switch {
-		case !hasFamily(svc, a), len(want) > 0 && !slices.Contains(want, a), l.cannot(svc, a) != "":
-		case slices.ContainsFunc(l.given(svc), func(b netip.Addr) bool { return a.Is4() == b.Is4() }):
+		case !hasFamily(svc, a), len(want) > 0 && !slices.Contains(want, a), l.denial(svc, a) != "":
+		case slices.ContainsFunc(l.assigned(svc), func(b netip.Addr) bool { return a.Is4() == b.Is4() }):
 		default:
-			l.give(a, svc)
+			l.assign(a, svc)
 		}
 	}
 }
@@ -63,15 +63,15 @@ func (l *ledger) allocate(svc *corev1.Service) Allocation {
 	var lacking []string
 	for _, f := range svc.Spec.IPFamilies {
 		ofFamily := func(a netip.Addr) bool { return of(f, a) }
-		if slices.ContainsFunc(l.given(svc), ofFamily) {
+		if slices.ContainsFunc(l.assigned(svc), ofFamily) {
 			continue
 		}
-		reason, why := l.lacks(svc, f, pools)
+		reason, why := l.allocateMissing(svc, f, pools)
 		if why != "" {
 			v.Reason, lacking = reason, append(lacking, why)
 		}
 	}
-	v.Addresses = ofFamilies(l.given(svc), svc)
+	v.Addresses = ofFamilies(l.assigned(svc), svc)
 	switch {
 	case len(lacking) > 0:
 		v.Message = strings.Join(lacking, "; ")
@@ -98,28 +98,29 @@ func (v *Allocation) inUse(used map[netip.Addr]string) {
 	}
 }
 
-// lacks allocates an address of a family to a Service that has none. If there is none for it, lacks returns the reason.
-func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (reason, why string) {
+// allocateMissing allocates an address of a family to a Service that has none. If there is none for it, it returns the
+// reason.
+func (l *ledger) allocateMissing(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (reason, why string) {
 	asked := slices.DeleteFunc(requestedAddresses(svc), func(a netip.Addr) bool { return !of(f, a) })
 	switch {
 	case len(asked) > 0:
-		if why := l.cannot(svc, asked[0]); why != "" {
+		if why := l.denial(svc, asked[0]); why != "" {
 			return ReasonAddressNotFree, why
 		}
 		if slices.Contains(l.Joined, asked[0]) && len(l.holders[asked[0]]) == 0 {
 			return ReasonAddressNotFree, fmt.Sprintf("a machine joined with %s, and may come back; an hour after its Node was deleted "+
 				"the address is free", asked[0])
 		}
-		l.give(asked[0], svc)
+		l.assign(asked[0], svc)
 	case len(requestedAddresses(svc)) > 0: // only the other family was requested
 	case !slices.ContainsFunc(pools, func(p *Pool) bool { return p.hasFamily(f) }): // only the other family is available
 	default:
-		a := l.next(f, svc, pools)
+		a := l.nextAddress(f, svc, pools)
 		if !a.IsValid() {
 			return ReasonPoolUsedUp, fmt.Sprintf("no %s address is left in %s: delete a Service, or add addresses (AddressPool, or "+
 				"--load-balancer-pool)", f, poolsText(values(pools)))
 		}
-		l.give(a, svc)
+		l.assign(a, svc)
 	}
 	return "", ""
 }

@@ -77,20 +77,20 @@ type Options struct {
 
 // Controller syncs the Services' status for one term.
 type Controller struct {
-	o        Options
-	services corelisters.ServiceLister
-	nodes    corelisters.NodeLister
-	pods     corelisters.PodLister
-	slices   discoverylisters.EndpointSliceLister
-	synced   []cache.InformerSynced
-	wake     timers.Signal // an object has changed
-	holders  holders
-	written  written
-	unsure   unsure
+	o         Options
+	services  corelisters.ServiceLister
+	nodes     corelisters.NodeLister
+	pods      corelisters.PodLister
+	slices    discoverylisters.EndpointSliceLister
+	synced    []cache.InformerSynced
+	wake      timers.Signal // an object has changed
+	holders   holders
+	written   statusWrites
+	uncertain uncertainWrites
 
 	namespaces corelisters.NamespaceLister
-	objects    *objects    // nil if there are no AddressPools
-	byLabels   atomic.Bool // a pool is only for some namespaces
+	objects    *poolObjects // nil if there are no AddressPools
+	byLabels   atomic.Bool  // a pool is only for some namespaces
 }
 
 // New adds handlers to the informers, which must not run yet.
@@ -102,12 +102,12 @@ func New(o Options) (*Controller, error) {
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
-		wake: timers.NewSignal(), namespaces: core.Namespaces().Lister(), written: written{}, unsure: unsure{},
+		wake: timers.NewSignal(), namespaces: core.Namespaces().Lister(), written: statusWrites{}, uncertain: uncertainWrites{},
 	}
 	changed := func(any) { c.wake.Send() }
 	var err error
 	if o.Dynamic != nil && !o.Disabled {
-		if c.objects, err = newObjects(o.Dynamic, o.Logger, netinformers.Source{Matters: objectMatters}.Handler(changed)); err != nil {
+		if c.objects, err = newPoolObjects(o.Dynamic, o.Logger, netinformers.Source{Matters: objectMatters}.Handler(changed)); err != nil {
 			return nil, fmt.Errorf("servicelb: listening to AddressPools: %w", err)
 		}
 	}
@@ -185,7 +185,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	for whole := true; ; {
 		done := !whole || c.round(ctx)
-		done = c.assign(ctx) && done
+		done = c.assignHolders(ctx) && done
 		pause := time.Duration(0)
 		switch {
 		case !done:
@@ -215,8 +215,8 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // round checks all objects once. It returns false if something could not be written.
 func (c *Controller) round(ctx context.Context) bool {
-	if err := c.load(ctx); err != nil { // the holder of an address decides whose report about it counts
-		return c.failed(ctx, err)
+	if err := c.loadRecord(ctx); err != nil { // the holder of an address decides whose report about it counts
+		return c.recordFailed(ctx, err)
 	}
 	if err := c.resolveUncertainWrites(ctx); err != nil {
 		if ctx.Err() == nil {
@@ -229,7 +229,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
 		return false
 	}
-	plan, err := c.withJoined(ctx, s, Plan(s))
+	plan, err := c.excludeJoined(ctx, s, Plan(s))
 	if err != nil {
 		if ctx.Err() == nil {
 			c.o.Logger.Warn("load balancer: which machines have joined could not be read, so nothing is given before it is tried again",
@@ -244,7 +244,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		if !changed {
 			continue
 		}
-		if err := c.write(ctx, svc, want, s.withoutPool(statusAddresses(svc), v.Addresses)); err != nil && ctx.Err() == nil {
+		if err := c.writeStatus(ctx, svc, want, s.withoutPool(statusAddresses(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
 			if !isTransient(err) {
 				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error",
@@ -261,7 +261,7 @@ func (c *Controller) round(ctx context.Context) bool {
 			}
 		}
 	}
-	c.show(plan)
+	c.reportStatus(plan)
 	c.holders.candidates, c.holders.reports = Candidates(s, plan), reports{inUse: s.InUse, proven: Proven(s.Nodes, c.holders.record)}
 	c.holders.settled = done
 	return done
@@ -280,7 +280,7 @@ func (c *Controller) readState() (s *State, objects []*addresspool.AddressPool, 
 	var all []*discoveryv1.EndpointSlice
 	var namespaces []*corev1.Namespace
 	s.Services, errs[0] = c.services.List(labels.Everything())
-	s.Services = c.written.over(s.Services)
+	s.Services = c.written.overlay(s.Services)
 	s.Nodes, errs[1] = c.nodes.List(labels.Everything())
 	pods, errs[2] = c.pods.List(labels.Everything())
 	all, errs[3] = c.slices.List(labels.Everything())
@@ -307,13 +307,13 @@ func (c *Controller) readState() (s *State, objects []*addresspool.AddressPool, 
 	return s, objects, flaws, errors.Join(errs[:]...)
 }
 
-// write writes a Service's status, if the Service has not changed since it was read. lost are its former addresses that
-// are in no pool any more.
-func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus, lost []netip.Addr) error {
+// writeStatus writes a Service's status, if the Service has not changed since it was read. lost are its former
+// addresses that are in no pool any more.
+func (c *Controller) writeStatus(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus, lost []netip.Addr) error {
 	changed := svc.DeepCopy()
 	changed.Status = *want
 	answer, err := c.o.Client.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
-	c.unsure.record(svc, err)
+	c.uncertain.record(svc, err)
 	if err != nil {
 		return err
 	}
@@ -355,8 +355,8 @@ func ingressText(s corev1.LoadBalancerStatus) string {
 	return text
 }
 
-// show sets the status line: how many Services have no address.
-func (c *Controller) show(plan map[types.NamespacedName]Allocation) {
+// reportStatus sets the status line: how many Services have no address.
+func (c *Controller) reportStatus(plan map[types.NamespacedName]Allocation) {
 	if c.o.Disabled {
 		c.o.Part.Set(status.Disabled, "")
 		return

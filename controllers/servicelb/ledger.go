@@ -58,8 +58,8 @@ func (s *State) newLedger() *ledger {
 	return l
 }
 
-// cannot returns the reason for which a Service cannot have an address; "" if it can.
-func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
+// denial returns the reason for which a Service cannot have an address; "" if it can.
+func (l *ledger) denial(svc *corev1.Service, a netip.Addr) (why string) {
 	p, name := l.poolOf(a), annotationOf(svc, PoolAnnotation)
 	switch {
 	case p == nil:
@@ -102,26 +102,26 @@ func mayShare(a, b *corev1.Service) (why string) {
 	return ""
 }
 
-func (l *ledger) give(a netip.Addr, svc *corev1.Service) {
+func (l *ledger) assign(a netip.Addr, svc *corev1.Service) {
 	l.holders[a] = append(l.holders[a], svc)
 	l.has[svc] = append(l.has[svc], a)
 }
 
-// given returns the addresses that a Service has in this plan.
-func (l *ledger) given(svc *corev1.Service) []netip.Addr {
+// assigned returns the addresses that a Service has in this plan.
+func (l *ledger) assigned(svc *corev1.Service) []netip.Addr {
 	return slices.Compact(slices.SortedFunc(slices.Values(l.has[svc]), netip.Addr.Compare))
 }
 
-// next returns the first address of a family in one of the pools that a Service can have. It returns the zero address
-// if there is none. A shared address has precedence.
-func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) netip.Addr {
+// nextAddress returns the first address of a family in one of the pools that a Service can have. It returns the zero
+// address if there is none. A shared address has precedence.
+func (l *ledger) nextAddress(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) netip.Addr {
 	var shared []netip.Addr
 	holders := l.holders
 	if annotationOf(svc, ShareAnnotation) == "" {
 		holders = nil
 	}
 	for a := range holders {
-		if of(f, a) && slices.Contains(pools, l.poolOf(a)) && l.cannot(svc, a) == "" {
+		if of(f, a) && slices.Contains(pools, l.poolOf(a)) && l.denial(svc, a) == "" {
 			shared = append(shared, a)
 		}
 	}
@@ -134,7 +134,7 @@ func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) net
 			if !of(f, r.First) {
 				continue
 			}
-			a, named := l.free(rangeOf{p, i})
+			a, named := l.nextInRange(rangeOf{p, i})
 			if a.IsValid() {
 				return a
 			}
@@ -146,9 +146,10 @@ func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) net
 	return last
 }
 
-// free returns the first address of a range that is neither used nor named, or else the first that is only named. It
-// returns zero addresses where there is none. It examines each address once in a plan, however many Services need one.
-func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
+// nextInRange returns the first address of a range that is neither used nor named, or else the first that is only
+// named. It returns zero addresses where there is none. It examines each address once in a plan, however many Services
+// need one.
+func (l *ledger) nextInRange(r rangeOf) (free, named netip.Addr) {
 	s, of := l.searches[r], r.pool.Ranges[r.i]
 	if s == nil {
 		s = &search{next: of.First}

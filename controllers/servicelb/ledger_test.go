@@ -21,7 +21,7 @@ func TestManyWaitForAnAddress(t *testing.T) {
 		l.holders[a] = []*corev1.Service{nil}
 	}
 	for range 5000 {
-		if a := l.next(lb.V4, lb.Service("web", 0), []*Pool{&s.Pools[0]}); a.IsValid() {
+		if a := l.nextAddress(lb.V4, lb.Service("web", 0), []*Pool{&s.Pools[0]}); a.IsValid() {
 			t.Fatalf("there is %s", a)
 		}
 	}

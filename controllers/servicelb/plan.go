@@ -54,15 +54,15 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 			addresses.retainCurrent(svc)
 		}
 	}
-	claims := s.priorOwners(addresses)
-	released := addresses.releases(services, claims)
-	had := claims.with(released)
+	owners := s.priorOwners(addresses)
+	released := addresses.releases(services, owners)
+	had := owners.withReleased(released)
 	refused := s.refused(had)
 	taken := s.reserved(refused, had.ofPorts())
 	for at, who := range had {
 		taken.reserve(at, owner{service: who, what: "the Service " + who.String()})
 	}
-	for _, svc := range claims.order(services) {
+	for _, svc := range owners.allocationOrder(services) {
 		switch {
 		case !s.serves(svc):
 		case addresses.fromPool(svc):
@@ -74,7 +74,7 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 			if v.Message == "" {
 				v = taken.atNodes(svc, nodes, endpoints[key(svc)])
 			}
-			v.kept = claims.kept(svc, v.Addresses)
+			v.kept = owners.kept(svc, v.Addresses)
 			out[key(svc)] = v
 		}
 	}

@@ -86,9 +86,9 @@ func portsOf(svc *corev1.Service) []Port {
 	return out
 }
 
-// all reports whether a Service holds each of its ports at some address. Such a Service comes before the others for an
-// address port that no Service has yet, as on a new node.
-func (c priorOwners) all(svc *corev1.Service) bool {
+// holdsAllPorts reports whether a Service holds each of its ports at some address. Such a Service comes before the
+// others for an address port that no Service has yet, as on a new node.
+func (c priorOwners) holdsAllPorts(svc *corev1.Service) bool {
 	somewhere := map[Port]bool{}
 	for _, p := range held(svc) {
 		somewhere[p.Port] = somewhere[p.Port] || c[p] == key(svc)
@@ -96,17 +96,18 @@ func (c priorOwners) all(svc *corev1.Service) bool {
 	return !slices.ContainsFunc(portsOf(svc), func(p Port) bool { return !somewhere[p] })
 }
 
-// order returns the order of allocation: first the Services that hold all their ports, then the others, each by age.
-func (c priorOwners) order(services []*corev1.Service) []*corev1.Service {
-	first, rest := []*corev1.Service{}, []*corev1.Service{}
+// allocationOrder returns the order of allocation: first the Services that hold all their ports, then the others, each
+// by age.
+func (c priorOwners) allocationOrder(services []*corev1.Service) []*corev1.Service {
+	first, others := []*corev1.Service{}, []*corev1.Service{}
 	for _, svc := range byAge(services) {
-		if c.all(svc) {
+		if c.holdsAllPorts(svc) {
 			first = append(first, svc)
 		} else {
-			rest = append(rest, svc)
+			others = append(others, svc)
 		}
 	}
-	return append(first, rest...)
+	return append(first, others...)
 }
 
 // kept returns the address ports that a Service owns and is not served at.

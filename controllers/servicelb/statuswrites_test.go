@@ -135,19 +135,19 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 			testenv.Equal(t, ingressText(s.Status.LoadBalancer), want, "%s has", name)
 		}
 	}
-	testenv.True(t, len(c.unsure) == 0, "%v are asked for again and again", c.unsure)
+	testenv.True(t, len(c.uncertain) == 0, "%v are asked for again and again", c.uncertain)
 }
 
 func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
 	service := func(name, uid, revision string) *corev1.Service {
 		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(uid), ResourceVersion: revision}}
 	}
-	w := written{}
+	w := statusWrites{}
 	for _, svc := range []*corev1.Service{service("newer", "1", "100"), service("as old", "2", "7"), service("older", "3", "99"), service("anew", "4", "9"), service("gone", "5", "9"), service("no number", "6", "x")} {
 		w.record(svc)
 	}
 	cached := []*corev1.Service{service("newer", "1", "99"), service("as old", "2", "7"), service("older", "3", "100"), service("anew", "40", "8"), service("no number", "6", "5"), service("never written", "7", "1")}
-	got := w.over(cached)
+	got := w.overlay(cached)
 	for i, want := range []string{"100", "7", "100", "8", "5", "1"} {
 		testenv.Equal(t, got[i].ResourceVersion, want, "%s is taken at revision", got[i].Name)
 	}

@@ -20,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// objects are the cluster's AddressPools. They have an informer of their own, since it cannot list before the kind is
-// defined.
-type objects struct {
+// poolObjects are the cluster's AddressPools. They have an informer of their own, since it cannot list before the kind
+// is defined.
+type poolObjects struct {
 	client   dynamic.Interface
 	log      *slog.Logger
 	informer cache.SharedIndexInformer
@@ -30,8 +30,8 @@ type objects struct {
 	absent   atomic.Bool // the kind does not exist, and so no AddressPool
 }
 
-func newObjects(client dynamic.Interface, log *slog.Logger, changed cache.ResourceEventHandler) (*objects, error) {
-	o := &objects{client: client, log: log}
+func newPoolObjects(client dynamic.Interface, log *slog.Logger, changed cache.ResourceEventHandler) (*poolObjects, error) {
+	o := &poolObjects{client: client, log: log}
 	o.informer = dynamicinformer.NewFilteredDynamicInformer(client, addresspool.Resource(), metav1.NamespaceAll, 0, cache.Indexers{},
 		nil).Informer()
 	if err := o.informer.SetTransform(term.Trim); err != nil {
@@ -46,10 +46,10 @@ func newObjects(client dynamic.Interface, log *slog.Logger, changed cache.Resour
 }
 
 // known reports whether the AddressPools are known. Before that no address may be allocated or removed.
-func (o *objects) known() bool { return o.absent.Load() || o.synced() }
+func (o *poolObjects) known() bool { return o.absent.Load() || o.synced() }
 
 // run defines the kind and watches its objects until ctx is done.
-func (o *objects) run(ctx context.Context) {
+func (o *poolObjects) run(ctx context.Context) {
 	definition.UntilDone(ctx, o.log, "load balancer: AddressPools cannot be used yet; it is tried again", func() error {
 		err := addresspool.Kind().Define(ctx, o.client)
 		if err == nil {
@@ -77,7 +77,7 @@ func removeKind(ctx context.Context, client dynamic.Interface, log *slog.Logger)
 	})
 }
 
-func (o *objects) list() []*unstructured.Unstructured {
+func (o *poolObjects) list() []*unstructured.Unstructured {
 	var out []*unstructured.Unstructured
 	for _, item := range o.informer.GetStore().List() {
 		if u, ok := item.(*unstructured.Unstructured); ok {
@@ -88,7 +88,7 @@ func (o *objects) list() []*unstructured.Unstructured {
 }
 
 // pools returns the AddressPools.
-func (o *objects) pools() ([]*addresspool.AddressPool, error) {
+func (o *poolObjects) pools() ([]*addresspool.AddressPool, error) {
 	var out []*addresspool.AddressPool
 	for _, u := range o.list() {
 		p, err := addresspool.From(u)
@@ -101,7 +101,7 @@ func (o *objects) pools() ([]*addresspool.AddressPool, error) {
 }
 
 // write writes the objects' desired status.
-func (o *objects) write(ctx context.Context, want map[string]addresspool.Status) error {
+func (o *poolObjects) write(ctx context.Context, want map[string]addresspool.Status) error {
 	for _, u := range o.list() {
 		p, err := addresspool.From(u)
 		if err != nil {

@@ -15,16 +15,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
 
-// written are the Services in the API's responses to this term's status writes, until the cache has the same or a newer
-// version. Otherwise a round could allocate an address again, to an older Service that requests it meanwhile.
-type written map[types.NamespacedName]*corev1.Service
+// statusWrites are the Services in the API's responses to this term's status writes, until the cache has the same or a
+// newer version. Otherwise a round could allocate an address again, to an older Service that requests it meanwhile.
+type statusWrites map[types.NamespacedName]*corev1.Service
 
-// unsure are Services whose last write failed with an error that does not exclude a successful write, as after a wait
-// for a quorum.
-type unsure map[types.NamespacedName]bool
+// uncertainWrites are Services whose last write failed with an error that does not exclude a successful write, as after
+// a wait for a quorum.
+type uncertainWrites map[types.NamespacedName]bool
 
 // record records a Service whose write may have succeeded.
-func (u unsure) record(svc *corev1.Service, err error) {
+func (u uncertainWrites) record(svc *corev1.Service, err error) {
 	if err != nil && !isTransient(err) && !apierrors.IsInvalid(err) {
 		u[key(svc)] = true
 	}
@@ -32,7 +32,7 @@ func (u unsure) record(svc *corev1.Service, err error) {
 
 // resolveUncertainWrites reads the Services whose last write may have succeeded. It records them as the API's response.
 func (c *Controller) resolveUncertainWrites(ctx context.Context) error {
-	for k := range c.unsure {
+	for k := range c.uncertain {
 		svc, err := c.o.Client.CoreV1().Services(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
 		switch {
 		case err == nil:
@@ -40,20 +40,20 @@ func (c *Controller) resolveUncertainWrites(ctx context.Context) error {
 		case !apierrors.IsNotFound(err):
 			return fmt.Errorf("reading what became of the status of the Service %s: %w", k, err)
 		}
-		delete(c.unsure, k)
+		delete(c.uncertain, k)
 	}
 	return nil
 }
 
 // record records the API's response.
-func (w written) record(answer *corev1.Service) { w[key(answer)] = answer }
+func (w statusWrites) record(answer *corev1.Service) { w[key(answer)] = answer }
 
-// over returns the Services of a cache, with newer versions from written in their place.
-func (w written) over(cached []*corev1.Service) []*corev1.Service {
+// overlay returns the Services of a cache, with newer versions from w in their place.
+func (w statusWrites) overlay(cached []*corev1.Service) []*corev1.Service {
 	if len(w) == 0 {
 		return cached
 	}
-	out, left := slices.Clone(cached), written{}
+	out, left := slices.Clone(cached), statusWrites{}
 	for i, svc := range cached {
 		mine := w[key(svc)]
 		if mine == nil || mine.UID != svc.UID {

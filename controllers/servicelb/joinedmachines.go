@@ -11,11 +11,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// withJoined makes the plan again, without addresses of joined machines, if it allocates a new address of a pool to a
-// Service. A machine that has joined, and whose Node was deleted, may come back with its address. It could not register
-// if a Service had it. Addresses that Services have already are not checked and not removed: a machine with a token may
-// claim any address. An error says that these machines are unknown; then no Service may get a new address.
-func (c *Controller) withJoined(ctx context.Context, s *State,
+// excludeJoined makes the plan again, without addresses of joined machines, if it allocates a new address of a pool to
+// a Service. A machine that has joined, and whose Node was deleted, may come back with its address. It could not
+// register if a Service had it. Addresses that Services have already are not checked and not removed: a machine with a
+// token may claim any address. An error says that these machines are unknown; then no Service may get a new address.
+func (c *Controller) excludeJoined(ctx context.Context, s *State,
 	plan map[types.NamespacedName]Allocation) (map[types.NamespacedName]Allocation, error) {
 	gets := func(svc *corev1.Service) bool {
 		v, has := plan[key(svc)], statusAddresses(svc)

@@ -169,7 +169,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	} {
 		seen := now.DeepCopy()
 		change(seen)
-		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}, unsure: unsure{}}
+		c := &Controller{o: Options{Client: client, Logger: slog.New(slog.DiscardHandler)}, uncertain: uncertainWrites{}}
 		c.shrinkStatus(t.Context(), seen, Allocation{released: statusPorts(seen)})
 		if is, err := services.Get(t.Context(), "old", metav1.GetOptions{}); err != nil || !slices.Equal(loadbalancer.Held(is), loadbalancer.Held(now)) {
 			t.Errorf("%s: it lost what it has: %v, %v", what, is.Status, err)

@@ -47,8 +47,8 @@ func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 	return out
 }
 
-// with returns the prior owners, and the address ports that are being released and that no other Service has.
-func (c priorOwners) with(r releases) priorOwners {
+// withReleased returns the prior owners, and the address ports that are being released and that no other Service has.
+func (c priorOwners) withReleased(r releases) priorOwners {
 	out := maps.Clone(c)
 	for _, who := range slices.SortedFunc(maps.Keys(r), compareNames) {
 		for _, p := range r[who] {
@@ -117,7 +117,7 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Al
 	if err == nil {
 		answer, err = c.o.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.JSONPatchType, patch, metav1.PatchOptions{},
 			"status")
-		c.unsure.record(svc, err)
+		c.uncertain.record(svc, err)
 	}
 	switch {
 	case err == nil:

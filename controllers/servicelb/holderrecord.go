@@ -41,22 +41,22 @@ type holders struct {
 	trustFrom  time.Time
 }
 
-// noteDelay notes by how much the controller woke too late. If that shows a pause of this server, assign writes nothing
-// until nodes had the time settle to report again.
+// noteDelay notes by how much the controller woke too late. If that shows a pause of this server, assignHolders writes
+// nothing until nodes had the time settle to report again.
 func (h *holders) noteDelay(by time.Duration) {
 	if by > pauseThreshold {
 		h.trustFrom = time.Now().Add(settle)
 	}
 }
 
-// assign writes which nodes announce the addresses of the pools. It returns false if it has to be tried again.
-func (c *Controller) assign(ctx context.Context) bool {
+// assignHolders writes which nodes announce the addresses of the pools. It returns false if it has to be tried again.
+func (c *Controller) assignHolders(ctx context.Context) bool {
 	h := &c.holders
 	if len(h.candidates) == 0 && (h.none || h.have != nil && len(h.record) == 0) || time.Now().Before(h.trustFrom) {
 		return true
 	}
-	if err := c.load(ctx); err != nil {
-		return c.failed(ctx, err)
+	if err := c.loadRecord(ctx); err != nil {
+		return c.recordFailed(ctx, err)
 	}
 	if h.have == nil {
 		return true
@@ -68,14 +68,14 @@ func (c *Controller) assign(ctx context.Context) bool {
 	}
 	data, err := next.Write()
 	if err != nil {
-		return c.failed(ctx, err)
+		return c.recordFailed(ctx, err)
 	}
 	changed := h.have.DeepCopy()
 	changed.Data = data
 	written, err := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, changed, metav1.UpdateOptions{})
 	if err != nil {
 		h.have = nil
-		return c.failed(ctx, err)
+		return c.recordFailed(ctx, err)
 	}
 	for a, now := range next {
 		if before := h.record[a]; before.Node != now.Node {
@@ -86,8 +86,8 @@ func (c *Controller) assign(ctx context.Context) bool {
 	return true
 }
 
-// load reads the record if that is necessary. It creates a missing record when an address needs one.
-func (c *Controller) load(ctx context.Context) error {
+// loadRecord reads the record if that is necessary. It creates a missing record when an address needs one.
+func (c *Controller) loadRecord(ctx context.Context) error {
 	h := &c.holders
 	rests := len(h.candidates) == 0
 	if h.none && rests || h.have != nil && (rests || time.Since(h.read) < reread) {
@@ -114,7 +114,8 @@ func (c *Controller) load(ctx context.Context) error {
 	return nil
 }
 
-func (c *Controller) failed(ctx context.Context, err error) bool {
+// recordFailed logs that the record could not be read or written. It returns true if ctx is done.
+func (c *Controller) recordFailed(ctx context.Context, err error) bool {
 	if ctx.Err() == nil && !apierrors.IsConflict(err) {
 		c.o.Logger.Warn("load balancer: who answers for addresses could not be noted; it is tried again", "error", err)
 	}
