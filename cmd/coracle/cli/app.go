@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -114,11 +116,12 @@ join it with "coracle agent".`,
 	// --help is enough; without a group, the help would have an empty group
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: groupUse})
 	root.AddCommand(
-		a.serverCommand(), a.agentCommand(),
-		a.checkCommand(), a.statusCommand(), a.consoleCommand(), a.kubectlCommand(), a.helmCommand(), a.ctrCommand(), a.crictlCommand(),
-		a.kubeconfigCommand(), a.tokenCommand(), a.encryptCommand(), a.certificateCommand(), a.gossipCommand(), a.vipCommand(),
-		a.backendCommand(), a.ingressCommand(), a.snapshotCommand(), a.storeCommand(), a.memberCommand(), a.nodeCommand(), a.leaveCommand(),
-		a.debugCommand(), a.cleanupCommand(), a.versionCommand(), a.completionCommand(),
+		serverCommand(a), agentCommand(a),
+		checkCommand(a), statusCommand(a), consoleCommand(a),
+		clientCommand(a, kubectl()), clientCommand(a, helm()), ctrCommand(a), crictlCommand(a),
+		kubeconfigCommand(a), tokenCommand(a), encryptCommand(a), certificateCommand(a), gossipCommand(a), vipCommand(a),
+		backendCommand(a), ingressCommand(a), snapshotCommand(a), storeCommand(a), memberCommand(a), nodeCommand(a), leaveCommand(a),
+		debugCommand(a), cleanupCommand(a), versionCommand(a), completionCommand(),
 	)
 	return root
 }
@@ -164,6 +167,14 @@ func (e runError) Unwrap() error { return e.err }
 // errSilent is the error of a command that has already printed everything about its failure.
 var errSilent = runError{errors.New("")}
 
+// failIf returns the error of printing, or errSilent if the printed text says that something is wrong.
+func failIf(wrong bool, printing error) error {
+	if printing == nil && wrong {
+		return errSilent
+	}
+	return printing
+}
+
 // run marks the errors of a command's work, to distinguish them from errors of the command line.
 func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
 	return func(cmd *cobra.Command, args []string) error {
@@ -175,19 +186,6 @@ func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Comman
 		}
 		return runError{err}
 	}
-}
-
-// runTool is run for a command that inspects an installed coracle. It calls f with the settings that locate that
-// coracle.
-func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.Tool, args []string) error) func(cmd *cobra.Command,
-	args []string) error {
-	return run(func(cmd *cobra.Command, args []string) error {
-		t, err := config.LoadTool(a.sources(flags))
-		if err != nil {
-			return err
-		}
-		return f(cmd, t, args)
-	})
 }
 
 // report prints an error and returns the exit code.
@@ -271,6 +269,11 @@ func (a *App) sources(f *config.Flags) config.Sources {
 // warn prints a line to standard error that is no error.
 func (a *App) warn(format string, args ...any) {
 	fmt.Fprintf(a.Stderr, "coracle: "+format+"\n", args...)
+}
+
+// untilInterrupted returns a context that ends at SIGINT or SIGTERM.
+func untilInterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 }
 
 // isRoot says whether this process runs as root.

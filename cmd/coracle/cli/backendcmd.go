@@ -21,7 +21,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 const (
@@ -32,43 +31,38 @@ const (
 	apartShown = 3
 )
 
-func (a *App) backendCommand() *cobra.Command {
+func backendCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "network-backend", GroupID: groupUse, Short: "Show or change how packets reach pods of other nodes",
 		Long: `"coracle server --network-backend" sets it when a cluster is created. Later it is a setting of the whole cluster, and this command changes it while the cluster runs.`,
 	}
-	show := &cobra.Command{Use: "show", Short: "Print the cluster's network back end", Args: noArgs}
-	flags := addLocations(show)
-	show.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
-			name, err := shownBackend(ctx, c)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), name)
-			return nil
-		})
+	show := newToolCommand(a, &cobra.Command{
+		Use: "show", Short: "Print the cluster's network back end", Args: noArgs,
+	}).runsWithClient(func(ctx context.Context, c kubernetes.Interface, inv *invocation) error {
+		name, err := shownBackend(ctx, c)
+		if err == nil {
+			inv.Println(name)
+		}
+		return err
 	})
-	return commandGroup(cmd, show, a.backendSetCommand())
+	return commandGroup(cmd, show, backendSetCommand(a))
 }
 
-func (a *App) backendSetCommand() *cobra.Command {
+func backendSetCommand(a *App) *cobra.Command {
 	names := clusterconfig.RunningBackends()
-	cmd := &cobra.Command{
+	return newToolCommand(a, &cobra.Command{
 		Use: "set NAME", Short: "Change the cluster's network back end", Args: cobra.ExactArgs(1), ValidArgs: names,
 		Long: `Changes all nodes of the cluster to another network back end: ` + strings.Join(names, ", ") +
 			`. Pods keep running, and keep their addresses. Until the last node has
 changed, within seconds, pods of different nodes do not reach one another. The command waits until all nodes that run have changed; one that does not run
 changes when it starts. From then on, a server that is started with another --network-backend refuses to start: remove the flag there.`,
-	}
-	flags := addLocations(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		name := args[0]
+	}).runs(func(inv *invocation) error {
+		name := inv.args[0]
 		if !slices.Contains(names, name) {
 			return fmt.Errorf("a cluster cannot change to the network back end %q; it can to %s. Nothing was changed", name,
 				strings.Join(names, ", "))
 		}
-		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
+		return withClient(inv.Context(), inv.tool, func(ctx context.Context, c kubernetes.Interface) error {
 			before, err := setBackend(ctx, c, name)
 			if err != nil {
 				return fmt.Errorf("%w. Nothing was changed", err)
@@ -80,15 +74,13 @@ changes when it starts. From then on, a server that is started with another --ne
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(),
-				"All running nodes use %s. Where servers are started with --network-backend, set it to the same value or remove it.\n", name)
+			inv.Printf("All running nodes use %s. Where servers are started with --network-backend, set it to the same value or remove it.\n", name)
 			if len(off) > 0 {
-				fmt.Fprintf(cmd.OutOrStdout(), "These nodes do not run, and change when they start: %s\n", strings.Join(off, ", "))
+				inv.Printf("These nodes do not run, and change when they start: %s\n", strings.Join(off, ", "))
 			}
 			return nil
 		})
 	})
-	return cmd
 }
 
 func presentBackend(ctx context.Context, c kubernetes.Interface) (*corev1.ConfigMap, error) {

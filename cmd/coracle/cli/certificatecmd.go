@@ -18,25 +18,22 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-func (a *App) certificateCommand() *cobra.Command {
+func certificateCommand(a *App) *cobra.Command {
 	return commandGroup(&cobra.Command{
 		Use: "certificate", GroupID: groupUse, Short: "Renew the authorities that sign the cluster's certificates",
-	}, a.renewAuthorityCommand())
+	}, renewAuthorityCommand(a))
 }
 
-func (a *App) renewAuthorityCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func renewAuthorityCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "renew-authority", Short: "Give the authorities new certificates with the keys that they have", Args: noArgs,
 		Long: `Makes new certificates of the authorities in the server's folder, with the same keys and subjects, valid for twenty years.
 Tokens, nodes, kubeconfigs and snapshots stay valid. Run it on each server, in the same year, and restart coracle there.
 It works while the server runs or is stopped, also after the end of an authority, and may be repeated. An authority that
 another one has signed is named: have that one sign a new certificate.`,
-	}
-	flags := addLocations(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		return forRoot(renewAuthorities(cmd.OutOrStdout(), t))
+	}).runs(func(inv *invocation) error {
+		return forRoot(renewAuthorities(inv.OutOrStdout(), inv.tool))
 	})
-	return cmd
 }
 
 // renewAuthorities renews the authorities of the server on this machine, and says what remains to do.

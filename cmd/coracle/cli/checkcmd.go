@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
-func (a *App) checkCommand() *cobra.Command {
+func checkCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check", GroupID: groupUse, Short: "Find out whether this machine has what coracle needs", Args: noArgs,
 		Long: `Checks kernel, control groups, network, ports, disk, memory and clock with the settings that a server would have
@@ -49,10 +49,7 @@ may be given too, such as --https-listen-port (only -o means --output here, not 
 		results = append(results, preflight.Run(cmd.Context(), a.CheckHost(), needsOf(c))...)
 		results = append(results, clockResults(cmd.Context(), c.Paths.AgentDir)...)
 		err = form.print(cmd.OutOrStdout(), results, func(w io.Writer) error { return printChecks(w, results) })
-		if err == nil && slices.ContainsFunc(results, func(r preflight.Result) bool { return r.Level == preflight.Fail }) {
-			err = errSilent
-		}
-		return err
+		return failIf(slices.ContainsFunc(results, func(r preflight.Result) bool { return r.Level == preflight.Fail }), err)
 	})
 	return cmd
 }

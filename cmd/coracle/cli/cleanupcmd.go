@@ -14,7 +14,7 @@ import (
 // cleanupCommand finds the folders. The package cmd/coracle/tools/cleanup does the work. The command takes the
 // arguments of coracle server and ignores those that name no folder. So coracle-uninstall can pass it the service's
 // arguments.
-func (a *App) cleanupCommand() *cobra.Command {
+func cleanupCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cleanup", GroupID: groupUse,
 		Short: "Stop all pods on this machine and remove what was set up for them; coracle has to be stopped",

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,8 +35,8 @@ There are no logs of pods in it.
 Each folder has one kind of files:
 `
 
-func (a *App) debugCollectCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func debugCollectCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
 		Use: "collect", Short: "Gather what a bug report needs into one archive", Args: noArgs,
 		Long: `Gathers the state of coracle and of this machine into one archive (.tar.gz, at most 20 MB, within a minute): status, check,
 settings, log, stacks and heap of the running process, the cluster's objects as kubectl get shows them, containers,
@@ -48,15 +46,13 @@ archive says so: it also works while coracle or its API server does not.
 The archive has no Secrets, tokens, keys or passwords, and no values of environment variables, arguments, ConfigMaps or
 Helm charts. Look through it before you send it: a secret that a log has as a plain word is not recognised. Only its
 owner may read it.`,
-	}
-	flags := addLocations(cmd)
-	output := cmd.Flags().String("output", ".", "File to write, which must not exist, or folder for a file with the names of host and time")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-		defer stop()
-		return a.collect(ctx, t, *output)
 	})
-	return cmd
+	output := cmd.Flags().String("output", ".", "File to write, which must not exist, or folder for a file with the names of host and time")
+	return cmd.runs(func(inv *invocation) error {
+		ctx, stop := untilInterrupted(inv.Context())
+		defer stop()
+		return a.collect(ctx, inv.tool, *output)
+	})
 }
 
 // collect makes the archive and says where it is.
@@ -76,7 +72,7 @@ func (a *App) collect(ctx context.Context, t *config.Tool, output string) error 
 	}
 	var archive *bugreport.Archive
 	err = writeResponse(path, func(w io.Writer) error {
-		c := a.newCollector(t)
+		c := newCollector(a, t)
 		limited, cancel := context.WithTimeout(ctx, collectTime)
 		defer cancel()
 		archive = bugreport.Collect(limited, c.mask.Text, introduction, c.sections())

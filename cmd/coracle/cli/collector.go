@@ -35,7 +35,7 @@ type collector struct {
 }
 
 // newCollector finds the process and its settings. What is secret in them is masked wherever it occurs.
-func (a *App) newCollector(t *config.Tool) *collector {
+func newCollector(a *App, t *config.Tool) *collector {
 	c := &collector{app: a, tool: t, command: config.ServerCommand, sources: a.sources(nil)}
 	if !exists(t.Paths.ServerDir) && exists(t.Paths.AgentDir) {
 		c.command = config.AgentCommand

@@ -19,22 +19,29 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/coracle-k8s/coracle/console"
 )
 
-// consoleFlags are the flags of `coracle console`.
-type consoleFlags struct {
+// kubeconfigFlags are flags that select a kubeconfig and its context.
+type kubeconfigFlags struct {
+	app                 *App
 	kubeconfig, context string
-	port                int
-	noOpen, readOnly    bool
-	idle                time.Duration
 }
 
-func (a *App) consoleCommand() *cobra.Command {
-	var f consoleFlags
+// consoleFlags are the flags of `coracle console`.
+type consoleFlags struct {
+	kubeconfigFlags
+	port             int
+	noOpen, readOnly bool
+	idle             time.Duration
+}
+
+func consoleCommand(a *App) *cobra.Command {
+	f := consoleFlags{kubeconfigFlags: kubeconfigFlags{app: a}}
 	cmd := &cobra.Command{
 		Use: "console", GroupID: groupUse, Short: "See and change the cluster in a browser", Args: noArgs,
 		Long: `Serves the web console on a port of 127.0.0.1, with the credentials of a kubeconfig, and opens it in the browser.
@@ -43,18 +50,14 @@ It takes the kubeconfig of --kubeconfig or KUBECONFIG, this machine's cluster, o
 does. Others on this machine can reach the port but cannot use it: the browser logs in by a link that works once,
 for a minute. On a machine without a browser it prints how to reach the console from another one by ssh.`,
 	}
-	shared := cmd.PersistentFlags()
-	shared.StringVar(&f.kubeconfig, "kubeconfig", "", "Kubeconfig to use")
-	shared.StringVar(&f.context, "context", "", "Context of the kubeconfig to use (its current one)")
+	f.kubeconfigFlags.add(cmd.PersistentFlags())
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.IntVar(&f.port, "port", 0, "Port of 127.0.0.1 to serve on (a free one)")
 	flags.BoolVar(&f.noOpen, "no-open", false, "Print the link instead of opening the browser")
 	flags.BoolVar(&f.readOnly, "read-only", false, "Refuse all changes, even those that the user may make")
 	flags.DurationVar(&f.idle, "idle", 12*time.Hour, "End after no page was open for this time; 0: never")
-	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return a.contexts(&f), cobra.ShellCompDirectiveNoFileComp
-	}) // fails for a flag that does not exist
+	_ = cmd.RegisterFlagCompletionFunc("context", f.completeContext) // fails for a flag that does not exist
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		switch {
 		case f.port < 0 || f.port > 65535:
@@ -62,18 +65,24 @@ for a minute. On a machine without a browser it prints how to reach the console 
 		case f.idle < 0:
 			return usageError{cmd, fmt.Errorf("--idle: %s is less than nothing", f.idle)}
 		}
-		return a.runConsole(cmd.Context(), &f)
+		return f.runConsole(cmd.Context())
 	})
-	cmd.AddCommand(a.consoleTokenCommand(&f))
+	cmd.AddCommand(consoleTokenCommand(&f.kubeconfigFlags))
 	return cmd
 }
 
-// kubeconfigOf returns the kubeconfig that the flags or the environment select, or else this machine's.
-func (a *App) kubeconfigOf(f *consoleFlags) (clientcmd.ClientConfig, error) {
+// add adds the flags to those of a command.
+func (f *kubeconfigFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "Kubeconfig to use")
+	flags.StringVar(&f.context, "context", "", "Context of the kubeconfig to use (its current one)")
+}
+
+// load returns the kubeconfig that the flags or the environment select, or else this machine's.
+func (f *kubeconfigFlags) load() (clientcmd.ClientConfig, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = f.kubeconfig
 	if f.kubeconfig == "" {
-		env, err := a.clientEnv(a.tool(), client{name: "console"}, []string{"console"})
+		env, err := client{name: "console"}.environ(f.app.Environ, f.app.tool(), []string{"console"})
 		if err != nil {
 			return nil, err
 		}
@@ -84,21 +93,18 @@ func (a *App) kubeconfigOf(f *consoleFlags) (clientcmd.ClientConfig, error) {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}), nil
 }
 
-// contexts returns the names of a kubeconfig's contexts, for completion.
-func (a *App) contexts(f *consoleFlags) []string {
-	k, err := a.kubeconfigOf(f)
-	if err != nil {
-		return nil
+// completeContext completes --context.
+func (f *kubeconfigFlags) completeContext(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	var raw api.Config
+	k, err := f.load()
+	if err == nil {
+		raw, _ = k.RawConfig() // without it there is nothing to complete
 	}
-	raw, err := k.RawConfig()
-	if err != nil {
-		return nil
-	}
-	return slices.Collect(maps.Keys(raw.Contexts))
+	return slices.Collect(maps.Keys(raw.Contexts)), cobra.ShellCompDirectiveNoFileComp
 }
 
-func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
-	kubeconfig, err := a.kubeconfigOf(f)
+func (f *consoleFlags) runConsole(ctx context.Context) error {
+	kubeconfig, err := f.load()
 	if err != nil {
 		return err
 	}
@@ -106,8 +112,7 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	if err != nil {
 		return fmt.Errorf("reading the kubeconfig: %w", err)
 	}
-	current := f.context
-	current = cmp.Or(current, raw.CurrentContext)
+	current := cmp.Or(f.context, raw.CurrentContext)
 	if current == "" {
 		return errors.New("the kubeconfig names no current context: name one of its contexts by --context, or another file by --kubeconfig")
 	}
@@ -120,7 +125,7 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if err := a.probeConsole(ctx, first.Config, current, loginPatience); err != nil {
+	if err := f.app.probeConsole(ctx, first.Config, current, loginPatience); err != nil {
 		if ctx.Err() != nil {
 			return nil // the user interrupted it
 		}
@@ -133,14 +138,14 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.Stdout, "The console of context %s (%s)\n", current, serverOf(&raw, current))
+	fmt.Fprintf(f.app.Stdout, "The console of context %s (%s)\n", current, serverOf(&raw, current))
 	var beside sync.WaitGroup
-	beside.Go(func() { a.letBrowserIn(ctx, l, f) })
+	beside.Go(func() { f.letBrowserIn(ctx, l) })
 	err = l.Serve(ctx)
 	stop()
 	beside.Wait()
 	if errors.Is(err, console.ErrIdle) {
-		fmt.Fprintf(a.Stdout, "No page was open for %s: the console has ended.\n", f.idle)
+		fmt.Fprintf(f.app.Stdout, "No page was open for %s: the console has ended.\n", f.idle)
 		return nil
 	}
 	return err
@@ -195,10 +200,11 @@ func serverOf(c *api.Config, context string) string {
 
 // letBrowserIn opens the browser, or prints how to reach the console. It prints a new link each time the user presses
 // Enter.
-func (a *App) letBrowserIn(ctx context.Context, l *console.Loopback, f *consoleFlags) {
+func (f *consoleFlags) letBrowserIn(ctx context.Context, l *console.Loopback) {
+	a := f.app
 	opened := false
 	if !f.noOpen {
-		remove, err := a.openBrowser(ctx, l.Link())
+		remove, err := openBrowser(ctx, a.Environ, l.Link())
 		opened = err == nil
 		if err != nil {
 			fmt.Fprintf(a.Stdout, "No browser was opened: %v\n", err)
@@ -244,9 +250,9 @@ func (a *App) printLink(l *console.Loopback) {
 
 // openBrowser opens a link in the browser of the user's desktop. It passes the link in a file that only the user can
 // read, because the browser's command line is readable by all users. The caller calls remove to remove the file.
-func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err error) {
+func openBrowser(ctx context.Context, environ []string, link string) (remove func(), err error) {
 	remove = func() {}
-	if getenv(a.Environ, "DISPLAY")+getenv(a.Environ, "WAYLAND_DISPLAY") == "" {
+	if getenv(environ, "DISPLAY")+getenv(environ, "WAYLAND_DISPLAY") == "" {
 		return remove, errors.New("there is no desktop")
 	}
 	if os.Geteuid() == 0 {
@@ -257,7 +263,7 @@ func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err 
 		return remove, errors.New("xdg-open is not installed")
 	}
 	// MkdirTemp makes the folder with mode 0700, in the system's temporary folder when the user has no runtime folder.
-	dir, err := os.MkdirTemp(getenv(a.Environ, "XDG_RUNTIME_DIR"), "coracle-console-")
+	dir, err := os.MkdirTemp(getenv(environ, "XDG_RUNTIME_DIR"), "coracle-console-")
 	if err != nil {
 		return remove, fmt.Errorf("making a file for it: %w", err)
 	}
@@ -268,7 +274,7 @@ func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err 
 		return remove, fmt.Errorf("making a file for it: %w", err)
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), opener, page) //nolint:gosec // the user's own program
-	cmd.Env = a.Environ
+	cmd.Env = environ
 	if err := cmd.Start(); err != nil {
 		return remove, fmt.Errorf("starting xdg-open: %w", err)
 	}

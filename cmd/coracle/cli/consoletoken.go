@@ -43,7 +43,7 @@ type consoleTokenFlags struct {
 	ttl             time.Duration
 }
 
-func (a *App) consoleTokenCommand(k *consoleFlags) *cobra.Command {
+func consoleTokenCommand(k *kubeconfigFlags) *cobra.Command {
 	var f consoleTokenFlags
 	cmd := &cobra.Command{
 		Use: "token", Short: "Make a token to log in to the console of a server", Args: noArgs,
@@ -60,14 +60,13 @@ by itself. Deleting the account revokes it earlier. Making the next token remove
 	flags.StringVar(&f.role, "role", "view", "ClusterRole that the token has, such as view, edit, admin or cluster-admin")
 	flags.StringVarP(&f.namespace, "namespace", "n", "", "Namespace in which it has the role (the whole cluster)")
 	flags.DurationVar(&f.ttl, "ttl", time.Hour, "How long the token is valid")
-	_ = cmd.RegisterFlagCompletionFunc("role", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return []string{"view", "edit", "admin", "cluster-admin"}, cobra.ShellCompDirectiveNoFileComp
-	}) // fails for a flag that does not exist
+	_ = cmd.RegisterFlagCompletionFunc("role", // fails for a flag that does not exist
+		cobra.FixedCompletions([]string{"view", "edit", "admin", "cluster-admin"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		if f.ttl < shortestToken {
 			return usageError{cmd, fmt.Errorf("--ttl: %s is too short: the API gives tokens for %s or more", f.ttl, shortestToken)}
 		}
-		kubeconfig, err := a.kubeconfigOf(k)
+		kubeconfig, err := k.load()
 		if err != nil {
 			return err
 		}
@@ -84,7 +83,7 @@ by itself. Deleting the account revokes it earlier. Making the next token remove
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(a.Stdout, token)
+		cmd.Println(token)
 		return nil
 	})
 	return cmd

@@ -14,8 +14,6 @@ import (
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
-
-	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 // Encryption manages the keys with which the store's Secrets are encrypted. Main supplies it. The parameter dir is the
@@ -41,29 +39,27 @@ type EncryptionStatus struct {
 	Finished  time.Time `json:"finished,omitzero"`
 }
 
-func (a *App) encryptCommand() *cobra.Command {
+func encryptCommand(a *App) *cobra.Command {
 	return commandGroup(&cobra.Command{
 		Use: "secrets-encrypt", GroupID: groupUse, Short: "Show and rotate the key that encrypts Secrets in the store",
-	}, a.encryptStatusCommand(), a.encryptRotateCommand())
+	}, encryptStatusCommand(a), encryptRotateCommand(a))
 }
 
-func (a *App) encryptStatusCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "status", Short: "Show what is encrypted and with which key", Args: noArgs}
-	flags := addLocations(cmd)
-	form := addOutput(cmd, "text", "json")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		s, err := a.Encryption.Status(t.Paths.CredDir)
+func encryptStatusCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
+		Use: "status", Short: "Show what is encrypted and with which key", Args: noArgs,
+	}).withOutput("text", "json").runs(func(inv *invocation) error {
+		s, err := a.Encryption.Status(inv.tool.Paths.CredDir)
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			return errors.New("only root may read the keys; use sudo")
 		case errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("there are no keys below %s: no server has run with this data directory", t.Paths.ServerDir)
+			return fmt.Errorf("there are no keys below %s: no server has run with this data directory", inv.tool.Paths.ServerDir)
 		case err != nil:
 			return err
 		}
-		return form.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printText(w, encryptionText(s)) })
+		return inv.print(s, func(w io.Writer) error { return printText(w, encryptionText(s)) })
 	})
-	return cmd
 }
 
 func encryptionText(s EncryptionStatus) string {
@@ -92,21 +88,19 @@ func encryptionText(s EncryptionStatus) string {
 	return b.String()
 }
 
-func (a *App) encryptRotateCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func encryptRotateCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "rotate", Aliases: []string{"rotate-keys"}, Short: "Replace the key and encrypt everything again", Args: noArgs,
 		Long: `Makes a new key, rewrites everything with it, and then removes the old one. The cluster works on meanwhile. If it
 is interrupted, everything stays readable, and running it again goes on, on any server. With several servers each
 has to run and to take the new key over before anything is written with it.`,
-	}
-	flags := addLocations(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		rc, err := adminConfig(t)
+	}).runs(func(inv *invocation) error {
+		rc, err := adminConfig(inv.tool)
 		if err != nil {
 			return err
 		}
 		rc.Timeout = 0 // listing many objects may take long; the user can interrupt it
-		out := cmd.OutOrStdout()
+		out := inv.OutOrStdout()
 		progress := func(stage string, objects int, waiting []string) {
 			switch {
 			case len(waiting) > 0:
@@ -118,9 +112,8 @@ has to run and to take the new key over before anything is written with it.`,
 			}
 		}
 		open := func(ctx context.Context, f func(context.Context, *clientv3.Client) error) error {
-			return a.withStore(ctx, t, f)
+			return withStore(ctx, inv.tool, f)
 		}
-		return a.Encryption.Rotate(cmd.Context(), t.Paths.CredDir, rc, open, progress)
+		return a.Encryption.Rotate(inv.Context(), inv.tool.Paths.CredDir, rc, open, progress)
 	})
-	return cmd
 }

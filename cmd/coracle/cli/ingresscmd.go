@@ -9,11 +9,9 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,24 +23,24 @@ import (
 
 // ingressFlags are the flags of `coracle ingress check`.
 type ingressFlags struct {
-	consoleFlags // kubeconfig and context
-	namespace    string
-	all          bool
-	files        []string
-	defaults     string
-	hostOwner    string
-	trusted      []string
-	proxied      bool
+	kubeconfigFlags
+	namespace string
+	all       bool
+	files     []string
+	defaults  string
+	hostOwner string
+	trusted   []string
+	proxied   bool
 }
 
-func (a *App) ingressCommand() *cobra.Command {
+func ingressCommand(a *App) *cobra.Command {
 	return commandGroup(&cobra.Command{
 		Use: "ingress", GroupID: groupUse, Short: "Find out which Ingresses would not be served as by ingress-nginx",
-	}, a.ingressCheckCommand())
+	}, ingressCheckCommand(a))
 }
 
-func (a *App) ingressCheckCommand() *cobra.Command {
-	var f ingressFlags
+func ingressCheckCommand(a *App) *cobra.Command {
+	f := ingressFlags{kubeconfigFlags: kubeconfigFlags{app: a}}
 	cmd := &cobra.Command{
 		Use: "check", Short: "List what of Ingresses is refused, broken, different or ignored", Args: noArgs,
 		Long: `Judges Ingresses as a cluster with coracle would serve them, and says of each annotation and field what would be refused,
@@ -65,8 +63,7 @@ The exit code is 1 when something is refused, and 2 when the command line or a f
 	flags.StringArrayVarP(&f.files, "filename", "f", nil,
 		"Judge the objects of this file or folder, or of standard input (-); may be repeated")
 	form := addOutput(cmd, "text", "json")
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "Kubeconfig to use")
-	flags.StringVar(&f.context, "context", "", "Context of the kubeconfig to use (its current one)")
+	f.kubeconfigFlags.add(flags)
 	flags.StringVar(&f.defaults, "defaults", "", "ConfigMap, as NAMESPACE/NAME, whose keys count as those of kube-system/ingress, such as "+
 		"ingress-nginx/ingress-nginx-controller")
 	flags.StringVar(&f.hostOwner, "ingress-host-owner", "path", "As coracle server's: path or namespace")
@@ -78,34 +75,28 @@ The exit code is 1 when something is refused, and 2 when the command line or a f
 	for _, name := range []string{"namespace", "defaults", "ingress-trusted-proxies"} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
 	}
-	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return a.contexts(&f.consoleFlags), cobra.ShellCompDirectiveNoFileComp
-	})
+	_ = cmd.RegisterFlagCompletionFunc("context", f.completeContext)
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+		ctx, stop := untilInterrupted(cmd.Context())
 		defer stop()
-		r, err := a.checkIngresses(ctx, &f)
+		r, err := f.checkIngresses(ctx)
 		if err != nil {
 			return usageError{cmd, err} // 1 is for what is refused
 		}
-		err = form.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printIngresses(w, r) })
-		if err == nil && r.Refused > 0 {
-			err = errSilent
-		}
-		return err
+		return failIf(r.Refused > 0, form.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printIngresses(w, r) }))
 	})
 	return cmd
 }
 
 // checkIngresses reads what the flags name, and judges it.
-func (a *App) checkIngresses(ctx context.Context, f *ingressFlags) (check.Report, error) {
+func (f *ingressFlags) checkIngresses(ctx context.Context) (check.Report, error) {
 	o := check.Options{Objects: check.NewObjects(), Now: time.Now()}
 	if err := f.options(&o); err != nil {
 		return check.Report{}, err
 	}
 	namespace := f.namespace
 	if len(f.files) == 0 || f.all || f.namespace != "" {
-		k, err := a.kubeconfigOf(&f.consoleFlags)
+		k, err := f.load()
 		if err != nil {
 			return check.Report{}, err
 		}
@@ -130,7 +121,7 @@ func (a *App) checkIngresses(ctx context.Context, f *ingressFlags) (check.Report
 		namespace = "default"
 	}
 	for _, name := range f.files {
-		if err := a.readObjects(o.Objects, name, namespace); err != nil {
+		if err := readObjects(f.app.Stdin, o.Objects, name, namespace); err != nil {
 			return check.Report{}, err
 		}
 	}
@@ -168,9 +159,9 @@ func (f *ingressFlags) options(o *check.Options) error {
 }
 
 // readObjects reads a file, the files of a folder that end with .yaml, .yml or .json, or standard input for "-".
-func (a *App) readObjects(to *check.Objects, name, namespace string) error {
+func readObjects(stdin io.Reader, to *check.Objects, name, namespace string) error {
 	if name == "-" {
-		if err := to.Read(a.Stdin, namespace); err != nil {
+		if err := to.Read(stdin, namespace); err != nil {
 			return fmt.Errorf("standard input: %w", err)
 		}
 		return nil

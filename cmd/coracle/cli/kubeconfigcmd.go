@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-func (a *App) kubeconfigCommand() *cobra.Command {
+func kubeconfigCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "kubeconfig", GroupID: groupUse, Short: "Print the administrator's kubeconfig, or merge it into yours", Args: noArgs,
 		Long: `Prints the kubeconfig of the cluster's administrator. A user who has it can do everything in the cluster.
@@ -61,7 +61,7 @@ func (a *App) kubeconfigCommand() *cobra.Command {
 			return err
 		}
 		if *all {
-			err := a.withClient(cmd.Context(), t, func(ctx context.Context, client kubernetes.Interface) error {
+			err := withClient(cmd.Context(), t, func(ctx context.Context, client kubernetes.Interface) error {
 				urls, err := serverURLs(ctx, client)
 				addContexts(c, urls)
 				return err

@@ -35,8 +35,8 @@ type stillMember struct{ error }
 
 func (e stillMember) Unwrap() error { return e.error }
 
-func (a *App) leaveCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func leaveCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
 		Use: "leave", GroupID: groupUse, Short: "Take this machine out of the cluster that it joined",
 		Long: `Takes this machine out of its cluster while coracle still runs on it: its node is cordoned, its pods are evicted, and
 the node is deleted; a server is also removed from the store. After that, stop coracle and remove it.
@@ -48,24 +48,22 @@ of coracle server and coracle agent that name no folder are passed over, so that
 The exit code is 3 when a server of several did not leave, 1 when a node did not.`,
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 		Args:               cobra.ArbitraryArgs,
-	}
-	flags := addLocations(cmd)
-	grace := addGrace(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+	})
+	grace := addGrace(cmd.Command)
+	return cmd.runs(func(inv *invocation) error {
 		if err := checkGrace(*grace); err != nil {
-			return usageError{cmd, err}
+			return usageError{inv.Command, err}
 		}
-		message, err := a.leaveCluster(cmd.Context(), t, *grace)
+		message, err := leaveCluster(inv.Context(), inv.tool, *grace)
 		if message != "" {
-			fmt.Fprintln(cmd.OutOrStdout(), message)
+			inv.Println(message)
 		}
 		return err
 	})
-	return cmd
 }
 
 // leaveCluster removes this machine from its cluster and returns a message that says what it did.
-func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Duration) (message string, err error) {
+func leaveCluster(ctx context.Context, t *config.Tool, grace time.Duration) (message string, err error) {
 	r, err := askStatus(ctx, t)
 	switch {
 	case errors.Is(err, status.ErrNotRunning) && !exists(t.Paths.ServerDir) && !exists(t.Paths.AgentDir):
@@ -85,7 +83,7 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 		return "", err
 	}
 	if r.Role == "server" {
-		message, err := a.serverLeaves(ctx, t, r.Node, grace)
+		message, err := serverLeaves(ctx, t, r.Node, grace)
 		if err != nil {
 			err = stillMember{err}
 		}
@@ -132,7 +130,7 @@ func leaveBy(ctx context.Context, rc *rest.Config, node string, grace time.Durat
 
 // serverLeaves removes this server from the cluster. It uses another server's API, because this server's API ends when
 // the server is removed from the store.
-func (a *App) serverLeaves(ctx context.Context, t *config.Tool, node string, grace time.Duration) (message string, err error) {
+func serverLeaves(ctx context.Context, t *config.Tool, node string, grace time.Duration) (message string, err error) {
 	s, err := askServers(ctx, t)
 	if err != nil {
 		return "", err
@@ -161,7 +159,7 @@ func (a *App) serverLeaves(ctx context.Context, t *config.Tool, node string, gra
 	if err != nil {
 		return "", fmt.Errorf("this server's id %q is no number: %w", self.ID, err)
 	}
-	err = a.withStore(ctx, t, func(ctx context.Context, c *clientv3.Client) error {
+	err = withStore(ctx, t, func(ctx context.Context, c *clientv3.Client) error {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()
 		_, err := c.MemberRemove(ctx, id)

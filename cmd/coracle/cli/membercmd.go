@@ -21,39 +21,31 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-func (a *App) memberCommand() *cobra.Command {
+func memberCommand(a *App) *cobra.Command {
 	return commandGroup(&cobra.Command{
 		Use: "member", Aliases: []string{"members"}, GroupID: groupUse, Short: "List the cluster's servers, remove or promote one",
 		Long: `The servers of a cluster replicate its store. An odd number of them vote, at most five: a majority of these has to work.
 These commands ask the server that runs on this machine, and work on any of them. Nodes without a server are listed by
 "coracle kubectl get nodes".`,
-	}, a.memberListCommand(), a.memberRemoveCommand(), a.memberPromoteCommand())
+	}, memberListCommand(a), memberRemoveCommand(a), memberPromoteCommand(a))
 }
 
-func (a *App) memberListCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func memberListCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the servers, and show which failures the cluster can survive", Args: noArgs,
 		Long: `Lists the servers: which one leads, which vote, which answer this server, how many entries of the store's log each has yet to
 apply, and their versions. It needs no majority. The exit code is 0 when everything is well, 1 when something is wrong.`,
-	}
-	flags := addLocations(cmd)
-	form := addOutput(cmd, "text", "json")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		s, err := askServers(cmd.Context(), t)
+	}).withOutput("text", "json").runs(func(inv *invocation) error {
+		s, err := askServers(inv.Context(), inv.tool)
 		if err != nil {
 			return err
 		}
-		err = form.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return printServers(w, s, time.Now()) })
-		if err == nil && len(s.Problems) > 0 {
-			return errSilent
-		}
-		return err
+		return failIf(len(s.Problems) > 0, inv.print(s, func(w io.Writer) error { return printServers(w, s, time.Now()) }))
 	})
-	return cmd
 }
 
-func (a *App) memberRemoveCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func memberRemoveCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Remove a server from the cluster that will not come back",
 		Args: cobra.ExactArgs(1),
 		Long: `Removes a server from the cluster's store. NAME is its name, id or address, as "coracle member list" shows it. The removal is
@@ -62,40 +54,33 @@ removes both.
 
 What the server holds on its disk cannot be used again in this cluster. To let the machine join again, stop it and move
 the store's folder away first.`,
-	}
-	flags := addLocations(cmd)
-	cmd.RunE = a.changeMember(flags, func(ctx context.Context, c *clientv3.Client, id uint64) error {
+	}).runs(changeMember(func(ctx context.Context, c *clientv3.Client, id uint64) error {
 		_, err := c.MemberRemove(ctx, id)
 		return err
-	}, "%s is no server of the cluster any more. If it still runs, stop it: sudo coracle-uninstall there removes it.\n")
-	return cmd
+	}, "%s is no server of the cluster any more. If it still runs, stop it: sudo coracle-uninstall there removes it.\n"))
 }
 
-func (a *App) memberPromoteCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func memberPromoteCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "promote NAME", Short: "Give a server the vote of one that does not answer, at once", Args: cobra.ExactArgs(1),
 		Long: `A server without a vote has everything that the others have. When a voter has been unresponsive for a minute, it gets that voter's
 vote automatically; this command does so at once. It is refused when all voters answer: one more would make their number even, and an even
 number survives no more failures.`,
-	}
-	flags := addLocations(cmd)
-	cmd.RunE = a.changeMember(flags, func(ctx context.Context, c *clientv3.Client, id uint64) error {
+	}).runs(changeMember(func(ctx context.Context, c *clientv3.Client, id uint64) error {
 		_, err := c.MemberPromote(ctx, id)
 		return err
-	}, "%s has a vote.\n")
-	return cmd
+	}, "%s has a vote.\n"))
 }
 
 // changeMember finds the server that the argument names and applies change to it through the store. Then it prints
 // done, a format with the server's name.
-func (a *App) changeMember(flags *config.Flags, change func(context.Context, *clientv3.Client, uint64) error,
-	done string) func(*cobra.Command, []string) error {
-	return a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		s, err := askServers(cmd.Context(), t)
+func changeMember(change func(context.Context, *clientv3.Client, uint64) error, done string) func(*invocation) error {
+	return func(inv *invocation) error {
+		s, err := askServers(inv.Context(), inv.tool)
 		if err != nil {
 			return err
 		}
-		m, err := pickServer(s.Servers, args[0])
+		m, err := pickServer(s.Servers, inv.args[0])
 		if err != nil {
 			return err
 		}
@@ -103,16 +88,16 @@ func (a *App) changeMember(flags *config.Flags, change func(context.Context, *cl
 		if err != nil {
 			return fmt.Errorf("the server's id %q is no number: %w", m.ID, err)
 		}
-		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
+		return withStore(inv.Context(), inv.tool, func(ctx context.Context, c *clientv3.Client) error {
 			ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 			defer cancel()
-			if err := change(ctx, c, id); err != nil {
-				return err
+			err := change(ctx, c, id)
+			if err == nil {
+				inv.Printf(done, m.Name)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), done, m.Name)
-			return nil
+			return err
 		})
-	})
+	}
 }
 
 // pickServer finds the server that the user named, by its name, id, server id or address.

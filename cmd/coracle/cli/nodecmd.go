@@ -6,8 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,7 +16,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 const (
@@ -32,38 +29,36 @@ const (
 	leavePoll = 500 * time.Millisecond
 )
 
-func (a *App) nodeCommand() *cobra.Command {
+func nodeCommand(a *App) *cobra.Command {
 	return commandGroup(&cobra.Command{
 		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move or stop the pods of a node, remove a node from the cluster, or revoke a stolen one",
 		Long: `drain, remove and revoke are for a server, and for any node of the cluster; stop-pods is for the machine on which it is called.
 A machine that leaves the cluster itself uses "coracle leave".
 Nodes are listed by "coracle kubectl get nodes".`,
-	}, a.nodeDrainCommand(), a.nodeRemoveCommand(), a.nodeRevokeCommand(), a.nodeStopPodsCommand())
+	}, nodeDrainCommand(a), nodeRemoveCommand(a), nodeRevokeCommand(a), nodeStopPodsCommand(a))
 }
 
-func (a *App) nodeDrainCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func nodeDrainCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
 		Use: "drain NAME", Short: "Evict the pods of a node, and keep new ones away until it is uncordoned", Args: cobra.ExactArgs(1),
 		Long: `Moves all pods off a node but those of DaemonSets, within what their disruption budgets allow; what they keep in emptyDir
 volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir-data", which takes more arguments.
 "coracle kubectl uncordon NAME" allows new pods again.`,
-	}
-	flags := addLocations(cmd)
+	})
 	timeout := cmd.Flags().Duration("timeout", 0, "How long to wait before giving up; 0: as long as it takes")
-	cmd.RunE = a.runTool(flags, func(_ *cobra.Command, t *config.Tool, args []string) error {
-		drain := []string{"drain", args[0], "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", timeout.String()}
-		env, err := a.clientEnv(t, kubectl(), drain)
+	return cmd.runs(func(inv *invocation) error {
+		drain := []string{"drain", inv.args[0], "--ignore-daemonsets", "--delete-emptydir-data", "--timeout", timeout.String()}
+		env, err := kubectl().environ(a.Environ, inv.tool, drain)
 		if err != nil {
 			return err
 		}
 		a.Become("kubectl", drain, env)
 		return nil
 	})
-	return cmd
 }
 
-func (a *App) nodeRemoveCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func nodeRemoveCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
 		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Evict the pods of a node and remove it, and its server if it has one, from " +
 			"the cluster", Args: cobra.ExactArgs(1),
 		Long: `Keeps new pods away from the node, evicts those that it has, and deletes it when they are gone or their time is up. The node of
@@ -72,25 +67,23 @@ other servers could not go on without it, and done as soon as they can.
 
 The leading server does all of it: an interruption of this command stops nothing. As long as pods are evicted,
 "coracle kubectl annotate node NAME ` + clusterconfig.LeaveAnnotation + `-" takes the order back.`,
-	}
-	flags := addLocations(cmd)
-	grace := addGrace(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
+	})
+	grace := addGrace(cmd.Command)
+	return cmd.runs(func(inv *invocation) error {
 		if err := checkGrace(*grace); err != nil {
-			return usageError{cmd, err}
+			return usageError{inv.Command, err}
 		}
-		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
-			if err := leave(ctx, c, args[0], *grace); apierrors.IsNotFound(err) {
-				return fmt.Errorf("there is no node %q. Nothing was changed. There are: coracle kubectl get nodes", args[0])
+		return withClient(inv.Context(), inv.tool, func(ctx context.Context, c kubernetes.Interface) error {
+			if err := leave(ctx, c, inv.args[0], *grace); apierrors.IsNotFound(err) {
+				return fmt.Errorf("there is no node %q. Nothing was changed. There are: coracle kubectl get nodes", inv.args[0])
 			} else if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is no node of the cluster any more. If the machine still runs coracle: sudo "+
-				"coracle-uninstall there removes it.\n", args[0])
+			inv.Printf("%s is no node of the cluster any more. If the machine still runs coracle: sudo "+
+				"coracle-uninstall there removes it.\n", inv.args[0])
 			return nil
 		})
 	})
-	return cmd
 }
 
 func addGrace(cmd *cobra.Command) *time.Duration {
@@ -107,7 +100,7 @@ func checkGrace(grace time.Duration) error {
 
 // leave requests the node's removal and waits until the Node is gone.
 func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := untilInterrupted(ctx)
 	defer stop()
 	annotations := map[string]string{clusterconfig.LeaveAnnotation: grace.String()}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})

@@ -4,9 +4,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -31,8 +28,8 @@ type RevokeRequest struct {
 	Progress func(string)
 }
 
-func (a *App) nodeRevokeCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func nodeRevokeCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
 		Use: "revoke NAME", Short: "Shut out a node whose machine was stolen", Args: cobra.ExactArgs(1),
 		Long: `All servers refuse the certificates of the node at once, also on connections that are open. The agent token and the gossip key are replaced,
 tokens of "coracle token create" are deleted, and so are the Node and its pods. Other nodes and their pods run on. A new machine
@@ -42,18 +39,17 @@ The command waits for all servers, and names those that do not answer. If it is 
 continues. Run it on a server. A server's own node cannot be revoked.
 
 What the machine has read stays known: replace the Secrets that its pods had, the logins of its registries, and other passwords on it.`,
-	}
-	flags := addLocations(cmd)
+	})
 	deleted := cmd.Flags().Bool("deleted", false, "Revoke the name although the cluster has no such node: its Node was deleted before")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	return cmd.runs(func(inv *invocation) error {
+		ctx, stop := untilInterrupted(inv.Context())
 		defer stop()
 		r := RevokeRequest{
-			Node: args[0], Deleted: *deleted, ServerDir: t.Paths.ServerDir, Members: gossipMembers(t),
-			Progress: func(text string) { fmt.Fprintln(cmd.OutOrStdout(), text) },
+			Node: inv.args[0], Deleted: *deleted, ServerDir: inv.tool.Paths.ServerDir, Members: gossipMembers(inv.tool),
+			Progress: func(text string) { inv.Println(text) },
 		}
-		err := a.withStore(ctx, t, func(ctx context.Context, store *clientv3.Client) error {
-			return a.withClient(ctx, t, func(ctx context.Context, c kubernetes.Interface) error {
+		err := withStore(ctx, inv.tool, func(ctx context.Context, store *clientv3.Client) error {
+			return withClient(ctx, inv.tool, func(ctx context.Context, c kubernetes.Interface) error {
 				r.Store, r.Client = store, c
 				return a.RevokeNode(ctx, r)
 			})
@@ -61,11 +57,10 @@ What the machine has read stays known: replace the Secrets that its pods had, th
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s is revoked. Machines join with the new token from now on: coracle token print.\n"+
-			"Look for nodes that you do not know, which the machine may have added by its token before: coracle kubectl get nodes\n", args[0])
+		inv.Printf("%s is revoked. Machines join with the new token from now on: coracle token print.\n"+
+			"Look for nodes that you do not know, which the machine may have added by its token before: coracle kubectl get nodes\n", inv.args[0])
 		return nil
 	})
-	return cmd
 }
 
 // gossipMembers returns a function that asks this machine's server for the members of the gossip.

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-func (a *App) serverCommand() *cobra.Command {
+func serverCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "server",
 		GroupID: groupRun,
@@ -46,7 +46,7 @@ store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start 
 	return cmd
 }
 
-func (a *App) agentCommand() *cobra.Command {
+func agentCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "agent",
 		GroupID: groupRun,

@@ -9,10 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
 
-func (a *App) snapshotRestoreCommand() *cobra.Command {
+func snapshotRestoreCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "restore FILE|NAME", Short: "Make this machine the server of a saved cluster; the server has to be stopped",
 		Args: cobra.ExactArgs(1),
@@ -60,7 +58,7 @@ func findSnapshot(ctx context.Context, t *config.SnapshotTool, what string) (str
 	if err != nil {
 		return "", err // not reached: config has checked these settings
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := untilInterrupted(ctx)
 	defer stop()
 	return snapshots.Fetch(ctx, o, what, t.Snapshots.Dir)
 }

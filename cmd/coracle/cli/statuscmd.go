@@ -23,33 +23,23 @@ import (
 // statusTimeout is how long to wait for a process that does not reply.
 const statusTimeout = 10 * time.Second
 
-func (a *App) statusCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func statusCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "status", GroupID: groupUse, Short: "Show what runs, since when, how much memory it uses, and what is wrong", Args: noArgs,
 		Long: `Asks the coracle that runs on this machine for its state. The exit code is 0 when everything is well, 1 when something is
 wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" name Services
 that wait for an address, or a store that nears its quota.`,
-	}
-	flags := addLocations(cmd)
-	form := addOutput(cmd, "text", "json")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		ctx, cancel := context.WithTimeout(cmd.Context(), statusTimeout)
+	}).withOutput("text", "json").runs(func(inv *invocation) error {
+		ctx, cancel := context.WithTimeout(inv.Context(), statusTimeout)
 		defer cancel()
-		r, err := a.findStatus(ctx, t)
+		r, err := a.findStatus(ctx, inv.tool)
 		if err != nil {
 			return err
 		}
-		r.Problems = append(r.Problems, t.Warnings...)
-		err = form.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printStatus(w, r, time.Now()) })
-		if err != nil {
-			return err
-		}
-		if !r.Running || len(r.Problems) > 0 {
-			return errSilent
-		}
-		return nil
+		r.Problems = append(r.Problems, inv.tool.Warnings...)
+		err = inv.print(r, func(w io.Writer) error { return printStatus(w, r, time.Now()) })
+		return failIf(!r.Running || len(r.Problems) > 0, err)
 	})
-	return cmd
 }
 
 // findStatus returns the status of the running process, or the reasons why none runs.

@@ -23,8 +23,8 @@ const (
 	stopPoll = 50 * time.Millisecond
 )
 
-func (a *App) nodeStopPodsCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func nodeStopPodsCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
 		Use: "stop-pods", Short: "Stop the pods of this machine in order, since it goes down", Args: cobra.NoArgs,
 		Long: `Stops all pods of this machine in order: Services leave them, their preStop hooks run, they get the time that they ask for,
 those of kube-system last, and their volumes are unmounted. Then coracle ends. The pods stay in the cluster: they start again
@@ -32,20 +32,18 @@ when the machine is back, or when coracle is started again.
 
 The service coracle-pods runs this when the machine goes down. For a short battery, a tool such as NUT or apcupsd can run it
 with less time. An interruption of this command stops nothing.`,
-	}
-	flags := addLocations(cmd)
+	})
 	within := cmd.Flags().Duration("within", 0, "How long containers may take to end (default: --shutdown-grace-period of the running coracle)")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		if given := cmd.Flags().Changed("within"); given && (*within <= 0 || *within > config.MaxShutdownGrace) {
-			return usageError{cmd, fmt.Errorf("--within is %s: it has to be more than 0s and at most %s", *within, config.MaxShutdownGrace)}
+	return cmd.runs(func(inv *invocation) error {
+		if given := inv.Flags().Changed("within"); given && (*within <= 0 || *within > config.MaxShutdownGrace) {
+			return usageError{inv.Command, fmt.Errorf("--within is %s: it has to be more than 0s and at most %s", *within, config.MaxShutdownGrace)}
 		}
-		message, err := stopPods(cmd.Context(), status.NewClient(t.Paths.AdminSocket), *within)
+		message, err := stopPods(inv.Context(), status.NewClient(inv.tool.Paths.AdminSocket), *within)
 		if message != "" {
-			fmt.Fprintln(cmd.OutOrStdout(), message)
+			inv.Println(message)
 		}
 		return err
 	})
-	return cmd
 }
 
 // stopPods lets the running coracle stop its pods and waits until that process has ended. It ends at the latest 50

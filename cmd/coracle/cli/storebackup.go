@@ -13,12 +13,11 @@ import (
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
-func (a *App) storeBackupCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func storeBackupCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "backup FILE|-", Aliases: []string{"save", "snapshot"}, Short: "Write everything in the store to a new file",
 		Args: cobra.ExactArgs(1),
 		Long: `Asks the server that runs on this machine for everything in the store, as of one moment, and writes it to a new file that
@@ -27,14 +26,12 @@ replaced.
 
 To restore it on another machine, or after the keys were rotated, also keep a copy of the folder server/ in the data
 directory without server/store: what is encrypted in the store cannot be read without server/cred.`,
-	}
-	flags := addLocations(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		path, out := args[0], cmd.OutOrStdout()
+	}).runs(func(inv *invocation) error {
+		path, out := inv.args[0], inv.OutOrStdout()
 		if path == "-" && isTerminal(out) {
-			return usageError{cmd, errors.New("a backup is no text for a terminal; give a file, or pipe it to another program")}
+			return usageError{inv.Command, errors.New("a backup is no text for a terminal; give a file, or pipe it to another program")}
 		}
-		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
+		return withStore(inv.Context(), inv.tool, func(ctx context.Context, c *clientv3.Client) error {
 			stream, err := c.Snapshot(ctx)
 			if err != nil {
 				return err
@@ -54,24 +51,21 @@ directory without server/store: what is encrypted in the store cannot be read wi
 			return nil
 		})
 	})
-	return cmd
 }
 
-func (a *App) storeRestoreCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func storeRestoreCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "restore FILE", Short: "Replace the store by a backup; the server has to be stopped", Args: cobra.ExactArgs(1),
 		Long: `Checks the backup, and replaces the store of this machine's server, which has to be stopped, by it. Nothing is
 deleted: the earlier store is kept beside it under another name. Afterwards the store is that of a cluster with one
 server; other servers join it again.`,
-	}
-	flags := addLocations(cmd)
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		b, kept, err := stoppedServer(t).Restore(args[0])
+	}).runs(func(inv *invocation) error {
+		b, kept, err := stoppedServer(inv.tool).Restore(inv.args[0])
 		if err != nil {
 			return forRoot(err)
 		}
-		out := cmd.OutOrStdout()
-		fmt.Fprintf(out, "Restored %s: %d keys, revision %d.\n", args[0], b.Keys, b.Revision)
+		out := inv.OutOrStdout()
+		fmt.Fprintf(out, "Restored %s: %d keys, revision %d.\n", inv.args[0], b.Keys, b.Revision)
 		if kept != "" {
 			fmt.Fprintf(out, "The earlier store is kept in %s.\nRemove it when the cluster is well, or rename it back to undo this.\n",
 				kept)
@@ -81,25 +75,21 @@ Now:
   1. If the cluster has other servers: stop each, and move its folder %s away. Until that is done, start nothing.
   2. Start this server: systemctl start coracle, or however it was started.
   3. Start the other servers; they join this one and get everything from it.
-`, t.Paths.StoreDir)
+`, inv.tool.Paths.StoreDir)
 		return nil
 	})
-	return cmd
 }
 
-func (a *App) storeVerifyCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func storeVerifyCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "verify [FOLDER|BACKUP]", Aliases: []string{"check"},
 		Short: "Check a stopped server's store, or a backup, without changing anything", Args: cobra.MaximumNArgs(1),
 		Long: `Reads every byte of the store of this machine's server, which has to be stopped, or of another store's folder, or of a
 backup, and reports whether it is undamaged. Nothing is changed.`,
-	}
-	flags := addLocations(cmd)
-	form := addOutput(cmd, "text", "json")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		path := t.Paths.StoreDir
-		if len(args) > 0 {
-			path = args[0]
+	}).withOutput("text", "json").runs(func(inv *invocation) error {
+		path := inv.tool.Paths.StoreDir
+		if len(inv.args) > 0 {
+			path = inv.args[0]
 		}
 		var found interface{ text() string }
 		var err error
@@ -115,9 +105,8 @@ backup, and reports whether it is undamaged. Nothing is changed.`,
 		if err != nil {
 			return forRoot(err)
 		}
-		return form.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return printText(w, found.text()) })
+		return inv.print(found, func(w io.Writer) error { return printText(w, found.text()) })
 	})
-	return cmd
 }
 
 type (

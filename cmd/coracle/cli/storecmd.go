@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/signal"
 	"syscall"
 	"time"
 
@@ -27,7 +26,7 @@ import (
 // storeTimeout is how long to wait for a response of the store.
 const storeTimeout = 15 * time.Second
 
-func (a *App) storeCommand() *cobra.Command {
+func storeCommand(a *App) *cobra.Command {
 	return commandGroup(&cobra.Command{
 		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store",
 		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and restore one.
@@ -35,19 +34,19 @@ func (a *App) storeCommand() *cobra.Command {
 "status", "usage", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and
 "recover" work on the files of one that is stopped, as does "usage" there. A backup is the store alone; "coracle snapshot" saves the whole cluster.
 docs/operations/store.md has the procedures.`,
-	}, a.storeStatusCommand(), a.storeUsageCommand(), former(a.memberListCommand(), "members", "member-list"),
-		former(a.memberRemoveCommand(), "remove NAME", "member-remove"),
-		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand())
+	}, storeStatusCommand(a), storeUsageCommand(a), former(memberListCommand(a), "members", "member-list"),
+		former(memberRemoveCommand(a), "remove NAME", "member-remove"),
+		storeBackupCommand(a), storeRestoreCommand(a), storeVerifyCommand(a), storeRecoverCommand(a))
 }
 
 // withStore calls f with a client for the store of the server that runs on this machine. SIGINT and SIGTERM end f's
 // context, so that f can clean up.
-func (a *App) withStore(ctx context.Context, t *config.Tool, f func(context.Context, *clientv3.Client) error) error {
+func withStore(ctx context.Context, t *config.Tool, f func(context.Context, *clientv3.Client) error) error {
 	path := t.Paths.StoreSocket
 	if err := reachable(ctx, path); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := untilInterrupted(ctx)
 	defer stop()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + path}, Context: ctx, Logger: zap.NewNop()})
 	if err != nil {

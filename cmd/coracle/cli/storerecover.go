@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
-func (a *App) storeRecoverCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func storeRecoverCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
 		Use: "recover", Aliases: []string{"cluster-reset"},
 		Short: "Continue with this server alone, when a majority of the servers is lost for good", Args: noArgs,
 		Long: `When more than half of the voters are lost for good, no write can be agreed on any more. This makes a cluster of one server
@@ -27,30 +27,28 @@ nothing. A copy of the store is kept.
 
 It first asks the other machines that this one knew, by TCP and TLS at the cluster's port, whether a server runs there, and
 refuses if one does. Silence is no proof: a server that this machine does not reach may run.`,
-	}
-	flags := addLocations(cmd)
+	})
 	yes := cmd.Flags().Bool("yes", false, "Do it")
 	second := cmd.Flags().Bool("second-cluster", false, "With --yes, do it although another server answers. There are two clusters "+
 		"then, if the others have a majority: nodes and clients reach sometimes one and sometimes the other, and what is written to "+
 		"one of them is lost")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		out := cmd.OutOrStdout()
+	return cmd.runs(func(inv *invocation) error {
+		out := inv.OutOrStdout()
 		if *yes {
-			return recoverStore(cmd.Context(), out, t, *second)
+			return recoverStore(inv.Context(), out, inv.tool, *second)
 		}
-		s := stoppedServer(t)
+		s := stoppedServer(inv.tool)
 		plan, err := s.PlanRecovery()
 		if err != nil {
 			return forRoot(err)
 		}
 		printPlan(out, plan, time.Now())
-		if err := printOthers(out, s.AskOthers(cmd.Context(), plan)); err != nil {
+		if err := printOthers(out, s.AskOthers(inv.Context(), plan)); err != nil {
 			return err
 		}
 		fmt.Fprint(out, "Nothing was changed. To continue with this server's data: coracle store recover --yes\n")
 		return errSilent
 	})
-	return cmd
 }
 
 // recoverStore makes the store of this machine that of a cluster with one server. It refuses while another server

@@ -55,28 +55,20 @@ type storeMember struct {
 	Self    bool   `json:"self,omitempty"`
 }
 
-func (a *App) storeStatusCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func storeStatusCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "status", Short: "Show the state of the store: servers, leader, revision, sizes, last snapshot", Args: noArgs,
 		Long: `Asks the store of the server that runs on this machine. The exit code is 0 when everything is well, 1 when something is
 wrong.`,
-	}
-	flags := addLocations(cmd)
-	form := addOutput(cmd, "text", "json")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
-		return a.withStore(cmd.Context(), t, func(ctx context.Context, c *clientv3.Client) error {
-			s, err := askStore(ctx, c, t.Paths)
+	}).withOutput("text", "json").runs(func(inv *invocation) error {
+		return withStore(inv.Context(), inv.tool, func(ctx context.Context, c *clientv3.Client) error {
+			s, err := askStore(ctx, c, inv.tool.Paths)
 			if err != nil {
 				return err
 			}
-			err = form.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return s.print(w, time.Now()) })
-			if err == nil && len(s.Problems) > 0 {
-				return errSilent
-			}
-			return err
+			return failIf(len(s.Problems) > 0, inv.print(s, func(w io.Writer) error { return s.print(w, time.Now()) }))
 		})
 	})
-	return cmd
 }
 
 // former makes a command a hidden one under an earlier name, which still works.

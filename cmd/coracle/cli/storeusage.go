@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/storeusage"
@@ -22,21 +21,18 @@ import (
 // shownUsage is how many rows of each table the text has.
 const shownUsage = 15
 
-func (a *App) storeUsageCommand() *cobra.Command {
-	cmd := &cobra.Command{
+func storeUsageCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
 		Use: "usage", Short: "Show which kinds of objects and which namespaces take the store's space", Args: noArgs,
 		Long: `Counts keys and bytes by kind of object and namespace. It asks the server that runs on this machine, which answers from its
 own copy of the store, also while the API server does not. If none runs, it reads the store's files, which includes writes
 that no majority has. Sizes are those in memory, which count for the quota; old versions are not among them.`,
-	}
-	flags := addLocations(cmd)
-	form := addOutput(cmd, "text", "json")
-	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
+	}).withOutput("text", "json").runs(func(inv *invocation) error {
 		var usage status.StoreUsage
-		err := status.NewClient(t.Paths.AdminSocket).Do(cmd.Context(), http.MethodGet, status.UsagePath, &usage)
+		err := status.NewClient(inv.tool.Paths.AdminSocket).Do(inv.Context(), http.MethodGet, status.UsagePath, &usage)
 		switch {
 		case errors.Is(err, status.ErrNotRunning):
-			view, err := storefiles.ReadStore(t.Paths.StoreDir)
+			view, err := storefiles.ReadStore(inv.tool.Paths.StoreDir)
 			if err != nil {
 				return forRoot(err)
 			}
@@ -46,9 +42,8 @@ that no majority has. Sizes are those in memory, which count for the quota; old 
 		case err != nil:
 			return err
 		}
-		return form.print(cmd.OutOrStdout(), usage, func(w io.Writer) error { return printUsage(w, &usage) })
+		return inv.print(usage, func(w io.Writer) error { return printUsage(w, &usage) })
 	})
-	return cmd
 }
 
 func printUsage(w io.Writer, u *status.StoreUsage) error {

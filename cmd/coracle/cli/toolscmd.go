@@ -21,10 +21,6 @@ import (
 // embeddedByName holds the names under which coracle acts as another program.
 var embeddedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": true, "helm": true}
 
-func (a *App) kubectlCommand() *cobra.Command { return a.clientCommand(kubectl()) }
-
-func (a *App) helmCommand() *cobra.Command { return a.clientCommand(helm()) }
-
 // client is a program that is a client of the API server.
 type client struct {
 	name, short string
@@ -52,13 +48,13 @@ func helm() client {
 	}
 }
 
-func (a *App) clientCommand(c client) *cobra.Command {
+func clientCommand(a *App, c client) *cobra.Command {
 	return &cobra.Command{
 		Use: c.name, GroupID: groupUse, Short: c.short,
 		DisableFlagParsing: true,
 		RunE: run(func(_ *cobra.Command, args []string) error {
 			t := a.tool()
-			env, err := a.clientEnv(t, c, args)
+			env, err := c.environ(a.Environ, t, args)
 			if err != nil {
 				return err
 			}
@@ -66,19 +62,18 @@ func (a *App) clientCommand(c client) *cobra.Command {
 			return nil
 		}),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
-			return a.completeClient(c, args, toComplete)
+			return c.complete(a, args, toComplete)
 		},
 	}
 }
 
-func (a *App) ctrCommand() *cobra.Command {
+func ctrCommand(a *App) *cobra.Command {
 	return &cobra.Command{
 		Use: "ctr", GroupID: groupUse, Short: "Inspect containers and images: containerd's ctr, in the namespace of Kubernetes",
 		DisableFlagParsing: true,
 		RunE: run(func(_ *cobra.Command, args []string) error {
 			t := a.tool()
-			env := a.Environ
-			env = setDefault(env, "CONTAINERD_ADDRESS", t.Paths.ContainerdSocket)
+			env := setDefault(a.Environ, "CONTAINERD_ADDRESS", t.Paths.ContainerdSocket)
 			env = setDefault(env, "CONTAINERD_NAMESPACE", "k8s.io")
 			// ctr warns of what containerd's next version drops, such as cgroup v1. These warnings are for those who
 			// embed containerd: a user of coracle can do nothing about them.
@@ -90,13 +85,13 @@ func (a *App) ctrCommand() *cobra.Command {
 }
 
 // crictlCommand runs a crictl that the user installed. Coracle has none of its own.
-func (a *App) crictlCommand() *cobra.Command {
+func crictlCommand(a *App) *cobra.Command {
 	return &cobra.Command{
 		Use: "crictl", Hidden: true, Short: "Run an installed crictl on this node's containers",
 		DisableFlagParsing: true,
 		RunE: run(func(_ *cobra.Command, args []string) error {
 			endpoint := "unix://" + a.tool().Paths.ContainerdSocket
-			path := a.findOther("crictl")
+			path := findOther(a.Environ, "crictl")
 			if path == "" {
 				return fmt.Errorf("crictl is not part of coracle and not installed here; an installed one works with: crictl "+
 					"--runtime-endpoint %s. coracle ctr does much of the same", endpoint)
@@ -123,24 +118,24 @@ func execve(path string, argv, env []string) error {
 	return fmt.Errorf("starting %s: %w", path, syscall.Exec(path, argv, env))
 }
 
-// clientEnv returns the environment in which a program uses this machine's cluster, unless the user has selected a
+// environ returns the environment in which a program uses this machine's cluster, unless the user has selected a
 // cluster.
-func (a *App) clientEnv(t *config.Tool, c client, args []string) ([]string, error) {
-	if getenv(a.Environ, "KUBECONFIG") != "" || c.choosesCluster(args) {
-		return a.Environ, nil
+func (c client) environ(environ []string, t *config.Tool, args []string) ([]string, error) {
+	if getenv(environ, "KUBECONFIG") != "" || c.choosesCluster(args) {
+		return environ, nil
 	}
 	f, err := os.Open(t.Kubeconfig)
 	if err == nil {
 		_ = f.Close() // opened only to check that it can be read
-		return setDefault(a.Environ, "KUBECONFIG", t.Kubeconfig), nil
+		return setDefault(environ, "KUBECONFIG", t.Kubeconfig), nil
 	}
-	home := getenv(a.Environ, "HOME")
+	home := getenv(environ, "HOME")
 	if home != "" && exists(filepath.Join(home, ".kube", "config")) {
-		return a.Environ, nil
+		return environ, nil
 	}
 	switch {
 	case c.withoutCluster(args):
-		return a.Environ, nil
+		return environ, nil
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("this user may not read %s. Use sudo coracle %s, or give this user a copy: sudo coracle kubeconfig > "+
 			"~/.kube/config, or let a group read it with --write-kubeconfig-mode 0640 and --write-kubeconfig-group", t.Kubeconfig, c.name)
@@ -172,10 +167,10 @@ func (c client) withoutCluster(args []string) bool {
 		slices.Contains(c.without, args[0])
 }
 
-// completeClient returns the completions of the program, which completes in a process of its own.
-func (a *App) completeClient(c client, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+// complete returns the completions of the program, which completes in a process of its own.
+func (c client) complete(a *App, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	t := a.tool()
-	env, err := a.clientEnv(t, c, args)
+	env, err := c.environ(a.Environ, t, args)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
@@ -200,7 +195,7 @@ func parseCompletion(out string) ([]string, cobra.ShellCompDirective) {
 }
 
 // findOther returns the path of a program on the PATH that is not a link to this program, or "".
-func (a *App) findOther(name string) string {
+func findOther(environ []string, name string) string {
 	self, err := os.Executable()
 	if err != nil {
 		return ""
@@ -209,7 +204,7 @@ func (a *App) findOther(name string) string {
 	if err != nil {
 		return ""
 	}
-	for _, dir := range filepath.SplitList(getenv(a.Environ, "PATH")) {
+	for _, dir := range filepath.SplitList(getenv(environ, "PATH")) {
 		path := filepath.Join(dir, name)
 		fi, err := os.Stat(path)
 		if err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && !os.SameFile(fi, selfInfo) {

@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
-func (a *App) versionCommand() *cobra.Command {
+func versionCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{Use: "version", GroupID: groupUse, Short: "Print the version", Args: noArgs}
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
