@@ -194,7 +194,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	g.Quiet("network", func(context.Context) error { // its parts report themselves
 		return startNetwork(g, o, imported, ready, &podCIDRs, own)
 	})
-	g.Essential(nil, after(o.kubeletWaits(ready), func() {
+	g.Essential(nil, startAfter(o.kubeletWaits(ready), func() {
 		g.Essential(o.part("kubelet"), func(ctx context.Context) error {
 			ctx, cancel := o.Shutdown.untilStop(ctx)
 			defer cancel()
@@ -204,7 +204,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 			return kubelet.Run(ctx, o.kubelet(p.runtime, report))
 		})
 	}))
-	g.Essential(nil, after(o.WaitAPI, func() {
+	g.Essential(nil, startAfter(o.WaitAPI, func() {
 		close(ready)
 		runWithAPI(g, o, &podCIDRs, own, report)
 	}))
@@ -220,8 +220,8 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	return g.Wait()
 }
 
-// after waits until wait returns and then calls start, which starts parts. It calls start at once if wait is nil.
-func after(wait func(context.Context) error, start func()) func(context.Context) error {
+// startAfter waits until wait returns and then calls start, which starts parts. It calls start at once if wait is nil.
+func startAfter(wait func(context.Context) error, start func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if wait != nil {
 			if err := wait(ctx); err != nil {

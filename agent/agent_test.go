@@ -21,9 +21,9 @@ import (
 func TestPartStartsWhenItsWaitEnds(t *testing.T) {
 	g := supervise.NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 	event, cause := make(chan struct{}), errors.New("no credentials")
-	g.Essential(nil, after(nil, func() { close(event) }))
-	g.Essential(nil, after(func(context.Context) error { <-event; return nil }, func() {
-		g.Essential(nil, after(func(context.Context) error { return cause }, func() { t.Error("it began after its wait had failed") }))
+	g.Essential(nil, startAfter(nil, func() { close(event) }))
+	g.Essential(nil, startAfter(func(context.Context) error { <-event; return nil }, func() {
+		g.Essential(nil, startAfter(func(context.Context) error { return cause }, func() { t.Error("it began after its wait had failed") }))
 	}))
 	if err := g.Wait(); !errors.Is(err, cause) {
 		t.Errorf("got %v, want the wait's error", err)
@@ -31,7 +31,7 @@ func TestPartStartsWhenItsWaitEnds(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	g = supervise.NewGroup(ctx, nil, slog.New(slog.DiscardHandler))
-	g.Essential(nil, after(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, func() { t.Error("it began at the end") }))
+	g.Essential(nil, startAfter(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, func() { t.Error("it began at the end") }))
 	cancel()
 	testenv.Check(t, g.Wait(), "stopped while it waits")
 }

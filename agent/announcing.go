@@ -62,8 +62,8 @@ type findings chan finding
 // finding has the values of two of the Node's annotations.
 type finding struct{ conflicts, proven string }
 
-// set replaces the finding that waits. It does not block, since there is one writer.
-func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
+// replace replaces the finding that waits. It does not block, since there is one writer.
+func (f findings) replace(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 	select {
 	case <-f:
 	default:

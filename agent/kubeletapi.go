@@ -59,7 +59,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 			if l := left(); l > 0 && !reported { // so that it has ended when it is time to report
 				timeout = min(timeout, l)
 			}
-			failed = within(ctx, timeout, k.own)
+			failed = withTimeout(ctx, timeout, k.own)
 			if refusals++; !refused(failed) {
 				refusals = 0
 			}
@@ -79,12 +79,12 @@ func (k *kubeletAPI) run(ctx context.Context) {
 			k.refused(true)
 		}
 		switch {
-		case within(ctx, askTimeout, k.another) != nil: // no API server answers this machine
+		case withTimeout(ctx, askTimeout, k.another) != nil: // no API server answers this machine
 			with = time.Now()
 		case !reported && left() == 0:
 			why := "the kubelet does not reach the API server, although this machine reaches it in another way: " + failed.Error() +
 				". Check whether a firewall rule blocks it, and whether another program has that port (ss -lntp)"
-			err := within(ctx, askTimeout, func(ctx context.Context) error { return k.report(ctx, why) })
+			err := withTimeout(ctx, askTimeout, func(ctx context.Context) error { return k.report(ctx, why) })
 			if reported = err == nil; reported {
 				k.log.Error("the node is not ready; its pods keep running", "reason", why)
 			}
@@ -98,7 +98,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 	}
 }
 
-func within(ctx context.Context, d time.Duration, f func(context.Context) error) error {
+func withTimeout(ctx context.Context, d time.Duration, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	return f(ctx)

@@ -109,7 +109,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}
 		backend, _ = n.services.Backend()
 	}
-	if n.addresses, err = lbspeaker.New(o.speaker(client, n.settings, backend, n.findings.set)); err != nil {
+	if n.addresses, err = lbspeaker.New(o.speaker(client, n.settings, backend, n.findings.replace)); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if len(o.ClusterDNS) > 0 {

@@ -83,8 +83,8 @@ func (s *Shutdown) setPods(pods func() []*corev1.Pod) {
 	s.pods = pods
 }
 
-// known returns the pods that the kubelet knows, by their UIDs.
-func (s *Shutdown) known() map[string]*corev1.Pod {
+// knownPods returns the pods that the kubelet knows, by their UIDs.
+func (s *Shutdown) knownPods() map[string]*corev1.Pod {
 	s.mu.Lock()
 	pods := s.pods
 	s.mu.Unlock()
@@ -147,7 +147,7 @@ func (s *Shutdown) stoppable() error {
 func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done string, err error) {
 	log, began := s.options.Logger, time.Now()
 	log.Info("agent: stopping all pods, since the machine goes down", "within", within)
-	known := s.known()
+	known := s.knownPods()
 	s.endKubelet()
 	closing, cancel := context.WithTimeout(ctx, startPatience)
 	var preparing sync.WaitGroup
@@ -175,7 +175,7 @@ func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done str
 		err = podkill.AwaitNone(ctx, podkill.Node{Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: s.options.BinDir}, lostPatience)
 	}
 	if err == nil {
-		if err := s.mark(ctx, known); err != nil {
+		if err := s.markStopped(ctx, known); err != nil {
 			log.Info("agent: the cluster does not know that the pods were stopped, so others take their place later", "error", err)
 		}
 	}

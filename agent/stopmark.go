@@ -33,9 +33,10 @@ const (
 	unmarkPause = time.Second
 )
 
-// mark writes on the Node that nothing of its pods is left on this machine, so that other nodes may have pods that wait
-// for their place or their volumes. It does so only if there are such pods, and never on a node with autonomy.
-func (s *Shutdown) mark(ctx context.Context, pods map[string]*corev1.Pod) error {
+// markStopped writes on the Node that nothing of its pods is left on this machine, so that other nodes may have pods
+// that wait for their place or their volumes. It does so only if there are such pods, and never on a node with
+// autonomy.
+func (s *Shutdown) markStopped(ctx context.Context, pods map[string]*corev1.Pod) error {
 	ctx, cancel := context.WithTimeout(ctx, markTime)
 	defer cancel()
 	client, err := coreClient(s.options.KubeletKubeconfig)

@@ -72,18 +72,19 @@ func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 	respond(w, map[string]any{"results": a.applyAll(r.Context())})
 }
 
-// first are the kinds without which the API refuses objects that name one. They go before the other objects of a text.
-var first = []schema.GroupKind{
+// definitionKinds are the kinds without which the API refuses objects that name one. They go before the other objects
+// of a text.
+var definitionKinds = []schema.GroupKind{
 	{Kind: "Namespace"}, {Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"},
 	{Group: "scheduling.k8s.io", Kind: "PriorityClass"}, {Group: "node.k8s.io", Kind: "RuntimeClass"}, {Kind: "ServiceAccount"},
 }
 
 // rank returns an object's place among the first kinds, or their number.
 func (s *source) rank() int {
-	if i := slices.Index(first, kindOf(s.object).GroupKind()); i >= 0 {
+	if i := slices.Index(definitionKinds, kindOf(s.object).GroupKind()); i >= 0 {
 		return i
 	}
-	return len(first)
+	return len(definitionKinds)
 }
 
 func kindOf(o anyObject) schema.GroupVersionKind {
@@ -115,7 +116,7 @@ func (a *applier) applyAll(ctx context.Context) []applied {
 	order := make([]int, len(a.sources))
 	for i := range a.sources {
 		order[i] = i
-		if a.sources[i].rank() < len(first) {
+		if a.sources[i].rank() < len(definitionKinds) {
 			a.makers = append(a.makers, i)
 		}
 	}
@@ -150,7 +151,7 @@ func (a *applier) applyOne(ctx context.Context, s *source, out *applied) {
 			return
 		}
 		out.Action = ""
-		by, what := a.needs(s, out, err)
+		by, what := a.missingDependency(s, out, err)
 		switch {
 		case by < 0:
 		case a.dryRun:
@@ -189,9 +190,9 @@ func (s *source) explain(err error) (problems []problem, said string) {
 	return problems, strings.ToValidUTF8(said[:min(len(said), maxSaid)], "")
 }
 
-// needs returns the index of the object of the text for which an object waits that is refused with err, and what that
-// object is for it. The index is -1 when there is none.
-func (a *applier) needs(s *source, out *applied, err error) (by int, what string) {
+// missingDependency returns the index of the object of the text for which an object waits that is refused with err, and
+// what that object is for it. The index is -1 when there is none.
+func (a *applier) missingDependency(s *source, out *applied, err error) (by int, what string) {
 	message := err.Error()
 	var noKind *noKindError
 	unknown := errors.As(err, &noKind)

@@ -218,7 +218,7 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 	if _, has := p.from["status"]; has {
 		now["status"] = live["status"]
 	}
-	if field := p.mine.conflict(p.between(ofUserWith(p.from), now)); field != "" {
+	if field := p.mine.conflict(p.changesBetween(ofUserWith(p.from), now)); field != "" {
 		return live, nil, fmt.Errorf("%w (%s)", errConflict, field)
 	}
 	changes, err := clone(p.changes)

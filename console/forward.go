@@ -127,7 +127,7 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	respond(w, f.now())
+	respond(w, f.currentState())
 }
 
 // start serves a forward until it ends.
@@ -138,7 +138,7 @@ func (h *Handler) start(f *forward) error {
 		return errors.New("the console ends")
 	}
 	if len(h.forwards.all) >= maxForwards { // remove forwards that have ended
-		h.forwards.all = slices.DeleteFunc(h.forwards.all, func(f *forward) bool { return f.now().Ended != "" })
+		h.forwards.all = slices.DeleteFunc(h.forwards.all, func(f *forward) bool { return f.currentState().Ended != "" })
 	}
 	if len(h.forwards.all) >= maxForwards {
 		return fmt.Errorf("%d ports are open: stop some", maxForwards)
@@ -158,7 +158,7 @@ func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) 
 	h.forwards.mu.Lock()
 	for _, f := range h.forwards.all {
 		if f.h == h {
-			out = append(out, f.now())
+			out = append(out, f.currentState())
 		}
 	}
 	h.forwards.mu.Unlock()
@@ -170,7 +170,7 @@ func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) 
 	h.forwards.mu.Lock()
 	defer h.forwards.mu.Unlock()
 	for i, f := range h.forwards.all {
-		if f.h == h && strconv.FormatInt(f.now().ID, 10) == r.PathValue("id") {
+		if f.h == h && strconv.FormatInt(f.currentState().ID, 10) == r.PathValue("id") {
 			f.cancel()
 			h.forwards.all = slices.Delete(h.forwards.all, i, i+1)
 			respond(w, map[string]any{})
@@ -204,8 +204,8 @@ func listenForward(ctx context.Context) (net.Listener, error) {
 	return nil, fmt.Errorf("opening a port between %d and %d: %w", firstForwardPort, lastForwardPort, err)
 }
 
-// now returns the forward's state.
-func (f *forward) now() forwardState {
+// currentState returns the forward's state.
+func (f *forward) currentState() forwardState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.state
@@ -236,7 +236,7 @@ func (f *forward) run(ctx context.Context) {
 		}
 		conn, err := f.listener.Accept()
 		if err != nil {
-			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // not shown when the user has ended the forward
+			f.stop(fmt.Sprintf("the port cannot be used any more: %v", err)) // not shown when the user has ended the forward
 			return
 		}
 		f.change(func(s *forwardState) { s.Open++; s.Opened++ })
@@ -253,8 +253,8 @@ func (f *forward) run(ctx context.Context) {
 	}
 }
 
-// end ends the forward and records the reason.
-func (f *forward) end(why string) {
+// stop ends the forward and records the reason.
+func (f *forward) stop(why string) {
 	f.change(func(s *forwardState) {
 		s.Ended = cmp.Or(s.Ended, why)
 	})
@@ -264,16 +264,16 @@ func (f *forward) end(why string) {
 // watchPod ends the forward when the pod is deleted or has ended.
 func (f *forward) watchPod(ctx context.Context) {
 	for timers.Sleep(ctx, f.poll) {
-		if why := f.gone(ctx); why != "" {
-			f.end(why)
+		if why := f.refusalReason(ctx); why != "" {
+			f.stop(why)
 			return
 		}
 	}
 }
 
-// gone returns the reason for which a pod accepts no more connections. It returns "" while the pod accepts them, or
-// when the API gives no answer.
-func (f *forward) gone(ctx context.Context) string {
+// refusalReason returns the reason for which a pod accepts no more connections. It returns "" while the pod accepts
+// them, or when the API gives no answer.
+func (f *forward) refusalReason(ctx context.Context) string {
 	var pod corev1.Pod
 	err := f.u.get(ctx, f.path, nil, &pod)
 	switch {

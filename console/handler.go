@@ -175,7 +175,7 @@ func (h *Handler) Close() {
 
 // Unused returns the time since the last request. It is 0 while a tab is open, or a release of Helm is being changed.
 func (h *Handler) Unused() time.Duration {
-	if h.sockets.any() || h.changing.Load() > 0 {
+	if h.sockets.hasSockets() || h.changing.Load() > 0 {
 		return 0
 	}
 	return time.Since(time.Unix(h.used.Load(), 0))

@@ -134,7 +134,7 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 					}
 					seen[o.Metadata.UID] = true
 					out.Objects++
-					ready := c.take(path, o, judge)
+					ready := c.checkObject(path, o, judge)
 					out.Ready = out.Ready || !known && ready
 				})
 			})
@@ -155,7 +155,7 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 		query.Set("continue", page.Metadata.Continue)
 	}
 	if !out.More {
-		c.whole(info.Resource)
+		c.addWhole(info.Resource)
 	}
 	return out
 }
@@ -223,31 +223,31 @@ func newCheck(now time.Time) *check {
 	return &check{now: now, read: map[string]bool{}, services: map[string]service{}, ready: map[string][2]int32{}, runs: map[string]run{}}
 }
 
-func (c *check) whole(resource string) {
+func (c *check) addWhole(resource string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.read[resource] = true
 }
 
-// patience is how long an object may take to become what it should be.
-const patience, deletingPatience = time.Minute, 5 * time.Minute
+// readyTimeout is how long an object may take to become what it should be.
+const readyTimeout, deletionTimeout = time.Minute, 5 * time.Minute
 
-// take checks one object. It reports whether the object has the condition Ready.
-func (c *check) take(path string, o *checkedObject, judge judge) (ready bool) {
+// checkObject checks one object. It reports whether the object has the condition Ready.
+func (c *check) checkObject(path string, o *checkedObject, judge judge) (ready bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := &o.Metadata
 	base := finding{Path: path, Namespace: m.Namespace, Name: m.Name, UID: m.UID, Created: m.CreationTimestamp}
 	if at, err := time.Parse(time.RFC3339, m.DeletionTimestamp); err == nil {
-		if c.now.Sub(at) > deletingPatience && len(m.Finalizers) > 0 {
-			base.What, base.About, base.Passing = "deleting", cut(fmt.Sprint(m.Finalizers)), true
-			c.keep(base)
+		if c.now.Sub(at) > deletionTimeout && len(m.Finalizers) > 0 {
+			base.What, base.About, base.Passing = "deleting", clipText(fmt.Sprint(m.Finalizers)), true
+			c.addFinding(base)
 		}
 		return false
 	}
 	young := true
 	if at, err := time.Parse(time.RFC3339, m.CreationTimestamp); err == nil {
-		young = c.now.Sub(at) < patience
+		young = c.now.Sub(at) < readyTimeout
 	}
 	return judge(c, o, base, young)
 }
@@ -258,21 +258,21 @@ func (c *check) add(base finding, what string, passing bool, change ...func(*fin
 	for _, f := range change {
 		f(&base)
 	}
-	c.keep(base)
+	c.addFinding(base)
 }
 
-// keep keeps a finding, unless there are many more than a response has.
-func (c *check) keep(f finding) {
+// addFinding keeps a finding, unless there are many more than a response has.
+func (c *check) addFinding(f finding) {
 	if len(c.findings) < maxGathered {
 		c.findings = append(c.findings, f)
 	}
 }
 
-func about(name string) func(*finding) { return func(f *finding) { f.About = cut(name) } }
-func words(text string) func(*finding) { return func(f *finding) { f.Text = cut(text) } }
+func aboutName(name string) func(*finding) { return func(f *finding) { f.About = clipText(name) } }
+func withText(text string) func(*finding)  { return func(f *finding) { f.Text = clipText(text) } }
 
-// cut returns a text, or the beginning of a long one, which is not kept whole for it.
-func cut(text string) string {
+// clipText returns a text, or the beginning of a long one, which is not kept whole for it.
+func clipText(text string) string {
 	if len(text) <= maxFindingText {
 		return text
 	}
@@ -283,7 +283,7 @@ func counts(have, want int32) func(*finding) {
 	return func(f *finding) { f.Have, f.Want = have, want }
 }
 
-func needs(labels map[string]string) func(*finding) {
+func withLabels(labels map[string]string) func(*finding) {
 	return func(f *finding) { f.Selector = labels }
 }
 
@@ -301,7 +301,7 @@ func controlledBy(owners []metav1.OwnerReference, kind string) string {
 func (c *check) conclude() []finding {
 	for _, r := range c.runs {
 		if r.failed {
-			c.add(r.base, "lastRun", false, about(r.job), words(r.why))
+			c.add(r.base, "lastRun", false, aboutName(r.job), withText(r.why))
 		}
 	}
 	// The lack of a Service can be known only when all are.
@@ -317,7 +317,7 @@ func (c *check) conclude() []finding {
 			if slices.ContainsFunc(c.findings, func(f finding) bool { return f.What == "webhook" && f.About == key }) {
 				continue // the webhook's finding says it
 			}
-			c.add(s.base, "endpoints", true, counts(n[0], n[1]), needs(s.selector))
+			c.add(s.base, "endpoints", true, counts(n[0], n[1]), withLabels(s.selector))
 		}
 	}
 	slices.SortFunc(c.findings, func(a, b finding) int {

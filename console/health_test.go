@@ -284,7 +284,7 @@ func TestLargeObjectsHideNothing(t *testing.T) {
 	testenv.Equal(t, fmt.Sprint(len(out.Findings), out.Kinds), fmt.Sprintf("%d [{%s %d true false 0 }]", objects, path, objects), "findings")
 
 	c := newCheck(time.Now())
-	c.add(finding{}, "condition", false, about(long), words(long))
+	c.add(finding{}, "condition", false, aboutName(long), withText(long))
 	testenv.Equal(t, len(c.findings[0].Text)+len(c.findings[0].About), 2*maxFindingText, "the bytes that are kept")
 	for range 2 * maxGathered {
 		c.add(finding{}, "condition", false)

@@ -96,9 +96,9 @@ func judgeCustom(c *check, o *checkedObject, base finding, young bool) bool {
 		return false
 	}
 	if x.Status == "False" && !young {
-		c.add(base, "condition", false, about(x.Type), words(x.text()))
+		c.add(base, "condition", false, aboutName(x.Type), withText(x.text()))
 	} else if x.Status == "Unknown" && !young {
-		c.add(base, "condition", true, about(x.Type), words(x.text()))
+		c.add(base, "condition", true, aboutName(x.Type), withText(x.text()))
 	}
 	return true
 }
@@ -111,7 +111,7 @@ func judgeNode(c *check, o *checkedObject, base finding, young bool) bool {
 	all := conditionsOf(o.Status)
 	for i := range all {
 		if x := &all[i]; x.Status == "True" && badWhenTrue.MatchString(x.Type) && !young {
-			c.add(base, "condition", false, about(x.Type), words(x.text()))
+			c.add(base, "condition", false, aboutName(x.Type), withText(x.text()))
 		}
 	}
 	return false
@@ -119,7 +119,7 @@ func judgeNode(c *check, o *checkedObject, base finding, young bool) bool {
 
 func judgeVolume(c *check, o *checkedObject, base finding, _ bool) bool {
 	if s := parse[corev1.PersistentVolumeStatus](o.Status); s.Phase == corev1.VolumeFailed {
-		c.add(base, "condition", false, about(string(s.Phase)), words(s.Message))
+		c.add(base, "condition", false, aboutName(string(s.Phase)), withText(s.Message))
 	}
 	return false
 }
@@ -154,7 +154,7 @@ func judgeReplicas(c *check, o *checkedObject, base finding, young bool) bool {
 func (c *check) judgeNumber(o *checkedObject, base finding, young bool) {
 	s, want := parse[replicas](o.Status), parse[wanted](o.Spec).number()
 	if x := find(s.Conditions, "ReplicaFailure"); x != nil && x.Status == "True" {
-		c.add(base, "cannotMake", false, words(x.text()), counts(s.ReadyReplicas, want))
+		c.add(base, "cannotMake", false, withText(x.text()), counts(s.ReadyReplicas, want))
 	} else if s.ReadyReplicas < want && !young {
 		c.add(base, "unavailable", s.ReadyReplicas > 0, counts(s.ReadyReplicas, want))
 	}
@@ -166,7 +166,7 @@ func judgeDeployment(c *check, o *checkedObject, base finding, young bool) bool 
 	x := find(conditionsOf(o.Status), "Progressing")
 	if x != nil && x.Status == "False" && (len(c.findings) == n || c.findings[n].What != "cannotMake") {
 		c.findings = c.findings[:n]
-		c.add(base, "stuck", false, words(x.text()))
+		c.add(base, "stuck", false, withText(x.text()))
 	}
 	return false
 }
@@ -208,7 +208,7 @@ func judgeJob(c *check, o *checkedObject, base finding, young bool) bool {
 	spec := parse[batchv1.JobSpec](o.Spec)
 	switch {
 	case failed != nil:
-		c.add(base, "jobFailed", false, words(failed.text()))
+		c.add(base, "jobFailed", false, withText(failed.text()))
 	case done != nil || spec.Suspend != nil && *spec.Suspend || s.Active > 0 || young:
 	case s.Failed > 0: // the next attempt comes by itself
 		c.add(base, "jobRetries", true, counts(s.Failed, 0))
@@ -222,7 +222,7 @@ func judgeAutoscaler(c *check, o *checkedObject, base finding, young bool) bool 
 	for _, kind := range []autoscalingv2.HorizontalPodAutoscalerConditionType{autoscalingv2.AbleToScale, autoscalingv2.ScalingActive} {
 		x := find(conditionsOf(o.Status), string(kind))
 		if x != nil && x.Status == "False" && x.Reason != "ScalingDisabled" && !young {
-			c.add(base, "scaling", false, about(x.Type), words(x.text()))
+			c.add(base, "scaling", false, aboutName(x.Type), withText(x.text()))
 			return false
 		}
 	}
@@ -239,18 +239,18 @@ func judgeBudget(c *check, o *checkedObject, base finding, young bool) bool {
 	switch {
 	case young:
 	case x != nil && x.Status == "False" && x.Reason == policyv1.SyncFailedReason:
-		c.add(base, "condition", false, about(x.Type), words(x.text()))
+		c.add(base, "condition", false, aboutName(x.Type), withText(x.text()))
 	case s.ExpectedPods == 0:
 		c.add(base, "budgetEmpty", true)
 	case s.CurrentHealthy < s.DesiredHealthy:
-		c.add(base, "budget", true, counts(s.CurrentHealthy, s.DesiredHealthy), needs(labels))
+		c.add(base, "budget", true, counts(s.CurrentHealthy, s.DesiredHealthy), withLabels(labels))
 	}
 	return false
 }
 
 func judgeAPIService(c *check, o *checkedObject, base finding, young bool) bool {
 	if x := find(conditionsOf(o.Status), "Available"); x != nil && x.Status == "False" && !young {
-		c.add(base, "condition", false, about(x.Type), words(x.text()))
+		c.add(base, "condition", false, aboutName(x.Type), withText(x.text()))
 	}
 	return false
 }

@@ -97,7 +97,7 @@ type routeStatus struct {
 func (c *check) judgeAccepted(base finding, all []condition, change ...func(*finding)) (bad bool) {
 	for _, kind := range []string{"Accepted", "ResolvedRefs", "Programmed"} {
 		if x := find(all, kind); x != nil && x.Status != "True" {
-			c.add(base, "condition", x.Status != "False", append(change, about(kind), words(x.text()))...)
+			c.add(base, "condition", x.Status != "False", append(change, aboutName(kind), withText(x.text()))...)
 			return true
 		}
 	}
@@ -194,7 +194,7 @@ func (w webhooks) find(ctx context.Context, c *check, u *user) {
 			found[w[i].service] = n
 		}
 		if n == 0 {
-			c.add(w[i].base, "webhook", !w[i].fail, about(w[i].service))
+			c.add(w[i].base, "webhook", !w[i].fail, aboutName(w[i].service))
 		}
 	}
 }
@@ -210,11 +210,11 @@ func (c *check) findBackends() {
 		port := b.service.Port
 		switch {
 		case !known:
-			c.add(b.base, "backend", false, about(b.service.Name))
+			c.add(b.base, "backend", false, aboutName(b.service.Name))
 		case !s.external && !slices.ContainsFunc(s.ports, func(p corev1.ServicePort) bool {
 			return port.Name != "" && p.Name == port.Name || port.Name == "" && p.Port == port.Number
 		}):
-			c.add(b.base, "backendPort", false, about(b.service.Name), words(cmp.Or(port.Name, strconv.Itoa(int(port.Number)))))
+			c.add(b.base, "backendPort", false, aboutName(b.service.Name), withText(cmp.Or(port.Name, strconv.Itoa(int(port.Number)))))
 		default:
 			continue
 		}

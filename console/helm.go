@@ -105,7 +105,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 		out.Partial = append(out.Partial, fmt.Sprintf("the charts of %d releases only are read: choose a namespace for the others",
 			maxReleases))
 	}
-	h.fill(r.Context(), u, out.Releases[:min(len(out.Releases), maxReleases)])
+	h.readReleaseRows(r.Context(), u, out.Releases[:min(len(out.Releases), maxReleases)])
 	respond(w, out)
 }
 
@@ -142,7 +142,7 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 	}
 	first := max(0, min(wanted, len(rows)-maxHistory))
 	out.History = rows[first:min(len(rows), first+maxHistory)]
-	h.fill(r.Context(), u, out.History)
+	h.readReleaseRows(r.Context(), u, out.History)
 	out.releaseRow = rows[wanted]
 	respond(w, out)
 }
@@ -214,8 +214,8 @@ func newest(rows []releaseRow) []releaseRow {
 	return out
 }
 
-// fill reads the fields that the metadata does not have.
-func (h *Handler) fill(ctx context.Context, u *user, rows []releaseRow) {
+// readReleaseRows reads the fields that the metadata does not have.
+func (h *Handler) readReleaseRows(ctx context.Context, u *user, rows []releaseRow) {
 	atOnce(len(rows), helmRequests, func(i int) {
 		record, err := h.revision(ctx, u, rows[i])
 		if err != nil {

@@ -226,14 +226,14 @@ func helmObjects(manifest string) ([]helmObject, error) {
 		if err != nil {
 			return nil, apierrors.NewBadRequest("the release's manifest cannot be read: " + err.Error())
 		}
-		if out = one.add(out, one.kept()); len(out) > maxHelmObjects {
+		if out = one.add(out, one.isKept()); len(out) > maxHelmObjects {
 			return nil, tooManyObjects()
 		}
 	}
 }
 
-// kept says whether an uninstallation leaves a document's objects. Helm reads it of a List, not of its items.
-func (d *helmDocument) kept() bool {
+// isKept says whether an uninstallation leaves a document's objects. Helm reads it of a List, not of its items.
+func (d *helmDocument) isKept() bool {
 	return strings.EqualFold(strings.TrimSpace(d.Metadata.Annotations[helmKeep]), "keep")
 }
 

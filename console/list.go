@@ -68,7 +68,7 @@ func (l *list) run(ctx context.Context, rv string) error {
 				wait = retryFirst
 				continue
 			}
-			if !pause(ctx, &wait) {
+			if !waitDoubling(ctx, &wait) {
 				return errClosed
 			}
 			continue
@@ -84,14 +84,14 @@ func (l *list) run(ctx context.Context, rv string) error {
 		if time.Since(started) > time.Minute {
 			wait = retryFirst
 		}
-		if !pause(ctx, &wait) {
+		if !waitDoubling(ctx, &wait) {
 			return errClosed
 		}
 	}
 }
 
-// pause waits, and doubles the next wait. It returns false when ctx has ended.
-func pause(ctx context.Context, wait *time.Duration) bool {
+// waitDoubling waits, and doubles the next wait. It returns false when ctx has ended.
+func waitDoubling(ctx context.Context, wait *time.Duration) bool {
 	now := *wait
 	*wait = min(2*now, retryMost)
 	return timers.Sleep(ctx, now)

@@ -53,7 +53,7 @@ func (st *stream) watchObject(ctx context.Context, at string) error {
 		if time.Since(started) > shortRound {
 			wait = retryFirst
 		}
-		if !pause(ctx, &wait) {
+		if !waitDoubling(ctx, &wait) {
 			return errClosed
 		}
 	}

@@ -271,7 +271,7 @@ func (p *provider) exchange(ctx context.Context, form url.Values) (*loginRespons
 	case code >= http.StatusInternalServerError || code == http.StatusTooManyRequests:
 		return nil, nil, fmt.Errorf("%s answers with status %d", p.o.Issuer, code)
 	case code != http.StatusOK || got.Error != "":
-		why := short(strings.TrimSpace(got.Error+" "+got.Description), code)
+		why := shortError(strings.TrimSpace(got.Error+" "+got.Description), code)
 		return nil, nil, refusal(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, why)
 	case got.IDToken == "":
 		return nil, nil, refusal(http.StatusForbidden, "%s gave no ID token: is openid among the scopes?", p.o.Issuer)
@@ -292,7 +292,7 @@ func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 	case !isJWT || got.Subject == "" || ends.IsZero():
 		return nil, 0, refusal(http.StatusForbidden, "%s gave an ID token that is none", p.o.Issuer)
 	case got.Issuer != p.o.Issuer:
-		return nil, 0, refusal(http.StatusForbidden, "the ID token is of %s, and not of %s", short(got.Issuer, 0), p.o.Issuer)
+		return nil, 0, refusal(http.StatusForbidden, "the ID token is of %s, and not of %s", shortError(got.Issuer, 0), p.o.Issuer)
 	case !now.Before(ends), begins.After(now.Add(clockLeeway)):
 		return nil, 0, refusal(http.StatusForbidden,
 			"the token is good from %s to %s, and this server's clock has %s: one of the clocks is wrong",
@@ -301,8 +301,8 @@ func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 	return &got, int64(ends.Sub(now) / time.Second), nil
 }
 
-// short returns a text of the provider, shortened for users. If there is none, it returns the status.
-func short(text string, code int) string {
+// shortError returns a text of the provider, shortened for users. If there is none, it returns the status.
+func shortError(text string, code int) string {
 	const most = 300
 	if text == "" {
 		return fmt.Sprintf("status %d", code)
@@ -346,7 +346,7 @@ func (p *provider) fetch(ctx context.Context) (*description, error) {
 		return nil, fmt.Errorf("%s answers with status %d", at, code)
 	}
 	if d.Issuer != p.o.Issuer {
-		return nil, fmt.Errorf("%s describes the issuer %s, and not %s", at, short(d.Issuer, code), p.o.Issuer)
+		return nil, fmt.Errorf("%s describes the issuer %s, and not %s", at, shortError(d.Issuer, code), p.o.Issuer)
 	}
 	for name, text := range map[string]string{"authorization_endpoint": d.Authorization, "token_endpoint": d.Token} {
 		if u, err := url.Parse(text); err != nil || u.Scheme != "https" || u.Host == "" {

@@ -48,7 +48,7 @@ func newPatch(from, to anyObject) (*patch, error) {
 		}
 		p.schema = meta
 	}
-	p.mine = p.between(from, to)
+	p.mine = p.changesBetween(from, to)
 	if p.schema != nil {
 		p.changes, err = strategicpatch.CreateTwoWayMergeMapPatchUsingLookupPatchMeta(
 			strategicpatch.JSONMap(from), strategicpatch.JSONMap(to), p.schema, identity...)
@@ -166,7 +166,7 @@ const separator = "\x00"
 // removed is the value for a field that the newer version lacks.
 type removed struct{}
 
-func (p *patch) between(from, to anyObject) changes {
+func (p *patch) changesBetween(from, to anyObject) changes {
 	out := changes{}
 	out.maps("", from, to, p.schema)
 	return out
@@ -174,11 +174,11 @@ func (p *patch) between(from, to anyObject) changes {
 
 // maps adds the differences of two maps.
 func (c changes) maps(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
-	c.each(at, from, to, func(at, k string, a, b any) { c.values(at, a, b, k, meta) })
+	c.forEachCommon(at, from, to, func(at, k string, a, b any) { c.values(at, a, b, k, meta) })
 }
 
-// each adds the keys that only one of two maps has, and calls f for each key that both have.
-func (c changes) each(at string, from, to map[string]any, f func(at, k string, a, b any)) {
+// forEachCommon adds the keys that only one of two maps has, and calls f for each key that both have.
+func (c changes) forEachCommon(at string, from, to map[string]any, f func(at, k string, a, b any)) {
 	for k, a := range from {
 		if b, has := to[k]; has {
 			f(at+separator+k, k, a, b)
@@ -237,7 +237,7 @@ func (c changes) values(at string, a, b any, field string, meta strategicpatch.L
 
 // elements adds the differences of the elements, which are maps, of two lists that are merged by a key.
 func (c changes) elements(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
-	c.each(at, from, to, func(at, _ string, a, b any) {
+	c.forEachCommon(at, from, to, func(at, _ string, a, b any) {
 		aMap, _ := a.(map[string]any)
 		bMap, _ := b.(map[string]any)
 		c.maps(at, aMap, bMap, meta)

@@ -50,14 +50,14 @@ type providing struct {
 	Allocatable corev1.ResourceList `json:"allocatable"`
 }
 
-// use returns what a pod requests and may use, or what a node has for pods:
+// requestsAndLimits returns what a pod requests and may use, or what a node has for pods:
 //
 //	of a pod: CPU and memory that it requests, and the sums of the limits; nothing if it has ended
 //	of a node: CPU, memory, and the number of pods
 //
 // 0 is none. The sums are those of `kubectl describe node`. limits has the limits of each container and, under "", of
 // the pod. It is empty when the sum of the limits is the limit of the only container.
-func (o *rowObject) use() (use []int64, limits map[string][2]int64) {
+func (o *rowObject) requestsAndLimits() (use []int64, limits map[string][2]int64) {
 	switch o.Kind {
 	case "Node":
 		has := o.Status.v.Allocatable

@@ -131,7 +131,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	}
 	defer func() {
 		release()
-		if !h.sockets.any() {
+		if !h.sockets.hasSockets() {
 			h.o.Ended()
 		}
 	}()
@@ -197,7 +197,7 @@ func (s *socket) keepAlive(ctx context.Context) {
 			s.closeWith(websocket.ClosePolicyViolation, "the cluster does not accept the credentials any more")
 			return
 		case <-tick.C:
-			if s.login.ended(time.Now()) {
+			if s.login.hasExpired(time.Now()) {
 				s.closeWith(websocket.ClosePolicyViolation, "the token has ended")
 				return
 			}
@@ -274,7 +274,7 @@ func (s *socket) handle(ctx context.Context, r pageMessage) bool {
 			open.cancel()
 			delete(s.streams, r.ID)
 			s.running.Go(func() {
-				open.end(http.StatusTooManyRequests, "TooManyRequests", "the program does not read what is typed")
+				open.sendEnd(http.StatusTooManyRequests, "TooManyRequests", "the program does not read what is typed")
 			})
 		}
 		return true
@@ -361,16 +361,16 @@ func (st *stream) run(ctx context.Context, r pageMessage) {
 		return
 	}
 	if err == nil {
-		st.end(0, "", "")
+		st.sendEnd(0, "", "")
 		return
 	}
 	code, reason, text := explain(err)
 	code = cmp.Or(code, http.StatusBadGateway)
-	st.end(code, reason, text)
+	st.sendEnd(code, reason, text)
 }
 
-// end sends that the stream has ended, and why. Code 0 says that there was no error.
-func (st *stream) end(code int, reason, text string) {
+// sendEnd sends that the stream has ended, and why. Code 0 says that there was no error.
+func (st *stream) sendEnd(code int, reason, text string) {
 	_ = st.send(message{"type": "end", "code": code, "reason": reason, "message": text}) // the tab may have disconnected
 }
 

@@ -36,8 +36,8 @@ func (l *socketLimit) acquire(user string) (release func(), ok bool) {
 	}, true
 }
 
-// any reports whether there is a WebSocket.
-func (l *socketLimit) any() bool {
+// hasSockets reports whether there is a WebSocket.
+func (l *socketLimit) hasSockets() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.all > 0

@@ -56,8 +56,8 @@ func (n *newestToken) RoundTrip(r *http.Request) (*http.Response, error) {
 	return n.RoundTripper.RoundTrip(r) //nolint:wrapcheck // as if there were no wrapper
 }
 
-// ended reports whether the token has expired.
-func (l *socketLogin) ended(now time.Time) bool {
+// hasExpired reports whether the token has expired.
+func (l *socketLogin) hasExpired(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return !l.ends.IsZero() && now.After(l.ends)

@@ -73,14 +73,14 @@ func TestTokenThatEndsEndsTheTab(t *testing.T) {
 	ended, good := jwt(`{"exp":1000}`), jwt(`{"exp":3000}`)
 	l := newSocketLogin(&Handler{o: Options{Mode: ModeServer}}, &user{config: &rest.Config{BearerToken: ended}}, "ada")
 	for at, want := range map[int64]bool{999: false, 1001: true} {
-		testenv.True(t, l.ended(time.Unix(at, 0)) == want, "at %d it has ended: %v", at, !want)
+		testenv.True(t, l.hasExpired(time.Unix(at, 0)) == want, "at %d it has ended: %v", at, !want)
 	}
 	for _, token := range []string{good, "opaque"} {
 		l := newSocketLogin(&Handler{o: Options{Mode: ModeServer}}, &user{config: &rest.Config{BearerToken: token}}, "ada")
-		testenv.False(t, l.ended(time.Unix(2000, 0)), "%s has ended", token)
+		testenv.False(t, l.hasExpired(time.Unix(2000, 0)), "%s has ended", token)
 	}
 	l = newSocketLogin(&Handler{o: Options{Mode: ModeLoopback}}, &user{config: &rest.Config{BearerToken: ended}}, "")
-	testenv.False(t, l.ended(time.Unix(2000, 0)), "on 127.0.0.1 it is the kubeconfig's")
+	testenv.False(t, l.hasExpired(time.Unix(2000, 0)), "on 127.0.0.1 it is the kubeconfig's")
 
 	// A tab whose token ends gets the reason, although the API takes the token for some time more.
 	soon := jwt(fmt.Sprintf(`{"exp":%d}`, time.Now().Unix()+2))

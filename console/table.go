@@ -166,7 +166,7 @@ func (t *table) rows() []row {
 	out := make([]row, 0, len(t.Rows))
 	for i := range t.Rows {
 		r := newRow(&t.Rows[i].Object.Metadata, t.Rows[i].Cells)
-		r.Use, r.Limits = t.Rows[i].Object.use()
+		r.Use, r.Limits = t.Rows[i].Object.requestsAndLimits()
 		out = append(out, r)
 	}
 	return out

@@ -77,7 +77,7 @@ func TestRowsSayWhatIsReserved(t *testing.T) {
 	} {
 		var o rowObject
 		testenv.NoError(t, json.Unmarshal([]byte(text), &o), "%s", text)
-		use, limits := o.use()
+		use, limits := o.requestsAndLimits()
 		got := string(testenv.Must(json.Marshal(use))(t))
 		if limits != nil {
 			got += " " + string(testenv.Must(json.Marshal(limits))(t))

@@ -206,7 +206,7 @@ func build(ctx context.Context, cc app.ControllerContext, o Options) (built []ap
 				return built, err
 			}
 		case lateWhen[name] != nil:
-			built = append(built, newLate(d, cc))
+			built = append(built, newLazyController(d, cc))
 		default:
 			var err error
 			kubecompat.RestoreAfter(func() { err = add(d.BuildController(ctx, cc)) })

@@ -24,9 +24,9 @@ import (
 )
 
 const (
-	// settle is the time after a change of the API's resources in which no discovery result is cached, since the API
-	// server's own view follows a CustomResourceDefinition or APIService with some delay.
-	settle = 90 * time.Second
+	// cacheHoldoff is the time after a change of the API's resources in which no discovery result is cached, since the
+	// API server's own view follows a CustomResourceDefinition or APIService with some delay.
+	cacheHoldoff = 90 * time.Second
 	// refresh limits the age of a cached result when no change was seen.
 	refresh = 10 * time.Minute
 )
@@ -74,7 +74,7 @@ func newDiscovery(ctx context.Context, t *term.Term,
 		if c.unsettled() {
 			mapper.Reset()
 		}
-	}, settle/3)
+	}, cacheHoldoff/3)
 	return mapper, c, nil
 }
 
@@ -88,14 +88,14 @@ func (c *discoveryCache) invalidate() {
 func (c *discoveryCache) unsettled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.now().Sub(c.changed) < settle
+	return c.now().Sub(c.changed) < cacheHoldoff
 }
 
 // get returns the cached answer to a question, or calls ask. Partial answers are returned and not cached.
 func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceList, error)) ([]*metav1.APIResourceList, error) {
 	c.mu.Lock()
 	kept, ok := c.cache[question]
-	valid := ok && kept.at.Sub(c.changed) >= settle && c.now().Sub(kept.at) < refresh
+	valid := ok && kept.at.Sub(c.changed) >= cacheHoldoff && c.now().Sub(kept.at) < refresh
 	c.mu.Unlock()
 	if valid {
 		return kept.lists, nil

@@ -51,22 +51,22 @@ func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
 	}
 }
 
-// late builds a controller when it runs. It tries a failed constructor again. One object may be the cause (a node whose
-// pod range lies outside the cluster's), for which upstream would end its process again and again.
-type late struct {
+// lazyController builds a controller when it runs. It tries a failed constructor again. One object may be the cause (a
+// node whose pod range lies outside the cluster's), for which upstream would end its process again and again.
+type lazyController struct {
 	descriptor *app.ControllerDescriptor
 	cc         app.ControllerContext
 	wait       func(context.Context) bool
 }
 
-func newLate(d *app.ControllerDescriptor, cc app.ControllerContext) *late {
-	return &late{descriptor: d, cc: cc, wait: lateWhen[d.Name()](cc)}
+func newLazyController(d *app.ControllerDescriptor, cc app.ControllerContext) *lazyController {
+	return &lazyController{descriptor: d, cc: cc, wait: lateWhen[d.Name()](cc)}
 }
 
-func (l *late) Name() string { return l.descriptor.Name() }
+func (l *lazyController) Name() string { return l.descriptor.Name() }
 
 // Run builds the controller once its wait is over, and runs it until ctx is done.
-func (l *late) Run(ctx context.Context) {
+func (l *lazyController) Run(ctx context.Context) {
 	if !l.wait(ctx) {
 		return
 	}

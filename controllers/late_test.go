@@ -45,7 +45,7 @@ func TestPolicyStatusBeginsWithTheFirstPolicy(t *testing.T) {
 			ClientBuilder: b, InformerFactory: shared, ResyncPeriod: func() time.Duration { return 0 },
 		}
 		cc.ComponentConfig.ValidatingAdmissionPolicyStatusController.ConcurrentPolicySyncs = 1
-		l := newLate(app.NewControllerDescriptors()[names.ValidatingAdmissionPolicyStatusController], cc)
+		l := newLazyController(app.NewControllerDescriptors()[names.ValidatingAdmissionPolicyStatusController], cc)
 		shared.StartWithContext(ctx)
 		ended := make(chan struct{})
 		go func() { l.Run(ctx); close(ended) }()

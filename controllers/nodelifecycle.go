@@ -70,20 +70,20 @@ func slowTaints(ctx context.Context, c *nodelifecycle.Controller) error {
 	if err != nil {
 		return fmt.Errorf("the node lifecycle controller is not what it was: %w", err)
 	}
-	none := scheduler.NewRateLimitedTimedQueue(pause{done: ctx.Done()})
+	none := scheduler.NewRateLimitedTimedQueue(taintLimiter{done: ctx.Done()})
 	none.Add("", "")
 	(*zones)["pause"] = none // no zone has this name: they have two colons, or are empty
 	return nil
 }
 
-// pause is a rate limiter that refuses each request after waiting until the next multiple of taintPeriod.
-type pause struct {
+// taintLimiter is a rate limiter that refuses each request after waiting until the next multiple of taintPeriod.
+type taintLimiter struct {
 	flowcontrol.RateLimiter
 	done <-chan struct{}
 }
 
 // TryAccept implements flowcontrol.PassiveRateLimiter.
-func (p pause) TryAccept() bool {
+func (p taintLimiter) TryAccept() bool {
 	select {
 	case <-p.done:
 	case <-time.After(timers.Until(taintPeriod)):

@@ -30,8 +30,8 @@ const (
 	// is.
 	folderMode = 0o700
 	volumeMode = 0o777
-	// again is the pause before removing is retried after a failure.
-	again = 10 * time.Minute
+	// removalRetry is the pause before removing is retried after a failure.
+	removalRetry = 10 * time.Minute
 )
 
 // Options describe a node's folders.
@@ -56,7 +56,7 @@ type Folders struct {
 // New describes a node's folders. It makes none of them before they are needed.
 func New(o Options) *Folders {
 	if o.Free == nil {
-		o.Free = free
+		o.Free = freeBytesOf
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Folders{o: o, kick: timers.NewSignal()}
@@ -109,12 +109,12 @@ func (f *Folders) space(folder string) (Response, error) {
 		return Response{}, err
 	}
 	defer func() { _ = root.Close() }() // nothing was written through it
-	n, err := f.left(root)
+	n, err := f.freeBytes(root)
 	return Response{Path: folder, Free: n}, err
 }
 
-// left returns how many bytes are free.
-func (f *Folders) left(root *os.Root) (int64, error) {
+// freeBytes returns how many bytes are free.
+func (f *Folders) freeBytes(root *os.Root) (int64, error) {
 	dir, err := root.Open(".")
 	if err != nil {
 		return 0, fmt.Errorf("opening the folder for volumes: %w", err)
@@ -123,8 +123,8 @@ func (f *Folders) left(root *os.Root) (int64, error) {
 	return f.o.Free(dir)
 }
 
-// free returns how many bytes an unprivileged user may still write.
-func free(dir *os.File) (int64, error) {
+// freeBytesOf returns how many bytes an unprivileged user may still write.
+func freeBytesOf(dir *os.File) (int64, error) {
 	var s unix.Statfs_t
 	if err := unix.Fstatfs(int(dir.Fd()), &s); err != nil {
 		return 0, fmt.Errorf("finding out how much room there is in %s: %w", dir.Name(), err)
@@ -143,7 +143,7 @@ func (f *Folders) make(r Request) (Response, error) {
 		return Response{}, err
 	}
 	a := Response{Path: filepath.Join(r.Folder, r.Name)}
-	if a.Free, err = f.left(root); err != nil {
+	if a.Free, err = f.freeBytes(root); err != nil {
 		return Response{}, err
 	}
 	if r.Bytes > a.Free {
@@ -291,9 +291,9 @@ func (f *Folders) Run(ctx context.Context, part *status.Part) {
 		}
 		var retry <-chan time.Time
 		if err != nil {
-			f.o.Logger.Warn("what removed volumes held cannot be removed yet; it is tried again", "after", again, "error", err)
+			f.o.Logger.Warn("what removed volumes held cannot be removed yet; it is tried again", "after", removalRetry, "error", err)
 			part.Set(status.Degraded, "what removed volumes held cannot be removed: "+err.Error())
-			retry = time.After(again)
+			retry = time.After(removalRetry)
 		} else {
 			part.Set(status.Running, strings.Join(f.o.Paths, ", "))
 		}

@@ -21,8 +21,9 @@ var Target = netip.MustParseAddrPort("[100::c0ac:1e]:1")
 const (
 	// maxMessage limits a message, in bytes.
 	maxMessage = 16 << 10
-	// patience limits one request on both ends. Slower work, such as removing many files, is done after the response.
-	patience = 30 * time.Second
+	// requestTimeout limits one request on both ends. Slower work, such as removing many files, is done after the
+	// response.
+	requestTimeout = 30 * time.Second
 )
 
 // Op is the requested operation.
@@ -67,7 +68,7 @@ var ErrUnresponsive = errors.New("the node does not answer")
 // Call sends a request to a node over a connection, and closes it. The error is the node's, or wraps ErrUnresponsive.
 func Call(ctx context.Context, c net.Conn, r Request) (Response, error) {
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience)) // fails only on a closed connection, and then so does the write
+	_ = c.SetDeadline(time.Now().Add(requestTimeout)) // fails only on a closed connection, and then so does the write
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	var a Response
 	err := json.NewEncoder(c).Encode(r)
@@ -88,7 +89,7 @@ func Call(ctx context.Context, c net.Conn, r Request) (Response, error) {
 // Serve serves one request on a connection, and closes it.
 func (f *Folders) Serve(ctx context.Context, c net.Conn) {
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(requestTimeout))
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	var r Request
 	if json.NewDecoder(io.LimitReader(c, maxMessage)).Decode(&r) != nil {

@@ -21,21 +21,21 @@ func TestUnresponsiveNodeTimesOut(t *testing.T) {
 		took time.Duration
 		want error
 	}{
-		"stopped before the question": {node: func(net.Conn) {}, took: patience, want: ErrUnresponsive},
-		"stopped behind the question": {node: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, took: patience, want: ErrUnresponsive},
+		"stopped before the question": {node: func(net.Conn) {}, took: requestTimeout, want: ErrUnresponsive},
+		"stopped behind the question": {node: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, took: requestTimeout, want: ErrUnresponsive},
 		"stopped in the answer": {node: func(c net.Conn) {
 			_ = json.NewDecoder(c).Decode(&Request{})
 			_, _ = c.Write([]byte(`{"path":`))
-		}, took: patience, want: ErrUnresponsive},
+		}, took: requestTimeout, want: ErrUnresponsive},
 		"gone behind the question": {node: func(c net.Conn) {
 			_ = json.NewDecoder(c).Decode(&Request{})
 			_ = c.Close()
 		}, want: ErrUnresponsive},
 		"woken in time": {node: func(c net.Conn) {
-			time.Sleep(patience - time.Second) // fake time
+			time.Sleep(requestTimeout - time.Second) // fake time
 			_ = json.NewDecoder(c).Decode(&Request{})
 			_ = json.NewEncoder(c).Encode(Response{Path: "/storage/x"})
-		}, took: patience - time.Second},
+		}, took: requestTimeout - time.Second},
 	} {
 		for _, op := range []Op{Make, Remove, Grow, Space} {
 			t.Run(name+" "+string(op), func(t *testing.T) {
@@ -72,7 +72,7 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 		server, node := net.Pipe()
 		began := time.Now()
 		go New(Options{Paths: []string{"/none"}}).Serve(t.Context(), node)
-		if n, err := server.Read(make([]byte, 1)); err != io.EOF || time.Since(began) != patience {
+		if n, err := server.Read(make([]byte, 1)); err != io.EOF || time.Since(began) != requestTimeout {
 			t.Errorf("after %v: %d bytes, %v", time.Since(began), n, err)
 		}
 	})

@@ -49,7 +49,7 @@ func spansOf(b *networkingv1.IPBlock) []span {
 		}
 		gone = append(gone, except)
 	}
-	return without(cidr, union(gone))
+	return withoutSpans(cidr, union(gone))
 }
 
 // blockOf parses a CIDR as the API does: it accepts leading zeros, which old objects have, and IPv4-mapped IPv6.
@@ -66,8 +66,8 @@ func blockOf(text string) (span, bool) {
 	return spanOf(netip.PrefixFrom(a, ones)), ok
 }
 
-// without removes spans from s. gone is sorted and disjoint.
-func without(s span, gone []span) []span {
+// withoutSpans removes spans from s. gone is sorted and disjoint.
+func withoutSpans(s span, gone []span) []span {
 	var out []span
 	for _, e := range gone {
 		if e.last.Less(s.first) || s.last.Less(e.first) {

@@ -53,7 +53,7 @@ func BenchmarkAtTheLimit(b *testing.B) {
 			for b.Loop() {
 				r = Desired(w.State, DefaultLimits())
 				cmd := exec.Command("nft", "-f", "-")
-				cmd.Stdin = bytes.NewReader(whole(r.Ruleset))
+				cmd.Stdin = bytes.NewReader(renderReplacement(r.Ruleset))
 				if out, err := cmd.CombinedOutput(); err != nil {
 					b.Fatalf("%v: %s", err, out)
 				}

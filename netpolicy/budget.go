@@ -36,7 +36,7 @@ func (p *namespaceRules) exceed(format string, args ...any) {
 	}
 }
 
-func (p *namespaceRules) spend(account *int, n, limit int, what string) {
+func (p *namespaceRules) charge(account *int, n, limit int, what string) {
 	if *account += n; *account > limit {
 		p.exceed("more than %d %s", limit, what)
 	}
@@ -44,13 +44,13 @@ func (p *namespaceRules) spend(account *int, n, limit int, what string) {
 
 // spendWork adds to the work before it is done, and returns whether it is within the limit.
 func (p *namespaceRules) spendWork(n int) bool {
-	p.spend(&p.work, n, p.limits.Work, "comparisons")
+	p.charge(&p.work, n, p.limits.Work, "comparisons")
 	return p.over == ""
 }
 
-// adds returns how many elements the namespace adds to a ruleset: namespaces with the same rules share chains, and
-// those with the same selections share sets.
-func (p *namespaceRules) adds(to *Ruleset) (n int) {
+// addedElements returns how many elements the namespace adds to a ruleset: namespaces with the same rules share chains,
+// and those with the same selections share sets.
+func (p *namespaceRules) addedElements(to *Ruleset) (n int) {
 	for name, c := range p.out.Chains {
 		if _, there := to.Chains[name]; !there {
 			n += ruleWeight * (len(c.rules) + 1)
@@ -73,7 +73,7 @@ func admit(namespaces []*namespaceRules, limits Limits, r Result) {
 	total := 0
 	for _, p := range namespaces {
 		if p.over == "" {
-			if total += p.adds(r.Ruleset); total > limits.Node {
+			if total += p.addedElements(r.Ruleset); total > limits.Node {
 				p.exceed("with those of all namespaces more than %d rules and elements", limits.Node)
 				p.close()
 			}

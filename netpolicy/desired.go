@@ -55,7 +55,7 @@ func Desired(s State, limits Limits) Result {
 			blocks: map[*networkingv1.IPBlock][]span{},
 		}
 		p.compute(local[namespace])
-		if refused, ok := s.Refused[namespace]; ok && p.over == "" && refused.Hash == hash(string(p.alone())) {
+		if refused, ok := s.Refused[namespace]; ok && p.over == "" && refused.Hash == hash(string(p.tableAlone())) {
 			p.exceed("the kernel refuses them: %s", refused.Why)
 			p.close()
 		}
@@ -165,7 +165,7 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 	name := d.String() + "-" + hash(words...)
 	if _, ok := p.out.Chains[name]; !ok {
 		p.out.Chains[name] = Chain{d, rules}
-		p.spend(&p.rules, len(rules)+1, p.limits.Rules, "rules")
+		p.charge(&p.rules, len(rules)+1, p.limits.Rules, "rules")
 	}
 	return name, true
 }
@@ -240,9 +240,9 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 			}
 			// Named ports are looked up in the pod itself.
 			g := groups(r.Ports, func(proto, name string) []string { return named(pod, proto, name) })
-			out = append(out, p.once(policy, d, i, g, func() []Rule {
+			out = append(out, p.cached(policy, d, i, g, func() []Rule {
 				none := len(r.Ports) > 0 && len(g) == 0
-				return p.cross(append(p.ends(r.From, none), p.proxyEnds(r.From, none)...), g, len(r.Ports) == 0)
+				return p.cross(append(p.peersOf(r.From, none), p.proxyEnds(r.From, none)...), g, len(r.Ports) == 0)
 			})...)
 		}
 		return out
@@ -251,14 +251,17 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 		if !p.spendWork(1) {
 			return nil
 		}
-		out = append(out, p.once(policy, d, i, nil, func() []Rule { return p.egressRule(r) })...)
+		out = append(out, p.cached(policy, d, i, nil, func() []Rule { return p.egressRule(r) })...)
 	}
 	return out
 }
 
-// once calls f for the rules that one rule of a policy gives for the ports g, and caches the result: all pods of a
-// Deployment have the same rules.
-func (p *namespaceRules) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan, f func() []Rule) []Rule {
+// cached calls f for the rules that one rule of a policy gives for the ports g, and caches the result: all pods of
+// a Deployment have the same rules.
+func (p *namespaceRules) cached(
+	policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan,
+	f func() []Rule,
+) []Rule {
 	k := fmt.Sprint(policy.Name, " ", d, " ", rule, " ", g) // maps are printed in order
 	if out, ok := p.memo[k]; ok {
 		return out
@@ -275,7 +278,7 @@ func (p *namespaceRules) egressRule(r networkingv1.NetworkPolicyEgressRule) []Ru
 	// Named ports are looked up in the peers: each number needs a set of the pods that have it.
 	p.spendWork(len(r.Ports))
 	g := groups(r.Ports, func(string, string) []string { return nil })
-	out := p.cross(p.ends(r.To, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
+	out := p.cross(p.peersOf(r.To, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
 	for _, port := range r.Ports {
 		if port.Port != nil && port.Port.Type == intstr.String {
 			out = append(out, p.namedEgress(r.To, protocol(port.Protocol), port.Port.StrVal)...)
@@ -295,7 +298,7 @@ func (p *namespaceRules) toDNS(peers []networkingv1.NetworkPolicyPeer) bool {
 	}
 	for i := range peers {
 		if peers[i].IPBlock != nil {
-			if p.dns.in(p.spansOf(peers[i].IPBlock)) {
+			if p.dns.isIn(p.spansOf(peers[i].IPBlock)) {
 				return true
 			}
 		} else if s := p.selectionOf(&peers[i]); p.spendWork(s.cost) && p.c.matches(s.selection, dnsNamespace, dnsLabels) {
@@ -313,8 +316,8 @@ func (p *namespaceRules) dnsRules(proto string) []Rule {
 			kind = dns6
 		}
 		if elems := p.dns.elements(f == 4); len(elems) > 0 {
-			out = append(out, Rule{Family: f, Peers: p.set("dns"+strconv.Itoa(f), kind, func() map[string]bool { return elems }), DNS: true,
-				Proto: proto})
+			out = append(out, Rule{Family: f, Peers: p.insert("dns"+strconv.Itoa(f), kind, func() map[string]bool { return elems }),
+				DNS: true, Proto: proto})
 		}
 	}
 	return out
@@ -338,12 +341,12 @@ func (p *namespaceRules) namedEgress(peers []networkingv1.NetworkPolicyPeer, pro
 		if !p.spendWork(len(all) + len(spans)) {
 			return nil
 		}
-		out = append(out, p.namedPorts(fmt.Sprint("block ", spans), within(all, spans), proto, name)...)
+		out = append(out, p.namedPorts(fmt.Sprint("block ", spans), refsWithin(all, spans), proto, name)...)
 	}
 	return out
 }
 
-func within(refs []ref, spans []span) []ref {
+func refsWithin(refs []ref, spans []span) []ref {
 	var out []ref
 	for _, r := range refs {
 		var ips []netip.Addr
@@ -409,21 +412,22 @@ func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name strin
 	return out
 }
 
-// end is a set of addresses for the other end of a connection. The zero value means all addresses.
-type end struct {
+// peerSet is a set of addresses for the other end of a connection. The zero value means all addresses.
+type peerSet struct {
 	family int
 	set    string
 }
 
-// ends returns the ends of a rule. none is set when the rule has ports and none of them exists: then no peer is needed.
-func (p *namespaceRules) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
+// peersOf returns the ends of a rule. none is set when the rule has ports and none of them exists: then no peer is
+// needed.
+func (p *namespaceRules) peersOf(peers []networkingv1.NetworkPolicyPeer, none bool) []peerSet {
 	if none {
 		return nil
 	}
 	if len(peers) == 0 {
-		return []end{{}}
+		return []peerSet{{}}
 	}
-	var out []end
+	var out []peerSet
 	var blocks []span
 	for i := range peers {
 		if peers[i].IPBlock != nil {
@@ -438,7 +442,7 @@ func (p *namespaceRules) ends(peers []networkingv1.NetworkPolicyPeer, none bool)
 }
 
 // cross combines each end with each group of ports.
-func (p *namespaceRules) cross(ends []end, groups map[string][]portSpan, any bool) []Rule {
+func (p *namespaceRules) cross(ends []peerSet, groups map[string][]portSpan, any bool) []Rule {
 	var out []Rule
 	for _, e := range ends {
 		if any {
@@ -466,14 +470,14 @@ func (p *namespaceRules) refs(s selected) []ref {
 
 // podSets makes sets that are named after the selection, not after its pods: a pod that is added or deleted changes an
 // element, and no rule. Rules with the same selection share the set.
-func (p *namespaceRules) podSets(key string, refs []ref) []end {
-	var out []end
+func (p *namespaceRules) podSets(key string, refs []ref) []peerSet {
+	var out []peerSet
 	for _, f := range p.families {
 		kind := addresses4
 		if f == 6 {
 			kind = addresses6
 		}
-		name := p.set("p"+strconv.Itoa(f)+"-"+hash(key), kind, func() map[string]bool {
+		name := p.insert("p"+strconv.Itoa(f)+"-"+hash(key), kind, func() map[string]bool {
 			elems := map[string]bool{}
 			for _, r := range refs {
 				for _, ip := range r.ips {
@@ -484,13 +488,13 @@ func (p *namespaceRules) podSets(key string, refs []ref) []end {
 			}
 			return elems
 		})
-		out = append(out, end{f, name})
+		out = append(out, peerSet{f, name})
 	}
 	return out
 }
 
-func (p *namespaceRules) blockSets(spans []span) []end {
-	var out []end
+func (p *namespaceRules) blockSets(spans []span) []peerSet {
+	var out []peerSet
 	for _, f := range p.families {
 		kind := spans4
 		if f == 6 {
@@ -504,7 +508,7 @@ func (p *namespaceRules) blockSets(spans []span) []end {
 		}
 		if len(elems) > 0 {
 			words := strings.Join(slices.Sorted(maps.Keys(elems)), ",")
-			out = append(out, end{f, p.set("b"+strconv.Itoa(f)+"-"+hash(words), kind, func() map[string]bool { return elems })})
+			out = append(out, peerSet{f, p.insert("b"+strconv.Itoa(f)+"-"+hash(words), kind, func() map[string]bool { return elems })})
 		}
 	}
 	return out
@@ -526,15 +530,15 @@ func (p *namespaceRules) portSet(spans []portSpan) string {
 		}
 		elems[text] = true
 	}
-	return "@" + p.set("q-"+hash(strings.Join(slices.Sorted(maps.Keys(elems)), ",")), ports, func() map[string]bool { return elems })
+	return "@" + p.insert("q-"+hash(strings.Join(slices.Sorted(maps.Keys(elems)), ",")), ports, func() map[string]bool { return elems })
 }
 
-// set adds a set with that name, unless it exists.
-func (p *namespaceRules) set(name string, kind setKind, elems func() map[string]bool) string {
+// insert adds a set with that name, unless it exists.
+func (p *namespaceRules) insert(name string, kind setKind, elems func() map[string]bool) string {
 	if _, ok := p.out.Sets[name]; !ok && p.over == "" {
 		s := Set{kind, elems()}
 		p.out.Sets[name] = s
-		p.spend(&p.elements, len(s.Elems)+1, p.limits.Elements, "addresses and ports in sets")
+		p.charge(&p.elements, len(s.Elems)+1, p.limits.Elements, "addresses and ports in sets")
 	}
 	return name
 }

@@ -141,7 +141,7 @@ func (w *world) compare(t *testing.T) {
 	}
 	if wrong > 0 {
 		text, _ := yaml.Marshal(w.Policies)
-		t.Logf("the policies are:\n%s\nand the table:\n%s", text, whole(r.Ruleset))
+		t.Logf("the policies are:\n%s\nand the table:\n%s", text, renderReplacement(r.Ruleset))
 	}
 }
 

@@ -59,8 +59,8 @@ func (d DNS) admits(all []networkingv1.NetworkPolicyPort) []string {
 	return out
 }
 
-// in reports whether a block of addresses contains the DNS: its Service or the node.
-func (d DNS) in(spans []span) bool {
+// isIn reports whether a block of addresses contains the DNS: its Service or the node.
+func (d DNS) isIn(spans []span) bool {
 	return slices.ContainsFunc(d.Service, func(a netip.Addr) bool { return contains(spans, a) }) ||
 		slices.ContainsFunc(d.Servers, func(a netip.AddrPort) bool { return contains(spans, a.Addr()) })
 }

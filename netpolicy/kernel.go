@@ -54,7 +54,7 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 			return nil //nolint:nilerr // where tables cannot be listed there is none of ours
 		}
 	}
-	if err := run(ctx, whole(to)); err != nil {
+	if err := run(ctx, renderReplacement(to)); err != nil {
 		return err
 	}
 	t.applied = to

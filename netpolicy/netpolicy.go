@@ -129,7 +129,7 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	w := &waiter{done: make(chan struct{})}
 	e.mu.Lock()
 	e.sandboxes[b.ID] = b
-	if e.watch.none() && e.idle() {
+	if e.watch.hasNoPolicies() && e.idle() {
 		e.mu.Unlock()
 		return nil // no pod is restricted
 	}
@@ -151,12 +151,12 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	case <-timeout.C:
 		return fmt.Errorf("the rules of the NetworkPolicies for pod %s/%s are not in force: %s; the pod gets no network without them, "+
 			"try again later",
-			b.Namespace, b.Name, e.why(w))
+			b.Namespace, b.Name, e.waitReason(w))
 	}
 }
 
-// why returns the reason why a pod still waits.
-func (e *Enforcer) why(w *waiter) string {
+// waitReason returns the reason why a pod still waits.
+func (e *Enforcer) waitReason(w *waiter) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -328,4 +328,4 @@ func (e *Enforcer) report(r Result, err error) {
 	}
 }
 
-var everything = labels.Everything()
+var everyLabel = labels.Everything()

@@ -58,7 +58,7 @@ func TestConnectionsMatchPolicies(t *testing.T) {
 		a, d := l.truth(r, share)
 		allowed, denied = allowed+a, denied+d
 		if t.Failed() {
-			t.Fatalf("policies %q (seed %d)\n%s", name, seed, whole(tab.applied))
+			t.Fatalf("policies %q (seed %d)\n%s", name, seed, renderReplacement(tab.applied))
 		}
 	}
 	for _, c := range policymodel.Listed() {

@@ -97,17 +97,17 @@ func (p *namespaceRules) admitsController(peers []networkingv1.NetworkPolicyPeer
 }
 
 // proxyEnds returns the ingress proxies if a rule for connections to a pod admits them.
-func (p *namespaceRules) proxyEnds(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
+func (p *namespaceRules) proxyEnds(peers []networkingv1.NetworkPolicyPeer, none bool) []peerSet {
 	if none || !p.admitsController(peers) {
 		return nil
 	}
-	var out []end
+	var out []peerSet
 	for _, f := range p.families {
 		kind := addresses4
 		if f == 6 {
 			kind = addresses6
 		}
-		out = append(out, end{f, p.set(setProxies+strconv.Itoa(f), kind, func() map[string]bool { return p.c.proxies[f] })})
+		out = append(out, peerSet{f, p.insert(setProxies+strconv.Itoa(f), kind, func() map[string]bool { return p.c.proxies[f] })})
 	}
 	return out
 }

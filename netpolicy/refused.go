@@ -19,8 +19,8 @@ type RejectedNamespace struct {
 // since the cause may have been temporary.
 const refusedFor = time.Minute
 
-// alone returns a table with only the rules of this namespace.
-func (p *namespaceRules) alone() []byte {
+// tableAlone returns a table with only the rules of this namespace.
+func (p *namespaceRules) tableAlone() []byte {
 	r := newRuleset()
 	for d := range p.out.Pods {
 		maps.Copy(r.Pods[d], p.out.Pods[d])
@@ -28,7 +28,7 @@ func (p *namespaceRules) alone() []byte {
 	maps.Copy(r.Sets, p.out.Sets)
 	maps.Copy(r.Chains, p.out.Chains)
 	r.closeThoseWithout()
-	return whole(r)
+	return renderReplacement(r)
 }
 
 // closeThoseWithout adds the chain closed if a pod has it. It is the chain of pods for which nothing can be allowed.
@@ -51,7 +51,7 @@ func frameOnly(of *Ruleset) []byte {
 		}
 	}
 	r.closeThoseWithout()
-	return whole(r)
+	return renderReplacement(r)
 }
 
 // rejectedAmong finds the namespaces whose rules made the kernel reject the table, and returns whether there are any.
@@ -65,7 +65,7 @@ func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context
 		if p.over != "" {
 			continue
 		}
-		text := p.alone()
+		text := p.tableAlone()
 		if err := try(ctx, text); err != nil && ctx.Err() == nil {
 			e.refused[p.namespace] = refusedAt{RejectedNamespace{hash(string(text)), err.Error()}, time.Now()}
 			found = true

@@ -38,7 +38,7 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	if why := r.OverBudget["x"]; !strings.Contains(why, "no such thing") || len(r.OverBudget) != 1 {
 		t.Errorf("closed are %v", r.OverBudget)
 	}
-	testenv.True(t, bad(t.Context(), whole(r.Ruleset)) == nil, "what is refused is in the table still")
+	testenv.True(t, bad(t.Context(), renderReplacement(r.Ruleset)) == nil, "what is refused is in the table still")
 	for _, b := range w.Sandboxes {
 		for _, ip := range b.IPs {
 			testenv.Equal(t, (r.Ruleset.Pods[ingress][ip] == closed), (b.Namespace == "x"), "a pod of %s has the chain", b.Namespace)

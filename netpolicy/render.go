@@ -139,8 +139,9 @@ func (s *script) elements(verb, set string, elems []string) {
 	}
 }
 
-// whole returns the commands that replace any existing table. Each packet meets the old table or the new one.
-func whole(r *Ruleset) []byte {
+// renderReplacement returns the commands that replace any existing table. Each packet meets the old table or the new
+// one.
+func renderReplacement(r *Ruleset) []byte {
 	var s script
 	s.line("add table %s", tableRef)
 	s.line("delete table %s", tableRef)
@@ -187,7 +188,7 @@ func difference(from, to *Ruleset) []byte {
 	case from.empty() && !to.empty():
 		return fresh(to)
 	case to.empty() && !from.empty():
-		return whole(to)
+		return renderReplacement(to)
 	}
 	var s script
 	if !to.empty() {
@@ -204,8 +205,8 @@ func (s *script) change(from, to *Ruleset) {
 		if !there {
 			s.line("add set %s %s { %s }", tableRef, name, setTypes[set.Kind])
 		}
-		s.elements("delete", name, missing(was.Elems, set.Elems))
-		s.elements("add", name, missing(set.Elems, was.Elems))
+		s.elements("delete", name, missingIn(was.Elems, set.Elems))
+		s.elements("add", name, missingIn(set.Elems, was.Elems))
 	}
 	for _, name := range slices.Sorted(maps.Keys(to.Chains)) {
 		if _, there := from.Chains[name]; there {
@@ -218,11 +219,11 @@ func (s *script) change(from, to *Ruleset) {
 	}
 	s.pods(mapIn, from.Pods[ingress], to.Pods[ingress])
 	s.pods(mapOut, from.Pods[egress], to.Pods[egress])
-	s.self(from.addresses(), to.addresses())
+	s.loopbackRules(from.addresses(), to.addresses())
 	for _, f := range []int{4, 6} {
 		a, b := outElements(from, f), outElements(to, f)
-		s.elements("delete", fmt.Sprint(setOut, f), missing(a, b))
-		s.elements("add", fmt.Sprint(setOut, f), missing(b, a))
+		s.elements("delete", fmt.Sprint(setOut, f), missingIn(a, b))
+		s.elements("add", fmt.Sprint(setOut, f), missingIn(b, a))
 	}
 	for _, name := range slices.Sorted(maps.Keys(from.Chains)) {
 		if _, stays := to.Chains[name]; !stays {
@@ -237,7 +238,7 @@ func (s *script) change(from, to *Ruleset) {
 	}
 }
 
-func missing(of, in map[string]bool) []string {
+func missingIn(of, in map[string]bool) []string {
 	var out []string
 	for e := range of {
 		if !in[e] {
@@ -280,11 +281,11 @@ func (r *Ruleset) addresses() map[netip.Addr]bool {
 	return out
 }
 
-func (s *script) self(from, to map[netip.Addr]bool) {
+func (s *script) loopbackRules(from, to map[netip.Addr]bool) {
 	for _, f := range []int{4, 6} {
 		a, b := selfElements(from, f), selfElements(to, f)
-		s.elements("delete", fmt.Sprint(setSelf, f), missing(a, b))
-		s.elements("add", fmt.Sprint(setSelf, f), missing(b, a))
+		s.elements("delete", fmt.Sprint(setSelf, f), missingIn(a, b))
+		s.elements("add", fmt.Sprint(setSelf, f), missingIn(b, a))
 	}
 }
 

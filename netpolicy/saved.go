@@ -25,7 +25,7 @@ func (e *Enforcer) save() error {
 	if e.table.applied.empty() {
 		return e.removeSaved()
 	}
-	if err := atomicfile.Write(e.o.StateFile, whole(e.table.applied), 0o600); err != nil {
+	if err := atomicfile.Write(e.o.StateFile, renderReplacement(e.table.applied), 0o600); err != nil {
 		return fmt.Errorf("keeping the rules of NetworkPolicies: %w", err)
 	}
 	return nil

@@ -84,7 +84,7 @@ func (l *serviceLab) testTruth(t *testing.T) {
 		l.apply(&tab)
 		l.truth(r, 40, &allowed, &denied)
 		if t.Failed() {
-			t.Fatalf("policies %q (seed %d)\n%s", name, seed, whole(tab.applied))
+			t.Fatalf("policies %q (seed %d)\n%s", name, seed, renderReplacement(tab.applied))
 		}
 	}
 	for _, c := range slices.Concat(throughServices, policymodel.Listed()) {

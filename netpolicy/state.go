@@ -81,7 +81,7 @@ func index(s State) *cluster {
 	for _, p := range s.Pods {
 		k := podKey{p.Namespace, p.Name}
 		c.pods[k] = p
-		if p.Spec.HostNetwork || ended(p) {
+		if p.Spec.HostNetwork || hasEnded(p) {
 			continue
 		}
 		if p.Spec.NodeName == s.Node {
@@ -97,7 +97,7 @@ func index(s State) *cluster {
 		r := ref{p, statusAddresses(p, cidrs[p.Spec.NodeName])}
 		there = append(there, r)
 		for _, ip := range r.ips {
-			claims[ip] = claims[ip].and(p)
+			claims[ip] = claims[ip].withPod(p)
 		}
 	}
 	for _, r := range there {
@@ -120,7 +120,7 @@ func (c *cluster) add(r ref) {
 // since. If the owner of an address cannot be known, the address counts as unused.
 type addressUse struct{ staying, going int }
 
-func (c addressUse) and(p *corev1.Pod) addressUse {
+func (c addressUse) withPod(p *corev1.Pod) addressUse {
 	if p.DeletionTimestamp == nil {
 		c.staying++
 	} else {
@@ -207,7 +207,7 @@ func podCIDRs(own string, nodes []*corev1.Node) map[string][]netip.Prefix {
 	return out
 }
 
-func ended(p *corev1.Pod) bool {
+func hasEnded(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
@@ -219,7 +219,7 @@ func sameUID(b Sandbox, p *corev1.Pod) bool {
 
 // podOf returns the pod of a sandbox, or nil when the API is not known to have it.
 func (c *cluster) podOf(b Sandbox) *corev1.Pod {
-	if p := c.pods[podKey{b.Namespace, b.Name}]; p != nil && sameUID(b, p) && !ended(p) {
+	if p := c.pods[podKey{b.Namespace, b.Name}]; p != nil && sameUID(b, p) && !hasEnded(p) {
 		return p
 	}
 	return nil

@@ -67,7 +67,7 @@ func namespacesDiffer(a, b any) bool {
 func podsDiffer(a, b any) bool {
 	x, ok := a.(*corev1.Pod)
 	y, ok2 := b.(*corev1.Pod)
-	return !ok || !ok2 || x.UID != y.UID || x.Spec.NodeName != y.Spec.NodeName || ended(x) != ended(y) ||
+	return !ok || !ok2 || x.UID != y.UID || x.Spec.NodeName != y.Spec.NodeName || hasEnded(x) != hasEnded(y) ||
 		(x.DeletionTimestamp == nil) != (y.DeletionTimestamp == nil) ||
 		!maps.Equal(x.Labels, y.Labels) || x.Status.PodIP != y.Status.PodIP || !slices.Equal(x.Status.PodIPs, y.Status.PodIPs)
 }
@@ -95,29 +95,29 @@ func (w *watch) run(ctx context.Context, changed func()) {
 	}
 }
 
-// none reports whether the cluster is known to have no policy.
-func (w *watch) none() bool {
+// hasNoPolicies reports whether the cluster is known to have no policy.
+func (w *watch) hasNoPolicies() bool {
 	return w.policies.HasSynced() && len(w.policies.GetStore().ListKeys()) == 0
 }
 
 // complete reports whether the first lists of all inputs are complete: rules of an incomplete view would interrupt
 // allowed connections.
 func (w *watch) complete() bool {
-	return w.none() || !slices.ContainsFunc(w.synced, func(f cache.InformerSynced) bool { return !f() })
+	return w.hasNoPolicies() || !slices.ContainsFunc(w.synced, func(f cache.InformerSynced) bool { return !f() })
 }
 
 func (w *watch) state() (State, error) {
 	s := State{Node: w.node}
 	var err error
-	if s.Policies, err = w.informers.NetworkPolicies.Lister().List(everything); err != nil || len(s.Policies) == 0 {
+	if s.Policies, err = w.informers.NetworkPolicies.Lister().List(everyLabel); err != nil || len(s.Policies) == 0 {
 		return s, err
 	}
-	if s.Pods, err = w.informers.Pods.Lister().List(everything); err != nil {
+	if s.Pods, err = w.informers.Pods.Lister().List(everyLabel); err != nil {
 		return s, err
 	}
-	if s.Namespaces, err = w.informers.Namespaces.Lister().List(everything); err != nil {
+	if s.Namespaces, err = w.informers.Namespaces.Lister().List(everyLabel); err != nil {
 		return s, err
 	}
-	s.Nodes, err = w.nodes.List(everything)
+	s.Nodes, err = w.nodes.List(everyLabel)
 	return s, err
 }

@@ -81,9 +81,9 @@ func (p *refusedVolumes) claimsOf(pod *corev1.Pod) (claims []types.UID) {
 	return claims
 }
 
-// since returns the time since a node last refused one of these claims. It returns false if there was no refusal
+// sinceRefusal returns the time since a node last refused one of these claims. It returns false if there was no refusal
 // lately.
-func (p *refusedVolumes) since(claims []types.UID, node string) (last time.Duration, refused bool) {
+func (p *refusedVolumes) sinceRefusal(claims []types.UID, node string) (last time.Duration, refused bool) {
 	for _, c := range claims {
 		if since, ok := p.refusals.Since(c, node); ok && (!refused || since < last) {
 			last, refused = since, true
@@ -96,7 +96,7 @@ func (p *refusedVolumes) since(claims []types.UID, node string) (last time.Durat
 func (p *refusedVolumes) PreScore(_ context.Context, _ fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) *fwk.Status {
 	if claims := p.claimsOf(pod); len(claims) > 0 {
 		for _, n := range nodes {
-			if _, refused := p.since(claims, n.Node().Name); refused {
+			if _, refused := p.sinceRefusal(claims, n.Node().Name); refused {
 				return nil
 			}
 		}
@@ -106,7 +106,7 @@ func (p *refusedVolumes) PreScore(_ context.Context, _ fwk.CycleState, pod *core
 
 // Score returns the highest score for nodes that refused nothing.
 func (p *refusedVolumes) Score(_ context.Context, _ fwk.CycleState, pod *corev1.Pod, node fwk.NodeInfo) (int64, *fwk.Status) {
-	since, refused := p.since(p.claimsOf(pod), node.Node().Name)
+	since, refused := p.sinceRefusal(p.claimsOf(pod), node.Node().Name)
 	if !refused {
 		return fwk.MaxScore, nil
 	}

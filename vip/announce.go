@@ -125,7 +125,7 @@ func (r *responder) hear(ctx context.Context, frame []byte) {
 	if h.answer != nil {
 		r.transmit(ctx, h.answer)
 	}
-	if h.conflicting == noHW || !r.due(h.conflicting) {
+	if h.conflicting == noHW || !r.mustDefend(h.conflicting) {
 		return
 	}
 	if r.transmit(ctx, r.n.announcements()...) {
@@ -138,9 +138,9 @@ func (r *responder) hear(ctx context.Context, frame []byte) {
 	}
 }
 
-// due reports whether a machine's claim is to be defended against. A claim for which that failed does not count:
+// mustDefend reports whether a machine's claim is to be defended against. A claim for which that failed does not count:
 // otherwise the next one would not be.
-func (r *responder) due(claimant hw) bool {
+func (r *responder) mustDefend(claimant hw) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()

@@ -92,7 +92,7 @@ func Find(links []Link, address netip.Addr, name string) (Interface, error) {
 		if l.Flags&net.FlagLoopback != 0 || l.Flags&net.FlagUp == 0 || len(l.HardwareAddr) != len(hw{}) {
 			continue
 		}
-		if place, ok := on(l, address); ok {
+		if place, ok := attachedTo(l, address); ok {
 			if err := reservedIn(address, place.network); err != nil {
 				return Interface{}, err
 			}
@@ -126,7 +126,7 @@ type attached struct {
 	network netip.Prefix
 }
 
-func on(l Link, address netip.Addr) (attached, bool) {
+func attachedTo(l Link, address netip.Addr) (attached, bool) {
 	i := slices.IndexFunc(l.Addresses, func(p netip.Prefix) bool { return p.Contains(address) })
 	if i < 0 {
 		return attached{}, false

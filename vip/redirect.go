@@ -18,8 +18,9 @@ import (
 // Table is the name of the nftables tables with the translations, one for each address family.
 const Table = "coracle-vip"
 
-// before is a priority before the Service proxies' translations (dstnat, -100), which do not know these addresses.
-const before = -110
+// priorityBeforeProxies is a priority before the Service proxies' translations (dstnat, -100), which do not know these
+// addresses.
+const priorityBeforeProxies = -110
 
 // Redirect translates packets to an address to another one, which this machine has: TCP to one port, and pings.
 type Redirect struct {
@@ -75,7 +76,7 @@ func setRedirects(family nftables.TableFamily, redirects []Redirect) error {
 		at   *nftables.ChainHook
 	}{{"prerouting", nftables.ChainHookPrerouting}, {"output", nftables.ChainHookOutput}} {
 		chain := conn.AddChain(&nftables.Chain{Table: table, Name: hook.name, Type: nftables.ChainTypeNAT, Hooknum: hook.at,
-			Priority: nftables.ChainPriorityRef(before)})
+			Priority: nftables.ChainPriorityRef(priorityBeforeProxies)})
 		for _, r := range own {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.toPort()})
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.pings()})

@@ -126,11 +126,11 @@ func (s *socket) close() error {
 }
 
 const (
-	loadWord = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-	loadByte = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
-	ifEqual  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-	end      = unix.BPF_RET | unix.BPF_K
-	whole    = 0xffff // the whole frame
+	loadWord    = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	loadByte    = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+	ifEqual     = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	returnConst = unix.BPF_RET | unix.BPF_K
+	wholeFrame  = 0xffff // the whole frame
 )
 
 // filterARP accepts ARP packets with an address as their sender or target (classic BPF; jumps count from the next
@@ -143,8 +143,8 @@ func filterARP(address netip.Addr) []unix.SockFilter {
 		{Code: ifEqual, K: want, Jt: 2},
 		{Code: loadWord, K: 28},
 		{Code: ifEqual, K: want, Jf: 1},
-		{Code: end, K: whole},
-		{Code: end},
+		{Code: returnConst, K: wholeFrame},
+		{Code: returnConst},
 	}
 }
 
@@ -163,5 +163,5 @@ func filterNDP(address netip.Addr) []unix.SockFilter {
 			unix.SockFilter{Code: loadWord, K: etherLen + ip6Len + 8 + uint32(4*i)},
 			unix.SockFilter{Code: ifEqual, K: binary.BigEndian.Uint32(a[4*i:]), Jf: uint8(7 - 2*i)})
 	}
-	return append(out, unix.SockFilter{Code: end, K: whole}, unix.SockFilter{Code: end})
+	return append(out, unix.SockFilter{Code: returnConst, K: wholeFrame}, unix.SockFilter{Code: returnConst})
 }

@@ -211,7 +211,7 @@ func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, fi
 			return false, err
 		}
 	}
-	if last.same(info) {
+	if last.isUnchanged(info) {
 		return true, nil
 	}
 	sum := sha256.New()

@@ -72,12 +72,12 @@ func (h *heldBlobs) importer(c *client.Client, names images.Store) (*client.Clie
 // errOtherLayer means that an archive's layer is not the one that the image's configuration names.
 var errOtherLayer = errors.New("a layer of the archive does not match the image's configuration")
 
-// whole reports whether the configuration of an image for this machine and all layers that it names were written. The
-// configuration names layers by their uncompressed content (diff IDs), and containers get these. The manifest may name
-// any others, and unpacking ignores those where the image is unpacked already. So the uncompressed content of each
+// isComplete reports whether the configuration of an image for this machine and all layers that it names were written.
+// The configuration names layers by their uncompressed content (diff IDs), and containers get these. The manifest may
+// name any others, and unpacking ignores those where the image is unpacked already. So the uncompressed content of each
 // layer is compared. A layer counts, too, that the store had in another compression and the importer uses in place of
 // the archive's.
-func (h *heldBlobs) whole(ctx context.Context, im images.Image) (config digest.Digest, whole bool, err error) {
+func (h *heldBlobs) isComplete(ctx context.Context, im images.Image) (config digest.Digest, whole bool, err error) {
 	m, err := images.Manifest(ctx, h.Store, im.Target, platforms.Default())
 	if err != nil {
 		return "", false, err
@@ -90,10 +90,10 @@ func (h *heldBlobs) whole(ctx context.Context, im images.Image) (config digest.D
 	if len(layers) != len(contents) {
 		return "", false, fmt.Errorf("%w: there are %d, and it names %d", errOtherLayer, len(layers), len(contents))
 	}
-	whole = h.has(m.Config.Digest)
+	whole = h.isWritten(m.Config.Digest)
 	for i, layer := range layers {
-		if !h.has(layer.Digest) {
-			whole = whole && h.has(contents[i])
+		if !h.isWritten(layer.Digest) {
+			whole = whole && h.isWritten(contents[i])
 			continue
 		}
 		switch is, err := h.uncompressed(ctx, layer); {
@@ -143,8 +143,8 @@ func (r untilDone) Read(p []byte) (int, error) {
 	return r.from.Read(p)
 }
 
-// has reports whether content was written.
-func (h *heldBlobs) has(d digest.Digest) bool {
+// isWritten reports whether content was written.
+func (h *heldBlobs) isWritten(d digest.Digest) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.held[d]

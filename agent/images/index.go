@@ -22,13 +22,13 @@ type entry struct {
 	Images  []string  `json:"images"`
 }
 
-// same reports whether the file has the size and time that it had when it was imported.
-func (e entry) same(info fs.FileInfo) bool {
+// isUnchanged reports whether the file has the size and time that it had when it was imported.
+func (e entry) isUnchanged(info fs.FileInfo) bool {
 	return e.Size == info.Size() && e.ModTime.Equal(info.ModTime())
 }
 
-// has reports whether the archive had an image of that name.
-func (e entry) has(image string) bool { return slices.Contains(e.Images, image) }
+// hasImage reports whether the archive had an image of that name.
+func (e entry) hasImage(image string) bool { return slices.Contains(e.Images, image) }
 
 // loadIndex reads the index. A damaged index counts as empty: importing again costs only time.
 func loadIndex(path string) (map[string]entry, error) {

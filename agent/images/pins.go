@@ -162,7 +162,7 @@ func (f *Folder) trySettlePins(ctx context.Context, now time.Time) (next time.Ti
 // archiveOf returns an archive that is there and has an image, preferably the one of before.
 func (f *Folder) archiveOf(image, before string, present map[string]bool) (archive string, ok bool) {
 	for name, e := range f.index {
-		if present[name] && e.has(image) && (archive == "" || name == before || archive != before && name < archive) {
+		if present[name] && e.hasImage(image) && (archive == "" || name == before || archive != before && name < archive) {
 			archive = name
 		}
 	}

@@ -177,7 +177,7 @@ func (s Containerd) ready(ctx context.Context, im images.Image, blobs *heldBlobs
 
 // label labels the image as imported if all of it came from an archive.
 func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs) error {
-	config, whole, err := blobs.whole(ctx, im)
+	config, whole, err := blobs.isComplete(ctx, im)
 	if errdefs.IsNotFound(err) {
 		return nil // for another kind of machine: warnForeign logs it
 	}

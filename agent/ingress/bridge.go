@@ -53,7 +53,7 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 	}
 	defer k.release()
 	k.sites = siteSockets(kept.Sections)
-	k.want(kept.Sections[table.HTTP3Key(table.SiteIngress)] != nil)
+	k.setHTTP3(kept.Sections[table.HTTP3Key(table.SiteIngress)] != nil)
 	if _, err := k.find(); err != nil {
 		return fmt.Errorf("ingress: %w", err)
 	}
@@ -76,7 +76,7 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 		case <-synced:
 			return nil
 		case err := <-ended:
-			s.lost(err)
+			s.giveUp(err)
 		case <-s.retry:
 			s.retry = nil
 		case <-n.refused:
@@ -116,7 +116,7 @@ func (n *Node) stream(ctx context.Context) (io.ReadCloser, error) {
 func (s *serving) startLast(ctx context.Context, kept *last) {
 	k := s.supervisor
 	if err := k.start(false); err != nil {
-		s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.next(0))
+		s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.nextWait(0))
 		return
 	}
 	if err := kept.guarded(k); err != nil {
@@ -124,12 +124,12 @@ func (s *serving) startLast(ctx context.Context, kept *last) {
 		k.now = nil
 		k.held.close()
 		k.held = nil
-		s.failed(err, s.restarts.next(0))
+		s.failed(err, s.restarts.nextWait(0))
 		return
 	}
-	if _, err := k.put(ctx, kept.Sections); err != nil {
+	if _, err := k.sendTable(ctx, kept.Sections); err != nil {
 		if ctx.Err() == nil {
-			s.lost(err)
+			s.giveUp(err)
 		}
 		return
 	}
@@ -152,8 +152,8 @@ func (s *serving) bridged(ctx context.Context) bool {
 	if kept == nil {
 		return true
 	}
-	if _, err := k.put(ctx, s.complete(kept.Sections)); err != nil && ctx.Err() == nil {
-		s.lost(err)
+	if _, err := k.sendTable(ctx, s.complete(kept.Sections)); err != nil && ctx.Err() == nil {
+		s.giveUp(err)
 		return false
 	}
 	s.backends = nil // those of the kept table
@@ -200,7 +200,7 @@ func (s *serving) keepLast() {
 		return
 	}
 	k := s.supervisor
-	if again := s.last.keep(&last{Ports: k.guarded(), UDP: k.guardedUDP(), Sections: k.now.sent}); again > 0 {
+	if again := s.last.save(&last{Ports: k.guarded(), UDP: k.guardedUDP(), Sections: k.now.sent}); again > 0 {
 		s.later = time.After(again)
 	}
 }

@@ -46,8 +46,8 @@ func (c *portOwners) update(ports []int, programs map[int]string, said string) {
 	c.ours, c.programs = ours, programs
 }
 
-// among returns the programs at ports that the node uses, or at those that it does not.
-func (c *portOwners) among(ours bool) map[int]string {
+// programsAtPorts returns the programs at ports that the node uses, or at those that it does not.
+func (c *portOwners) programsAtPorts(ours bool) map[int]string {
 	out := map[int]string{}
 	for port, name := range c.programs {
 		if c.ours[port] == ours {
@@ -70,11 +70,11 @@ func (c *portOwners) annotation() string {
 
 // problem describes a conflict for users. It is empty when there is none.
 func (c *portOwners) problem() string {
-	if them := c.among(false); len(them) > 0 {
+	if them := c.programsAtPorts(false); len(them) > 0 {
 		return "this node is no address of Ingresses and Gateways, since another program listens at " + preflight.Programs(them) +
 			" and holds that port: stop that program, or make it listen on another port"
 	}
-	if them := c.among(true); len(them) > 0 {
+	if them := c.programsAtPorts(true); len(them) > 0 {
 		return "another program listens at " + preflight.Programs(them) +
 			", which the ingress opened first: connections from other machines do not reach that program"
 	}

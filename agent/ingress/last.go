@@ -45,7 +45,7 @@ type last struct {
 	Sections table.Sections `json:"sections"`
 }
 
-func (l *last) same(other *last) bool {
+func (l *last) equal(other *last) bool {
 	return l.Cluster == other.Cluster && slices.Equal(l.Ports, other.Ports) && slices.Equal(l.UDP, other.UDP) &&
 		maps.EqualFunc(l.Sections, other.Sections, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
 }
@@ -62,10 +62,10 @@ type lastFile struct {
 
 func lastPath(dir string) string { return filepath.Join(dir, "table") }
 
-// keep writes the table, unless the file has it already. It returns the time after which to call flush; 0 for never.
-func (f *lastFile) keep(l *last) (again time.Duration) {
+// save writes the table, unless the file has it already. It returns the time after which to call flush; 0 for never.
+func (f *lastFile) save(l *last) (again time.Duration) {
 	l.Format, l.Cluster = lastFormat, f.cluster
-	if f.written != nil && f.written.same(l) {
+	if f.written != nil && f.written.equal(l) {
 		f.pending = nil
 		return 0
 	}

@@ -256,9 +256,9 @@ func TestKeptTableIsRefused(t *testing.T) {
 	f := &lastFile{dir: dir, cluster: "c", log: slog.New(slog.DiscardHandler)}
 	got, err := readLast(dir, "c")
 	testenv.True(t, got == nil && err == nil, "without a file there is %v, %v", got, err)
-	f.keep(kept("x"))
+	f.save(kept("x"))
 	got = testenv.Must(readLast(dir, "c"))(t)
-	testenv.True(t, got.same(f.written), "it is %+v, written was %+v", got, f.written)
+	testenv.True(t, got.equal(f.written), "it is %+v, written was %+v", got, f.written)
 	whole := testenv.Must(os.ReadFile(lastPath(dir)))(t)
 	_, text, _ := strings.Cut(string(whole), "\n")
 	write := func(text string) {
@@ -289,7 +289,7 @@ func TestTableIsKeptInMemoryOnly(t *testing.T) {
 	f := &lastFile{dir: "/proc", log: slog.New(slog.NewTextHandler(&log, nil))} // of another kind than a tmpfs on every machine
 	for i := range 3 {
 		f.next = time.Time{}
-		f.keep(kept(strconv.Itoa(i)))
+		f.save(kept(strconv.Itoa(i)))
 	}
 	testenv.Equal(t, strings.Count(log.String(), "is on no tmpfs"), 1, "in %s, so often", log.String())
 }
@@ -303,21 +303,21 @@ func TestTableIsKeptSeldom(t *testing.T) {
 			l := testenv.Must(readLast(dir, "c"))(t)
 			return string(l.Sections["host/ingress/a"])
 		}
-		testenv.Equal(t, f.keep(kept("1")), 0, "after the first, to be called after")
-		testenv.Equal(t, f.keep(kept("2")), lastEvery, "after a change, to be called after")
+		testenv.Equal(t, f.save(kept("1")), 0, "after the first, to be called after")
+		testenv.Equal(t, f.save(kept("2")), lastEvery, "after a change, to be called after")
 		testenv.Equal(t, has(), `"1"`, "the file has")
-		testenv.Equal(t, f.keep(kept("1")), 0, "after the change back, to be called after")
-		f.keep(kept("3"))
+		testenv.Equal(t, f.save(kept("1")), 0, "after the change back, to be called after")
+		f.save(kept("3"))
 		time.Sleep(lastEvery) // fake time
-		testenv.Equal(t, f.keep(kept("4")), 0, "after the pause, to be called after")
+		testenv.Equal(t, f.save(kept("4")), 0, "after the pause, to be called after")
 		testenv.Equal(t, has(), `"4"`, "the file has")
 		testenv.NoError(t, os.Remove(lastPath(dir)))
 		time.Sleep(lastEvery) // fake time
-		testenv.Equal(t, f.keep(kept("4")), 0, "without a change, to be called after")
+		testenv.Equal(t, f.save(kept("4")), 0, "without a change, to be called after")
 		_, err := os.Stat(lastPath(dir))
 		testenv.True(t, os.IsNotExist(err), "a table that did not change is written")
-		f.keep(kept("5"))
-		f.keep(kept("6"))
+		f.save(kept("5"))
+		f.save(kept("6"))
 		f.flush()
 		testenv.Equal(t, has(), `"6"`, "at the end the file has")
 	})

@@ -111,6 +111,6 @@ func (s *serving) report(ctx context.Context, q question) {
 	stats, err := s.stats(ctx)
 	q.response <- stats
 	if err != nil && ctx.Err() == nil {
-		s.lost(err)
+		s.giveUp(err)
 	}
 }

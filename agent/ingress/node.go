@@ -103,7 +103,7 @@ type Node struct {
 	leftOut map[string]table.Charge
 	// backends are those of the table. nil means that they were not read yet.
 	backends map[string]table.Backend
-	troubles troubles
+	troubles recentFailures
 	// annotation is the last known value of the Node's annotation.
 	annotation string
 }
@@ -142,9 +142,9 @@ func (n *Node) hasService() bool {
 	return err == nil
 }
 
-// wanted reports whether the cluster may have something to serve. Every client that may write a Service can make it
+// isWanted reports whether the cluster may have something to serve. Every client that may write a Service can make it
 // true, and the table then has nothing.
-func (n *Node) wanted() bool {
+func (n *Node) isWanted() bool {
 	if n.hasService() {
 		return true
 	}
@@ -170,12 +170,12 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	for first := true; ; first = false {
 		switch {
-		case n.wanted():
+		case n.isWanted():
 			if err := n.serve(ctx); err != nil || ctx.Err() != nil {
 				return err
 			}
 		case first: // end what an earlier run has left
-			if err := n.end(ctx); err != nil {
+			if err := n.stopProxy(ctx); err != nil {
 				return err
 			}
 		}
@@ -208,8 +208,8 @@ func (n *Node) drained() <-chan time.Time {
 	return nil
 }
 
-// end stops the proxy and deletes the table from memory.
-func (n *Node) end(ctx context.Context) error {
+// stopProxy stops the proxy and deletes the table from memory.
+func (n *Node) stopProxy(ctx context.Context) error {
 	n.table, n.backends, n.leftOut = nil, nil, nil
 	return n.stop(ctx)
 }

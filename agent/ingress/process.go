@@ -167,8 +167,8 @@ func (p *process) close() {
 	p.reading.Wait()
 }
 
-// put sends a table and the changed sockets of s to the proxy, and returns the problems of the table's sections.
-func (p *process) put(ctx context.Context, now table.Sections, s *sockets, change socketChange) (map[string]string, error) {
+// sendTable sends a table and the changed sockets of s to the proxy, and returns the problems of the table's sections.
+func (p *process) sendTable(ctx context.Context, now table.Sections, s *sockets, change socketChange) (map[string]string, error) {
 	changes := table.Diff(p.sent, now)
 	if p.sent != nil && len(changes) == 0 && change.empty() {
 		return p.problems, nil
@@ -193,7 +193,7 @@ func (p *process) sendSockets(s *sockets, change socketChange) error {
 	}
 	c := table.Change{Close: slices.Sorted(maps.Keys(change.closed))}
 	var descriptors []int
-	c.Listen, descriptors = s.of(change.opened)
+	c.Listen, descriptors = s.descriptorsOf(change.opened)
 	line, err := json.Marshal(c)
 	if err != nil {
 		return err

@@ -217,17 +217,17 @@ func (n *testNode) keeper() *supervisor {
 func (n *testNode) run() *supervisor {
 	n.t.Helper()
 	k := n.keeper()
-	testenv.NoError(n.t, k.begin())
+	testenv.NoError(n.t, k.startProxy())
 	n.serve(k)
 	return k
 }
 
 func (n *testNode) serve(k *supervisor) {
 	n.t.Helper()
-	if _, err := k.put(n.t.Context(), n.table); err != nil { // it was ending when it was found, as one without a table does
-		n.t.Log(k.lost(err))
+	if _, err := k.sendTable(n.t.Context(), n.table); err != nil { // it was ending when it was found, as one without a table does
+		n.t.Log(k.giveUp(err))
 		testenv.NoError(n.t, k.start(true))
-		testenv.Must(k.put(n.t.Context(), n.table))(n.t)
+		testenv.Must(k.sendTable(n.t.Context(), n.table))(n.t)
 	}
 	if !k.outdated() {
 		return

@@ -53,8 +53,8 @@ func (k *supervisor) guardedUDP() []int {
 	return nil
 }
 
-// want sets whether HTTP/3 is to be served.
-func (k *supervisor) want(http3 bool) {
+// setHTTP3 sets whether HTTP/3 is to be served.
+func (k *supervisor) setHTTP3(http3 bool) {
 	if k.http3 != http3 {
 		k.http3, k.withoutQUIC = http3, false
 	}

@@ -34,8 +34,8 @@ const (
 // backoff is the wait before another attempt: none at first, then a second, doubled each time.
 type backoff struct{ wait time.Duration }
 
-// next returns the wait after a failure. lived is how long the failed thing had worked.
-func (b *backoff) next(lived time.Duration) time.Duration {
+// nextWait returns the wait after a failure. lived is how long the failed thing had worked.
+func (b *backoff) nextWait(lived time.Duration) time.Duration {
 	if lived >= steadyAfter {
 		b.wait = 0
 	}
@@ -93,7 +93,7 @@ func (n *Node) serve(ctx context.Context) error {
 		if n.o.Unreachable != nil {
 			reached = n.o.Unreachable.Changed()
 		}
-		if err := s.begin(ctx); err != nil {
+		if err := s.startWhenNeeded(ctx); err != nil {
 			return err
 		}
 		if err := s.sync(ctx); err != nil || ctx.Err() != nil {
@@ -107,14 +107,14 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case received := <-tables:
-			n.use(ctx, received)
+			n.useTable(ctx, received)
 			s.unwelcome = false
 		case <-n.refused:
 			s.unwelcome = true
 			n.last.forget()
 		case <-s.later:
 		case err := <-ended:
-			s.lost(err)
+			s.giveUp(err)
 		case <-s.retry:
 			s.retry = nil
 		case <-reached:
@@ -122,7 +122,7 @@ func (n *Node) serve(ctx context.Context) error {
 			s.look = true
 			if k.now != nil {
 				if _, err := s.stats(ctx); err != nil && ctx.Err() == nil {
-					s.lost(err)
+					s.giveUp(err)
 				}
 			}
 		case q := <-n.questions:
@@ -133,27 +133,27 @@ func (n *Node) serve(ctx context.Context) error {
 			if !timers.Sleep(ctx, gather) {
 				return nil
 			}
-			if !n.wanted() {
+			if !n.isWanted() {
 				k.release()
-				return n.end(ctx)
+				return n.stopProxy(ctx)
 			}
 		}
 	}
 }
 
-// needed reports whether a proxy has something to serve. Services do not decide that for a Gateway's site: only the
+// isNeeded reports whether a proxy has something to serve. Services do not decide that for a Gateway's site: only the
 // table does.
-func (s *serving) needed() bool { return s.hasService() || len(siteSockets(s.table)) > 0 }
+func (s *serving) isNeeded() bool { return s.hasService() || len(siteSockets(s.table)) > 0 }
 
-// begin finds the proxy of an earlier run, or starts one, as soon as one is needed. It stops the proxy when none is
-// needed any more.
-func (s *serving) begin(ctx context.Context) error {
-	needed := s.needed()
+// startWhenNeeded finds the proxy of an earlier run, or starts one, as soon as one is needed. It stops the proxy when
+// none is needed any more.
+func (s *serving) startWhenNeeded(ctx context.Context) error {
+	needed := s.isNeeded()
 	switch {
 	case needed && !s.begun:
 		s.supervisor.sites = siteSockets(s.table)
-		s.supervisor.want(s.http3Port() > 0)
-		if err := s.supervisor.begin(); err != nil {
+		s.supervisor.setHTTP3(s.http3Port() > 0)
+		if err := s.supervisor.startProxy(); err != nil {
 			return fmt.Errorf("ingress: %w", err)
 		}
 		s.begun, s.rested = true, false
@@ -174,7 +174,7 @@ func (s *serving) begin(ctx context.Context) error {
 func (s *serving) sync(ctx context.Context) error {
 	k := s.supervisor
 	for s.begun && ctx.Err() == nil {
-		k.want(s.http3Port() > 0)
+		k.setHTTP3(s.http3Port() > 0)
 		if s.table != nil { // before the first table, the sockets of the run before stay open
 			k.listen(siteSockets(s.table))
 		}
@@ -183,7 +183,7 @@ func (s *serving) sync(ctx context.Context) error {
 				return nil
 			}
 			if err := k.start(false); err != nil {
-				s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.next(0))
+				s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.nextWait(0))
 				continue
 			}
 		}
@@ -196,25 +196,25 @@ func (s *serving) sync(ctx context.Context) error {
 			}
 			continue
 		}
-		problems, err := s.put(ctx)
+		problems, err := s.sendTable(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			if k.now != nil {
-				s.lost(err)
+				s.giveUp(err)
 			} else {
-				s.failed(err, s.restarts.next(0))
+				s.failed(err, s.restarts.nextWait(0))
 			}
 			continue
 		}
 		if err := s.guard(ctx); err != nil { // after a take-over the ports may differ
 			return err
 		}
-		if err := s.say(ctx); err != nil {
+		if err := s.writePorts(ctx); err != nil {
 			return err
 		}
-		s.show(problems)
+		s.showProblems(problems)
 		s.keepLast()
 		return nil
 	}
@@ -233,10 +233,10 @@ func (s *serving) guard(ctx context.Context) error {
 	return nil
 }
 
-// put sends the table to the proxy. If the proxy is outdated, another one takes over.
-func (s *serving) put(ctx context.Context) (map[string]string, error) {
+// sendTable sends the table to the proxy. If the proxy is outdated, another one takes over.
+func (s *serving) sendTable(ctx context.Context) (map[string]string, error) {
 	k, now := s.supervisor, s.complete(s.table)
-	problems, err := k.put(ctx, now)
+	problems, err := k.sendTable(ctx, now)
 	if err != nil || !k.outdated() || s.retry != nil {
 		return problems, err
 	}
@@ -253,7 +253,7 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 	}
 	if ctx.Err() == nil {
 		s.refused = err
-		wait := max(time.Second, s.takeOvers.next(0))
+		wait := max(time.Second, s.takeOvers.nextWait(0))
 		s.retry = time.After(wait)
 		s.o.Logger.Warn("ingress: the new version of the proxy could not take over, so the old one keeps running; retrying", "after", wait,
 			"error", err)
@@ -261,12 +261,12 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 	return problems, nil
 }
 
-// lost gives up a proxy that has ended, or does not respond.
-func (s *serving) lost(cause error) {
+// giveUp gives up a proxy that has ended, or does not respond.
+func (s *serving) giveUp(cause error) {
 	lived := time.Since(s.supervisor.now.began)
-	cause = s.supervisor.lost(cause)
+	cause = s.supervisor.giveUp(cause)
 	s.troubles.ended(cause, time.Now())
-	s.failed(fmt.Errorf("the proxy has ended: %w", cause), s.restarts.next(lived))
+	s.failed(fmt.Errorf("the proxy has ended: %w", cause), s.restarts.nextWait(lived))
 }
 
 // stats asks the proxy for its counters, and notes which limits its clients have met since the last time.
@@ -293,8 +293,8 @@ func (s *serving) failed(err error, wait time.Duration) {
 	}
 }
 
-// say writes to the Node on which ports it serves.
-func (s *serving) say(ctx context.Context) error {
+// writePorts writes to the Node on which ports it serves.
+func (s *serving) writePorts(ctx context.Context) error {
 	word := portsAnnotation(s.supervisor.held.ports())
 	if word == "" {
 		return nil
@@ -357,7 +357,7 @@ func portsAnnotation(ports map[string]int) string {
 	return strings.Join(append(out, slices.Sorted(slices.Values(gateways))...), ",")
 }
 
-func (s *serving) show(problems map[string]string) {
+func (s *serving) showProblems(problems map[string]string) {
 	problems = maps.Clone(problems)
 	for key, text := range failedSites(s.supervisor.failed) {
 		if problems == nil {

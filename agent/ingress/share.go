@@ -19,13 +19,13 @@ import (
 // eventWithin limits the time for writing an event.
 const eventWithin = 5 * time.Second
 
-// use makes a table that a server sent the node's table. If it takes more than half of the proxy's memory by the
+// useTable makes a table that a server sent the node's table. If it takes more than half of the proxy's memory by the
 // server's estimates, it leaves out namespaces: those that take most, until the others fit. That depends on the table
 // and the limit alone, so a namespace is served again once its objects are smaller.
-func (n *Node) use(ctx context.Context, received table.Sections) {
+func (n *Node) useTable(ctx context.Context, received table.Sections) {
 	charges, others := chargesOf(received)
 	out := heaviest(charges, others, n.groups().memory/2)
-	n.table, n.backends = without(received, out), nil
+	n.table, n.backends = withoutNamespaces(received, out), nil
 	for namespace, c := range out {
 		if old, was := n.leftOut[namespace]; was && old == c {
 			continue
@@ -96,10 +96,10 @@ func heaviest(charges map[string]table.Charge, others, most int64) map[string]ta
 	return out
 }
 
-// without returns a table whose routes of the given namespaces answer 503. A host that has no other routes has a single
-// one, without its certificate. The routes at hosts that other namespaces share keep their conditions, so that their
-// requests do not go to others. Sections that nothing names any more are left out.
-func without(s table.Sections, namespaces map[string]table.Charge) table.Sections {
+// withoutNamespaces returns a table whose routes of the given namespaces answer 503. A host that has no other routes
+// has a single one, without its certificate. The routes at hosts that other namespaces share keep their conditions, so
+// that their requests do not go to others. Sections that nothing names any more are left out.
+func withoutNamespaces(s table.Sections, namespaces map[string]table.Charge) table.Sections {
 	out := table.Sections{}
 	for key, value := range s {
 		if table.Kind(key) == table.KindCharges {

@@ -162,7 +162,7 @@ func TestSectionsOfLeftOutNamespacesGo(t *testing.T) {
 	}})
 	put(table.HostKey("s", "a.example"), table.Host{Certificate: sharedCertificate, Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Object: "HTTPRoute/ta/web"}}})
 	put(table.HostKey("s", "stream.example"), table.Host{Stream: &table.Stream{Backends: []table.Backend{{Namespace: "tb", Service: "s"}}}})
-	out := without(s, map[string]table.Charge{"tb": {}})
+	out := withoutNamespaces(s, map[string]table.Charge{"tb": {}})
 	want := []string{sharedCertificate, table.DefaultCertificate, table.HostKey("s", "a.example"), table.HostKey("s", "b.example"), table.HostKey("s", "stream.example")}
 	slices.Sort(want)
 	got := slices.Sorted(maps.Keys(out))

@@ -87,7 +87,7 @@ func (s *sockets) adjust(at []netip.Addr, want map[string]int, patient bool, cha
 			s.rename(name, now)
 			change.open(now)
 		} else {
-			s.drop(name)
+			s.closeNamed(name)
 		}
 	}
 	failed := map[string]error{}
@@ -122,8 +122,8 @@ func (s *sockets) rename(from, to string) {
 	}
 }
 
-// drop closes the sockets with a name.
-func (s *sockets) drop(name string) {
+// closeNamed closes the sockets with a name.
+func (s *sockets) closeNamed(name string) {
 	for i := len(s.names) - 1; i >= 0; i-- {
 		if s.names[i] == name {
 			_ = unix.Close(s.descriptors[i])
@@ -132,8 +132,8 @@ func (s *sockets) drop(name string) {
 	}
 }
 
-// of returns the descriptors of the sockets with these names, and the name of each.
-func (s *sockets) of(names map[string]bool) (out []string, descriptors []int) {
+// descriptorsOf returns the descriptors of the sockets with these names, and the name of each.
+func (s *sockets) descriptorsOf(names map[string]bool) (out []string, descriptors []int) {
 	for i, name := range s.names {
 		if names[name] {
 			out, descriptors = append(out, name), append(descriptors, s.descriptors[i])

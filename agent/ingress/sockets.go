@@ -148,9 +148,9 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	return s, nil
 }
 
-// at returns sockets at the given addresses with the ports of s. It duplicates those that s has there already and opens
-// the others. A Gateway's port that another program uses is left out.
-func (s *sockets) at(addresses []netip.Addr) (*sockets, error) {
+// movedTo returns sockets at the given addresses with the ports of s. It duplicates those that s has there already and
+// opens the others. A Gateway's port that another program uses is left out.
+func (s *sockets) movedTo(addresses []netip.Addr) (*sockets, error) {
 	out := &sockets{}
 	for name, have := range s.addresses() {
 		if name == quicName { // each process has its own

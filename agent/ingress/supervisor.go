@@ -56,8 +56,8 @@ func newSupervisor(o Options, g groups) (*supervisor, error) {
 	}, nil
 }
 
-// begin finds the proxy that an earlier run has started, or starts one.
-func (k *supervisor) begin() error {
+// startProxy finds the proxy that an earlier run has started, or starts one.
+func (k *supervisor) startProxy() error {
 	patient, err := k.find()
 	if err != nil || k.now != nil {
 		return err
@@ -151,9 +151,9 @@ func (k *supervisor) guarded() []int {
 	return out
 }
 
-// put sends a table to the proxy. Then it orders other processes to drain that have no such order yet.
-func (k *supervisor) put(ctx context.Context, t table.Sections) (map[string]string, error) {
-	problems, err := k.now.put(ctx, t, k.held, k.changed)
+// sendTable sends a table to the proxy. Then it orders other processes to drain that have no such order yet.
+func (k *supervisor) sendTable(ctx context.Context, t table.Sections) (map[string]string, error) {
+	problems, err := k.now.sendTable(ctx, t, k.held, k.changed)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 	if k.held == nil { // the process is stuck
 		return k.replace(ctx, t)
 	}
-	s, err := k.held.at(k.at)
+	s, err := k.held.movedTo(k.at)
 	if err != nil {
 		k.log("ingress: the ports are not free on the node's new addresses; listening on other addresses", "error", err)
 		s, err = listenAll(k.at, false)
@@ -211,7 +211,7 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 	p, err := k.launch(s)
 	if err == nil {
 		k.step("table")
-		_, err = p.put(ctx, t, s, socketChange{}) // it was started with all sockets
+		_, err = p.sendTable(ctx, t, s, socketChange{}) // it was started with all sockets
 		switch {
 		case err != nil && ctx.Err() != nil: // the next run uses it, unless it has no table
 			p.close()
@@ -251,12 +251,12 @@ func (k *supervisor) replace(ctx context.Context, t table.Sections) (map[string]
 	if err := k.start(true); err != nil {
 		return nil, err
 	}
-	return k.put(ctx, t)
+	return k.sendTable(ctx, t)
 }
 
-// lost gives up a proxy that has ended, or does not respond, and returns the cause. A proxy that runs and has closed
+// giveUp gives up a proxy that has ended, or does not respond, and returns the cause. A proxy that runs and has closed
 // its connection drains.
-func (k *supervisor) lost(cause error) error {
+func (k *supervisor) giveUp(cause error) error {
 	p := k.now
 	k.now = nil
 	if k.groups.killed(strconv.Itoa(p.PID)) {

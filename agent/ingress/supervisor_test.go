@@ -100,7 +100,7 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 				}
 			}
 			k = n.keeper()
-			testenv.NoError(t, k.begin())
+			testenv.NoError(t, k.startProxy())
 			if k.held == nil { // it is known by no answer, which takes half a minute; that is another test's
 				k.now.close()
 				k.now.began = time.Now()
@@ -193,7 +193,7 @@ func TestRestartBackoffResetsAfterAMinute(t *testing.T) {
 	var b backoff
 	var got []time.Duration
 	for _, lived := range []time.Duration{2 * time.Minute, 0, 0, 0, 0, 0, 0, 0, 0, time.Minute, 0} {
-		got = append(got, b.next(lived)/time.Second)
+		got = append(got, b.nextWait(lived)/time.Second)
 	}
 	testenv.EqualSlices(t, got, []time.Duration{0, 1, 2, 4, 8, 16, 32, 60, 60, 0, 1}, "the waits are")
 }

@@ -22,7 +22,7 @@ import (
 // setting that raises the limit, until ten minutes after the last one.
 func TestTroublesAreNamedForAWhile(t *testing.T) {
 	now := time.Date(2026, 11, 29, 13, 12, 0, 0, time.UTC)
-	var tr troubles
+	var tr recentFailures
 	said := func() string { return strings.Join(tr.texts(256<<20, 4000, now), "; ") }
 	testenv.Equal(t, said(), "", "without troubles it says")
 	tr.count(table.Limited{Memory: 5}, table.Limited{Memory: 8}, now)

@@ -130,7 +130,7 @@ func TestConnectionsWaitWhileProxyRestarts(t *testing.T) {
 		go func() { waiting <- ask(fresh(), url) }()
 	}
 	began := time.Now()
-	t.Log(k.lost(cause))
+	t.Log(k.giveUp(cause))
 	testenv.NoError(t, k.start(false))
 	n.serve(k)
 	t.Logf("another serves after %s", time.Since(began))

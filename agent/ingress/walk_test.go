@@ -449,7 +449,7 @@ func walked(t *testing.T, name string, sections table.Sections, first, next time
 	n := newTestNode(t)
 	address := backend(t)
 	node := &Node{o: n.o}
-	node.use(t.Context(), sections)
+	node.useTable(t.Context(), sections)
 	serves := node.table
 	of := testenv.Must(serves.Backends())(t)
 	for key := range of {
@@ -486,7 +486,7 @@ func walked(t *testing.T, name string, sections table.Sections, first, next time
 	eventually(t, "the other tenant is served", func() bool { return w.answers.Load()-w.wrong.Load() > 20 })
 	n.table = serves
 	began := time.Now()
-	problems, err := k.put(t.Context(), n.table)
+	problems, err := k.sendTable(t.Context(), n.table)
 	testenv.NoError(t, err)
 	put := time.Since(began)
 	var asked atomic.Int64

@@ -24,10 +24,10 @@ type gatedOperations struct {
 // Run implements nestedpendingoperations.NestedPendingOperations.
 func (o gatedOperations) Run(volume v1.UniqueVolumeName, pod volumetypes.UniquePodName, node types.NodeName,
 	operation volumetypes.GeneratedOperations) error {
-	if err := o.mounts.begin(); err != nil {
+	if err := o.mounts.beginStart(); err != nil {
 		return err
 	}
-	ended := func() { o.mounts.end(context.Background(), nil) }
+	ended := func() { o.mounts.endStart(context.Background(), nil) }
 	run := operation.OperationFunc
 	operation.OperationFunc = func() volumetypes.OperationContext {
 		defer ended()

@@ -37,7 +37,7 @@ type flushedPulls struct {
 // RecordImagePulled records that an image was pulled. The record is on the disk when it returns.
 func (m *flushedPulls) RecordImagePulled(ctx context.Context, image, imageRef string, c *kubeletconfig.ImagePullCredentials) {
 	m.flushing(ctx, imageRef, func() { m.ImagePullManager.RecordImagePulled(ctx, image, imageRef, c) })
-	m.note(imageRef, "")
+	m.recordLost(imageRef, "")
 }
 
 // MustAttemptImagePull reports whether a pod needs the registry for an image. Upstream may write a record here too.
@@ -45,7 +45,7 @@ func (m *flushedPulls) MustAttemptImagePull(ctx context.Context, image, imageRef
 	credentials pullmanager.GetPodCredentials) (must bool, err error) {
 	m.flushing(ctx, imageRef, func() { must, err = m.ImagePullManager.MustAttemptImagePull(ctx, image, imageRef, credentials) })
 	if record, readErr := os.ReadFile(m.record(imageRef)); must && readErr == nil && !json.Valid(record) {
-		m.note(imageRef, image)
+		m.recordLost(imageRef, image)
 	}
 	return must, err
 }
@@ -70,8 +70,8 @@ func (m *flushedPulls) flushing(ctx context.Context, imageRef string, call func(
 	}
 }
 
-// note notes the name of an image whose record was lost. An empty name means that the image has a record again.
-func (m *flushedPulls) note(imageRef, image string) {
+// recordLost notes the name of an image whose record was lost. An empty name means that the image has a record again.
+func (m *flushedPulls) recordLost(imageRef, image string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.names[imageRef] == image || m.lost == nil {

@@ -51,8 +51,8 @@ func (s *Starts) Close(ctx context.Context) (left int) {
 	return s.underway
 }
 
-// begin counts a start, unless the gate is closed.
-func (s *Starts) begin() error {
+// beginStart counts a start, unless the gate is closed.
+func (s *Starts) beginStart() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -62,8 +62,8 @@ func (s *Starts) begin() error {
 	return nil
 }
 
-// end counts the end of a start. If the gate was closed meanwhile, it calls stop before.
-func (s *Starts) end(ctx context.Context, stop func(context.Context) error) {
+// endStart counts the end of a start. If the gate was closed meanwhile, it calls stop before.
+func (s *Starts) endStart(ctx context.Context, stop func(context.Context) error) {
 	s.mu.Lock()
 	closed := s.closed
 	s.mu.Unlock()
@@ -89,11 +89,11 @@ type gatedClient struct {
 	starts *Starts
 }
 
-// through makes one call that starts something. stop is called with the response if the gate was closed meanwhile. The
-// call does not end with its caller: the runtime could start the container all the same.
-func through[Q, A any](ctx context.Context, c gatedClient, call func(context.Context, Q, ...grpc.CallOption) (A, error), question Q,
+// startGated makes one call that starts something. stop is called with the response if the gate was closed
+// meanwhile. The call does not end with its caller: the runtime could start the container all the same.
+func startGated[Q, A any](ctx context.Context, c gatedClient, call func(context.Context, Q, ...grpc.CallOption) (A, error), question Q,
 	options []grpc.CallOption, stop func(context.Context, A) error) (A, error) {
-	if err := c.starts.begin(); err != nil {
+	if err := c.starts.beginStart(); err != nil {
 		var none A
 		return none, err
 	}
@@ -107,14 +107,14 @@ func through[Q, A any](ctx context.Context, c gatedClient, call func(context.Con
 	if err == nil && stop != nil {
 		undo = func(ctx context.Context) error { return stop(ctx, answer) }
 	}
-	c.starts.end(ctx, undo)
+	c.starts.endStart(ctx, undo)
 	return answer, err
 }
 
 // RunPodSandbox implements runtimeapi.RuntimeServiceClient.
 func (c gatedClient) RunPodSandbox(ctx context.Context, in *runtimeapi.RunPodSandboxRequest,
 	options ...grpc.CallOption) (*runtimeapi.RunPodSandboxResponse, error) {
-	return through(ctx, c, c.RuntimeServiceClient.RunPodSandbox, in, options,
+	return startGated(ctx, c, c.RuntimeServiceClient.RunPodSandbox, in, options,
 		func(ctx context.Context, made *runtimeapi.RunPodSandboxResponse) error {
 			_, err := c.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: made.PodSandboxId})
 			return err
@@ -124,13 +124,13 @@ func (c gatedClient) RunPodSandbox(ctx context.Context, in *runtimeapi.RunPodSan
 // CreateContainer implements runtimeapi.RuntimeServiceClient. A created container runs nothing.
 func (c gatedClient) CreateContainer(ctx context.Context, in *runtimeapi.CreateContainerRequest,
 	options ...grpc.CallOption) (*runtimeapi.CreateContainerResponse, error) {
-	return through(ctx, c, c.RuntimeServiceClient.CreateContainer, in, options, nil)
+	return startGated(ctx, c, c.RuntimeServiceClient.CreateContainer, in, options, nil)
 }
 
 // StartContainer implements runtimeapi.RuntimeServiceClient.
 func (c gatedClient) StartContainer(ctx context.Context, in *runtimeapi.StartContainerRequest,
 	options ...grpc.CallOption) (*runtimeapi.StartContainerResponse, error) {
-	return through(ctx, c, c.RuntimeServiceClient.StartContainer, in, options,
+	return startGated(ctx, c, c.RuntimeServiceClient.StartContainer, in, options,
 		func(ctx context.Context, _ *runtimeapi.StartContainerResponse) error {
 			_, err := c.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: in.ContainerId, Timeout: 1})
 			return err

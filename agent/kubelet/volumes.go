@@ -132,9 +132,10 @@ func (p *volumePace) wakeFor(d time.Duration) {
 	p.wake.Send()
 }
 
-// pass returns when a loop's round may begin. Each loop calls it in each round. At rest both loops continue at the same
-// moment, so that the process wakes once. After a wait has woken them, a loop continues later by the given time.
-func (p *volumePace) pass(later time.Duration) {
+// awaitRound returns when a loop's round may begin. Each loop calls it in each round. At rest both loops continue at
+// the same moment, so that the process wakes once. After a wait has woken them, a loop continues later by the given
+// time.
+func (p *volumePace) awaitRound(later time.Duration) {
 	p.mu.Lock()
 	now, woken := time.Now(), p.wake.Next()
 	waiting, fast, until := p.waiting > 0, p.fast, p.until
@@ -166,7 +167,7 @@ type pacedPods struct {
 
 // GetPods implements populator.PodManager.
 func (p pacedPods) GetPods() []*v1.Pod {
-	p.pace.pass(0)
+	p.pace.awaitRound(0)
 	return p.PodManager.GetPods()
 }
 
@@ -210,7 +211,7 @@ func restVolumes(kubelet any) error {
 	}
 	*pods = pacedPods{*pods, pace}
 	*hasAdded = func() bool {
-		pace.pass(volumesSecond)
+		pace.awaitRound(volumesSecond)
 		return ask()
 	}
 	*volumes = restingVolumes{*volumes, pace}

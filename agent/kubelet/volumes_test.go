@@ -162,17 +162,17 @@ func TestNewPodWakesVolumeLoops(t *testing.T) {
 		began := time.Now()
 		passed := make(chan time.Duration)
 		go func() {
-			p.pass(volumesSecond)
+			p.awaitRound(volumesSecond)
 			passed <- time.Since(began)
 		}()
 		synctest.Wait()
 		done := p.wait()
 		testenv.Equal(t, <-passed, volumesSecond, "a loop slept for another")
-		p.pass(volumesSecond)
+		p.awaitRound(volumesSecond)
 		testenv.Equal(t, time.Since(began), volumesSecond, "a loop rests while a pod waits:")
 		done()
 		time.Sleep(volumesAfter)
-		p.pass(0)
+		p.awaitRound(0)
 		if rested := time.Since(began) - volumesSecond - volumesAfter; rested <= 0 || rested > volumesRest {
 			t.Errorf("a loop rested for %s", rested)
 		}
@@ -202,7 +202,7 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 				}
 				running.Go(func() {
 					for n := 0; ctx.Err() == nil; n++ {
-						p.pass(later)
+						p.awaitRound(later)
 						mu.Lock()
 						rounds[i] = append(rounds[i], time.Now())
 						mu.Unlock()

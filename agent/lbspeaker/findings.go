@@ -33,9 +33,11 @@ type conflict struct {
 	at time.Time
 }
 
-// of returns the conflicts of some addresses, and which proofs the record lacks. It deletes conflicts of other
+// conflicts returns the conflicts of some addresses, and which proofs the record lacks. It deletes conflicts of other
 // addresses, old conflicts, and proofs that the record has.
-func (f *findings) of(record loadbalancer.Holders, addresses []netip.Addr, now time.Time) (loadbalancer.Conflicts, loadbalancer.Proven) {
+func (f *findings) conflicts(
+	record loadbalancer.Holders, addresses []netip.Addr, now time.Time,
+) (loadbalancer.Conflicts, loadbalancer.Proven) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	maps.DeleteFunc(f.last, func(a netip.Addr, is conflict) bool {

@@ -195,7 +195,7 @@ func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record
 			now[address] = s.start(ctx, address, record[address], iface)
 		}
 	}
-	used, proven := s.findings.of(record, slices.Collect(maps.Keys(now)), time.Now())
+	used, proven := s.findings.conflicts(record, slices.Collect(maps.Keys(now)), time.Now())
 	if words := used.String() + ";" + proven.String(); s.o.Report != nil && s.findings.reported != words {
 		s.findings.reported = words
 		s.o.Report(used, proven)
@@ -203,10 +203,10 @@ func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record
 	for _, address := range slices.SortedFunc(maps.Keys(used), netip.Addr.Compare) {
 		trouble = append(trouble, fmt.Sprintf("%s is used by another machine, with the Ethernet address %s", address, used[address]))
 	}
-	s.show(now, trouble)
+	s.showStatus(now, trouble)
 }
 
-func (s *Speaker) show(now map[netip.Addr]running, trouble []string) {
+func (s *Speaker) showStatus(now map[netip.Addr]running, trouble []string) {
 	switch {
 	case len(trouble) > 0:
 		s.o.Part.Set(status.Degraded, strings.Join(trouble, "; "))

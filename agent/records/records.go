@@ -32,8 +32,8 @@ import (
 const (
 	// grace is how long containers may run after SIGTERM, when the records by which they are known are set aside.
 	grace = 10 * time.Second
-	// kept is how many directories that were set aside stay: each may hold gigabytes of images.
-	kept = 2
+	// mostKept is how many directories that were set aside stay: each may hold gigabytes of images.
+	mostKept = 2
 	// metaDB is containerd's main file.
 	metaDB = "meta.db"
 )
@@ -167,22 +167,22 @@ func (r *Records) setAside(ctx context.Context, s state, boot, why string) error
 		}
 		return err
 	}
-	return r.finish(s, root, boot, why)
+	return r.finishStart(s, root, boot, why)
 }
 
-// finish empties the state directory, removes what was set aside long ago, and notes what was set aside.
-func (r *Records) finish(s state, root, boot, why string) error {
+// finishStart empties the state directory, removes what was set aside long ago, and notes what was set aside.
+func (r *Records) finishStart(s state, root, boot, why string) error {
 	bundles, err := filepath.Glob(filepath.Join(r.Node.State, "*"))
 	for _, b := range bundles {
 		err = errors.Join(err, os.RemoveAll(b))
 	}
 	before := setAsideBefore(root)
-	for _, path := range before[:max(0, len(before)-kept)] {
-		r.Logger.Warn("containerd: removing the oldest of the directories that were set aside", "directory", path, "kept", kept)
+	for _, path := range before[:max(0, len(before)-mostKept)] {
+		r.Logger.Warn("containerd: removing the oldest of the directories that were set aside", "directory", path, "kept", mostKept)
 		err = errors.Join(err, os.RemoveAll(path))
 	}
 	s.Boot, s.Next = boot, ""
-	s.Directories = named(setAsideBefore(root), s.Directories, why)
+	s.Directories = existingOf(setAsideBefore(root), s.Directories, why)
 	if err := errors.Join(err, r.save(s)); err != nil {
 		return err
 	}
@@ -192,8 +192,8 @@ func (r *Records) finish(s state, root, boot, why string) error {
 	return nil
 }
 
-// named returns the directories that exist, with the reason that is known, or else with why.
-func named(paths []string, known []Directory, why string) []Directory {
+// existingOf returns the directories that exist, with the reason that is known, or else with why.
+func existingOf(paths []string, known []Directory, why string) []Directory {
 	out := make([]Directory, len(paths))
 	for i, path := range paths {
 		out[i] = Directory{path, why}

@@ -37,9 +37,9 @@ const (
 	dialTimeout = 5 * time.Second
 	// streamTimeout limits connecting to an address of this node.
 	streamTimeout = 10 * time.Second
-	// lasting is how long a connection has to last to count as successful: a server that rejects this node closes it at
-	// once.
-	lasting = 10 * time.Second
+	// minLifetime is how long a connection has to last to count as successful: a server that rejects this node closes
+	// it at once.
+	minLifetime = 10 * time.Second
 )
 
 // All fields of Options are required, except PodCIDRs, Volumes, Answered, Ended, Readiness, Until, Now and Logger.
@@ -142,7 +142,7 @@ func (o *Options) maintain(ctx context.Context, server string) {
 			if o.Ended != nil && ctx.Err() == nil {
 				o.Ended(server)
 			}
-			if time.Since(began) > lasting {
+			if time.Since(began) > minLifetime {
 				pause, last = firstPause, ""
 			}
 		}

@@ -110,7 +110,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	f := &finder{c: c, port: port, servers: servers, log: p.Log.Logger, line: p.Board.Part("gossip")}
 	joined, err := joiningnode.Join(ctx, joiningnode.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
-		Server: c.ServerURL, Others: f.others, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
+		Server: c.ServerURL, Others: f.otherMachines, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
 		Addresses: c.Node.IPs, External: c.Node.ExternalIPs,
 		Program: version.Get().Coracle, Part: p.Board.Part("certificates"), Logger: p.Log.Logger,
 		Restart: func() {

@@ -134,8 +134,8 @@ func (a *agentMember) member() (*gossip.Member, error) {
 		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),
 		Packets: a.port.packets, Streams: gossip.NewStreams(a.port.mux.Route(gossip.ALPN), trust), Keys: a.joined.GossipKeys(),
 		Meta: gossip.Meta{Role: gossip.RoleAgent, Addresses: a.c.Node.IPs, Version: version.Get().Coracle},
-		File: membersFile(a.c), Ask: a.known, Names: []string{a.c.ServerURL.Host}, Lost: a.lost, Links: config.LocalHost{}.Links,
-		Reach: a.reach, Logger: a.log,
+		File: membersFile(a.c), Ask: a.knownServers, Names: []string{a.c.ServerURL.Host}, Lost: a.reachesNoServer,
+		Links: config.LocalHost{}.Links, Reach: a.reach, Logger: a.log,
 	})
 }
 
@@ -144,9 +144,9 @@ func membersFile(c *config.Agent) string { return filepath.Join(c.Paths.AgentDir
 // lostRounds is how many rounds in a row have to find no server before the status shows it.
 const lostRounds = 4
 
-// lost says whether the API is reached through no server. The gossip member calls it in each round in which it searches
-// for others.
-func (a *agentMember) lost() bool {
+// reachesNoServer says whether the API is reached through no server. The gossip member calls it in each round in which
+// it searches for others.
+func (a *agentMember) reachesNoServer() bool {
 	if a.servers.Connected() {
 		if a.rounds >= lostRounds {
 			a.line.Set(status.Running, "")
@@ -169,8 +169,8 @@ func noServerHint(tried []string) string {
 		strings.Join(tried, ", "))
 }
 
-// known returns the servers that the balancer knows.
-func (a *agentMember) known() []netip.AddrPort {
+// knownServers returns the servers that the balancer knows.
+func (a *agentMember) knownServers() []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, s := range a.servers.Servers() {
 		if at, err := netip.ParseAddrPort(s); err == nil {
@@ -195,7 +195,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 			} else if a.keysReceived, err = time.Now(), member.SetKeys(a.joined.GossipKeys()); err != nil {
 				a.log.Error("the new gossip keys could not be used", "error", err)
 			}
-			if alone(members) {
+			if isOnlyMember(members) {
 				pause = aloneAsk
 			}
 		}
@@ -216,12 +216,12 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 // member. A member that has just joined finds none yet either, but its keys are new.
 func (a *agentMember) outdated(members []gossip.Info, now time.Time) bool {
 	own := a.joined.GossipKeys().Generation
-	return alone(members) && now.Sub(a.keysReceived) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {
+	return isOnlyMember(members) && now.Sub(a.keysReceived) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {
 		return m.State == gossip.Alive && m.Role == gossip.RoleServer && m.KeyGeneration > own
 	})
 }
 
-func alone(members []gossip.Info) bool {
+func isOnlyMember(members []gossip.Info) bool {
 	return !slices.ContainsFunc(members, func(m gossip.Info) bool { return m.State == gossip.Alive && !m.Self })
 }
 

@@ -25,8 +25,9 @@ type finder struct {
 	line    *status.Part
 }
 
-// others returns the known servers, followed by all other known machines. Other machines relay connections to a server.
-func (f *finder) others() []string {
+// otherMachines returns the known servers, followed by all other known machines. Other machines relay connections to a
+// server.
+func (f *finder) otherMachines() []string {
 	out := f.servers.Servers()
 	for _, a := range gossip.Known(membersFile(f.c)) {
 		if text := a.String(); !slices.Contains(out, text) {
@@ -45,7 +46,7 @@ func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 		f.log.Debug("the servers could not be searched for on this machine's networks", "error", err)
 	}
 	if len(found) == 0 {
-		f.line.Set(status.Degraded, noServerHint(f.others()))
+		f.line.Set(status.Degraded, noServerHint(f.otherMachines()))
 		return
 	}
 	f.log.Info("servers were found on this machine's networks", "servers", found)

@@ -5,7 +5,7 @@ package acme
 // What the tests from outside look for in Secrets and at the authority.
 const (
 	AccountAnnotation, ForAnnotation, OrderLabel = accountAnnotation, forAnnotation, orderLabel
-	Most, URN                                    = most, urn
+	Most, URN                                    = maxOrders, urn
 )
 
 var IsOwned = isOwned

@@ -43,13 +43,13 @@ import (
 )
 
 const (
-	// most is the greatest number of orders under way, and mostOfOne the same for one namespace.
-	most, mostOfOne = 4, 3
+	// maxOrders is the greatest number of orders under way, and mostOfOne the same for one namespace.
+	maxOrders, maxOrdersOfNamespace = 4, 3
 	// newOrders is how many new orders of one namespace are begun within newOrdersTime: half of what Let's Encrypt
 	// accepts of an account, which all namespaces share.
 	newOrders, newOrdersTime = 150, 3 * time.Hour
-	// within limits one attempt to get a certificate.
-	within = 10 * time.Minute
+	// attemptTimeout limits one attempt to get a certificate.
+	attemptTimeout = 10 * time.Minute
 	// cacheLag is the time that the caches may take to show a certificate that is in the store.
 	cacheLag = time.Second
 	// requestTimeout limits one request to the authority.
@@ -107,15 +107,15 @@ type Manager struct {
 	running map[types.NamespacedName]bool
 	begun   map[string]uint64 // the number of attempts when each namespace last had a turn
 	turns   uint64
-	tried   map[types.NamespacedName]*tries
+	tried   map[types.NamespacedName]*failedAttempts
 	unsaved map[types.NamespacedName]*progress // orders whose last state could not be written
 	shares  map[string]*rate.Limiter           // of new orders, by namespace
 	pause   time.Time                          // before that time the authority accepts no new order
 	leaves  map[types.NamespacedName]leaf      // cache of read certificates, by Secret
 }
 
-// tries are the failed attempts of this term at one certificate.
-type tries struct {
+// failedAttempts are the failed attempts of this term at one certificate.
+type failedAttempts struct {
 	failures int
 	next     time.Time
 	problem  string // text of the last event
@@ -133,7 +133,7 @@ func New(o Options) *Manager {
 	}
 	return &Manager{
 		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: timers.NewSignal(),
-		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{},
+		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*failedAttempts{},
 		unsaved: map[types.NamespacedName]*progress{}, shares: map[string]*rate.Limiter{}, leaves: map[types.NamespacedName]leaf{},
 	}
 }
@@ -176,7 +176,7 @@ func (m *Manager) Run(ctx context.Context) {
 	defer attempts.Wait()
 	for {
 		var again <-chan time.Time
-		if at := m.round(ctx, &attempts); !at.IsZero() {
+		if at := m.beginDueAttempts(ctx, &attempts); !at.IsZero() {
 			again = time.After(max(time.Until(at), time.Millisecond))
 		}
 		select {
@@ -188,8 +188,8 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-// round begins the attempts that are due. It returns the time of the next one; zero for never.
-func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next time.Time) {
+// beginDueAttempts begins the attempts that are due. It returns the time of the next one; zero for never.
+func (m *Manager) beginDueAttempts(ctx context.Context, attempts *sync.WaitGroup) (next time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.known {
@@ -199,7 +199,7 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 	now := time.Now()
 	var ready []compile.Order
 	for _, o := range m.wanted {
-		at, wanted := m.due(o)
+		at, wanted := m.nextAttempt(o)
 		if !wanted || m.running[o.Secret] {
 			continue
 		}
@@ -211,8 +211,8 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 		}
 		ready = append(ready, o)
 	}
-	for len(m.running) < most { // the end of an attempt wakes the loop
-		i := m.turn(ready)
+	for len(m.running) < maxOrders { // the end of an attempt wakes the loop
+		i := m.nextOrder(ready)
 		if i < 0 {
 			break
 		}
@@ -222,17 +222,17 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 		m.running[o.Secret], m.begun[o.Secret.Namespace] = true, m.turns
 		attempts.Go(func() {
 			defer m.wake.Send()
-			m.try(ctx, o)
+			m.makeAttempt(ctx, o)
 		})
 	}
-	m.show()
+	m.showStatus()
 	return next
 }
 
-// turn returns the index of the order to begin next, or -1. It takes one of the namespace whose last attempt began
+// nextOrder returns the index of the order to begin next, or -1. It takes one of the namespace whose last attempt began
 // before those of the others. A namespace whose orders always fail thus does not block the certificates of others. The
 // caller holds mu.
-func (m *Manager) turn(ready []compile.Order) int {
+func (m *Manager) nextOrder(ready []compile.Order) int {
 	running := map[string]int{}
 	for name := range m.running {
 		running[name.Namespace]++
@@ -240,17 +240,18 @@ func (m *Manager) turn(ready []compile.Order) int {
 	out := -1
 	for i, o := range ready {
 		namespace := o.Secret.Namespace
-		if running[namespace] < mostOfOne && (out < 0 || m.begun[namespace] < m.begun[ready[out].Secret.Namespace]) {
+		if running[namespace] < maxOrdersOfNamespace && (out < 0 || m.begun[namespace] < m.begun[ready[out].Secret.Namespace]) {
 			out = i
 		}
 	}
 	return out
 }
 
-// due returns the time of the next attempt at a certificate, and whether one is wanted at all. The caller holds mu.
-func (m *Manager) due(o compile.Order) (at time.Time, wanted bool) {
+// nextAttempt returns the time of the next attempt at a certificate, and whether one is wanted at all. The caller holds
+// mu.
+func (m *Manager) nextAttempt(o compile.Order) (at time.Time, wanted bool) {
 	target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name) // nil where there is none
-	if at, wanted = m.needed(o, target); !wanted {
+	if at, wanted = m.neededFrom(o, target); !wanted {
 		return at, false
 	}
 	kept, err := m.o.Secrets.Secrets(compile.Account.Namespace).Get(stateName(o.Secret))
@@ -281,9 +282,9 @@ func (m *Manager) beginOrder(namespace string) {
 	s.Reserve() // attempts under way may go beyond the share
 }
 
-// needed returns the time from which a new certificate is needed in place of the Secret's, and whether one is wanted at
-// all. target may be nil. The caller holds mu.
-func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time, wanted bool) {
+// neededFrom returns the time from which a new certificate is needed in place of the Secret's, and whether one is
+// wanted at all. target may be nil. The caller holds mu.
+func (m *Manager) neededFrom(o compile.Order, target *corev1.Secret) (from time.Time, wanted bool) {
 	if len(o.Hosts) == 0 {
 		return time.Time{}, false
 	}
@@ -304,16 +305,16 @@ func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time
 	return l.renew, true
 }
 
-// missing reports whether a certificate is due for an order, without regard to earlier failures. The caller holds mu.
-func (m *Manager) missing(o compile.Order) bool {
+// isDue reports whether a certificate is due for an order, without regard to earlier failures. The caller holds mu.
+func (m *Manager) isDue(o compile.Order) bool {
 	target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name) // nil where there is none
-	from, wanted := m.needed(o, target)
+	from, wanted := m.neededFrom(o, target)
 	return wanted && !from.After(time.Now())
 }
 
-// try makes one attempt and records its result.
-func (m *Manager) try(ctx context.Context, o compile.Order) {
-	limited, cancel := context.WithTimeout(ctx, within)
+// makeAttempt makes one attempt and records its result.
+func (m *Manager) makeAttempt(ctx context.Context, o compile.Order) {
+	limited, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	issued, err := m.attempt(limited, o)
 	if err != nil && ctx.Err() == nil {
@@ -325,7 +326,7 @@ func (m *Manager) try(ctx context.Context, o compile.Order) {
 	if err != nil {
 		return
 	}
-	m.tried[o.Secret] = &tries{next: time.Now().Add(cacheLag)}
+	m.tried[o.Secret] = &failedAttempts{next: time.Now().Add(cacheLag)}
 	if issued != "" {
 		m.o.Logger.Info("acme: a certificate has arrived", "secret", o.Secret.String(), "hosts", o.Hosts)
 		for _, ing := range o.Ingresses {
@@ -341,7 +342,7 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	m.mu.Lock()
 	t := m.tried[o.Secret]
 	if t == nil {
-		t = &tries{}
+		t = &failedAttempts{}
 		m.tried[o.Secret] = t
 	}
 	t.failures++
@@ -376,11 +377,12 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	}
 }
 
-// show sets the status line: the number of certificates, and the problem of the first missing one. The caller holds mu.
-func (m *Manager) show() {
+// showStatus sets the status line: the number of certificates, and the problem of the first missing one. The caller
+// holds mu.
+func (m *Manager) showStatus() {
 	missing, why := 0, ""
 	for _, o := range m.wanted {
-		if !m.missing(o) {
+		if !m.isDue(o) {
 			continue
 		}
 		missing++

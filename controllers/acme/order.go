@@ -40,7 +40,7 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 		return "", fmt.Errorf("reading the Secret %s: %w", o.Secret, err)
 	}
 	m.mu.Lock()
-	from, wanted := m.needed(o, target)
+	from, wanted := m.neededFrom(o, target)
 	m.mu.Unlock()
 	if !wanted || time.Now().Before(from) { // the cache was outdated
 		return "", nil

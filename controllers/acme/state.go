@@ -119,11 +119,11 @@ func (m *Manager) save(ctx context.Context, of types.NamespacedName, p *progress
 		},
 		Data: map[string][]byte{progressKey: text, corev1.TLSPrivateKeyKey: key},
 	}
-	return m.put(ctx, s)
+	return m.writeSecret(ctx, s)
 }
 
-// put creates a Secret or replaces it.
-func (m *Manager) put(ctx context.Context, s *corev1.Secret) error {
+// writeSecret creates a Secret or replaces it.
+func (m *Manager) writeSecret(ctx context.Context, s *corev1.Secret) error {
 	secrets := m.o.Client.CoreV1().Secrets(s.Namespace)
 	_, err := secrets.Update(ctx, s, metav1.UpdateOptions{})
 	if apierrors.IsNotFound(err) {
@@ -160,7 +160,7 @@ func (m *Manager) sweep(ctx context.Context) {
 			if p, err := readProgress(s); err == nil && time.Now().Before(p.Next) {
 				continue
 			}
-		} else if m.running[o.Secret] || m.missing(o) {
+		} else if m.running[o.Secret] || m.isDue(o) {
 			continue
 		}
 		if err := m.deleteState(ctx, s.Name); err != nil && ctx.Err() == nil {

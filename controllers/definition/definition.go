@@ -34,12 +34,12 @@ const (
 	// number is an annotation that increases with each change of a definition.
 	number = "coracle.dev/definition"
 
-	// served is the time for which Define waits until the API server serves a newly defined kind. servedPause is the
-	// interval of the requests.
-	served      = time.Minute
-	servedPause = 200 * time.Millisecond
-	// pause is the wait of UntilDone after a failure.
-	pause = time.Second
+	// servedTimeout is the time for which Define waits until the API server serves a newly defined kind. servedPause is
+	// the interval of the requests.
+	servedTimeout = time.Minute
+	servedPause   = 200 * time.Millisecond
+	// retryPause is the wait of UntilDone after a failure.
+	retryPause = time.Second
 	// noNode is how long AwaitTurn waits for a node, since a cluster may have none for a while.
 	noNode = 15 * time.Second
 )
@@ -141,7 +141,7 @@ func numberOf(u *unstructured.Unstructured) int {
 }
 
 func (k Kind) awaitServed(ctx context.Context, c dynamic.Interface) error {
-	ctx, cancel := context.WithTimeout(ctx, served)
+	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
 	defer cancel()
 	for {
 		_, err := c.Resource(k.Resource).List(ctx, metav1.ListOptions{Limit: 1})
@@ -211,5 +211,5 @@ func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-ch
 
 // UntilDone calls f until it succeeds or ctx is done. It logs each new error once.
 func UntilDone(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
-	timers.Retry(ctx, log, pause, trouble, f)
+	timers.Retry(ctx, log, retryPause, trouble, f)
 }

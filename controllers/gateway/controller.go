@@ -151,7 +151,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	c.wake.Rounds(ctx, gather, func() time.Duration {
-		again, err := c.round(ctx)
+		again, err := c.reconcileAll(ctx)
 		if err == nil || ctx.Err() != nil {
 			return again
 		}
@@ -161,18 +161,18 @@ func (c *Controller) Run(ctx context.Context) error {
 	return nil
 }
 
-// round compares all objects once. It returns the time after which to do so again without a change; 0 for never.
-func (c *Controller) round(ctx context.Context) (again time.Duration, err error) {
+// reconcileAll compares all objects once. It returns the time after which to do so again without a change; 0 for never.
+func (c *Controller) reconcileAll(ctx context.Context) (again time.Duration, err error) {
 	s, complete := c.o.State()
 	if !complete && !c.o.Disabled {
 		return 0, nil // objects that are not listed yet are not treated as deleted
 	}
-	made := c.made()
+	made := c.madeServices()
 	if c.o.Disabled {
 		s = gateway.State{}
 	}
 	if len(s.Gateways)+len(made) == 0 && !c.used && len(s.Classes) == 0 {
-		c.show(gateway.Result{})
+		c.showStatus(gateway.Result{})
 		return c.warnings.End(ctx)
 	}
 	c.used = len(s.Gateways)+len(made) > 0
@@ -188,12 +188,12 @@ func (c *Controller) round(ctx context.Context) (again time.Duration, err error)
 		errs = append(errs, c.syncStatus(ctx, s, r))
 	}
 	again, failed := c.warnings.End(ctx)
-	c.show(r)
+	c.showStatus(r)
 	return again, errors.Join(append(errs, failed)...)
 }
 
-// made returns the Services that were made for Gateways.
-func (c *Controller) made() map[types.NamespacedName]*corev1.Service {
+// madeServices returns the Services that were made for Gateways.
+func (c *Controller) madeServices() map[types.NamespacedName]*corev1.Service {
 	all, _ := c.services.List(gatewayapi.Labelled) // a lister of a cache returns no error
 	out := map[types.NamespacedName]*corev1.Service{}
 	for _, svc := range all {
@@ -349,8 +349,8 @@ func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
 	}, reason, "%s", message)
 }
 
-// show sets the status line: how many Gateways are served.
-func (c *Controller) show(r gateway.Result) {
+// showStatus sets the status line: how many Gateways are served.
+func (c *Controller) showStatus(r gateway.Result) {
 	switch {
 	case c.o.Disabled:
 		c.o.Part.Set(status.Disabled, "")

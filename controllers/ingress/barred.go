@@ -53,10 +53,10 @@ func (c *Controller) barred(ofNode map[netip.Addr]bool) map[types.NamespacedName
 
 // refuses reports whether the proxies open no connection to an address.
 func (c *Controller) refuses(a netip.Addr, port uint16, ofNode map[netip.Addr]bool) bool {
-	return outside.Local(a) || within(a, c.o.ServiceCIDRs) || ofNode[a] && slices.Contains(c.o.NodePorts, port)
+	return outside.Local(a) || isInNetworks(a, c.o.ServiceCIDRs) || ofNode[a] && slices.Contains(c.o.NodePorts, port)
 }
 
-func within(a netip.Addr, networks []netip.Prefix) bool {
+func isInNetworks(a netip.Addr, networks []netip.Prefix) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
@@ -74,7 +74,7 @@ func (c *Controller) nodeAddresses() map[netip.Addr]bool {
 
 // atNodes reports whether clients reach the ingress at addresses of nodes.
 func (c *Controller) atNodes() bool {
-	svc := c.own()
+	svc := c.ownService()
 	nodes, _ := c.nodes.List(labels.Everything()) // a lister of a cache returns no error
 	return svc != nil && len(svc.Status.LoadBalancer.Ingress) > 0 && !ownAddresses(svc, nodes)
 }

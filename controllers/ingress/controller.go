@@ -142,7 +142,7 @@ func (c *Controller) used() bool {
 func (c *Controller) serviceMatters(_, now any) bool {
 	svc, ok := now.(*corev1.Service)
 	// beside the Service at rest another one may wait for its ports
-	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used() || c.own() != nil)
+	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used() || c.ownService() != nil)
 }
 
 // configMatters reports whether a change of a ConfigMap matters while there are Ingresses. Of those in kube-system only
@@ -183,12 +183,12 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	c.wake.Rounds(ctx, gather, func() time.Duration { return c.round(ctx) })
+	c.wake.Rounds(ctx, gather, func() time.Duration { return c.reconcileAll(ctx) })
 	return nil
 }
 
-// round compares all objects once. It returns the time after which to do so again without a change; 0 for never.
-func (c *Controller) round(ctx context.Context) (again time.Duration) {
+// reconcileAll compares all objects once. It returns the time after which to do so again without a change; 0 for never.
+func (c *Controller) reconcileAll(ctx context.Context) (again time.Duration) {
 	r, err := c.compile()
 	if err != nil { // writing JSON failed, which no object can cause
 		c.o.Logger.Error("ingress: the objects cannot be compiled", "error", err)
@@ -204,7 +204,7 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 	c.warnWaiting(r.Served)
 	more, failed := c.warnings.End(ctx)
 	err = errors.Join(err, failed)
-	c.show(r)
+	c.showStatus(r)
 	if err != nil && ctx.Err() == nil {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
 		return retry
@@ -247,7 +247,7 @@ func (c *Controller) compile() (compile.Result, error) {
 		return barred[types.NamespacedName{Namespace: namespace, Name: name}]
 	}
 	s.OwnsAddress = func(a netip.Addr) bool {
-		return ofNode[a] || within(a, c.o.PodCIDRs) || within(a, c.o.ServiceCIDRs)
+		return ofNode[a] || isInNetworks(a, c.o.PodCIDRs) || isInNetworks(a, c.o.ServiceCIDRs)
 	}
 	s.Now, s.AtNodes = time.Now(), c.atNodes()
 	s.Memory, s.Secrets = &c.memory, map[types.NamespacedName]*corev1.Secret{}
@@ -266,8 +266,8 @@ func (c *Controller) compile() (compile.Result, error) {
 	return compile.Desired(s)
 }
 
-// own returns the Service, or nil when there is none, or when another client has made it.
-func (c *Controller) own() *corev1.Service {
+// ownService returns the Service, or nil when there is none, or when another client has made it.
+func (c *Controller) ownService() *corev1.Service {
 	svc, err := c.services.Services(metav1.NamespaceSystem).Get(table.Service)
 	if err != nil || svc.Labels[managedBy] != manager {
 		return nil
@@ -278,7 +278,7 @@ func (c *Controller) own() *corev1.Service {
 // syncService makes or removes the Service. It returns the time after which to check again.
 func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.Duration, err error) {
 	services := c.o.Client.CoreV1().Services(metav1.NamespaceSystem)
-	have := c.own()
+	have := c.ownService()
 	switch {
 	case wanted:
 		c.unused = time.Time{}
@@ -325,11 +325,11 @@ func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.D
 
 // syncSlices writes the EndpointSlices with the nodes that serve Ingresses.
 func (c *Controller) syncSlices(ctx context.Context) error {
-	client, svc := c.o.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem), c.own()
+	client, svc := c.o.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem), c.ownService()
 	want := map[string]*discoveryv1.EndpointSlice{}
 	if svc != nil && svc.DeletionTimestamp == nil {
 		nodes, _ := c.nodes.List(labels.Everything())
-		want = slicesOf(c.free(svc, nodes))
+		want = slicesOf(c.nodesWithFreePorts(svc, nodes))
 	}
 	have, _ := c.slices.EndpointSlices(metav1.NamespaceSystem).List(
 		labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))
@@ -370,9 +370,9 @@ func WriteSlices(
 	return errors.Join(errs...)
 }
 
-// free returns the nodes on which no other program uses one of the Service's ports. For each other node there is
-// a warning about the Service.
-func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.Node {
+// nodesWithFreePorts returns the nodes on which no other program uses one of the Service's ports. For each other node
+// there is a warning about the Service.
+func (c *Controller) nodesWithFreePorts(svc *corev1.Service, nodes []*corev1.Node) []*corev1.Node {
 	var out []*corev1.Node
 	busy := map[string]string{}
 	for _, n := range nodes {
@@ -394,7 +394,7 @@ func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.N
 // API refused again; 0 for never.
 func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again time.Duration, err error) {
 	var errs []error
-	svc, tried := c.own(), map[string]bool{}
+	svc, tried := c.ownService(), map[string]bool{}
 	for _, ing := range r.Served {
 		want := statusOf(ing, svc)
 		if want == nil {
@@ -404,7 +404,7 @@ func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again ti
 		changed.Status = *want
 		key := ing.Namespace + "/" + ing.Name
 		tried[key] = true
-		err := c.refusals.try(key, string(ing.UID)+ing.ResourceVersion+want.String(), func() error {
+		err := c.refusals.writeUnlessRefused(key, string(ing.UID)+ing.ResourceVersion+want.String(), func() error {
 			_, err := c.o.Client.NetworkingV1().Ingresses(ing.Namespace).UpdateStatus(ctx, changed, metav1.UpdateOptions{})
 			return err
 		})
@@ -416,7 +416,7 @@ func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again ti
 			errs = append(errs, err)
 		}
 	}
-	return c.refusals.again(tried), errors.Join(errs...)
+	return c.refusals.nextRetry(tried), errors.Join(errs...)
 }
 
 // warn adds the findings about the ConfigMap and about Ingresses to the warnings.
@@ -433,8 +433,8 @@ func (c *Controller) warn(r compile.Result) {
 	}
 }
 
-// show sets the status line: how many Ingresses are served.
-func (c *Controller) show(r compile.Result) {
+// showStatus sets the status line: how many Ingresses are served.
+func (c *Controller) showStatus(r compile.Result) {
 	lacking := 0
 	for _, all := range r.Findings {
 		if slices.ContainsFunc(all, func(f compile.Finding) bool { return f.Reason != compile.ReasonIgnored }) {

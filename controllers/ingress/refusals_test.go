@@ -22,18 +22,18 @@ func TestRefusedWritesAreTriedLessOften(t *testing.T) {
 			return refused
 		}
 		tried := map[string]bool{"a/x": true}
-		for end := time.Now().Add(time.Hour); time.Now().Before(end); time.Sleep(r.again(tried)) { // fake time
-			_ = r.try("a/x", "1", write)
+		for end := time.Now().Add(time.Hour); time.Now().Before(end); time.Sleep(r.nextRetry(tried)) { // fake time
+			_ = r.writeUnlessRefused("a/x", "1", write)
 		}
 		if n < 12 || n > 25 {
 			t.Errorf("%d attempts within an hour", n)
 		}
 		before := n
-		_ = r.try("a/x", "2", write)
-		if n != before+1 || r.again(tried) > 2*retry {
-			t.Errorf("the changed object: %d attempts, the next after %s", n-before, r.again(tried))
+		_ = r.writeUnlessRefused("a/x", "2", write)
+		if n != before+1 || r.nextRetry(tried) > 2*retry {
+			t.Errorf("the changed object: %d attempts, the next after %s", n-before, r.nextRetry(tried))
 		}
-		if r.again(nil) != 0 || len(r.held) != 0 {
+		if r.nextRetry(nil) != 0 || len(r.held) != 0 {
 			t.Error("a deleted object is still held")
 		}
 	})

@@ -39,8 +39,8 @@ func isRefused(err error) bool {
 	}, apierrors.ReasonForError(err))
 }
 
-// try writes, unless this version of the object was refused a short time ago.
-func (r *refusals) try(key, version string, write func() error) error {
+// writeUnlessRefused writes, unless this version of the object was refused a short time ago.
+func (r *refusals) writeUnlessRefused(key, version string, write func() error) error {
 	last, refused := r.held[key]
 	if refused && last.version == version && time.Now().Before(last.next) {
 		return nil
@@ -58,9 +58,9 @@ func (r *refusals) try(key, version string, write func() error) error {
 	return err
 }
 
-// again returns the time after which the next refused write is due; 0 where there is none. It evicts those of objects
-// that no longer exist.
-func (r *refusals) again(tried map[string]bool) (again time.Duration) {
+// nextRetry returns the time after which the next refused write is due; 0 where there is none. It evicts those of
+// objects that no longer exist.
+func (r *refusals) nextRetry(tried map[string]bool) (again time.Duration) {
 	for key, of := range r.held {
 		if !tried[key] {
 			r.limiter.Forget(key)

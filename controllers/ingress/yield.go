@@ -67,7 +67,7 @@ func portTexts(svc *corev1.Service) []string {
 
 // warnWaiting adds a warning about each Service that waits for ports while there are Ingresses.
 func (c *Controller) warnWaiting(served []*networkingv1.Ingress) {
-	own := c.own()
+	own := c.ownService()
 	if len(served) == 0 || own == nil {
 		return
 	}

@@ -33,7 +33,7 @@ func (d *deleter) Delete() error {
 	if err != nil {
 		return err
 	}
-	if err := d.v.wanted(d.pv); err != nil {
+	if err := d.v.checkUnwanted(d.pv); err != nil {
 		return err
 	}
 	node, err := d.v.nodeOf(d.pv)
@@ -58,11 +58,11 @@ func (d *deleter) Delete() error {
 	return nil
 }
 
-// wanted returns an error if a volume must stay after all. Upstream's controller passes the volume from its cache,
-// which may be older than the claim's deletion. A user may have changed the policy to Retain and then deleted the
-// claim, and would lose the data. The request also keeps a server that does not know yet that it lost leadership from
-// removing anything, since it gets no answer.
-func (v *Volumes) wanted(pv *corev1.PersistentVolume) error {
+// checkUnwanted returns an error if a volume must stay after all. Upstream's controller passes the volume from its
+// cache, which may be older than the claim's deletion. A user may have changed the policy to Retain and then deleted
+// the claim, and would lose the data. The request also keeps a server that does not know yet that it lost leadership
+// from removing anything, since it gets no answer.
+func (v *Volumes) checkUnwanted(pv *corev1.PersistentVolume) error {
 	now, err := v.o.Client.CoreV1().PersistentVolumes().Get(v.o.Context, pv.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err): // upstream's controller has read it a moment ago

@@ -96,11 +96,11 @@ func differ(a, b *corev1.Node) bool {
 
 // Run runs rounds until ctx is done: when a Node changes, and when the time of a lost node is over.
 func (c *Controller) Run(ctx context.Context) {
-	c.changed.Rounds(ctx, gather, func() time.Duration { return c.round(ctx) })
+	c.changed.Rounds(ctx, gather, func() time.Duration { return c.examineNodes(ctx) })
 }
 
-// round examines all nodes and returns the pause until the next time that is over, 0 if there is none.
-func (c *Controller) round(ctx context.Context) (again time.Duration) {
+// examineNodes examines all nodes and returns the pause until the next time that is over, 0 if there is none.
+func (c *Controller) examineNodes(ctx context.Context) (again time.Duration) {
 	nodes, err := c.o.Nodes.Lister().List(labels.Everything())
 	if err != nil { // a cache's lister returns no error
 		return retry

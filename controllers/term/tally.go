@@ -106,8 +106,8 @@ func (t *tally) wait(patience time.Duration) (inert int, err error) {
 	}
 }
 
-// left is the result of count.
-type left struct {
+// remaining is the result of count.
+type remaining struct {
 	live, inert int      // live includes goroutines inside a round trip
 	stacks      []string // the first few labelled ones of live
 }
@@ -117,13 +117,13 @@ var recordHead = regexp.MustCompile(`(?m)^(\d+) @ .*\n# labels: (.*)$`)
 // count counts the goroutines with the term's label in the runtime's goroutine profile. It adds those without the label
 // that are inside a round trip. One that entered or left a round trip while the profile was taken is counted at least
 // once: it was inside before, or its round trip has begun since.
-func (t *tally) count() (left, error) {
+func (t *tally) count() (remaining, error) {
 	begun, inside := t.begun.Load(), t.running.Load()
 	var b bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&b, 1); err != nil {
-		return left{}, fmt.Errorf("read the goroutine profile: %w", err)
+		return remaining{}, fmt.Errorf("read the goroutine profile: %w", err)
 	}
-	l := left{live: int(inside + t.begun.Load() - begun)}
+	l := remaining{live: int(inside + t.begun.Load() - begun)}
 	if l.live > 0 {
 		l.stacks = append(l.stacks, fmt.Sprintf("%d inside requests", l.live))
 	}

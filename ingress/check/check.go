@@ -114,7 +114,7 @@ func (g *gatherer) adopt() {
 		own := class.DeepCopy()
 		metav1.SetMetaDataAnnotation(&own.ObjectMeta, compile.AdoptedAnnotation, "true")
 		g.state.Classes[i] = own
-		g.note("the IngressClass %s belongs to %s: its Ingresses are served by coracle when it is deleted, or has the annotation %s: \"true\"",
+		g.addNote("the IngressClass %s belongs to %s: its Ingresses are served by coracle when it is deleted, or has the annotation %s: \"true\"",
 			class.Name, class.Spec.Controller, compile.AdoptedAnnotation)
 	}
 	for i, ing := range g.state.Ingresses {
@@ -130,8 +130,8 @@ func nameOf(o metav1.Object) types.NamespacedName {
 	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-// note adds a sentence to the report, once.
-func (g *gatherer) note(format string, args ...any) {
+// addNote adds a sentence to the report, once.
+func (g *gatherer) addNote(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !slices.Contains(g.r.Notes, text) {
 		g.r.Notes = append(g.r.Notes, text)
 	}
@@ -165,7 +165,7 @@ func (g *gatherer) report(r compile.Result) {
 		}
 	}
 	if slices.Sort(others); len(others) > 0 {
-		g.note("Ingresses of these classes were not checked: %s", strings.Join(slices.Compact(others), ", "))
+		g.addNote("Ingresses of these classes were not checked: %s", strings.Join(slices.Compact(others), ", "))
 	}
 	slices.SortStableFunc(g.r.Findings, func(a, b Finding) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name),

@@ -40,7 +40,7 @@ func (g *gatherer) read(ctx context.Context) error {
 			return err
 		}
 	} else {
-		g.note("no cluster was read: Secrets, ConfigMaps and Services that are not in the files were not looked for")
+		g.addNote("no cluster was read: Secrets, ConfigMaps and Services that are not in the files were not looked for")
 	}
 	for name, ing := range g.files.ingresses {
 		own := ing.DeepCopy()
@@ -87,12 +87,12 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 		ingresses[nameOf(&list.Items[i])] = &list.Items[i]
 	}
 	if g.o.Namespace != "" {
-		g.note("only the namespace %s was read: an Ingress of another one may have the same host and path", g.o.Namespace)
+		g.addNote("only the namespace %s was read: an Ingress of another one may have the same host and path", g.o.Namespace)
 	}
 	of, err := g.o.Client.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{})
 	switch {
 	case denied(err):
-		g.note("IngressClasses may not be read: the classes %s, nginx and traefik are taken as served", compile.Class)
+		g.addNote("IngressClasses may not be read: the classes %s, nginx and traefik are taken as served", compile.Class)
 	case err != nil:
 		return fmt.Errorf("reading IngressClasses: %w", err)
 	default:
@@ -103,7 +103,7 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 	services, err := g.o.Client.CoreV1().Services(g.o.Namespace).List(ctx, metav1.ListOptions{})
 	switch {
 	case denied(err):
-		g.note("Services may not be read, and were not looked for")
+		g.addNote("Services may not be read, and were not looked for")
 	case err != nil:
 		return fmt.Errorf("reading Services: %w", err)
 	default:
@@ -117,7 +117,7 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 	case err == nil:
 		g.state.Defaults = m
 	case denied(err):
-		g.note("the ConfigMap %s with defaults for all Ingresses may not be read; there may be one", g.o.Defaults)
+		g.addNote("the ConfigMap %s with defaults for all Ingresses may not be read; there may be one", g.o.Defaults)
 	case apierrors.IsNotFound(err) && g.o.Defaults != compile.Defaults && g.files.configMaps[g.o.Defaults] == nil:
 		return fmt.Errorf("there is no ConfigMap %s, which --defaults names", g.o.Defaults)
 	case !apierrors.IsNotFound(err):
@@ -138,16 +138,16 @@ func (g *gatherer) readNamed(ctx context.Context) (err error) {
 			return c.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 		}
 	}
-	if g.state.Secrets, err = named(g, "Secrets", compile.Wanted(g.state), g.files.secrets, secret); err != nil {
+	if g.state.Secrets, err = existingNamed(g, "Secrets", compile.Wanted(g.state), g.files.secrets, secret); err != nil {
 		return err
 	}
-	g.state.ConfigMaps, err = named(g, "ConfigMaps", compile.WantedConfigMaps(g.state), g.files.configMaps, configMap)
+	g.state.ConfigMaps, err = existingNamed(g, "ConfigMaps", compile.WantedConfigMaps(g.state), g.files.configMaps, configMap)
 	return err
 }
 
-// named returns the wanted objects that exist, of the files or by get. It returns nil if it is unknown of some whether
-// they exist, which it notes. get is nil for no cluster.
-func named[T any](g *gatherer, what string, wanted map[types.NamespacedName]bool, files map[types.NamespacedName]*T,
+// existingNamed returns the wanted objects that exist, of the files or by get. It returns nil if it is unknown of some
+// whether they exist, which it notes. get is nil for no cluster.
+func existingNamed[T any](g *gatherer, what string, wanted map[types.NamespacedName]bool, files map[types.NamespacedName]*T,
 	get func(types.NamespacedName) (*T, error)) (map[types.NamespacedName]*T, error) {
 	out := map[types.NamespacedName]*T{}
 	for name := range wanted {
@@ -163,7 +163,7 @@ func named[T any](g *gatherer, what string, wanted map[types.NamespacedName]bool
 		case err == nil:
 			out[name] = o
 		case denied(err):
-			g.note("%s may not be read: what depends on them was not checked", what)
+			g.addNote("%s may not be read: what depends on them was not checked", what)
 			return nil, nil
 		case !apierrors.IsNotFound(err):
 			return nil, fmt.Errorf("reading the %s %s: %w", what, name, err)

@@ -80,15 +80,15 @@ func (o *Objects) add(text []byte, of metav1.TypeMeta, namespace string) error {
 	}
 	switch head.APIVersion + " " + head.Kind {
 	case "networking.k8s.io/v1 Ingress":
-		return put(o.ingresses, text, namespace)
+		return decodeInto(o.ingresses, text, namespace)
 	case "networking.k8s.io/v1 IngressClass":
-		return put(o.classes, text, "")
+		return decodeInto(o.classes, text, "")
 	case "v1 Service":
-		return put(o.services, text, namespace)
+		return decodeInto(o.services, text, namespace)
 	case "v1 ConfigMap":
-		return put(o.configMaps, text, namespace)
+		return decodeInto(o.configMaps, text, namespace)
 	case "v1 Secret":
-		return put(o.secrets, text, namespace)
+		return decodeInto(o.secrets, text, namespace)
 	case "extensions/v1beta1 Ingress", "networking.k8s.io/v1beta1 Ingress":
 		return fmt.Errorf("the Ingress %s is of %s, which Kubernetes has not had since 1.22: write it as networking.k8s.io/v1",
 			head.Metadata.Name, head.APIVersion)
@@ -96,8 +96,8 @@ func (o *Objects) add(text []byte, of metav1.TypeMeta, namespace string) error {
 	return nil
 }
 
-// put decodes an object into a map by its name.
-func put[T any, P interface {
+// decodeInto decodes an object into a map by its name.
+func decodeInto[T any, P interface {
 	*T
 	metav1.Object
 }](to map[types.NamespacedName]*T, text []byte, namespace string) error {

@@ -30,7 +30,7 @@ func (o *options) sources() {
 	case "any":
 		o.policy.SatisfyAny = true
 	default:
-		o.bad("satisfy", "which is neither any nor all")
+		o.refuseAnnotation("satisfy", "which is neither any nor all")
 	}
 }
 
@@ -47,13 +47,13 @@ func (o *options) networks(name string) []string {
 		}
 		a, err := netip.ParseAddr(text)
 		if err != nil || a.Zone() != "" {
-			o.bad(name, fmt.Sprintf("in which %.50q is no network", text))
+			o.refuseAnnotation(name, fmt.Sprintf("in which %.50q is no network", text))
 			return nil
 		}
 		out = append(out, netip.PrefixFrom(a, a.BitLen()).String())
 	}
 	if len(out) == 0 {
-		o.bad(name, "which names no network")
+		o.refuseAnnotation(name, "which names no network")
 	}
 	return out
 }
@@ -84,7 +84,7 @@ func (o *options) basic() {
 	}
 	if namespace, name, ok := strings.Cut(secret, "/"); ok {
 		if namespace != o.namespace {
-			o.bad("auth-secret", "a Secret of another namespace")
+			o.refuseAnnotation("auth-secret", "a Secret of another namespace")
 			return
 		}
 		secret = name
@@ -95,17 +95,17 @@ func (o *options) basic() {
 		form = authFile
 	case authFile, authMap:
 	default:
-		o.bad("auth-secret-type", "which is neither auth-file nor auth-map")
+		o.refuseAnnotation("auth-secret-type", "which is neither auth-file nor auth-map")
 		return
 	}
 	if secret == "" || strings.ContainsAny(secret, "/ ") {
-		o.bad("auth-secret", "which is no name of a Secret")
+		o.refuseAnnotation("auth-secret", "which is no name of a Secret")
 		return
 	}
 	realm := o.annotations["auth-realm"]
 	if strings.ContainsFunc(realm, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' || r > '~' }) ||
 		strings.Contains(realm, "$") {
-		o.bad("auth-realm", "which holds characters that a realm cannot have")
+		o.refuseAnnotation("auth-realm", "which holds characters that a realm cannot have")
 	}
 	o.users = &users{types.NamespacedName{Namespace: o.namespace, Name: secret}, form}
 	o.policy.Basic = &table.Basic{Users: table.UsersKey(o.namespace, secret, form), Realm: realm}

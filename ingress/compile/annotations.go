@@ -152,8 +152,8 @@ func (o *options) refuseFor(field, format string, args ...any) {
 	o.refused = cmp.Or(o.refused, f.Message)
 }
 
-// bad closes the routes because an annotation's value is invalid.
-func (o *options) bad(name, why string) {
+// refuseAnnotation closes the routes because an annotation's value is invalid.
+func (o *options) refuseAnnotation(name, why string) {
 	o.refuseFor(nginxPrefix+name,
 		"the annotation %s%s is %.100q, %s: the Ingress' routes answer 503", nginxPrefix, name, o.annotations[name], why)
 }
@@ -166,7 +166,7 @@ func (o *options) flag(name string, to *bool) {
 	}
 	value, err := strconv.ParseBool(text)
 	if err != nil {
-		o.bad(name, "which is neither true nor false")
+		o.refuseAnnotation(name, "which is neither true nor false")
 		return
 	}
 	*to = value
@@ -180,7 +180,7 @@ func (o *options) number(name string, least, most, without int) int {
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < least || n > most {
-		o.bad(name, fmt.Sprintf("which is no number from %d to %d", least, most))
+		o.refuseAnnotation(name, fmt.Sprintf("which is no number from %d to %d", least, most))
 		return without
 	}
 	return n

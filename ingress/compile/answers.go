@@ -31,13 +31,13 @@ func (o *options) mirrors() {
 		}
 	}
 	if _, err := variable.Parse(rest); err != nil || !visible(rest) {
-		o.bad("mirror-target", "which is no URL that can be served")
+		o.refuseAnnotation("mirror-target", "which is no URL that can be served")
 	}
 	switch why := o.server(text, &e); {
 	case why != "":
-		o.bad("mirror-target", why)
+		o.refuseAnnotation("mirror-target", why)
 	case e.Self:
-		o.bad("mirror-target", "in which the host is the request's own")
+		o.refuseAnnotation("mirror-target", "in which the host is the request's own")
 	}
 	if m.URL = e.URL; rest != "" {
 		m.URL = strings.TrimSuffix(e.URL, "/") + rest
@@ -47,7 +47,7 @@ func (o *options) mirrors() {
 	}
 	if host, ok := o.annotations["mirror-host"]; ok {
 		if !outsideName.MatchString(host) {
-			o.bad("mirror-host", "which is no host")
+			o.refuseAnnotation("mirror-host", "which is no host")
 		}
 		m.Backend.RequestHeaders = &table.Headers{Set: []table.Header{{Name: "Host", Value: host}}}
 	}
@@ -60,19 +60,19 @@ func (o *options) fallbackOf(name string) {
 	service, ok := o.annotations["default-backend"]
 	if !ok {
 		if _, ok := o.annotations["custom-http-errors"]; ok {
-			o.bad("custom-http-errors", "and default-backend names no Service that makes the answers")
+			o.refuseAnnotation("custom-http-errors", "and default-backend names no Service that makes the answers")
 		}
 		return
 	}
 	if !headerName.MatchString(service) || strings.ToLower(service) != service {
-		o.bad("default-backend", "which is no name of a Service of this namespace")
+		o.refuseAnnotation("default-backend", "which is no name of a Service of this namespace")
 		return
 	}
 	f := &table.Fallback{Backend: table.Backend{Namespace: o.namespace, Service: service}}
 	for _, text := range o.list("custom-http-errors") {
 		status, err := strconv.Atoi(text)
 		if err != nil || status < 400 || status > 599 {
-			o.bad("custom-http-errors", "in which a part is no status from 400 to 599")
+			o.refuseAnnotation("custom-http-errors", "in which a part is no status from 400 to 599")
 			return
 		}
 		if !slices.Contains(f.Statuses, status) {
@@ -108,7 +108,7 @@ func (o *options) replacements() {
 		if words := strings.Fields(text); len(words) == 2 {
 			*a.to = o.replacement(a.name, words[0], words[1])
 		} else {
-			o.bad(a.name, "which is neither off nor two words: what is replaced, and by what")
+			o.refuseAnnotation(a.name, "which is neither off nor two words: what is replaced, and by what")
 		}
 	}
 	from, ok := o.annotations["proxy-redirect-from"]
@@ -126,11 +126,11 @@ func (o *options) replacements() {
 func (o *options) replacement(name, from, to string) *table.Replacement {
 	switch _, err := variable.Parse(to); {
 	case err != nil:
-		o.bad(name, "which cannot be served, since "+err.Error())
+		o.refuseAnnotation(name, "which cannot be served, since "+err.Error())
 	case strings.HasPrefix(from, "~"):
-		o.bad(name, "and expressions are not served")
+		o.refuseAnnotation(name, "and expressions are not served")
 	case strings.Contains(from, "$") || !visible(from) || !visible(to) || strings.Contains(to, ";"):
-		o.bad(name, "which holds what is no plain text")
+		o.refuseAnnotation(name, "which holds what is no plain text")
 	}
 	return &table.Replacement{From: from, To: to}
 }

@@ -34,7 +34,7 @@ func isCookieDomain(s string) bool {
 func (o *options) affinity() {
 	if text, ok := o.annotations["upstream-hash-by"]; ok {
 		if _, err := variable.Parse(text); err != nil {
-			o.bad("upstream-hash-by", "which cannot be served, since "+err.Error())
+			o.refuseAnnotation("upstream-hash-by", "which cannot be served, since "+err.Error())
 		}
 		o.policy.HashBy = text
 	}
@@ -45,7 +45,7 @@ func (o *options) affinity() {
 		return
 	case "cookie":
 	default:
-		o.bad("affinity", "and cookie alone is served")
+		o.refuseAnnotation("affinity", "and cookie alone is served")
 	}
 	a := &table.Affinity{Cookie: "INGRESSCOOKIE", Path: "/", Domain: o.annotations["session-cookie-domain"]}
 	o.policy.Affinity = a
@@ -66,7 +66,7 @@ func (o *options) affinity() {
 	case "", "lax", "strict", "none":
 		a.SameSite = same
 	default:
-		o.bad("session-cookie-samesite", "which is none of None, Lax and Strict")
+		o.refuseAnnotation("session-cookie-samesite", "which is none of None, Lax and Strict")
 	}
 }
 
@@ -74,7 +74,7 @@ func (o *options) affinity() {
 func (o *options) oneOf(name, first, second string) bool {
 	text, ok := o.annotations[name]
 	if ok && text != first && text != second {
-		o.bad(name, "which is neither "+first+" nor "+second)
+		o.refuseAnnotation(name, "which is neither "+first+" nor "+second)
 	}
 	return text == second
 }
@@ -95,7 +95,7 @@ func (c *compiler) sessions() error {
 		if a.options.policy.Affinity == nil || a.options.refused != "" || !s.Persistent && !s.Canary {
 			continue
 		}
-		if !c.room(a.ing.Namespace, routeCost) {
+		if !c.reserve(a.ing.Namespace, routeCost) {
 			c.find(a.ing, tooLarge(a.ing.Namespace, "sessions are balanced, and canaries are chosen without regard to them"))
 			continue
 		}
@@ -122,10 +122,10 @@ func (o *options) canaryOf() {
 	c.WeightTotal = o.number("canary-weight-total", 1, math.MaxInt32, 100)
 	c.Weight = o.number("canary-weight", 0, math.MaxInt32, 0)
 	if c.Header != "" && !headerName.MatchString(c.Header) {
-		o.bad("canary-by-header", "which is no name of a header")
+		o.refuseAnnotation("canary-by-header", "which is no name of a header")
 	}
 	if c.Cookie != "" && !isCookieName(c.Cookie) {
-		o.bad("canary-by-cookie", "which is no name of a cookie")
+		o.refuseAnnotation("canary-by-cookie", "which is no name of a cookie")
 	}
 	o.canary = c
 }

@@ -219,9 +219,9 @@ func Desired(s State) (Result, error) {
 	if c.s.Memory == nil {
 		c.s.Memory = &Memory{}
 	}
-	c.s.Memory.begin(s)
+	c.s.Memory.evictUnused(s)
 	c.r.OfDefaults = c.s.Memory.defaults.findings
-	c.r.Served = served(s)
+	c.r.Served = servedIngresses(s)
 	c.readCommon()
 	for _, ing := range c.r.Served {
 		if err := c.ingress(ing); err != nil {
@@ -233,7 +233,7 @@ func Desired(s State) (Result, error) {
 		return Result{}, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.hosts)) { // in a fixed order, which decides what is left out for its size
-		c.finish(name, c.hosts[name])
+		c.finishHost(name, c.hosts[name])
 	}
 	c.names()
 	c.targets()
@@ -261,8 +261,8 @@ func Desired(s State) (Result, error) {
 	return c.r, c.r.Sections.PutCharges("ingress", c.spent, c.youngest)
 }
 
-// served returns the Ingresses of served classes, the oldest first.
-func served(s State) []*networkingv1.Ingress {
+// servedIngresses returns the Ingresses of served classes, the oldest first.
+func servedIngresses(s State) []*networkingv1.Ingress {
 	classes := servedClasses(s.Classes)
 	var out []*networkingv1.Ingress
 	for _, ing := range s.Ingresses {
@@ -281,7 +281,7 @@ func served(s State) []*networkingv1.Ingress {
 func Wanted(s State) map[types.NamespacedName]bool {
 	out := map[types.NamespacedName]bool{}
 	memory := s.memory()
-	for _, ing := range served(s) {
+	for _, ing := range servedIngresses(s) {
 		o := memory.optionsOf(ing)
 		if o.users != nil {
 			out[o.users.secret] = true
@@ -321,7 +321,7 @@ func order(a, b *route) int {
 // ingress adds the routes and sections of an Ingress.
 func (c *compiler) ingress(ing *networkingv1.Ingress) error {
 	o := c.s.Memory.optionsOf(ing)
-	if !c.room(ing.Namespace, costOf(ing, o)) {
+	if !c.reserve(ing.Namespace, costOf(ing, o)) {
 		c.find(ing, tooLarge(ing.Namespace, "this Ingress is not served"))
 		return nil
 	}
@@ -370,7 +370,7 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 		h := c.host(ing.Namespace, name)
 		h.secure = h.secure || len(ing.Spec.TLS) > 0
 		if key := c.certificateFor(ing, certificates, name); key != "" && h.certificate == "" {
-			h.certificate, h.secret = key, certificates.of(name)
+			h.certificate, h.secret = key, certificates.certificateOf(name)
 		}
 		if rule.HTTP == nil || len(rule.HTTP.Paths) == 0 {
 			if ing.Spec.DefaultBackend == nil {
@@ -503,7 +503,7 @@ func hostName(text string) (string, bool) {
 // certificateNames are the Secrets of an Ingress' certificates by host. The key "" is for hosts that are not listed.
 type certificateNames map[string]types.NamespacedName
 
-func (n certificateNames) of(host string) types.NamespacedName {
+func (n certificateNames) certificateOf(host string) types.NamespacedName {
 	if key, ok := n[host]; ok {
 		return key
 	}
@@ -558,7 +558,7 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 // certificateFor returns the key of an Ingress' certificate for a host; "" for none. A certificate for other names is
 // not served, as with ingress-nginx, since the default certificate may be for the host.
 func (c *compiler) certificateFor(ing *networkingv1.Ingress, of certificateNames, host string) string {
-	secret := of.of(host)
+	secret := of.certificateOf(host)
 	if secret.Name == "" {
 		return ""
 	}

@@ -79,7 +79,7 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 				strings.Join(unknown, ", ")})
 	}
 	if d.refused == "" {
-		d.try()
+		d.checkValues()
 	}
 	return d
 }
@@ -98,7 +98,7 @@ func (d *defaults) key(key, value string, rules Rules) {
 	case "block-cidrs":
 		o := options{annotations: map[string]string{key: value}}
 		if d.deny = o.networks(key); o.refused != "" {
-			d.bad(key, value, "in which something is no network")
+			d.reportValue(key, value, "in which something is no network")
 		}
 	case "no-auth-locations":
 		d.noAuth = (&options{annotations: map[string]string{key: value}}).list(key)
@@ -110,7 +110,7 @@ func (d *defaults) key(key, value string, rules Rules) {
 			return !headerName.MatchString(name) ||
 				reserved[strings.ToLower(name)]
 		}) {
-			d.bad(key, value, "in which a name is no header that can be left out")
+			d.reportValue(key, value, "in which a name is no header that can be left out")
 		}
 	case "add-headers":
 		d.answerHeaders = d.configMap(key, value)
@@ -119,7 +119,7 @@ func (d *defaults) key(key, value string, rules Rules) {
 	case "http-redirect-code":
 		n, err := strconv.Atoi(value)
 		if err != nil || n != 301 && n != 302 && n != 307 && n != 308 {
-			d.bad(key, value, "which is none of 301, 302, 307 and 308")
+			d.reportValue(key, value, "which is none of 301, 302, 307 and 308")
 			return
 		}
 		d.redirect = n
@@ -127,7 +127,7 @@ func (d *defaults) key(key, value string, rules Rules) {
 		on, err := strconv.ParseBool(value)
 		switch {
 		case err != nil:
-			d.bad(key, value, "which is neither true nor false")
+			d.reportValue(key, value, "which is neither true nor false")
 		case on && key == "use-proxy-protocol" && !rules.ProxyProtocol:
 			d.refuseAllIngresses(key,
 				"the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all "+
@@ -144,13 +144,13 @@ func (d *defaults) key(key, value string, rules Rules) {
 func (d *defaults) configMap(key, value string) types.NamespacedName {
 	namespace, name, _ := strings.Cut(value, "/")
 	if namespace == "" || name == "" || strings.ContainsAny(name, "/ ") {
-		d.bad(key, value, "which is no ConfigMap as NAMESPACE/NAME")
+		d.reportValue(key, value, "which is no ConfigMap as NAMESPACE/NAME")
 		return types.NamespacedName{}
 	}
 	return types.NamespacedName{Namespace: namespace, Name: name}
 }
 
-func (d *defaults) bad(key, value, why string) {
+func (d *defaults) reportValue(key, value, why string) {
 	d.refuseAllIngresses(key, "the key %s of the ConfigMap %s is %.100q, %s: all Ingresses answer 503", key, Defaults, value, why)
 }
 
@@ -161,9 +161,9 @@ func (d *defaults) refuseAllIngresses(key, format string, args ...any) {
 	d.refused = cmp.Or(d.refused, f.Message)
 }
 
-// try reads the values once as an Ingress' annotations, so that errors are reported for the ConfigMap and not for an
-// Ingress.
-func (d *defaults) try() {
+// checkValues reads the values once as an Ingress' annotations, so that errors are reported for the ConfigMap and not
+// for an Ingress.
+func (d *defaults) checkValues() {
 	o := options{annotations: map[string]string{"default-backend": "any"}}
 	o.inherit(d)
 	o.read()

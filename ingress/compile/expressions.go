@@ -25,7 +25,7 @@ func (o *options) expression(name string) string {
 		o.expressions = append(o.expressions, e)
 		return true
 	}); err != nil {
-		o.bad(name, fmt.Sprintf("which is no expression of RE2's that can be served (%.100v)", err))
+		o.refuseAnnotation(name, fmt.Sprintf("which is no expression of RE2's that can be served (%.100v)", err))
 	}
 	return text
 }
@@ -82,7 +82,7 @@ func (c *compiler) charged(namespace string, e expression.Expression) bool {
 	}
 	key := chargedKey{namespace, e.Source()}
 	if _, known := c.expressions[key]; !known {
-		c.expressions[key] = c.room(namespace, routeCost+stepCost*e.Steps+textFactor*len(key.source))
+		c.expressions[key] = c.reserve(namespace, routeCost+stepCost*e.Steps+textFactor*len(key.source))
 	}
 	return c.expressions[key]
 }

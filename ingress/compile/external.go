@@ -25,22 +25,22 @@ func (o *options) external() {
 	text, ok := o.annotations["auth-url"]
 	if !ok {
 		if _, ok := o.annotations["auth-signin"]; ok {
-			o.bad("auth-signin", "and there is no auth-url")
+			o.refuseAnnotation("auth-signin", "and there is no auth-url")
 		}
 		return
 	}
 	e := &table.External{}
 	o.policy.External = e
 	if why := o.server(text, e); why != "" {
-		o.bad("auth-url", why)
+		o.refuseAnnotation("auth-url", why)
 	}
 	if e.Method = o.annotations["auth-method"]; e.Method != "" && !methodName.MatchString(e.Method) {
-		o.bad("auth-method", "which is no method")
+		o.refuseAnnotation("auth-method", "which is no method")
 	}
 	e.ResponseHeaders = o.list("auth-response-headers")
 	for _, name := range e.ResponseHeaders {
 		if !headerName.MatchString(name) || reserved[strings.ToLower(name)] {
-			o.bad("auth-response-headers", "in which a name is no header that can be copied")
+			o.refuseAnnotation("auth-response-headers", "in which a name is no header that can be copied")
 		}
 	}
 	o.flag("auth-always-set-cookie", &e.AlwaysSetCookie)
@@ -48,7 +48,7 @@ func (o *options) external() {
 	e.SignIn = signIn(o.annotations["auth-signin"], o.annotations["auth-signin-redirect-param"])
 	for _, a := range []struct{ name, text string }{{"auth-request-redirect", e.RequestRedirect}, {"auth-signin", e.SignIn}} {
 		if _, err := variable.Parse(a.text); err != nil || !visible(a.text) || !web(a.text) {
-			o.bad(a.name, "which is no URL that can be served")
+			o.refuseAnnotation(a.name, "which is no URL that can be served")
 		}
 	}
 }

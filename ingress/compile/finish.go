@@ -49,7 +49,7 @@ func (r *route) policy() {
 	if r.fallback {
 		p.Rewrite = ""
 	}
-	r.headers.give(&p)
+	r.headers.setHeaders(&p)
 	if r.options.global && begins(r.written, r.options.defaults.noAuth) {
 		p.External = nil
 	}
@@ -68,8 +68,8 @@ func (r *route) challenge() bool {
 	return ok && (rest == "" || rest[0] == '/') && !strings.Contains(rest, "|")
 }
 
-// finish sets those fields of a host's routes that depend on the other routes of the host, and sorts the routes.
-func (c *compiler) finish(name string, h *host) {
+// finishHost sets those fields of a host's routes that depend on the other routes of the host, and sorts the routes.
+func (c *compiler) finishHost(name string, h *host) {
 	for _, r := range h.routes {
 		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())
 	}
@@ -178,7 +178,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	for _, r := range h.routes {
 		if r.ing != nil && r.ing.Namespace == a.ing.Namespace {
 			other.routes = append(other.routes, r)
-			cost += r.options.cost(r.Path) + r.headers.cost() + textFactor*r.others
+			cost += r.options.routeCost(r.Path) + r.headers.memoryCost() + textFactor*r.others
 		}
 	}
 	if strings.HasPrefix(h.certificate, table.CertificateKey(a.ing.Namespace, "")) {
@@ -187,7 +187,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	if s := h.stream; s != nil && len(s.Backends) > 0 && s.Backends[0].Namespace == a.ing.Namespace {
 		other.stream = s
 	}
-	if !c.room(a.ing.Namespace, cost) {
+	if !c.reserve(a.ing.Namespace, cost) {
 		c.find(a.ing, tooLarge(a.ing.Namespace, "names of server-alias are left out"))
 		return
 	}
@@ -208,7 +208,7 @@ func (c *compiler) www(ing *networkingv1.Ingress, name string, h *host) {
 	if certificate == "" && (c.s.Secrets == nil || c.s.Memory.certificateOf(c.s.Secrets[h.secret]).isFor(other)) {
 		certificate = h.certificate
 	}
-	if certificate == "" && h.certificate != "" && certificates.of(other).Name == "" {
+	if certificate == "" && h.certificate != "" && certificates.certificateOf(other).Name == "" {
 		c.find(ing, Finding{ReasonSecret, nginxPrefix + "from-to-www-redirect", fmt.Sprintf("there is no certificate for %s, so that clients "+
 			"by https see the default one and not the redirect: list it in spec.tls, with a Secret whose certificate is for it, too", other)})
 	}

@@ -30,7 +30,7 @@ type headers struct {
 func (o *options) configMaps() {
 	o.answerHeaders = o.configMapOf("custom-headers")
 	if o.askHeaders = o.configMapOf("auth-proxy-set-headers"); o.askHeaders.Name != "" && o.policy.External == nil {
-		o.bad("auth-proxy-set-headers", "and there is no auth-url")
+		o.refuseAnnotation("auth-proxy-set-headers", "and there is no auth-url")
 	}
 }
 
@@ -45,10 +45,10 @@ func (o *options) configMapOf(annotation string) types.NamespacedName {
 	}
 	switch {
 	case namespace != o.namespace:
-		o.bad(annotation, "a ConfigMap of another namespace")
+		o.refuseAnnotation(annotation, "a ConfigMap of another namespace")
 		return types.NamespacedName{}
 	case name == "" || strings.ContainsAny(name, "/ "):
-		o.bad(annotation, "which is no name of a ConfigMap")
+		o.refuseAnnotation(annotation, "which is no name of a ConfigMap")
 		return types.NamespacedName{}
 	}
 	return types.NamespacedName{Namespace: namespace, Name: name}
@@ -58,7 +58,7 @@ func (o *options) configMapOf(annotation string) types.NamespacedName {
 func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	out := map[types.NamespacedName]bool{}
 	memory := s.memory()
-	for _, ing := range served(s) {
+	for _, ing := range servedIngresses(s) {
 		o := memory.optionsOf(ing)
 		for _, name := range []types.NamespacedName{o.answerHeaders, o.askHeaders, o.defaults.answerHeaders, o.defaults.requestHeaders} {
 			if name.Name != "" {
@@ -139,8 +139,8 @@ func (c *compiler) headers(of *headers, field string, name types.NamespacedName)
 	return out
 }
 
-// cost returns the cost of the headers in the table for one route. h may be nil.
-func (h *headers) cost() int {
+// memoryCost returns the cost of the headers in the table for one route. h may be nil.
+func (h *headers) memoryCost() int {
 	if h == nil {
 		return 0
 	}
@@ -157,7 +157,7 @@ func (c *compiler) refuses(r *route) string {
 		return ""
 	case r.headers.refused != "":
 		return r.headers.refused
-	case !c.room(r.ing.Namespace, r.headers.cost()):
+	case !c.reserve(r.ing.Namespace, r.headers.memoryCost()):
 		f := tooLarge(r.ing.Namespace, "a route with headers of a ConfigMap answers 503")
 		c.find(r.ing, f)
 		return f.Message
@@ -165,8 +165,8 @@ func (c *compiler) refuses(r *route) string {
 	return ""
 }
 
-// give sets the headers in a route's policy. h may be nil.
-func (h *headers) give(p *table.Policy) {
+// setHeaders sets the headers in a route's policy. h may be nil.
+func (h *headers) setHeaders(p *table.Policy) {
 	if h == nil {
 		return
 	}

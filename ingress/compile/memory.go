@@ -46,9 +46,9 @@ func (j judged) isFor(host string) bool {
 	return strings.HasPrefix(host, "*.") || slices.Contains(j.names, host) || slices.Contains(j.names, wildcard)
 }
 
-// begin evicts the results that the last call has not used.
-func (m *Memory) begin(s State) {
-	m.use(s)
+// evictUnused evicts the results that the last call has not used.
+func (m *Memory) evictUnused(s State) {
+	m.useDefaults(s)
 	m.lastOptions, m.options = m.options, make(map[*networkingv1.Ingress]*options, len(m.options))
 	m.lastCertificates, m.certificates = m.certificates, make(map[*corev1.Secret]judged, len(m.certificates))
 	m.lastExpressions, m.expressions = m.expressions, make(map[expressionKey]readExpression, len(m.expressions))
@@ -61,13 +61,13 @@ func (s State) memory() *Memory {
 	if m == nil {
 		m = &Memory{}
 	}
-	m.use(s)
+	m.useDefaults(s)
 	return m
 }
 
-// use reads the defaults for all Ingresses if they have changed. It then evicts the cached options, which contain the
-// old defaults.
-func (m *Memory) use(s State) {
+// useDefaults reads the defaults for all Ingresses if they have changed. It then evicts the cached options, which
+// contain the old defaults.
+func (m *Memory) useDefaults(s State) {
 	if m.defaults == nil || m.configMap != s.Defaults {
 		m.defaults, m.configMap = defaultsOf(s.Defaults, s.Rules), s.Defaults
 		m.options, m.lastOptions = nil, nil

@@ -27,9 +27,9 @@ func (o *options) redirects() {
 		}
 		code := o.number(r.name+"-code", 300, 308, r.code)
 		if _, err := variable.Parse(location); err != nil {
-			o.bad(r.name, "which cannot be served, since "+err.Error())
+			o.refuseAnnotation(r.name, "which cannot be served, since "+err.Error())
 		} else if !visible(location) || !web(location) {
-			o.bad(r.name, "which is no URL of http or https")
+			o.refuseAnnotation(r.name, "which is no URL of http or https")
 		}
 		if strings.HasPrefix(location, "/") && !relative {
 			location = "$scheme://$host" + location
@@ -40,7 +40,7 @@ func (o *options) redirects() {
 	}
 	if root, ok := o.annotations["app-root"]; ok {
 		if !strings.HasPrefix(root, "/") || !visible(root) || strings.Contains(root, "$") {
-			o.bad("app-root", "which is no path that begins with a slash")
+			o.refuseAnnotation("app-root", "which is no path that begins with a slash")
 		}
 		o.policy.AppRoot = root
 	}
@@ -55,18 +55,18 @@ func (o *options) rewrites() {
 	if target, ok := o.annotations["rewrite-target"]; ok {
 		groups := group.FindAllString(target, -1)
 		if len(groups) > variable.MaxVariables {
-			o.bad("rewrite-target", fmt.Sprintf("which has more than %d groups of the expression", variable.MaxVariables))
+			o.refuseAnnotation("rewrite-target", fmt.Sprintf("which has more than %d groups of the expression", variable.MaxVariables))
 		}
 		for _, found := range groups {
 			if found == "$" {
-				o.bad("rewrite-target", "which holds a variable that is not one of $1 to $9")
+				o.refuseAnnotation("rewrite-target", "which holds a variable that is not one of $1 to $9")
 				break
 			}
 		}
 		if strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://") {
-			o.bad("rewrite-target", "which is on another host (temporal-redirect redirects)")
+			o.refuseAnnotation("rewrite-target", "which is on another host (temporal-redirect redirects)")
 		} else if !visible(target) {
-			o.bad("rewrite-target", "which is no path")
+			o.refuseAnnotation("rewrite-target", "which is no path")
 		}
 		o.policy.Rewrite = target
 	}
@@ -76,7 +76,7 @@ func (o *options) rewrites() {
 	}{{"upstream-vhost", &o.policy.UpstreamHost}, {"x-forwarded-prefix", &o.policy.ForwardedPrefix}} {
 		*a.to = o.annotations[a.name]
 		if !visible(*a.to) || strings.Contains(*a.to, "$") {
-			o.bad(a.name, "which is no plain value of a header")
+			o.refuseAnnotation(a.name, "which is no plain value of a header")
 		}
 	}
 	o.aliases = o.list("server-alias")

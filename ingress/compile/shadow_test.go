@@ -57,7 +57,7 @@ func TestPathsTakenByExpressionsHaveAFinding(t *testing.T) {
 func TestLookingForTakenPathsIsBounded(t *testing.T) {
 	c := &compiler{s: leading(), r: Result{Findings: map[types.NamespacedName][]Finding{}}}
 	c.s.Memory = &Memory{}
-	c.s.Memory.begin(c.s)
+	c.s.Memory.evictUnused(c.s)
 	h, nginx, own := &host{regex: true}, withExpressions("a/x", 2, "h"), ingress("b/own", 1)
 	for _, path := range numberedPaths(400, "/(%d|(.*a){90})") {
 		h.routes = append(h.routes, &route{Route: table.Route{Path: path}, written: path, ing: nginx, options: c.s.Memory.optionsOf(nginx), steps: 500})

@@ -26,9 +26,9 @@ const (
 	maxFindings = 20
 )
 
-// room reserves memory of the table for a namespace. It returns false when the memory does not suffice. Older Ingresses
-// come first.
-func (c *compiler) room(namespace string, cost int) bool {
+// reserve reserves memory of the table for a namespace. It returns false when the memory does not suffice. Older
+// Ingresses come first.
+func (c *compiler) reserve(namespace string, cost int) bool {
 	if c.spent[namespace]+cost > maxTable/2 || c.spentInAll+cost > maxTable {
 		return false
 	}
@@ -41,7 +41,7 @@ func (c *compiler) room(namespace string, cost int) bool {
 // the order of the Ingresses' age.
 func (c *compiler) secretRoom(namespace, key string, size int) bool {
 	if _, known := c.secrets[key]; !known {
-		c.secrets[key] = c.room(namespace, routeCost+secretFactor*size)
+		c.secrets[key] = c.reserve(namespace, routeCost+secretFactor*size)
 	}
 	return c.secrets[key]
 }
@@ -61,8 +61,8 @@ func (c *compiler) certificate(secret types.NamespacedName) bool {
 	return true
 }
 
-// cost returns the cost of one route of an Ingress, with its policy and without its expressions.
-func (o *options) cost(path string) int { return routeCost + textFactor*(len(path)+o.size) }
+// routeCost returns the cost of one route of an Ingress, with its policy and without its expressions.
+func (o *options) routeCost(path string) int { return routeCost + textFactor*(len(path)+o.size) }
 
 // TLS returns the beginning of a spec.tls that has maxTLS hosts and Secrets at most. What comes after it is not used,
 // and need not be kept in memory.
@@ -79,7 +79,7 @@ func TLS(spec []networkingv1.IngressTLS) []networkingv1.IngressTLS {
 // costOf returns the cost of the routes of an Ingress, with those that slash and www add, and of the names in its
 // spec.tls.
 func costOf(ing *networkingv1.Ingress, o *options) int {
-	cost := o.cost("")
+	cost := o.routeCost("")
 	for _, t := range TLS(ing.Spec.TLS) {
 		cost += nameCost + textFactor*len(t.SecretName)
 		for _, host := range t.Hosts {
@@ -87,7 +87,7 @@ func costOf(ing *networkingv1.Ingress, o *options) int {
 		}
 	}
 	for _, rule := range ing.Spec.Rules {
-		cost += o.cost(rule.Host)
+		cost += o.routeCost(rule.Host)
 		if o.www {
 			cost += routeCost + textFactor*len(rule.Host)
 		}
@@ -96,7 +96,7 @@ func costOf(ing *networkingv1.Ingress, o *options) int {
 		}
 		for i := range rule.HTTP.Paths {
 			path := rule.HTTP.Paths[i].Path
-			if cost += o.cost(path); o.nginx && strings.HasSuffix(path, "/") {
+			if cost += o.routeCost(path); o.nginx && strings.HasSuffix(path, "/") {
 				cost += routeCost + textFactor*len(path)
 			}
 		}

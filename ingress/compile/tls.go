@@ -98,13 +98,13 @@ func (o *options) secretOf(name string) (types.NamespacedName, bool) {
 	}
 	if namespace, rest, ok := strings.Cut(text, "/"); ok {
 		if namespace != o.namespace {
-			o.bad(name, "a Secret of another namespace")
+			o.refuseAnnotation(name, "a Secret of another namespace")
 			return types.NamespacedName{}, false
 		}
 		text = rest
 	}
 	if text == "" || strings.ContainsAny(text, "/ ") {
-		o.bad(name, "which is no name of a Secret")
+		o.refuseAnnotation(name, "which is no name of a Secret")
 		return types.NamespacedName{}, false
 	}
 	return types.NamespacedName{Namespace: o.namespace, Name: text}, true
@@ -117,7 +117,7 @@ func (o *options) onOff(name string) bool {
 		return true
 	case "", "off":
 	default:
-		o.bad(name, "which is neither on nor off")
+		o.refuseAnnotation(name, "which is neither on nor off")
 	}
 	return false
 }
@@ -126,15 +126,15 @@ func (o *options) onOff(name string) bool {
 func (o *options) backendTLS() {
 	name, named := o.annotations["proxy-ssl-name"]
 	if named && (!dnsName.MatchString(strings.ToLower(name)) || strings.HasPrefix(name, "*")) {
-		o.bad("proxy-ssl-name", "which is no DNS name")
+		o.refuseAnnotation("proxy-ssl-name", "which is no DNS name")
 	}
 	for _, text := range strings.Fields(o.annotations["proxy-ssl-protocols"]) {
 		if !slices.Contains([]string{"SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}, text) {
-			o.bad("proxy-ssl-protocols", "in which a part is no protocol")
+			o.refuseAnnotation("proxy-ssl-protocols", "in which a part is no protocol")
 		}
 	}
 	if text, ok := o.annotations["proxy-ssl-protocols"]; ok && !strings.Contains(text, "TLSv1.2") && !strings.Contains(text, "TLSv1.3") {
-		o.bad("proxy-ssl-protocols", "and TLS 1.2 and 1.3 alone are spoken")
+		o.refuseAnnotation("proxy-ssl-protocols", "and TLS 1.2 and 1.3 alone are spoken")
 	}
 	asks, verifies := o.onOff("proxy-ssl-server-name"), o.onOff("proxy-ssl-verify")
 	secret, has := o.secretOf("proxy-ssl-secret")
@@ -150,9 +150,9 @@ func (o *options) backendTLS() {
 	}
 	switch {
 	case verifies && !has:
-		o.bad("proxy-ssl-verify", "and proxy-ssl-secret names no Secret with ca.crt")
+		o.refuseAnnotation("proxy-ssl-verify", "and proxy-ssl-secret names no Secret with ca.crt")
 	case verifies && !named:
-		o.bad("proxy-ssl-verify", "and proxy-ssl-name says not for which name the certificates of backends are")
+		o.refuseAnnotation("proxy-ssl-verify", "and proxy-ssl-name says not for which name the certificates of backends are")
 	}
 	if has && verifies {
 		t.Authorities = table.AuthoritiesKey("secret", secret.Namespace, secret.Name)
@@ -166,7 +166,7 @@ func (o *options) clientCertificates() {
 	if !ok {
 		for _, name := range []string{"auth-tls-verify-client", "auth-tls-match-cn"} {
 			if text, ok := o.annotations[name]; ok && text != "off" {
-				o.bad(name, "and auth-tls-secret names no Secret with ca.crt")
+				o.refuseAnnotation(name, "and auth-tls-secret names no Secret with ca.crt")
 			}
 		}
 		return
@@ -181,17 +181,17 @@ func (o *options) clientCertificates() {
 	case "optional_no_ca":
 		c.Optional, c.Unverified = true, true
 	default:
-		o.bad("auth-tls-verify-client", "which is none of on, off, optional and optional_no_ca")
+		o.refuseAnnotation("auth-tls-verify-client", "which is none of on, off, optional and optional_no_ca")
 	}
 	if c.Subject = o.expression("auth-tls-match-cn"); c.Subject != "" {
 		if !strings.HasPrefix(c.Subject, "CN=") {
-			o.bad("auth-tls-match-cn", "which does not begin with CN=")
+			o.refuseAnnotation("auth-tls-match-cn", "which does not begin with CN=")
 		}
 	}
 	if c.ErrorPage = o.annotations["auth-tls-error-page"]; c.ErrorPage != "" {
 		scheme, rest, _ := strings.Cut(c.ErrorPage, "://")
 		if scheme != "http" && scheme != "https" || rest == "" || !visible(rest) || strings.Contains(rest, "$") {
-			o.bad("auth-tls-error-page", "which is no URL of http or https without variables")
+			o.refuseAnnotation("auth-tls-error-page", "which is no URL of http or https without variables")
 		}
 	}
 	o.flag("auth-tls-pass-certificate-to-upstream", &c.Pass)
@@ -311,7 +311,7 @@ func (c *compiler) shareClients(h *host) (asks bool) {
 			texts := len(r.clients.Subject) + len(r.clients.ErrorPage)
 			if r.others += texts; c.closed[f.ing] != "" {
 				r.Refused = c.closed[f.ing]
-			} else if !c.room(r.ing.Namespace, textFactor*texts) {
+			} else if !c.reserve(r.ing.Namespace, textFactor*texts) {
 				problem := tooLarge(r.ing.Namespace, "a route with another Ingress' settings for clients' certificates answers 503")
 				r.Refused = problem.Message
 				c.find(r.ing, problem)

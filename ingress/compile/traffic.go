@@ -19,7 +19,7 @@ func (o *options) sizes() {
 	if text, ok := o.annotations["proxy-body-size"]; ok {
 		n, good := size(text)
 		if !good {
-			o.bad("proxy-body-size", "which is no size such as 8m")
+			o.refuseAnnotation("proxy-body-size", "which is no size such as 8m")
 		}
 		o.policy.BodyLimit = n
 	}
@@ -27,7 +27,7 @@ func (o *options) sizes() {
 		if text, ok := o.annotations[name]; ok {
 			n, err := strconv.Atoi(strings.TrimSuffix(text, "s"))
 			if err != nil || n < 1 || n > maxSeconds {
-				o.bad(name, "which is no number of seconds")
+				o.refuseAnnotation(name, "which is no number of seconds")
 				continue
 			}
 			o.policy.IdleSeconds = n
@@ -105,7 +105,7 @@ func (o *options) cors() {
 		*a.to = a.without
 		if text, ok := o.annotations[a.name]; ok {
 			if !a.form.MatchString(text) {
-				o.bad(a.name, "which is no list of names")
+				o.refuseAnnotation(a.name, "which is no list of names")
 			}
 			*a.to = text
 		}
@@ -115,7 +115,7 @@ func (o *options) cors() {
 	}
 	for _, text := range c.Origins {
 		if text != "*" && text != "null" && !origin.MatchString(text) {
-			o.bad("cors-allow-origin", "in which a part is no origin")
+			o.refuseAnnotation("cors-allow-origin", "in which a part is no origin")
 		}
 	}
 	o.policy.CORS = c

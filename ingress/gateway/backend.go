@@ -60,7 +60,7 @@ func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out 
 
 // protocol sets the protocol and the TLS settings of a backend.
 func (c *compiler) protocol(r *route, b *table.Backend, service types.NamespacedName, port corev1.ServicePort) problem {
-	policy := c.policies.of(service, port.Name)
+	policy := c.policies.policyFor(service, port.Name)
 	if r.kind == kindTLS {
 		if policy == nil || r.passthrough {
 			return problem{}
@@ -104,7 +104,7 @@ func (p *policy) usable() problem {
 func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i int, b *table.Backend)) (out []table.Backend, p problem) {
 	for i, ref := range refs {
 		b, why := c.backend(r, ref.BackendObjectReference)
-		p = first(p, why)
+		p = firstProblem(p, why)
 		if each != nil {
 			each(i, &b)
 		}

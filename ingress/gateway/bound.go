@@ -58,16 +58,16 @@ func (c *compiler) bound() {
 	for _, g := range c.gateways {
 		sites[g] = map[int32]*filling{}
 		for port, s := range g.ports() {
-			sites[g][port] = fill(s)
+			sites[g][port] = newFilling(s)
 		}
 	}
 	room, shared, refused := budget{most: maxTable}, sharedSteps{}, map[*route]bool{}
 	for _, r := range slices.SortedStableFunc(slices.Values(c.routes), func(a, b *route) int { return older(a.object, b.object) }) {
 		cost, total, hosts := 0, 0, 0
-		for _, a := range r.all() {
+		for _, a := range r.attachments() {
 			if f := sites[a.listener.gateway][a.listener.spec.Port]; f != nil {
 				if cost == 0 {
-					cost = r.cost()
+					cost = r.memoryCost()
 				}
 				n, others := f.add(a, cost)
 				hosts += n
@@ -83,19 +83,19 @@ func (c *compiler) bound() {
 			continue
 		}
 		refused[r] = true
-		for _, a := range r.all() {
+		for _, a := range r.attachments() {
 			if f := sites[a.listener.gateway][a.listener.spec.Port]; f != nil {
 				f.undo(a)
 			}
 		}
 		r.leaveOut(why)
 	}
-	c.spend(room)
+	c.addCharges(room)
 	if len(refused) == 0 {
 		return
 	}
 	for _, g := range c.gateways {
-		for _, l := range g.all() {
+		for _, l := range g.listenersInOrder() {
 			l.attached = slices.DeleteFunc(l.attached, func(a *attachment) bool { return refused[a.route] })
 			l.index = nil
 		}
@@ -131,7 +131,7 @@ func (c *compiler) boundSecrets() {
 	for _, p := range c.allPolicies {
 		users = append(users, user{p.object, func(reserve func(string, int) bool) {
 			if p.found.key != "" && !reserve(p.found.key, p.found.size()) {
-				p.flaw = first(p.flaw, tooManySecrets(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate))
+				p.flaw = firstProblem(p.flaw, tooManySecrets(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate))
 				p.found, p.tls.Authorities = authorities{}, ""
 			}
 		}})
@@ -146,11 +146,11 @@ func (c *compiler) boundSecrets() {
 			return taken[key]
 		})
 	}
-	c.spend(room)
+	c.addCharges(room)
 }
 
-// spend adds what namespaces have taken of a limit to the result's charges.
-func (c *compiler) spend(of budget) {
+// addCharges adds what namespaces have taken of a limit to the result's charges.
+func (c *compiler) addCharges(of budget) {
 	for namespace, n := range of.of {
 		c.spent[namespace] += n
 	}
@@ -200,7 +200,7 @@ func (c *compiler) boundListeners() {
 			}
 		}
 	}
-	c.spend(room)
+	c.addCharges(room)
 }
 
 func tooManySecrets[T ~string](reason T) problem {
@@ -214,17 +214,17 @@ func (l *listener) boundSecrets(reserve func(key string, size int) bool) {
 		if reserve(cert.key, cert.size()) {
 			return false
 		}
-		l.refs = first(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCertificateRef))
+		l.refs = firstProblem(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCertificateRef))
 		return true
 	})
 	if l.clients != nil && l.clients.key != "" && !reserve(l.clients.key, l.clients.size()) {
-		l.accepted = first(l.accepted, tooManySecrets(gatewayv1.ListenerReasonNoValidCACertificate))
-		l.refs = first(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCACertificateRef))
+		l.accepted = firstProblem(l.accepted, tooManySecrets(gatewayv1.ListenerReasonNoValidCACertificate))
+		l.refs = firstProblem(l.refs, tooManySecrets(gatewayv1.ListenerReasonInvalidCACertificateRef))
 	}
 }
 
-// all returns the attachments of a route.
-func (r *route) all() (out []*attachment) {
+// attachments returns the attachments of a route.
+func (r *route) attachments() (out []*attachment) {
 	for _, p := range r.parents {
 		out = append(out, p.attached...)
 	}
@@ -245,13 +245,13 @@ type filling struct {
 	site  *site
 	hosts map[string]bool
 	// under counts, for a name at a listener, the hosts that it covers. costs is the cost of the routes with that name.
-	under, costs map[at]int
+	under, costs map[hostAtListener]int
 	added        map[*attachment]*addition
-	has          map[at]map[*route]bool // the routes that are counted in costs
+	has          map[hostAtListener]map[*route]bool // the routes that are counted in costs
 }
 
-// at is a host name at a listener.
-type at struct {
+// hostAtListener is a host name at a listener.
+type hostAtListener struct {
 	listener *listener
 	name     string
 }
@@ -259,31 +259,31 @@ type at struct {
 // addition is what one attachment added to a site.
 type addition struct {
 	hosts []string
-	costs []at
+	costs []hostAtListener
 	cost  int
 }
 
-// fill returns a filling with the hosts that a site has without routes.
-func fill(s *site) *filling {
+// newFilling returns a filling with the hosts that a site has without routes.
+func newFilling(s *site) *filling {
 	f := &filling{
-		site: s, hosts: map[string]bool{}, under: map[at]int{}, costs: map[at]int{},
-		added: map[*attachment]*addition{}, has: map[at]map[*route]bool{},
+		site: s, hosts: map[string]bool{}, under: map[hostAtListener]int{}, costs: map[hostAtListener]int{},
+		added: map[*attachment]*addition{}, has: map[hostAtListener]map[*route]bool{},
 	}
 	for host := range s.hosts {
 		if s.own[host] {
-			f.put(host, 1)
+			f.addHost(host, 1)
 		}
 	}
 	return f
 }
 
-// put adds a host, or removes it if by is -1. It returns the cost of the present routes at that host.
-func (f *filling) put(host string, by int) (costs int) {
+// addHost adds a host, or removes it if by is -1. It returns the cost of the present routes at that host.
+func (f *filling) addHost(host string, by int) (costs int) {
 	f.hosts[host] = by > 0
 	l := f.site.listenerOf(host)
 	for name := range patterns(host) {
-		f.under[at{l, name}] += by
-		costs += f.costs[at{l, name}]
+		f.under[hostAtListener{l, name}] += by
+		costs += f.costs[hostAtListener{l, name}]
 	}
 	return costs
 }
@@ -299,11 +299,11 @@ func (f *filling) add(a *attachment, cost int) (n, others int) {
 	for _, host := range a.hosts {
 		if !f.hosts[host] {
 			one.hosts = append(one.hosts, host)
-			others += f.put(host, 1)
+			others += f.addHost(host, 1)
 		}
 	}
 	for _, host := range a.hosts {
-		place := at{a.listener, host}
+		place := hostAtListener{a.listener, host}
 		if f.has[place][a.route] || slices.ContainsFunc(a.hosts, func(other string) bool { return other != host && covers(other, host) }) {
 			continue
 		}
@@ -330,12 +330,12 @@ func (f *filling) undo(a *attachment) {
 		delete(f.has[place], a.route)
 	}
 	for _, host := range one.hosts {
-		f.put(host, -1)
+		f.addHost(host, -1)
 	}
 }
 
-// cost returns the memory of a route at one host, in bytes.
-func (r *route) cost() int {
+// memoryCost returns the memory of a route at one host, in bytes.
+func (r *route) memoryCost() int {
 	out := matchCost + textCost*(size(r.streams.passed)+size(r.streams.terminated))
 	for _, rule := range r.rules {
 		each := matchCost + textCost*(size(rule.policy)+size(rule.backends))
@@ -387,8 +387,8 @@ func forgetful() remembered {
 	return remembered{map[*corev1.Secret]judgement{}, map[metav1.Object]bool{}, map[metav1.Object]matching{}}
 }
 
-// begin evicts the results that the last call has not used.
-func (m *Memory) begin() { m.last, m.now = m.now, forgetful() }
+// evictUnused evicts the results that the last call has not used.
+func (m *Memory) evictUnused() { m.last, m.now = m.now, forgetful() }
 
 // recall returns the cached result of an object. If there is none, it calls find.
 func recall[K comparable, V any](now, last map[K]V, of K, find func() V) V {

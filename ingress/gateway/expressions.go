@@ -43,7 +43,7 @@ func (s sharedSteps) reserve(r *route) bool {
 		return true
 	}
 	var at []sharedKey
-	for _, a := range r.all() {
+	for _, a := range r.attachments() {
 		key := sharedKey{a.listener.gateway, r.object.GetNamespace()}
 		if !a.shared() || slices.Contains(at, key) {
 			continue

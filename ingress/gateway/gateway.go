@@ -135,7 +135,7 @@ func Desired(s State) (Result, error) {
 	if c.s.Memory == nil {
 		c.s.Memory = &Memory{}
 	}
-	c.s.Memory.begin()
+	c.s.Memory.evictUnused()
 	for _, n := range s.Namespaces {
 		c.namespaces[n.Name] = n.Labels
 	}
@@ -171,7 +171,7 @@ func Desired(s State) (Result, error) {
 		return Result{}, err
 	}
 	for _, g := range c.gateways {
-		if err := c.finish(g); err != nil {
+		if err := c.finishGateway(g); err != nil {
 			return Result{}, err
 		}
 	}

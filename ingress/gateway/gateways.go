@@ -39,8 +39,8 @@ type listenerSet struct {
 	listeners []*listener
 }
 
-// all returns the listeners of the Gateway and its ListenerSets, in the order of their precedence.
-func (g *gateway) all() []*listener {
+// listenersInOrder returns the listeners of the Gateway and its ListenerSets, in the order of their precedence.
+func (g *gateway) listenersInOrder() []*listener {
 	out := slices.Clone(g.listeners)
 	for _, s := range g.sets {
 		out = append(out, s.listeners...)
@@ -64,7 +64,7 @@ func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 	if !class.ok() {
 		g.accepted = problem{string(gatewayv1.GatewayReasonPending), "the GatewayClass is not accepted: " + class.message}
 	}
-	g.accepted = first(g.accepted, flawOf(object))
+	g.accepted = firstProblem(g.accepted, flawOf(object))
 	c.readBackendTLS(g)
 	for _, l := range object.Spec.Listeners {
 		g.listeners = append(g.listeners, c.newListener(g, referrer{"Gateway", object.Namespace}, l))
@@ -226,7 +226,7 @@ func (g *gateway) programmed(accepted metav1.Condition, addresses []gatewayv1.Ga
 			ServiceName(g.object.Name))}
 	}
 	p := problem{string(gatewayv1.GatewayReasonInvalid), "no listener can be served"}
-	for _, l := range g.all() {
+	for _, l := range g.listenersInOrder() {
 		why := l.programmed()
 		if why.ok() {
 			return problem{}
@@ -238,8 +238,8 @@ func (g *gateway) programmed(accepted metav1.Condition, addresses []gatewayv1.Ga
 	return p
 }
 
-// finish adds the sections, the Service and the status of a Gateway.
-func (c *compiler) finish(g *gateway) error {
+// finishGateway adds the sections, the Service and the status of a Gateway.
+func (c *compiler) finishGateway(g *gateway) error {
 	accepted := g.acceptance()
 	addresses := g.addresses()
 	want := []metav1.Condition{
@@ -285,7 +285,7 @@ func (c *compiler) finish(g *gateway) error {
 // wantService adds the desired Service of a Gateway.
 func (c *compiler) wantService(g *gateway) {
 	ports := map[int32]bool{}
-	for _, l := range g.all() {
+	for _, l := range g.listenersInOrder() {
 		if l.accepted.ok() {
 			ports[l.spec.Port] = true
 		}

@@ -28,7 +28,7 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 		f := &spec.Filters[i]
 		switch {
 		case seen[f.Type] && f.Type != gatewayv1.GRPCRouteFilterRequestMirror:
-			flaw = first(flaw, incompatible("the filter %s is there twice", f.Type))
+			flaw = firstProblem(flaw, incompatible("the filter %s is there twice", f.Type))
 		case f.Type == gatewayv1.GRPCRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil:
 			out.policy.RequestHeaders = headersOf(f.RequestHeaderModifier)
 		case f.Type == gatewayv1.GRPCRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil:
@@ -36,7 +36,7 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 		case f.Type == gatewayv1.GRPCRouteFilterRequestMirror && f.RequestMirror != nil:
 			c.mirror(r, f.RequestMirror, &out.policy)
 		default:
-			flaw = first(flaw, unsupported("the filter %s is not served", f.Type))
+			flaw = firstProblem(flaw, unsupported("the filter %s is not served", f.Type))
 		}
 		seen[f.Type] = true
 	}
@@ -53,9 +53,9 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 				ResponseHeaderModifier: f.ResponseHeaderModifier,
 			})
 		}
-		flaw = first(flaw, backendFilters(filters, b))
+		flaw = firstProblem(flaw, backendFilters(filters, b))
 	})
-	r.resolved = first(r.resolved, p)
+	r.resolved = firstProblem(r.resolved, p)
 	return out, flaw
 }
 

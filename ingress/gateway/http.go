@@ -44,7 +44,7 @@ func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
 // read adds the rules with their matches.
 func (r *route) read(found matching, rules int, read func(i int) (rule, problem)) {
 	if found.tooLarge {
-		r.invalid = first(r.invalid, problem{
+		r.invalid = firstProblem(r.invalid, problem{
 			"TooLarge", fmt.Sprintf("the expressions of the route have more than %d steps, which is more than one namespace may have",
 				maxSteps),
 		})
@@ -78,13 +78,13 @@ func (r *route) judge(flaws []problem) {
 	for i, f := range flaws {
 		if !f.ok() {
 			texts = append(texts, fmt.Sprintf("Dropped Rule %d: %s", i+1, f.message))
-			some = first(some, f)
+			some = firstProblem(some, f)
 		}
 	}
 	switch {
 	case len(texts) == 0:
 	case len(texts) == len(flaws):
-		r.invalid = first(r.invalid, problem{some.reason, strings.Join(texts, "; ")})
+		r.invalid = firstProblem(r.invalid, problem{some.reason, strings.Join(texts, "; ")})
 	default:
 		r.partly = problem{string(gatewayv1.RouteReasonUnsupportedValue), strings.Join(texts, "; ")}
 	}
@@ -97,7 +97,7 @@ func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, 
 		request, p := millis(spec.Timeouts.Request)
 		backend, q := millis(spec.Timeouts.BackendRequest)
 		out.policy.RequestMillis, out.policy.BackendMillis = request, backend
-		flaw = first(flaw, p, q)
+		flaw = firstProblem(flaw, p, q)
 	}
 	if out.policy.Redirect != nil {
 		return out, flaw
@@ -108,9 +108,9 @@ func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, 
 	}
 	var p problem
 	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) {
-		flaw = first(flaw, backendFilters(spec.BackendRefs[i].Filters, b))
+		flaw = firstProblem(flaw, backendFilters(spec.BackendRefs[i].Filters, b))
 	})
-	r.resolved = first(r.resolved, p)
+	r.resolved = firstProblem(r.resolved, p)
 	return out, flaw
 }
 
@@ -299,7 +299,7 @@ func headersOf(f *gatewayv1.HTTPHeaderFilter) *table.Headers {
 // mirror adds a mirror. A mirror that cannot be used is left out.
 func (c *compiler) mirror(r *route, f *gatewayv1.HTTPRequestMirrorFilter, out *table.Policy) {
 	b, p := c.backend(r, f.BackendRef)
-	r.resolved = first(r.resolved, p)
+	r.resolved = firstProblem(r.resolved, p)
 	m := table.Mirror{Backend: b, Numerator: 1, Denominator: 1}
 	switch {
 	case f.Fraction != nil:
@@ -394,8 +394,8 @@ func joined[T ~string](parts []T) string {
 	return strings.Join(texts, ", ")
 }
 
-// at returns a rule's policy at a listener. It returns nil if the policy changes nothing.
-func (r *rule) at(l *listener) *table.Policy {
+// policyAt returns a rule's policy at a listener. It returns nil if the policy changes nothing.
+func (r *rule) policyAt(l *listener) *table.Policy {
 	p := r.policy
 	if p.Redirect != nil {
 		p.Redirect = portAt(*p.Redirect, l)

@@ -79,7 +79,7 @@ func (c *compiler) newListener(g *gateway, owner referrer, spec gatewayv1.Listen
 		}
 	}
 	if spec.Port < 1 || spec.Port > 65535 {
-		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonPortUnavailable),
+		l.accepted = firstProblem(l.accepted, problem{string(gatewayv1.ListenerReasonPortUnavailable),
 			fmt.Sprintf("there is no port %d", spec.Port)})
 	}
 	if !l.supportsProtocol() { // resolveConflicts may report a more exact reason
@@ -108,7 +108,7 @@ func (l *listener) readKinds() {
 	for _, k := range l.spec.AllowedRoutes.Kinds {
 		switch {
 		case ptr.Deref(k.Group, gatewayv1.GroupName) != gatewayv1.GroupName || !slices.Contains(compatible, k.Kind):
-			l.refs = first(l.refs, problem{
+			l.refs = firstProblem(l.refs, problem{
 				string(gatewayv1.ListenerReasonInvalidRouteKinds),
 				fmt.Sprintf("routes of the kind %s of the group %q cannot attach to a listener of the protocol %s: %v can",
 					k.Kind, ptr.Deref(k.Group, gatewayv1.GroupName), l.spec.Protocol, compatible),
@@ -122,12 +122,12 @@ func (l *listener) readKinds() {
 func (c *compiler) readCertificates(l *listener) {
 	invalid := string(gatewayv1.ListenerReasonInvalidCertificateRef)
 	if l.spec.TLS == nil || len(l.spec.TLS.CertificateRefs) == 0 {
-		l.refs = first(l.refs, problem{invalid, "tls.certificateRefs is empty: name a Secret with a certificate and its key"})
+		l.refs = firstProblem(l.refs, problem{invalid, "tls.certificateRefs is empty: name a Secret with a certificate and its key"})
 		return
 	}
 	for _, ref := range l.spec.TLS.CertificateRefs {
 		cert, p := c.certificateOf(l.owner, ref, invalid)
-		l.refs = first(l.refs, p)
+		l.refs = firstProblem(l.refs, p)
 		if p.ok() && !slices.ContainsFunc(l.certificates, func(have keyPair) bool { return have.key == cert.key }) {
 			l.certificates = append(l.certificates, cert)
 		}
@@ -150,7 +150,7 @@ func (c *compiler) readClients(l *listener) {
 		return
 	}
 	if mode := validation.Mode; mode != "" && mode != gatewayv1.AllowValidOnly && mode != gatewayv1.AllowInsecureFallback {
-		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonUnsupportedValue),
+		l.accepted = firstProblem(l.accepted, problem{string(gatewayv1.ListenerReasonUnsupportedValue),
 			fmt.Sprintf("the mode %q of the validation of clients is not known", mode)})
 	}
 	found, p := c.authoritiesOf(referrer{"Gateway", l.gateway.object.Namespace}, validation.CACertificateRefs, reasons{
@@ -160,10 +160,10 @@ func (c *compiler) readClients(l *listener) {
 		if p.ok() {
 			p = problem{string(gatewayv1.ListenerReasonInvalidCACertificateRef), "caCertificateRefs is empty: name a ConfigMap with ca.crt"}
 		}
-		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonNoValidCACertificate),
+		l.accepted = firstProblem(l.accepted, problem{string(gatewayv1.ListenerReasonNoValidCACertificate),
 			"no authority for certificates of clients can be used: " + p.message})
 	}
-	l.refs = first(l.refs, p)
+	l.refs = firstProblem(l.refs, p)
 	l.clients = &clients{found, validation.Mode == gatewayv1.AllowInsecureFallback}
 }
 

@@ -40,8 +40,8 @@ type target struct {
 // policies holds policies by target.
 type policies map[target]*policy
 
-// of returns the policy for a port of a Service, or nil. A policy that names the port has precedence.
-func (p policies) of(service types.NamespacedName, port string) *policy {
+// policyFor returns the policy for a port of a Service, or nil. A policy that names the port has precedence.
+func (p policies) policyFor(service types.NamespacedName, port string) *policy {
 	if port != "" {
 		if out := p[target{service, port}]; out != nil {
 			return out
@@ -73,7 +73,7 @@ func (c *compiler) readPolicies() {
 				c.policies[at] = p
 			}
 			p.targets[at.service] = true
-			missing = first(missing, c.missing(at))
+			missing = firstProblem(missing, c.missingTarget(at))
 		}
 		c.validation(p)
 		p.missing = missing
@@ -88,12 +88,12 @@ func (c *compiler) judgePolicies() {
 			beaten = problem{string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("the older BackendTLSPolicy %s has the same target",
 				p.beaten)}
 		}
-		p.accepted = first(beaten, p.flaw, p.missing)
+		p.accepted = firstProblem(beaten, p.flaw, p.missing)
 	}
 }
 
-// missing returns the problem of a target that does not exist.
-func (c *compiler) missing(at target) problem {
+// missingTarget returns the problem of a target that does not exist.
+func (c *compiler) missingTarget(at target) problem {
 	notFound := string(gatewayv1.PolicyReasonTargetNotFound)
 	service := c.service(at.service)
 	switch {
@@ -125,7 +125,7 @@ func (c *compiler) validation(p *policy) {
 	}
 	if len(v.CACertificateRefs) == 0 {
 		if ptr.Deref(v.WellKnownCACertificates, "") != gatewayv1.WellKnownCACertificatesSystem {
-			p.flaw = first(p.flaw, problem{
+			p.flaw = firstProblem(p.flaw, problem{
 				string(gatewayv1.PolicyReasonInvalid),
 				fmt.Sprintf("validation names no caCertificateRefs, and wellKnownCACertificates %q is not served: %s is",
 					ptr.Deref(v.WellKnownCACertificates, ""), gatewayv1.WellKnownCACertificatesSystem),
@@ -142,7 +142,7 @@ func (c *compiler) validation(p *policy) {
 	})
 	p.tls.Authorities = p.found.key
 	if p.found.key == "" {
-		p.flaw = first(p.flaw, problem{string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate), "no authority can be used: " +
+		p.flaw = firstProblem(p.flaw, problem{string(gatewayv1.BackendTLSPolicyReasonNoValidCACertificate), "no authority can be used: " +
 			p.refs.message})
 	}
 }

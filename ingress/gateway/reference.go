@@ -138,7 +138,7 @@ func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference
 		namespace := ptr.Deref(ref.Namespace, gatewayv1.Namespace(from.namespace))
 		name := types.NamespacedName{Namespace: string(namespace), Name: string(ref.Name)}
 		text, flaw := c.authority(from, referent{ref.Kind, name}, ref.Group, why)
-		p = first(p, flaw)
+		p = firstProblem(p, flaw)
 		if flaw.ok() {
 			keys = append(keys, strings.ToLower(string(ref.Kind))+"/"+name.Namespace+"/"+name.Name)
 			out.texts = append(out.texts, text)

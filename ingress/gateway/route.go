@@ -161,7 +161,7 @@ func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
 		}
 	}
 	if len(p.attached) == 0 {
-		p.refused = first(p.refused, problem{string(gatewayv1.RouteReasonNoMatchingParent), "the parent has no listener with the " +
+		p.refused = firstProblem(p.refused, problem{string(gatewayv1.RouteReasonNoMatchingParent), "the parent has no listener with the " +
 			"sectionName and the port of the reference"})
 	}
 	return p
@@ -175,14 +175,14 @@ func (c *compiler) attach() {
 		}
 	}
 	for _, g := range c.gateways {
-		for _, l := range g.all() {
+		for _, l := range g.listenersInOrder() {
 			l.order()
 		}
 	}
 	for _, r := range c.routes {
 		for _, p := range r.parents {
 			p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool {
-				p.refused = first(p.refused, a.lost)
+				p.refused = firstProblem(p.refused, a.lost)
 				return !a.lost.ok()
 			})
 			if len(p.attached) > 0 {
@@ -240,7 +240,7 @@ func (c *compiler) choose(r *route, p *parent) {
 		return
 	}
 	p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool {
-		a.hosts = r.at(a.listener)
+		a.hosts = r.hostsAt(a.listener)
 		return len(a.hosts) == 0
 	})
 	if len(p.attached) == 0 {
@@ -252,8 +252,8 @@ func (c *compiler) choose(r *route, p *parent) {
 	}
 }
 
-// at returns the names of the hosts that a route has at a listener.
-func (r *route) at(l *listener) []string {
+// hostsAt returns the names of the hosts that a route has at a listener.
+func (r *route) hostsAt(l *listener) []string {
 	if len(r.hosts) == 0 {
 		return []string{l.host}
 	}

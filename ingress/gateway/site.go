@@ -26,7 +26,7 @@ const maxNames = 256
 // ports returns the sites of a Gateway by port.
 func (g *gateway) ports() map[int32]*site {
 	out := map[int32]*site{}
-	for _, l := range g.all() {
+	for _, l := range g.listenersInOrder() {
 		if !l.programmed().ok() {
 			continue
 		}
@@ -230,7 +230,7 @@ func routesOf(l *listener, routes []*route) []table.Route {
 	for i, r := range routes {
 		for j := range r.rules {
 			rule := &r.rules[j]
-			policy := rule.at(l)
+			policy := rule.policyAt(l)
 			backends := make([]table.Backend, 0, len(rule.backends))
 			for _, b := range rule.backends {
 				backends = append(backends, withCertificate(b, l.gateway))

@@ -14,8 +14,8 @@ type problem struct{ reason, message string }
 
 func (p problem) ok() bool { return p.reason == "" }
 
-// first returns the first problem of several.
-func first(problems ...problem) problem {
+// firstProblem returns the first problem of several.
+func firstProblem(problems ...problem) problem {
 	for _, p := range problems {
 		if !p.ok() {
 			return p

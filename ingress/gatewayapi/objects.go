@@ -112,7 +112,7 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 }
 
 func (o *Objects) ask(ctx context.Context) (map[string]bool, string, error) {
-	kinds, err := o.client.served()
+	kinds, err := o.client.servedKinds()
 	if err != nil {
 		return nil, "", err
 	}
@@ -154,19 +154,19 @@ func (o *Objects) State(use Use) (s gateway.State, complete bool) {
 		return s, !use.Used()
 	}
 	s.CRDVersion = f.version
-	s.Classes = all(f, Classes, s.Classes)
-	s.Gateways = all(f, Gateways, s.Gateways)
-	s.ListenerSets = all(f, ListenerSets, s.ListenerSets)
-	s.HTTPRoutes = all(f, HTTPRoutes, s.HTTPRoutes)
-	s.GRPCRoutes = all(f, GRPCRoutes, s.GRPCRoutes)
-	s.TLSRoutes = all(f, TLSRoutes, s.TLSRoutes)
-	s.Grants = all(f, Grants, s.Grants)
-	s.Policies = all(f, Policies, s.Policies)
+	s.Classes = objectsOf(f, Classes, s.Classes)
+	s.Gateways = objectsOf(f, Gateways, s.Gateways)
+	s.ListenerSets = objectsOf(f, ListenerSets, s.ListenerSets)
+	s.HTTPRoutes = objectsOf(f, HTTPRoutes, s.HTTPRoutes)
+	s.GRPCRoutes = objectsOf(f, GRPCRoutes, s.GRPCRoutes)
+	s.TLSRoutes = objectsOf(f, TLSRoutes, s.TLSRoutes)
+	s.Grants = objectsOf(f, Grants, s.Grants)
+	s.Policies = objectsOf(f, Policies, s.Policies)
 	return s, true
 }
 
-// all returns the objects of a kind.
-func all[T any](f *followed, resource string, out []T) []T {
+// objectsOf returns the objects of a kind.
+func objectsOf[T any](f *followed, resource string, out []T) []T {
 	i := f.informers[resource]
 	if i == nil {
 		return nil

@@ -47,7 +47,7 @@ func Parse(text string) (Text, error) {
 		if !ok {
 			return nil, fmt.Errorf("%q names no variable", text)
 		}
-		if !known(name) {
+		if !isKnown(name) {
 			return nil, fmt.Errorf("the variable $%s of nginx is not served", name)
 		}
 		if variables++; variables > MaxVariables {
@@ -59,7 +59,7 @@ func Parse(text string) (Text, error) {
 	return out, nil
 }
 
-func known(name string) bool {
+func isKnown(name string) bool {
 	return slices.Contains(names, name) || slices.ContainsFunc(prefixes, func(p string) bool {
 		return len(name) > len(p) &&
 			strings.HasPrefix(name, p)
@@ -70,14 +70,14 @@ func known(name string) bool {
 func cutName(text string) (name, rest string, ok bool) {
 	if inner, braced := strings.CutPrefix(text, "{"); braced {
 		name, rest, ok = strings.Cut(inner, "}")
-		return name, rest, ok && name != "" && end(name) == len(name)
+		return name, rest, ok && name != "" && nameLength(name) == len(name)
 	}
-	n := end(text)
+	n := nameLength(text)
 	return text[:n], text[n:], n > 0
 }
 
-// end returns the length of the name that a text begins with.
-func end(text string) int {
+// nameLength returns the length of the name that a text begins with.
+func nameLength(text string) int {
 	for i := 0; i < len(text); i++ {
 		c := text[i]
 		if c != '_' && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {

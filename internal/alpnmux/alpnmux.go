@@ -91,13 +91,13 @@ func (m *Mux) Route(protocol string) net.Listener {
 // Close closes the port, all routes and the waiting connections. It returns when all goroutines of the Mux have ended.
 // Connections that a route has accepted belong to the route and stay open.
 func (m *Mux) Close() error {
-	err := m.end()
+	err := m.finish()
 	m.begin.Do(func() {}) // accept is not started any more
 	m.running.Wait()
 	return err
 }
 
-func (m *Mux) end() error {
+func (m *Mux) finish() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ended {
@@ -121,7 +121,7 @@ func (m *Mux) accept() {
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
-			_ = m.end() // the port's user may have closed it
+			_ = m.finish() // the port's user may have closed it
 			return
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
@@ -143,7 +143,7 @@ type pending struct {
 	once    sync.Once
 }
 
-func (p *pending) drop() {
+func (p *pending) closeConn() {
 	p.once.Do(func() { close(p.dropped) })
 	_ = p.Close() // no caller to report to
 }
@@ -151,9 +151,9 @@ func (p *pending) drop() {
 // dispatch routes a connection in a goroutine of its own.
 func (m *Mux) dispatch(c net.Conn) {
 	p := &pending{Conn: c, dropped: make(chan struct{})}
-	done, ok := m.o.Waiting.Add(c.RemoteAddr(), p.drop)
+	done, ok := m.o.Waiting.Add(c.RemoteAddr(), p.closeConn)
 	if !ok {
-		p.drop()
+		p.closeConn()
 		return
 	}
 	m.running.Go(func() {
@@ -166,7 +166,7 @@ func (m *Mux) route(p *pending) {
 	_ = p.SetDeadline(time.Now().Add(m.o.Timeout)) // fails only for a closed connection, which Read reports
 	protocols, read, err := readHello(p.Conn)
 	if err != nil {
-		p.drop()
+		p.closeConn()
 		return
 	}
 	_ = p.SetDeadline(time.Time{})
@@ -174,7 +174,7 @@ func (m *Mux) route(p *pending) {
 	select {
 	case to.conns <- &conn{Conn: p.Conn, read: read}:
 	case <-to.closed:
-		p.drop()
+		p.closeConn()
 	case <-p.dropped:
 	}
 }
@@ -227,7 +227,7 @@ func (r *route) Close() error {
 		last = r.m.open == 0
 	})
 	if last {
-		return r.m.end()
+		return r.m.finish()
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 			err = errors.Join(fmt.Errorf("writing %s: %w", path, err), os.Remove(f.Name()))
 		}
 	}()
-	if err := fill(f, data, mode); err != nil {
+	if err := writeAll(f, data, mode); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	if err := f.Close(); err != nil {
@@ -39,7 +39,7 @@ func Write(path string, data []byte, mode fs.FileMode) (err error) {
 	return SyncDir(dir)
 }
 
-func fill(f *os.File, data []byte, mode fs.FileMode) error {
+func writeAll(f *os.File, data []byte, mode fs.FileMode) error {
 	if _, err := f.Write(data); err != nil {
 		return err
 	}

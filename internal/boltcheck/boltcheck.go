@@ -103,7 +103,7 @@ func check(path string, fallback bool) error {
 		return err
 	}
 	for _, id := range free {
-		if err := c.mark(id); err != nil {
+		if err := c.markPage(id); err != nil {
 			return err
 		}
 	}
@@ -138,8 +138,8 @@ func (c *checker) freelist() ([]uint64, error) {
 	return free, nil
 }
 
-// mark notes that a page was reached.
-func (c *checker) mark(id uint64) error {
+// markPage notes that a page was reached.
+func (c *checker) markPage(id uint64) error {
 	if c.seen[id/64]&(1<<(id%64)) != 0 {
 		return damaged(c.path, "page %d is used twice", id)
 	}
@@ -225,7 +225,7 @@ func (c *checker) page(id uint64, kinds uint16) ([]byte, error) {
 		return nil, damaged(c.path, "page %d claims to reach beyond the end of the file", id)
 	}
 	for n := id; n <= id+overflow; n++ {
-		if err := c.mark(n); err != nil {
+		if err := c.markPage(n); err != nil {
 			return nil, err
 		}
 	}

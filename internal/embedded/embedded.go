@@ -74,7 +74,7 @@ func unpack(src fs.FS, bin, proc string) (Dir, error) {
 				return Dir{}, explain(err, bin, x.Bytes())
 			}
 		}
-		held, err := d.hold()
+		held, err := d.lockShared()
 		if err != nil {
 			return Dir{}, explain(err, bin, x.Bytes())
 		}
@@ -118,8 +118,8 @@ func UnpackNFT(dir string) error {
 	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) && !linked[e.Path] }), dir)
 }
 
-// hold takes the shared lock. It returns false when the locked folder has been removed or replaced meanwhile.
-func (d *Dir) hold() (bool, error) {
+// lockShared takes the shared lock. It returns false when the locked folder has been removed or replaced meanwhile.
+func (d *Dir) lockShared() (bool, error) {
 	fd, err := openLocked(d.Path, unix.LOCK_SH)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

@@ -142,12 +142,12 @@ func writeEntry(src fs.FS, e index.Entry, dst string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(fill(out, in, e), out.Close())
+	return errors.Join(copyEntry(out, in, e), out.Close())
 }
 
-// fill copies the file, sets its mode regardless of the umask, and flushes it. It refuses a file that is not the one in
-// the index.
-func fill(out *os.File, in io.Reader, e index.Entry) error {
+// copyEntry copies the file, sets its mode regardless of the umask, and flushes it. It refuses a file that is not the
+// one in the index.
+func copyEntry(out *os.File, in io.Reader, e index.Entry) error {
 	sum := sha256.New()
 	if _, err := io.Copy(io.MultiWriter(out, sum), in); err != nil {
 		return fmt.Errorf("unpack %s: %w", e.Path, err)

@@ -17,8 +17,10 @@ import (
 var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip",
 	nftables.TableFamilyIPv6: "ip6"}
 
-// own says whether a table is coracle's own or the Service proxy's. The proxy's is upstream's and has this name.
-func own(table string) bool { return strings.HasPrefix(table, "coracle") || table == "kube-proxy" }
+// isOwnTable says whether a table is coracle's own or the Service proxy's. The proxy's is upstream's and has this name.
+func isOwnTable(table string) bool {
+	return strings.HasPrefix(table, "coracle") || table == "kube-proxy"
+}
 
 // reloading is the name of firewalld's table while it reloads its rules. The table drops all new connections for a
 // second.
@@ -41,7 +43,7 @@ func Find() ([]Chain, error) {
 	var out []Chain
 	for _, c := range all {
 		family, hook := families[c.Table.Family], hookOf(c)
-		if family == "" || hook == "" || own(c.Table.Name) || c.Table.Name == reloading {
+		if family == "" || hook == "" || isOwnTable(c.Table.Name) || c.Table.Name == reloading {
 			continue
 		}
 		if closed, err := isClosed(conn, c); err != nil {

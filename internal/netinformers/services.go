@@ -54,8 +54,9 @@ func (i *Informers) Names() (NameInformers, error) {
 	}, nil
 }
 
-// served says whether a Service proxy serves an object. It selects the same objects as the selectors of watchServices.
-func served(obj any) bool {
+// isServed says whether a Service proxy serves an object. It selects the same objects as the selectors of
+// watchServices.
+func isServed(obj any) bool {
 	switch o := Object(obj).(type) {
 	case *corev1.Service:
 		_, others := o.Labels[apis.LabelServiceProxyName]
@@ -77,7 +78,7 @@ type servedServices struct{ coreinformers.ServiceInformer }
 
 // Informer implements coreinformers.ServiceInformer.
 func (s servedServices) Informer() cache.SharedIndexInformer {
-	return Informer{SharedIndexInformer: s.ServiceInformer.Informer(), Shows: served}
+	return Informer{SharedIndexInformer: s.ServiceInformer.Informer(), Shows: isServed}
 }
 
 type servedSlices struct {
@@ -86,5 +87,5 @@ type servedSlices struct {
 
 // Informer implements discoveryinformers.EndpointSliceInformer.
 func (s servedSlices) Informer() cache.SharedIndexInformer {
-	return Informer{SharedIndexInformer: s.EndpointSliceInformer.Informer(), Shows: served}
+	return Informer{SharedIndexInformer: s.EndpointSliceInformer.Informer(), Shows: isServed}
 }

@@ -57,7 +57,7 @@ func check(t *testing.T, o runtime.Object, want bool) {
 	t.Helper()
 	trimmed := testenv.Must(trim(o))(t)
 	for _, as := range []any{o, trimmed, cache.DeletedFinalStateUnknown{Key: "ns/x", Obj: trimmed}} {
-		testenv.True(t, served(as) == want, "%+v: served is %v, a watch with the selectors says %v", as, !want, want)
+		testenv.True(t, isServed(as) == want, "%+v: served is %v, a watch with the selectors says %v", as, !want, want)
 	}
 }
 

@@ -39,8 +39,8 @@ func trim(obj any) (any, error) {
 		if ofHeadless(o) {
 			meta.Labels = map[string]string{discoveryv1.LabelServiceName: o.Labels[discoveryv1.LabelServiceName],
 				corev1.IsHeadlessService: ""}
-			return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: named(o.Endpoints)},
-				nil
+			return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports,
+				Endpoints: nameFields(o.Endpoints)}, nil
 		}
 		meta.Labels, meta.Annotations = o.Labels, o.Annotations // an annotation holds the time at which the change was triggered
 		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: endpoints(o.Endpoints)},
@@ -102,8 +102,8 @@ func endpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	return out
 }
 
-// named returns the endpoints of a headless Service with the fields from which names follow.
-func named(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
+// nameFields returns the endpoints of a headless Service with the fields from which names follow.
+func nameFields(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	out := make([]discoveryv1.Endpoint, 0, len(all))
 	for i := range all {
 		e := &all[i]

@@ -94,7 +94,7 @@ func (d *Deletions) Run(ctx context.Context, deleted func()) error {
 // affects says whether one of the messages is about the deletion of one of the tables.
 func (d *Deletions) affects(messages []byte) bool {
 	for len(messages) > 0 {
-		kind, m, rest, ok := cut(messages)
+		kind, m, rest, ok := cutMessage(messages)
 		if !ok {
 			return true // this cannot be parsed: have the caller check
 		}
@@ -106,9 +106,9 @@ func (d *Deletions) affects(messages []byte) bool {
 	return false
 }
 
-// cut splits off the first of several messages and returns it without its header. ok is false when the messages cannot
-// be parsed.
-func cut(messages []byte) (kind uint16, first, rest []byte, ok bool) {
+// cutMessage splits off the first of several messages and returns it without its header. ok is false when the messages
+// cannot be parsed.
+func cutMessage(messages []byte) (kind uint16, first, rest []byte, ok bool) {
 	if len(messages) < unix.SizeofNlMsghdr {
 		return 0, nil, nil, false
 	}

@@ -94,7 +94,7 @@ func (r *run) space() {
 	free := float64(s.Free) / float64(max(s.Total, 1))
 	switch {
 	case s.Free < leastSpace:
-		r.fail("disk", found+": too little", "make room below "+r.DataDir+", or choose another folder with --data-dir")
+		r.addFailure("disk", found+": too little", "make room below "+r.DataDir+", or choose another folder with --data-dir")
 	case slices.Contains(remoteTypes, s.Type):
 		r.warn("disk", found+": a file system of another machine or program; the store's files belong on a disk of this one",
 			"choose a folder on a local disk with --data-dir")
@@ -129,7 +129,7 @@ func (r *run) overlay() {
 	found := fmt.Sprintf("cannot be mounted in %s (%v)", r.DataDir, err)
 	switch {
 	case err != nil && r.Snapshotter == "overlayfs":
-		r.fail("overlayfs", found, "modprobe overlay; leave --snapshotter out, or choose a folder on ext4 or xfs with --data-dir")
+		r.addFailure("overlayfs", found, "modprobe overlay; leave --snapshotter out, or choose a folder on ext4 or xfs with --data-dir")
 		return
 	case err != nil:
 		r.warn("overlayfs", found+", so image layers are copied for each container", "modprobe overlay, or choose a folder on ext4 or "+
@@ -185,8 +185,8 @@ func WildcardFound(file string, domains []string) string {
 const WildcardRemedy = "take the domain out of the search list, or the record * out of the domain, or give --resolv-conf a file without " +
 	"the domain; docs/dns.md says more"
 
-// others finds other programs that run containers on this machine.
-func (r *run) others() {
+// findOtherRuntimes finds other programs that run containers on this machine.
+func (r *run) findOtherRuntimes() {
 	for _, o := range []struct{ path, what, do string }{
 		{"run/k3s/containerd/containerd.sock", "k3s runs or ran here", "stop it, and k3s-killall.sh removes what it left in the network"},
 		{"var/snap/microk8s", "MicroK8s is installed", "stop it: microk8s stop"},

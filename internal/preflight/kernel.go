@@ -22,9 +22,9 @@ func (r *run) kernel() {
 	switch {
 	case !ok:
 		r.warn("kernel", fmt.Sprintf("the version %q is not understood", release), "Linux 5.13 or newer is needed")
-	case less(v, oldestKernel):
-		r.fail("kernel", "Linux "+release+" is too old", "install Linux 5.13 or newer")
-	case less(v, nftablesKernel):
+	case lessVersion(v, oldestKernel):
+		r.addFailure("kernel", "Linux "+release+" is too old", "install Linux 5.13 or newer")
+	case lessVersion(v, nftablesKernel):
 		r.warn("kernel", "Linux "+release+" lacks parts of nftables that Services use", "install Linux 5.13 or newer")
 	default:
 		r.ok("kernel", "Linux "+release)
@@ -45,7 +45,7 @@ func kernelVersion(release string) (v [2]int, ok bool) {
 	return [2]int{a, b}, errA == nil && errB == nil
 }
 
-func less(a, b [2]int) bool { return a[0] < b[0] || (a[0] == b[0] && a[1] < b[1]) }
+func lessVersion(a, b [2]int) bool { return a[0] < b[0] || (a[0] == b[0] && a[1] < b[1]) }
 
 func (r *run) namespaces() {
 	var missing []string
@@ -55,7 +55,7 @@ func (r *run) namespaces() {
 		}
 	}
 	if len(missing) > 0 {
-		r.fail("namespaces", "the kernel has no "+strings.Join(missing, ", ")+" namespaces", "use a kernel with containers support "+
+		r.addFailure("namespaces", "the kernel has no "+strings.Join(missing, ", ")+" namespaces", "use a kernel with containers support "+
 			"(CONFIG_NAMESPACES and its parts)")
 		return
 	}
@@ -85,7 +85,7 @@ func (r *run) rights() {
 	}
 	switch {
 	case len(missing) > 0:
-		r.fail("rights", "root lacks "+strings.Join(missing, ", ")+" here", "this seems to be a container: make it a privileged one")
+		r.addFailure("rights", "root lacks "+strings.Join(missing, ", ")+" here", "this seems to be a container: make it a privileged one")
 	case effective&(1<<capabilities["CAP_SYS_RESOURCE"]) == 0:
 		r.warn("rights", "root lacks CAP_SYS_RESOURCE here: pods get by, but no pod can be shielded from the kernel when memory runs out",
 			"nothing has to be done; a privileged container or a machine of its own has it")
@@ -106,7 +106,7 @@ func field(text, name string) string {
 
 func (r *run) devices() {
 	if !r.exists("dev/kmsg") {
-		r.fail("devices", "/dev/kmsg is missing; the kubelet reads it to learn of processes that the kernel killed",
+		r.addFailure("devices", "/dev/kmsg is missing; the kubelet reads it to learn of processes that the kernel killed",
 			"in an LXC container: lxc.mount.entry = /dev/kmsg dev/kmsg none bind,optional,create=file")
 		return
 	}
@@ -131,7 +131,7 @@ func (r *run) limits() {
 func (r *run) clock() {
 	now := r.Now()
 	if now.Year() < 2025 {
-		r.fail("clock", "the clock says "+now.Format("2006-01-02")+", so certificates would not be valid",
+		r.addFailure("clock", "the clock says "+now.Format("2006-01-02")+", so certificates would not be valid",
 			"set it (date -s), and let NTP or a clock chip keep it")
 		return
 	}

@@ -26,7 +26,7 @@ func (r *run) memory() {
 	found := fmt.Sprintf("%d MB", total)
 	switch {
 	case total < leastMemory:
-		r.fail("memory", found+" are too few for a server and pods", fmt.Sprintf("use a machine with at least %d MB", goodMemory))
+		r.addFailure("memory", found+" are too few for a server and pods", fmt.Sprintf("use a machine with at least %d MB", goodMemory))
 	case allowed < total && allowed < goodMemory: // the service may be in another control group than this command
 		r.warn("memory", "of "+found+" this command may use only "+limit.String(),
 			fmt.Sprintf("let coracle run in a control group with at least %d MB", goodMemory))
@@ -61,7 +61,7 @@ func (r *run) cgroups() {
 		}
 	}
 	if len(enabled) == 0 {
-		r.fail("control groups", "none are mounted", "mount them: mount -t cgroup2 none /sys/fs/cgroup; most init systems do (Alpine: "+
+		r.addFailure("control groups", "none are mounted", "mount them: mount -t cgroup2 none /sys/fs/cgroup; most init systems do (Alpine: "+
 			"rc-update add cgroups)")
 		return
 	}
@@ -88,10 +88,10 @@ func (r *run) controllers(name, version string, has func(string) bool, needed, u
 	}
 	switch {
 	case slices.Contains(missing, "memory"):
-		r.fail(name, version+" without "+strings.Join(missing, ", "), "add cgroup_enable=memory cgroup_memory=1 to the kernel's command "+
+		r.addFailure(name, version+" without "+strings.Join(missing, ", "), "add cgroup_enable=memory cgroup_memory=1 to the kernel's command "+
 			"line (Raspberry Pi: /boot/firmware/cmdline.txt) and reboot")
 	case len(missing) > 0:
-		r.fail(name, version+" without "+strings.Join(missing, ", "), "use a kernel that has them; in a container, pass them through")
+		r.addFailure(name, version+" without "+strings.Join(missing, ", "), "use a kernel that has them; in a container, pass them through")
 	case len(weak) > 0:
 		r.warn(name, version+" without "+strings.Join(weak, ", ")+"; what needs it does not work", "use a kernel that has them if pods "+
 			"are to be bound to cores or limited in disk traffic")

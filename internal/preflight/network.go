@@ -24,7 +24,7 @@ func (r *run) links() {
 		}
 	}
 	if len(missing) > 0 {
-		r.fail("interfaces", "the kernel cannot make "+strings.Join(missing, ", "), "load the modules: modprobe -a bridge veth; if they "+
+		r.addFailure("interfaces", "the kernel cannot make "+strings.Join(missing, ", "), "load the modules: modprobe -a bridge veth; if they "+
 			"are missing, install the kernel's extra modules (linux-modules-extra, kernel-modules)")
 		return
 	}
@@ -57,7 +57,7 @@ func (r *run) nat() {
 	case err != nil && r.NoNFTables:
 		r.ok("nftables", "none, and nothing of coracle needs them with these settings")
 	case err != nil:
-		r.fail("nftables", WithoutNFTables(err), NFTablesAdvice)
+		r.addFailure("nftables", WithoutNFTables(err), NFTablesAdvice)
 	default:
 		r.ok("nftables", "with address translation")
 	}
@@ -86,7 +86,7 @@ func (r *run) proxyMode() {
 	case err == nil:
 		r.ok(name, "IPVS")
 	case r.ProxyMode == "ipvs":
-		r.fail(name, "--proxy-mode=ipvs: "+err.Error(), IPVSAdvice)
+		r.addFailure(name, "--proxy-mode=ipvs: "+err.Error(), IPVSAdvice)
 	default:
 		found := "nftables, which auto takes where there is no IPVS: " + err.Error()
 		r.results = append(r.results, Result{name, OK, found, "nothing has to be done; to have IPVS, " + ipvsModules})
@@ -96,12 +96,12 @@ func (r *run) proxyMode() {
 // forwarding checks whether forwarding can be enabled. Coracle enables it.
 func (r *run) forwarding() {
 	if !r.exists("proc/sys/net/ipv4/ip_forward") {
-		r.fail("forwarding", "/proc/sys/net/ipv4/ip_forward is missing", "mount /proc, or use a kernel with IPv4")
+		r.addFailure("forwarding", "/proc/sys/net/ipv4/ip_forward is missing", "mount /proc, or use a kernel with IPv4")
 		return
 	}
 	for line := range strings.Lines(r.read("proc/self/mountinfo")) {
 		if m, ok := parseMount(line); ok && m.point == "/proc/sys" && m.has("ro") {
-			r.fail("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods",
+			r.addFailure("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods",
 				"this seems to be a container: make it a privileged one")
 			return
 		}
@@ -166,7 +166,7 @@ func (r *run) routes() {
 			if ownDevice(route.Interface) || !n.Overlaps(route.Network) {
 				continue
 			}
-			r.fail("routes", fmt.Sprintf("the host has a route to %s by %s, which the cluster's network %s overlaps", route.Network,
+			r.addFailure("routes", fmt.Sprintf("the host has a route to %s by %s, which the cluster's network %s overlaps", route.Network,
 				route.Interface, n), "choose other networks with --cluster-cidr and --service-cidr")
 			return
 		}
@@ -182,7 +182,7 @@ func (r *run) address() {
 	for _, ip := range r.NodeIPs {
 		texts = append(texts, ip.String())
 		if !r.Running && r.Probe.Listen(Port{Network: "tcp", Address: ip, Number: 0}) != nil {
-			r.fail("address", ip.String()+" is not an address of this machine", "name one with --node-ip; ip address shows them")
+			r.addFailure("address", ip.String()+" is not an address of this machine", "name one with --node-ip; ip address shows them")
 			return
 		}
 	}
@@ -211,7 +211,7 @@ func (r *run) ports() {
 	if len(moves) > 0 {
 		do += ", or move coracle's with " + strings.Join(moves, ", ")
 	}
-	r.fail("ports", "in use: "+strings.Join(taken, "; "), do)
+	r.addFailure("ports", "in use: "+strings.Join(taken, "; "), do)
 }
 
 // ingress warns of programs that listen at the ports of the ingress. These programs keep the ports, and the ingress

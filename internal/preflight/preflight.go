@@ -125,7 +125,7 @@ func Run(ctx context.Context, h Host, n Needs) []Result {
 	for _, check := range []func(){
 		r.rights, r.kernel, r.namespaces, r.cgroups, r.memory, r.swap, r.clock, r.devices, r.limits,
 		r.links, r.nat, r.proxyMode, r.forwarding, r.filters, r.routes, r.address, r.ports, r.ingress,
-		r.mount, r.space, r.overlay, r.speed, r.others,
+		r.mount, r.space, r.overlay, r.speed, r.findOtherRuntimes,
 		func() { r.searchList(ctx) },
 	} {
 		if ctx.Err() != nil {
@@ -146,7 +146,7 @@ func (r *run) ok(name, found string) { r.results = append(r.results, Result{name
 func (r *run) warn(name, found, do string) {
 	r.results = append(r.results, Result{name, Warn, found, do})
 }
-func (r *run) fail(name, found, do string) {
+func (r *run) addFailure(name, found, do string) {
 	r.results = append(r.results, Result{name, Fail, found, do})
 }
 

@@ -32,8 +32,8 @@ func LocalHost() Host {
 // kernelProbe implements Probe with the kernel of this machine.
 type kernelProbe struct{}
 
-// apart runs f on a thread with new namespaces, which end with the thread.
-func apart(flags int, f func() error) error {
+// inNewNamespaces runs f on a thread with new namespaces, which end with the thread.
+func inNewNamespaces(flags int, f func() error) error {
 	return netlinkutil.Do(func() error {
 		if err := unix.Unshare(flags); err != nil {
 			return fmt.Errorf("making a namespace: %w", err)
@@ -43,7 +43,7 @@ func apart(flags int, f func() error) error {
 }
 
 func (kernelProbe) Link(kind string) error {
-	return apart(unix.CLONE_NEWNET, func() error {
+	return inNewNamespaces(unix.CLONE_NEWNET, func() error {
 		attrs := netlink.LinkAttrs{Name: "coracle-check"}
 		var link netlink.Link
 		switch kind {
@@ -61,7 +61,7 @@ func (kernelProbe) Link(kind string) error {
 }
 
 func (kernelProbe) NAT() error {
-	return apart(unix.CLONE_NEWNET, func() error {
+	return inNewNamespaces(unix.CLONE_NEWNET, func() error {
 		c, err := nftables.New()
 		if err != nil {
 			return err
@@ -79,7 +79,7 @@ func (kernelProbe) Overlay(dir string) error {
 	if err != nil {
 		return plain(err)
 	}
-	err = apart(unix.CLONE_NEWNS, func() error {
+	err = inNewNamespaces(unix.CLONE_NEWNS, func() error {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return err
 		}

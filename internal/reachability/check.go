@@ -16,16 +16,16 @@ const (
 	// so that a single lost packet decides nothing. The kernel itself would wait a second before it repeats a packet.
 	attempts     = 4
 	attemptAfter = 150 * time.Millisecond
-	// patience is the timeout of a check of a machine that replies at once. The timeout grows with the time that the
-	// machine took when it was last reached.
-	patience = 600 * time.Millisecond
+	// checkTimeout is the timeout of a check of a machine that replies at once. The timeout grows with the time that
+	// the machine took when it was last reached.
+	checkTimeout = 600 * time.Millisecond
 	// roundTrips is the factor by which it grows with that time. mostTrip is the longest time that is taken into
 	// account.
 	roundTrips = 4
 	mostTrip   = time.Second
-	// firstPatience is the timeout for a machine whose time is not known, and for a machine that was unreachable.
-	firstPatience = 3 * time.Second
-	grace         = 100 * time.Millisecond
+	// firstCheckTimeout is the timeout for a machine whose time is not known, and for a machine that was unreachable.
+	firstCheckTimeout = 3 * time.Second
+	grace             = 100 * time.Millisecond
 )
 
 // Check says whether a machine replies at one of the addresses, and how long that took.

@@ -58,8 +58,8 @@ const (
 	// not known to be reachable and of which nothing new was received. Each of these may take a whole timeout, and
 	// there may be hundreds. mostNodes is how many nodes are tracked at most.
 	parallel, rechecks, mostNodes = 32, 24, 4096
-	// rest is the longest wait of the loop.
-	rest = time.Hour
+	// maxPause is the longest wait of the loop.
+	maxPause = time.Hour
 )
 
 // Options are all optional.
@@ -207,7 +207,7 @@ func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Add
 				w.check(ctx, c)
 			})
 		}
-		timer := time.NewTimer(w.pause(len(free)))
+		timer := time.NewTimer(w.nextPause(len(free)))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -234,13 +234,13 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 	defer w.mu.Unlock()
 	now := time.Now()
 	var out []call
-	nodes, places := w.due(now)
+	nodes, places := w.dueNodes(now)
 	for _, node := range nodes {
 		s := w.nodes[node]
-		if len(out) == most || s.urgency() > news && places <= 0 {
+		if len(out) == most || s.urgency() > newState && places <= 0 {
 			break
 		}
-		c := call{node: node, s: s, patience: firstPatience}
+		c := call{node: node, s: s, patience: firstCheckTimeout}
 		for _, a := range addresses(node) {
 			c.at = append(c.at, netip.AddrPortFrom(a, s.port))
 			if s.port != kubeletPort {
@@ -252,9 +252,9 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 			continue
 		}
 		if s.verified && s.down.IsZero() {
-			c.patience = patience + roundTrips*s.trip
+			c.patience = checkTimeout + roundTrips*s.trip
 		}
-		if s.urgency() > news {
+		if s.urgency() > newState {
 			places--
 		}
 		c.heard, s.checking, s.heard, s.due = s.heard, true, false, time.Time{}
@@ -263,15 +263,15 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 	return out
 }
 
-// due returns the nodes that have to be checked now, the most urgent first, and with equal urgency in the order in
+// dueNodes returns the nodes that have to be checked now, the most urgent first, and with equal urgency in the order in
 // which they became due. Hundreds of unreachable nodes would delay the check of one more that fails or returns. So the
 // number of such checks at the same time is limited, and places is how many more may begin.
-func (w *Watch) due(now time.Time) (nodes []string, places int) {
+func (w *Watch) dueNodes(now time.Time) (nodes []string, places int) {
 	places = rechecks
 	for node, s := range w.nodes {
 		switch {
 		case s.checking:
-			if s.urgency() > news {
+			if s.urgency() > newState {
 				places--
 			}
 		case !s.due.IsZero() && !s.due.After(now):
@@ -289,7 +289,7 @@ func (w *Watch) due(now time.Time) (nodes []string, places int) {
 type urgency int
 
 const (
-	news     urgency = iota // that it is unreachable now, or reached again
+	newState urgency = iota // that it is unreachable now, or reached again
 	firstTry                // whether it can be reached at all
 	nextTry                 // probably the same as before
 )
@@ -297,7 +297,7 @@ const (
 func (s *state) urgency() urgency {
 	switch {
 	case s.verified && s.down.IsZero(), s.heard:
-		return news
+		return newState
 	case !s.verified && s.failed == 0:
 		return firstTry
 	}
@@ -382,20 +382,20 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 	return found
 }
 
-// pause returns how long the loop may wait. When the maximum number of checks runs, the end of one of them wakes the
-// loop.
-func (w *Watch) pause(running int) time.Duration {
+// nextPause returns how long the loop may wait. When the maximum number of checks runs, the end of one of them wakes
+// the loop.
+func (w *Watch) nextPause(running int) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now, urgent, others, places := time.Now(), rest, rest, rechecks
+	now, urgent, others, places := time.Now(), maxPause, maxPause, rechecks
 	for _, s := range w.nodes {
 		switch u := s.urgency(); {
 		case s.checking:
-			if u > news {
+			if u > newState {
 				places--
 			}
 		case s.due.IsZero():
-		case u == news:
+		case u == newState:
 			urgent = min(urgent, s.due.Sub(now))
 		default:
 			others = min(others, s.due.Sub(now))
@@ -403,7 +403,7 @@ func (w *Watch) pause(running int) time.Duration {
 	}
 	switch {
 	case running == parallel:
-		return rest
+		return maxPause
 	case places <= 0:
 		return max(0, urgent)
 	}

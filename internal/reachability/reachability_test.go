@@ -149,7 +149,7 @@ func TestNodesAreProbedWhenNominated(t *testing.T) {
 		w.PeerReportedFailure("n2")
 		w.PeerReportedFailure("other")
 		w.PeerReportedFailure("unheard of")
-		time.Sleep(patience + time.Second/2)
+		time.Sleep(checkTimeout + time.Second/2)
 		w.want(t, "its own check decides, whichever member nominated it", "n1")
 		select {
 		case <-changed:
@@ -170,7 +170,7 @@ func TestNodesAreProbedWhenNominated(t *testing.T) {
 		w.NodeJoined("n1", port)
 		w.want(t, "that gossip hears it does not say that this machine reaches it", "n1")
 		w.kill()
-		time.Sleep(firstPatience + recheckLong + time.Second) // a check may have begun just before, and the next one takes a moment
+		time.Sleep(firstCheckTimeout + recheckLong + time.Second) // a check may have begun just before, and the next one takes a moment
 		w.want(t, "it answers")
 	})
 }
@@ -228,7 +228,7 @@ func TestReturnThatGossipHearsFirst(t *testing.T) {
 				}
 			}
 			w.NodeJoined("n1", port)
-			time.Sleep(firstPatience + recheck) // a check that had begun before its return
+			time.Sleep(firstCheckTimeout + recheck) // a check that had begun before its return
 			w.want(t, "after its return")
 			w.checked("n1")
 			time.Sleep(time.Hour) // fake time
@@ -248,7 +248,7 @@ func TestDeathAfterAReturnThatGossipMissed(t *testing.T) {
 		time.Sleep(time.Second) // fake time
 		w.want(t, "after its death", "n1")
 		w.kill()
-		time.Sleep(firstPatience + recheck) // fake time
+		time.Sleep(firstCheckTimeout + recheck) // fake time
 		w.NodeLeft("n1")
 		w.ProbeFailed("n1")
 		time.Sleep(checkAfterLeave + 5*time.Second) // fake time
@@ -446,7 +446,7 @@ func TestOneMoreDeathAfterMostVanished(t *testing.T) {
 			}
 		}
 		w.kill()
-		time.Sleep(firstPatience + recheckLong + time.Second) // fake time
+		time.Sleep(firstCheckTimeout + recheckLong + time.Second) // fake time
 		w.want(t, "all are back, and none was reported")
 	})
 }
@@ -478,7 +478,7 @@ func TestManyBehindRouters(t *testing.T) {
 			w.want(t, fmt.Sprintf("round %d: one has come back", i))
 		}
 		w.NodeJoined("n252", port)
-		time.Sleep(verifyWithin + firstPatience) // fake time
+		time.Sleep(verifyWithin + firstCheckTimeout) // fake time
 		w.kill(append(slices.Clone(far), "n252")...)
 		w.ProbeFailed("n252")
 		time.Sleep(time.Second) // fake time

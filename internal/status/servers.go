@@ -185,9 +185,9 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	case spare <= 0:
 		return fmt.Sprintf("no further server: %d of %d voters %s, and %d are needed", alive, voters, work(stalled), majority), problems
 	case spare == 1:
-		return fmt.Sprintf("any one server%s", more(len(silent)+len(stalled)+len(cutOff))), problems
+		return fmt.Sprintf("any one server%s", furtherFailures(len(silent)+len(stalled)+len(cutOff))), problems
 	}
-	return fmt.Sprintf("any %d servers at the same time%s", spare, more(len(silent)+len(stalled)+len(cutOff))), problems
+	return fmt.Sprintf("any %d servers at the same time%s", spare, furtherFailures(len(silent)+len(stalled)+len(cutOff))), problems
 }
 
 // countReachedByOthers counts a server as one that replies when only this server does not reach it.
@@ -222,7 +222,7 @@ func work(stalled []string) string {
 	return "answer"
 }
 
-func more(failed int) string {
+func furtherFailures(failed int) string {
 	if failed == 0 {
 		return ""
 	}

@@ -3,4 +3,4 @@
 package supervise
 
 // The bounds of the wait for the tests from outside.
-const First, Longest = first, longest
+const First, Longest = shortestWait, longestWait

@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	// first and longest are the shortest and the longest wait before a part is started again. The wait doubles each
-	// time.
-	first, longest = time.Second, time.Minute
+	// shortestWait and longest are the shortest and the longest wait before a part is started again. The wait doubles
+	// each time.
+	shortestWait, longestWait = time.Second, time.Minute
 )
 
 // Part is something that runs as long as the process. Name and Run are required. Board and Logger may be nil.
@@ -41,14 +41,14 @@ func Run(ctx context.Context, p Part) {
 		p.set(status.Running, "")
 	}
 	failed := false
-	for wait := first; ; wait = min(2*wait, longest) {
+	for wait := shortestWait; ; wait = min(2*wait, longestWait) {
 		began := time.Now()
 		err := p.Run(ctx)
 		if err == nil || ctx.Err() != nil {
 			break
 		}
-		if time.Since(began) > longest {
-			wait = first
+		if time.Since(began) > longestWait {
+			wait = shortestWait
 		}
 		failed = true
 		if p.Logger != nil {

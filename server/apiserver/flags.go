@@ -54,7 +54,7 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 	s := kubeoptions.NewServerRunOptions()
 	addNodeClaims(s, o.NodeClaims)
 	addServiceExternalIPs(s, o.NodeClaims)
-	if err := fill(s, o); err != nil {
+	if err := setOptions(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
 	args, err := profileArgs(o)
@@ -81,7 +81,7 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 	return completed, nil
 }
 
-func fill(s *kubeoptions.ServerRunOptions, o Options) error {
+func setOptions(s *kubeoptions.ServerRunOptions, o Options) error {
 	s.GenericServerRunOptions.AdvertiseAddress = o.AdvertiseAddress
 
 	s.SecureServing.BindAddress, s.SecureServing.BindPort, s.SecureServing.Listener = o.BindAddress, o.Port, o.Listener

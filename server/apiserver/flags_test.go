@@ -56,7 +56,7 @@ func TestExtraArgsReachUpstreamsOptions(t *testing.T) {
 // before it.
 func TestOperatorsArgumentsGoBeforeOurs(t *testing.T) {
 	s := kubeoptions.NewServerRunOptions()
-	testenv.NoError(t, fill(s, Options{}.withDefaults()))
+	testenv.NoError(t, setOptions(s, Options{}.withDefaults()))
 	if s.Authentication.ServiceAccounts.ExtendExpiration || len(s.SecureServing.CipherSuites) != 6 {
 		t.Errorf("tokens are extended: %t, cipher suites %v", s.Authentication.ServiceAccounts.ExtendExpiration, s.SecureServing.CipherSuites)
 	}

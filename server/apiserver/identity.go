@@ -52,11 +52,11 @@ type authentication struct {
 
 type authenticationKey struct{}
 
-// known is an authenticator that returns the identity in the request's context.
-type known struct{}
+// contextAuthenticator is an authenticator that returns the identity in the request's context.
+type contextAuthenticator struct{}
 
 // AuthenticateRequest implements authenticator.Request.
-func (known) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
+func (contextAuthenticator) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
 	i, _ := r.Context().Value(authenticationKey{}).(authentication)
 	return i.response, i.ok, i.err
 }
@@ -67,7 +67,7 @@ func identifyFirst(c *genericapiserver.Config, log *slog.Logger) {
 	c.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
 		// The authenticator of the TokenReview API stays: it reads a token and no request.
 		own := *c
-		own.Authentication.Authenticator = known{}
+		own.Authentication.Authenticator = contextAuthenticator{}
 		i := &identities{
 			Request: c.Authentication.Authenticator, audiences: c.Authentication.APIAudiences, resolver: c.RequestInfoResolver, log: log,
 		}
@@ -83,7 +83,7 @@ func identifyFirst(c *genericapiserver.Config, log *slog.Logger) {
 func refusal(c *genericapiserver.Config) http.Handler {
 	h := genericapifilters.Unauthorized(c.Serializer)
 	h = genericapifilters.WithFailedAuthenticationAudit(h, c.AuditBackend, c.AuditPolicyRuleEvaluator)
-	h = genericapifilters.WithAuthentication(http.NotFoundHandler(), known{}, h, c.Authentication.APIAudiences,
+	h = genericapifilters.WithAuthentication(http.NotFoundHandler(), contextAuthenticator{}, h, c.Authentication.APIAudiences,
 		c.Authentication.RequestHeaderConfig)
 	h = genericfilters.WithCORS(h, c.CorsAllowedOriginList, nil, nil, nil, "true")
 	h = genericapifilters.WithCacheControl(h)

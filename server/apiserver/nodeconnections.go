@@ -62,7 +62,7 @@ func (n *nodeConnections) limit(api http.Handler) http.Handler {
 			api.ServeHTTP(w, r)
 			return
 		}
-		release, err := n.take(r.Context(), info)
+		release, err := n.charge(r.Context(), info)
 		if err != nil {
 			gv := legacyscheme.Scheme.PrioritizedVersionsForGroup("")[0]
 			responsewriters.ErrorNegotiated(apierrors.NewTooManyRequestsError(err.Error()), legacyscheme.Codecs, gv, w, r)
@@ -88,8 +88,8 @@ func (n *nodeConnections) keepsConnection(r *http.Request, info *request.Request
 	return httpstream.IsUpgradeRequest(r) && n.aggregated(info)
 }
 
-// take charges a request. The error says which limit is reached.
-func (n *nodeConnections) take(ctx context.Context, info *request.RequestInfo) (release func(), err error) {
+// charge charges a request. The error says which limit is reached.
+func (n *nodeConnections) charge(ctx context.Context, info *request.RequestInfo) (release func(), err error) {
 	node, where := n.node(info), "to pods whose node is not known"
 	if node != "" {
 		where = "to the node " + node

@@ -35,7 +35,7 @@ func (a refusing) check(r *http.Request) error {
 	shown := r.TLS.PeerCertificates[0]
 	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	if a.conns != nil && local != nil {
-		if c, ok := a.conns.open.Load(ends{local.String(), r.RemoteAddr}); ok {
+		if c, ok := a.conns.open.Load(connectionAddresses{local.String(), r.RemoteAddr}); ok {
 			hold := func() (func(), error) { return a.guard.Hold(shown, func() { _ = c.(*nodeConn).Conn.Close() }) }
 			if err := c.(*nodeConn).holdOnce(hold); err != nil {
 				return err
@@ -51,8 +51,8 @@ type nodeListener struct {
 	open sync.Map // ends → *nodeConn
 }
 
-// ends are the addresses of a connection.
-type ends struct{ local, remote string }
+// connectionAddresses are the addresses of a connection.
+type connectionAddresses struct{ local, remote string }
 
 // Accept implements net.Listener.
 func (l *nodeListener) Accept() (net.Conn, error) {
@@ -60,7 +60,7 @@ func (l *nodeListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &nodeConn{Conn: inner, l: l, ends: ends{inner.LocalAddr().String(), inner.RemoteAddr().String()}}
+	c := &nodeConn{Conn: inner, l: l, ends: connectionAddresses{inner.LocalAddr().String(), inner.RemoteAddr().String()}}
 	l.open.Store(c.ends, c)
 	return c, nil
 }
@@ -69,7 +69,7 @@ func (l *nodeListener) Accept() (net.Conn, error) {
 type nodeConn struct {
 	net.Conn
 	l    *nodeListener
-	ends ends
+	ends connectionAddresses
 
 	mu      sync.Mutex
 	closed  bool

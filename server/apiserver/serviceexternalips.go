@@ -98,7 +98,7 @@ func (p *serviceExternalIPs) Validate(ctx context.Context, a admission.Attribute
 	}
 	old, _ := a.GetOldObject().(*core.Service) // nil when the Service is created
 	r := newExternalIPRequest(svc, old)
-	if len(r.addresses) == 0 || !r.more() {
+	if len(r.addresses) == 0 || !r.requestsMore() {
 		return nil
 	}
 	if !p.WaitForReady() {
@@ -179,7 +179,7 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 		for _, text := range s.Spec.ExternalIPs {
 			at, _ := parseLenientIP(text)
 			for _, sp := range s.Spec.Ports {
-				if port := loadbalancer.PortOf(sp.Protocol, sp.Port); r.adds(at, port) {
+				if port := loadbalancer.PortOf(sp.Protocol, sp.Port); r.requestsNew(at, port) {
 					return fmt.Errorf("a Service of another namespace has the external IP %s with port %s: take another address or port, "+
 						"or remove it from that Service", at, port)
 				}
@@ -230,8 +230,8 @@ func (r externalIPRequest) added() (out []netip.Addr) {
 	return out
 }
 
-// more says whether the Service requests an address or a port that it did not have before.
-func (r externalIPRequest) more() bool {
+// requestsMore says whether the Service requests an address or a port that it did not have before.
+func (r externalIPRequest) requestsMore() bool {
 	for _, isNew := range r.ports {
 		if isNew {
 			return true
@@ -240,8 +240,8 @@ func (r externalIPRequest) more() bool {
 	return len(r.added()) > 0
 }
 
-// adds says whether the Service requests this port at this address and did not have both before.
-func (r externalIPRequest) adds(ip netip.Addr, p loadbalancer.Port) bool {
+// requestsNew says whether the Service requests this port at this address and did not have both before.
+func (r externalIPRequest) requestsNew(ip netip.Addr, p loadbalancer.Port) bool {
 	newAddress, hasAddress := r.addresses[ip]
 	newPort, hasPort := r.ports[p]
 	return hasAddress && hasPort && (newAddress || newPort)

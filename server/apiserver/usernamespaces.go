@@ -96,7 +96,7 @@ func (u *userNamespaces) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the request has no user", http.StatusUnauthorized)
 		return
 	}
-	names, err := u.of(r.Context(), asking)
+	names, err := u.namespacesOf(r.Context(), asking)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
@@ -105,9 +105,10 @@ func (u *userNamespaces) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(clusterconfig.Namespaces{Namespaces: names}) // an error means that the client has ended
 }
 
-// of returns the names of a user's namespaces. These are all namespaces when a ClusterRoleBinding gives rights to
-// namespaced resources, and else those in which a RoleBinding gives rights. A binding to a missing role gives none.
-func (u *userNamespaces) of(ctx context.Context, asking user.Info) ([]string, error) {
+// namespacesOf returns the names of a user's namespaces. These are all namespaces when a ClusterRoleBinding gives
+// rights to namespaced resources, and else those in which a RoleBinding gives rights. A binding to a missing role gives
+// none.
+func (u *userNamespaces) namespacesOf(ctx context.Context, asking user.Info) ([]string, error) {
 	all, err := u.everywhere(ctx, asking)
 	if err != nil {
 		return nil, err

@@ -131,7 +131,7 @@ func TestUsersNamespacesFollowRoleBindings(t *testing.T) {
 func TestNamespacesWithoutKinds(t *testing.T) {
 	u := newUserNamespaces(t)
 	u.kinds = func(context.Context) ([]schema.GroupResource, error) { return nil, errors.New("no discovery") }
-	if got, err := u.of(t.Context(), &user.DefaultInfo{Name: "anna", Groups: []string{user.AllAuthenticated}}); err != nil || !slices.Equal(got, []string{"a"}) {
+	if got, err := u.namespacesOf(t.Context(), &user.DefaultInfo{Name: "anna", Groups: []string{user.AllAuthenticated}}); err != nil || !slices.Equal(got, []string{"a"}) {
 		t.Errorf("%v, %v", got, err)
 	}
 	for name, want := range map[string]int{"": http.StatusUnauthorized, "nora": http.StatusServiceUnavailable} {

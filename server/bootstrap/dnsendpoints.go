@@ -122,7 +122,7 @@ func (d *DNSEndpoints) reconcile(ctx context.Context) error {
 	var errs []error
 	for _, n := range nodes {
 		if want := desiredSlice(n, d.clusterDNS); want != nil {
-			errs = append(errs, d.put(ctx, have[want.Name], want))
+			errs = append(errs, d.writeSlice(ctx, have[want.Name], want))
 			delete(have, want.Name)
 		}
 	}
@@ -132,12 +132,12 @@ func (d *DNSEndpoints) reconcile(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.EndpointSlice) error {
+func (d *DNSEndpoints) writeSlice(ctx context.Context, have, want *discoveryv1.EndpointSlice) error {
 	api := d.client.DiscoveryV1().EndpointSlices(want.Namespace)
 	switch {
 	case have == nil:
 		_, err := api.Create(ctx, want, metav1.CreateOptions{})
-		if apierrors.IsAlreadyExists(err) && d.made(ctx, want) {
+		if apierrors.IsAlreadyExists(err) && d.hasMade(ctx, want) {
 			return nil // the informer has not delivered it yet; its event begins the next round
 		}
 		return sliceError("creating", want, err)
@@ -152,8 +152,8 @@ func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.Endpoint
 	return sliceError("updating", want, err)
 }
 
-// made says whether this controller has already made a slice of that name.
-func (d *DNSEndpoints) made(ctx context.Context, s *discoveryv1.EndpointSlice) bool {
+// hasMade says whether this controller has already made a slice of that name.
+func (d *DNSEndpoints) hasMade(ctx context.Context, s *discoveryv1.EndpointSlice) bool {
 	is, err := d.client.DiscoveryV1().EndpointSlices(s.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
 	return err == nil && is.Labels[discoveryv1.LabelManagedBy] == endpointsManager
 }

@@ -60,7 +60,7 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	changed := timers.NewSignal() // sent when a node has to be checked
 	look := func(obj any) {
-		if n, ok := obj.(*corev1.Node); ok && (leaves(n) || stays(n)) {
+		if n, ok := obj.(*corev1.Node); ok && (leaves(n) || departureCancelled(n)) {
 			changed.Send()
 		}
 	}
@@ -85,7 +85,7 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 		case <-again:
 		}
 		again = nil
-		if d.once(ctx) {
+		if d.takeNextSteps(ctx) {
 			again = time.After(departurePoll)
 		}
 	}
@@ -97,20 +97,20 @@ func leaves(n *corev1.Node) bool {
 	return asked && n.DeletionTimestamp == nil
 }
 
-// stays says whether the order to leave was cancelled, but its record is still there.
-func stays(n *corev1.Node) bool {
+// departureCancelled says whether the order to leave was cancelled, but its record is still there.
+func departureCancelled(n *corev1.Node) bool {
 	_, asked := n.Annotations[clusterconfig.LeaveAnnotation]
 	_, noted := n.Annotations[departureSince]
 	return noted && !asked && n.DeletionTimestamp == nil
 }
 
-// once takes the next step for each leaving node. It returns true if there are leaving nodes left.
-func (d *departures) once(ctx context.Context) bool {
+// takeNextSteps takes the next step for each leaving node. It returns true if there are leaving nodes left.
+func (d *departures) takeNextSteps(ctx context.Context) bool {
 	nodes, err := d.nodes.List(labels.Everything())
 	unfinished := err != nil
 	leaving := map[types.UID]time.Time{}
 	for _, n := range nodes {
-		if stays(n) {
+		if departureCancelled(n) {
 			if err := d.cancel(ctx, n); err != nil && ctx.Err() == nil {
 				d.log.Warn("the removal of a node was cancelled, but that could not be recorded; retrying", "node", n.Name, "error", err)
 				unfinished = true

@@ -105,22 +105,22 @@ func TestPodsAreEvictedBeforeTheirNodeIsDeleted(t *testing.T) {
 	over := plainPod("over")
 	over.Status.Phase = corev1.PodSucceeded
 	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("a"), plainPod("b"), ofDaemonSet, mirror, over)
-	testenv.True(t, l.once(t.Context()), "the node left before its pods")
+	testenv.True(t, l.takeNextSteps(t.Context()), "the node left before its pods")
 	if n := l.node(t); n == nil || !n.Spec.Unschedulable {
 		t.Errorf("new pods are not kept away: %+v", n)
 	}
 	slices.Sort(l.evicted)
 	testenv.Equal(t, strings.Join(l.evicted, " "), "a b", "evicted")
-	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the pods are gone, and the node is still there")
+	testenv.False(t, l.takeNextSteps(t.Context()) || l.node(t) != nil, "the pods are gone, and the node is still there")
 }
 
 func TestNodeIsDeletedWhenItsTimeIsUp(t *testing.T) {
 	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("its disruption budget does not allow it")
 	for l.passed = 0; l.passed < time.Minute; l.passed += 10 * time.Second {
-		testenv.Require(t, l.once(t.Context()) && l.node(t) != nil, "the node is gone after %s", l.passed)
+		testenv.Require(t, l.takeNextSteps(t.Context()) && l.node(t) != nil, "the node is gone after %s", l.passed)
 	}
-	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the node is there after %s", l.passed)
+	testenv.False(t, l.takeNextSteps(t.Context()) || l.node(t) != nil, "the node is there after %s", l.passed)
 }
 
 func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
@@ -128,19 +128,19 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 		l := newLeaving(t, "1h0m0s", ready, plainPod("a"))
 		l.refuse = apierrors.NewTooManyRequestsError("not now")
 		l.silentSince(t, 0)
-		if !l.once(t.Context()) || l.node(t) == nil {
+		if !l.takeNextSteps(t.Context()) || l.node(t) == nil {
 			t.Errorf("Ready is %s: the node of a machine that is silent for a moment was deleted", ready)
 		}
 		l.passed = departedAfter
-		testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "Ready is %s: the node is there after %s", ready, l.passed)
+		testenv.False(t, l.takeNextSteps(t.Context()) || l.node(t) != nil, "Ready is %s: the node is there after %s", ready, l.passed)
 	}
 	// A node that never said whether it is Ready counts from the order.
 	l := newLeaving(t, "1h0m0s", "", plainPod("a"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
 	for l.passed = 0; l.passed < departedAfter; l.passed += 20 * time.Second {
-		testenv.Require(t, l.once(t.Context()) && l.node(t) != nil, "without a word, the node was deleted after %s", l.passed)
+		testenv.Require(t, l.takeNextSteps(t.Context()) && l.node(t) != nil, "without a word, the node was deleted after %s", l.passed)
 	}
-	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "without a word, the node is there")
+	testenv.False(t, l.takeNextSteps(t.Context()) || l.node(t) != nil, "without a word, the node is there")
 }
 
 // TestNewLeaderGoesOn: a node's time to leave goes on under the next leader; and an order that was taken back and given
@@ -148,18 +148,18 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 func TestNewLeaderGoesOn(t *testing.T) {
 	l := newLeaving(t, "10m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
-	testenv.Require(t, l.once(t.Context()), "it left at once")
+	testenv.Require(t, l.takeNextSteps(t.Context()), "it left at once")
 	l.successor(t, l.node(t))
 	l.passed = 10 * time.Minute
-	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the node is there when its time is up under another leader")
+	testenv.False(t, l.takeNextSteps(t.Context()) || l.node(t) != nil, "the node is there when its time is up under another leader")
 
 	l = newLeaving(t, "10m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
-	l.once(t.Context())
+	l.takeNextSteps(t.Context())
 	n := l.node(t)
 	delete(n.Annotations, clusterconfig.LeaveAnnotation)
 	l.successor(t, n)
-	l.once(t.Context())
+	l.takeNextSteps(t.Context())
 	if n = l.node(t); n == nil || n.Annotations[departureSince] != "" {
 		t.Fatalf("what was noted of an order that was taken back is still there: %+v", n)
 	}
@@ -168,7 +168,7 @@ func TestNewLeaderGoesOn(t *testing.T) {
 func TestOrderToLeaveIsTakenBack(t *testing.T) {
 	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
-	l.once(t.Context())
+	l.takeNextSteps(t.Context())
 	n := l.node(t)
 	delete(n.Annotations, clusterconfig.LeaveAnnotation)
 	set := func() {
@@ -178,18 +178,18 @@ func TestOrderToLeaveIsTakenBack(t *testing.T) {
 	}
 	set()
 	l.passed = 2 * time.Minute
-	testenv.False(t, l.once(t.Context()) || l.node(t) == nil, "the node was deleted although the order was taken back")
+	testenv.False(t, l.takeNextSteps(t.Context()) || l.node(t) == nil, "the node was deleted although the order was taken back")
 	delete(n.Annotations, departureSince)
 	// Given again, it has its whole time again.
 	n.Annotations[clusterconfig.LeaveAnnotation] = "1m0s"
 	set()
-	testenv.False(t, !l.once(t.Context()) || l.node(t) == nil, "the second order had the time of the first")
+	testenv.False(t, !l.takeNextSteps(t.Context()) || l.node(t) == nil, "the second order had the time of the first")
 }
 
 func TestWrongOrdersRemoveNothing(t *testing.T) {
 	for _, grace := range []string{"", "soon", "-1s", "60", "25h"} {
 		l := newLeaving(t, grace, corev1.ConditionTrue, plainPod("a"))
-		if !l.once(t.Context()) || l.node(t) == nil || l.node(t).Spec.Unschedulable || len(l.evicted) > 0 {
+		if !l.takeNextSteps(t.Context()) || l.node(t) == nil || l.node(t).Spec.Unschedulable || len(l.evicted) > 0 {
 			t.Errorf("%q did something", grace)
 		}
 	}
@@ -198,5 +198,5 @@ func TestWrongOrdersRemoveNothing(t *testing.T) {
 func TestFailedEvictionsKeepTheNode(t *testing.T) {
 	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("a"))
 	l.refuse = apierrors.NewInternalError(errors.New("the webhook does not answer"))
-	testenv.False(t, !l.once(t.Context()) || l.node(t) == nil, "the node was deleted although its pods could not be evicted")
+	testenv.False(t, !l.takeNextSteps(t.Context()) || l.node(t) == nil, "the node was deleted although its pods could not be evicted")
 }

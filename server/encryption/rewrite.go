@@ -45,7 +45,7 @@ func Rewrite(ctx context.Context, config *rest.Config, resources []string, done 
 	}
 	r := rewriter{client: client, done: done}
 	for _, gvr := range kinds {
-		if err := r.all(ctx, gvr); err != nil {
+		if err := r.rewriteAll(ctx, gvr); err != nil {
 			return fmt.Errorf("writing %s again: %w", gvr.GroupResource(), err)
 		}
 	}
@@ -106,7 +106,7 @@ type rewriter struct {
 	errs   []error
 }
 
-func (r *rewriter) all(ctx context.Context, gvr schema.GroupVersionResource) error {
+func (r *rewriter) rewriteAll(ctx context.Context, gvr schema.GroupVersionResource) error {
 	opts := metav1.ListOptions{Limit: pageSize}
 	for {
 		page, err := r.client.Resource(gvr).List(ctx, opts)
@@ -118,7 +118,7 @@ func (r *rewriter) all(ctx context.Context, gvr schema.GroupVersionResource) err
 			return err
 		}
 		for i := range page.Items {
-			if err := r.one(ctx, gvr, &page.Items[i]); err != nil {
+			if err := r.rewriteObject(ctx, gvr, &page.Items[i]); err != nil {
 				return err
 			}
 		}
@@ -128,8 +128,8 @@ func (r *rewriter) all(ctx context.Context, gvr schema.GroupVersionResource) err
 	}
 }
 
-// one writes one object again. It returns an error only when continuing is useless.
-func (r *rewriter) one(ctx context.Context, gvr schema.GroupVersionResource, o *metav1.PartialObjectMetadata) error {
+// rewriteObject writes one object again. It returns an error only when continuing is useless.
+func (r *rewriter) rewriteObject(ctx context.Context, gvr schema.GroupVersionResource, o *metav1.PartialObjectMetadata) error {
 	_, err := r.client.Resource(gvr).Namespace(o.Namespace).Patch(ctx, o.Name, types.MergePatchType, []byte("{}"), metav1.PatchOptions{})
 	r.count++
 	r.done(r.count)

@@ -48,7 +48,7 @@ func (o Rotation) Run(ctx context.Context) error {
 		return err
 	}
 	defer alone.Close()
-	r, err := o.begin(ctx)
+	r, err := o.beginOrResume(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,8 +68,8 @@ func (o Rotation) Run(ctx context.Context) error {
 	return nil
 }
 
-// begin returns the interrupted rotation, or begins one.
-func (o Rotation) begin(ctx context.Context) (sharedKeys, error) {
+// beginOrResume returns the interrupted rotation, or begins one.
+func (o Rotation) beginOrResume(ctx context.Context) (sharedKeys, error) {
 	path := filepath.Join(o.Dir, configFile)
 	l, err := readLayout(path)
 	if errors.Is(err, errForeign) {
@@ -94,7 +94,7 @@ func (o Rotation) begin(ctx context.Context) (sharedKeys, error) {
 	}
 	r.Keys = append(slices.Clone(r.Keys), k)
 	r.State = state{Stage: StagePrepare, NewKey: k.Name, Started: o.Clock.Now().UTC()}
-	if r, err = o.put(ctx, r); err != nil {
+	if r, err = o.writeRecord(ctx, r); err != nil {
 		return sharedKeys{}, fmt.Errorf("beginning the rotation: %w", err)
 	}
 	return r, nil
@@ -145,7 +145,7 @@ func (o Rotation) step(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	default:
 		return r, fmt.Errorf("the stage %q is unknown: a newer version may have started this rotation. Continue it with that version", r.State.Stage)
 	}
-	put, err := o.put(ctx, next)
+	put, err := o.writeRecord(ctx, next)
 	if err != nil {
 		return r, err
 	}
@@ -156,7 +156,7 @@ func (o Rotation) step(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 func (o Rotation) awaitServers(ctx context.Context, r sharedKeys) error {
 	began, last := o.Clock.Now(), ""
 	for {
-		missing, err := o.missing(ctx, r.Generation)
+		missing, err := o.serversWithOlderKeys(ctx, r.Generation)
 		if err == nil && len(missing) == 0 {
 			return nil
 		}
@@ -180,8 +180,8 @@ func (o Rotation) awaitServers(ctx context.Context, r sharedKeys) error {
 	}
 }
 
-// missing returns the servers that have loaded only an older generation.
-func (o Rotation) missing(ctx context.Context, generation uint64) ([]string, error) {
+// serversWithOlderKeys returns the servers that have loaded only an older generation.
+func (o Rotation) serversWithOlderKeys(ctx context.Context, generation uint64) ([]string, error) {
 	servers, err := o.Servers(ctx)
 	if err == nil && len(servers) == 0 {
 		err = errors.New("the store names no server")

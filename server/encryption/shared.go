@@ -149,8 +149,8 @@ var errOtherRotation = errors.New("another server rotates the encryption key at 
 	"readable; when the other one has ended, run it again if the key is to " +
 	"be replaced once more")
 
-// put writes the record as the next generation, unless another server has written one in the meantime.
-func (s Shared) put(ctx context.Context, r sharedKeys) (sharedKeys, error) {
+// writeRecord writes the record as the next generation, unless another server has written one in the meantime.
+func (s Shared) writeRecord(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	r.Generation++
 	revision, err := s.box().Put(ctx, r, r.revision)
 	if errors.Is(err, storecrypt.ErrChanged) {

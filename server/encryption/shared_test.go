@@ -365,7 +365,7 @@ func TestOlderKeysDoNotReplaceNewer(t *testing.T) {
 	l := testenv.Must(readLayout(path))(t)
 	server := Shared{KV: kv, Secret: []byte("of the cluster"), Dir: dir}
 	second := testenv.Must(newKey(l.keyNames()))(t)
-	r := testenv.Must(server.put(t.Context(), sharedKeys{Keys: []key{l.keys[0], second}, State: state{Stage: StagePrepare, NewKey: second.Name}}))(t)
+	r := testenv.Must(server.writeRecord(t.Context(), sharedKeys{Keys: []key{l.keys[0], second}, State: state{Stage: StagePrepare, NewKey: second.Name}}))(t)
 
 	held := heldKV{KV: kv, read: make(chan struct{}), release: make(chan struct{})}
 	command := server
@@ -374,7 +374,7 @@ func TestOlderKeysDoNotReplaceNewer(t *testing.T) {
 	both.Go(func() { testenv.Check(t, testenv.Err(command.Pull(t.Context()))) })
 	<-held.read
 	r.Keys, r.State.Stage = []key{second, l.keys[0]}, StageReencrypt
-	testenv.Must(server.put(t.Context(), r))(t)
+	testenv.Must(server.writeRecord(t.Context(), r))(t)
 	done := make(chan struct{})
 	both.Go(func() {
 		defer close(done)

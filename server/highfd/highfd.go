@@ -24,12 +24,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// first is the lowest number that a socket gets here. A server has 40 to 300 descriptors.
-const first = 512
+// firstDescriptor is the lowest number that a socket gets here. A server has 40 to 300 descriptors.
+const firstDescriptor = 512
 
-// tries is how often a duplicate is made. Other goroutines may close files in the meantime, and the duplicate may get
-// one of their numbers.
-const tries = 8
+// mostTries is how often a duplicate is made. Other goroutines may close files in the meantime, and the duplicate may
+// get one of their numbers.
+const mostTries = 8
 
 // socket is a socket that package net can make again from a duplicate of its descriptor.
 type socket interface {
@@ -78,7 +78,7 @@ var (
 func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err error) {
 	if n, err := number(from); err != nil {
 		return moved, err
-	} else if n >= first {
+	} else if n >= firstDescriptor {
 		return moved, errThere
 	}
 	mu.Lock()
@@ -88,7 +88,7 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 		return moved, err
 	}
 	defer f.Close()
-	for range tries {
+	for range mostTries {
 		release, err := reserveLowFDs()
 		defer release() // at the end: the next attempt needs other numbers
 		if err != nil {
@@ -99,7 +99,7 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 			// and outlasts Close.
 			return moved, errors.Join(err, unblock(from))
 		}
-		if n, err := number(moved); err == nil && n >= first {
+		if n, err := number(moved); err == nil && n >= firstDescriptor {
 			return moved, nil
 		}
 		defer moved.Close()
@@ -142,7 +142,7 @@ func reserveLowFDs() (release func(), err error) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return release, fmt.Errorf("asking how many files may be open: %w", err)
 	}
-	if limit.Cur < 2*first {
+	if limit.Cur < 2*firstDescriptor {
 		return release, fmt.Errorf("only %d files may be open, so that there are no high numbers", limit.Cur)
 	}
 	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -151,7 +151,7 @@ func reserveLowFDs() (release func(), err error) {
 	}
 	for fd := null; ; {
 		held = append(held, fd)
-		if fd >= first {
+		if fd >= firstDescriptor {
 			return release, nil
 		}
 		if fd, err = unix.FcntlInt(uintptr(null), unix.F_DUPFD_CLOEXEC, 0); err != nil {

@@ -50,11 +50,11 @@ func TestMovedConnectionsWorkAndClose(t *testing.T) {
 	l, calls, called := pair(t)
 	before := openFiles(t)
 	for what, c := range map[string]any{"listener": l, "connection": calls} {
-		if n := numberOf(t, c); n < first {
+		if n := numberOf(t, c); n < firstDescriptor {
 			t.Errorf("the %s has number %d", what, n)
 		}
 	}
-	if n := numberOf(t, called); n >= first {
+	if n := numberOf(t, called); n >= firstDescriptor {
 		t.Errorf("what was not moved has number %d", n)
 	}
 	for option, level := range map[int]int{unix.TCP_NODELAY: unix.IPPROTO_TCP, unix.SO_KEEPALIVE: unix.SOL_SOCKET} {
@@ -88,11 +88,11 @@ func TestNoHighNumbersLeaveTheDescriptor(t *testing.T) {
 	defer a.Close()
 	defer b.Close()
 	testenv.Equal(t, Conn(a), a, "a connection without a descriptor was replaced:")
-	allow(t, 2*first-1)
+	allow(t, 2*firstDescriptor-1)
 	l, calls, called := pair(t)
 	before := openFiles(t)
 	testenv.False(t, Conn(calls) != calls || Listener(l) != l, "something was replaced")
-	if n := openFiles(t); n != before || numberOf(t, calls) >= first {
+	if n := openFiles(t); n != before || numberOf(t, calls) >= firstDescriptor {
 		t.Errorf("%d files are open, before %d", n, before)
 	}
 	testenv.Check(t, testenv.Err(called.Write([]byte("x"))))
@@ -111,7 +111,7 @@ func TestSocketFileIsRemovedAtClose(t *testing.T) {
 // TestNothingLeaksWhenLowNumbersAreTaken: where all low numbers are taken, nothing is moved, and nothing is left open.
 func TestNothingLeaksWhenLowNumbersAreTaken(t *testing.T) {
 	var last int
-	for last < first {
+	for last < firstDescriptor {
 		last = take(t, 0)
 	}
 	l, calls, _ := pair(t)
@@ -141,8 +141,8 @@ func TestDeadlinesWorkWithFewDescriptorsLeft(t *testing.T) {
 			defer func() { c.Close() }()
 			before := openFiles(t)
 			t.Run("full", func(t *testing.T) { // what it takes it gives back
-				allow(t, 2*first)
-				for fd := first; fd < 2*first-left; fd++ {
+				allow(t, 2*firstDescriptor)
+				for fd := firstDescriptor; fd < 2*firstDescriptor-left; fd++ {
 					take(t, fd)
 				}
 				l, c = Listener(l), Conn(c)
@@ -214,7 +214,7 @@ func TestConcurrentOpensDoNotLowerTheNumber(t *testing.T) {
 		c, err := net.Dial("tcp", l.Addr().String())
 		testenv.NoError(t, err)
 		moved := Conn(c)
-		if n := numberOf(t, moved); n < first {
+		if n := numberOf(t, moved); n < firstDescriptor {
 			t.Errorf("a connection has number %d", n)
 		}
 		moved.Close()

@@ -157,9 +157,9 @@ func TestSlowNodeBesideAFastMachineCanBeChecked(t *testing.T) {
 		want          bool
 	}{
 		{0, 0, true},
-		{near - 50*time.Millisecond, 0, true},
-		{near - 50*time.Millisecond, time.Second, true},
-		{near + 50*time.Millisecond, 0, false},
+		{nearResponse - 50*time.Millisecond, 0, true},
+		{nearResponse - 50*time.Millisecond, time.Second, true},
+		{nearResponse + 50*time.Millisecond, 0, false},
 		{900 * time.Millisecond, 900 * time.Millisecond, false}, // over a satellite
 	} {
 		synctest.Test(t, func(t *testing.T) {

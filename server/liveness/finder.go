@@ -56,7 +56,7 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 		case <-time.After(pause):
 		}
 		var batch []string
-		batch, pause = tries.due(f.Tunnels.Indirect(), time.Now(), func(name string) bool { return f.Roster.Node(name) != nil })
+		batch, pause = tries.dueNodes(f.Tunnels.Indirect(), time.Now(), func(name string) bool { return f.Roster.Node(name) != nil })
 		var running sync.WaitGroup
 		for _, name := range batch {
 			running.Go(func() {

@@ -55,13 +55,13 @@ const (
 	recheck, recheckFar = time.Second, 10 * time.Second
 	// retry is the pause after a failed write.
 	retry = time.Second
-	// rest is the longest pause between two rounds over all nodes.
-	rest = 5 * time.Second
+	// maxPause is the longest pause between two rounds over all nodes.
+	maxPause = 5 * time.Second
 	// stall is the delay from which on this whole process counts as paused: nearly long enough for nodes to close their
 	// connections.
 	stall = 5 * time.Second
-	// settle is how long the readers of connections get after this server was short of CPU.
-	settle = 250 * time.Millisecond
+	// catchUpTime is how long the readers of connections get after this server was short of CPU.
+	catchUpTime = 250 * time.Millisecond
 	// parallel is how many nodes are checked, or written, concurrently.
 	parallel = 64
 )
@@ -160,7 +160,7 @@ func (j *NodeMonitor) Suspect(node string) {
 func (j *NodeMonitor) Run(ctx context.Context) {
 	j.began = j.o.Now()
 	for ctx.Err() == nil {
-		pause := j.round(ctx)
+		pause := j.examineNodes(ctx)
 		due := j.o.Now().Add(pause)
 		timer := time.NewTimer(pause)
 		select {
@@ -175,7 +175,7 @@ func (j *NodeMonitor) Run(ctx context.Context) {
 		case <-timer.C:
 		}
 		if late := j.o.Now().Sub(due); late > lateBy { // pings of nodes may not have been read yet
-			timers.Sleep(ctx, settle)
+			timers.Sleep(ctx, catchUpTime)
 			j.handlePause(late)
 		}
 	}
@@ -201,14 +201,14 @@ func (j *NodeMonitor) lastPause() time.Time {
 	return time.Time{}
 }
 
-// round examines all nodes once and returns the pause until the next round.
-func (j *NodeMonitor) round(ctx context.Context) (pause time.Duration) {
+// examineNodes examines all nodes once and returns the pause until the next round.
+func (j *NodeMonitor) examineNodes(ctx context.Context) (pause time.Duration) {
 	nodes, err := j.o.Nodes.List(labels.Everything())
 	if err != nil { // a cache's lister returns no error
 		return retry
 	}
 	now := j.o.Now()
-	pause = rest
+	pause = maxPause
 	soon := func(d time.Duration) { pause = max(min(pause, d), 50*time.Millisecond) }
 	var doubtful []*corev1.Node
 	seen := map[string]bool{}
@@ -242,7 +242,7 @@ func (j *NodeMonitor) round(ctx context.Context) (pause time.Duration) {
 	// earlier contacts then do not count any more
 	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slow })
 	due := now.Add(pause) // when the first node has to be checked, however long checks and writes take
-	pause = rest
+	pause = maxPause
 	if len(doubtful) > 0 {
 		first := j.firstOf(doubtful)
 		j.check(ctx, first)
@@ -254,7 +254,7 @@ func (j *NodeMonitor) round(ctx context.Context) (pause time.Duration) {
 		soon(retry)
 	}
 	if j.undecided {
-		soon(settle)
+		soon(catchUpTime)
 	}
 	soon(due.Sub(j.o.Now()))
 	return pause
@@ -369,7 +369,7 @@ func (j *NodeMonitor) revive(name string, s *state) {
 // check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, except
 // for a node that has had no contact for so long that it is dead even if its machine answers.
 func (j *NodeMonitor) check(ctx context.Context, doubtful []*corev1.Node) {
-	each(parallel, doubtful, func(n *corev1.Node) {
+	forEach(parallel, doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		_, connected := j.contact(n.Name, s)
 		if !connected && j.leaseRenewed(ctx, n.Name, s) {
@@ -425,8 +425,8 @@ func (j *NodeMonitor) leaseRenewed(ctx context.Context, node string, s *state) b
 	return renewed
 }
 
-// each calls f for all items, at most atOnce concurrently, and waits for all.
-func each[T any](atOnce int, items []T, f func(T)) {
+// forEach calls f for all items, at most atOnce concurrently, and waits for all.
+func forEach[T any](atOnce int, items []T, f func(T)) {
 	workqueue.ParallelizeUntil(context.Background(), atOnce, len(items), func(i int) { f(items[i]) })
 }
 

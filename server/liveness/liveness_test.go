@@ -425,7 +425,7 @@ func TestEvictionWaitsWhenMostVanish(t *testing.T) {
 						w.silent[name] = true
 					}
 				})
-				time.Sleep(hold / 2)
+				time.Sleep(evictionHold / 2)
 				w.do(func() {
 					for _, name := range tt.die {
 						w.silent[name] = true
@@ -434,7 +434,7 @@ func TestEvictionWaitsWhenMostVanish(t *testing.T) {
 				dead := slices.Sorted(slices.Values(slices.Concat(tt.before, tt.die)))
 				time.Sleep(4 * time.Second)
 				w.want("at once", tt.now, dead)
-				time.Sleep(hold - 10*time.Second)
+				time.Sleep(evictionHold - 10*time.Second)
 				w.want("a little before the end of the wait", tt.now, dead)
 				time.Sleep(20 * time.Second)
 				w.want("after it", tt.afterTheWait, dead)
@@ -654,7 +654,7 @@ func TestReturnOfADeletedNode(t *testing.T) {
 // A node whose machine vanishes in the moment in which its Node is made has been heard before the judge saw it.
 func TestDeathOfANewNode(t *testing.T) {
 	live(t, 2, func(w *world) {
-		time.Sleep(rest / 2)
+		time.Sleep(maxPause / 2)
 		w.do(func() {
 			w.silent["n9"] = true
 			w.contacts["n9"] = tunnels.Contact{Last: time.Now(), Open: true, Direct: true}
@@ -664,7 +664,7 @@ func TestDeathOfANewNode(t *testing.T) {
 			_, err = w.client.CoreV1().Pods("default").Create(t.Context(), pod("n9"), metav1.CreateOptions{})
 		}
 		testenv.NoError(t, err)
-		time.Sleep(rest + 2*time.Second)
+		time.Sleep(maxPause + 2*time.Second)
 		w.want("as soon as the judge has seen and checked it", []string{"n9"}, []string{"n9"})
 	})
 }

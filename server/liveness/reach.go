@@ -25,15 +25,15 @@ const (
 	// packet decides nothing. The kernel itself would wait a second before it sends another one.
 	attempts     = 3
 	attemptAfter = 150 * time.Millisecond
-	// near is the longest response time with which a check can still distinguish a live machine from a dead one: one
-	// attempt may fail, and another one still gets its answer within CheckTimeout.
-	near = CheckTimeout / 2
+	// nearResponse is the longest response time with which a check can still distinguish a live machine from a dead
+	// one: one attempt may fail, and another one still gets its answer within CheckTimeout.
+	nearResponse = CheckTimeout / 2
 )
 
 // Reach says whether a machine answers at the port of a node's kubelet. A refused connection counts: the kernel works.
 // It is the node's machine only if ProvesIdentity has shown that before, since a node reports its own addresses.
 func Reach(ctx context.Context, n *corev1.Node) bool {
-	return try(ctx, n, connects)
+	return tryAddresses(ctx, n, connects)
 }
 
 // ProvesIdentity says whether the node itself answers at the port of its kubelet, with a certificate of one of the
@@ -41,14 +41,14 @@ func Reach(ctx context.Context, n *corev1.Node) bool {
 // machine with a response time above near, which a check would find silent after one lost packet.
 func ProvesIdentity(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now time.Time) bool {
 	config := &tls.Config{RootCAs: authorities, ServerName: n.Name, MinVersion: tls.VersionTLS12, Time: func() time.Time { return now }}
-	return try(ctx, n, func(ctx context.Context, at string) bool {
+	return tryAddresses(ctx, n, func(ctx context.Context, at string) bool {
 		return provesIdentity(ctx, at, config, new(net.Dialer).DialContext)
 	})
 }
 
 func provesIdentity(ctx context.Context, at string, config *tls.Config, dial func(ctx context.Context, network, address string) (net.Conn,
 	error)) bool {
-	accepting, cancel := context.WithTimeout(ctx, near)
+	accepting, cancel := context.WithTimeout(ctx, nearResponse)
 	defer cancel()
 	raw, err := dial(accepting, "tcp", at)
 	if err != nil {
@@ -59,8 +59,8 @@ func provesIdentity(ctx context.Context, at string, config *tls.Config, dial fun
 	return c.HandshakeContext(ctx) == nil
 }
 
-// try calls answer for all of a node's addresses, attempts times each. It says whether one call returned true.
-func try(ctx context.Context, n *corev1.Node, answer func(ctx context.Context, at string) bool) bool {
+// tryAddresses calls answer for all of a node's addresses, attempts times each. It says whether one call returned true.
+func tryAddresses(ctx context.Context, n *corev1.Node, answer func(ctx context.Context, at string) bool) bool {
 	addresses := tunnels.Addresses(n)
 	if len(addresses) == 0 {
 		return false

@@ -18,11 +18,11 @@ type reachTry struct {
 	next  time.Time
 }
 
-// due returns which of the nodes that were never reached directly are tried now, and the pause after that. A new node
-// is tried before those whose attempts failed: until a node was reached, its death is noticed late, and there may be
-// hundreds that can never be reached. A node that connects from another address than before counts as new. A node that
-// is not registered yet is tried later, since a new node connects before it registers.
-func (r reachTries) due(unreached map[string]string, now time.Time,
+// dueNodes returns which of the nodes that were never reached directly are tried now, and the pause after that. A new
+// node is tried before those whose attempts failed: until a node was reached, its death is noticed late, and there may
+// be hundreds that can never be reached. A node that connects from another address than before counts as new. A node
+// that is not registered yet is tried later, since a new node connects before it registers.
+func (r reachTries) dueNodes(unreached map[string]string, now time.Time,
 	registered func(node string) bool) (batch []string, pause time.Duration) {
 	pause = reachLater
 	for name, from := range unreached {

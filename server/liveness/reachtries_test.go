@@ -31,7 +31,7 @@ func TestNewNodesAreProbedFirst(t *testing.T) {
 			nodes = maps.Clone(behindRouters)
 			nodes[name] = "10.0.0.1"
 		}
-		batch, pause := r.due(nodes, now, everyone)
+		batch, pause := r.dueNodes(nodes, now, everyone)
 		if n%7 == 3 && !slices.Contains(batch, name) && n > len(behindRouters)/reachAtOnce {
 			t.Fatalf("a node that has just come is not tried, in round %d", n)
 		}
@@ -54,24 +54,24 @@ func TestNewNodesAreProbedFirst(t *testing.T) {
 	r = reachTries{}
 	one := map[string]string{"one": "192.0.2.1"}
 	for i := range 2 * reachSoon {
-		batch, pause := r.due(one, now, everyone)
+		batch, pause := r.dueNodes(one, now, everyone)
 		want := time.Duration(reachEvery)
 		if i >= reachSoon-1 {
 			want = reachLater
 		}
 		testenv.Require(t, len(batch) == 1 && pause == want, "try %d: %q, then %v, want %v", i+1, batch, pause, want)
-		if batch, rest := r.due(one, now.Add(pause/2), everyone); len(batch) != 0 || rest != pause/2 {
+		if batch, rest := r.dueNodes(one, now.Add(pause/2), everyone); len(batch) != 0 || rest != pause/2 {
 			t.Fatalf("too early: %q, %v", batch, rest)
 		}
 		now = now.Add(pause)
 	}
-	if batch, pause := r.due(map[string]string{"one": "192.0.2.1", "unknown": "10.0.0.1"}, now.Add(-reachLater/2),
+	if batch, pause := r.dueNodes(map[string]string{"one": "192.0.2.1", "unknown": "10.0.0.1"}, now.Add(-reachLater/2),
 		func(name string) bool { return name == "one" }); len(batch) != 0 || pause != reachEvery {
 		t.Errorf("one that is not registered yet: %q, %v", batch, pause)
 	}
 	// One that was behind a router for long, and connects from another network before anybody has seen it gone.
 	for i := range 2 {
-		if batch, pause := r.due(map[string]string{"one": "10.0.0.1"}, now.Add(-reachLater/2),
+		if batch, pause := r.dueNodes(map[string]string{"one": "10.0.0.1"}, now.Add(-reachLater/2),
 			everyone); len(batch) != 1-i || pause != reachEvery {
 			t.Errorf("one that has moved, look %d: %q, %v", i+1, batch, pause)
 		}

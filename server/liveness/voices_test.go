@@ -143,7 +143,7 @@ func TestMassFailureThoughMachinesAnswer(t *testing.T) {
 			v.want("while they have time", nil, nil)
 			time.Sleep(6 * time.Second) // fake time
 			v.want("after that", nil, v.names)
-			time.Sleep(hold) // fake time
+			time.Sleep(evictionHold) // fake time
 			v.want("after the wait", v.names, v.names)
 		})
 	}
@@ -175,13 +175,13 @@ func TestBackForAMoment(t *testing.T) {
 		v.mute("n1")
 		time.Sleep(4 * time.Second) // fake time
 		v.want("after the death", []string{"n1"}, []string{"n1"})
-		for range 2 * rest / time.Second {
-			time.Sleep(rest + 500*time.Millisecond) // fake time, as all others; the judge looks after each rest
+		for range 2 * maxPause / time.Second {
+			time.Sleep(maxPause + 500*time.Millisecond) // fake time, as all others; the judge looks after each rest
 			v.speak("n1")
 			testenv.Must(v.client.CoreV1().Pods("default").UpdateStatus(t.Context(), pod("n1"), metav1.UpdateOptions{}))(t)
 			time.Sleep(100 * time.Millisecond) // fake time
 			v.mute("n1")
-			time.Sleep(2*rest + Quick) // fake time
+			time.Sleep(2*maxPause + Quick) // fake time
 			v.want("some time after it was back", []string{"n1"}, []string{"n1"})
 		}
 	})

@@ -20,9 +20,9 @@ import (
 const (
 	// atOnce is the time within which nodes count as vanished at the same time.
 	atOnce = time.Minute
-	// hold is for how long the Nodes are not written when most vanished at the same time and upstream would evict pods
-	// nevertheless. It is upstream's own wait before it evicts.
-	hold = 5 * time.Minute
+	// evictionHold is for how long the Nodes are not written when most vanished at the same time and upstream would
+	// evict pods nevertheless. It is upstream's own wait before it evicts.
+	evictionHold = 5 * time.Minute
 	// decided is how long after a death, at the latest, it is known which nodes vanished at the same time: by then
 	// those that may be longest without contact were checked, too.
 	decided = quickFar + CheckTimeout + lateBy
@@ -50,7 +50,7 @@ func (j *NodeMonitor) write(ctx context.Context, nodes []*corev1.Node) bool {
 	}
 	var left atomic.Bool
 	podsAtOnce := max(1, parallel/max(1, len(todo)))
-	each(parallel, todo, func(n *corev1.Node) {
+	forEach(parallel, todo, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		began := j.o.Now()
 		defer func() { j.handlePause(j.o.Now().Sub(began) - writeTimeout) }()
@@ -99,7 +99,7 @@ func (j *NodeMonitor) suppressMassFailure(nodes []*corev1.Node) {
 	stops := upstreamStops(nodes, lost)
 	for _, n := range nodes {
 		if s := j.nodes[n.Name]; lost(n) && !stops(n) && !s.nodeDone && s.holdNodeTo.IsZero() {
-			s.holdNodeTo = s.dead.Add(hold)
+			s.holdNodeTo = s.dead.Add(evictionHold)
 			j.o.Logger.Warn("most nodes became unreachable at the same time, so this server may be cut off. Services no longer use the node's "+
 				"pods, but "+
 				"the pods are not evicted yet", "node", n.Name, "until", s.holdNodeTo)
@@ -239,7 +239,7 @@ func (j *NodeMonitor) markPods(ctx context.Context, node string, atOnce int) err
 	}
 	shares := slices.Collect(slices.Chunk(all, max(1, (len(all)+atOnce-1)/atOnce)))
 	failed := make(chan error, len(shares)) // one value for each share
-	each(atOnce, shares, func(share []*corev1.Pod) {
+	forEach(atOnce, shares, func(share []*corev1.Pod) {
 		failed <- nodeutil.MarkPodsNotReady(ctx, j.o.Client, j.o.Recorder, share, node)
 	})
 	close(failed)

@@ -54,7 +54,7 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 // answer serves a connection in a goroutine of its own.
 func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	l.mu.Lock()
-	many := len(l.here) > most
+	many := len(l.here) > maxPassed
 	l.mu.Unlock()
 	if many {
 		_ = c.Close() // the client tries again
@@ -92,8 +92,8 @@ func (b *begun) isOver() bool {
 	}
 }
 
-// next returns the next connection for Accept. Waiting connections come first.
-func (l *Listener) next() (net.Conn, error) {
+// nextConn returns the next connection for Accept. Waiting connections come first.
+func (l *Listener) nextConn() (net.Conn, error) {
 	l.mu.Lock()
 	b := l.begun
 	if b != nil && !l.served {

@@ -28,9 +28,9 @@ import (
 const (
 	// dialTimeout limits connecting to one of the other servers.
 	dialTimeout = 2 * time.Second
-	// most is how many connections are passed on concurrently. A node has a few, but any program of the machine may
-	// connect.
-	most = 256
+	// maxPassed is how many connections are passed on concurrently. A node has a few, but any program of the machine
+	// may connect.
+	maxPassed = 256
 )
 
 // All fields of Options are required, except Bound.
@@ -58,24 +58,24 @@ type Listener struct {
 	served     bool // there is an API server, or was one
 	begun      *begun
 	loggedNone bool                            // it was logged that no other server is available
-	here       map[*own]struct{}               // this machine's connections that the API server has
+	here       map[*localConn]struct{}         // this machine's connections that the API server has
 	passed     map[net.Conn]context.CancelFunc // this machine's connections to other servers, pending or established
 }
 
 // New returns a Listener that passes nothing on yet. It then has no goroutine.
 func New(o Options) *Listener {
-	l := &Listener{Listener: o.Listener, o: o, here: map[*own]struct{}{}, passed: map[net.Conn]context.CancelFunc{}}
+	l := &Listener{Listener: o.Listener, o: o, here: map[*localConn]struct{}{}, passed: map[net.Conn]context.CancelFunc{}}
 	l.ctx, l.end = context.WithCancel(context.Background())
 	return l
 }
 
-// own is a connection of this machine that the API server has.
-type own struct {
+// localConn is a connection of this machine that the API server has.
+type localConn struct {
 	net.Conn
 	l *Listener
 }
 
-func (c *own) Close() error {
+func (c *localConn) Close() error {
 	c.l.mu.Lock()
 	delete(c.l.here, c)
 	c.l.mu.Unlock()
@@ -85,7 +85,7 @@ func (c *own) Close() error {
 // Accept returns the next connection that this server has to serve.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
-		c, err := l.next()
+		c, err := l.nextConn()
 		if err != nil || !l.fromHere(c) {
 			return c, err
 		}
@@ -112,15 +112,15 @@ func (l *Listener) accept(c net.Conn) net.Conn {
 	defer l.mu.Unlock()
 	switch {
 	case !l.failedOver:
-		mine := &own{Conn: c, l: l}
+		mine := &localConn{Conn: c, l: l}
 		l.here[mine] = struct{}{}
 		return mine
-	case len(l.passed) == most:
+	case len(l.passed) == maxPassed:
 		_ = c.Close() // the client tries again
 	default:
 		ctx, cancel := context.WithCancel(l.ctx)
 		l.passed[c] = cancel
-		l.running.Go(func() { l.pass(ctx, c) })
+		l.running.Go(func() { l.passOn(ctx, c) })
 	}
 	return nil
 }
@@ -159,8 +159,8 @@ func (l *Listener) End() {
 	}
 }
 
-// pass joins a connection with one to another server until ctx is done.
-func (l *Listener) pass(ctx context.Context, c net.Conn) {
+// passOn joins a connection with one to another server until ctx is done.
+func (l *Listener) passOn(ctx context.Context, c net.Conn) {
 	defer func() {
 		_ = c.Close()
 		l.mu.Lock()

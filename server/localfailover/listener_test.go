@@ -211,7 +211,7 @@ func TestNoFailoverTargetClosesConnections(t *testing.T) {
 func TestForwardedConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t)
 	f.l.FailOver(true)
-	for range most {
+	for range maxPassed {
 		f.wants(f.connect(), "other")
 	}
 	f.ends(f.connect())

@@ -23,8 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// part is the status line that shows that a flag differs from the cluster's back end. There is no line before that.
-const part = "network back end"
+// partName is the status line that shows that a flag differs from the cluster's back end. There is no line before that.
+const partName = "network back end"
 
 // Options are the parameters of New.
 type Options struct {
@@ -107,7 +107,7 @@ func (s *Setting) report(trouble string) {
 		state = status.Degraded
 		s.o.Logger.Warn(trouble)
 	}
-	s.o.Board.Part(part).Set(state, trouble)
+	s.o.Board.Part(partName).Set(state, trouble)
 }
 
 // Last returns the cluster's last back end, from this run or an earlier one. It is empty if this server has received

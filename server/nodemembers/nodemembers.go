@@ -82,7 +82,7 @@ func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) err
 			return nil
 		case <-changed:
 		}
-		if m.once(ctx) {
+		if m.removeDeleted(ctx) {
 			continue
 		}
 		if !timers.Sleep(ctx, memberRetry) {
@@ -92,8 +92,8 @@ func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) err
 	}
 }
 
-// once removes the servers of all nodes that are being deleted. It returns false if one could not be removed.
-func (m *nodeMembers) once(ctx context.Context) bool {
+// removeDeleted removes the servers of all nodes that are being deleted. It returns false if one could not be removed.
+func (m *nodeMembers) removeDeleted(ctx context.Context) bool {
 	nodes, err := m.nodes.List(labels.Everything())
 	ok := err == nil
 	for _, n := range nodes {

@@ -101,7 +101,7 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 			testenv.NoError(t, nodes.Informer().GetStore().Add(n))
 			store := &storeMembers{names: strings.Fields(c.members), refuses: c.refuses}
 			m := &nodeMembers{client: client, nodes: nodes.Lister(), store: store, log: slog.New(slog.DiscardHandler)}
-			if ok := m.once(t.Context()); ok != c.ok {
+			if ok := m.removeDeleted(t.Context()); ok != c.ok {
 				t.Errorf("once says %v", ok)
 			}
 			testenv.Equal(t, strings.Join(store.removed, " "), c.removed, "removed")
@@ -119,16 +119,16 @@ func TestNodeIsMarkedAsAServers(t *testing.T) {
 	store := &storeMembers{names: []string{"s1", "before"}}
 	r := &Role{client: client, node: "n1", id: "s1", store: store, log: slog.New(slog.DiscardHandler)}
 	testenv.False(t, r.complete(n), "nothing to do for a node that says it is another server's")
-	testenv.NoError(t, r.mark(t.Context(), "before"))
+	testenv.NoError(t, r.writeRole(t.Context(), "before"))
 	now := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{}))(t)
 	if !r.complete(now) || !slices.Contains(now.Finalizers, "other/one") || strings.Join(store.removed, " ") != "before" {
 		t.Errorf("the node is %+v, removed %q", now.ObjectMeta, store.removed)
 	}
 	store.removed, store.alive = nil, "before"
-	if err := r.mark(t.Context(), "before"); err == nil || len(store.removed) > 0 {
+	if err := r.writeRole(t.Context(), "before"); err == nil || len(store.removed) > 0 {
 		t.Errorf("a server that lives was taken out because an annotation names it: %v, %q", err, store.removed)
 	}
 	store.alive = ""
 	store.refuses = status.Error(codes.FailedPrecondition, "no majority")
-	testenv.Fails(t, r.mark(t.Context(), "before"), "the refusal to remove the former server is not reported")
+	testenv.Fails(t, r.writeRole(t.Context(), "before"), "the refusal to remove the former server is not reported")
 }

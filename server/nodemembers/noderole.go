@@ -87,7 +87,7 @@ func (r *Role) Run(ctx context.Context) {
 		if err != nil || !exists || r.complete(item.(*corev1.Node)) {
 			continue
 		}
-		if err := r.mark(ctx, item.(*corev1.Node).Annotations[clusterconfig.ServerIDAnnotation]); err != nil && ctx.Err() == nil {
+		if err := r.writeRole(ctx, item.(*corev1.Node).Annotations[clusterconfig.ServerIDAnnotation]); err != nil && ctx.Err() == nil {
 			r.log.Warn("this server's node could not be marked as one of the control plane; retrying",
 				"node", r.node, "error", err)
 			if !timers.Sleep(ctx, roleRetry) {
@@ -104,9 +104,9 @@ func (r *Role) complete(n *corev1.Node) bool {
 		slices.Contains(n.Finalizers, memberFinalizer)
 }
 
-// mark writes what is missing. former is the server that the node belonged to before, if any. A reinstalled machine
-// returns under its name, and its former server is removed from the store if it does not answer.
-func (r *Role) mark(ctx context.Context, former string) error {
+// writeRole writes what is missing. former is the server that the node belonged to before, if any. A reinstalled
+// machine returns under its name, and its former server is removed from the store if it does not answer.
+func (r *Role) writeRole(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
 		if responsive(r.store.Survey(ctx), former) {
 			return fmt.Errorf("the node belongs to the server %s, which is alive: two machines have the same node name, or the annotation %s was written by hand",

@@ -61,8 +61,8 @@ type documentV2 struct {
 
 func newRemotes(o Options) *remotes { return &remotes{options: o, byName: map[string]*remote{}} }
 
-// each calls do for every API that an aggregated server serves. It removes other APIs from the cache.
-func (rs *remotes) each(do func(api *apiregistrationv1.APIService, r *remote)) {
+// forEachAPI calls do for every API that an aggregated server serves. It removes other APIs from the cache.
+func (rs *remotes) forEachAPI(do func(api *apiregistrationv1.APIService, r *remote)) {
 	apis, err := rs.options.APIServices()
 	if err != nil {
 		rs.options.Logger.Warn("listing APIServices for their OpenAPI documents", "error", err)
@@ -93,7 +93,7 @@ func (rs *remotes) index(ctx context.Context) map[string]string {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	urls := map[string]string{}
-	rs.each(func(api *apiregistrationv1.APIService, r *remote) {
+	rs.forEachAPI(func(api *apiregistrationv1.APIService, r *remote) {
 		rs.refreshIndex(ctx, api, r)
 		maps.Copy(urls, r.paths)
 	})
@@ -105,7 +105,7 @@ func (rs *remotes) owner(ctx context.Context, name string) *apiregistrationv1.AP
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	var found *apiregistrationv1.APIService
-	rs.each(func(api *apiregistrationv1.APIService, r *remote) {
+	rs.forEachAPI(func(api *apiregistrationv1.APIService, r *remote) {
 		rs.refreshIndex(ctx, api, r)
 		if _, ok := r.paths[name]; ok && found == nil {
 			found = api
@@ -153,7 +153,7 @@ func (rs *remotes) documentsV2(ctx context.Context) []documentV2 {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	var docs []documentV2
-	rs.each(func(api *apiregistrationv1.APIService, r *remote) {
+	rs.forEachAPI(func(api *apiregistrationv1.APIService, r *remote) {
 		rs.refreshV2(ctx, api, r)
 		if r.v2 != nil {
 			docs = append(docs, documentV2{api: api.Name, gv: groupVersionName(api), hash: contentHash(r.v2), data: r.v2})

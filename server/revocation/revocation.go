@@ -214,15 +214,15 @@ func (r Revocation) pods(ctx context.Context) ([]*corev1.Pod, error) {
 	}
 	var out []*corev1.Pod
 	for i := range all.Items {
-		if p := &all.Items[i]; p.Spec.NodeName == r.Node && !(p.DeletionTimestamp != nil && zero(p.DeletionGracePeriodSeconds)) {
+		if p := &all.Items[i]; p.Spec.NodeName == r.Node && !(p.DeletionTimestamp != nil && isZero(p.DeletionGracePeriodSeconds)) {
 			out = append(out, p)
 		}
 	}
 	return out, nil
 }
 
-// zero says whether a pod was deleted without a grace period. Only a finalizer keeps its object then.
-func zero(grace *int64) bool { return grace != nil && *grace == 0 }
+// isZero says whether a pod was deleted without a grace period. Only a finalizer keeps its object then.
+func isZero(grace *int64) bool { return grace != nil && *grace == 0 }
 
 // rotateGossipKey replaces the gossip key, and does not wait for the revoked node.
 func (r Revocation) rotateGossipKey(ctx context.Context) error {

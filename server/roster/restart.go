@@ -11,9 +11,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// turn is the time between the restarts of two servers whose nodes failed at the same moment. A restart takes two
-// seconds, and some more on a loaded board.
-const turn = 10 * time.Second
+// restartInterval is the time between the restarts of two servers whose nodes failed at the same moment. A restart
+// takes two seconds, and some more on a loaded board.
+const restartInterval = 10 * time.Second
 
 // MayRestart returns an error while a restart of this server would cost the store its quorum: the other voters that can
 // store are no majority. Where there is no quorum anyway, or this server has the only vote or none, a restart costs
@@ -33,7 +33,7 @@ func turnOf(members []raftstore.Member) (wait time.Duration) {
 	for _, self := range members {
 		for _, m := range members {
 			if self.Self && m.RaftID < self.RaftID {
-				wait += turn
+				wait += restartInterval
 			}
 		}
 	}

@@ -39,6 +39,6 @@ func TestServersRestartInTurn(t *testing.T) {
 		}
 		turns[turnOf(members)] = true
 	}
-	testenv.True(t, len(turns) == 3 && turns[0] && turns[2*turn], "the turns are %v", turns)
+	testenv.True(t, len(turns) == 3 && turns[0] && turns[2*restartInterval], "the turns are %v", turns)
 	testenv.Equal(t, turnOf([]raftstore.Member{{RaftID: "a", Self: true}}), 0, "a single server waits")
 }

@@ -92,7 +92,7 @@ func (k *EncryptionKeys) apply(ctx context.Context, config *rest.Config) error {
 			}
 			continue // there may be newer keys
 		}
-		if err := k.settle(ctx); err != nil {
+		if err := k.awaitOldWrites(ctx); err != nil {
 			return err
 		}
 		if err := k.shared.Confirm(ctx, k.serverID, generation); err != nil {
@@ -116,10 +116,10 @@ func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config) (bool,
 	return slices.Equal(hashes, []string{want}), nil
 }
 
-// settle returns when no write is pending that was encrypted before the API server had loaded the present keys. Such a
-// write may wait for a leader for as long as a request takes. If all servers had the new keys by then and every object
-// had been written again, no server could read the written object.
-func (k *EncryptionKeys) settle(ctx context.Context) error {
+// awaitOldWrites returns when no write is pending that was encrypted before the API server had loaded the present keys.
+// Such a write may wait for a leader for as long as a request takes. If all servers had the new keys by then and every
+// object had been written again, no server could read the written object.
+func (k *EncryptionKeys) awaitOldWrites(ctx context.Context) error {
 	if !timers.Sleep(ctx, keysSettle) {
 		return ctx.Err()
 	}

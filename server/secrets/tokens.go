@@ -88,8 +88,8 @@ func readTokens(ctx context.Context, box storecrypt.Box) (r storedTokens, err er
 	return r, err
 }
 
-// set returns the tokens of a record. caHash is the hash of the cluster's CA.
-func (r storedTokens) set(caHash string) token.Set {
+// tokenSet returns the tokens of a record. caHash is the hash of the cluster's CA.
+func (r storedTokens) tokenSet(caHash string) token.Set {
 	out := token.Set{Server: token.Token{CAHash: caHash, Role: token.RoleServer, Secret: r.Server},
 		Agent: token.Token{CAHash: caHash, Role: token.RoleAgent, Secret: r.Agent}}
 	for _, f := range r.Former {
@@ -143,7 +143,7 @@ func NewTokens(given TokenOptions) (*Tokens, error) {
 		}
 	}
 	t.now.Store(&set)
-	given.Guard.Set(t.seen().Revoked)
+	given.Guard.Set(t.knownGeneration().Revoked)
 	return t, nil
 }
 
@@ -159,9 +159,9 @@ func (t *Tokens) Open(kv clientv3.KV) (err error) {
 // TokenFiles returns the files of a server's folder that have the tokens once they were replaced.
 func TokenFiles() []string { return []string{token.ServerFile, token.AgentFile, tokensFile} }
 
-// seen returns the generation of the tokens in this server's files, and the revoked nodes. The generation is 0 if the
-// tokens were never replaced, or by a version that did not record it.
-func (t *Tokens) seen() storedTokens {
+// knownGeneration returns the generation of the tokens in this server's files, and the revoked nodes. The generation is
+// 0 if the tokens were never replaced, or by a version that did not record it.
+func (t *Tokens) knownGeneration() storedTokens {
 	data, err := os.ReadFile(filepath.Join(t.o.Folders.Server, tokensFile))
 	if err != nil {
 		return storedTokens{}
@@ -178,8 +178,8 @@ func (t *Tokens) seen() storedTokens {
 	return out
 }
 
-// note records what this server has seen.
-func (t *Tokens) note(r storedTokens) error {
+// recordGeneration records what this server has seen.
+func (t *Tokens) recordGeneration(r storedTokens) error {
 	var text strings.Builder
 	fmt.Fprintln(&text, r.Generation)
 	for _, name := range slices.Sorted(maps.Keys(r.Revoked)) {
@@ -198,7 +198,7 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if own := t.seen(); own.Generation > r.Generation || r.Revoked.Lacks(own.Revoked) {
+		if own := t.knownGeneration(); own.Generation > r.Generation || r.Revoked.Lacks(own.Revoked) {
 			err := t.putBack(ctx, r, own)
 			if errors.Is(err, storecrypt.ErrChanged) { // another server has done the same
 				continue
@@ -211,7 +211,7 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 		if r.revision == 0 {
 			return 0, nil
 		}
-		set := r.set(token.Hash(t.o.Root))
+		set := r.tokenSet(token.Hash(t.o.Root))
 		err = t.countHere(&set, r)
 		if err != nil {
 			set.Former = nil // how long they are valid here is not known
@@ -222,7 +222,7 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 			err = token.Save(t.o.Folders.Server, set)
 		}
 		if err == nil {
-			err = t.note(r)
+			err = t.recordGeneration(r)
 		}
 		if err != nil {
 			return 0, err
@@ -385,7 +385,7 @@ func presentTokens(ctx context.Context, kv clientv3.KV, serverDir string) (box s
 // replace replaces one of the tokens, and returns the new one.
 func (r *storedTokens) replace(rotation token.RotationRequest, caHash string) (token.Token, error) {
 	now := rotation.Now
-	next, err := rotation.Next(r.set(caHash))
+	next, err := rotation.Next(r.tokenSet(caHash))
 	if err != nil {
 		return token.Token{}, err
 	}

@@ -47,7 +47,7 @@ func TestGraceByAnyClock(t *testing.T) {
 		}
 		saw := world
 		for range 40 {
-			set := record.set("hash")
+			set := record.tokenSet("hash")
 			testenv.NoError(t, s.countHere(&set, record))
 			s.now.Store(&set)
 			works := slices.ContainsFunc(set.Accepted(c.Now()), func(t token.Token) bool { return t.Secret == "old" })
@@ -79,7 +79,7 @@ func TestGraceAfterTrouble(t *testing.T) {
 	record := storedTokens{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: world.Add(time.Hour), Grace: time.Hour}}}
 	valid := func() int {
 		t.Helper()
-		set := record.set("hash")
+		set := record.tokenSet("hash")
 		testenv.NoError(t, s.countHere(&set, record))
 		s.now.Store(&set)
 		return len(set.Accepted(c.Now()))

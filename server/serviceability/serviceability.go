@@ -77,7 +77,7 @@ func Run(ctx context.Context, o Options) {
 		}
 		before := now
 		var why string
-		if now, why = o.next(before); now == before {
+		if now, why = o.nextState(before); now == before {
 			continue
 		}
 		switch {
@@ -95,14 +95,14 @@ func Run(ctx context.Context, o Options) {
 	}
 }
 
-// next returns the state that follows before, and the reason. While this server's store waits at its start, the state
-// comes from a ready server that was found.
-func (o *Options) next(before state) (now state, why string) {
+// nextState returns the state that follows before, and the reason. While this server's store waits at its start, the
+// state comes from a ready server that was found.
+func (o *Options) nextState(before state) (now state, why string) {
 	if list := o.FailoverTargets(); len(list) > 0 {
 		return state{unable: true, leader: list[0]}, "its store waits, and the server at " + list[0] + " is ready"
 	}
 	if store := o.Store(); store != nil {
-		return before.next(store)
+		return before.nextState(store)
 	}
 	return state{}, ""
 }
@@ -152,8 +152,8 @@ type state struct {
 	leader string // the address of the other server that leads
 }
 
-// next returns the state that follows v, and the reason.
-func (v state) next(store Store) (now state, why string) {
+// nextState returns the state that follows v, and the reason.
+func (v state) nextState(store Store) (now state, why string) {
 	leader, stalled := store.OtherLeader(), store.Stalled()
 	switch {
 	case stalled > stalledAfter && (leader != "" || v.unable): // the others may be electing a leader

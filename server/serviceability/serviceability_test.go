@@ -61,7 +61,7 @@ func TestStalledServerDrainsNodes(t *testing.T) {
 		{fakeStore{leader: "e", cutOff: true}, state{true, "e"}},
 		{fakeStore{}, state{}},
 	} {
-		next, why := now.next(step.store)
+		next, why := now.nextState(step.store)
 		if next != step.want || (why != "") != next.unable {
 			t.Errorf("step %d, %+v after %+v: %+v, %q, want %+v", i, step.store, now, next, why, step.want)
 		}

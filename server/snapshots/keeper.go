@@ -170,13 +170,13 @@ func (k *Keeper) withBucket(ctx context.Context, f func(context.Context, *bucket
 // copyOut copies a snapshot to S3, unless S3 has it.
 func (k *Keeper) copyOut(ctx context.Context, i Info) error {
 	return k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
-		if there, err := b.has(ctx, i); err != nil || there {
+		if there, err := b.hasSnapshot(ctx, i); err != nil || there {
 			return err
 		}
-		if err := b.put(ctx, i.Name, i.Location); err != nil {
+		if err := b.upload(ctx, i.Name, i.Location); err != nil {
 			return err
 		}
-		_, err := b.has(ctx, i) // another server may have written another file of this name at the same moment
+		_, err := b.hasSnapshot(ctx, i) // another server may have written another file of this name at the same moment
 		return err
 	})
 }

@@ -190,7 +190,7 @@ func (t *Target) build(made, path string, key Key) error {
 	if err != nil {
 		return err
 	}
-	return fill(store, id, h, state, storefiles.Seen(filepath.Join(t.ServerDir, "store"), h.Cluster))
+	return writeStore(store, id, h, state, storefiles.Seen(filepath.Join(t.ServerDir, "store"), h.Cluster))
 }
 
 // writeFiles writes the files that all servers have in common.
@@ -229,8 +229,8 @@ func (t *Target) identify(made, store string) (id string, err error) {
 	return d.ServerID(), errors.Join(d.RecordVersion(), d.Close())
 }
 
-// fill writes the store and checks it by reading all of it.
-func fill(store, id string, h Header, state io.Reader, seen int64) error {
+// writeStore writes the store and checks it by reading all of it.
+func writeStore(store, id string, h Header, state io.Reader, seen int64) error {
 	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)},
 		state, seen); err != nil {
 		return err

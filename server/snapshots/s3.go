@@ -93,9 +93,9 @@ func (b *bucket) explain(what string, err error) error {
 	return fmt.Errorf("S3 at %s: %s: %w%s", b.o.Endpoint, what, err, hint)
 }
 
-// put copies a file to the bucket and checks that it arrived complete. Each part is sent with its MD5, which S3
+// upload copies a file to the bucket and checks that it arrived complete. Each part is sent with its MD5, which S3
 // compares.
-func (b *bucket) put(ctx context.Context, name, file string) error {
+func (b *bucket) upload(ctx context.Context, name, file string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
@@ -118,9 +118,9 @@ func (b *bucket) put(ctx context.Context, name, file string) error {
 	return b.explain("saving "+name, err)
 }
 
-// has says whether the bucket has a snapshot. Another snapshot of the same name is an error. It exists if two clusters
-// share a folder and have servers of one name: with the same schedule these save at the same second.
-func (b *bucket) has(ctx context.Context, i Info) (bool, error) {
+// hasSnapshot says whether the bucket has a snapshot. Another snapshot of the same name is an error. It exists if two
+// clusters share a folder and have servers of one name: with the same schedule these save at the same second.
+func (b *bucket) hasSnapshot(ctx context.Context, i Info) (bool, error) {
 	there, err := b.client.StatObject(ctx, b.o.Bucket, b.key(i.Name), minio.StatObjectOptions{})
 	if isMissing(err) {
 		return false, nil

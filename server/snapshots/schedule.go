@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	// settle is the time between the server's start and a snapshot that was missed while the server was off: by then
-	// the cluster is idle again.
-	settle = 5 * time.Minute
+	// startupDelay is the time between the server's start and a snapshot that was missed while the server was off: by
+	// then the cluster is idle again.
+	startupDelay = 5 * time.Minute
 	// retry is the pause after a failed snapshot.
 	retry = 15 * time.Minute
 	// pollPeriod is the longest wait until the clock is read again. The clock may have been set, and timers do not
@@ -51,13 +51,13 @@ type slot struct {
 func newSlot(s cron.Schedule, p Ordinal, now time.Time) slot {
 	out := slot{schedule: s}
 	if p.Of > 1 {
-		out.shift = (pause(s, now) * time.Duration(p.Number) / time.Duration(p.Of)).Truncate(time.Second)
+		out.shift = (shortestInterval(s, now) * time.Duration(p.Number) / time.Duration(p.Of)).Truncate(time.Second)
 	}
 	return out
 }
 
-// pause returns the shortest interval between the schedule's next times.
-func pause(s cron.Schedule, now time.Time) time.Duration {
+// shortestInterval returns the shortest interval between the schedule's next times.
+func shortestInterval(s cron.Schedule, now time.Time) time.Duration {
 	shortest := time.Duration(0)
 	at := s.Next(now)
 	for range 8 {
@@ -70,8 +70,8 @@ func pause(s cron.Schedule, now time.Time) time.Duration {
 	return shortest
 }
 
-// next returns the first time after t, or zero if there is none.
-func (s slot) next(t time.Time) time.Time {
+// nextAfter returns the first time after t, or zero if there is none.
+func (s slot) nextAfter(t time.Time) time.Time {
 	at := s.schedule.Next(t.Add(-s.shift))
 	if at.IsZero() {
 		return at
@@ -99,7 +99,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		if now.Before(last) {
 			last = now // the clock was set back
 		}
-		next, again := newSlot(k.o.Schedule, k.ordinal(), now).next(last), false
+		next, again := newSlot(k.o.Schedule, k.ordinal(), now).nextAfter(last), false
 		if !due.IsZero() && (next.IsZero() || due.Before(next)) {
 			next, again = due, stuck != nil
 		}
@@ -117,7 +117,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 		var err error
 		if due = (time.Time{}); again { // the schedule continues from its own last time
-			err = k.again(ctx, stuck.info)
+			err = k.retryUpload(ctx, stuck.info)
 		} else {
 			last = now
 			err = k.scheduled(ctx)
@@ -155,10 +155,10 @@ func (k *Keeper) missed(now time.Time) time.Time {
 	if err != nil || newest == nil || newest.Time.After(now) {
 		return time.Time{}
 	}
-	if next := newSlot(k.o.Schedule, k.ordinal(), now).next(newest.Time); next.IsZero() || next.After(now) {
+	if next := newSlot(k.o.Schedule, k.ordinal(), now).nextAfter(newest.Time); next.IsZero() || next.After(now) {
 		return time.Time{}
 	}
-	return now.Add(settle)
+	return now.Add(startupDelay)
 }
 
 // newest returns this server's newest snapshot, nil if there is none.
@@ -200,9 +200,9 @@ func (k *Keeper) scheduled(ctx context.Context) error {
 	return k.count(err)
 }
 
-// again repeats the S3 steps of scheduled after a notInS3. It repeats all of scheduled if the file has been removed in
-// the meantime.
-func (k *Keeper) again(ctx context.Context, info Info) error {
+// retryUpload repeats the S3 steps of scheduled after a notInS3. It repeats all of scheduled if the file has been
+// removed in the meantime.
+func (k *Keeper) retryUpload(ctx context.Context, info Info) error {
 	if _, err := os.Lstat(info.Location); err != nil {
 		return k.scheduled(ctx)
 	}

@@ -42,7 +42,7 @@ func TestServersTakeTurnsOnSchedule(t *testing.T) {
 	} {
 		now := start
 		for i, want := range c.want {
-			next := newSlot(schedule(t, c.cron), c.place, now).next(now)
+			next := newSlot(schedule(t, c.cron), c.place, now).nextAfter(now)
 			testenv.True(t, next.Equal(want), "%s, server %+v: time %d is %v, want %v", c.cron, c.place, i, next, want)
 			now = next
 		}

@@ -49,13 +49,13 @@ func (s *Starting) ExplainWait(ctx context.Context, others func() []string, remo
 				s.o.Logger.Warn("the store waits for the other servers", "reason", why)
 			}
 		}
-		s.o.Part.Set(status.Starting, why+s.meanwhile(why != ""))
+		s.o.Part.Set(status.Starting, why+s.failoverText(why != ""))
 	}
 }
 
-// meanwhile returns a text about the server that serves this machine's programs while the store waits. after says that
-// the text follows another one.
-func (s *Starting) meanwhile(after bool) string {
+// failoverText returns a text about the server that serves this machine's programs while the store waits. after says
+// that the text follows another one.
+func (s *Starting) failoverText(after bool) string {
 	list := s.FailoverTargets()
 	switch {
 	case len(list) == 0:

@@ -237,7 +237,7 @@ func (s *Starting) answer(c net.Conn) {
 	body, err := json.Marshal(metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
 		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable,
-		Message: s.why(),
+		Message: s.waitReason(),
 	})
 	if err != nil {
 		return
@@ -250,8 +250,8 @@ func (s *Starting) answer(c net.Conn) {
 	_ = answer.Write(t) // the client has ended, or asks again
 }
 
-// why returns the error message for this machine's programs.
-func (s *Starting) why() string {
+// waitReason returns the error message for this machine's programs.
+func (s *Starting) waitReason() string {
 	what := "its API server is not ready yet"
 	switch store := s.o.Opened.Load(); {
 	case store == nil:

@@ -43,7 +43,7 @@ type Other struct {
 // AskOthers asks all other machines that this stopped server knew whether a server of the cluster answers there, by TLS
 // at the cluster's port. It returns them in the order servers first, by address.
 func (s *Server) AskOthers(ctx context.Context, plan Plan) []Other {
-	others := s.others(plan)
+	others := s.otherMachines(plan)
 	var asking sync.WaitGroup
 	for i := range others {
 		asking.Go(func() {
@@ -56,8 +56,8 @@ func (s *Server) AskOthers(ctx context.Context, plan Plan) []Other {
 	return others
 }
 
-// others lists the other machines by all records. A record that cannot be read has none.
-func (s *Server) others(plan Plan) []Other {
+// otherMachines lists the other machines by all records. A record that cannot be read has none.
+func (s *Server) otherMachines(plan Plan) []Other {
 	byAddress, own := map[string]*Other{}, ""
 	add := func(name, address string, server bool, from string) {
 		if _, err := netip.ParseAddrPort(address); err != nil {

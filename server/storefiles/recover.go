@@ -100,7 +100,7 @@ func (s *Server) Recover() (plan Plan, kept string, err error) {
 	if err := raftstore.Recover(o); err != nil {
 		return plan, "", errors.Join(fmt.Errorf("%w. Nothing was changed", err), Abandon(o.Dir))
 	}
-	kept, err = Replace(s.StoreDir, o.Dir, s.StoreDir+before+stamp)
+	kept, err = Replace(s.StoreDir, o.Dir, s.StoreDir+replacedInfix+stamp)
 	return plan, kept, err
 }
 

@@ -87,21 +87,21 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if err := s.fill(made, cluster, dir.ServerID(), backup, Seen(s.StoreDir, cluster)); err != nil {
+	if err := s.makeStore(made, cluster, dir.ServerID(), backup, Seen(s.StoreDir, cluster)); err != nil {
 		return nil, "", errors.Join(err, Abandon(made))
 	}
 	if err := dir.RecordVersion(); err != nil {
 		return nil, "", errors.Join(fmt.Errorf("saving this server's identity: %w", err), Abandon(made))
 	}
-	kept, err = Replace(s.StoreDir, made, s.StoreDir+before+stamp)
+	kept, err = Replace(s.StoreDir, made, s.StoreDir+replacedInfix+stamp)
 	if err != nil {
 		return nil, "", err
 	}
 	return b, kept, nil
 }
 
-// fill makes a store from a backup.
-func (s *Server) fill(made, cluster, node, backup string, seen int64) error {
+// makeStore makes a store from a backup.
+func (s *Server) makeStore(made, cluster, node, backup string, seen int64) error {
 	f, err := openBackup(backup)
 	if err != nil {
 		return err

@@ -20,8 +20,8 @@ const (
 	// unfinished follows the new folder's name in the name of an empty file beside it. That file exists while the
 	// folder is being built.
 	unfinished = ".unfinished"
-	// before follows the replaced folder's name in the name under which it is kept. A time follows it.
-	before = ".before-"
+	// replacedInfix follows the replaced folder's name in the name under which it is kept. A time follows it.
+	replacedInfix = ".before-"
 )
 
 // Begin returns the name of the new folder that is to replace dir, and records that it is being built. The caller
@@ -81,7 +81,7 @@ func Tidy(dir string) error {
 		}
 	}
 	for path := range left {
-		errs = append(errs, renameNew(path, unused(dir+before+strings.TrimPrefix(path, dir+restoring))))
+		errs = append(errs, renameNew(path, unused(dir+replacedInfix+strings.TrimPrefix(path, dir+restoring))))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("tidying up after a restore that was interrupted: %w", err)

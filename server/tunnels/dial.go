@@ -45,7 +45,7 @@ func ForUser(ctx context.Context) context.Context { return context.WithValue(ctx
 func (t *Table) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if to, err := netip.ParseAddrPort(address); err == nil {
 		to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-		if s := t.through(to.Addr()); s != nil {
+		if s := t.sessionOf(to.Addr()); s != nil {
 			dial := s.Dial
 			if ctx.Value(forUser{}) != nil {
 				dial = s.DialForUser
@@ -71,8 +71,8 @@ func (t *Table) Open(ctx context.Context, node string, to netip.AddrPort) (net.C
 	return s.Dial(ctx, to)
 }
 
-// through returns the connection of the node that owns an address, or nil.
-func (t *Table) through(a netip.Addr) *nodetunnel.Session {
+// sessionOf returns the connection of the node that owns an address, or nil.
+func (t *Table) sessionOf(a netip.Addr) *nodetunnel.Session {
 	t.mu.Lock()
 	owner := t.owner
 	t.mu.Unlock()

@@ -228,7 +228,7 @@ func TestDialUsesNodesOwnTunnel(t *testing.T) {
 	_ = c.Close()
 	testenv.ErrorIs(t, testenv.Err(f.table.Open(t.Context(), "n2", volumes)), nodetunnel.ErrRefused, "a node that has no volumes")
 	testenv.ErrorIs(t, testenv.Err(f.table.Open(t.Context(), "n9", volumes)), ErrNotConnected, "a node that is away")
-	testenv.True(t, f.table.through(volumes.Addr()) == nil, "it is reached by its address")
+	testenv.True(t, f.table.sessionOf(volumes.Addr()) == nil, "it is reached by its address")
 	// A node's connection that has ended leaves the direct way.
 	stop()
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)

@@ -32,9 +32,9 @@ func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) er
 	return nil
 }
 
-// free returns an error if new virtual addresses are in use, as far as routes, Nodes and members show. Whether another
-// machine responds to them is probed before they are announced.
-func (v *Addresses) free(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
+// checkUnused returns an error if new virtual addresses are in use, as far as routes, Nodes and members show. Whether
+// another machine responds to them is probed before they are announced.
+func (v *Addresses) checkUnused(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	routers := v.routers
 	if routers == nil {
 		routers = vip.Routers

@@ -147,7 +147,7 @@ func (h *holder) reconcile(ctx context.Context) {
 		h.quiet()
 		h.stop, h.announced = h.start(ctx), h.interfaces
 	}
-	h.show()
+	h.showStatus()
 }
 
 // transfer makes another server lead when this one has led for a while and has no link for any of the addresses. It is
@@ -295,8 +295,8 @@ func (h *holder) noteConflict(a netip.Addr, other net.HardwareAddr) {
 	h.v.changed.Send()
 }
 
-// show writes to the status which server announces the addresses.
-func (h *holder) show() {
+// showStatus writes to the status which server announces the addresses.
+func (h *holder) showStatus() {
 	board := h.v.o.Board
 	if board == nil {
 		return

@@ -41,9 +41,9 @@ const (
 	followRetry = time.Second
 	// conflictRetry is that pause when another machine has the address, which only a person can change.
 	conflictRetry = 15 * time.Second
-	// moved is how long a stopping server continues to serve after another one began to announce: its clients need to
-	// have received the announcement.
-	moved = 300 * time.Millisecond
+	// handoverTime is how long a stopping server continues to serve after another one began to announce: its clients
+	// need to have received the announcement.
+	handoverTime = 300 * time.Millisecond
 )
 
 // Options are New's parameters.
@@ -157,7 +157,7 @@ func (v *Addresses) Run(ctx context.Context, api API, store Store, leadership <-
 // serves in the meantime.
 func (v *Addresses) SleepUntilMoved() {
 	if len(v.Kept()) > 0 {
-		time.Sleep(leaderWait + moved) // the other server waits as long, and there is no event when it begins
+		time.Sleep(leaderWait + handoverTime) // the other server waits as long, and there is no event when it begins
 	}
 }
 
@@ -177,7 +177,7 @@ func (v *Addresses) Clear() {
 func (v *Addresses) follow(ctx context.Context, config *rest.Config) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "vip"))
 	if err != nil {
-		v.fail(fmt.Errorf("making the client for the cluster's virtual addresses: %w", err))
+		v.reportFailure(fmt.Errorf("making the client for the cluster's virtual addresses: %w", err))
 		return
 	}
 	for ctx.Err() == nil {
@@ -187,16 +187,16 @@ func (v *Addresses) follow(ctx context.Context, config *rest.Config) {
 		switch {
 		case errors.As(err, &used):
 			pause = conflictRetry
-			v.fail(err)
+			v.reportFailure(err)
 		case err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err): // not found: the namespace, at a first start
-			v.fail(err)
+			v.reportFailure(err)
 		}
 		timers.Sleep(ctx, pause)
 	}
 }
 
-// fail shows and logs why the cluster's addresses cannot be applied.
-func (v *Addresses) fail(err error) {
+// reportFailure shows and logs why the cluster's addresses cannot be applied.
+func (v *Addresses) reportFailure(err error) {
 	v.mu.Lock()
 	again := v.trouble == err.Error()
 	v.trouble = err.Error()
@@ -225,7 +225,7 @@ func (v *Addresses) Watch(ctx context.Context, client kubernetes.Interface) erro
 		}
 		return v.Watch(ctx, client)
 	default:
-		err = v.set(nil, false)
+		err = v.applyAddresses(nil, false)
 	}
 	if err != nil {
 		return err
@@ -257,7 +257,7 @@ func (v *Addresses) publish(ctx context.Context, client kubernetes.Interface) er
 	if err := Check(ctx, v.o.Own, v.o.Interface, v.o.Reserved); err != nil {
 		return err
 	}
-	if err := v.free(ctx, client, v.o.Own); err != nil {
+	if err := v.checkUnused(ctx, client, v.o.Own); err != nil {
 		return err
 	}
 	v.mu.Lock()
@@ -307,14 +307,14 @@ func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *c
 	}
 	had := v.Kept()
 	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(had, a) })
-	if err := v.free(ctx, client, fresh); err != nil {
+	if err := v.checkUnused(ctx, client, fresh); err != nil {
 		return fmt.Errorf(how, m.Namespace, m.Name, err)
 	}
-	if err := v.set(addresses, true); err != nil {
+	if err := v.applyAddresses(addresses, true); err != nil {
 		return err
 	}
 	if own := v.o.Own; len(own) > 0 && !slices.Equal(own, addresses) {
-		v.fail(fmt.Errorf("--vip: this server was given %q, but its cluster has %q; remove the flag",
+		v.reportFailure(fmt.Errorf("--vip: this server was given %q, but its cluster has %q; remove the flag",
 			Format(own), Format(addresses)))
 		return nil
 	}
@@ -367,9 +367,9 @@ func Format(addresses []netip.Addr) string {
 	return strings.Join(words, ",")
 }
 
-// set stores addresses and updates the file, the certificate and the kubeconfigs. Steps that failed are repeated by the
-// next call. known says that the addresses are the cluster's.
-func (v *Addresses) set(addresses []netip.Addr, known bool) error {
+// applyAddresses stores addresses and updates the file, the certificate and the kubeconfigs. Steps that failed are
+// repeated by the next call. known says that the addresses are the cluster's.
+func (v *Addresses) applyAddresses(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
 	same := slices.Equal(v.addresses, addresses) && v.known == known
 	done := same && !v.begun

@@ -154,7 +154,7 @@ func TestNewAddressesAreProven(t *testing.T) {
 	v.addresses, v.known, v.probed = []netip.Addr{before}, true, []netip.Addr{own}
 	set := func(want bool, a netip.Addr) {
 		t.Helper()
-		testenv.NoError(t, v.set([]netip.Addr{a}, true))
+		testenv.NoError(t, v.applyAddresses([]netip.Addr{a}, true))
 		testenv.True(t, v.toProve(a) == want, "%s is to be looked for: %v", a, !want)
 	}
 	set(false, before)
@@ -217,7 +217,7 @@ func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	testenv.False(t, !slices.Equal(v.Kept(), []netip.Addr{others}) || !slices.Equal(*used, v.Kept()), "it has %v", v.Kept())
 	kept, known, err := clusterconfig.ReadVIPs(v.o.Dir)
 	testenv.False(t, err != nil || !known || !slices.Equal(kept, v.Kept()), "it keeps %v, %v, %v", kept, known, err)
-	testenv.NoError(t, v.set(nil, false))
+	testenv.NoError(t, v.applyAddresses(nil, false))
 	if _, known, err := clusterconfig.ReadVIPs(v.o.Dir); known || err != nil {
 		t.Errorf("it keeps what the cluster has forgotten: %v", err)
 	}

@@ -179,7 +179,7 @@ func (c *consoleService) remove(ctx context.Context) error {
 	case service.Labels[managedByLabel] != consoleManager:
 		return nil
 	}
-	if served, err := c.served(ctx); err != nil || served {
+	if served, err := c.isServed(ctx); err != nil || served {
 		return err
 	}
 	same := metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(service.UID))}
@@ -204,8 +204,8 @@ func (c *consoleService) removeSlice(ctx context.Context) error {
 	return c.deleteSlice(ctx, have)
 }
 
-// served says whether any server has a slice.
-func (c *consoleService) served(ctx context.Context) (bool, error) {
+// isServed says whether any server has a slice.
+func (c *consoleService) isServed(ctx context.Context) (bool, error) {
 	ofConsoles := metav1.ListOptions{LabelSelector: discoveryv1.LabelManagedBy + "=" + consoleSlices}
 	list, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(ctx, ofConsoles)
 	if err != nil {

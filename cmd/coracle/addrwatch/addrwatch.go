@@ -22,15 +22,15 @@ import (
 )
 
 const (
-	// settle is how long an address has to be gone. A DHCP client, or a link that goes down and up, may restore it
+	// goneFor is how long an address has to be gone. A DHCP client, or a link that goes down and up, may restore it
 	// before.
-	settle = 3 * time.Second
+	goneFor = 3 * time.Second
 	// resubscribePause is the pause before the subscription to the kernel's events is renewed, after some of them were
 	// lost.
 	resubscribePause = time.Second
-	// patience is how long to wait for an event while an address is gone or could not be checked. The kernel reports
-	// addresses only, and a new address may be unusable until its link has a route.
-	patience = 10 * time.Second
+	// eventTimeout is how long to wait for an event while an address is gone or could not be checked. The kernel
+	// reports addresses only, and a new address may be unusable until its link has a route.
+	eventTimeout = 10 * time.Second
 )
 
 // Options are the options of Changed. All are required.
@@ -83,7 +83,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 			}
 			var overdue <-chan time.Time
 			if reported || err != nil {
-				overdue = time.After(patience)
+				overdue = time.After(eventTimeout)
 			}
 			select {
 			case <-ctx.Done():
@@ -93,7 +93,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 		}
 		wait := resubscribePause
 		if err != nil {
-			wait = patience
+			wait = eventTimeout
 		}
 		timers.Sleep(ctx, wait)
 	}
@@ -102,13 +102,13 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 
 // poll returns the addresses that replace a lost one, or else the lost addresses.
 func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error) {
-	if lost, err = o.missing(); err != nil || lost == nil {
+	if lost, err = o.missingAddresses(); err != nil || lost == nil {
 		return nil, lost, err
 	}
-	if !timers.Sleep(ctx, settle) {
+	if !timers.Sleep(ctx, goneFor) {
 		return nil, nil, ctx.Err()
 	}
-	if lost, err = o.missing(); err != nil || lost == nil {
+	if lost, err = o.missingAddresses(); err != nil || lost == nil {
 		return nil, lost, err
 	}
 	found, err := o.Find()
@@ -123,7 +123,7 @@ func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error)
 	return found, nil, nil
 }
 
-func (o *Options) missing() ([]netip.Addr, error) {
+func (o *Options) missingAddresses() ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, ip := range o.Have {
 		ok, err := o.Owns(ip)

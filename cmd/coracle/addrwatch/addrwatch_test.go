@@ -183,7 +183,7 @@ func TestAddressThatBecomesUsefulLater(t *testing.T) {
 func TestStopWhileAddressIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &machine{events: make(chan struct{}, 1)}
-		ctx, cancel := context.WithTimeout(t.Context(), settle+patience+time.Second) // it looks a second time then
+		ctx, cancel := context.WithTimeout(t.Context(), goneFor+eventTimeout+time.Second) // it looks a second time then
 		defer cancel()
 		if got := Changed(ctx, m.options(netip.MustParseAddr("10.0.0.5"))); got != nil || len(m.gone) != 1 || m.failed != nil {
 			t.Errorf("%v; Gone %v times; said %v", got, m.gone, m.failed)

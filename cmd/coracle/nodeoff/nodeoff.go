@@ -61,18 +61,18 @@ func New(o Options) *Node { return &Node{o: o} }
 // Run runs the node by run, and returns when ctx is done. If the node failed in the process before this one, or run
 // returns before ctx is done, the node is off: Run waits until the node may be tried again, and restarts the process.
 func (n *Node) Run(ctx context.Context, run func(context.Context) error) {
-	defer n.end(ctx)
-	defer context.AfterFunc(ctx, func() { n.end(ctx) })() // not after run: a node that is slow to stop has not failed
+	defer n.removeMarker(ctx)
+	defer context.AfterFunc(ctx, func() { n.removeMarker(ctx) })() // not after run: a node that is slow to stop has not failed
 	var why string
 	if n.failures, why = readMarker(n.o.Marker, n.o.Boot); why == "" {
-		n.begin()
+		n.writeMarker()
 		timer := time.AfterFunc(proven, n.succeed)
 		err := run(ctx)
 		timer.Stop()
 		if ctx.Err() != nil {
 			return
 		}
-		why = n.fail(err)
+		why = n.endTrial(err)
 	}
 	n.o.Off()
 	n.await(ctx, why)
@@ -83,11 +83,11 @@ func (n *Node) Run(ctx context.Context, run func(context.Context) error) {
 func (n *Node) Ready() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.note(ready)
+	n.appendToMarker(ready)
 }
 
-// begin writes the marker. Go's runtime adds to it the text of a panic.
-func (n *Node) begin() {
+// writeMarker writes the marker. Go's runtime adds to it the text of a panic.
+func (n *Node) writeMarker() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	f, err := createMarker(n.o.Marker, marker{Boot: n.o.Boot, Failures: n.failures})
@@ -101,8 +101,8 @@ func (n *Node) begin() {
 	}
 }
 
-// note adds text to the marker. Without it, as on a full disk, the marker still counts.
-func (n *Node) note(text string) {
+// appendToMarker adds text to the marker. Without it, as on a full disk, the marker still counts.
+func (n *Node) appendToMarker(text string) {
 	if n.trial != nil {
 		_, _ = n.trial.WriteString(text)
 	}
@@ -129,28 +129,28 @@ func (n *Node) succeed() {
 	n.remove()
 }
 
-// fail ends the trial of a node that has failed, and returns the reason.
-func (n *Node) fail(err error) string {
+// endTrial ends the trial of a node that has failed, and returns the reason.
+func (n *Node) endTrial(err error) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err == nil {
 		err = errors.New("it ended unexpectedly")
 	}
-	n.note(err.Error())
+	n.appendToMarker(err.Error())
 	n.close()
 	n.failures++
 	return err.Error()
 }
 
-// end removes the marker when the process ends in order, so that the next start runs the node.
-func (n *Node) end(ctx context.Context) {
+// removeMarker removes the marker when the process ends in order, so that the next start runs the node.
+func (n *Node) removeMarker(ctx context.Context) {
 	if ctx.Err() == nil { // a panic of run goes through Run's deferred calls
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if errors.Is(context.Cause(ctx), n.o.GaveUp) { // it may be what is left of a node that is off
-		n.note("a library ended the process (klog.Fatal or klog.Exit); the end of the log of that start says why")
+		n.appendToMarker("a library ended the process (klog.Fatal or klog.Exit); the end of the log of that start says why")
 		n.keep = true
 	}
 	n.close()

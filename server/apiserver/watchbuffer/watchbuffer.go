@@ -57,11 +57,11 @@ func (b *Bound) Follow(ctx context.Context, decoded <-chan watch.Event) <-chan w
 	b.decoded = decoded
 	b.changes.Send()
 	b.mu.Unlock()
-	go b.pass(ctx, decoded, out)
+	go b.passEvents(ctx, decoded, out)
 	return out
 }
 
-func (b *Bound) pass(ctx context.Context, decoded <-chan watch.Event, out chan<- watch.Event) {
+func (b *Bound) passEvents(ctx context.Context, decoded <-chan watch.Event, out chan<- watch.Event) {
 	defer close(out)
 	for {
 		select {
@@ -96,7 +96,7 @@ func (b *Bound) hand(ctx context.Context, e watch.Event, out chan<- watch.Event)
 func (b *Bound) Decode(ctx context.Context, value []byte) {
 	b.arrived(value)
 	for {
-		changed := b.full(len(value))
+		changed := b.awaitSpace(len(value))
 		if changed == nil {
 			return
 		}
@@ -117,12 +117,12 @@ func (b *Bound) arrived(value []byte) {
 	}
 }
 
-// full returns nil if there is space for an object of size bytes, and else a channel that is closed when there may be
-// space. It may not count an event that pass has just received.
+// awaitSpace returns nil if there is space for an object of size bytes, and else a channel that is closed when there
+// may be space. It may not count an event that pass has just received.
 //
 // It does not know which objects are waiting, since a watch's selector drops some after they were decoded. It counts
 // each with the size of the largest recent one.
-func (b *Bound) full(size int) <-chan struct{} {
+func (b *Bound) awaitSpace(size int) <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	waiting := len(b.decoded) + b.handing

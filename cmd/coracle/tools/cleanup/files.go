@@ -39,7 +39,7 @@ func kubeletRoots(p config.Paths) []string {
 // remover removes files and notes which paths it keeps.
 type remover struct{ kept []Kept }
 
-func (k *remover) keep(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
+func (k *remover) recordKept(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
 
 // removeAll removes folders and files with their content, except folders in which something is mounted: mounted files
 // are not coracle's to remove. A path that is itself a mount point is emptied and stays.
@@ -55,7 +55,7 @@ func (k *remover) removeAll(paths ...string) error {
 			continue
 		}
 		for _, point := range points {
-			k.keep(point, "something is mounted there that coracle did not mount; unmount it and remove the folder yourself")
+			k.recordKept(point, "something is mounted there that coracle did not mount; unmount it and remove the folder yourself")
 		}
 		if real, err := filepath.EvalSymlinks(p); len(points) > 0 && err == nil {
 			p = real // the form in which the kernel writes mount points
@@ -112,7 +112,7 @@ func removePodLogs(podsDir string) error {
 	links, _ := os.ReadDir(containerLogs) // a missing folder is no error
 	for _, l := range links {
 		p := filepath.Join(containerLogs, l.Name())
-		if target, err := os.Readlink(p); err == nil && strings.HasPrefix(target, podLogs+"/") && missing(target) {
+		if target, err := os.Readlink(p); err == nil && strings.HasPrefix(target, podLogs+"/") && doesNotExist(target) {
 			errs = append(errs, os.Remove(p))
 		}
 	}
@@ -124,7 +124,7 @@ func removePodLogs(podsDir string) error {
 // no files of these names in the system's kubelet folder. It returns "" when there is none.
 func othersFile() string {
 	for _, name := range []string{"config.yaml", "kubeadm-flags.env", "pki", "kubeconfig"} {
-		if p := filepath.Join(kubeletDir, name); !missing(p) {
+		if p := filepath.Join(kubeletDir, name); !doesNotExist(p) {
 			return p
 		}
 	}
@@ -141,7 +141,7 @@ func removeKubeletDir(p config.Paths, keep *remover, uids []string) error {
 	if !slices.Contains(kubeletRoots(p), kubeletDir) {
 		return nil
 	}
-	keep.keep(kubeletDir, "it holds files of another kubelet ("+filepath.Base(other)+
+	keep.recordKept(kubeletDir, "it holds files of another kubelet ("+filepath.Base(other)+
 		"); check it, and remove it yourself if nothing needs it")
 	var errs []error
 	for _, uid := range uids {
@@ -195,7 +195,7 @@ func removeEmpty(dirs ...string) {
 	}
 }
 
-func missing(path string) bool {
+func doesNotExist(path string) bool {
 	_, err := os.Lstat(path)
 	return errors.Is(err, fs.ErrNotExist)
 }

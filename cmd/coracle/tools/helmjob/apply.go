@@ -49,8 +49,8 @@ func (j *job) apply(ctx context.Context) error {
 			return j.repair(last)
 		case last.Info.Status == common.StatusFailed && j.req.FailurePolicy == helmjob.Abort:
 			j.result.Found = last.Info.Status.String()
-			return fail(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its "+
-				"failurePolicy is abort: %s Change the chart or its values to have it tried again.", j.where(),
+			return newFailure(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its "+
+				"failurePolicy is abort: %s Change the chart or its values to have it tried again.", j.release(),
 				sentence(last.Info.Description))
 		}
 	}
@@ -83,7 +83,7 @@ func (j *job) installOrUpgrade(ctx context.Context, w *desired, ch *chart.Chart,
 		j.log.Info("a child of Helm ended before its work was done; it is taken up again", "release", j.req.Release, "status", found)
 		last.SetStatus(common.StatusFailed, "interrupted while "+found.String())
 		if err := j.cfg.Releases.Update(last); err != nil {
-			return fail(helmjob.ClusterUnreachable, true, "%s was left %s, and that cannot be changed: %v.", j.where(), found, err)
+			return newFailure(helmjob.ClusterUnreachable, true, "%s was left %s, and that cannot be changed: %v.", j.release(), found, err)
 		}
 	}
 	j.result.Found = found.String()
@@ -119,7 +119,7 @@ func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history 
 	if _, err := i.RunWithContext(ctx, ch, w.values); err != nil {
 		return j.actionFailure(helmjob.InstallFailed, err)
 	}
-	j.done(what, "%s was installed: chart %s %s, revision %d.%s", j.where(), ch.Metadata.Name, ch.Metadata.Version, revision, j.recovered())
+	j.setResult(what, "%s was installed: chart %s %s, revision %d.%s", j.release(), ch.Metadata.Name, ch.Metadata.Version, revision, j.recovered())
 	return j.sweep(history)
 }
 
@@ -138,7 +138,7 @@ func (j *job) upgrade(ctx context.Context, w *desired, ch *chart.Chart, history 
 	if _, err := u.RunWithContext(ctx, j.req.Release, ch, w.values); err != nil {
 		return j.actionFailure(helmjob.UpgradeFailed, err)
 	}
-	j.done(what, "%s was upgraded: chart %s %s, revision %d.%s", j.where(), ch.Metadata.Name, ch.Metadata.Version, last.Version+1,
+	j.setResult(what, "%s was upgraded: chart %s %s, revision %d.%s", j.release(), ch.Metadata.Name, ch.Metadata.Version, last.Version+1,
 		j.recovered())
 	return j.sweep(sinceDeployed(history))
 }

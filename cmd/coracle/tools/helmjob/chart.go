@@ -47,7 +47,7 @@ func find(c *helmjob.Chart) (*source, error) {
 				return s, err
 			}
 		}
-		return nil, fail(helmjob.ChartNotFound, true, "There is no file %s among this server's charts (%s).", rel,
+		return nil, newFailure(helmjob.ChartNotFound, true, "There is no file %s among this server's charts (%s).", rel,
 			strings.Join(c.Folders, ", "))
 	}
 	return &source{}, nil
@@ -58,27 +58,27 @@ func readSource(path string) (*source, error) {
 	if err == nil && info.IsDir() {
 		s, err := helmjob.SumFile(path)
 		if err != nil {
-			return nil, fail(helmjob.ChartNotFound, true, "The chart's folder cannot be read: %v.", err)
+			return nil, newFailure(helmjob.ChartNotFound, true, "The chart's folder cannot be read: %v.", err)
 		}
 		return &source{folder: path, sum: s}, nil
 	}
 	if err == nil && info.Size() > helmjob.MaxArchive {
-		return nil, fail(helmjob.InvalidChart, false, "The chart %s is larger than 100 MiB.", path)
+		return nil, newFailure(helmjob.InvalidChart, false, "The chart %s is larger than 100 MiB.", path)
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return nil, &missing{failure{helmjob.ChartNotFound, true, fmt.Sprintf("The chart's file cannot be read: %v.", err)}, err}
+		return nil, &missingDependency{failure{helmjob.ChartNotFound, true, fmt.Sprintf("The chart's file cannot be read: %v.", err)}, err}
 	}
 	return &source{content: content, sum: sum(content)}, nil
 }
 
-// missing is a failure that also wraps its cause.
-type missing struct {
+// missingDependency is a failure that also wraps its cause.
+type missingDependency struct {
 	failure
 	cause error
 }
 
-func (m *missing) Unwrap() []error { return []error{&m.failure, m.cause} }
+func (m *missingDependency) Unwrap() []error { return []error{&m.failure, m.cause} }
 
 func sum(content []byte) string {
 	s := sha256.Sum256(content)
@@ -106,7 +106,7 @@ func (j *job) load(ctx context.Context, s *source) (*chart.Chart, error) {
 		err = ch.Validate()
 	}
 	if err != nil {
-		return nil, fail(helmjob.InvalidChart, s.sum == "", "What was given as a chart%s is none: %v.", from, err)
+		return nil, newFailure(helmjob.InvalidChart, s.sum == "", "What was given as a chart%s is none: %v.", from, err)
 	}
 	return ch, j.installable(ch)
 }
@@ -115,7 +115,7 @@ func (j *job) load(ctx context.Context, s *source) (*chart.Chart, error) {
 func (j *job) installable(ch *chart.Chart) error {
 	name := ch.Metadata.Name + " " + ch.Metadata.Version
 	if t := ch.Metadata.Type; t != "" && t != "application" {
-		return fail(helmjob.InvalidChart, false, "The chart %s is a %s for other charts, and cannot be installed by itself.", name, t)
+		return newFailure(helmjob.InvalidChart, false, "The chart %s is a %s for other charts, and cannot be installed by itself.", name, t)
 	}
 	if ch.Metadata.Deprecated {
 		j.log.Warn("the chart is deprecated", "chart", name)
@@ -125,7 +125,7 @@ func (j *job) installable(ch *chart.Chart) error {
 		err = action.CheckDependencies(ch, ac.MetaDependencies())
 	}
 	if err != nil {
-		return fail(helmjob.InvalidChart, false,
+		return newFailure(helmjob.InvalidChart, false,
 			"The chart %s is not whole: %v. Build it with helm dependency build, then package it again.", name, err)
 	}
 	if ch.Metadata.KubeVersion == "" {
@@ -133,10 +133,10 @@ func (j *job) installable(ch *chart.Chart) error {
 	}
 	version, err := j.cluster.discovery.ServerVersion()
 	if err != nil {
-		return fail(helmjob.ClusterUnreachable, true, "The API server does not answer: %v.", err)
+		return newFailure(helmjob.ClusterUnreachable, true, "The API server does not answer: %v.", err)
 	}
 	if !chartutil.IsCompatibleRange(ch.Metadata.KubeVersion, version.GitVersion) {
-		return fail(helmjob.Incompatible, false, "The chart %s wants a Kubernetes of version %s; this one is %s. Give a version of the "+
+		return newFailure(helmjob.Incompatible, false, "The chart %s wants a Kubernetes of version %s; this one is %s. Give a version of the "+
 			"chart that fits.", name, ch.Metadata.KubeVersion, version.GitVersion)
 	}
 	return nil
@@ -178,7 +178,7 @@ func digest(req *helmjob.Request, s *source, values map[string]any) (string, err
 	}
 	text, err := json.Marshal([]any{where, values, req.ServerSide})
 	if err != nil {
-		return "", fail(helmjob.InvalidValues, false, "The values cannot be written as JSON: %v.", err)
+		return "", newFailure(helmjob.InvalidValues, false, "The values cannot be written as JSON: %v.", err)
 	}
 	return sum(text)[:40], nil // the value of a label has at most 63 characters
 }

@@ -32,8 +32,8 @@ type failure struct {
 
 func (f *failure) Error() string { return f.message }
 
-// fail returns a failure. Its message is one line that begins with a capital letter.
-func fail(reason helmjob.Reason, again bool, format string, args ...any) error {
+// newFailure returns a failure. Its message is one line that begins with a capital letter.
+func newFailure(reason helmjob.Reason, again bool, format string, args ...any) error {
 	return &failure{reason: reason, again: again, message: sentence(strings.Join(strings.Fields(clip(fmt.Sprintf(format, args...))), " "))}
 }
 
@@ -74,12 +74,12 @@ func unreachable(what string, err error) error {
 	case errors.As(err, &known):
 		return known
 	case errors.As(err, &host):
-		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is for another host: %v.", what, host)
+		return newFailure(helmjob.RepositoryNotTrusted, true, "The certificate of %s is for another host: %v.", what, host)
 	case errors.As(err, &unknown):
-		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is signed by an authority that is not trusted here. Give "+
+		return newFailure(helmjob.RepositoryNotTrusted, true, "The certificate of %s is signed by an authority that is not trusted here. Give "+
 			"the authority's certificate in repoCA or repoCAConfigMap.", what)
 	case errors.As(err, &invalid), errors.As(err, &verifying):
-		return fail(helmjob.RepositoryNotTrusted, true, "The certificate of %s is not valid: %v.", what, err)
+		return newFailure(helmjob.RepositoryNotTrusted, true, "The certificate of %s is not valid: %v.", what, err)
 	case errors.As(err, &answer):
 		return refused(what, answer.StatusCode)
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
@@ -87,24 +87,24 @@ func unreachable(what string, err error) error {
 	case errors.Is(err, errdef.ErrNotFound):
 		return refused(what, http.StatusNotFound)
 	case errors.As(err, &dns):
-		return fail(helmjob.RepositoryUnreachable, true, "The host of %s is not known: %v.", what, dns)
+		return newFailure(helmjob.RepositoryUnreachable, true, "The host of %s is not known: %v.", what, dns)
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return fail(helmjob.RepositoryUnreachable, true, "The registry that has %s speaks no TLS. If it is meant to be reached without, "+
+		return newFailure(helmjob.RepositoryUnreachable, true, "The registry that has %s speaks no TLS. If it is meant to be reached without, "+
 			"set plainHTTP.", what)
 	}
-	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: %v.", what, err)
+	return newFailure(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: %v.", what, err)
 }
 
 // refused returns a failure that says what the HTTP status of a response means.
 func refused(what string, status int) error {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return fail(helmjob.Unauthorized, true, "%s is refused to us (%d %s): the user or password is missing or wrong. Give them with "+
+		return newFailure(helmjob.Unauthorized, true, "%s is refused to us (%d %s): the user or password is missing or wrong. Give them with "+
 			"authSecret, or dockerRegistrySecret for a registry.", what, status, http.StatusText(status))
 	case http.StatusNotFound, http.StatusGone:
-		return fail(helmjob.ChartNotFound, true, "%s does not exist (%d %s).", what, status, http.StatusText(status))
+		return newFailure(helmjob.ChartNotFound, true, "%s does not exist (%d %s).", what, status, http.StatusText(status))
 	}
-	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: the server answered %d %s.", what, status,
+	return newFailure(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: the server answered %d %s.", what, status,
 		http.StatusText(status))
 }
 
@@ -119,25 +119,25 @@ func (j *job) actionFailure(reason helmjob.Reason, err error) error {
 	timedOut := errors.Is(err, context.DeadlineExceeded) || has("context deadline exceeded")
 	switch {
 	case has("cluster unreachable", "cluster reachability check failed", "connection refused"):
-		return fail(helmjob.ClusterUnreachable, true, "The API server does not answer: %v. What is half-done is taken up again.", err)
+		return newFailure(helmjob.ClusterUnreachable, true, "The API server does not answer: %v. What is half-done is taken up again.", err)
 	case has("values don't meet the specifications of the schema"):
-		return fail(helmjob.InvalidValues, false, "The values do not fit the chart: %v.", err)
+		return newFailure(helmjob.InvalidValues, false, "The values do not fit the chart: %v.", err)
 	case has("cannot be imported into the current release"):
-		return fail(helmjob.Conflict, true, "Nothing was changed, since the chart's objects would overwrite others: %v. Remove what is "+
+		return newFailure(helmjob.Conflict, true, "Nothing was changed, since the chart's objects would overwrite others: %v. Remove what is "+
 			"in the way, or set takeOwnership.", err)
 	case meta.IsNoMatchError(err), has("no matches for kind", "ensure CRDs are installed first"):
-		return fail(helmjob.RenderFailed, true, "Nothing was changed, since the cluster does not know a kind of object that the chart "+
+		return newFailure(helmjob.RenderFailed, true, "Nothing was changed, since the cluster does not know a kind of object that the chart "+
 			"has: %v. A chart with its definition may have to come first.", err)
 	case has("unable to build kubernetes objects", "error validating data", "execution error at", "parse error at", "template: ",
 		"YAML parse error", "error converting YAML"):
-		return fail(helmjob.RenderFailed, false, "Nothing was changed, since the chart's templates fail with these values: %v.", err)
+		return newFailure(helmjob.RenderFailed, false, "Nothing was changed, since the chart's templates fail with these values: %v.", err)
 	case has("failed pre-install", "failed post-install", "pre-upgrade hooks failed", "post-upgrade hooks failed"):
 		if timedOut {
-			return fail(helmjob.TimedOut, again, "A hook of the chart was not done after %s: %v.", j.timeout(), err)
+			return newFailure(helmjob.TimedOut, again, "A hook of the chart was not done after %s: %v.", j.timeout(), err)
 		}
-		return fail(helmjob.HookFailed, again, "A hook of the chart failed: %v.", err)
+		return newFailure(helmjob.HookFailed, again, "A hook of the chart failed: %v.", err)
 	case timedOut:
-		return fail(helmjob.TimedOut, again, "The release was not ready after %s: %v.", j.timeout(), err)
+		return newFailure(helmjob.TimedOut, again, "The release was not ready after %s: %v.", j.timeout(), err)
 	}
-	return fail(reason, again, "The cluster refused a part of the chart: %v.", err)
+	return newFailure(reason, again, "The cluster refused a part of the chart: %v.", err)
 }

@@ -48,7 +48,7 @@ func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.R
 			result = &helmjob.Result{Reason: helmjob.Failed, Message: clip(fmt.Sprintf("Helm broke on this chart: %v", broken))}
 		}
 	}()
-	if err := j.do(ctx); err != nil {
+	if err := j.perform(ctx); err != nil {
 		f := &failure{reason: helmjob.Failed, again: true, message: sentence(err.Error())}
 		errors.As(err, &f)
 		j.result.Reason, j.result.TryAgain, j.result.Message = f.reason, f.again, f.message
@@ -57,12 +57,12 @@ func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.R
 	return &j.result
 }
 
-func (j *job) do(ctx context.Context) error {
+func (j *job) perform(ctx context.Context) error {
 	if err := j.req.Validate(); err != nil {
-		return fail(helmjob.BadRequest, false, "%v", err)
+		return newFailure(helmjob.BadRequest, false, "%v", err)
 	}
 	if err := chartutil.ValidateReleaseName(j.req.Release); err != nil {
-		return fail(helmjob.BadRequest, false, "%q is no name for a release: %v.", j.req.Release, err)
+		return newFailure(helmjob.BadRequest, false, "%q is no name for a release: %v.", j.req.Release, err)
 	}
 	if err := j.open(); err != nil {
 		return err
@@ -81,12 +81,12 @@ func (j *job) open() error {
 	kube.ManagedFieldsManager = fieldManager
 	c, err := openCluster(j.req.Socket, j.req.Namespace, j.log)
 	if err != nil {
-		return fail(helmjob.BadRequest, false, "Helm's way to the API server cannot be used: %v.", err)
+		return newFailure(helmjob.BadRequest, false, "Helm's way to the API server cannot be used: %v.", err)
 	}
 	j.cluster = c
 	j.cfg = action.NewConfiguration(action.ConfigurationSetLogger(j.log.Handler()))
 	if err := j.cfg.Init(c, j.req.Namespace, cmp.Or(j.req.Driver, "secret")); err != nil {
-		return fail(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
+		return newFailure(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
 	}
 	if j.req.Operation.OfUser() {
 		j.cfg.Releases.Driver = &shownReleases{Driver: j.cfg.Releases.Driver, req: j.req}
@@ -106,16 +106,16 @@ func (j *job) history() ([]*release.Release, error) {
 		return nil, nil
 	}
 	if errors.Is(err, errChanged) {
-		return nil, fail(helmjob.Changed, false, "%v. Nothing was changed: look at it again.", err)
+		return nil, newFailure(helmjob.Changed, false, "%v. Nothing was changed: look at it again.", err)
 	}
 	if err != nil {
-		return nil, fail(helmjob.ClusterUnreachable, true, "The release's state cannot be read: %v. It is tried again.", err)
+		return nil, newFailure(helmjob.ClusterUnreachable, true, "The release's state cannot be read: %v. It is tried again.", err)
 	}
 	var out []*release.Release
 	for _, r := range list {
 		rel, ok := r.(*release.Release)
 		if !ok {
-			return nil, fail(helmjob.Failed, false, "The release %s was made by another version of Helm, whose records (%T) this one "+
+			return nil, newFailure(helmjob.Failed, false, "The release %s was made by another version of Helm, whose records (%T) this one "+
 				"does not know.", j.req.Release, r)
 		}
 		out = append(out, rel)
@@ -146,12 +146,12 @@ func (j *job) describe() {
 	j.result.Release = &helmjob.Release{Revision: last.Version, Status: last.Info.Status.String()}
 }
 
-// done puts the action that was done, and the message, into the result.
-func (j *job) done(a helmjob.Action, format string, args ...any) {
+// setResult puts the action that was done, and the message, into the result.
+func (j *job) setResult(a helmjob.Action, format string, args ...any) {
 	j.result.Action, j.result.Message = a, fmt.Sprintf(format, args...)
 }
 
-// where returns the name of the release for messages.
-func (j *job) where() string {
+// release returns the name of the release for messages.
+func (j *job) release() string {
 	return fmt.Sprintf("Release %s in namespace %s", j.req.Release, j.req.Namespace)
 }

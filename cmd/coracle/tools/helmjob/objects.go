@@ -51,17 +51,17 @@ func (j *job) repair(r *release.Release) error {
 	objects = objects.Filter(func(i *resource.Info) bool { return i.Name != "" }) // an object with generateName gets a new name each time
 	before := map[*resource.Info]string{}
 	for _, info := range objects {
-		if err := j.own(info); err != nil {
-			return fail(helmjob.Failed, false, "%s: %v.", named(info), err)
+		if err := j.markObject(info); err != nil {
+			return newFailure(helmjob.Failed, false, "%s: %v.", objectName(info), err)
 		}
 		live, err := resource.NewHelper(info.Client, info.Mapping).Get(info.Namespace, info.Name)
 		switch {
 		case apierrors.IsNotFound(err):
 		case err != nil:
-			return j.actionFailure(helmjob.UpgradeFailed, fmt.Errorf("reading %s: %w", named(info), err))
+			return j.actionFailure(helmjob.UpgradeFailed, fmt.Errorf("reading %s: %w", objectName(info), err))
 		default:
 			if before[info], err = accessMeta.ResourceVersion(live); err != nil {
-				return fail(helmjob.Failed, false, "%s: %v.", named(info), err)
+				return newFailure(helmjob.Failed, false, "%s: %v.", objectName(info), err)
 			}
 		}
 	}
@@ -72,21 +72,21 @@ func (j *job) repair(r *release.Release) error {
 	var mended []string
 	for _, info := range objects {
 		if info.ResourceVersion != before[info] {
-			mended = append(mended, named(info))
+			mended = append(mended, objectName(info))
 		}
 	}
 	if len(mended) == 0 {
-		j.done(helmjob.Unchanged, "%s is what it is to be (revision %d), and so are its objects: nothing was done.", j.where(), r.Version)
+		j.setResult(helmjob.Unchanged, "%s is what it is to be (revision %d), and so are its objects: nothing was done.", j.release(), r.Version)
 		return nil
 	}
 	j.result.Found = "drifted"
-	j.done(helmjob.Recovered, "Objects of %s had been changed or removed, and are again what the chart made them: %s.", lower(j.where()),
-		several(mended))
+	j.setResult(helmjob.Recovered, "Objects of %s had been changed or removed, and are again what the chart made them: %s.", lowerFirst(j.release()),
+		joinAtMostFive(mended))
 	return nil
 }
 
-// own puts the release's marks on an object.
-func (j *job) own(info *resource.Info) error {
+// markObject puts the release's marks on an object.
+func (j *job) markObject(info *resource.Info) error {
 	labels, err := accessMeta.Labels(info.Object)
 	if err != nil {
 		return err
@@ -95,13 +95,13 @@ func (j *job) own(info *resource.Info) error {
 	if err != nil {
 		return err
 	}
-	if err := accessMeta.SetLabels(info.Object, with(labels, managedBy, "Helm")); err != nil {
+	if err := accessMeta.SetLabels(info.Object, withPairs(labels, managedBy, "Helm")); err != nil {
 		return err
 	}
-	return accessMeta.SetAnnotations(info.Object, with(annotations, releaseName, j.req.Release, releaseNamespace, j.req.Namespace))
+	return accessMeta.SetAnnotations(info.Object, withPairs(annotations, releaseName, j.req.Release, releaseNamespace, j.req.Namespace))
 }
 
-func with(m map[string]string, pairs ...string) map[string]string {
+func withPairs(m map[string]string, pairs ...string) map[string]string {
 	if m == nil {
 		m = map[string]string{}
 	}
@@ -168,13 +168,13 @@ func (j *job) removeObject(info *resource.Info) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", named(info), err)
+		return fmt.Errorf("reading %s: %w", objectName(info), err)
 	}
 	notes, err := accessMeta.Annotations(live)
 	if err != nil {
 		return err
 	}
-	ours, err := j.owns(live)
+	ours, err := j.ownsObject(live)
 	if err != nil {
 		return err
 	}
@@ -184,12 +184,12 @@ func (j *job) removeObject(info *resource.Info) error {
 	background := metav1.DeletePropagationBackground
 	if _, err := helper.DeleteWithOptions(info.Namespace, info.Name, &metav1.DeleteOptions{PropagationPolicy: &background}); err != nil &&
 		!apierrors.IsNotFound(err) {
-		return fmt.Errorf("removing %s: %w", named(info), err)
+		return fmt.Errorf("removing %s: %w", objectName(info), err)
 	}
 	return nil
 }
 
-func named(info *resource.Info) string {
+func objectName(info *resource.Info) string {
 	name := info.Mapping.GroupVersionKind.Kind + " " + info.Name
 	if info.Namespaced() {
 		name = info.Mapping.GroupVersionKind.Kind + " " + info.Namespace + "/" + info.Name
@@ -197,8 +197,8 @@ func named(info *resource.Info) string {
 	return name
 }
 
-// several joins the names, at most five of them.
-func several(names []string) string {
+// joinAtMostFive joins the names, at most five of them.
+func joinAtMostFive(names []string) string {
 	if len(names) > 5 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:5], ", "), len(names)-5)
 	}

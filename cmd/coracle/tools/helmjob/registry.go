@@ -23,11 +23,11 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	what := "the chart " + ref
 	u, err := url.Parse(ref)
 	if err != nil || u.Host == "" || u.User != nil {
-		return nil, "", fail(helmjob.BadRequest, false, "The chart's reference is none of a registry: its form is oci://host/path/chart.")
+		return nil, "", newFailure(helmjob.BadRequest, false, "The chart's reference is none of a registry: its form is oci://host/path/chart.")
 	}
 	if v := f.c.Version; v != "" {
 		if _, err := semver.NewConstraint(v); err != nil {
-			return nil, "", fail(helmjob.BadRequest, false, "%q is no version, and no range of versions.", v)
+			return nil, "", newFailure(helmjob.BadRequest, false, "%q is no version, and no range of versions.", v)
 		}
 	}
 	client, err := f.registryClient(u.Host)
@@ -38,10 +38,10 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	if err != nil {
 		if words := err.Error(); strings.Contains(words, "could not locate a version") ||
 			strings.Contains(words, "unable to locate any tags") {
-			return nil, "", fail(helmjob.ChartNotFound, true, "%s has no version that is %s.", what, wanted(f.c.Version))
+			return nil, "", newFailure(helmjob.ChartNotFound, true, "%s has no version that is %s.", what, constraint(f.c.Version))
 		}
 		if strings.Contains(err.Error(), "mismatch") {
-			return nil, "", fail(helmjob.BadRequest, false, "%s is not what version says: %v.", what, err)
+			return nil, "", newFailure(helmjob.BadRequest, false, "%s is not what version says: %v.", what, err)
 		}
 		return nil, "", unreachable(what, withoutURL(err))
 	}
@@ -50,13 +50,13 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	pulled, err := client.Pull(name)
 	if err != nil {
 		if strings.Contains(err.Error(), "manifest does not contain") || strings.Contains(err.Error(), "could not load config") {
-			return nil, "", fail(helmjob.InvalidChart, true,
+			return nil, "", newFailure(helmjob.InvalidChart, true,
 				"What lies at %s is no chart, but something else, such as a container's image.", name)
 		}
 		return nil, "", unreachable("the chart "+name, withoutURL(err))
 	}
 	if pulled.Chart == nil || len(pulled.Chart.Data) > helmjob.MaxArchive {
-		return nil, "", fail(helmjob.InvalidChart, true, "What lies at %s is no chart, or larger than 100 MiB.", name)
+		return nil, "", newFailure(helmjob.InvalidChart, true, "What lies at %s is no chart, or larger than 100 MiB.", name)
 	}
 	return pulled.Chart.Data, name, nil
 }
@@ -68,7 +68,7 @@ func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 	if len(f.c.DockerConfig) > 0 {
 		store, err := credentials.NewMemoryStoreFromDockerConfig(f.c.DockerConfig)
 		if err != nil {
-			return nil, fail(helmjob.BadRequest, false, "The dockerRegistrySecret holds no docker configuration: its .dockerconfigjson "+
+			return nil, newFailure(helmjob.BadRequest, false, "The dockerRegistrySecret holds no docker configuration: its .dockerconfigjson "+
 				"cannot be read.")
 		}
 		credential = credentials.Credential(store)
@@ -93,7 +93,7 @@ func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 	}
 	client, err := registry.NewClient(options...)
 	if err != nil {
-		return nil, fail(helmjob.Failed, true, "The client for registries cannot be made: %v.", err)
+		return nil, newFailure(helmjob.Failed, true, "The client for registries cannot be made: %v.", err)
 	}
 	return client, nil
 }

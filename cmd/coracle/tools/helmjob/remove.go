@@ -21,7 +21,7 @@ func (j *job) uninstall() error {
 	}
 	last := lastOf(history)
 	if last == nil {
-		j.done(helmjob.Uninstalled, "%s is not there: nothing was done.", j.where())
+		j.setResult(helmjob.Uninstalled, "%s is not there: nothing was done.", j.release())
 		return nil
 	}
 	if last.Info.Status != "deployed" {
@@ -32,7 +32,7 @@ func (j *job) uninstall() error {
 		j.describe()
 		return err
 	}
-	j.done(helmjob.Uninstalled, "%s was removed (it was at revision %d).%s", j.where(), last.Version, note)
+	j.setResult(helmjob.Uninstalled, "%s was removed (it was at revision %d).%s", j.release(), last.Version, note)
 	return nil
 }
 
@@ -63,11 +63,11 @@ func (j *job) remove(history []*release.Release) (note string, err error) {
 	if len(left) > 0 {
 		j.log.Warn("helm could not remove the release; removing its objects one by one", "release", j.req.Release, "error", first)
 		if err := j.removeObjects(history); err != nil {
-			return "", fail(helmjob.UninstallFailed, true, "%s is not removed yet: %v.", j.where(), err)
+			return "", newFailure(helmjob.UninstallFailed, true, "%s is not removed yet: %v.", j.release(), err)
 		}
 		for _, r := range left {
 			if _, err := j.cfg.Releases.Delete(r.Name, r.Version); err != nil {
-				return "", fail(helmjob.ClusterUnreachable, true, "The objects of %s are removed, its record is not: %v.", lower(j.where()),
+				return "", newFailure(helmjob.ClusterUnreachable, true, "The objects of %s are removed, its record is not: %v.", lowerFirst(j.release()),
 					err)
 			}
 		}
@@ -84,4 +84,4 @@ func (j *job) remove(history []*release.Release) (note string, err error) {
 	return note, nil
 }
 
-func lower(s string) string { return strings.ToLower(s[:1]) + s[1:] }
+func lowerFirst(s string) string { return strings.ToLower(s[:1]) + s[1:] }

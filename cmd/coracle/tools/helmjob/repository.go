@@ -55,10 +55,10 @@ func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 	case strings.HasPrefix(repoURL, "http://"), strings.HasPrefix(repoURL, "https://"):
 		return f.fromRepository(ctx, repoURL, name)
 	case repoURL == "":
-		return nil, "", fail(helmjob.BadRequest, false, "The chart %q is named without a repository: give repo, or a chart with https:// "+
+		return nil, "", newFailure(helmjob.BadRequest, false, "The chart %q is named without a repository: give repo, or a chart with https:// "+
 			"or oci:// in front.", name)
 	}
-	return nil, "", fail(helmjob.BadRequest, false, "%q is no URL of a repository: they begin with https://, http:// or oci://.",
+	return nil, "", newFailure(helmjob.BadRequest, false, "%q is no URL of a repository: they begin with https://, http:// or oci://.",
 		redacted(repoURL))
 }
 
@@ -85,7 +85,7 @@ func (f *fetcher) tls() (*tls.Config, error) {
 		pool = x509.NewCertPool() // on a machine without certificates the pool has only this authority
 	}
 	if !pool.AppendCertsFromPEM([]byte(f.c.CA)) {
-		return nil, fail(helmjob.BadRequest, false, "What is given as the repository's authority (repoCA, repoCAConfigMap) holds no "+
+		return nil, newFailure(helmjob.BadRequest, false, "What is given as the repository's authority (repoCA, repoCAConfigMap) holds no "+
 			"certificate in PEM.")
 	}
 	config.RootCAs = pool
@@ -97,7 +97,7 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 	what := "the repository " + redacted(repoURL)
 	base, err := url.Parse(repoURL)
 	if err != nil {
-		return nil, "", fail(helmjob.BadRequest, false, "The repository's URL cannot be read: it is no URL.")
+		return nil, "", newFailure(helmjob.BadRequest, false, "The repository's URL cannot be read: it is no URL.")
 	}
 	text, err := f.get(ctx, "the index of "+what, base.JoinPath("index.yaml").String(), true)
 	if err != nil {
@@ -105,28 +105,29 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 	}
 	index := repo.NewIndexFile()
 	if err := yaml.Unmarshal(text, index); err != nil || index.APIVersion == "" {
-		return nil, "", fail(helmjob.ChartNotFound, true, "%s is none: what it answers as its index.yaml is no index of charts.", what)
+		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s is none: what it answers as its index.yaml is no index of charts.", what)
 	}
 	entry, err := choose(index, name, f.c.Version)
 	switch {
 	case errors.Is(err, repo.ErrNoChartName):
-		return nil, "", fail(helmjob.ChartNotFound, true, "%s has no chart %q.", what, name)
+		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s has no chart %q.", what, name)
 	case err != nil:
-		return nil, "", fail(helmjob.ChartNotFound, true, "%s has no version of the chart %s that is %s.", what, name, wanted(f.c.Version))
+		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s has no version of the chart %s that is %s.", what, name,
+			constraint(f.c.Version))
 	case len(entry.URLs) == 0:
-		return nil, "", fail(helmjob.ChartNotFound, true, "%s lists the chart %s %s without a place to fetch it from.", what, name,
+		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s lists the chart %s %s without a place to fetch it from.", what, name,
 			entry.Version)
 	}
 	place, err := repo.ResolveReferenceURL(repoURL, entry.URLs[0])
 	if err != nil {
-		return nil, "", fail(helmjob.ChartNotFound, true, "%s lists the chart %s %s at a place that is no URL.", what, name, entry.Version)
+		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s lists the chart %s %s at a place that is no URL.", what, name, entry.Version)
 	}
 	if registry.IsOCI(place) {
 		return f.pull(place)
 	}
 	at, err := url.Parse(place)
 	if err != nil {
-		return nil, "", fail(helmjob.ChartNotFound, true, "%s lists the chart %s %s at a place that is no URL.", what, name, entry.Version)
+		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s lists the chart %s %s at a place that is no URL.", what, name, entry.Version)
 	}
 	f.log.Info("fetching the chart", "chart", name, "version", entry.Version, "from", at.Redacted())
 	content, err := f.get(ctx, fmt.Sprintf("the chart %s %s (%s)", name, entry.Version, at.Redacted()), place, sameHost(base, at))
@@ -134,7 +135,7 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 		return nil, "", err
 	}
 	if want := strings.TrimPrefix(entry.Digest, "sha256:"); want != "" && want != sum(content) {
-		return nil, "", fail(helmjob.InvalidChart, true, "The chart %s %s from %s is not what the repository's index says it is: its "+
+		return nil, "", newFailure(helmjob.InvalidChart, true, "The chart %s %s from %s is not what the repository's index says it is: its "+
 			"digest differs.", name, entry.Version, at.Redacted())
 	}
 	return content, at.Redacted(), nil
@@ -157,7 +158,7 @@ func choose(index *repo.IndexFile, name, version string) (*repo.ChartVersion, er
 	return index.Get(name, strings.TrimSpace(version))
 }
 
-func wanted(version string) string {
+func constraint(version string) string {
 	if version == "" {
 		return "released (a pre-release is taken only if version names it)"
 	}
@@ -169,7 +170,7 @@ func wanted(version string) string {
 func (f *fetcher) get(ctx context.Context, what, from string, own bool) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
-		return nil, fail(helmjob.BadRequest, false, "%s cannot be fetched: its address is no URL.", what)
+		return nil, newFailure(helmjob.BadRequest, false, "%s cannot be fetched: its address is no URL.", what)
 	}
 	if f.c.Username != "" && (own || f.c.PassCredentialsAll) {
 		req.SetBasicAuth(f.c.Username, f.c.Password) // net/http does not send these to another host after a redirect
@@ -190,7 +191,7 @@ func (f *fetcher) get(ctx context.Context, what, from string, own bool) ([]byte,
 	case err != nil:
 		return nil, unreachable(what, err)
 	case len(content) > helmjob.MaxArchive:
-		return nil, fail(helmjob.InvalidChart, true, "%s is larger than 100 MiB.", what)
+		return nil, newFailure(helmjob.InvalidChart, true, "%s is larger than 100 MiB.", what)
 	}
 	return content, nil
 }

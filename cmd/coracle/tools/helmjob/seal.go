@@ -57,15 +57,15 @@ func (s *sealed) Get(key string) (release.Releaser, error) {
 
 func (s *sealed) List(filter func(release.Releaser) bool) ([]release.Releaser, error) {
 	list, err := s.Driver.List(filter)
-	return s.all(list, err)
+	return s.openAll(list, err)
 }
 
 func (s *sealed) Query(labels map[string]string) ([]release.Releaser, error) {
 	list, err := s.Driver.Query(labels)
-	return s.all(list, err)
+	return s.openAll(list, err)
 }
 
-func (s *sealed) all(list []release.Releaser, err error) ([]release.Releaser, error) {
+func (s *sealed) openAll(list []release.Releaser, err error) ([]release.Releaser, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (s *sealed) all(list []release.Releaser, err error) ([]release.Releaser, er
 
 func (s *sealed) seal(r release.Releaser) {
 	if rel, ok := r.(*releasev1.Release); ok {
-		rel.Labels = with(rel.Labels, sealLabel, s.code(rel))
+		rel.Labels = withPairs(rel.Labels, sealLabel, s.code(rel))
 	}
 }
 
@@ -121,7 +121,7 @@ func (s *sealed) disarm(r release.Releaser) error {
 	rel.Hooks = nil
 	var kept strings.Builder
 	for _, doc := range documents(rel.Manifest) {
-		owned, err := s.owns(doc)
+		owned, err := s.ownsDocument(doc)
 		if err != nil {
 			return fmt.Errorf("looking whether what revision %d of the release says is the release's: %w", rel.Version, err)
 		}
@@ -133,9 +133,9 @@ func (s *sealed) disarm(r release.Releaser) error {
 	return nil
 }
 
-// owns says whether all objects of a document exist and bear the release's marks. A user who may not write an object
-// cannot put the marks on it.
-func (s *sealed) owns(doc string) (bool, error) {
+// ownsDocument says whether all objects of a document exist and bear the release's marks. A user who may not write an
+// object cannot put the marks on it.
+func (s *sealed) ownsDocument(doc string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if known, ok := s.owned[doc]; ok {
@@ -152,9 +152,9 @@ func (s *sealed) owns(doc string) (bool, error) {
 		case apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err), apierrors.IsBadRequest(err):
 			owned = false
 		case err != nil:
-			return false, fmt.Errorf("reading %s: %w", named(info), err)
+			return false, fmt.Errorf("reading %s: %w", objectName(info), err)
 		default:
-			ours, err := s.j.owns(live)
+			ours, err := s.j.ownsObject(live)
 			if err != nil {
 				return false, err
 			}
@@ -165,8 +165,8 @@ func (s *sealed) owns(doc string) (bool, error) {
 	return owned, nil
 }
 
-// owns says whether an object of the cluster bears the release's marks.
-func (j *job) owns(live runtime.Object) (bool, error) {
+// ownsObject says whether an object of the cluster bears the release's marks.
+func (j *job) ownsObject(live runtime.Object) (bool, error) {
 	labels, err := accessMeta.Labels(live)
 	if err != nil {
 		return false, err

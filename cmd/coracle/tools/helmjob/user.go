@@ -103,10 +103,10 @@ func (j *job) asUser() error {
 	}
 	last := lastOf(history)
 	if last == nil || last.Version != j.req.Shown[0].Revision {
-		return fail(helmjob.Changed, false, "%v: it has another newest revision. Nothing was changed: look at it again.", errChanged)
+		return newFailure(helmjob.Changed, false, "%v: it has another newest revision. Nothing was changed: look at it again.", errChanged)
 	}
 	if status := last.Info.Status.String(); helmjob.AtWork(status, last.Info.LastDeployed, time.Now()) {
-		return fail(helmjob.Busy, true, "%s is %s: another helm is at work on it. Nothing was changed.", j.where(), status)
+		return newFailure(helmjob.Busy, true, "%s is %s: another helm is at work on it. Nothing was changed.", j.release(), status)
 	}
 	defer j.describe()
 	if j.req.Operation == helmjob.Remove {
@@ -125,7 +125,7 @@ func (j *job) rollBack(history []*releasev1.Release) error {
 		}
 	}
 	if target == nil {
-		return fail(helmjob.Changed, false, "%s has no revision %d any more. Nothing was changed.", j.where(), to)
+		return newFailure(helmjob.Changed, false, "%s has no revision %d any more. Nothing was changed.", j.release(), to)
 	}
 	if err := j.probe(last.Manifest, target.Manifest); err != nil {
 		return err
@@ -135,7 +135,7 @@ func (j *job) rollBack(history []*releasev1.Release) error {
 	if err := r.Run(j.req.Release); err != nil {
 		return j.userFailure(helmjob.RollbackFailed, err)
 	}
-	j.done(helmjob.RolledBack, "%s is again as in revision %d. This is its revision %d.", j.where(), to, last.Version+1)
+	j.setResult(helmjob.RolledBack, "%s is again as in revision %d. This is its revision %d.", j.release(), to, last.Version+1)
 	return nil
 }
 
@@ -154,7 +154,7 @@ func (j *job) removeAsUser(last *releasev1.Release) error {
 	if response != nil && response.Info != "" {
 		note = " " + strings.Join(strings.Fields(response.Info), " ")
 	}
-	j.done(helmjob.Uninstalled, "%s was removed.%s", j.where(), note)
+	j.setResult(helmjob.Uninstalled, "%s was removed.%s", j.release(), note)
 	return nil
 }
 
@@ -162,7 +162,7 @@ func (j *job) removeAsUser(last *releasev1.Release) error {
 // pending for ever, so it marks that revision as failed.
 func (j *job) userFailure(reason helmjob.Reason, err error) error {
 	if errors.Is(err, errChanged) {
-		return fail(helmjob.Changed, false, "%v. Look at it again.", err)
+		return newFailure(helmjob.Changed, false, "%v. Look at it again.", err)
 	}
 	if history, readErr := j.history(); readErr == nil {
 		if last := lastOf(history); last != nil && last.Info.Status == common.StatusPendingRollback {
@@ -172,7 +172,7 @@ func (j *job) userFailure(reason helmjob.Reason, err error) error {
 			}
 		}
 	}
-	return fail(reason, true, "%s: %v.", j.where(), err)
+	return newFailure(reason, true, "%s: %v.", j.release(), err)
 }
 
 // probe asks the API whether the user may do what the change from one manifest to another needs, before anything is
@@ -180,11 +180,11 @@ func (j *job) userFailure(reason helmjob.Reason, err error) error {
 func (j *job) probe(from, to string) error {
 	current, err := j.cfg.KubeClient.Build(strings.NewReader(from), false)
 	if err != nil { // Helm would fail, too, with the work half done
-		return fail(helmjob.Failed, false, "The objects of %s cannot be read: %v. Nothing was changed.", lower(j.where()), err)
+		return newFailure(helmjob.Failed, false, "The objects of %s cannot be read: %v. Nothing was changed.", lowerFirst(j.release()), err)
 	}
 	target, err := j.cfg.KubeClient.Build(strings.NewReader(to), false)
 	if err != nil {
-		return fail(helmjob.Failed, false, "The objects of the revision cannot be made: %v. Nothing was changed.", err)
+		return newFailure(helmjob.Failed, false, "The objects of the revision cannot be made: %v. Nothing was changed.", err)
 	}
 	for _, info := range target {
 		if err := j.probeWrite(info); err != nil {
@@ -219,11 +219,11 @@ func (j *job) probeOwner(info *resource.Info) error {
 	case apierrors.IsForbidden(err):
 		return refusedTo("read", info, err)
 	case err != nil:
-		return fail(helmjob.Failed, true, "Reading %s: %v. Nothing was changed.", named(info), err)
+		return newFailure(helmjob.Failed, true, "Reading %s: %v. Nothing was changed.", objectName(info), err)
 	}
-	ours, err := j.owns(live)
+	ours, err := j.ownsObject(live)
 	if err == nil && !ours {
-		err = fail(helmjob.Conflict, false, "%s is not of this release, and a rollback would remove it. Nothing was changed.", named(info))
+		err = newFailure(helmjob.Conflict, false, "%s is not of this release, and a rollback would remove it. Nothing was changed.", objectName(info))
 	}
 	return err
 }
@@ -244,14 +244,14 @@ func (j *job) probeWrite(info *resource.Info) error {
 	case apierrors.IsForbidden(err):
 		return refusedTo("read", info, err)
 	case err != nil:
-		return fail(helmjob.Failed, true, "Reading %s: %v. Nothing was changed.", named(info), err)
+		return newFailure(helmjob.Failed, true, "Reading %s: %v. Nothing was changed.", objectName(info), err)
 	}
-	ours, err := j.owns(live)
+	ours, err := j.ownsObject(live)
 	if err != nil {
 		return err
 	}
 	if !ours {
-		return fail(helmjob.Conflict, false, "%s is not of this release, and a rollback would overwrite it. Nothing was changed.", named(info))
+		return newFailure(helmjob.Conflict, false, "%s is not of this release, and a rollback would overwrite it. Nothing was changed.", objectName(info))
 	}
 	if _, err := helper.Patch(info.Namespace, info.Name, types.MergePatchType, []byte("{}"), nil); apierrors.IsForbidden(err) {
 		return refusedTo("change", info, err)
@@ -260,5 +260,5 @@ func (j *job) probeWrite(info *resource.Info) error {
 }
 
 func refusedTo(verb string, info *resource.Info, err error) error {
-	return fail(helmjob.Refused, false, "You may not %s %s: %v. Nothing was changed.", verb, named(info), err)
+	return newFailure(helmjob.Refused, false, "You may not %s %s: %v. Nothing was changed.", verb, objectName(info), err)
 }

@@ -26,13 +26,13 @@ func mergeValues(req *helmjob.Request) (map[string]any, error) {
 			if len(req.Values) > 1 {
 				which = fmt.Sprintf(" (the %d. of %d documents)", i+1, len(req.Values))
 			}
-			return nil, fail(helmjob.InvalidValues, false, "The values%s are no map in YAML: %v.", which, err)
+			return nil, newFailure(helmjob.InvalidValues, false, "The values%s are no map in YAML: %v.", which, err)
 		}
 		values = loader.MergeMaps(values, more)
 	}
 	for _, path := range slices.Sorted(maps.Keys(req.Set)) {
 		if err := setValue(values, path, req.Set[path]); err != nil {
-			return nil, fail(helmjob.InvalidValues, false, "The value that set names %q cannot be set: %v.", path, err)
+			return nil, newFailure(helmjob.InvalidValues, false, "The value that set names %q cannot be set: %v.", path, err)
 		}
 	}
 	return values, nil
