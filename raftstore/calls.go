@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"slices"
+	"sync"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc/codes"
@@ -135,6 +137,38 @@ func callAt[A, Q any](ctx context.Context, call caller, address, method string, 
 		return answer, status.Errorf(codes.Internal, "raftstore: not an answer of this version: %v", err)
 	}
 	return answer, nil
+}
+
+// askMembers asks servers concurrently, and returns the replies for which ask returns true. It waits for all of them,
+// or until enough returns true for the replies so far: then it cancels the others. A nil enough means all.
+func askMembers[S, T any](
+	ctx context.Context, servers []S, ask func(context.Context, S) (T, bool), enough func([]T) bool,
+) []T {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	var replies []T
+	for _, server := range servers {
+		asking.Go(func() {
+			reply, ok := ask(ctx, server)
+			mu.Lock()
+			defer mu.Unlock()
+			if !ok {
+				return
+			}
+			if replies = append(replies, reply); enough != nil && enough(replies) {
+				cancel()
+			}
+		})
+	}
+	asking.Wait()
+	return replies
+}
+
+// withoutSelf returns the servers other than this one.
+func (r *replica) withoutSelf(servers []raft.Server) []raft.Server {
+	return slices.DeleteFunc(slices.Clone(servers), func(m raft.Server) bool { return m.ID == r.id })
 }
 
 // leaderRoute is what a part needs to send a request to the leader, which may be this server or another one.

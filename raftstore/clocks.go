@@ -5,7 +5,6 @@ package raftstore
 import (
 	"context"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -96,16 +95,10 @@ func (j *clockJudge) ask(ctx context.Context) (by time.Duration, off bool) {
 	defer cancel()
 	voters := votersOf(j.raft.GetConfiguration().Configuration().Servers)
 	began := time.Now()
-	var asking sync.WaitGroup
-	for _, v := range voters {
-		if v.ID != j.id {
-			asking.Go(func() {
-				j.CompareClocks(string(v.Address))
-				j.fetchTerm(ctx, v)
-			})
-		}
-	}
-	asking.Wait()
+	askMembers(ctx, j.withoutSelf(voters), func(ctx context.Context, v raft.Server) (term uint64, ok bool) {
+		j.CompareClocks(string(v.Address))
+		return j.fetchTerm(ctx, v), true
+	}, nil)
 	var offsets []time.Duration
 	voter := false
 	for _, v := range voters {

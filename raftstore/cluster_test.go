@@ -91,7 +91,7 @@ func transferBetween(ctx context.Context, from, to *Store) error {
 }
 
 // peersOf is what a store with a network has of the others.
-func peersOf(s *Store) *clustered { return s.replication.(*clustered) }
+func peersOf(s *Store) *clustered { return s.replication.hooks.(*clustered) }
 
 func TestThreeServers(t *testing.T) {
 	stores := openCluster(t, 3)

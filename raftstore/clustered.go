@@ -5,13 +5,11 @@ package raftstore
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
-	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
@@ -86,44 +84,13 @@ func (s *Store) openPeers() (*clustered, error) {
 	return p, nil
 }
 
-// The remaining methods of [replication] pass each call to a part.
-
-func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
-	return p.forwarder.write(ctx, c)
-}
-func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
-	return p.reads.linearizable(ctx)
-}
-func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
-	return p.reads.confirmLeading(ctx, term)
-}
-func (p *clustered) hadPeers() bool                         { return len(p.membership.former) > 0 }
-func (p *clustered) join(noted bool) error                  { return p.membership.join(noted) }
-func (p *clustered) reportRemoval(ctx context.Context)      { p.membership.reportRemoval(ctx) }
-func (p *clustered) StartElection(ctx context.Context) bool { return p.peers.StartElection(ctx) }
-func (p *clustered) Contact(id raft.ServerID) time.Time     { return p.peers.Contact(id) }
-func (p *clustered) CloseCalls(address string)              { p.peers.CloseCalls(address) }
-func (p *clustered) CompareClocks(address string)           { p.peers.CompareClocks(address) }
-func (p *clustered) Offset(id raft.ServerID) (peer.Offset, bool) {
-	return p.peers.Offset(id)
-}
-func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
-	return p.peers.LeaderSeen()
-}
-func (p *clustered) setTimeouts()                   { p.election.setTimeouts() }
-func (p *clustered) newTerm()                       { p.election.newTerm() }
-func (p *clustered) runSteward(ctx context.Context) { p.steward.run(ctx) }
-func (p *clustered) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
-	return p.peers.Call(ctx, address, method, body)
-}
-func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
-	return p.steward.storageProbe(ctx, enough)
-}
-func (p *clustered) reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool)) {
-	p.steward.reachingMajority(ctx, of, found)
-}
-func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at uint64) error {
-	return p.steward.transferVote(ctx, members, at)
+// replication returns what the parts do for a store.
+func (p *clustered) replication() replication {
+	type requests struct {
+		*forwarder
+		*reads
+	}
+	return replication{requests{p.forwarder, p.reads}, p.peers, p.steward, p.membership, p.election, p}
 }
 
 // run starts the goroutines that run until the store closes. It is called once raft runs.

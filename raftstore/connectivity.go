@@ -46,26 +46,11 @@ type reachRequest struct {
 func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
-	var mu sync.Mutex
-	var asking sync.WaitGroup
-	out := []raft.ServerID{p.id}
-	for _, server := range p.raft.GetConfiguration().Configuration().Servers {
-		if server.ID == p.id {
-			continue
-		}
-		asking.Go(func() {
-			if p.fetchTerm(ctx, server) > 0 {
-				mu.Lock()
-				defer mu.Unlock()
-				out = append(out, server.ID)
-				if enough != nil && enough(out) {
-					cancel()
-				}
-			}
-		})
-	}
-	asking.Wait()
-	return out
+	others := p.withoutSelf(p.raft.GetConfiguration().Configuration().Servers)
+	answered := askMembers(ctx, others, func(ctx context.Context, m raft.Server) (raft.ServerID, bool) {
+		return m.ID, p.fetchTerm(ctx, m) > 0
+	}, func(ids []raft.ServerID) bool { return enough != nil && enough(append(ids, p.id)) })
+	return append(answered, p.id)
 }
 
 // serveReach answers a leader that searches for a voter that reaches more members, and a server that does not hear the
@@ -130,47 +115,37 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 func (s *steward) mostConnected(
 	ctx context.Context, servers []raft.Server, reached []raft.ServerID,
 ) (best raft.ServerID, most []raft.ServerID) {
-	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice the timeout of reached, which each of them calls
-	defer cancel()
-	var mu sync.Mutex
-	var asking sync.WaitGroup
-	voters := votersOf(servers)
-	for _, server := range voters {
-		if server.ID == s.id || !slices.Contains(reached, server.ID) {
-			continue
+	unreached := func(m raft.Server) bool { return !slices.Contains(reached, m.ID) }
+	s.askReach(ctx, slices.DeleteFunc(s.withoutSelf(votersOf(servers)), unreached), reachRequest{}, func(m raft.Server, a reachReply) {
+		if !a.Unfit && len(a.Reached) > len(most) {
+			best, most = m.ID, a.Reached
 		}
-		asking.Go(func() {
-			answer, err := callAt[reachReply](ctx, s.Call, string(server.Address), callReach, reachRequest{})
-			if err != nil || answer.Unfit {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if majorityReached(voters, answer.Reached) && len(answer.Reached) > len(most) {
-				best, most = server.ID, answer.Reached
-			}
-		})
-	}
-	asking.Wait()
+	})
 	return best, most
 }
 
 // reachingMajority asks the voters in of which members they reach. It calls found for each that answers and reaches a
 // majority of all voters. Such a voter answers at once, unless it is of an older version.
 func (s *steward) reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool)) {
+	s.askReach(ctx, of, reachRequest{Majority: true}, func(m raft.Server, a reachReply) { found(m, !a.Unfit) })
+}
+
+// askReach asks the servers in of which members they reach. It calls found for each that answers and reaches a majority
+// of all voters, for one after the other.
+func (s *steward) askReach(ctx context.Context, of []raft.Server, q reachRequest, found func(raft.Server, reachReply)) {
 	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice the timeout of reached, which each of them calls
 	defer cancel()
 	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
-	var asking sync.WaitGroup
-	for _, server := range of {
-		asking.Go(func() {
-			answer, err := callAt[reachReply](ctx, s.Call, string(server.Address), callReach, reachRequest{Majority: true})
-			if err == nil && majorityReached(voters, answer.Reached) {
-				found(server, !answer.Unfit)
-			}
-		})
-	}
-	asking.Wait()
+	var mu sync.Mutex
+	askMembers(ctx, of, func(ctx context.Context, m raft.Server) (none struct{}, ok bool) {
+		answer, err := callAt[reachReply](ctx, s.Call, string(m.Address), callReach, q)
+		if err == nil && majorityReached(voters, answer.Reached) {
+			mu.Lock()
+			defer mu.Unlock()
+			found(m, answer)
+		}
+		return
+	}, nil)
 }
 
 // reportedLeader is what other servers reported of their leader to this server, which has no leader.
@@ -212,36 +187,33 @@ func (ms *membership) checkCutOff(ctx context.Context, informed infoReply) {
 // ReachedBy asks the members that answer this server which others they reach. For the name of each member that does not
 // answer this server, it returns the names of the members that reach it.
 func (c *Cluster) ReachedBy(ctx context.Context, states []MemberState) map[string][]string {
-	silent, names := map[raft.ServerID]string{}, map[string][]string{}
+	unresponsive, names := map[raft.ServerID]string{}, map[string][]string{}
 	for _, m := range states {
 		if !m.Answers {
-			silent[raft.ServerID(m.RaftID)] = m.Name
+			unresponsive[raft.ServerID(m.RaftID)] = m.Name
 		}
 	}
-	if len(silent) == 0 {
+	if len(unresponsive) == 0 {
 		return nil
 	}
-	var mu sync.Mutex
-	var asking sync.WaitGroup
-	for _, m := range states {
-		if m.Self || !m.Answers {
-			continue
-		}
-		asking.Go(func() {
-			address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
-			answer, err := callAt[reachReply](ctx, c.replication.Call, address, callReach, reachRequest{})
-			if err != nil {
-				return // this member is left out
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			for _, id := range answer.Reached {
-				if name := silent[id]; name != "" {
-					names[name] = append(names[name], m.Name)
-				}
-			}
-		})
+	type reach struct {
+		by string
+		of []raft.ServerID
 	}
-	asking.Wait()
+	replies := askMembers(ctx, states, func(ctx context.Context, m MemberState) (reach, bool) {
+		if m.Self || !m.Answers {
+			return reach{}, false
+		}
+		address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
+		answer, err := callAt[reachReply](ctx, c.replication.Call, address, callReach, reachRequest{})
+		return reach{m.Name, answer.Reached}, err == nil
+	}, nil)
+	for _, r := range replies {
+		for _, id := range r.of {
+			if name := unresponsive[id]; name != "" {
+				names[name] = append(names[name], r.by)
+			}
+		}
+	}
 	return names
 }

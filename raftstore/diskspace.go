@@ -5,7 +5,6 @@ package raftstore
 import (
 	"cmp"
 	"context"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -78,34 +77,29 @@ func (r *diskSpace) noteQuotas(voters []raft.Server, quotas map[raft.ServerID]in
 // stores but does not answer in time counts as one with space. quotas are those that servers reported, in bytes: older
 // ones report none.
 func (s *steward) diskSpaceOf(ctx context.Context, servers []raft.Server) (full, withSpace int, quotas map[raft.ServerID]int64) {
-	term := s.raft.CurrentTerm()
-	quotas = make(map[raft.ServerID]int64)
-	var mu sync.Mutex
-	var asked sync.WaitGroup
-	for _, m := range servers {
-		if m.ID == s.id {
-			mu.Lock()
-			withSpace++ // this server refuses writes by itself when its disk is full
-			quotas[m.ID] = s.opts.QuotaBytes
-			mu.Unlock()
-			continue
-		}
-		asked.Go(func() {
-			info, err := s.exchangeInfo(ctx, s.Call, m, infoCall{ClusterQuota: s.quota.cluster.Load()})
-			_, stored := s.Stored(m.ID, term)
-			mu.Lock()
-			defer mu.Unlock()
-			if err == nil {
-				quotas[m.ID] = info.Quota
-			}
-			switch {
-			case err == nil && info.Full:
-				full++
-			case time.Since(stored) < healthyWithin:
-				withSpace++
-			}
-		})
+	type space struct {
+		id           raft.ServerID
+		full, stores bool
+		quota        int64
 	}
-	asked.Wait()
+	term := s.raft.CurrentTerm()
+	replies := askMembers(ctx, servers, func(ctx context.Context, m raft.Server) (space, bool) {
+		if m.ID == s.id { // this server refuses writes by itself when its disk is full
+			return space{id: m.ID, stores: true, quota: s.opts.QuotaBytes}, true
+		}
+		info, _ := s.exchangeInfo(ctx, s.Call, m, infoCall{ClusterQuota: s.quota.cluster.Load()}) // zero after an error
+		_, stored := s.Stored(m.ID, term)
+		return space{m.ID, info.Full, time.Since(stored) < healthyWithin, info.Quota}, true
+	}, nil)
+	quotas = make(map[raft.ServerID]int64)
+	for _, r := range replies {
+		quotas[r.id] = r.quota
+		switch {
+		case r.full:
+			full++
+		case r.stores:
+			withSpace++
+		}
+	}
 	return full, withSpace, quotas
 }

@@ -45,6 +45,9 @@ type membership struct {
 	joined     atomic.Bool // this server became a member since this start
 }
 
+// hadPeers says whether there were other servers at an earlier start.
+func (ms *membership) hadPeers() bool { return len(ms.former) > 0 }
+
 // sameServer says whether a member is the server that has this id and is at this address. The member's address may
 // differ if it does not answer there, and was met at the other one.
 func (ms *membership) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
@@ -231,32 +234,25 @@ const askAtOnce = 8
 // addresses have all changed come to elect a leader.
 func (ms *membership) findLeader(ctx context.Context, addresses []string, round int) (string, error) {
 	n := min(len(addresses), askAtOnce)
-	type reply struct {
-		leader string
-		err    error
+	asked := make([]string, n)
+	for i := range asked {
+		asked[i] = addresses[(round*n+i)%len(addresses)]
 	}
-	answers := make(chan reply, n) // each reply can be sent even if the caller does not wait
-	var asking sync.WaitGroup
-	defer asking.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for i := range n {
-		address := addresses[(round*n+i)%len(addresses)]
-		asking.Go(func() {
-			info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
-			answers <- reply{info.Leader, err}
-		})
-	}
-	err := errNotLeader
-	for range n {
-		switch a := <-answers; {
-		case a.err == nil && a.leader != "":
-			return a.leader, nil
-		case a.err != nil && errors.Is(err, errNotLeader):
-			err = a.err
+	var failed atomic.Pointer[error]
+	found := askMembers(ctx, asked, func(ctx context.Context, address string) (string, bool) {
+		info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
+		if err != nil {
+			failed.CompareAndSwap(nil, &err)
 		}
+		return info.Leader, err == nil && info.Leader != ""
+	}, func([]string) bool { return true })
+	switch err := failed.Load(); {
+	case len(found) > 0:
+		return found[0], nil
+	case err != nil:
+		return "", *err
 	}
-	return "", err
+	return "", errNotLeader
 }
 
 // known lists the addresses at which other servers may be.
@@ -369,22 +365,10 @@ func hasMember(members []raft.Server, id raft.ServerID) bool {
 func (ms *membership) fetchInfo(ctx context.Context, addresses []string) []infoReply {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	var mu sync.Mutex
-	var asking sync.WaitGroup
-	var answers []infoReply
-	for _, address := range addresses {
-		asking.Go(func() {
-			info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			answers = append(answers, info)
-		})
-	}
-	asking.Wait()
-	return answers
+	return askMembers(ctx, addresses, func(ctx context.Context, address string) (infoReply, bool) {
+		info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
+		return info, err == nil
+	}, nil)
 }
 
 // bestInformed returns the answer with the highest applied index, among the servers that know of another leader than

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 const (
@@ -35,14 +37,14 @@ func (s *Store) openRaft(ctx context.Context) error {
 	if r.opts.Network == nil {
 		r.dir.Log.SetTrailing(trailingLogs, 0)
 		_, alone := raft.NewInmemTransport(r.address)
-		s.replication, transport = standalone{r, s.leadership, s.writer, alone}, alone
+		s.replication, transport = standalone{r, peer.Closed(), s.leadership, s.writer, alone}.alone(), alone
 	} else {
 		var err error
 		if p, err = s.openPeers(); err != nil {
 			return errors.Join(err, r.closeListener())
 		}
 		r.dir.Log.SetTrailing(trailingLogs, trailingBytes)
-		s.replication, transport, logs = p, p.peers.Transport, p.logs
+		s.replication, transport, logs = p.replication(), p.peers.Transport, p.logs
 	}
 	route := leaderRoute{r, s.leader, s.replication}
 	s.cluster = &Cluster{leaderRoute: route, leadership: s.leadership, quota: s.quota}

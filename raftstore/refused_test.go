@@ -71,7 +71,7 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 		}
 	}
 	testenv.NoError(t, dead.Close(ctx))
-	until(ctx, t, "the dead one is missed", func() bool { return time.Since(peersOf(leader).Contact(dead.replica.id)) > healthyWithin })
+	until(ctx, t, "the dead one is missed", func() bool { return time.Since(peersOf(leader).peers.Contact(dead.replica.id)) > healthyWithin })
 	for _, s := range []*Store{other, leader} {
 		err := leader.cluster.RemoveMember(ctx, s.replica.name)
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "Nothing was changed") {

@@ -17,48 +17,71 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// replication has what a store does differently if its cluster can have other servers. It is [clustered] then, and
-// [standalone] in a store without a network.
-type replication interface {
-	// Requests of clients. See the promises of Store.Write, Linearizable and ConfirmTerm.
+// replication has what a store does differently if its cluster can have other servers. Each part is one of [clustered]
+// then. In a store without a network all are [standalone].
+type replication struct {
+	requests
+	connections
+	leading
+	joining
+	timeouts
+	hooks
+}
+
+// requests are those of clients. See the promises of Store.Write, Linearizable and ConfirmTerm.
+type requests interface {
 	write(ctx context.Context, c mvcc.Command) (any, error)
 	linearizable(ctx context.Context) (*mvcc.View, error)
 	confirmLeading(ctx context.Context, term uint64) error
+}
 
-	// Start and stop.
-	hadPeers() bool                     // whether there were other servers at an earlier start
-	join(noted bool) error              // joins the other servers, instead of beginning a cluster
-	run()                               // is called once raft runs
-	StartElection(context.Context) bool // makes this server a candidate at once
-	close()
-
-	// What this server and the others send to each other.
+// connections are those between servers: a [peer.Transport].
+type connections interface {
 	Call(ctx context.Context, address, method string, body []byte) ([]byte, error)
-	published() // is called for every new view
 	LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64)
 	Contact(raft.ServerID) time.Time
 	CompareClocks(address string)
 	Offset(raft.ServerID) (peer.Offset, bool)
 	CloseCalls(address string)
-	setTimeouts()
-	newTerm()
-	reportRemoval(context.Context)
-	sample(*metrics.Sample)
+	StartElection(context.Context) bool // makes this server a candidate at once
+}
 
-	// What a leader does for the others.
+// leading is what a leader does for the other servers.
+type leading interface {
+	prober
 	runSteward(context.Context)
-	storageProbe(ctx context.Context, enough func(storing) bool) storing
-	reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool))
 	transferVote(ctx context.Context, members []raft.Server, at uint64) error
 }
+
+type joining interface {
+	hadPeers() bool        // whether there were other servers at an earlier start
+	join(noted bool) error // joins the other servers, instead of beginning a cluster
+	reportRemoval(context.Context)
+}
+
+type timeouts interface {
+	setTimeouts()
+	newTerm()
+}
+
+type hooks interface {
+	run()       // is called once raft runs
+	published() // is called for every new view
+	sample(*metrics.Sample)
+	close()
+}
+
+// alone returns the replication of a store without a network.
+func (l standalone) alone() replication { return replication{l, l, l, l, l, l} }
 
 // standalone is the replication of a cluster that has one server. There is no other server to ask, and none that has to
 // confirm that this one leads.
 type standalone struct {
 	*replica
-	leadership *leadership
-	writer     *writer
-	transport  *raft.InmemTransport // raft's transport; nil until raft starts
+	*peer.Transport // has no connections
+	leadership      *leadership
+	writer          *writer
+	transport       *raft.InmemTransport // raft's transport; nil until raft starts
 }
 
 func (l standalone) write(ctx context.Context, c mvcc.Command) (any, error) {
@@ -120,10 +143,6 @@ func (l standalone) StartElection(context.Context) bool {
 	return from.TimeoutNow(l.id, l.address, now, &raft.TimeoutNowResponse{}) == nil
 }
 
-func (standalone) Call(context.Context, string, string, []byte) ([]byte, error) {
-	return nil, errNoReply
-}
-
 func (l standalone) transferVote(context.Context, []raft.Server, uint64) error {
 	return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed", l.id)
 }
@@ -134,17 +153,12 @@ func (l standalone) storageProbe(context.Context, func(storing) bool) storing {
 
 func (standalone) reachingMajority(context.Context, []raft.Server, func(raft.Server, bool)) {}
 
-func (standalone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }
-func (standalone) Contact(raft.ServerID) (never time.Time)                                 { return }
-func (standalone) hadPeers() bool                                                          { return false }
-func (standalone) run()                                                                    {}
-func (standalone) close()                                                                  {}
-func (standalone) published()                                                              {}
-func (standalone) CloseCalls(string)                                                       {}
-func (standalone) CompareClocks(string)                                                    {}
-func (standalone) Offset(raft.ServerID) (none peer.Offset, ok bool)                        { return }
-func (standalone) setTimeouts()                                                            {}
-func (standalone) newTerm()                                                                {}
-func (standalone) reportRemoval(context.Context)                                           {}
-func (standalone) sample(*metrics.Sample)                                                  {}
-func (standalone) runSteward(context.Context)                                              {}
+func (standalone) hadPeers() bool                { return false }
+func (standalone) run()                          {}
+func (standalone) close()                        {}
+func (standalone) published()                    {}
+func (standalone) setTimeouts()                  {}
+func (standalone) newTerm()                      {}
+func (standalone) reportRemoval(context.Context) {}
+func (standalone) sample(*metrics.Sample)        {}
+func (standalone) runSteward(context.Context)    {}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -172,25 +171,14 @@ func (e *election) pollVoters(
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	question := e.question()
-	var mu sync.Mutex
-	var all sync.WaitGroup
-	var out []electionState
-	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
-		if server.Suffrage != raft.Voter || server.ID == e.id || server.ID == except ||
-			len(only) > 0 && !slices.ContainsFunc(only, func(a electionState) bool { return a.ID == string(server.ID) }) {
-			continue
-		}
-		all.Go(func() {
-			answer, err := callAt[electionState](ctx, e.Call, string(server.Address), callElectionState, question)
-			if err != nil || answer.ID != string(server.ID) { // another member may have this address now
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			out = append(out, answer)
-		})
-	}
-	all.Wait()
+	asked := slices.DeleteFunc(e.withoutSelf(votersOf(e.raft.GetConfiguration().Configuration().Servers)), func(v raft.Server) bool {
+		return v.ID == except ||
+			len(only) > 0 && !slices.ContainsFunc(only, func(a electionState) bool { return a.ID == string(v.ID) })
+	})
+	out := askMembers(ctx, asked, func(ctx context.Context, v raft.Server) (electionState, bool) {
+		answer, err := callAt[electionState](ctx, e.Call, string(v.Address), callElectionState, question)
+		return answer, err == nil && answer.ID == string(v.ID) // another member may have this address now
+	}, nil)
 	switch {
 	case len(out) > 0:
 		e.pace.Store(paceOf(out, e.voters()))

@@ -59,8 +59,8 @@ type observation struct {
 	failed time.Time // the last storage probe that the member failed when it was to be promoted
 }
 
-// run checks connectivity, disk space and votes while this server leads.
-func (s *steward) run(ctx context.Context) {
+// runSteward checks connectivity, disk space and votes while this server leads.
+func (s *steward) runSteward(ctx context.Context) {
 	known := &observations{of: make(map[raft.ServerID]*observation)}
 	var full time.Time
 	var space diskSpace
@@ -302,7 +302,7 @@ func (r *replica) exchangeInfo(ctx context.Context, call caller, server raft.Ser
 	defer cancel()
 	info, err := callAt[infoReply](ctx, call, string(server.Address), callInfo, request)
 	if err == nil && info.ID != string(server.ID) {
-		err = errNoReply // another member answered
+		return infoReply{}, errNoReply // another member answered
 	}
 	return info, err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
@@ -80,7 +81,7 @@ func newStore(o Options) *Store {
 	s.quota = &quota{replica: r, leadership: s.leadership}
 	s.writer = &writer{replica: r, leadership: s.leadership, quota: s.quota}
 	s.writer.patience.limit = o.RequestTimeout
-	s.replication = standalone{replica: r, leadership: s.leadership, writer: s.writer}
+	s.replication = standalone{replica: r, Transport: peer.Closed(), leadership: s.leadership, writer: s.writer}.alone()
 	s.watches = watch.NewHub(watch.Options{
 		View: func() *mvcc.View { return r.fsm.view() }, Clock: o.Clock, ProgressInterval: o.ProgressInterval,
 	})

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -44,27 +43,27 @@ type MemberState struct {
 func (c *Cluster) Survey(ctx context.Context) []MemberState {
 	members := c.Members()
 	states := make([]MemberState, len(members))
-	var wg sync.WaitGroup
+	asked := make([]*MemberState, len(members))
 	for i, m := range members {
-		states[i].Member = m
+		states[i].Member, asked[i] = m, &states[i]
+	}
+	askMembers(ctx, asked, func(ctx context.Context, m *MemberState) (none struct{}, ok bool) {
 		if m.Self {
 			lead, _ := c.leader.get()
-			states[i].fill(c.quota.info(lead))
-			continue
+			m.fill(c.quota.info(lead))
+			return
 		}
 		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
-		wg.Go(func() {
-			began := time.Now()
-			c.replication.CompareClocks(string(server.Address))
-			if info, err := c.requestInfo(ctx, c.replication.Call, server); err == nil {
-				states[i].fill(info)
-			}
-			if o, ok := c.replication.Offset(server.ID); ok && !o.At.Before(began) {
-				states[i].ClockAhead, states[i].ClockWithin = o.By, o.Within
-			}
-		})
-	}
-	wg.Wait()
+		began := time.Now()
+		c.replication.CompareClocks(string(server.Address))
+		if info, err := c.requestInfo(ctx, c.replication.Call, server); err == nil {
+			m.fill(info)
+		}
+		if o, ok := c.replication.Offset(server.ID); ok && !o.At.Before(began) {
+			m.ClockAhead, m.ClockWithin = o.By, o.Within
+		}
+		return
+	}, nil)
 	newest := c.raft.CommitIndex()
 	for _, m := range states {
 		newest = max(newest, m.Applied)

@@ -129,13 +129,13 @@ func (e *election) haveOthersCall(l leaderCall) {
 	if err != nil {
 		return
 	}
-	var asking sync.WaitGroup
-	for _, server := range votersOf(e.raft.GetConfiguration().Configuration().Servers) {
-		if server.ID != e.id && server.ID != l.ID {
-			asking.Go(func() { _, _ = e.Call(ctx, string(server.Address), callElectionState, body) })
+	voters := votersOf(e.raft.GetConfiguration().Configuration().Servers)
+	askMembers(ctx, e.withoutSelf(voters), func(ctx context.Context, v raft.Server) (reply []byte, ok bool) {
+		if v.ID != l.ID {
+			_, _ = e.Call(ctx, string(v.Address), callElectionState, body)
 		}
-	}
-	asking.Wait()
+		return
+	}, nil)
 }
 
 // serveLeaderCall calls a leader for another server, if this server follows the same one.

@@ -56,6 +56,9 @@ type Transport struct {
 	onLost  []func(raft.ServerID)
 }
 
+// Closed returns a transport without connections. It makes none, and has heard no server.
+func Closed() *Transport { return &Transport{closed: true} }
+
 var (
 	_ raft.Transport   = (*Transport)(nil)
 	_ raft.WithPreVote = (*Transport)(nil)
