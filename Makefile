@@ -284,8 +284,8 @@ arm64-test: ## a cluster with pods on an emulated machine with an arm64 processo
 bench-store: ## the store beside etcd built from its module; QUICK=1: two minutes; DIR=… on another disk
 	@mkdir -p $(BUILD)
 	@$(GOBUILD) -o $(BUILD)/etcd go.etcd.io/etcd/server/v3
-	@$(GOBUILD) -o $(BUILD)/ ./test/storenode ./test/storebench ./test/storebench/watchcache
-	$(BUILD)/storebench -etcd $(BUILD)/etcd -storenode $(BUILD)/storenode -watchcache $(BUILD)/watchcache -dir $(or $(DIR),$(BUILD)/bench-store) -json $(BUILD)/bench-store.json $(if $(QUICK),-quick) $(ARGS)
+	@$(GOBUILD) -o $(BUILD)/ ./test/storenode ./test/storebench
+	$(BUILD)/storebench -etcd $(BUILD)/etcd -storenode $(BUILD)/storenode -dir $(or $(DIR),$(BUILD)/bench-store) -json $(BUILD)/bench-store.json $(if $(QUICK),-quick) $(ARGS)
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; for f in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \

@@ -75,7 +75,7 @@ const (
 
 // oneWord are names of tests that may be one word, each with its reason.
 var oneWord = map[string]string{
-	"TestBench": benchmark, "TestBox": benchmark, "TestChurn": benchmark, "TestLimit": benchmark, // test/bench
+	"TestBench": benchmark, "TestChurn": benchmark, "TestLimit": benchmark, // test/bench
 	"TestBetween": benchmark, "TestIngress": benchmark, "TestMachine": benchmark, "TestPods": benchmark, // test/benchnet
 	"TestPolicies": benchmark, "TestServices": benchmark,
 	"TestFailover": benchmark, "TestFleet": benchmark, "TestRest": benchmark, "TestWrites": benchmark, // test/ha

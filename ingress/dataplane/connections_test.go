@@ -241,17 +241,3 @@ func TestConnectionLimitsAgreeWithAModel(t *testing.T) {
 		}
 	}
 }
-
-// BenchmarkConnectionsAtTheLimit is the cost of a connection while there are as many as there may be, each of a source
-// of its own.
-func BenchmarkConnectionsAtTheLimit(b *testing.B) {
-	l := newConnections(4000)
-	at := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
-	for i := range b.N + 4000 {
-		if i == 4000 {
-			b.ResetTimer()
-		}
-		c, _ := l.acquire(at(i))
-		c.opened(func() {})
-	}
-}

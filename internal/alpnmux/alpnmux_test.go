@@ -325,35 +325,3 @@ func FuzzHello(f *testing.F) {
 		testenv.Require(t, bytes.Equal(all, sent), "the route does not get what was sent")
 	})
 }
-
-func BenchmarkHello(b *testing.B) {
-	hello := clientHello(b, "h2", "http/1.1")
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, _, err := readHello(bytesConn{Reader: bytes.NewReader(hello)}); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-// BenchmarkConnection is a connection with a full handshake, with and without a Mux before it.
-func BenchmarkConnection(b *testing.B) {
-	for _, muxed := range []bool{false, true} {
-		name := map[bool]string{false: "direct", true: "mux"}[muxed]
-		b.Run(name, func(b *testing.B) {
-			l := listen(b)
-			in := l
-			if muxed {
-				in = New(Options{Listener: l}).Default()
-			}
-			var wg sync.WaitGroup
-			answering(&wg, tls.NewListener(in, serverTLS(b, "h2")), "x")
-			defer wg.Wait()
-			defer in.Close()
-			b.ReportAllocs()
-			for b.Loop() {
-				testenv.Must(ask(l.Addr().String(), &tls.Config{NextProtos: []string{"h2"}}, nil))(b)
-			}
-		})
-	}
-}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -250,4 +251,23 @@ func (u *upstream) images() {
 	}
 	names := testenv.Must(u.Run(filepath.Join(u.bin, "ctr"), "-n", "k8s.io", "images", "ls", "-q"))(u.t)
 	testenv.True(u.t, slices.Contains(strings.Fields(names), upstreamPause), "the images are %s", names)
+}
+
+// childOf waits for the program that nsenter starts in the machine's namespaces. It returns 0 if that has ended before.
+func childOf(t *testing.T, pid int, ended <-chan struct{}) int {
+	t.Helper()
+	child := 0
+	harness.Eventually(t, time.Minute, "nsenter starts the program", func() error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+		if err == nil {
+			child, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		}
+		select {
+		case <-ended:
+			return nil
+		default:
+		}
+		return err
+	})
+	return child
 }

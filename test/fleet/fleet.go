@@ -59,10 +59,9 @@ const (
 	Watching   = "fleet: all nodes watch"
 )
 
-// Options are all required, but for Still.
+// Options are all required.
 type Options struct {
 	Nodes   int
-	Still   bool     // nodes watch nothing, and so run no pods: what is left are connections, Leases, reports and the gossip
 	Members int      // how many of them are members of the gossip: all members of one process share its processors, and too many answer one another too late
 	Servers []string // host:port of each
 	Token   string   // for agents
@@ -142,9 +141,7 @@ func run(ctx context.Context, o Options) error {
 	if ctx.Err() == nil {
 		fmt.Println(Registered)
 	}
-	if !o.Still {
-		each(watchAtOnce, func(n *node) { n.watchAll(ctx) })
-	}
+	each(watchAtOnce, func(n *node) { n.watchAll(ctx) })
 	if ctx.Err() == nil {
 		fmt.Println(Watching)
 	}

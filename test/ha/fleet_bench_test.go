@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -48,8 +47,7 @@ const (
 // TestFleet measures what a cluster's servers take that has many nodes with ten pods each
 // (CORACLE_FLEET_NODES=10,100,1000; CORACLE_FLEET_PODS=10; CORACLE_FLEET_SERVERS=1; CORACLE_FLEET_MEMBERS bounds how
 // many of the nodes are members of the gossip; CORACLE_FLEET_BATCH=500, a multiple of 50, makes so many pods at a
-// time). The nodes are of test/fleet, all in one process; TestFleetIsLikeAnAgent says how like real ones they are.
-// CORACLE_FLEET_PROFILES names a folder for profiles of the server that leads.
+// time). The nodes are of test/fleet, all in one process.
 func TestFleet(t *testing.T) {
 	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
 		nodes := testenv.Must(strconv.Atoi(text))(t)
@@ -58,20 +56,8 @@ func TestFleet(t *testing.T) {
 			f.rest("joined, no pods")
 			f.create(nodes * number("CORACLE_FLEET_PODS", 10))
 			f.rest("with its pods")
-			f.profile("heap", "debug", "heap")
 			f.remove()
 			fmt.Printf("load at the end: %s\n", load())
-		})
-	}
-}
-
-// TestFleetGossip measures what the gossip of many nodes takes (CORACLE_FLEET_NODES=10,100,1000, all of them members;
-// CORACLE_FLEET_SERVERS=3): they watch nothing and run no pods, so that one process has the time to be all of them.
-func TestFleetGossip(t *testing.T) {
-	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
-		nodes := testenv.Must(strconv.Atoi(text))(t)
-		t.Run(text, func(t *testing.T) {
-			newFleet(t, number("CORACLE_FLEET_SERVERS", 3), fleet.Options{Nodes: nodes, Members: nodes, Still: true}).rest("all members")
 		})
 	}
 }
@@ -189,14 +175,6 @@ func (f *fleetCluster) create(pods int) {
 	t.Helper()
 	f.pods = pods
 	leader := f.MustLeader()
-	if os.Getenv("CORACLE_FLEET_PROFILES") != "" && pods > 1000 {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			f.profile("cpu", "debug", "profile", "--seconds", "30")
-		}()
-		defer func() { <-done }()
-	}
 	before, fleetBefore, began := used(t, leader), used(t, f.fleet), time.Now()
 	batch := number("CORACLE_FLEET_BATCH", pods)
 	for i := 0; i*replicas < pods; i++ {
@@ -289,12 +267,8 @@ func (f *fleetCluster) rest(when string) {
 			role, inside = "the fleet", "| | | | |"
 		}
 		if inside == "" {
-			m := f.metrics(s)
-			watches := 0
-			for _, n := range m.watches {
-				watches += n
-			}
-			inside = fmt.Sprintf("%.0f | %.0f | %.0f | %d | %d |", m.value["go_memstats_heap_inuse_bytes"]/1e6, m.value["go_memstats_stack_inuse_bytes"]/1e6, m.value["go_goroutines"],
+			value, watches := f.metrics(s)
+			inside = fmt.Sprintf("%.0f | %.0f | %.0f | %d | %d |", value["go_memstats_heap_inuse_bytes"]/1e6, value["go_memstats_stack_inuse_bytes"]/1e6, value["go_goroutines"],
 				connections(t, s), watches)
 		}
 		fmt.Printf("| %s | %.0f | %.0f | %.0f | %s %.2f | %.1f | %.1f | %.0f |\n", role, proc.StatusMB(s.Pid(), "VmRSS:"), proc.StatusMB(s.Pid(), "VmHWM:"), proc.StatusMB(s.Pid(), "RssAnon:"), inside,
@@ -335,54 +309,23 @@ func connections(t *testing.T, s *harness.Server) int {
 	return count
 }
 
-// fleetFigures are a server's own.
-type fleetFigures struct {
-	value   map[string]float64
-	watches map[string]int // by group and resource
-}
-
-// metrics reads them.
-func (c *Cluster) metrics(s *harness.Server) fleetFigures {
+// metrics reads a server's own figures, and how many watches and streams of settings it serves.
+func (c *Cluster) metrics(s *harness.Server) (values map[string]float64, watches int) {
 	c.T.Helper()
 	text := testenv.Must(c.Ask(s).Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(c.T.Context()))(c.T)
-	out := fleetFigures{map[string]float64{}, map[string]int{}}
+	values = map[string]float64{}
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if strings.HasPrefix(name, "#") {
-			continue
-		}
 		series, labels, labelled := strings.Cut(name, "{")
-		v, _ := strconv.ParseFloat(value, 64) // what is none is not looked at
+		v, _ := strconv.ParseFloat(value, 64) // what is none is not used
 		switch {
+		case strings.HasPrefix(name, "#"):
 		case !labelled:
-			out.value[series] = v
-		case series == "apiserver_longrunning_requests" && strings.Contains(labels, `subresource="`+clustersettings.Path+`"`) && v != 0:
-			out.watches["the settings together"] += int(v)
-		case series == "apiserver_longrunning_requests" && strings.Contains(labels, `verb="WATCH"`) && v != 0:
-			_, group, _ := strings.Cut(labels, `group="`)
-			_, resource, _ := strings.Cut(labels, `resource="`)
-			group, _, _ = strings.Cut(group, `"`)
-			resource, _, _ = strings.Cut(resource, `"`)
-			out.watches[resource+"."+group] += int(v)
+			values[series] = v
+		case series == "apiserver_longrunning_requests" &&
+			(strings.Contains(labels, `subresource="`+clustersettings.Path+`"`) || strings.Contains(labels, `verb="WATCH"`)):
+			watches += int(v)
 		}
 	}
-	return out
-}
-
-// profile saves a profile of the server that leads, if that is wanted.
-func (f *fleetCluster) profile(kind string, command ...string) {
-	dir := os.Getenv("CORACLE_FLEET_PROFILES")
-	if dir == "" {
-		return
-	}
-	leader := f.MustLeader()
-	file := fmt.Sprintf("%s-%d-nodes", kind, f.nodes)
-	out, err := leader.Run(leader.Coracle(), append(command, filepath.Join(leader.Dir, file), "--data-dir", leader.DataDir)...)
-	if err == nil {
-		var data []byte
-		if data, err = os.ReadFile(filepath.Join(leader.Dir, file)); err == nil {
-			err = os.WriteFile(filepath.Join(dir, file), data, 0o600)
-		}
-	}
-	testenv.Check(f.t, err, "%s", out)
+	return values, watches
 }

@@ -18,13 +18,12 @@ import (
 )
 
 type options struct {
-	dir, etcd, storenode string
-	watchcache, json     string
-	quick                bool
-	rounds               int
-	voters, only         string
-	limit                time.Duration
-	burn                 time.Duration
+	dir, etcd, storenode, json string
+	quick                      bool
+	rounds                     int
+	voters, only               string
+	limit                      time.Duration
+	burn                       time.Duration
 }
 
 func parseFlags() options {
@@ -32,7 +31,6 @@ func parseFlags() options {
 	flag.StringVar(&o.dir, "dir", "", "directory for all servers' data, on a disk; what the run made there is removed")
 	flag.StringVar(&o.etcd, "etcd", "", "the etcd program")
 	flag.StringVar(&o.storenode, "storenode", "", "the storenode program")
-	flag.StringVar(&o.watchcache, "watchcache", "", "the program of upstream's watch cache; empty: it is left out")
 	flag.StringVar(&o.json, "json", "", "file for all figures")
 	flag.BoolVar(&o.quick, "quick", false, "two minutes instead of twenty-five: one short round")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often rates are measured, in turns")

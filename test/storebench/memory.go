@@ -43,24 +43,13 @@ func (b *bench) memoryOf(ctx context.Context, sys system, voters int) error {
 			return err
 		}
 	}
-	const name = "memory at rest for each further object of 1 KB"
-	anon := (rest[1] - rest[0]) * 1024 * 1024 / float64(many-few)
-	b.report.add(sys, name, "anon B", target{}, anon)
-	cached := 0.0 // ours has no watch cache
-	if _, ours := sys.(*coracle); !ours {
-		if cached, err = b.watchCache(ctx, s, few, many); err != nil {
-			return err
-		}
-	}
-	if b.watchcache != "" {
-		b.report.add(sys, name+", and in the API server's watch cache", "anon B", target{}, anon+cached)
-	}
+	b.report.add(sys, "memory at rest for each further object of 1 KB", "anon B", (rest[1]-rest[0])*1024*1024/float64(many-few))
 	for range pick(b, 3, 1) {
 		took, err := c.restart(ctx, s)
 		if err != nil {
 			return err
 		}
-		b.report.add(sys, fmt.Sprintf("kill -9 with %d objects: start to first linearizable read", many), "ms", target{}, ms(took))
+		b.report.add(sys, fmt.Sprintf("kill -9 with %d objects: start to first linearizable read", many), "ms", ms(took))
 	}
 	return nil
 }
@@ -75,7 +64,7 @@ func (b *bench) atRest(ctx context.Context, s *server, name string) (float64, er
 		}
 	}
 	anon := anonymous(s.pid())
-	b.report.add(s.sys, name, "anon MB", target{}, anon)
+	b.report.add(s.sys, name, "anon MB", anon)
 	return anon, nil
 }
 

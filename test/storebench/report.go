@@ -26,63 +26,22 @@ type row struct {
 	Name, Unit string
 	Coracle    []float64
 	Etcd       []float64
-	Target     target
 }
 
-// target is what we want; the zero value: nothing.
-type target struct {
-	// Ratio to etcd's, at least or at most.
-	AtLeast, AtMost float64 `json:",omitempty"`
-	// Limit of our own figure, and whether there is one.
-	Limit    float64 `json:",omitempty"`
-	HasLimit bool    `json:",omitempty"`
-}
-
-func (t target) String() string {
-	switch {
-	case t.AtLeast > 0:
-		return fmt.Sprintf("≥ %.3g×", t.AtLeast)
-	case t.AtMost > 0:
-		return fmt.Sprintf("≤ %.3g×", t.AtMost)
-	case t.HasLimit:
-		return fmt.Sprintf("≤ %.4g", t.Limit)
-	}
-	return ""
-}
-
-// verdict says whether the target was met.
-func (t target) verdict(ours, ratio float64) string {
-	var met bool
-	switch {
-	case t.AtLeast > 0 && ratio > 0:
-		met = ratio >= t.AtLeast
-	case t.AtMost > 0 && ratio > 0:
-		met = ratio <= t.AtMost
-	case t.HasLimit:
-		met = ours <= t.Limit
-	default:
-		return ""
-	}
-	if met {
-		return "met"
-	}
-	return "MISSED"
-}
-
-func (r *report) row(name, unit string, t target) *row {
+func (r *report) row(name, unit string) *row {
 	for _, x := range r.rows {
 		if x.Name == name && x.Unit == unit {
 			return x
 		}
 	}
-	x := &row{Name: name, Unit: unit, Target: t}
+	x := &row{Name: name, Unit: unit}
 	r.rows = append(r.rows, x)
 	return x
 }
 
 // add notes one figure of one of the systems.
-func (r *report) add(sys system, name, unit string, t target, value float64) {
-	x := r.row(name, unit, t)
+func (r *report) add(sys system, name, unit string, value float64) {
+	x := r.row(name, unit)
 	if _, ours := sys.(*coracle); ours {
 		x.Coracle = append(x.Coracle, value)
 	} else {
@@ -91,12 +50,12 @@ func (r *report) add(sys system, name, unit string, t target, value float64) {
 }
 
 // latencies notes a rate and the latencies behind it.
-func (r *report) latencies(sys system, name, unit string, rate, p99 target, l load.Result) {
-	r.add(sys, name, unit, rate, l.Rate)
-	r.add(sys, name, "p50 ms", target{}, l.P50)
-	r.add(sys, name, "p99 ms", p99, l.P99)
+func (r *report) latencies(sys system, name, unit string, l load.Result) {
+	r.add(sys, name, unit, l.Rate)
+	r.add(sys, name, "p50 ms", l.P50)
+	r.add(sys, name, "p99 ms", l.P99)
 	if l.Errors > 0 {
-		r.add(sys, name, "failed", target{}, float64(l.Errors))
+		r.add(sys, name, "failed", float64(l.Errors))
 		fmt.Printf("  %s, %s: %d failed: %s\n", sys.name(), name, l.Errors, l.FirstError)
 	}
 }
@@ -123,27 +82,21 @@ func number(v float64, ok bool) string {
 
 // print writes the table: medians of the rounds.
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "\n%-62s %-9s %10s %10s %8s  %-8s\n%s\n", "", "", "coracle", "etcd", "ratio", "target", strings.Repeat("-", 122))
+	fmt.Fprintf(w, "\n%-62s %-9s %10s %10s %8s\n%s\n", "", "", "coracle", "etcd", "ratio", strings.Repeat("-", 103))
 	last := ""
 	for _, x := range r.rows {
 		ours, haveCoracle := median(x.Coracle)
 		etcdMedian, haveEtcd := median(x.Etcd)
-		var ratio float64
 		shown := ""
 		if haveCoracle && haveEtcd && etcdMedian != 0 {
-			ratio = ours / etcdMedian
-			shown = fmt.Sprintf("%.2f×", ratio)
+			shown = fmt.Sprintf("%.2f×", ours/etcdMedian)
 		}
 		name := x.Name
 		if name == last {
 			name = ""
 		}
 		last = x.Name
-		verdict := ""
-		if haveCoracle {
-			verdict = x.Target.verdict(ours, ratio)
-		}
-		fmt.Fprintf(w, "%-62s %-9s %10s %10s %8s  %-8s %s\n", name, x.Unit, number(ours, haveCoracle), number(etcdMedian, haveEtcd), shown, x.Target, verdict)
+		fmt.Fprintf(w, "%-62s %-9s %10s %10s %8s\n", name, x.Unit, number(ours, haveCoracle), number(etcdMedian, haveEtcd), shown)
 	}
 }
 

@@ -53,7 +53,7 @@ func (b *bench) watchesOf(ctx context.Context, sys system, voters int) error {
 		}
 		for _, n := range names {
 			name := fmt.Sprintf("1,000 watchers, %s, puts as fast as possible", n.name)
-			b.report.add(sys, name, "events/s", target{}, r.Rate)
+			b.report.add(sys, name, "events/s", r.Rate)
 		}
 	}
 	return nil
