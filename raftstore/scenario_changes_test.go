@@ -4,7 +4,6 @@ package raftstore
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,46 +47,6 @@ func TestScenarioOutdatedChange(t *testing.T) {
 			t.Errorf("the members are %v", members.Servers)
 		}
 	})
-}
-
-// Most servers, or all, come back at other addresses at the same time, and are given
-// the others' addresses.
-func TestScenarioMovedAtOnce(t *testing.T) {
-	changesAddresses(t)
-	for _, many := range []int{2, 3} {
-		t.Run(fmt.Sprint(many), func(t *testing.T) {
-			scenarios(t, 2, 3, func(c *cluster) {
-				w := c.work(2)
-				c.pass(7 * time.Second) // every server has noted who the others are
-				w.stop()
-				var join []string
-				for _, n := range c.nodes {
-					n.stop()
-				}
-				for i, n := range c.nodes {
-					if i < many {
-						n.host = "new " + n.name
-					}
-					join = append(join, n.host)
-				}
-				for _, n := range c.nodes {
-					n.start(join...)
-				}
-				c.live(c.nodes)
-				c.eventually("everybody knows where the others are", 10*time.Second, func() bool {
-					for _, n := range c.nodes {
-						for _, m := range n.running().cluster.Members() {
-							if i := slices.Index(names(c.nodes), m.Name); m.Address != c.nodes[i].host {
-								return false
-							}
-						}
-					}
-					return true
-				})
-				c.serves(c.nodes...)
-			})
-		})
-	}
 }
 
 // Servers of an older version are replaced one after the other. What that version

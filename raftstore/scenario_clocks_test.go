@@ -4,36 +4,12 @@ package raftstore
 
 import (
 	"fmt"
-	"sync"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-// wallClocks are the wall clocks of a scenario's servers.
-type wallClocks struct {
-	mu  sync.Mutex
-	off map[string]time.Duration // by the server's name
-}
-
-func newWallClocks() *wallClocks { return &wallClocks{off: map[string]time.Duration{}} }
-
-// tune gives a server its clock.
-func (w *wallClocks) tune(o *Options) {
-	name := o.NodeID
-	o.Wall = func() time.Time {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		return time.Now().Add(w.off[name])
-	}
-}
-
-func (w *wallClocks) set(n *node, off time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.off[n.name] = off
-}
 
 // judgedWithin bounds how long it takes until the servers know whose clock is off, with calls under way.
 const judgedWithin = 15 * time.Second
@@ -41,18 +17,18 @@ const judgedWithin = 15 * time.Second
 // judges waits until the clocks of the given servers, and of no other ones, count as off.
 func (c *cluster) judges(what string, off ...*node) {
 	c.Helper()
-	c.eventually(what, judgedWithin, func() bool {
-		for _, n := range c.nodes {
-			_, is := n.store.Health().ClockOff()
-			want := false
-			for _, o := range off {
-				want = want || o == n
-			}
-			if is != want {
-				return false
-			}
+	c.eventually(what, judgedWithin, func() bool { return c.clocksOff(off...) })
+}
+
+// clocksOff says whether the clocks of the given servers count as off, and those of no others that run.
+func (c *cluster) clocksOff(off ...*node) bool {
+	return !slices.ContainsFunc(c.nodes, func(n *node) bool {
+		s := n.running()
+		if s == nil {
+			return false
 		}
-		return true
+		_, is := s.Health().ClockOff()
+		return is != contains(off, n)
 	})
 }
 
@@ -63,8 +39,7 @@ func TestScenarioWrongClock(t *testing.T) {
 		for _, role := range []string{"leader", "follower"} {
 			for _, off := range []time.Duration{-400 * 24 * time.Hour, -3 * time.Hour, 400 * 24 * time.Hour} {
 				t.Run(fmt.Sprintf("%d servers, the %s, %v", servers, role, off), func(t *testing.T) {
-					clocks := newWallClocks()
-					scenarioOf(t, 1, servers, clocks.tune, func(c *cluster) {
+					scenario(t, 1, servers, func(c *cluster) {
 						wrong := c.leader()
 						if role == "follower" {
 							wrong = c.others(wrong)[0]
@@ -72,7 +47,7 @@ func TestScenarioWrongClock(t *testing.T) {
 						loops := wrong.store.Leadership()
 						w := c.work(2)
 						c.pass(5 * time.Second)
-						clocks.set(wrong, off)
+						wrong.off.Store(int64(off))
 						c.judges("its clock is off", wrong)
 						by, _ := wrong.store.Health().ClockOff()
 						testenv.True(c, (by-off).Abs() < 2*time.Second, "it is ahead by %v, and counts as by %v", off, by)
@@ -97,7 +72,7 @@ func TestScenarioWrongClock(t *testing.T) {
 							testenv.True(c, c.leader() != wrong, "the server whose clock is off leads")
 							lost.start()
 						}
-						clocks.set(wrong, 0)
+						wrong.off.Store(int64(0))
 						c.judges("all clocks are right")
 						now := c.leader()
 						c.eventually("it can lead again", time.Minute, func() bool {
@@ -109,90 +84,6 @@ func TestScenarioWrongClock(t *testing.T) {
 				})
 			}
 		}
-	}
-}
-
-// No majority agrees: no clock counts as off, and nothing changes.
-func TestScenarioClocksWithoutMajority(t *testing.T) {
-	for name, off := range map[string][]time.Duration{
-		"three that differ": {0, -3 * time.Hour, 3 * time.Hour}, "two": {0, 400 * 24 * time.Hour},
-	} {
-		t.Run(name, func(t *testing.T) {
-			clocks := newWallClocks()
-			scenarioOf(t, 1, len(off), clocks.tune, func(c *cluster) {
-				w, leader := c.work(2), c.leader()
-				for i, n := range c.nodes {
-					clocks.set(n, off[i])
-				}
-				for range 60 {
-					c.pass(time.Second)
-					for _, n := range c.nodes {
-						_, is := n.store.Health().ClockOff()
-						testenv.False(c, is, "%s counts as one whose clock is off", n.name)
-					}
-				}
-				testenv.True(c, c.leader() == leader, "another server leads")
-				w.stop()
-			})
-		})
-	}
-}
-
-// A server whose clock is off still leads where no other can: a clock ends no majority.
-func TestScenarioWrongClockIsNeeded(t *testing.T) {
-	clocks := newWallClocks()
-	scenarioOf(t, 1, 3, clocks.tune, func(c *cluster) {
-		w := c.work(1)
-		wrong := c.others(c.leader())[0]
-		clocks.set(wrong, -3*time.Hour)
-		c.judges("its clock is off", wrong)
-		lost := c.leader()
-		lost.crash()
-		c.serves(c.others(lost)...)
-		lost.start()
-		clocks.set(wrong, 0)
-		c.judges("all clocks are right")
-		w.stop()
-	})
-}
-
-// Some of the servers whose clocks are right are lost. The rest are no majority of the voters that could judge a clock,
-// but the one that is off stays so, until it is set right.
-func TestScenarioWrongClockIsRemembered(t *testing.T) {
-	for _, servers := range []int{3, 5} {
-		t.Run(fmt.Sprint(servers), func(t *testing.T) {
-			clocks := newWallClocks()
-			scenarioOf(t, 1, servers, clocks.tune, func(c *cluster) {
-				w := c.work(1)
-				wrong := c.others(c.leader())[0]
-				clocks.set(wrong, -400*24*time.Hour)
-				c.judges("its clock is off", wrong)
-				right := c.others(wrong)
-				lost, left := right[:servers/2], right[servers/2:]
-				for _, n := range lost {
-					n.crash()
-				}
-				for range 30 {
-					c.pass(time.Second)
-					_, off := wrong.store.Health().ClockOff()
-					c.endIf(!off, "%s counts as one whose clock is right", wrong.name)
-				}
-				c.endIf(wrong.leads(), "the server whose clock is off leads")
-				for _, n := range left {
-					_, off := n.store.Health().ClockOff()
-					c.failIf(off, "%s counts as one whose clock is off", n.name)
-				}
-				clocks.set(wrong, 0)
-				c.eventually("its clock is right", judgedWithin, func() bool {
-					_, off := wrong.store.Health().ClockOff()
-					return !off
-				})
-				for _, n := range lost {
-					n.start()
-				}
-				w.stop()
-			})
-		})
 	}
 }
 

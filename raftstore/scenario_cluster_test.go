@@ -6,6 +6,7 @@ package raftstore
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"math/rand"
 	randv2 "math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -320,7 +322,9 @@ func (c *cluster) shuffled() []*node {
 type node struct {
 	c      *cluster
 	name   string
-	host   string // its address
+	host   string        // its address
+	was    raft.ServerID // before it stopped
+	off    atomic.Int64  // what its wall clock is ahead by, a time.Duration
 	dir    string
 	faults *diskfaults.Faults
 	gone   bool // for good: it does not take part in what is checked at the end
@@ -356,6 +360,7 @@ func (n *node) options(join ...string) Options {
 	host := n.c.net.Host(n.host)
 	o := Options{
 		Dir: n.dir, NodeID: n.name, ClusterID: "scenario", Version: "scenario", Logger: testLog(n.name), Faults: n.faults, Join: join,
+		Wall:    func() time.Time { return time.Now().Add(time.Duration(n.off.Load())) },
 		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: n.c.block.dial(n.host, host.Dial)},
 	}
 	if n.c.tune != nil {
@@ -420,6 +425,7 @@ func (n *node) stop() {
 	if s == nil {
 		return
 	}
+	n.was = s.replica.id
 	n.cancel()
 	testenv.Check(n.c, s.Close(context.Background()), "seed %d: close %s", n.c.seed, n.name)
 }
@@ -438,4 +444,30 @@ func (n *node) crash() {
 	n.c.pass(time.Millisecond)
 	testenv.Check(n.c, peersOf(s).peers.Close())
 	n.stop()
+}
+
+// newest is the highest term that any server is in.
+func (c *cluster) newest() (term uint64) {
+	for _, n := range c.nodes {
+		term = max(term, n.term())
+	}
+	return term
+}
+
+// large is a value that fits no packet, however it is compressed.
+func (c *cluster) large() string {
+	b := make([]byte, 5000)
+	for i := range b {
+		b[i] = byte(c.rand.Uint32())
+	}
+	return hex.EncodeToString(b)
+}
+
+// loseLarge loses packets above a size wherever they come from; 0 loses none.
+func (c *cluster) loseLarge(bytes int) {
+	for _, a := range c.nodes {
+		for _, b := range c.others(a) {
+			c.net.Largest(a.name, b.name, bytes)
+		}
+	}
 }

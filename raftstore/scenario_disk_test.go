@@ -55,37 +55,6 @@ func TestScenarioStalledLeader(t *testing.T) {
 	})
 }
 
-// A leader's disk stalls, so that raft in it notices nothing, and then the
-// server is alone. The others have another leader; what it would read is old,
-// so it must not answer.
-func TestScenarioStalledAndAlone(t *testing.T) {
-	scenarios(t, 3, 3, func(c *cluster) {
-		w := c.work(2, c.nodes...)
-		c.pass(time.Second)
-		leader := c.leader()
-		leader.faults.DelayFlushes(20 * time.Second)
-		kv := leader.running().Client().KV
-		late := make(chan *operation, 1)
-		go func() {
-			late <- c.put(c.within(20*time.Second), leader.name, kv, "r0", fmt.Sprintf("late %d", c.seed))
-		}()
-		c.pass(50 * time.Millisecond)
-		c.isolate(leader)
-		c.leader(c.others(leader)...)
-		c.serves(c.others(leader)...)
-		if !leader.leads() {
-			c.Logf("seed %d: it noticed", c.seed)
-		}
-		c.refuses(leader)
-		leader.faults.DelayFlushes(0)
-		c.net.HealAll()
-		c.pass(2 * time.Second)
-		c.serves(leader)
-		<-late
-		w.stop()
-	})
-}
-
 // spoil damages the newest part of a stopped server's log, in its middle.
 func (n *node) spoil() {
 	files, err := filepath.Glob(filepath.Join(n.dir, "log", "*.segment"))
@@ -98,28 +67,6 @@ func (n *node) spoil() {
 	b[0] ^= 0x10
 	_, err2 := f.WriteAt(b, 300)
 	testenv.NoError(n.c, errors.Join(err, err2, f.Close()))
-}
-
-// A follower's files are damaged. It moves them away, and gets everything from
-// the others, as another member: the old one is forgotten.
-func TestScenarioDamage(t *testing.T) {
-	scenarios(t, 3, 3, func(c *cluster) {
-		w := c.work(3)
-		c.pass(7 * time.Second) // every server has noted who the others are
-		victim := c.nodes[c.rand.IntN(3)]
-		victim.stop()
-		victim.spoil()
-		c.pass(time.Second)
-		victim.start()
-		c.ready(victim)
-		c.serves(victim)
-		c.eventually("the old member is replaced by the new", 30*time.Second, func() bool {
-			leader := c.leader().running()
-			return len(leader.cluster.Members()) == 3 && c.voters(c.leader()) == 3
-		})
-		testenv.Equal(c, len(testenv.Must(filepath.Glob(victim.dir+".damaged-*"))(c)), 1, "seed %d: moved away:", c.seed)
-		w.stop()
-	})
 }
 
 // With no server to ask, damage is an error, and nothing is touched.

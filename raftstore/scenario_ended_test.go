@@ -11,35 +11,6 @@ import (
 	"time"
 )
 
-// The leader's process dies while the others get little processor time: what they ask one another is answered late.
-// They elect one of them at the first try all the same. Two that stand at once share the votes, and then wait for
-// seconds.
-func TestScenarioKilledBesideLoad(t *testing.T) {
-	for _, late := range []time.Duration{0, 10, 30, 40} {
-		late *= time.Millisecond
-		scenarios(t, 4, 3, func(c *cluster) {
-			w := c.work(2)
-			c.pass(time.Second)
-			leader := c.leader()
-			left := c.others(leader)
-			for i, n := range left {
-				c.net.Delay(n.name, left[1-i].name, late, late/4)
-			}
-			c.pass(time.Second)
-			term := left[0].term()
-			c.tasks.Go(leader.crash)
-			took, most := c.untilLed(left, time.Minute), 2*candidacyDelay+20*late // there are connections to be made
-			c.Logf("seed %d: answers take %v each way: a leader after %v", c.seed, late, took)
-			if terms := c.leader(left...).term() - term; took > most || terms > 1 {
-				c.Errorf("seed %d: answers take %v each way: no leader for %v of at most %v, %d elections", c.seed, late, took, most, terms)
-			}
-			c.pass(time.Second)
-			w.stop()
-			leader.start()
-		})
-	}
-}
-
 // A firewall refuses what one follower dials to the leader's machine, and the connection on which it hears the leader
 // breaks now and then. The others hear the leader, so it stays.
 func TestScenarioOneIsRefused(t *testing.T) {

@@ -85,30 +85,6 @@ func TestScenarioHandOver(t *testing.T) {
 	}
 }
 
-// Servers crash and come back at random, at most as many at a time as leave a
-// majority, sometimes all of them.
-func TestScenarioCrashes(t *testing.T) {
-	scenarios(t, 3, 5, func(c *cluster) {
-		c.jitter(500*time.Microsecond, 5*time.Millisecond)
-		w := c.work(3)
-		for range 12 {
-			c.pass(time.Duration(c.rand.Int64N(int64(1500 * time.Millisecond))))
-			victims := c.shuffled()[:1+c.rand.IntN(2)]
-			if c.rand.IntN(6) == 0 {
-				victims = c.nodes
-			}
-			for _, v := range victims {
-				v.crash()
-			}
-			c.pass(time.Duration(c.rand.Int64N(int64(2 * time.Second))))
-			for _, v := range victims {
-				v.start()
-			}
-		}
-		w.stop()
-	})
-}
-
 // A write of a term that ends while another server takes the lead is fenced, or its outcome is open. It does not say
 // that there is no leader: its writer would try again.
 func TestScenarioWritesOfTransferredTerm(t *testing.T) {

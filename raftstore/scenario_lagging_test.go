@@ -4,7 +4,6 @@ package raftstore
 
 import (
 	"bytes"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -15,34 +14,6 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-// A follower's disk is slow for a while, so that the follower lags by thousands of entries; then another follower
-// crashes, so that the majority needs the one that lags. It catches up as fast as its disk flushes, although no write
-// comes in that would have raft send more.
-func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
-	const lag, flush, within = 6000, 100 * time.Millisecond, 3 * time.Second
-	stages(t, 2, 3, nil, func(c *cluster) {
-		leader := c.leader()
-		slow, other := c.others(leader)[0], c.others(leader)[1]
-		slow.faults.DelayFlushes(4 * time.Second)
-		kv := leader.running().Client().KV
-		for i := range lag {
-			testenv.Must(kv.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), "v"))(c)
-		}
-		if has := slow.running().replica.raft.LastIndex(); leader.running().replica.raft.LastIndex()-has < lag/2 {
-			c.Fatalf("seed %d: the follower has entry %d and does not lag\n%s", c.seed, has, c.state())
-		}
-		slow.faults.DelayFlushes(flush)
-		other.crash()
-		began := time.Now()
-		if err := c.writes(leader, 2*time.Minute); err != nil {
-			c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
-		}
-		took := time.Since(began)
-		c.Logf("seed %d: a write took %v", c.seed, took)
-		c.failIf(took > within, "a write took %v, while the follower caught up", took)
-	})
-}
 
 // What is added to a message follows what the message has without a gap, takes no more memory than it may, and is
 // nothing in another term.

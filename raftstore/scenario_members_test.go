@@ -109,32 +109,6 @@ func (c *cluster) voter() *node {
 	return nil
 }
 
-// A server loses its disk. It joins again with an empty one, as another member,
-// which gets the vote of the lost one; that is forgotten.
-func TestScenarioReplacedDisk(t *testing.T) {
-	scenarios(t, 3, 3, func(c *cluster) {
-		w := c.work(3)
-		c.pass(time.Second)
-		victim := c.leader()
-		if c.seed%2 == 0 {
-			victim = c.others(victim)[0]
-		}
-		was := victim.running().replica.id
-		victim.crash()
-		victim.wipe()
-		c.pass(2 * time.Second)
-		victim.start(c.others(victim)[0].name)
-		c.ready(victim)
-		c.failIf(victim.running().replica.id == was, "it is the same member")
-		c.rest(30*time.Second, 3, "a", "b", "c")
-		for _, m := range c.leader().running().cluster.Members() {
-			c.failIf(m.RaftID == string(was), "the lost one is still a member")
-		}
-		c.serves(c.nodes...)
-		w.stop()
-	})
-}
-
 // The only voter of a cluster cannot be taken out, nor who is none.
 func TestScenarioRemovalRefused(t *testing.T) {
 	scenario(t, 1, 1, func(c *cluster) {
@@ -208,33 +182,6 @@ func TestScenarioRandomMembers(t *testing.T) {
 	})
 }
 
-// Servers come back at other addresses, one after the other. The others learn
-// where they are.
-func TestScenarioMovedServers(t *testing.T) {
-	changesAddresses(t)
-	scenarios(t, 2, 3, func(c *cluster) {
-		w := c.work(3)
-		c.pass(7 * time.Second) // every server has noted who the others are
-		for _, n := range c.nodes {
-			was := n.running().replica.id
-			n.stop()
-			n.host = "new " + n.name
-			c.pass(time.Second)
-			n.start()
-			c.ready(n)
-			c.serves(n)
-			testenv.Equal(c, n.running().replica.id, was, "seed %d: it is another member:", c.seed)
-		}
-		c.rest(10*time.Second, 3, "a", "b", "c")
-		for _, n := range c.nodes {
-			for _, m := range n.running().cluster.Members() {
-				testenv.Equal(c, m.Address, "new "+m.Name, "seed %d: %s thinks that %s is at", c.seed, n.name, m.Name)
-			}
-		}
-		w.stop()
-	})
-}
-
 // A cluster of one server, which had no peers, gets an address and others.
 // Then it is one again, and forgets how to talk.
 func TestScenarioOneToThreeAndBack(t *testing.T) {
@@ -264,38 +211,6 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 		alone()
 		a.start()
 		c.ready(a)
-	})
-}
-
-// A leader that is cut off takes a server in, tells it so, and dies before
-// anybody else hears of it. The server must not rest on that, even after a
-// restart.
-func TestScenarioJoinIsUndone(t *testing.T) {
-	scenarios(t, 4, 3, func(c *cluster) {
-		c.pass(time.Second)
-		leader := c.leader()
-		others := c.others(leader)
-		c.partition([]*node{leader}, others)
-		d := c.join("d", leader.name)
-		for _, o := range others {
-			c.cutLink(d, o)
-		}
-		for range 100 { // it may be too late for that
-			if len(d.running().cluster.Members()) > 0 {
-				break
-			}
-			c.pass(5 * time.Millisecond)
-		}
-		leader.crash()
-		if c.seed%2 == 0 {
-			d.crash()
-			d.start()
-		}
-		c.net.HealAll()
-		c.ready(d)
-		c.serves(d)
-		leader.start()
-		c.rest(30*time.Second, 3, "a", "b", "c", "d")
 	})
 }
 

@@ -17,34 +17,6 @@ func (c *cluster) cutLink(a, b *node) {
 // linkCutWithin bounds how long a server may be without a leader when only its link to the leader is cut.
 const linkCutWithin = 8 * time.Second
 
-// A member is lost to all others for some seconds, again and again, by its links or by a restart. The leader keeps the
-// leadership each time the member is back, although another server may reach that one a moment earlier.
-func TestScenarioMemberIsBack(t *testing.T) {
-	scenarios(t, 5, 3, func(c *cluster) {
-		leader := c.leader()
-		lost := c.others(leader)[0]
-		term := leader.term()
-		for range 60 {
-			restarts := c.rand.IntN(2) == 0
-			if restarts {
-				lost.crash()
-			} else {
-				c.isolate(lost)
-			}
-			c.pass(time.Duration(c.rand.Int64N(int64(10 * time.Second))))
-			if restarts {
-				lost.start()
-			} else {
-				c.net.HealAll()
-			}
-			c.pass(3 * time.Second)
-			if now := c.leader().term(); now != term {
-				c.Fatalf("seed %d: term %d became %d when a lost member came back (restarted: %v)\n%s", c.seed, term, now, restarts, c.state())
-			}
-		}
-	})
-}
-
 // Links between single servers are cut at random, now and then with a crash, while clients work. One server, which
 // changes, reaches all that run: then all of them serve within seconds.
 func TestScenarioSingleLinks(t *testing.T) {

@@ -92,24 +92,6 @@ func (c *cluster) same(a, b *node) {
 	})
 }
 
-// A server is recovered beside a majority that is alive, which does not count it, and its disk is slow: it hears of
-// them before it leads itself. It is a member at its own address all the same.
-func TestScenarioRecoveredServerHasItsAddress(t *testing.T) {
-	stages(t, 3, 3, nil, func(c *cluster) {
-		survivor := c.others(c.leader())[0]
-		c.fill(c.leader(), 20)
-		c.pass(6 * time.Second)
-		survivor.crash()
-		survivor.faults.DelayFlushes(20 * time.Millisecond)
-		c.recover(survivor)
-		survivor.faults.DelayFlushes(0)
-		c.eventually("it is a member at its address", time.Minute, func() bool {
-			m := survivor.running().cluster.Members()
-			return len(m) == 1 && m[0].Address == survivor.host
-		})
-	})
-}
-
 // A cluster that was recovered two hours ago loses its majority again. One server is recovered, and an hour later
 // another one in its place: what clients saw of the first is not given out again.
 func TestScenarioRecoveredInstead(t *testing.T) {

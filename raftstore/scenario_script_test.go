@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -27,13 +28,15 @@ import (
 // played:
 //
 //	servers 3 5     with three servers and with five
-//	cases deaf mute once for each word; $case in the script is that word
+//	cases deaf mute once for each word; $case in the script is that word, and of a word 30ms,1s $1 is 30ms and $2 is 1s
 //	seeds 3         with three seeds, or as many as the environment says (see seeds)
 //	max-voters 1    with at most one voter; "max-members 2": with at most two members
 //	unsettled       without what every scenario checks at its end
 //
-// A statement that begins with [deaf] is for that case, one that begins with [5] for five servers. Names of servers in
-// a script are those that "let" gives, or a, b, c and so on. SET is one or several of these, or "all"; -X leaves X out.
+// A statement that begins with [deaf] is for that case, or those with that part; one that begins with [5] is for five
+// servers. "repeat 3" and "each X of SET" repeat what follows until "end", the latter with the name X for each server.
+// Names of servers in a script are those that "let" gives, or a, b, c and so on. SET is one or several of these, or
+// "all"; -X leaves X out.
 func TestScenarioScripts(t *testing.T) {
 	files := testenv.Must(filepath.Glob("testdata/scenarios/*.txt"))(t)
 	testenv.True(t, len(files) > 30, "%d scripts", len(files))
@@ -117,9 +120,8 @@ type script struct {
 // line is a statement of a script: its place, and what it does.
 type line struct {
 	at, text string
-	run      func()
-	block    []line // of a repeat, whose run is nil
-	times    int
+	run      func(block func()) // block plays those of a loop
+	block    []line
 }
 
 // form is a form of statements. N is a number, D a duration, X one server, SET servers, NAMES new names, CODE a gRPC
@@ -127,6 +129,24 @@ type line struct {
 type form struct {
 	words string
 	run   func(s *script, a []string)
+}
+
+// loops are the statements that repeat a block.
+var loops = []struct {
+	words string
+	run   func(s *script, a []string, block func())
+}{
+	{"repeat N", func(s *script, a []string, block func()) {
+		for range s.number(a[0]) {
+			block()
+		}
+	}},
+	{"each X of SET", func(s *script, a []string, block func()) {
+		for _, n := range s.set(a[1]) {
+			s.sets[a[0]] = []*node{n}
+			block()
+		}
+	}},
 }
 
 var placeholder = map[string]string{
@@ -159,6 +179,11 @@ var forms = []form{
 		s.rand.Shuffle(len(from), func(i, j int) { from[i], from[j] = from[j], from[i] })
 		s.name(a[0], from)
 	}},
+	{"let NAMES = by id of SET", func(s *script, a []string) {
+		s.name(a[0], slices.SortedFunc(slices.Values(s.set(a[1])), func(x, y *node) int {
+			return strings.Compare(string(x.running().replica.id), string(y.running().replica.id))
+		}))
+	}},
 	{"let X = SET", func(s *script, a []string) { s.sets[a[0]] = s.set(a[1]) }},
 	{"term X", func(s *script, a []string) { s.numbers[a[0]] = s.leader().term() }},
 	{"newest term X", func(s *script, a []string) { s.numbers[a[0]] = s.newest() }},
@@ -180,10 +205,21 @@ var forms = []form{
 
 	// Servers and members.
 	{"crash SET", func(s *script, a []string) { s.each(a[0], (*node).crash) }},
+	{"begin to crash SET", func(s *script, a []string) { s.each(a[0], func(n *node) { s.tasks.Go(n.crash) }) }},
 	{"stop SET", func(s *script, a []string) { s.each(a[0], (*node).stop) }},
 	{"start SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.start() }) }},
 	{"start SET through SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.start(hosts(s.set(a[1]))...) }) }},
 	{"wipe SET", func(s *script, a []string) { s.each(a[0], (*node).wipe) }},
+	{"damage SET", func(s *script, a []string) { s.each(a[0], (*node).spoil) }},
+	{"recover X", func(s *script, a []string) { s.recover(s.one(a[0])) }},
+	{"move SET", func(s *script, a []string) { s.move(s.set(a[0]), func(n *node) string { return "new " + n.name }) }},
+	{"swap addresses of SET", func(s *script, a []string) {
+		of, places := s.set(a[0]), hosts(s.set(a[0]))
+		s.move(of, func(n *node) string { return places[(slices.Index(of, n)+1)%len(of)] })
+	}},
+	{"clock of X is D ahead", func(s *script, a []string) { s.one(a[0]).off.Store(int64(s.duration(a[1]))) }},
+	{"clock of X is D behind", func(s *script, a []string) { s.one(a[0]).off.Store(-int64(s.duration(a[1]))) }},
+	{"clock of X is right", func(s *script, a []string) { s.one(a[0]).off.Store(0) }},
 	{"lost for good SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.gone = true }) }},
 	{"join X through X", func(s *script, a []string) { s.join(a[0], s.one(a[1]).name) }},
 	{"transfer leadership", func(s *script, _ []string) { s.transferAny("") }},
@@ -217,6 +253,7 @@ var forms = []form{
 	{"flushes of SET take D to D", func(s *script, a []string) {
 		s.each(a[0], func(n *node) { n.faults.DelayFlushes(s.between(a[1], a[2])) })
 	}},
+	{"all disks stall for D", func(s *script, a []string) { s.allStalled(s.duration(a[0])) }},
 	{"full SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.faults.SeemFull(true) }) }},
 	{"writes fail on SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.faults.FailWrites(unix.ENOSPC) }) }},
 	{"mend SET", func(s *script, a []string) {
@@ -237,6 +274,24 @@ var forms = []form{
 	{"X tries to write within D", func(s *script, a []string) { _ = s.writes(s.one(a[0]), s.duration(a[1])) }},
 	{"X tries to write a large value within D", func(s *script, a []string) {
 		_, _ = s.one(a[0]).running().Client().KV.Put(s.within(s.duration(a[1])), "large", s.large())
+	}},
+	{"X writes a large value within D", func(s *script, a []string) {
+		err := testenv.Err(s.one(a[0]).running().Client().KV.Put(s.within(s.duration(a[1])), "large", s.large()))
+		s.failIf(err != nil, "no large write at %s within %s: %v", a[0], a[1], err)
+	}},
+	{"SET reads", func(s *script, a []string) {
+		s.each(a[0], func(n *node) {
+			testenv.Check(s, testenv.Err(n.running().Client().KV.Get(s.within(5*time.Second), "k")), "a read")
+		})
+	}},
+	{"SET deletes", func(s *script, a []string) {
+		s.each(a[0], func(n *node) {
+			testenv.Check(s, testenv.Err(n.running().Client().KV.Delete(s.within(5*time.Second), "k")), "a deletion")
+		})
+	}},
+	{"compact through X", func(s *script, a []string) {
+		store := s.one(a[0]).running()
+		testenv.Check(s, testenv.Err(store.Client().KV.Compact(s.within(5*time.Second), store.Status().Revision)), "a compaction")
 	}},
 	{"fenced write at X in term X fails", func(s *script, a []string) { s.failIf(s.fencedWrite(a) == nil, "it was done") }},
 	{"fenced write at X in term X is fenced", func(s *script, a []string) {
@@ -283,6 +338,34 @@ var states = []struct {
 	holds func(s *script, a []string) bool
 }{
 	{"X leads", func(s *script, a []string) bool { return s.one(a[0]).leads() }},
+	{"one of SET leads", func(s *script, a []string) bool { return slices.ContainsFunc(s.set(a[0]), (*node).leads) }},
+	{"X is the same member", func(s *script, a []string) bool { return s.one(a[0]).running().replica.id == s.one(a[0]).was }},
+	{"X is the only member", func(s *script, a []string) bool {
+		m := s.one(a[0]).running().cluster.Members()
+		return len(m) == 1 && m[0].Address == s.one(a[0]).host
+	}},
+	{"X knows members", func(s *script, a []string) bool { return len(s.one(a[0]).running().cluster.Members()) > 0 }},
+	{"all addresses are known", func(s *script, _ []string) bool {
+		return !slices.ContainsFunc(s.nodes, func(n *node) bool {
+			return slices.ContainsFunc(n.running().cluster.Members(), func(m Member) bool { return m.Address != s.one(m.Name).host })
+		})
+	}},
+	{"X has moved its damaged files away", func(s *script, a []string) bool {
+		return len(testenv.Must(filepath.Glob(s.one(a[0]).dir+".damaged-*"))(s)) == 1
+	}},
+	{"X lags by N entries", func(s *script, a []string) bool {
+		has, newest := s.one(a[0]).running().replica.raft.LastIndex(), s.leader().running().replica.raft.LastIndex()
+		return newest >= has+uint64(s.number(a[1]))
+	}},
+	{"SET refuses additions", func(s *script, a []string) bool {
+		return !slices.ContainsFunc(s.set(a[0]), func(n *node) bool {
+			_, err := n.running().Client().KV.Put(s.within(5*time.Second), "k", fmt.Sprintf("v%d", s.clock.Add(1)))
+			s.endIf(err != nil && !errors.Is(err, rpctypes.ErrNoSpace), "%s: %v", n.name, err)
+			return err == nil
+		})
+	}},
+	{"no clock is off", func(s *script, _ []string) bool { return s.clocksOff() }},
+	{"only the clock of X is off", func(s *script, a []string) bool { return s.clocksOff(s.one(a[0])) }},
 	{"X is removed", func(s *script, a []string) bool { return s.one(a[0]).running().Health().Removed() }},
 	{"X is cut off", func(s *script, a []string) bool { return s.one(a[0]).running().Health().CutOff() }},
 	{"X is confirmed", func(s *script, a []string) bool { return s.one(a[0]).running().Health().MembershipConfirmed() }},
@@ -312,40 +395,54 @@ func (s *script) holds(words string) func() bool {
 
 // read makes statements of a script's text, those of its case and number of servers.
 func (s *script) read(text string) []line {
-	var out, outer []line
+	parts := strings.Split(s.word, ",")
+	values := strings.NewReplacer("$case", s.word, "$1", parts[0], "$2", parts[len(parts)-1])
+	blocks := [][]line{nil} // the innermost is the last
 	for i, l := range strings.Split(headLine.ReplaceAllString(text, "\n"), "\n") {
 		l, _, _ = strings.Cut(l, "#")
-		l = strings.TrimSpace(strings.ReplaceAll(l, "$case", s.word))
+		l = strings.TrimSpace(values.Replace(l))
 		if only, rest, ok := strings.Cut(strings.TrimPrefix(l, "["), "]"); ok && l[0] == '[' {
-			if l = strings.TrimSpace(rest); only != s.word && only != strconv.Itoa(len(s.nodes)) {
+			if l = strings.TrimSpace(rest); only != s.word && only != strconv.Itoa(len(s.nodes)) && !slices.Contains(parts, only) {
 				continue
 			}
 		}
-		at := fmt.Sprintf("%s:%d", s.file, i+1)
-		var n int
-		switch _, err := fmt.Sscanf(l, "repeat %d", &n); {
-		case l == "":
-		case err == nil:
-			s.endIf(outer != nil, "%s: a repeat in a repeat", at)
-			outer, out = append(out, line{at: at, text: l, times: n}), []line{}
-		case l == "end":
-			s.endIf(outer == nil, "%s: an end without a repeat", at)
-			outer[len(outer)-1].block = out
-			out, outer = outer, nil
+		at, inner := fmt.Sprintf("%s:%d", s.file, i+1), len(blocks)-1
+		switch next := (line{at: at, text: l}); l {
+		case "":
+		case "end":
+			s.endIf(inner == 0, "%s: an end without a loop", at)
+			outer := blocks[inner-1]
+			outer[len(outer)-1].block = blocks[inner]
+			blocks = blocks[:inner]
 		default:
-			out = append(out, line{at: at, text: l, run: s.statement(at, l)})
+			if next.run = s.loop(l); next.run != nil {
+				blocks = append(blocks, nil)
+			} else {
+				next.run = s.statement(at, l)
+			}
+			blocks[inner] = append(blocks[inner], next)
 		}
 	}
-	s.endIf(outer != nil, "%s: a repeat without an end", s.file)
-	return out
+	s.endIf(len(blocks) > 1, "%s: a loop without an end", s.file)
+	return blocks[0]
 }
 
-func (s *script) statement(at, text string) func() {
+// loop returns nil if a line begins none.
+func (s *script) loop(text string) func(block func()) {
+	for _, l := range loops {
+		if m := pattern(l.words).FindStringSubmatch(text); m != nil {
+			return func(block func()) { l.run(s, m[1:], block) }
+		}
+	}
+	return nil
+}
+
+func (s *script) statement(at, text string) func(block func()) {
 	for _, f := range slices.SortedStableFunc(slices.Values(forms), func(a, b form) int {
 		return len(strings.Fields(b.words)) - len(strings.Fields(a.words))
 	}) {
 		if m := pattern(f.words).FindStringSubmatch(text); m != nil {
-			return func() { f.run(s, m[1:]) }
+			return func(func()) { f.run(s, m[1:]) }
 		}
 	}
 	s.Fatalf("%s: no such statement: %q", at, text)
@@ -355,20 +452,14 @@ func (s *script) statement(at, text string) func() {
 // play does what the lines say. The clients finish what they do in any case.
 func (s *script) play(lines []line) {
 	for _, l := range lines {
-		if l.run == nil {
-			for range l.times {
-				s.play(l.block)
-			}
-			continue
-		}
 		func() {
 			was := s.Failed()
 			defer func() {
-				if s.Failed() && !was {
+				if s.Failed() && !was && l.block == nil {
 					s.Logf("at %s: %s", l.at, l.text)
 				}
 			}()
-			l.run()
+			l.run(func() { s.play(l.block) })
 		}()
 	}
 }
@@ -420,6 +511,14 @@ func (s *script) pairs(from, to string, do func(x, y *node)) {
 				do(x, y)
 			}
 		}
+	}
+}
+
+// move gives stopped servers other addresses.
+func (s *script) move(of []*node, to func(*node) string) {
+	changesAddresses(s.T)
+	for _, n := range of {
+		n.host = to(n)
 	}
 }
 

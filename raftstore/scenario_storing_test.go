@@ -102,38 +102,17 @@ func TestScenarioRemovalNotCommitted(t *testing.T) {
 	})
 }
 
-// How many entries a cluster writes in which votes could change, and the voters' disks take too long for it: one a
-// minute.
-func TestScenarioVotersProbesPause(t *testing.T) {
-	for what, begin := range map[string]func(c *cluster, leader, standby *node){
-		"a vote for the stand-by": func(c *cluster, leader, standby *node) {
-			voters := c.others(leader, standby)
-			voters[0].faults.DelayFlushes(storesWithin + time.Second)
-			voters[1].crash()
-		},
-		"the removal of a lost directory": func(c *cluster, leader, standby *node) {
-			standby.crash()
-			standby.wipe()
-			standby.start(leader.name)
-			c.eventually("it has joined as another member", 2*time.Second, peersOf(standby.running()).membership.joined.Load)
-			for _, n := range c.others(leader, standby) {
-				n.faults.DelayFlushes(storesWithin + time.Second)
-			}
-		},
-	} {
-		t.Run(what, func(t *testing.T) {
-			stage(t, 1, 4, nil, func(c *cluster) {
-				leader, standby := c.leader(), c.standby()
-				begin(c, leader, standby)
-				c.pass(2 * time.Minute)
-				votes := c.state()
-				before := leader.running().replica.raft.LastIndex()
-				c.pass(10 * time.Minute)
-				if written := leader.running().replica.raft.LastIndex() - before; written > 12 || written < 5 {
-					t.Errorf("%d entries in ten minutes\n%s", written, votes)
-				}
-				c.mendDisks()
-			})
-		})
+// allStalled has the disks of all servers stall for a time, or none, and waits until they write again.
+func (c *cluster) allStalled(d time.Duration) {
+	leader := c.leader()
+	if d > 0 {
+		for _, n := range c.nodes {
+			n.stalls()
+		}
+		c.tasks.Go(func() { _, _ = leader.running().Client().Put(c.within(4*time.Second), "k", "v") }) // the disks have something to write
+		c.pass(d)
+		c.mendDisks()
 	}
+	testenv.NoError(c.T, c.writes(leader, 2*time.Minute))
+	c.pass(3 * time.Second)
 }

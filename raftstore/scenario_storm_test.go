@@ -8,33 +8,6 @@ import (
 	"time"
 )
 
-// All servers come back at one another's addresses, three times.
-func TestScenarioSwappedAddresses(t *testing.T) {
-	changesAddresses(t)
-	scenarios(t, 2, 3, func(c *cluster) {
-		w := c.work(2)
-		c.pass(7 * time.Second)
-		for range 3 {
-			places := hosts(c.nodes)
-			for _, n := range c.nodes {
-				n.crash()
-			}
-			for i, n := range c.nodes {
-				n.host = places[(i+1)%len(places)]
-			}
-			for _, n := range c.nodes {
-				n.start()
-			}
-			for _, n := range c.nodes {
-				c.ready(n)
-				c.serves(n)
-			}
-			c.pass(10 * time.Second)
-		}
-		w.stop()
-	})
-}
-
 // Everything at once: snapshots everywhere with next to nothing left in the logs,
 // lost disks, removals, moves, crashes, cuts, and answers that are lost.
 func TestScenarioStorm(t *testing.T) {
