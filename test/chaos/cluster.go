@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
+	"github.com/coracle-k8s/coracle/test/storecluster"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -144,13 +145,13 @@ func (c *cluster) waitReady(s *server) error {
 	p := s.proc
 	s.mu.Unlock()
 	if p == nil {
-		return errNotRunning
+		return storecluster.ErrNotRunning
 	}
 	select {
-	case <-p.ready:
+	case <-p.Ready:
 		return nil
-	case <-p.done:
-		return fmt.Errorf("%s ended instead of getting ready (%w):\n%s", s.name, p.err, tail(s.log, 25))
+	case <-p.Done:
+		return fmt.Errorf("%s ended instead of getting ready (%w):\n%s", s.name, p.Err, storecluster.Tail(s.log, 25))
 	case <-time.After(readyTimeout):
 		return fmt.Errorf("%s is not ready after %v; its log: %s", s.name, readyTimeout, s.log)
 	}

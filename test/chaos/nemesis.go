@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/storecluster"
 )
 
 // settleTimeout is how long a healed cluster may take until all of it is well.
@@ -173,7 +175,7 @@ func (n *nemesis) mend() error {
 	errs := []error{n.c.site.heal()}
 	for _, s := range n.c.all() {
 		_ = s.unfill()
-		if err := s.signal(syscall.SIGCONT); err != nil && !errors.Is(err, errNotRunning) {
+		if err := s.signal(syscall.SIGCONT); err != nil && !errors.Is(err, storecluster.ErrNotRunning) {
 			errs = append(errs, err)
 		}
 		if !s.running() {
@@ -235,7 +237,7 @@ func (s *server) misbehave(ctx context.Context, f diskFault) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := s.ask(ctx, "faults", f, nil); err != nil && !errors.Is(err, errNotRunning) {
+	if err := s.ask(ctx, "faults", f, nil); err != nil && !errors.Is(err, storecluster.ErrNotRunning) {
 		return fmt.Errorf("disk faults: %w", err)
 	}
 	return nil

@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -18,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coracle-k8s/coracle/test/storebench/load"
+	"github.com/coracle-k8s/coracle/test/storecluster"
 )
 
 // formTime bounds how long a cluster may take to form or to heal.
@@ -36,9 +35,7 @@ type server struct {
 	name, dir    string
 	client, peer string // addresses
 	log          string
-	cmd          *exec.Cmd
-	exited       chan struct{} // closed when the process has ended
-	control      *control      // of a storenode
+	process      *storecluster.Process
 	connections  []*kubernetes.Client
 }
 
@@ -85,39 +82,15 @@ func freeAddress() (string, error) {
 
 // start starts a server's process, the first time or after its end.
 func (c *cluster) start(s *server) error {
-	out, err := os.OpenFile(s.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	p, err := storecluster.Start(c.sys.command(c, s), s.log, nil)
 	if err != nil {
-		return err
-	}
-	defer out.Close()
-	cmd := c.sys.command(c, s)
-	cmd.Stderr = out
-	cmd.SysProcAttr = dieWithUs()
-	if err := c.sys.attach(s, cmd); err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s of %s: %w", s.name, c.sys.name(), err)
 	}
-	exited := make(chan struct{})
-	s.cmd, s.exited = cmd, exited
-	go func() {
-		_ = cmd.Wait() // it was killed
-		close(exited)
-	}()
+	s.process = p
 	return nil
 }
 
-// kill ends a process the hard way and waits until it is gone.
-func (s *server) kill() {
-	if s.cmd == nil || s.cmd.Process == nil {
-		return
-	}
-	_ = s.cmd.Process.Signal(syscall.SIGKILL)
-	<-s.exited
-}
-
-func (s *server) pid() int { return s.cmd.Process.Pid }
+func (s *server) pid() int { return s.process.Process.Pid }
 
 // close ends all processes and removes their data.
 func (c *cluster) close() {
@@ -126,18 +99,18 @@ func (c *cluster) close() {
 			_ = conn.Close()
 		}
 		s.connections = nil
-		s.kill()
+		if s.process != nil {
+			s.process.Kill()
+		}
 	}
 	_ = os.RemoveAll(c.dir)
 }
 
 // logs are the last lines of what each server said.
 func (c *cluster) logs() string {
-	const most = 1500
 	var all string
 	for _, s := range c.servers {
-		b, _ := os.ReadFile(s.log)
-		all += fmt.Sprintf("--- %s %s\n%s\n", c.sys.name(), s.name, b[max(0, len(b)-most):])
+		all += fmt.Sprintf("--- %s %s\n%s\n", c.sys.name(), s.name, storecluster.Tail(s.log, 15))
 	}
 	return all
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/storebench/load"
@@ -91,7 +92,7 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 	acknowledged := make(chan time.Time, 1) // the first one
 	var all sync.WaitGroup
 	began := time.Now()
-	go leader.kill()
+	go leader.process.Kill()
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
 	var took time.Duration
@@ -112,7 +113,7 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 	}
 	cancel()
 	all.Wait()
-	<-leader.exited
+	<-leader.process.Done
 	if took == 0 {
 		return 0, fmt.Errorf("%s accepted no write within %s", c.sys.name(), failoverTime)
 	}
@@ -202,7 +203,7 @@ func startBurners(n int, most time.Duration) (stop func(), err error) {
 	}
 	for range n {
 		c := exec.Command(self, "-burn", most.String())
-		c.SysProcAttr = dieWithUs()
+		c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := c.Start(); err != nil {
 			stop()
 			return nil, fmt.Errorf("start a busy process: %w", err)

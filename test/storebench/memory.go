@@ -76,7 +76,7 @@ func (c *cluster) restart(ctx context.Context, s *server) (time.Duration, error)
 		_ = conn.Close() // or its back-off would be measured
 	}
 	s.connections = nil
-	s.kill()
+	s.process.Kill()
 	began := time.Now()
 	if err := c.start(s); err != nil {
 		return 0, err

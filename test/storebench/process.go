@@ -5,14 +5,10 @@ package main
 import (
 	"fmt"
 	"math"
-	"syscall"
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/proc"
 )
-
-// dieWithUs makes a child process end when this one does, however that happens.
-func dieWithUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
 // anonymous returns the MB of a process' anonymous memory.
 func anonymous(pid int) float64 { return proc.StatusMB(pid, "RssAnon:") }

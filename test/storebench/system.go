@@ -3,15 +3,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"os/exec"
 	"strings"
-	"sync"
 
 	"github.com/coracle-k8s/coracle/test/storebench/load"
 	"github.com/coracle-k8s/coracle/test/testca"
@@ -22,8 +16,6 @@ type system interface {
 	name() string
 	// command starts a server of a cluster, new or again.
 	command(c *cluster, s *server) *exec.Cmd
-	// attach is called before a server's process starts.
-	attach(s *server, cmd *exec.Cmd) error
 	// local runs a load as the API server on this server's machine does.
 	local(ctx context.Context, s *server, spec load.Spec) (load.Result, error)
 }
@@ -49,8 +41,6 @@ func (e *etcd) command(c *cluster, s *server) *exec.Cmd {
 		"--peer-trusted-ca-file", e.pki.CA, "--peer-client-cert-auth")
 }
 
-func (e *etcd) attach(*server, *exec.Cmd) error { return nil }
-
 func (e *etcd) local(ctx context.Context, s *server, spec load.Spec) (load.Result, error) {
 	return s.remote(ctx, spec)
 }
@@ -74,91 +64,8 @@ func (o *coracle) command(c *cluster, s *server) *exec.Cmd {
 	return exec.Command(o.program, args...)
 }
 
-func (o *coracle) attach(s *server, cmd *exec.Cmd) error {
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	s.control = &control{in: in, waiting: make(map[int]chan response)}
-	go s.control.read(out) // ends with the process
-	return nil
-}
-
 func (o *coracle) local(ctx context.Context, s *server, spec load.Spec) (load.Result, error) {
 	var r load.Result
-	err := s.control.call(ctx, "load", spec, &r)
+	err := s.process.Ask(ctx, "load", spec, &r)
 	return r, err
-}
-
-// control speaks with a storenode over its standard input and output.
-type control struct {
-	in io.WriteCloser
-
-	mu      sync.Mutex
-	last    int
-	waiting map[int]chan response // nil: the process has ended
-}
-
-type response struct {
-	ID     int             `json:"id"`
-	Result json.RawMessage `json:"result"`
-	Error  string          `json:"error"`
-}
-
-func (c *control) read(out io.Reader) {
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		var a response
-		if json.Unmarshal(lines.Bytes(), &a) != nil {
-			continue // "ready"
-		}
-		c.mu.Lock()
-		if w := c.waiting[a.ID]; w != nil {
-			w <- a
-			delete(c.waiting, a.ID)
-		}
-		c.mu.Unlock()
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, w := range c.waiting {
-		close(w)
-	}
-	c.waiting = nil
-}
-
-func (c *control) call(ctx context.Context, op string, args, result any) error {
-	w := make(chan response, 1) // the reader never waits
-	c.mu.Lock()
-	if c.waiting == nil {
-		c.mu.Unlock()
-		return errors.New("storenode has ended")
-	}
-	c.last++
-	id := c.last
-	c.waiting[id] = w
-	b, err := json.Marshal(map[string]any{"id": id, "op": op, "args": args})
-	if err == nil {
-		_, err = c.in.Write(append(b, '\n'))
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("ask storenode: %w", err)
-	}
-	select {
-	case a, ok := <-w:
-		switch {
-		case !ok:
-			return errors.New("storenode has ended")
-		case a.Error != "":
-			return errors.New(a.Error)
-		}
-		return json.Unmarshal(a.Result, result)
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
