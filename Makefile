@@ -80,7 +80,8 @@ install: ## build and install on this machine (root)
 # Tests run with -vet=off: make lint looks at everything once, and vetting 3,000 dependencies again takes ten minutes.
 GOTEST = $(GO) run ./test/report $(GO) test -json -vet=off
 # Scenarios that call t.Parallel mostly wait: they run beside one another at the end of their package, however few processors there are (Go's default).
-E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tags '$(TAGS) e2e'
+SCENARIOS = $(GO) test -json -vet=off -count=1 -p 1 -parallel 6 -tags '$(TAGS) e2e'
+E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run ./test/report $(SCENARIOS)
 
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
 PROMISED := root,embedded,loop-device,systemd,xfs,crun,node
@@ -103,9 +104,15 @@ unit: ## go test ./...; tests that need root are left out without it
 	  $(if $(WITHOUT),$(filter-out $(shell $(GO) list $(WITHOUT)),$(shell $(GO) list -tags '$(TAGS)' ./...)),./...) \
 	  --and $(GO) test -json -vet=off -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(subst -skip,-run,$(SCRIPTS)) ./raftstore
 
-# Scenarios mostly wait: two packages of them run side by side.
+# Scenarios mostly wait: five processes of them run side by side, the longest from the beginning. test/e2e has three: most
+# of its tests run one after the other, and one has a second kernel, which takes five times as long in a slow hour.
+E2E_SECOND := ^Test(OneNode|StoreQuota|HardeningGuideHolds|LocalStorage|ThreeServers)$$
+E2E_THIRD := ^TestMachineWithoutClockBattery$$
 scenarios: build ## e2e and install-test, side by side (root)
-	@$(E2E) -p 2 -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/...
+	@$(E2E) -p 2 -timeout 40m -skip '$(E2E_SECOND)|$(E2E_THIRD)' ./test/e2e/... ./test/nodes/... \
+	  --and $(SCENARIOS) -timeout 40m ./test/ha/... ./test/install/... ./test/nodepower/... \
+	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_SECOND)' ./test/e2e \
+	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_THIRD)' ./test/e2e
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
 	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/nodepower/...
