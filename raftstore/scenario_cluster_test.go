@@ -90,6 +90,8 @@ type cluster struct {
 	trail  *uint64 // entries that stay in the logs, see keep
 	actors int
 	block  dialBlock
+	// reported are the addresses that something outside the store reports to all servers.
+	reported atomic.Pointer[[]string]
 }
 
 // scenario plays with a cluster of n servers, with or without a vote, named a,
@@ -131,6 +133,7 @@ func stage(t *testing.T, seed uint64, n int, tune func(*Options), play func(c *c
 			record: newRecord(), ctx: ctx, leads: make(map[uint64]string), tune: tune,
 		}
 		c.net.Seed(seed)
+		c.reported.Store(new([]string))
 		defer func() {
 			cancel()
 			c.tasks.Wait()
@@ -360,6 +363,7 @@ func (n *node) options(join ...string) Options {
 	host := n.c.net.Host(n.host)
 	o := Options{
 		Dir: n.dir, NodeID: n.name, ClusterID: "scenario", Version: "scenario", Logger: testLog(n.name), Faults: n.faults, Join: join,
+		Others:  func() []string { return *n.c.reported.Load() },
 		Wall:    func() time.Time { return time.Now().Add(time.Duration(n.off.Load())) },
 		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: n.c.block.dial(n.host, host.Dial)},
 	}

@@ -237,3 +237,27 @@ func TestScenarioFullStandbys(t *testing.T) {
 		c.eventually("five voters", time.Minute, func() bool { return c.voters(leader) == 5 })
 	})
 }
+
+// A server that was taken in and has none of the log yet reaches only one whose disk is stalled, and that does not know
+// of it. It does not take itself for one that was removed.
+func TestScenarioEmptyLogBesideAStalledServer(t *testing.T) {
+	stage(t, 1, 3, nil, func(c *cluster) {
+		leader := c.leader()
+		stalled := c.others(leader)[0]
+		stalled.faults.DelayFlushes(time.Hour)
+		c.pass(5 * time.Second)
+		late := c.add("late")
+		for _, n := range c.others(stalled, late) {
+			c.cutLink(n, late)
+		}
+		late.start(stalled.name)
+		peersOf(late.running()).membership.joined.Store(true) // the leader's answer came, and its first entry did not
+		for range 20 {
+			c.pass(time.Second)
+			if late.running().Health().Removed() {
+				t.Fatalf("it takes itself for one that was removed\n%s", c.state())
+			}
+		}
+		stalled.faults.DelayFlushes(0)
+	})
+}

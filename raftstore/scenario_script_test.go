@@ -217,6 +217,7 @@ var forms = []form{
 		of, places := s.set(a[0]), hosts(s.set(a[0]))
 		s.move(of, func(n *node) string { return places[(slices.Index(of, n)+1)%len(of)] })
 	}},
+	{"report addresses of SET", func(s *script, a []string) { s.reported.Store(new(hosts(s.set(a[0])))) }},
 	{"clock of X is D ahead", func(s *script, a []string) { s.one(a[0]).off.Store(int64(s.duration(a[1]))) }},
 	{"clock of X is D behind", func(s *script, a []string) { s.one(a[0]).off.Store(-int64(s.duration(a[1]))) }},
 	{"clock of X is right", func(s *script, a []string) { s.one(a[0]).off.Store(0) }},
