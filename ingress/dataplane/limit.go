@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -98,7 +99,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		tcp, ok := conn.(*net.TCPConn)
 		switch {
 		case ok && trusted && tables.proxied:
-			return &proxiedConn{countedTCP: l.opened(tcp, c), proxy: l.proxy}, nil
+			return &proxiedConn{countedTCP: l.opened(tcp, c)}, nil
 		case ok:
 			return l.opened(tcp, c), nil
 		}
@@ -127,11 +128,13 @@ var errMemory = errors.New("the process has no memory left for this client")
 // Read implements net.Conn. It checks the memory, since bodies of HTTP/2 are received before a handler reads them, and
 // headers before there is a request.
 // Empty lines before the first request of a connection without TLS are left out.
-func (c *countedTCP) Read(to []byte) (int, error) {
-	n, err := c.TCPConn.Read(to)
+func (c *countedTCP) Read(to []byte) (int, error) { return c.read(c.TCPConn, to) }
+
+func (c *countedTCP) read(from io.Reader, to []byte) (int, error) {
+	n, err := from.Read(to)
 	if !c.began.Load() {
 		if c.plain {
-			n, err = dropEmptyLines(to, n, err, c.TCPConn.Read)
+			n, err = dropEmptyLines(to, n, err, from.Read)
 		}
 		c.began.Store(true)
 		c.works(true)
