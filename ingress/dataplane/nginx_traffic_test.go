@@ -93,6 +93,19 @@ func TestLimiterRefillsAndEvictsClients(t *testing.T) {
 	testenv.False(t, len(l.clients) > maxClients, "%d clients are remembered", len(l.clients))
 }
 
+// TestLimiterEvictsIdleClientsFirst: those that have asked for nothing for long make room, whichever limits there are.
+func TestLimiterEvictsIdleClientsFirst(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	for _, limit := range []table.Limit{{PerSecond: 1, Burst: 1}, {PerMinute: 1, Burst: 1}, {Connections: 1}} {
+		l := &limiter{from: &limit, clients: map[string]*account{}}
+		for i := range maxClients {
+			l.acquire(fmt.Sprint(i), now)()
+		}
+		l.acquire("a", now.Add(time.Hour))()
+		testenv.Equal(t, len(l.clients), 1, "clients that are remembered:")
+	}
+}
+
 func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 	arrived, leave := make(chan struct{}), make(chan struct{})
 	slow := backendServer(t, func(_ http.ResponseWriter, r *http.Request) {

@@ -55,7 +55,12 @@ func (l *limiter) acquire(address string, now time.Time) (release func()) {
 		return nil
 	}
 	c.open++
-	c.second, c.minute = c.second+1, c.minute+1
+	if f.PerSecond > 0 { // otherwise it would never leak
+		c.second++
+	}
+	if f.PerMinute > 0 {
+		c.minute++
+	}
 	var once sync.Once
 	return func() {
 		once.Do(func() {
