@@ -4,7 +4,7 @@
 #
 # While one function may call any method by its name, the linker keeps each exported method of each type: 28 MB of
 # coracle (docs/adr/0102-helm.md). Helm charts call methods in their templates, and so does the help of kubectl and ctr:
-# those of template-methods.txt, as a test of cmd/coracle/tools/helmjob has it.
+# those of template-methods.txt, as a test of cmd/coracle/tools/helmchild has it.
 #
 #   overlay.sh FOLDER   FOLDER/overlay.json, for a go with GOROOT=FOLDER/goroot
 set -euo pipefail

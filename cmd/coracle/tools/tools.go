@@ -27,7 +27,7 @@ import (
 	_ "k8s.io/kubernetes/pkg/features" // it makes the client library's features those of the API server
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/tools/cleanup"
-	"github.com/coracle-k8s/coracle/cmd/coracle/tools/helmjob"
+	"github.com/coracle-k8s/coracle/cmd/coracle/tools/helmchild"
 )
 
 var tools = map[string]func(){
@@ -71,7 +71,7 @@ func setClientFeature(key, value string) {
 }
 
 // RunHelmJob makes this process the child process of the controller of Helm charts, which ends when its job is done.
-func RunHelmJob() { os.Exit(helmjob.Main()) }
+func RunHelmJob() { os.Exit(helmchild.Main()) }
 
 // runKubectl does what the main function of upstream's kubectl does.
 func runKubectl() {

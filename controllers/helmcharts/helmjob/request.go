@@ -3,7 +3,7 @@
 // Package helmjob is the protocol between a process that has work for Helm and the child process that does the work.
 // The controller of Helm charts has such work, and so has the console, with its user's own rights. A Request is sent to
 // the child's standard input, and a Result is read from its standard output, both as JSON. The child's log is its
-// standard error. Helm runs in the child alone (cmd/coracle/tools/helmjob). Nothing in this package imports it.
+// standard error. Helm runs in the child alone (cmd/coracle/tools/helmchild). Nothing in this package imports it.
 //
 // Its goroutines: for each child the API that it is served, and one that reads its output.
 package helmjob

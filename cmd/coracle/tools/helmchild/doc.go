@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package helmjob does one operation on one release of a Helm chart and reports the result. It runs as the child
+// Package helmchild does one operation on one release of a Helm chart and reports the result. It runs as the child
 // process of the controller of Helm charts. The protocol between the two is in controllers/helmcharts/helmjob, so the
 // controller does not import Helm's packages. It finds the chart (chart.go, repository.go, registry.go) and merges the
 // values (values.go). It reads the state in which an earlier child process may have left the release, and then calls
@@ -10,4 +10,4 @@
 // plugins, caches or credentials of the machine's users.
 //
 // Its goroutines: one that ends the process when its parent ends.
-package helmjob
+package helmchild
