@@ -90,7 +90,7 @@ type Controller struct {
 	ended chan outcome  // capacity AtOnce, so that the end of a child does not wait for the loop
 
 	entries  map[types.NamespacedName]*entry // owned by the loop
-	at       int                             // running children
+	running  int                             // running children
 	checks   int                             // of these, those that check the objects of a deployed release
 	sealed   []byte                          // the key that seals records of releases, once it was read
 	children sync.WaitGroup
@@ -179,7 +179,7 @@ func (c *Controller) loop(ctx context.Context) {
 			return
 		case <-again:
 		case o := <-c.ended:
-			c.settle(ctx, o)
+			c.recordResult(ctx, o)
 		case <-c.wake:
 			if !timers.Sleep(ctx, gather) {
 				return
@@ -195,8 +195,8 @@ func (c *Controller) define(ctx context.Context) {
 	})
 }
 
-// show sets the status line: how many charts have failed or lack their files.
-func (c *Controller) show() {
+// reportStatus sets the status line: how many charts have failed or lack their files.
+func (c *Controller) reportStatus() {
 	failed, lacking := 0, 0
 	for _, e := range c.entries {
 		switch {

@@ -30,14 +30,6 @@ const (
 	// repaired if they differ from the chart's output.
 	ReconcileEvery = "coracle.dev/reconcile-every"
 
-	// defaultBackOff is how often a failed operation is tried again if the chart does not set it, as with k3s.
-	defaultBackOff = 1000
-	// uninstallTries is how often the removal of a release is tried before the chart is released without it.
-	uninstallTries = 3
-	// firstWait and lastWait are the limits of the pause after a failure. It doubles each time.
-	firstWait = 5 * time.Second
-	lastWait  = 5 * time.Minute
-
 	deployed = "deployed" // Helm's word
 )
 
@@ -58,18 +50,6 @@ type Work struct {
 	Hash      string // of the applied inputs
 	// Check says that the operation only checks the objects of a deployed release.
 	Check bool
-}
-
-// Tries are the earlier failures. They apply only to one Key.
-type Tries struct {
-	Key     string
-	Count   int
-	Next    time.Time // when it may be tried again
-	Reason  string
-	Message string
-	// Final says that there is no further try. After is the release at that time.
-	Final bool
-	After Release
 }
 
 // Problem is the reason for which a chart is not tried at all.
@@ -102,13 +82,13 @@ type Step int
 
 // The steps.
 const (
-	Rest      Step = iota // nothing, until something changes or until Decision.At
-	Claim                 // add the finalizer to the chart
-	Apply                 // start a child that applies the release
-	Check                 // start a child that checks the objects of a deployed release
-	Uninstall             // start a child that removes the release
-	Interrupt             // end the running child
-	Let                   // remove the finalizers
+	NoStep           Step = iota // nothing, until something changes or until Decision.At
+	AddFinalizer                 // add the finalizer to the chart
+	Apply                        // start a child that applies the release
+	Check                        // start a child that checks the objects of a deployed release
+	Uninstall                    // start a child that removes the release
+	Interrupt                    // end the running child
+	RemoveFinalizers             // remove the finalizers
 )
 
 // Decision is a step with the status and the event to write.
@@ -118,7 +98,7 @@ type Decision struct {
 	At time.Time
 	// Status is the chart's new status. nil leaves it unchanged.
 	Status *kinds.Status
-	// Event is written with the step Let. nil is for none.
+	// Event is written with the step RemoveFinalizers. nil is for none.
 	Event *Event
 }
 
@@ -174,7 +154,7 @@ func Decide(v *View) Decision {
 	case v.Chart.DeletionTimestamp != nil:
 		return v.deleted()
 	default:
-		return v.kept()
+		return v.managed()
 	}
 }
 
@@ -186,9 +166,9 @@ func (v *View) unmanaged() Decision {
 	if by := v.Chart.Annotations[ManagedBy]; by != "" && !slices.Contains(managers, by) && !slices.Contains(v.Chart.Finalizers, Finalizer) {
 		return Decision{} // k3s' finalizer belongs to that controller
 	}
-	return Decision{Step: Let, Status: v.status(metav1.ConditionUnknown, ReasonReleased, "This HelmChart is not managed; its release "+
-		"stays as it is.", false),
-		Event: &Event{Reason: ReasonReleased, Message: "The release is not managed by this HelmChart any more and stays as it is."}}
+	return Decision{Step: RemoveFinalizers,
+		Status: v.status(metav1.ConditionUnknown, ReasonReleased, "This HelmChart is not managed; its release stays as it is.", false),
+		Event:  &Event{Reason: ReasonReleased, Message: "The release is not managed by this HelmChart any more and stays as it is."}}
 }
 
 func (v *View) deleted() Decision {
@@ -201,21 +181,22 @@ func (v *View) deleted() Decision {
 	case v.Work != nil:
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
 	case v.Rival != "":
-		return Decision{Step: Let, Event: &Event{Reason: ReasonReleaseTaken,
+		return Decision{Step: RemoveFinalizers, Event: &Event{Reason: ReasonReleaseTaken,
 			Message: fmt.Sprintf("The release %s belongs to the HelmChart %s, and stays.", name, v.Rival)}}
 	case v.NamespaceDeleted:
-		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
+		return Decision{Step: RemoveFinalizers, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
 			"The release went with its namespace %s. Objects of the chart that are in no namespace or in another one are still there, if "+
 				"it had any.", Target(v.Chart))}}
 	case v.Release.Revision == 0:
-		return Decision{Step: Let, Event: &Event{Reason: ReasonUninstalled, Message: "The release " + name + " is not there (any more)."}}
+		return Decision{Step: RemoveFinalizers,
+			Event: &Event{Reason: ReasonUninstalled, Message: "The release " + name + " is not there (any more)."}}
 	}
 	limit := uninstallTries
 	if v.NamespaceEnding {
 		limit = 1 // the namespace's deletion removes the rest, and its objects may not be changed any more
 	}
 	if v.Tries.Key == uninstallKey && v.Tries.Count >= limit {
-		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
+		return Decision{Step: RemoveFinalizers, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
 			"The release %s could not be removed (tried %s) and is left behind; `helm uninstall -n %s %s` tries it once more. The last error: %s",
 			name, times(v.Tries.Count), Target(v.Chart), v.Chart.Name, v.Tries.Message)}}
 	}
@@ -226,10 +207,7 @@ func (v *View) deleted() Decision {
 	return Decision{Step: Uninstall, Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
 }
 
-// uninstallKey is the Key of Tries to uninstall, which do not depend on the chart's fields.
-const uninstallKey = "uninstall"
-
-func (v *View) kept() Decision {
+func (v *View) managed() Decision {
 	c := v.Chart
 	switch {
 	case v.Work != nil && v.Work.Operation == helmjob.Apply && v.Work.Hash != v.Hash && v.Problem == nil && !v.Release.Deployed:
@@ -253,12 +231,12 @@ func (v *View) kept() Decision {
 		return Decision{Status: v.status(metav1.ConditionFalse, ReasonNamespaceMissing,
 			"There is no namespace "+Target(c)+": make it, or set createNamespace to true.", false)}
 	case !slices.Contains(c.Finalizers, Finalizer):
-		return Decision{Step: Claim}
+		return Decision{Step: AddFinalizer}
 	case v.done():
 		return v.check()
 	}
 	t := &v.Tries
-	if t.Key != v.Key || t.Final && t.After != v.Release {
+	if t.Key != v.Key || t.Final && t.FailedRelease != v.Release {
 		t = &Tries{} // something has changed, or a user has changed the release
 	}
 	switch {
@@ -270,9 +248,6 @@ func (v *View) kept() Decision {
 	}
 	return Decision{Step: Apply, Status: v.working()}
 }
-
-// ofCheck is appended to the Key of Tries to check the objects of a deployed release.
-const ofCheck = " check"
 
 // deployed returns the status of a release that matches the chart. The last check of its objects may have failed.
 func (v *View) deployed() *kinds.Status {
@@ -301,13 +276,6 @@ func (v *View) check() Decision {
 		return Decision{At: at, Status: v.deployed()}
 	}
 	return Decision{Step: Check, Status: v.deployed()}
-}
-
-func times(n int) string {
-	if n == 1 {
-		return "once"
-	}
-	return fmt.Sprintf("%d times", n)
 }
 
 // done reports whether coracle applied the release, and it matches the chart.
@@ -382,41 +350,4 @@ func clip(s string) string {
 		cut--
 	}
 	return s[:cut] + "…"
-}
-
-// After returns the tries after one more failure.
-func After(t Tries, key string, backOffLimit int, r *helmjob.Result, release Release, now time.Time, first time.Duration) Tries {
-	if t.Key != key {
-		t = Tries{}
-	}
-	next := Tries{Key: key, Count: t.Count + 1, Reason: string(r.Reason), Message: clip(r.Message), After: release}
-	wait := lastWait
-	if shift := next.Count - 1; shift < 10 {
-		wait = min(first<<shift, lastWait)
-	}
-	next.Next = now.Add(wait)
-	switch {
-	case key == uninstallKey:
-	case !r.TryAgain:
-		next.Final = true
-	case next.Count > backOffLimit:
-		next.Final = true
-		next.Message = clip(fmt.Sprintf("Given up after %s. %s", tries(next.Count), r.Message))
-	}
-	return next
-}
-
-func tries(n int) string {
-	if n == 1 {
-		return "one try"
-	}
-	return fmt.Sprintf("%d tries", n)
-}
-
-// backOff returns how often a failed operation is tried again.
-func backOff(c *kinds.HelmChart) int {
-	if c.Spec.BackOffLimit == nil {
-		return defaultBackOff
-	}
-	return int(max(0, *c.Spec.BackOffLimit))
 }

@@ -105,7 +105,7 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 		event string // reason
 	}{
 		{name: "done", view: installed(), ready: "Deployed Revision 1 of the release prod/web"},
-		{name: "new", view: installed(withoutRelease, func(v *View) { v.Chart.Finalizers = nil }), want: Claim},
+		{name: "new", view: installed(withoutRelease, func(v *View) { v.Chart.Finalizers = nil }), want: AddFinalizer},
 		{name: "claimed", view: installed(withoutRelease), want: Apply, ready: "Working"},
 		{name: "other values", view: installed(func(v *View) { v.Hash = "other" }), want: Apply, ready: "Working"},
 		{name: "a release of that name by another owner", view: installed(func(v *View) { v.Chart.Status = kinds.Status{} }), want: Apply, ready: "Working"},
@@ -131,11 +131,11 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 		{name: "failed a while ago", view: installed(released(2, "failed"), failed(Tries{Key: "key", Count: 2, Next: testNow})), want: Apply, ready: "Working"},
 		{name: "failed with other values", view: installed(released(2, "failed"), failed(Tries{Key: "before", Count: 2, Next: early})), want: Apply, ready: "Working"},
 		{name: "given up", view: installed(released(2, "failed"),
-			failed(Tries{Key: "key", Count: 2, Final: true, Reason: "Aborted", Message: "No.", After: Release{2, "failed", true}})), ready: "Aborted No."},
+			failed(Tries{Key: "key", Count: 2, Final: true, Reason: "Aborted", Message: "No.", FailedRelease: Release{2, "failed", true}})), ready: "Aborted No."},
 		{name: "given up, with other values", view: installed(released(2, "failed"),
-			failed(Tries{Key: "before", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
+			failed(Tries{Key: "before", Final: true, FailedRelease: Release{2, "failed", true}})), want: Apply, ready: "Working"},
 		{name: "given up, and a user has rolled back", view: installed(released(3, deployed), func(v *View) { v.Chart.Status.ConfigHash = "before" },
-			failed(Tries{Key: "key", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
+			failed(Tries{Key: "key", Final: true, FailedRelease: Release{2, "failed", true}})), want: Apply, ready: "Working"},
 
 		{name: "without its file", view: installed(lacking), ready: "Deployed Revision 1 of the release prod/web"},
 		{name: "without its file, and it has failed", view: installed(lacking, released(2, "failed")), want: Apply, ready: "Working"},
@@ -153,30 +153,30 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 		{name: "objects could not be looked at, and need not be", view: installed(failed(Tries{Key: "key check", Count: 1, Next: early, Reason: "Failed"})), ready: "Deployed"},
 
 		{name: "deleted", view: installed(removed), want: Uninstall, ready: "Uninstalling"},
-		{name: "deleted, nothing to take away", view: installed(removed, withoutRelease), want: Let, event: "Uninstalled"},
+		{name: "deleted, nothing to take away", view: installed(removed, withoutRelease), want: RemoveFinalizers, event: "Uninstalled"},
 		{name: "deleted, without a finalizer of ours", view: installed(removed, func(v *View) { v.Chart.Finalizers = []string{"example.com/other"} })},
 		{name: "deleted, with k3s' finalizer alone", view: installed(removed, func(v *View) { v.Chart.Finalizers = []string{k3sFinalizer} }), want: Uninstall, ready: "Uninstalling"},
 		{name: "deleted while an installation is at work", view: installed(removed, working(helmjob.Apply, "hash")), want: Interrupt},
 		{name: "deleted, at work", view: installed(removed, working(helmjob.Uninstall, "")), ready: "Uninstalling"},
-		{name: "deleted, with its namespace gone", view: installed(removed, func(v *View) { v.NamespaceDeleted = true }), want: Let, event: "LeftBehind"},
+		{name: "deleted, with its namespace gone", view: installed(removed, func(v *View) { v.NamespaceDeleted = true }), want: RemoveFinalizers, event: "LeftBehind"},
 		{name: "deleted, with a problem", view: installed(removed, func(v *View) { v.Problem = &Problem{"SecretMissing", ""} }), want: Uninstall, ready: "Uninstalling"},
 		{name: "deleted, failed", view: installed(removed, failed(Tries{Key: uninstallKey, Count: 1, Next: early, Reason: "UninstallFailed", Message: "It is so."})), at: early,
 			ready: "UninstallFailed Removing the release failed (1 of 3 tries). It is so."},
-		{name: "deleted, failed too often", view: installed(removed, failed(Tries{Key: uninstallKey, Count: 3, Next: early})), want: Let, event: "LeftBehind"},
+		{name: "deleted, failed too often", view: installed(removed, failed(Tries{Key: uninstallKey, Count: 3, Next: early})), want: RemoveFinalizers, event: "LeftBehind"},
 		{name: "deleted with its namespace, failed once", view: installed(removed, func(v *View) { v.NamespaceEnding = true }, failed(Tries{Key: uninstallKey, Count: 1, Next: early})),
-			want: Let, event: "LeftBehind"},
+			want: RemoveFinalizers, event: "LeftBehind"},
 
 		{name: "another chart's release", view: installed(rival), ready: "ReleaseTaken The release prod/web belongs to the HelmChart other/web, which is older."},
 		{name: "another chart's release, at work", view: installed(rival, working(helmjob.Apply, "hash")), ready: "Working"},
-		{name: "deleted, and the release is another chart's", view: installed(removed, rival), want: Let, event: "ReleaseTaken"},
+		{name: "deleted, and the release is another chart's", view: installed(removed, rival), want: RemoveFinalizers, event: "ReleaseTaken"},
 
-		{name: "unmanaged", view: installed(annotated(Unmanaged, "")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
+		{name: "unmanaged", view: installed(annotated(Unmanaged, "")), want: RemoveFinalizers, ready: "Unmanaged", event: "Unmanaged"},
 		{name: "unmanaged, at work", view: installed(annotated(Unmanaged, "true"), working(helmjob.Apply, "hash"))},
 		{name: "unmanaged, free", view: installed(annotated(Unmanaged, "true"), func(v *View) { v.Chart.Finalizers = nil })},
-		{name: "unmanaged and deleted", view: installed(removed, annotated(Unmanaged, "true")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
+		{name: "unmanaged and deleted", view: installed(removed, annotated(Unmanaged, "true")), want: RemoveFinalizers, ready: "Unmanaged", event: "Unmanaged"},
 		{name: "k3s' own annotation", view: installed(annotated(ManagedBy, "helm-controller")), ready: "Deployed"},
 		{name: "another manager's chart", view: installed(annotated(ManagedBy, "fleet"), func(v *View) { v.Chart.Finalizers = []string{k3sFinalizer} })},
-		{name: "another manager's chart now", view: installed(annotated(ManagedBy, "fleet")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
+		{name: "another manager's chart now", view: installed(annotated(ManagedBy, "fleet")), want: RemoveFinalizers, ready: "Unmanaged", event: "Unmanaged"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := Decide(tc.view)
@@ -258,21 +258,21 @@ func TestFailedReleasesAreRetriedWithBackOff(t *testing.T) {
 	var now Tries
 	var waits []time.Duration
 	for range 9 {
-		now = After(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)
+		now = AfterFailure(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)
 		waits = append(waits, now.Next.Sub(testNow)/time.Second)
 	}
 	for i, want := range []time.Duration{5, 10, 20, 40, 80, 160, 300, 300, 300} {
 		testenv.False(t, waits[i] != want, "after %d failures: %d s, want %d s", i+1, waits[i], want)
 	}
 	for range 100 { // and no number gets too large for its type
-		now = After(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)
+		now = AfterFailure(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)
 	}
 	testenv.False(t, now.Final || now.Next.Sub(testNow) != lastWait, "after %d failures: %+v", now.Count, now)
-	if other := After(now, "other", 0, fails, Release{}, testNow, firstWait); other.Count != 1 || !other.Final || !strings.HasPrefix(other.Message, "Given up after one try. ") {
+	if other := AfterFailure(now, "other", 0, fails, Release{}, testNow, firstWait); other.Count != 1 || !other.Final || !strings.HasPrefix(other.Message, "Given up after one try. ") {
 		t.Errorf("without a second try: %+v", other)
 	}
-	testenv.True(t, After(Tries{}, "key", defaultBackOff, &helmjob.Result{Reason: helmjob.InvalidValues}, Release{}, testNow, firstWait).Final, "what cannot succeed is tried again")
-	if removal := After(Tries{}, uninstallKey, 0, &helmjob.Result{Reason: helmjob.UninstallFailed}, Release{}, testNow, firstWait); removal.Final {
+	testenv.True(t, AfterFailure(Tries{}, "key", defaultBackOff, &helmjob.Result{Reason: helmjob.InvalidValues}, Release{}, testNow, firstWait).Final, "what cannot succeed is tried again")
+	if removal := AfterFailure(Tries{}, uninstallKey, 0, &helmjob.Result{Reason: helmjob.UninstallFailed}, Release{}, testNow, firstWait); removal.Final {
 		t.Error("a removal is not tried again")
 	}
 }

@@ -41,9 +41,9 @@ type entry struct {
 	work          *work
 	tries         Tries
 	waits         time.Time     // since when it has waited for a child's slot; zero if it does not
-	met           time.Time     // when this term first saw the chart
+	firstSeen     time.Time     // when this term first saw the chart
 	every         time.Duration // interval of checks of its objects; 0 for never
-	worked        time.Time     // when Helm last ended an operation on the release in this term; zero for never
+	lastWorked    time.Time     // when Helm last ended an operation on the release in this term; zero for never
 	trouble       bool
 	loggedProblem string // the last logged error of the API
 }
@@ -89,7 +89,7 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 		configMaps = configMaps || e.chart.Spec.Driver == "configmap"
 	}
 	c.watches.want(ctx, wanted, secrets, configMaps)
-	for _, e := range c.inTurn(all.charts) {
+	for _, e := range c.slotOrder(all.charts) {
 		if ctx.Err() != nil {
 			break
 		}
@@ -99,26 +99,26 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 			soon(again)
 		}
 		if err := c.refresh(ctx, e); err != nil {
-			c.later(e, err)
+			c.logRefusal(e, err)
 			soon(time.Now().Add(retry))
 			continue
 		}
 		again, err := c.act(ctx, e, Decide(e.view(c, time.Now())))
 		if err != nil {
-			c.later(e, err)
+			c.logRefusal(e, err)
 			again = time.Now().Add(retry)
 		} else {
 			e.loggedProblem = ""
 		}
 		soon(again)
 	}
-	c.show()
+	c.reportStatus()
 	return next
 }
 
-// later logs that the API refused a request for a chart, which is tried again later. It logs a repeated error of a
+// logRefusal logs that the API refused a request for a chart, which is tried again later. It logs a repeated error of a
 // chart once.
-func (c *Controller) later(e *entry, err error) {
+func (c *Controller) logRefusal(e *entry, err error) {
 	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
 		return // the watch brings the newer object, or the term ends
 	}
@@ -142,7 +142,7 @@ func (c *Controller) syncEntries(all found) {
 		e := c.entries[name]
 		if e == nil || e.chart.UID != chart.UID { // a chart that was deleted and created again gets a new entry
 			before := e
-			e = &entry{stale: true, met: time.Now()}
+			e = &entry{stale: true, firstSeen: time.Now()}
 			if before != nil {
 				e.work = before.work
 			}
@@ -249,10 +249,10 @@ func (e *entry) view(c *Controller, now time.Time) *View {
 	}
 	switch {
 	case e.every == 0:
-	case e.worked.IsZero():
-		v.CheckAt = e.met.Add(min(e.every, firstCheck))
+	case e.lastWorked.IsZero():
+		v.CheckAt = e.firstSeen.Add(min(e.every, firstCheck))
 	default:
-		v.CheckAt = e.worked.Add(e.every)
+		v.CheckAt = e.lastWorked.Add(e.every)
 	}
 	return v
 }
@@ -265,9 +265,9 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	waits := e.waits
 	e.waits = time.Time{}
 	switch d.Step {
-	case Claim:
+	case AddFinalizer:
 		return again, c.objects.addFinalizer(requests, e.chart)
-	case Let:
+	case RemoveFinalizers:
 		if err := c.objects.removeFinalizers(requests, e.chart, Finalizer, k3sFinalizer); err != nil {
 			return again, err
 		}
@@ -278,7 +278,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 		e.work.unwanted = true
 		e.work.cancel()
 	case Apply, Check, Uninstall:
-		if c.full(d.Step) {
+		if c.noSlot(d.Step) {
 			e.waits = cmp.Or(waits, time.Now())
 			for i := range d.Status.Conditions {
 				// the condition stays unchanged until the objects are checked
@@ -294,12 +294,12 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 				return again, err
 			}
 			// Errors in an archive are found when it is read.
-			e.tries = After(e.tries, e.key, 0, &helmjob.Result{Reason: helmjob.Reason(p.Reason), Message: p.Message}, e.release, time.Now(),
-				c.o.FirstWait)
+			failure := &helmjob.Result{Reason: helmjob.Reason(p.Reason), Message: p.Message}
+			e.tries = AfterFailure(e.tries, e.key, 0, failure, e.release, time.Now(), c.o.FirstWait)
 			c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: p.Reason, Message: p.Message})
 			d = Decide(e.view(c, time.Now()))
 		}
-	case Rest:
+	case NoStep:
 	}
 	if d.Status == nil {
 		return again, nil
@@ -364,7 +364,7 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	child, cancel := context.WithTimeout(ctx, limit(q.Timeout))
 	w.cancel = cancel
 	e.work = w
-	c.at++
+	c.running++
 	if w.Check {
 		c.checks++
 	}

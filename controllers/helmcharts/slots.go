@@ -8,10 +8,10 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// inTurn returns the charts that this term manages. Charts that wait for a child's slot come first, in the order in
+// slotOrder returns the charts that this term manages. Charts that wait for a child's slot come first, in the order in
 // which they began to wait. Otherwise a few charts with stuck hooks, which are tried again and again, would keep all
 // charts after them in the alphabet from ever getting a slot.
-func (c *Controller) inTurn(charts []*kinds.HelmChart) []*entry {
+func (c *Controller) slotOrder(charts []*kinds.HelmChart) []*entry {
 	var waiting, others []*entry
 	for _, chart := range charts {
 		switch e := c.entries[nameOf(chart)]; {
@@ -26,7 +26,7 @@ func (c *Controller) inTurn(charts []*kinds.HelmChart) []*entry {
 	return append(waiting, others...)
 }
 
-// full reports whether there is no free slot for a child that does this step.
-func (c *Controller) full(s Step) bool {
-	return c.at >= AtOnce || s == Check && c.checks >= AtOnce-1
+// noSlot reports whether there is no free slot for a child that does this step.
+func (c *Controller) noSlot(s Step) bool {
+	return c.running >= AtOnce || s == Check && c.checks >= AtOnce-1
 }

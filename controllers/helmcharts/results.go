@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// settle records the end of an operation.
-func (c *Controller) settle(ctx context.Context, o outcome) {
-	c.at--
+// recordResult records the end of an operation.
+func (c *Controller) recordResult(ctx context.Context, o outcome) {
+	c.running--
 	if o.work.Check {
 		c.checks--
 	}
@@ -23,7 +23,7 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 	if e == nil || e.work != o.work { // never: an entry with work is kept
 		return
 	}
-	e.work, e.stale, e.worked = nil, true, time.Now()
+	e.work, e.stale, e.lastWorked = nil, true, time.Now()
 	if ctx.Err() != nil || o.work.unwanted {
 		return
 	}
@@ -32,10 +32,10 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 		r = &helmjob.Result{Reason: helmjob.Failed, TryAgain: true, Message: fmt.Sprintf("Helm's process did not do its work: %v.", o.err)}
 	}
 	if err := c.refresh(ctx, e); err != nil {
-		c.later(e, err) // the next round tries again
+		c.logRefusal(e, err) // the next round tries again
 	}
 	if !r.Failed() {
-		if r = c.done(ctx, e, o.work, r); r == nil {
+		if r = c.recordSuccess(ctx, e, o.work, r); r == nil {
 			return
 		}
 	}
@@ -43,14 +43,14 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 	if o.work.Check {
 		limit = defaultBackOff // the next check is due later anyway
 	}
-	e.tries = After(e.tries, o.work.key, limit, r, e.release, time.Now(), c.o.FirstWait)
+	e.tries = AfterFailure(e.tries, o.work.key, limit, r, e.release, time.Now(), c.o.FirstWait)
 	c.log.Warn("Helm failed", "chart", o.name, "operation", string(o.work.Operation), "reason", string(r.Reason), "message", r.Message)
 	c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
 }
 
-// done records a success. It returns a failure if the release is not in the expected state, which another client may
-// have changed.
-func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Result) *helmjob.Result {
+// recordSuccess records a success. It returns a failure if the release is not in the expected state, which another
+// client may have changed.
+func (c *Controller) recordSuccess(ctx context.Context, e *entry, w *work, r *helmjob.Result) *helmjob.Result {
 	c.log.Info("Helm is done", "chart", nameOf(e.chart), "operation", string(w.Operation), "action", string(r.Action), "message", r.Message)
 	if w.Operation == helmjob.Uninstall {
 		if e.release.Revision != 0 && !e.stale {
