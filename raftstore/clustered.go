@@ -74,7 +74,7 @@ func (s *Store) openPeers() (*clustered, error) {
 	}
 	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
 	others.OnLeader(s.leader.heard.Send)
-	others.OnGone(func(id raft.ServerID) {
+	others.OnLeaderEnd(func(id raft.ServerID) {
 		select {
 		case <-others.started:
 			p.election.leaderGone(id)

@@ -95,7 +95,7 @@ func (r *replica) raftConfig(notices chan<- bool) *raft.Config {
 		conf.ElectionTimeout = candidateFor * r.opts.ElectionTimeout // setTimeouts changes both later
 		// No read relies on the lease, so it may be as long as raft allows.
 		conf.LeaderLeaseTimeout = leaseFor * r.opts.ElectionTimeout
-		// The transport adds entries to a message or removes some, by their bytes (Transport.fill).
+		// The transport adds entries to a message or removes some, by their bytes (peer.fill).
 		conf.MaxAppendEntries = readAtOnce
 		// The transport sends commits to the followers at once.
 		conf.CommitTimeout = r.opts.ElectionTimeout

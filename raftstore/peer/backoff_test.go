@@ -18,8 +18,8 @@ import (
 
 // connections is how many a server has.
 func (s *server) connections() int {
-	s.Transport.mu.Lock()
-	defer s.Transport.mu.Unlock()
+	s.Transport.connections.mu.Lock()
+	defer s.Transport.connections.mu.Unlock()
 	return len(s.conns)
 }
 

@@ -6,8 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,6 +41,16 @@ const (
 // ReconnectsWithin bounds for how long calls to a server may still fail after the link to it was repaired: until gRPC's
 // next attempt to connect, they fail at once.
 const ReconnectsWithin = 2 * maxBackoff
+
+// calls makes calls to other servers and serves theirs.
+type calls struct {
+	*connections
+	server *grpc.Server // nil without a listener
+
+	mu      sync.Mutex
+	callers map[string]*caller   // by address; nil once the transport closes
+	left    map[*caller]struct{} // no new call begins on these, but some are under way
+}
 
 // message is the content of a call. An answer has no method.
 type message struct {
@@ -79,38 +92,38 @@ func (m *message) decode(b []byte) error {
 }
 
 // serveCalls starts the server side of calls.
-func (t *Transport) serveCalls() {
-	t.server = grpc.NewServer(
+func (s *calls) serveCalls() {
+	s.server = grpc.NewServer(
 		grpc.ForceServerCodecV2(messages{}),
 		grpc.MaxRecvMsgSize(MaxCall+callOverhead),
 		grpc.MaxSendMsgSize(MaxReply+callOverhead),
 		grpc.InitialWindowSize(callWindow),
 		grpc.InitialConnWindowSize(callWindow),
 		grpc.WaitForHandlers(true),
-		grpc.ConnectionTimeout(t.handshakeTime()),
+		grpc.ConnectionTimeout(s.handshakeTime()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: math.MaxInt64}), // none: see endAfterSilence
 		// Older versions send pings.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
-	t.server.RegisterService(&grpc.ServiceDesc{
+	s.server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: callService,
 		HandlerType: (*any)(nil),
 		Methods:     []grpc.MethodDesc{{MethodName: "Call", Handler: handleCall}},
-	}, t)
-	t.tasks.Go(func() {
-		if err := t.server.Serve(t.callConns); err != nil && t.ctx.Err() == nil {
-			t.opts.Logger.Error("this server no longer serves calls from other servers", "error", err)
+	}, s)
+	s.tasks.Go(func() {
+		if err := s.server.Serve(s.callConns); err != nil && s.ctx.Err() == nil {
+			s.opts.Logger.Error("this server no longer serves calls from other servers", "error", err)
 		}
 	})
 }
 
 func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-	t := server.(*Transport)
+	s := server.(*calls)
 	var m message
 	if err := decode(&m); err != nil {
 		return nil, err
 	}
-	if t.opts.Handle == nil {
+	if s.opts.Handle == nil {
 		return nil, status.Errorf(codes.Unimplemented, "this server serves no calls, so it cannot serve %s", m.method)
 	}
 	from := ""
@@ -119,12 +132,23 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 			from = a.id
 		}
 	}
-	t.answerClock(ctx, from)
-	body, err := t.opts.Handle(ctx, from, m.method, m.body)
+	s.answerClock(ctx, from)
+	body, err := s.opts.Handle(ctx, from, m.method, m.body)
 	if err != nil {
 		return nil, err
 	}
 	return &message{body: body}, nil
+}
+
+// close closes all connections for this server's calls.
+func (s *calls) close() {
+	s.mu.Lock()
+	callers := slices.AppendSeq(slices.Collect(maps.Values(s.callers)), maps.Keys(s.left))
+	s.callers, s.left = nil, nil
+	s.mu.Unlock()
+	for _, c := range callers {
+		c.close()
+	}
 }
 
 // caller is a connection for calls to one address. gRPC connects again whenever the connection broke.
@@ -135,14 +159,14 @@ type caller struct {
 	peer    atomic.Pointer[peer]         // the server of the last successful handshake
 	conn    atomic.Pointer[conn]         // the newest connection
 	closed  atomic.Bool
-	// unanswered is the begin, by Transport.clock, of the first call that was given up since something last arrived.
+	// unanswered is the begin, by connections.clock, of the first call that was given up since something last arrived.
 	unanswered atomic.Int64
 	// suspected is how many connections suspect has ended since a call was answered.
 	suspected atomic.Int32
-	// compared is when clocks were last compared, by Transport.clock, or 0 if they have to be.
+	// compared is when clocks were last compared, by connections.clock, or 0 if they have to be.
 	compared atomic.Int64
-	underWay int           // number of calls; guarded by Transport.mu
-	failed   chan struct{} // closed and replaced when an attempt to connect fails; guarded by Transport.mu
+	underWay int           // number of calls; guarded by calls.mu
+	failed   chan struct{} // closed and replaced when an attempt to connect fails; guarded by calls.mu
 }
 
 // ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
@@ -167,9 +191,9 @@ func (c *caller) suspect(began time.Time, missed bool) {
 	if k == nil {
 		return
 	}
-	patience, heard, since := k.t.opts.Timeout, max(k.heard.Load(), k.t.clock(k.made)), c.unanswered.Load()
+	patience, heard, since := k.conns.opts.Timeout, max(k.heard.Load(), k.conns.clock(k.made)), c.unanswered.Load()
 	if since <= heard {
-		since = k.t.clock(began)
+		since = k.conns.clock(began)
 		c.unanswered.Store(since)
 	}
 	if missed {
@@ -178,7 +202,7 @@ func (c *caller) suspect(began time.Time, missed bool) {
 		return
 	}
 	patience <<= min(c.suspected.Load(), maxDoublings)
-	if k.t.clock(time.Now())-since >= int64(patience) && k.abort() {
+	if k.conns.clock(time.Now())-since >= int64(patience) && k.abort() {
 		c.suspected.Add(1)
 	}
 }
@@ -186,20 +210,20 @@ func (c *caller) suspect(began time.Time, missed bool) {
 // Call sends a call to the server at an address and returns the answer. Errors are gRPC statuses: those of the other
 // server; Unavailable if it could not be asked (then errors.As may find a *RefusedError); or Canceled and
 // DeadlineExceeded from ctx. A call that fails may have been handled even so, unless it was refused.
-func (t *Transport) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
+func (s *calls) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
 	began := time.Now()
-	c, err := t.enter(address, began)
+	c, err := s.enter(address, began)
 	if err != nil {
 		return nil, err
 	}
-	defer t.exit(c)
+	defer s.exit(c)
 	var reply message
-	sent, clocks := t.compare(ctx, c)
-	stop := t.watch(c, began)
+	sent, clocks := s.compare(ctx, c)
+	stop := s.watch(c, began)
 	err = c.client.Invoke(sent, callMethod, &message{method: method, body: body}, &reply, clocks.options()...)
 	stop()
-	t.outcome(ctx, c, began, err)
-	t.compared(c, clocks)
+	s.outcome(ctx, c, began, err)
+	s.compared(c, clocks)
 	if err == nil {
 		c.suspected.Store(0)
 		if p := c.peer.Load(); p != nil {
@@ -228,34 +252,34 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 // enter returns the connection for a new call. exit must be called when the call ends. If the connection waits for
 // TCP's next retransmission, it is left to the calls under way on it, which TCP may have delivered long ago. This call
 // and later ones get a new connection.
-func (t *Transport) enter(address string, began time.Time) (*caller, error) {
-	c, err := t.caller(address)
+func (s *calls) enter(address string, began time.Time) (*caller, error) {
+	c, err := s.caller(address)
 	if err != nil {
 		return nil, err
 	}
 	if k := c.conn.Load(); k == nil || !k.backsOff(began) {
 		return c, nil
 	}
-	t.mu.Lock()
-	if t.callers[address] == c {
-		delete(t.callers, address)
-		t.left[c] = struct{}{}
+	s.mu.Lock()
+	if s.callers[address] == c {
+		delete(s.callers, address)
+		s.left[c] = struct{}{}
 	}
-	t.mu.Unlock()
-	t.exit(c)
-	return t.caller(address)
+	s.mu.Unlock()
+	s.exit(c)
+	return s.caller(address)
 }
 
 // exit is called when a call ends. It closes a connection that enter has left, after the last call on it.
-func (t *Transport) exit(c *caller) {
-	t.mu.Lock()
+func (s *calls) exit(c *caller) {
+	s.mu.Lock()
 	c.underWay--
-	_, left := t.left[c]
+	_, left := s.left[c]
 	last := left && c.underWay == 0
 	if last {
-		delete(t.left, c)
+		delete(s.left, c)
 	}
-	t.mu.Unlock()
+	s.mu.Unlock()
 	if last {
 		c.close()
 	}
@@ -264,50 +288,50 @@ func (t *Transport) exit(c *caller) {
 // CloseCalls closes the connections for calls to an address, so that calls under way fail at once with Unavailable. The
 // next call makes a new connection. It is to be called when something else shows that the server there has ended. It
 // costs little if that is wrong.
-func (t *Transport) CloseCalls(address string) {
-	t.mu.Lock()
+func (s *calls) CloseCalls(address string) {
+	s.mu.Lock()
 	found := []*caller{}
-	if c := t.callers[address]; c != nil {
+	if c := s.callers[address]; c != nil {
 		found = append(found, c)
 	}
-	for c := range t.left {
+	for c := range s.left {
 		if c.address == address {
 			found = append(found, c)
-			delete(t.left, c)
+			delete(s.left, c)
 		}
 	}
-	delete(t.callers, address)
-	t.mu.Unlock()
+	delete(s.callers, address)
+	s.mu.Unlock()
 	for _, c := range found {
 		c.close()
 	}
 }
 
 // caller returns the connection for calls to an address and counts a call on it.
-func (t *Transport) caller(address string) (*caller, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
+func (s *calls) caller(address string) (*caller, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.callers == nil {
 		return nil, status.Error(codes.Unavailable, "this server's connections to others are closed")
 	}
-	if c := t.callers[address]; c != nil {
+	if c := s.callers[address]; c != nil {
 		c.underWay++
 		return c, nil
 	}
-	c, err := t.newCaller(address)
+	c, err := s.newCaller(address)
 	if err != nil {
 		return nil, err
 	}
 	c.underWay = 1
-	t.callers[address] = c
+	s.callers[address] = c
 	return c, nil
 }
 
-func (t *Transport) newCaller(address string) (*caller, error) {
+func (s *calls) newCaller(address string) (*caller, error) {
 	c := &caller{address: address, failed: make(chan struct{})}
 	client, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // Options.Dial authenticates
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dialCalls(ctx, c) }),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.dialCalls(ctx, c) }),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(messages{}),
 			grpc.MaxCallRecvMsgSize(MaxReply+callOverhead), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
 		grpc.WithInitialWindowSize(callWindow),
@@ -318,7 +342,7 @@ func (t *Transport) newCaller(address string) (*caller, error) {
 		grpc.WithIdleTimeout(callIdle),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: maxBackoff},
-			MinConnectTimeout: t.handshakeTime(),
+			MinConnectTimeout: s.handshakeTime(),
 		}))
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "make a connection for calls to %s: %v", address, err)
@@ -327,26 +351,26 @@ func (t *Transport) newCaller(address string) (*caller, error) {
 	return c, nil
 }
 
-func (t *Transport) dialCalls(ctx context.Context, c *caller) (net.Conn, error) {
+func (s *calls) dialCalls(ctx context.Context, c *caller) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(t.ctx, cancel)()
-	nc, id, err := t.connect(ctx, c.address, hello{kind: kindCalls})
+	defer context.AfterFunc(s.ctx, cancel)()
+	nc, id, err := s.connect(ctx, c.address, hello{kind: kindCalls})
 	refused, _ := errors.AsType[*RefusedError](err)
 	c.refused.Store(refused)
 	if err != nil {
-		t.mu.Lock()
-		defer t.mu.Unlock()
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		close(c.failed)
 		c.failed = make(chan struct{})
 		return nil, err
 	}
-	p := t.peer(id)
+	p := s.peer(id)
 	c.peer.Store(p)
 	endAfterSilence(nc)
-	k := &conn{Conn: nc, t: t, peer: p, made: time.Now()}
+	k := &conn{Conn: nc, conns: s.connections, peer: p, made: time.Now()}
 	c.conn.Store(k)
-	if !t.register(k) {
+	if !s.register(k) {
 		_ = k.Close()
 		return nil, net.ErrClosed
 	}

@@ -171,8 +171,8 @@ func TestIdleCallConnectionIsClosed(t *testing.T) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
 		testenv.Must(a.Call(t.Context(), string(b.address), "echo", nil))(t)
 		count := func() int {
-			a.Transport.mu.Lock()
-			defer a.Transport.mu.Unlock()
+			a.Transport.connections.mu.Lock()
+			defer a.Transport.connections.mu.Unlock()
 			return len(a.conns)
 		}
 		if n := count(); n != 1 {

@@ -37,9 +37,9 @@ func TestClockSetBack(t *testing.T) {
 		testenv.Fails(t, testenv.Err(a.Call(ctx, address, "echo", nil)), "a call was answered")
 		cancel()
 	}
-	a.Transport.mu.Lock()
+	a.Transport.connections.mu.Lock()
 	conns := len(a.conns)
-	a.Transport.mu.Unlock()
+	a.Transport.connections.mu.Unlock()
 	if conns != 0 {
 		t.Errorf("%d connections are left after %v of silence", conns, 3*a.opts.Timeout)
 	}

@@ -36,8 +36,8 @@ type Offset struct {
 }
 
 // Offset returns the newest comparison of this server's clock with another one's. It returns false if there was none.
-func (t *Transport) Offset(id raft.ServerID) (Offset, bool) {
-	if p := t.known(id); p != nil {
+func (ps *peers) Offset(id raft.ServerID) (Offset, bool) {
+	if p := ps.known(id); p != nil {
 		if o := p.offset.Load(); o != nil {
 			return *o, true
 		}
@@ -46,17 +46,17 @@ func (t *Transport) Offset(id raft.ServerID) (Offset, bool) {
 }
 
 // CompareClocks has the next call to an address compare the clocks, however short a time ago they were compared.
-func (t *Transport) CompareClocks(address string) {
-	if c, err := t.caller(address); err == nil {
+func (s *calls) CompareClocks(address string) {
+	if c, err := s.caller(address); err == nil {
 		c.compared.Store(0)
-		t.exit(c)
+		s.exit(c)
 	}
 }
 
 // wall returns what this server's clock shows.
-func (t *Transport) wall() time.Time {
-	if t.opts.Wall != nil {
-		return t.opts.Wall()
+func (s *calls) wall() time.Time {
+	if s.opts.Wall != nil {
+		return s.opts.Wall()
 	}
 	return time.Now()
 }
@@ -69,8 +69,8 @@ type comparison struct {
 }
 
 // compare makes a call a comparison of clocks, if one is due. It returns nil otherwise.
-func (t *Transport) compare(ctx context.Context, c *caller) (context.Context, *comparison) {
-	now, last := t.clock(time.Now()), c.compared.Load()
+func (s *calls) compare(ctx context.Context, c *caller) (context.Context, *comparison) {
+	now, last := s.clock(time.Now()), c.compared.Load()
 	if last != 0 && now-last < int64(compareEvery) || !c.compared.CompareAndSwap(last, max(now, 1)) {
 		return ctx, nil
 	}
@@ -80,7 +80,7 @@ func (t *Transport) compare(ctx context.Context, c *caller) (context.Context, *c
 			question = fmt.Sprintf("%d %d", o.By.Milliseconds(), o.Within.Milliseconds())
 		}
 	}
-	return metadata.AppendToOutgoingContext(ctx, clockHeader, question), &comparison{began: time.Now(), wall: t.wall()}
+	return metadata.AppendToOutgoingContext(ctx, clockHeader, question), &comparison{began: time.Now(), wall: s.wall()}
 }
 
 // options returns what a call needs to receive the answer.
@@ -92,7 +92,7 @@ func (q *comparison) options() []grpc.CallOption {
 }
 
 // compared notes the outcome of a comparison.
-func (t *Transport) compared(c *caller, q *comparison) {
+func (s *calls) compared(c *caller, q *comparison) {
 	p := c.peer.Load()
 	if q == nil || p == nil || len(q.answer.Get(clockHeader)) != 1 {
 		return
@@ -106,27 +106,27 @@ func (t *Transport) compared(c *caller, q *comparison) {
 	if before := p.offset.Load(); before == nil || (before.By-by).Abs() > stepped+before.Within+took/2 {
 		c.compared.Store(0)
 	}
-	t.noteOffset(p, Offset{By: by, Within: took/2 + time.Millisecond, At: time.Now()})
+	s.noteOffset(p, Offset{By: by, Within: took/2 + time.Millisecond, At: time.Now()})
 }
 
 // answerClock answers a call that compares clocks.
-func (t *Transport) answerClock(ctx context.Context, from string) {
+func (s *calls) answerClock(ctx context.Context, from string) {
 	in, _ := metadata.FromIncomingContext(ctx)
 	question := in.Get(clockHeader)
 	if len(question) != 1 {
 		return
 	}
-	_ = grpc.SetHeader(ctx, metadata.Pairs(clockHeader, strconv.FormatInt(t.wall().UnixMilli(), 10))) // fails for a call that has ended
+	_ = grpc.SetHeader(ctx, metadata.Pairs(clockHeader, strconv.FormatInt(s.wall().UnixMilli(), 10))) // fails for a call that has ended
 	var by, within int64
 	if n, _ := fmt.Sscanf(question[0], "%d %d", &by, &within); n == 2 && from != "" {
 		const ms = time.Duration(time.Millisecond)
-		t.noteOffset(t.peer(from), Offset{By: -time.Duration(by) * ms, Within: time.Duration(within) * ms, At: time.Now()})
+		s.noteOffset(s.peer(from), Offset{By: -time.Duration(by) * ms, Within: time.Duration(within) * ms, At: time.Now()})
 	}
 }
 
-func (t *Transport) noteOffset(p *peer, o Offset) {
+func (s *calls) noteOffset(p *peer, o Offset) {
 	p.offset.Store(&o)
-	if t.opts.Compared != nil {
-		t.opts.Compared(raft.ServerID(p.id), o)
+	if s.opts.Compared != nil {
+		s.opts.Compared(raft.ServerID(p.id), o)
 	}
 }

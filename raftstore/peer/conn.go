@@ -3,12 +3,44 @@
 package peer
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 )
+
+// connections has the connections to other servers, of both directions, and makes them.
+type connections struct {
+	opts   Options
+	began  time.Time
+	ctx    context.Context // ends when the transport closes
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+
+	raftConns, callConns *queue         // incoming connections
+	refusals, untrusted  occasionally   // limit log lines about incoming and outgoing connections
+	handlers             sync.WaitGroup // incoming raft connections
+	// incomingEnded is called when an incoming raft connection has ended.
+	incomingEnded func(*peer, error)
+
+	moved moved
+	peers
+
+	mu     sync.Mutex
+	closed bool
+	conns  map[*conn]struct{}
+}
+
+func newConnections(o Options) *connections {
+	cs := &connections{
+		opts: o, began: time.Now(), raftConns: newQueue(o.Address), callConns: newQueue(o.Address),
+		peers: peers{byID: map[string]*peer{}}, conns: map[*conn]struct{}{},
+	}
+	cs.ctx, cs.cancel = context.WithCancel(context.Background())
+	return cs
+}
 
 // class is what an outgoing raft connection carries. Each class has its own pool and timeouts. Incoming connections and
 // those for calls are classNone, except classIncomingSnapshots.
@@ -22,11 +54,11 @@ const (
 	classIncomingSnapshots
 )
 
-// conn is a connection after its handshake. Its bytes are counted. It is registered at the transport, so that Close can
+// conn is a connection after its handshake. Its bytes are counted. It is registered, so that Transport.Close can
 // end it.
 type conn struct {
 	net.Conn
-	t      *Transport
+	conns  *connections
 	peer   *peer
 	target string // target of an outgoing raft connection
 	class  class
@@ -62,10 +94,10 @@ func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.peer.received.Add(uint64(n))
 	if n > 0 {
-		c.heard.Store(c.t.clock(time.Now()))
+		c.heard.Store(c.conns.clock(time.Now()))
 	}
 	if err != nil && c.incoming {
-		c.t.broke(c.peer, err)
+		c.conns.incomingEnded(c.peer, err)
 	}
 	return n, err
 }
@@ -110,7 +142,7 @@ func (c *conn) Close() error {
 func (c *conn) abort() (first bool) {
 	c.aborted.Do(func() {
 		first = true
-		c.t.drop(c)
+		c.conns.drop(c)
 		closeConn(c.Conn)
 	})
 	return first
@@ -126,33 +158,54 @@ func closeConn(c net.Conn) {
 }
 
 // register adds a connection to those that Close ends. It returns false if the transport is closing.
-func (t *Transport) register(c *conn) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
+func (cs *connections) register(c *conn) bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.closed {
 		return false
 	}
-	t.conns[c] = struct{}{}
+	cs.conns[c] = struct{}{}
 	return true
 }
 
-func (t *Transport) drop(c *conn) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.conns, c)
+// spawn runs f in a goroutine that Transport.Close waits for. It returns false if the transport is closing.
+func (cs *connections) spawn(f func()) bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if !cs.closed {
+		cs.tasks.Go(f)
+	}
+	return !cs.closed
+}
+
+func (cs *connections) drop(c *conn) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	delete(cs.conns, c)
 }
 
 // abortConns ends the connections for which match returns true.
-func (t *Transport) abortConns(match func(*conn) bool) {
+func (cs *connections) abortConns(match func(*conn) bool) {
 	var found []*conn
-	t.mu.Lock()
-	for c := range t.conns {
+	cs.mu.Lock()
+	for c := range cs.conns {
 		if match(c) {
 			found = append(found, c)
 		}
 	}
-	t.mu.Unlock()
+	cs.mu.Unlock()
 	for _, c := range found {
 		c.abort()
 	}
 }
+
+// purge ends the connections to a target that a network's pool may hold and that were made before a given time: before
+// the failure that showed that the peer has ended or restarted.
+func (cs *connections) purge(target string, c class, before time.Time) {
+	cs.abortConns(func(k *conn) bool {
+		return k.class == c && k.target == target && k.made.Before(before)
+	})
+}
+
+// clock returns a time as nanoseconds since the transport began. It does not change when this machine's clock is set.
+func (cs *connections) clock(at time.Time) int64 { return int64(at.Sub(cs.began)) }

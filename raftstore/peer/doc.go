@@ -8,6 +8,9 @@
 // the leader seen, when a peer last answered, and that a leader's process has ended. It never looks into log entries,
 // never decides about membership, and keeps nothing on disk.
 //
+// Transport has raft's side. It consists of connections, which accepts, makes and ends them; calls; leaderObserver,
+// which observes the leader; and peers, which is what is known of each server.
+//
 // # Connections
 //
 // Each begins with a handshake that names the cluster, the sender, and the server that the dialer wants to reach. A
@@ -26,7 +29,7 @@
 //     can accept. It blocks for ever after a refusal, and a failed message counts as contact there. So it is not used:
 //     raft sends a message when the one before is answered.
 //   - Raft bounds a message by the number of its entries. Here it has as many entries as fit a size, which follows what
-//     the peer answers in time. See Transport.fill.
+//     the peer answers in time. See peer.fill.
 //   - Its deadline for entries is the same for any size. Here it grows with the size.
 //   - After a loss of packets, TCP retransmits on a connection at growing intervals. When heartbeats arrive on a new
 //     connection, the old ones are ended.
@@ -34,7 +37,7 @@
 //     loop, and has no deadline. Here both sides only need progress.
 //   - Raft handles heartbeats beside its main loop, and so can make two leaders of one term. Here they go through the
 //     main loop. While that waits for a disk, the transport answers the heartbeats of the leader that raft follows, as
-//     Options.Follows says. See Transport.heard.
+//     Options.Follows says. See Transport.handleHeartbeat.
 //   - Raft may send a commit index beyond what its message proves the follower to have. Here it is bounded by that. See
 //     proven.
 //   - Raft sends again what this server's snapshot covers, and installs snapshots that the server does not need. See
@@ -55,10 +58,10 @@
 //   - one that passes messages on to raft;
 //   - one for a snapshot that this server does not need, which it reads to the end;
 //   - one for a peer that is being sent the commit index (see Committed);
-//   - at most one that dials a leader whose connection broke (see OnGone; less than a second);
+//   - at most one that dials a leader whose connection broke (see OnLeaderEnd; less than a second);
 //   - gRPC's;
 //   - NetworkTransport's, one for each incoming connection. It waits until raft's main loop takes a message and answers
-//     it, heartbeats too (see Transport.heard), or until the message is refused (see Transport.passOn).
+//     it, heartbeats too (see Transport.handleHeartbeat), or until the message is refused (see Transport.forwardToRaft).
 //
 // Without traffic none of them wakes, with two exceptions. The goroutine that sends entries to a peer that is down
 // waits for it for 30 s, and checks every 50 ms. The goroutine of a heartbeat that raft's main loop has not taken after

@@ -37,8 +37,8 @@ func dropPackets(t testing.TB, c net.Conn, yes bool) {
 // onlyConn is a server's connection, as the network gave it.
 func (s *server) onlyConn(t *testing.T) net.Conn {
 	t.Helper()
-	s.Transport.mu.Lock()
-	defer s.Transport.mu.Unlock()
+	s.Transport.connections.mu.Lock()
+	defer s.Transport.connections.mu.Unlock()
 	testenv.Require(t, len(s.conns) == 1, "%d connections", len(s.conns))
 	for c := range s.conns {
 		return c.Conn

@@ -32,57 +32,57 @@ const (
 // accept accepts connections from the listener until that is closed. If more than maxUnidentified are in their
 // handshake, the oldest of the source with the most of them is closed: a client that sends nothing must not keep
 // servers out.
-func (t *Transport) accept() {
+func (cs *connections) accept() {
 	unidentified := connlimit.Table{Max: maxUnidentified}
 	wait := time.Duration(0)
 	for {
-		c, err := t.opts.Listener.Accept()
+		c, err := cs.opts.Listener.Accept()
 		if err != nil {
-			if t.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if cs.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
 			wait = min(max(2*wait, 5*time.Millisecond), maxAcceptWait)
-			t.opts.Logger.Warn("could not accept a connection from another server; retrying", "error", err)
-			if !timers.Sleep(t.ctx, wait) {
+			cs.opts.Logger.Warn("could not accept a connection from another server; retrying", "error", err)
+			if !timers.Sleep(cs.ctx, wait) {
 				return
 			}
 			continue
 		}
 		wait = 0
 		identified, _ := unidentified.Add(c.RemoteAddr(), func() { closeConn(c) }) // the table is never closed
-		t.tasks.Go(func() { t.greet(c, identified) })
+		cs.tasks.Go(func() { cs.greet(c, identified) })
 	}
 }
 
 // greet does the listening side of the handshake and passes the connection to raft or to the calls' server. It calls
 // identified when the handshake is over.
-func (t *Transport) greet(c net.Conn, identified func()) {
+func (cs *connections) greet(c net.Conn, identified func()) {
 	remote := c.RemoteAddr().String()
-	h, err := t.handshake(c)
+	h, err := cs.handshake(c)
 	identified()
 	if err != nil {
-		if t.ctx.Err() == nil {
+		if cs.ctx.Err() == nil {
 			if reason := tlsFailure(err); reason != "" {
 				err = errors.New(reason)
 			}
-			t.opts.Logger.Log(t.ctx, t.refusals.level(), "rejected a connection from another server", "remote", remote, "error", err)
+			cs.opts.Logger.Log(cs.ctx, cs.refusals.level(), "rejected a connection from another server", "remote", remote, "error", err)
 		}
 		closeConn(c)
 		return
 	}
-	k := &conn{Conn: c, t: t, peer: t.peer(h.sender), made: time.Now()}
-	to := t.callConns
+	k := &conn{Conn: c, conns: cs, peer: cs.peer(h.sender), made: time.Now()}
+	to := cs.callConns
 	if h.kind == kindSnapshots {
 		k.class = classIncomingSnapshots
 	}
 	if h.kind == kindCalls {
 		endAfterSilence(c)
 	} else {
-		to, k.incoming = t.raftConns, true
-		t.handlers.Add(1)
-		k.done = t.handlers.Done
+		to, k.incoming = cs.raftConns, true
+		cs.handlers.Add(1)
+		k.done = cs.handlers.Done
 	}
-	if !t.register(k) || !to.put(k) {
+	if !cs.register(k) || !to.put(k) {
 		_ = k.Close()
 	}
 }
@@ -99,15 +99,15 @@ func (o *occasionally) level() slog.Level {
 	return slog.LevelInfo
 }
 
-func (t *Transport) handshake(c net.Conn) (hello, error) {
-	defer context.AfterFunc(t.ctx, func() { closeConn(c) })()
-	if err := c.SetDeadline(time.Now().Add(t.handshakeTime())); err != nil {
+func (cs *connections) handshake(c net.Conn) (hello, error) {
+	defer context.AfterFunc(cs.ctx, func() { closeConn(c) })()
+	if err := c.SetDeadline(time.Now().Add(cs.handshakeTime())); err != nil {
 		return hello{}, err
 	}
 	h, err := readHello(c)
-	reply := reply{id: t.opts.ID}
+	reply := reply{id: cs.opts.ID}
 	if err == nil {
-		reply.reason = t.opts.judge(h)
+		reply.reason = cs.opts.judge(h)
 	} else if bad, ok := errors.AsType[*badHello](err); ok {
 		reply.reason = bad.reason
 	} else {
@@ -126,7 +126,7 @@ func (t *Transport) handshake(c net.Conn) (hello, error) {
 
 // handshakeTime bounds a handshake. It is long, since it includes the TLS handshake of a machine that may be
 // overloaded.
-func (t *Transport) handshakeTime() time.Duration { return max(2*t.opts.Timeout, time.Second) }
+func (cs *connections) handshakeTime() time.Duration { return max(2*cs.opts.Timeout, time.Second) }
 
 // dialError marks errors from before a connection was established.
 type dialError struct{ err error }
@@ -135,16 +135,16 @@ func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
 // connect dials and does the dialing side of the handshake.
-func (t *Transport) connect(ctx context.Context, address string, h hello) (net.Conn, string, error) {
-	h.cluster, h.sender = t.opts.Cluster, t.opts.ID
-	c, err := t.opts.Dial(ctx, address)
+func (cs *connections) connect(ctx context.Context, address string, h hello) (net.Conn, string, error) {
+	h.cluster, h.sender = cs.opts.Cluster, cs.opts.ID
+	c, err := cs.opts.Dial(ctx, address)
 	if err != nil {
-		t.logTLS(ctx, address, err)
+		cs.logTLS(ctx, address, err)
 		return nil, "", &dialError{fmt.Errorf("connect to the server at %s: %w", address, err)}
 	}
-	a, err := t.introduce(ctx, c, h)
+	a, err := cs.introduce(ctx, c, h)
 	if err == nil {
-		t.moved.met(a.id, address)
+		cs.moved.met(a.id, address)
 	}
 	if err == nil && a.reason == "" {
 		return c, a.id, nil
@@ -156,19 +156,19 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	t.logTLS(ctx, address, err)
+	cs.logTLS(ctx, address, err)
 	return nil, "", &dialError{fmt.Errorf("handshake with the server at %s: %w", address, err)}
 }
 
 // logTLS logs a failed TLS handshake occasionally. Raft's own log lines about a peer that cannot be reached are the
 // same for a machine that is off.
-func (t *Transport) logTLS(ctx context.Context, address string, err error) {
-	if reason := tlsFailure(err); reason != "" && t.ctx.Err() == nil {
-		t.opts.Logger.Log(ctx, t.untrusted.level(), "could not connect to another server", "address", address, "error", reason)
+func (cs *connections) logTLS(ctx context.Context, address string, err error) {
+	if reason := tlsFailure(err); reason != "" && cs.ctx.Err() == nil {
+		cs.opts.Logger.Log(ctx, cs.untrusted.level(), "could not connect to another server", "address", address, "error", reason)
 	}
 }
 
-func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (reply, error) {
+func (cs *connections) introduce(ctx context.Context, c net.Conn, h hello) (reply, error) {
 	defer context.AfterFunc(ctx, func() { closeConn(c) })()
 	b, err := h.encode()
 	if err != nil {
@@ -203,31 +203,31 @@ func splitTarget(s raft.ServerAddress) (id, address string) {
 // streams is the raft.StreamLayer of one class of connections.
 type streams struct {
 	*queue
-	t     *Transport
+	conns *connections
 	class class
 }
 
 // Dial connects to a target.
 func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error) {
-	timeout := s.t.opts.Timeout
+	timeout := s.conns.opts.Timeout
 	if s.class != classBeats {
-		timeout = s.t.handshakeTime()
+		timeout = s.conns.handshakeTime()
 	}
-	ctx, cancel := context.WithTimeout(s.t.ctx, timeout)
+	ctx, cancel := context.WithTimeout(s.conns.ctx, timeout)
 	defer cancel()
 	id, address := splitTarget(to)
 	h := hello{kind: kindRaft, receiver: id}
 	if s.class == classSnapshots {
 		h.kind = kindSnapshots
 	}
-	at := s.t.moved.where(id, address)
-	c, _, err := s.t.connect(ctx, at, h)
-	s.t.moved.dialed(id, address, at, err)
+	at := s.conns.moved.where(id, address)
+	c, _, err := s.conns.connect(ctx, at, h)
+	s.conns.moved.dialed(id, address, at, err)
 	if err != nil {
 		return nil, err
 	}
-	k := &conn{Conn: c, t: s.t, peer: s.t.peer(id), target: string(to), class: s.class, made: time.Now()}
-	if !s.t.register(k) {
+	k := &conn{Conn: c, conns: s.conns, peer: s.conns.peer(id), target: string(to), class: s.class, made: time.Now()}
+	if !s.conns.register(k) {
 		_ = k.Close()
 		return nil, &dialError{raft.ErrTransportShutdown}
 	}

@@ -61,6 +61,6 @@ func (m *moved) dialed(id, raftAddress, address string, err error) {
 }
 
 // Where returns the address at which a server is dialed. a is the one that raft has.
-func (t *Transport) Where(id raft.ServerID, address raft.ServerAddress) raft.ServerAddress {
-	return raft.ServerAddress(t.moved.where(string(id), string(address)))
+func (cs *connections) Where(id raft.ServerID, address raft.ServerAddress) raft.ServerAddress {
+	return raft.ServerAddress(cs.moved.where(string(id), string(address)))
 }

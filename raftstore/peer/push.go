@@ -4,8 +4,6 @@ package peer
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -40,10 +38,7 @@ type follower struct {
 // The message claims no more than raft's own would: that the leader of the term has an entry, which the follower has
 // confirmed, and what is committed.
 func (t *Transport) Committed(term, index uint64) {
-	t.mu.Lock()
-	peers := slices.Collect(maps.Values(t.peers))
-	t.mu.Unlock()
-	for _, p := range peers {
+	for _, p := range t.all() {
 		p.mu.Lock()
 		if p.log.term == term {
 			p.log.commit = max(p.log.commit, index)
@@ -113,8 +108,8 @@ func (p *peer) reply(term uint64) {
 // its disk. It also returns when the server last stored: the newest moment at which it confirmed one more entry, or
 // replied while it lacked none. Both are zero if it has confirmed nothing in the term. Unlike for [Transport.Contact],
 // answers to calls do not count: a process with a stalled disk still answers.
-func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time.Time) {
-	p := t.known(id)
+func (ps *peers) Stored(id raft.ServerID, term uint64) (index uint64, at time.Time) {
+	p := ps.known(id)
 	if p == nil {
 		return 0, time.Time{}
 	}
@@ -148,11 +143,7 @@ func (t *Transport) push(p *peer) {
 	}
 	p.log.pushing = true
 	p.mu.Unlock()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.closed {
-		t.tasks.Go(func() { t.pushAll(p) })
-	}
+	t.spawn(func() { t.pushAll(p) })
 }
 
 func (t *Transport) pushAll(p *peer) {

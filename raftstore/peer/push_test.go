@@ -107,17 +107,17 @@ func TestOnlyALeadersEndIsReported(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b, c := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil), start(t, g, 2, "c.1", nil)
 		lost := make(chan raft.ServerID, 10)
-		c.OnGone(func(id raft.ServerID) { lost <- id })
+		c.OnLeaderEnd(func(id raft.ServerID) { lost <- id })
 		for _, s := range []*server{b, a} { // a leads, b did
 			testenv.Must(s.beat(c, map[*server]uint64{b: 1, a: 2}[s]))(t)
 		}
 		testenv.NoError(t, b.Close())
 		a.abortConns(func(k *conn) bool { return k.class == classBeats }) // a lost connection is no end
 		for {
-			c.Transport.mu.Lock()
+			c.Transport.connections.mu.Lock()
 			left := len(c.conns)
-			c.Transport.mu.Unlock()
-			if left == 0 && !c.asking.Load() {
+			c.Transport.connections.mu.Unlock()
+			if left == 0 && !c.dialing.Load() {
 				break
 			}
 			time.Sleep(time.Millisecond) // between two looks at a condition

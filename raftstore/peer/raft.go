@@ -41,10 +41,10 @@ func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.Server
 // Consumer returns the channel of the other servers' messages, for raft.
 func (t *Transport) Consumer() <-chan raft.RPC { return t.rpcs }
 
-// passOn notes what each message says (saw) and passes the message on to raft, through the filter if there is one. A
-// message that raft does not take in time is answered with errBusy. From then on, until raft takes a message, only the
-// newest message waits, and the others are answered so at once.
-func (t *Transport) passOn() {
+// forwardToRaft notes what each message says (observe) and passes the message on to raft, through the filter if there
+// is one. A message that raft does not take in time is answered with errBusy. From then on, until raft takes a message,
+// only the newest message waits, and the others are answered so at once.
+func (t *Transport) forwardToRaft() {
 	busy := false
 	var next *raft.RPC // arrived while another message waited
 	toRaft := func(rpc raft.RPC) bool {
@@ -86,18 +86,36 @@ func (t *Transport) passOn() {
 		}
 		rpc := *next
 		next = nil
-		t.saw(rpc)
+		t.observe(rpc)
 		if !handle(rpc) {
 			return
 		}
 	}
 }
 
-// SetHeartbeatHandler installs heard, and ignores raft's own handler. That one runs beside raft's main loop and changes
-// term and state at the same time. A candidate could learn of a later term that way and then get the last vote for its
-// own term. It would lead in the term in which another server was elected (TestLateVoteWinsNoLaterTerm).
+// observe notes what a message says of the leader and of addresses, before raft handles it.
+func (t *Transport) observe(rpc raft.RPC) {
+	switch m := rpc.Command.(type) {
+	case *raft.AppendEntriesRequest:
+		t.record(m.RPCHeader, m.Term)
+	case *raft.InstallSnapshotRequest:
+		t.record(m.RPCHeader, m.Term)
+	case *raft.RequestVoteRequest:
+		t.moved.met(string(m.ID), string(m.Addr))
+	case *raft.RequestPreVoteRequest:
+		t.moved.met(string(m.ID), string(m.Addr))
+	case *raft.TimeoutNowRequest:
+		if t.opts.OnTransfer != nil {
+			t.opts.OnTransfer()
+		}
+	}
+}
+
+// SetHeartbeatHandler installs handleHeartbeat, and ignores raft's own handler. That one runs beside raft's main loop
+// and changes term and state at the same time. A candidate could learn of a later term that way and then get the last
+// vote for its own term. It would lead in the term in which another server was elected (TestLateVoteWinsNoLaterTerm).
 func (t *Transport) SetHeartbeatHandler(func(raft.RPC)) {
-	t.beats.SetHeartbeatHandler(t.heard)
+	t.beats.SetHeartbeatHandler(t.handleHeartbeat)
 }
 
 // busyAfter is how long raft's main loop may take to accept a heartbeat.
@@ -109,11 +127,11 @@ const busyAfter = 25 * time.Millisecond
 // another connection each time.
 var errBusy = errors.New("peer: raft is busy here, its disk may be stalled")
 
-// heard passes a heartbeat on to raft. Raft's main loop may not take it, since it waits for a disk. If raft follows
-// that leader in that term, its answer is known, and heard gives that answer: a follower's disk must not depose the
-// leader.
-func (t *Transport) heard(rpc raft.RPC) {
-	t.saw(rpc)
+// handleHeartbeat passes a heartbeat on to raft. Raft's main loop may not take it, since it waits for a disk. If raft
+// follows that leader in that term, its answer is known, and handleHeartbeat gives that answer: a follower's disk must
+// not depose the leader.
+func (t *Transport) handleHeartbeat(rpc raft.RPC) {
+	t.observe(rpc)
 	busy, late := time.NewTimer(busyAfter), time.NewTimer(t.opts.Timeout)
 	defer busy.Stop()
 	defer late.Stop()
@@ -155,7 +173,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	var fresh raft.AppendEntriesResponse
 	p := t.peer(string(id))
 	if !beat {
-		t.fill(p, args)
+		p.fill(args, t.opts.Next)
 		proven(args)
 		p.sending(args)
 	}
@@ -260,6 +278,22 @@ func (t *Transport) handleTimeoutNow(args *raft.TimeoutNowRequest, resp *raft.Ti
 	case <-ctx.Done():
 		return fmt.Errorf("stand for election: %w", ctx.Err())
 	}
+}
+
+// StartElection makes this server a candidate now, as a leadership transfer to it would. It reports whether raft took
+// the message.
+func (t *Transport) StartElection(ctx context.Context) bool {
+	answer := make(chan raft.RPCResponse, 1) // capacity 1, since raft does not wait for a reader
+	rpc := raft.RPC{RespChan: answer, Command: &raft.TimeoutNowRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, Addr: []byte(t.opts.Address)},
+	}}
+	select {
+	case t.rpcs <- rpc:
+		return true
+	case <-ctx.Done():
+	case <-t.ctx.Done():
+	}
+	return false
 }
 
 // InstallSnapshot streams a snapshot. It has no time limit while it makes progress.

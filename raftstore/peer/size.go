@@ -29,29 +29,29 @@ func entriesBytes(entries []*raft.Log) (bytes int) {
 	return bytes
 }
 
-// fill extends or shortens a message of raft's to the largest size allowed. When the message is answered, raft
-// continues after its last entry.
-func (t *Transport) fill(p *peer, r *raft.AppendEntriesRequest) {
-	room := p.cut(r)
-	if n := len(r.Entries); n > 0 && t.opts.Next != nil {
-		r.Entries = append(r.Entries, t.opts.Next(r.Term, r.Entries[n-1].Index, room)...)
+// fill extends or shortens a message of raft's to the largest size allowed. next is Options.Next. When the message is
+// answered, raft continues after its last entry.
+func (p *peer) fill(r *raft.AppendEntriesRequest, next func(term, after uint64, bytes int) []*raft.Log) {
+	left := p.cut(r)
+	if n := len(r.Entries); n > 0 && next != nil {
+		r.Entries = append(r.Entries, next(r.Term, r.Entries[n-1].Index, left)...)
 	}
 }
 
 // cut removes the entries that are too much for a message to the peer, but not the first one. It returns how many bytes
 // are left.
-func (p *peer) cut(r *raft.AppendEntriesRequest) (room int) {
+func (p *peer) cut(r *raft.AppendEntriesRequest) (left int) {
 	p.mu.Lock()
-	room = p.message
+	left = p.message
 	p.mu.Unlock()
 	for i, e := range r.Entries {
-		if room -= EntryBytes(e); room < 0 && i > 0 {
+		if left -= EntryBytes(e); left < 0 && i > 0 {
 			clear(r.Entries[i:]) // otherwise they stay in memory until the message is answered
 			r.Entries = r.Entries[:i]
 			break
 		}
 	}
-	return room
+	return left
 }
 
 // sends notes that a message is sent, and by how many bytes it exceeds the size that the peer is known to answer in
@@ -64,8 +64,8 @@ func (p *peer) sends(r *raft.AppendEntriesRequest) {
 
 // Transfer returns how much longer the message with entries that is under way to a server may take than one of a size
 // that the server is known to answer in time. It is 0 if there is no such message, or it is not larger.
-func (t *Transport) Transfer(id raft.ServerID) time.Duration {
-	p := t.known(id)
+func (ps *peers) Transfer(id raft.ServerID) time.Duration {
+	p := ps.known(id)
 	if p == nil {
 		return 0
 	}

@@ -46,13 +46,16 @@ type PeerStats struct {
 	RTT         *metrics.Histogram // round-trip times of heartbeats
 }
 
+// peers has what is known of each of the other servers.
+type peers struct {
+	mu   sync.Mutex
+	byID map[string]*peer
+}
+
 // Peers returns the statistics of the other servers, in the order of their ids.
-func (t *Transport) Peers() []PeerStats {
-	t.mu.Lock()
-	peers := slices.Collect(maps.Values(t.peers))
-	t.mu.Unlock()
-	stats := make([]PeerStats, 0, len(peers))
-	for _, p := range peers {
+func (ps *peers) Peers() []PeerStats {
+	var stats []PeerStats
+	for _, p := range ps.all() {
 		stats = append(stats, p.stats())
 	}
 	slices.SortFunc(stats, func(a, b PeerStats) int { return strings.Compare(string(a.ID), string(b.ID)) })
@@ -60,20 +63,20 @@ func (t *Transport) Peers() []PeerStats {
 }
 
 // Retain drops the statistics of all servers but the given ones, so that those of replaced servers do not accumulate.
-func (t *Transport) Retain(ids []raft.ServerID) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for id := range t.peers {
+func (ps *peers) Retain(ids []raft.ServerID) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for id := range ps.byID {
 		if !slices.Contains(ids, raft.ServerID(id)) {
-			delete(t.peers, id)
+			delete(ps.byID, id)
 		}
 	}
 }
 
 // Contact returns when the server last answered anything, or the zero time. That proves that its process works, but not
 // its disk: see [Transport.Stored].
-func (t *Transport) Contact(id raft.ServerID) time.Time {
-	p := t.known(id)
+func (ps *peers) Contact(id raft.ServerID) time.Time {
+	p := ps.known(id)
 	if p == nil {
 		return time.Time{}
 	}
@@ -83,19 +86,25 @@ func (t *Transport) Contact(id raft.ServerID) time.Time {
 }
 
 // known returns what is known of a server, nil if there was no contact yet.
-func (t *Transport) known(id raft.ServerID) *peer {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.peers[string(id)]
+func (ps *peers) known(id raft.ServerID) *peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.byID[string(id)]
 }
 
-func (t *Transport) peer(id string) *peer {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	p := t.peers[id]
+func (ps *peers) all() []*peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return slices.Collect(maps.Values(ps.byID))
+}
+
+func (ps *peers) peer(id string) *peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.byID[id]
 	if p == nil {
 		p = &peer{id: id, rtts: metrics.NewPeerHistogram(), message: firstMessage}
-		t.peers[id] = p
+		ps.byID[id] = p
 	}
 	return p
 }

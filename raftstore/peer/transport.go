@@ -3,18 +3,12 @@
 package peer
 
 import (
-	"context"
 	"errors"
-	"maps"
 	"net"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	"google.golang.org/grpc"
 )
 
 // maxPool is how many idle connections of one class to one peer are kept. Raft seldom has more than one message of a
@@ -28,36 +22,23 @@ const handlerGrace = 5 * time.Second
 // Transport holds a server's connections to the others. It implements raft.Transport, raft.WithPreVote and
 // raft.WithClose.
 type Transport struct {
-	opts   Options
-	began  time.Time
-	ctx    context.Context
-	cancel context.CancelFunc
-	ended  chan struct{} // closed when Close has finished
-	tasks  sync.WaitGroup
+	*connections
+	*calls
+	*leaderObserver
 
 	beats, votes, entries, snapshots *raft.NetworkTransport
 	rpcs                             chan raft.RPC // unbuffered: raft takes messages one by one
-
-	raftConns, callConns *queue
-	server               *grpc.Server
-	refusals, untrusted  occasionally   // limit log lines about incoming and outgoing connections
-	handlers             sync.WaitGroup // incoming raft connections
-
-	leader leader
-	moved  moved
-	asking atomic.Bool // a goroutine is checking whether the leader has ended
-
-	mu      sync.Mutex
-	closed  bool
-	conns   map[*conn]struct{}
-	peers   map[string]*peer
-	callers map[string]*caller   // by address
-	left    map[*caller]struct{} // no new call begins on these, but some are under way
-	onLost  []func(raft.ServerID)
+	finished                         chan struct{} // closed when Close has finished
 }
 
 // Closed returns a transport without connections. It makes none, and has heard no server.
-func Closed() *Transport { return &Transport{closed: true} }
+func Closed() *Transport { return newTransport(Options{}) }
+
+// newTransport returns a transport that makes no calls yet.
+func newTransport(o Options) *Transport {
+	cs := newConnections(o)
+	return &Transport{connections: cs, calls: &calls{connections: cs}, leaderObserver: &leaderObserver{connections: cs}}
+}
 
 var (
 	_ raft.Transport   = (*Transport)(nil)
@@ -70,24 +51,15 @@ func New(o Options) (*Transport, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	t := &Transport{
-		opts:      o,
-		began:     time.Now(),
-		rpcs:      make(chan raft.RPC),
-		ended:     make(chan struct{}),
-		raftConns: newQueue(o.Address),
-		callConns: newQueue(o.Address),
-		conns:     map[*conn]struct{}{},
-		peers:     map[string]*peer{},
-		callers:   map[string]*caller{},
-		left:      map[*caller]struct{}{},
-	}
-	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t := newTransport(o)
+	t.rpcs, t.finished = make(chan raft.RPC), make(chan struct{})
+	t.callers, t.left = map[string]*caller{}, map[*caller]struct{}{}
+	t.incomingEnded = t.connectionEnded
 	t.beats = t.network(classBeats, o.Timeout, t.raftConns)
 	t.votes = t.network(classBeats, t.votesTime(), newQueue(o.Address))
 	t.entries = t.network(classEntries, t.entriesTime(), newQueue(o.Address))
 	t.snapshots = t.network(classSnapshots, o.Timeout, newQueue(o.Address))
-	t.tasks.Go(t.passOn)
+	t.tasks.Go(t.forwardToRaft)
 	if o.Listener != nil {
 		t.serveCalls()
 		t.tasks.Go(t.accept)
@@ -98,7 +70,7 @@ func New(o Options) (*Transport, error) {
 func (t *Transport) network(c class, timeout time.Duration, incoming *queue) *raft.NetworkTransport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger:                  hclog.NewNullLogger(), // the errors that it returns say more than its log
-		Stream:                  &streams{queue: incoming, t: t, class: c},
+		Stream:                  &streams{queue: incoming, conns: t.connections, class: c},
 		MaxPool:                 maxPool,
 		Timeout:                 timeout,
 		MsgpackUseNewTimeFormat: true,
@@ -111,27 +83,23 @@ func (t *Transport) entriesTime() time.Duration { return max(5*t.opts.Timeout, e
 // votesTime is the timeout of a vote, the longest of all messages without entries.
 func (t *Transport) votesTime() time.Duration { return max(5*t.opts.Timeout, votesTimeout) }
 
-// clock returns a time as nanoseconds since the transport began. It does not change when this machine's clock is set.
-func (t *Transport) clock(at time.Time) int64 { return int64(at.Sub(t.began)) }
-
 // Close ends all connections and waits until nothing of the transport runs any more. Calls and messages under way fail.
 // Raft calls Close after its own goroutines have ended. These may be waiting for messages, so the store has to call
 // Close between raft.Shutdown and the wait for its result.
 func (t *Transport) Close() error {
-	t.mu.Lock()
-	closed, callers := t.closed, slices.AppendSeq(slices.Collect(maps.Values(t.callers)), maps.Keys(t.left))
-	t.closed, t.callers, t.left = true, nil, nil
-	t.mu.Unlock()
-	if closed {
-		<-t.ended
-		return nil
+	t.connections.mu.Lock()
+	closed := t.closed
+	t.closed = true
+	t.connections.mu.Unlock()
+	if !closed {
+		t.close()
+		close(t.finished)
 	}
-	defer close(t.ended)
-	t.close(callers)
+	<-t.finished
 	return nil
 }
 
-func (t *Transport) close(callers []*caller) {
+func (t *Transport) close() {
 	t.cancel()
 	if t.opts.Listener != nil {
 		if err := t.opts.Listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -141,33 +109,23 @@ func (t *Transport) close(callers []*caller) {
 	for _, n := range []*raft.NetworkTransport{t.beats, t.votes, t.entries, t.snapshots} {
 		_ = n.Close() // never fails
 	}
-	for _, c := range callers {
-		c.close()
-	}
+	t.calls.close()
 	t.abortConns(func(*conn) bool { return true })
 	if t.server != nil {
 		t.server.Stop() // waits for its handlers
 	}
 	t.tasks.Wait()
 
-	ended := make(chan struct{})
+	handled := make(chan struct{})
 	go func() {
 		t.handlers.Wait()
-		close(ended)
+		close(handled)
 	}()
 	grace := time.NewTimer(handlerGrace)
 	defer grace.Stop()
 	select {
-	case <-ended:
+	case <-handled:
 	case <-grace.C:
 		t.opts.Logger.Warn("raft still handles a message of another server while the transport closes; its disk may be stalled")
 	}
-}
-
-// purge ends the connections to a target that a network's pool may hold and that were made before a given time: before
-// the failure that showed that the peer has ended or restarted.
-func (t *Transport) purge(target string, c class, before time.Time) {
-	t.abortConns(func(k *conn) bool {
-		return k.class == c && k.target == target && k.made.Before(before)
-	})
 }
