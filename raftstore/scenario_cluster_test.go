@@ -43,7 +43,7 @@ func manySeeds() bool { return os.Getenv("CORACLE_TEST_SEEDS")+os.Getenv("CORACL
 // seeds runs a scenario with several seeds.
 func seeds(t *testing.T, usual int, play func(t *testing.T, seed uint64)) {
 	first, count := uint64(1), usual
-	if racing {
+	if testenv.RaceDetector { // scenarios take ten times as long then
 		count = 1
 	}
 	if s := os.Getenv("CORACLE_TEST_SEEDS"); s != "" {
@@ -65,7 +65,7 @@ func seeds(t *testing.T, usual int, play func(t *testing.T, seed uint64)) {
 // peer under a lock (raft.go, startStopReplication) and reads it without one, for its
 // id, which stays the same (replication.go, updateLastAppended). We cannot keep it from that.
 func changesAddresses(t *testing.T) {
-	if racing {
+	if testenv.RaceDetector {
 		t.Skip("hashicorp/raft 1.8.0 reads a peer without its lock while the peer's address changes")
 	}
 }

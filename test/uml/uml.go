@@ -107,7 +107,7 @@ func Run(t *testing.T, o Options) {
 	if o.Kernel == "" {
 		Require(t)
 	}
-	if raceDetector {
+	if testenv.RaceDetector {
 		testenv.Missing(t, testenv.UserModeLinux, "with the race detector the guest's first process is many times slower and larger")
 	}
 	args, err := o.arguments(t.Name())
