@@ -4,15 +4,10 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
-	"net/netip"
-	"sync/atomic"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -21,7 +16,6 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/gossip"
-	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -41,64 +35,29 @@ import (
 	"github.com/coracle-k8s/coracle/server/serviceability"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/starting"
-	"github.com/coracle-k8s/coracle/server/storeusage"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
 	"github.com/coracle-k8s/coracle/server/webconsole"
 )
 
-// Each function here makes one part of a server from the options. The part gets functions for what it needs of other
+// The functions here make the parts of a server from the options. A part gets functions for what it needs of other
 // parts. No part knows the server.
 
-// membersOf returns a function that lists the members of a store. It returns none while the store is not set.
-func membersOf(store *atomic.Pointer[raftstore.Store]) func() []raftstore.Member {
-	return func() []raftstore.Member {
-		if now := store.Load(); now != nil {
-			return now.Cluster().Members()
-		}
-		return nil
+// wire makes the parts that need the keys, each after those that it gets functions of. It then writes this machine's
+// credentials.
+func (s *Server) wire() error {
+	ips, err := s.o.servingIPs()
+	if err != nil {
+		return err
 	}
-}
-
-func (s *Server) newRoster() *roster.Roster {
-	return roster.New(roster.Options{
-		Dir: s.o.ServerDir, ServerID: s.data.ServerID(), Name: s.o.NodeName, JoinAddresses: s.o.Join,
-		Networks: s.o.reserved(),
-		Members:  membersOf(&s.opened), Answered: membersOf(&s.store),
-		Leader: func() string {
-			if store := s.opened.Load(); store != nil {
-				return store.Health().OtherLeader()
-			}
-			return ""
-		},
-		Survey: func(ctx context.Context) []raftstore.MemberState { return s.opened.Load().Cluster().Survey(ctx) },
-		ReachedBy: func(ctx context.Context, states []raftstore.MemberState) map[string][]string {
-			return s.opened.Load().Cluster().ReachedBy(ctx, states)
-		},
-		Judge: func(servers *status.Servers) {
-			if store := s.opened.Load(); store != nil {
-				storeusage.Judge(servers, store.View(), store.Health().Quota())
-			}
-		},
-		KV: func() clientv3.KV {
-			if store := s.opened.Load(); store != nil {
-				return store.Client().KV
-			}
-			return nil
-		},
-		FailoverAddresses: func() []string { return s.starting.FailoverTargets() },
-		Machines:          func() []gossip.Info { return s.gossip.Members() },
-		VirtualAddresses:  func() []netip.Addr { return s.vips.Current() },
-		ServingAddresses:  func() []net.IP { return s.files.serving.IPs },
-		API:               func() (kubernetes.Interface, error) { return s.admission.API() },
-		Clock:             s.o.Clock, Logger: s.log,
+	s.local = localcreds.New(localcreds.Options{
+		PKI: s.pki, BindAddress: s.o.BindAddress, Port: s.openPort(), VIPs: s.vips.IPs,
+		Names:       pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs},
+		Kubeconfigs: s.o.Kubeconfigs, NodeDir: s.o.AgentCredDir,
 	})
-}
-
-func (s *Server) newStarting() *starting.Starting {
-	return starting.New(starting.Options{
-		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: localcreds.EveryServer,
-		Address: s.peerAddress, Port: s.o.Port, Opened: &s.opened, Answered: &s.store,
+	s.starting = starting.New(starting.Options{
+		Begin: s.localFailover.Begin, PKI: s.pki, ServerName: localcreds.EveryServer,
+		Address: s.peerAddress, Port: s.o.Port, Store: &s.store,
 		Question: func() protocol.Call {
 			return protocol.Call{Token: s.tokens.Now().Server, Request: protocol.Request{
 				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
@@ -107,6 +66,20 @@ func (s *Server) newStarting() *starting.Starting {
 		},
 		Now: s.o.Clock.Now, Part: s.board.store, Logger: s.log,
 	})
+	s.roster = roster.New(roster.Options{
+		Dir: s.o.ServerDir, ServerID: s.data.ServerID(), Name: s.o.NodeName, JoinAddresses: s.o.Join,
+		Networks: s.o.reserved(),
+		Store:    &s.store, API: s.api.Client,
+		FailoverAddresses: s.starting.FailoverTargets, Machines: s.gossip.Members,
+		VirtualAddresses: s.vips.Current, ServingAddresses: s.local.Serving().IPs,
+		Clock: s.o.Clock, Logger: s.log,
+	})
+	s.admission = s.newAdmission()
+	s.snapshots = s.newSnapshots()
+	if s.tunnels, err = s.newTunnels(); err != nil {
+		return err
+	}
+	return s.local.Ensure()
 }
 
 // vipStore is the store with the methods that package virtualip needs.
@@ -120,8 +93,6 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
-		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.StoreAddresses,
-		Leaderless: s.roster.Leaderless, MaxGossipMembers: s.roster.MaxGossipMembers,
 		Suspect: func(node string) { // only the leader has a judge; it checks the node at once
 			if j := s.judge.Load(); j != nil {
 				j.Suspect(node)
@@ -139,22 +110,23 @@ func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
 		Listen: o.ConsoleListen, Disabled: o.Cluster.NoConsole, APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
 		Server: o.NodeName, Node: o.OwnNode,
 		NodeIPs: o.NodeIPs, AdvertiseAddress: o.AdvertiseAddress, ServiceCIDRs: o.Cluster.ServiceCIDRs,
-		Certificate: func() (*tls.Certificate, error) { return s.pki.Serving() },
-		API: func() *rest.Config {
-			return &rest.Config{Host: s.local.URL(), TLSClientConfig: rest.TLSClientConfig{
-				CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.local.ServerName(),
-				NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
-			}}
-		},
 		Program: o.HelmProgram, Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
 	})
+}
+
+// serveConsole serves the console to browsers until ctx is done.
+func (s *Server) serveConsole(ctx context.Context, _ *rest.Config) {
+	s.console.Serve(ctx, s.pki.Serving, &rest.Config{Host: s.local.URL(), TLSClientConfig: rest.TLSClientConfig{
+		CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.local.ServerName(),
+		NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
+	}})
 }
 
 func (s *Server) newVIPs() (*virtualip.Addresses, error) {
 	return virtualip.New(virtualip.Options{
 		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface,
 		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
-		Redirect: s.o.Redirect, Use: func() error { return s.local.Ensure() }, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
+		Redirect: s.o.Redirect, Use: func() error { return s.local.Ensure() }, Machines: s.gossip.Members,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),
 	})
 }
@@ -183,16 +155,14 @@ func (s *Server) admitMember(share string) (release func(), err error) {
 	}, nil
 }
 
-// makeCredentials creates all missing secrets: CAs, tokens, certificates, encryption keys and the administrator's
-// kubeconfigs.
-func (s *Server) makeCredentials(ctx context.Context) error {
-	var err error
+// makeKeys creates all missing secrets that need no other part: CAs, tokens, certificates and encryption keys.
+func (s *Server) makeKeys(ctx context.Context) (err error) {
 	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.Established, BuildTime: s.o.BuildTime,
 		Clock: s.o.Clock, Logger: s.log})
 	if err != nil {
 		return err
 	}
-	s.files.encryption, err = encryption.Ensure(ctx, encryption.Options{
+	s.encryption, err = encryption.Ensure(ctx, encryption.Options{
 		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.Established, Logger: s.log})
 	if err != nil {
 		return err
@@ -204,38 +174,27 @@ func (s *Server) makeCredentials(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ips, err := s.o.servingIPs()
-	if err != nil {
-		return err
-	}
-	s.local = localcreds.New(localcreds.Options{
-		PKI: s.pki, BindAddress: s.o.BindAddress, Port: s.openPort(), VIPs: s.vips.IPs,
-		Names:       pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs},
-		Kubeconfigs: s.o.Kubeconfigs, NodeDir: s.o.AgentCredDir,
-	})
 	s.peers, err = peertls.New(peertls.Options{CA: s.pki.CAPEM(pki.PeerCA), Name: pki.PeerName})
 	if err != nil {
 		return err
 	}
 	peer := s.pki.Peer(s.data.ServerID())
 	peer.Use = s.peers.Use
-	s.files.serving, s.files.kubelet, s.files.proxy = s.local.Serving(), s.pki.KubeletClient(), s.pki.FrontProxy()
-	s.admission = s.newAdmission()
-	for _, l := range []pki.Leaf{s.files.kubelet, s.files.proxy, peer} {
+	for _, l := range []pki.Leaf{s.pki.KubeletClient(), s.pki.FrontProxy(), peer} {
 		if err := s.pki.Ensure(l); err != nil {
 			return err
 		}
 	}
-	return s.local.Ensure()
+	return nil
 }
 
 func (s *Server) newAdmission() *admission.Admission {
 	return admission.New(admission.Options{
-		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, PKI: s.pki, Tokens: s.tokens.Now,
-		Revoked: s.revoked.Revoked, Serving: s.files.serving,
+		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, API: s.api.Client, PKI: s.pki, Tokens: s.tokens.Now,
+		Revoked: s.revoked.Revoked, Serving: s.local.Serving(),
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
 		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Flags: s.o.Flags, Folders: s.o.folders(),
-		Members: membersOf(&s.store), Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
+		Members: s.store.ReadyMembers, Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
 		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
@@ -281,7 +240,7 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 func (s *Server) drainNodes(ctx context.Context) {
 	serviceability.Run(ctx, serviceability.Options{
 		Store: func() serviceability.Store {
-			if store := s.opened.Load(); store != nil {
+			if store := s.store.Opened(); store != nil {
 				return store.Health()
 			}
 			return nil
@@ -289,14 +248,6 @@ func (s *Server) drainNodes(ctx context.Context) {
 		FailoverTargets: s.starting.FailoverTargets, SetFailedOver: s.starting.SetFailedOver,
 		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver,
 		SetReadiness: s.tunnels.SetReadiness, Logger: s.log,
-		ClockOff: func() bool {
-			store := s.opened.Load()
-			if store == nil {
-				return false
-			}
-			_, off := store.Health().ClockOff()
-			return off
-		},
 	})
 }
 
@@ -324,25 +275,20 @@ func SnapshotFiles() (required, optional []string) {
 }
 
 func (s *Server) newSnapshots() *snapshots.Keeper {
-	o, members := s.o.Snapshots, membersOf(&s.store)
+	o := s.o.Snapshots
 	return snapshots.NewKeeper(snapshots.Options{
 		Dir: o.Dir, Retention: o.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.NodeName, Version: s.o.Version,
-		BeginBackup: func(ctx context.Context) (*raftstore.Backup, error) {
-			if store := s.store.Load(); store != nil {
-				return store.BeginBackup(ctx)
-			}
-			return nil, errors.New("the store is not ready yet; coracle status says why")
-		},
-		Contents: s.o.snapshotContents, Schedule: o.Schedule,
+		BeginBackup: s.store.BeginBackup,
+		Contents:    s.o.snapshotContents, Schedule: o.Schedule,
 		Key: func() (snapshots.Key, error) {
 			if o.KeyFile != "" {
 				return snapshots.KeyOfFile(o.KeyFile)
 			}
 			return snapshots.KeyOfToken(s.tokens.Now().Server.String())
 		},
-		Ordinal: func() snapshots.Ordinal { return snapshots.OrdinalAmong(members(), s.data.ServerID()) },
+		Ordinal: func() snapshots.Ordinal { return snapshots.OrdinalAmong(s.store.ReadyMembers(), s.data.ServerID()) },
 		S3: snapshots.S3Settings{
-			On: o.S3, Values: o.S3Settings, Secret: o.S3Secret, API: s.admission.API,
+			On: o.S3, Values: o.S3Settings, Secret: o.S3Secret, API: s.api.Client,
 		}.For,
 		Part: s.board.snapshots, Clock: s.o.Clock, Logger: s.log.With("part", "snapshots"),
 	})

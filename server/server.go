@@ -6,6 +6,11 @@
 // one process at a time may use the folder, and no program older than its content. It never runs pods: the agent does,
 // and uses only the files of AgentCredentials.
 //
+// New prepares the directory, the ports and the keys, and then wires the parts, each with those that were made before
+// it. Package handle has what exists only while the server runs. Three parts get a function for one that is made after
+// them: the API server's port asks the roster for failover targets, gossip reports a suspect to the judge of a term,
+// and the virtual addresses renew the certificate, whose names they are.
+//
 // Its goroutines: one for each part of parts.go that runs beside the others, most of them asleep; while the store
 // waits, the explanation of the wait and the search for another server; the store's socket. Run waits for all.
 package server
@@ -44,6 +49,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
+	"github.com/coracle-k8s/coracle/server/handle"
 	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/localcreds"
@@ -67,8 +73,8 @@ const (
 	// encryptionPoll is how often the API server checks whether its encryption keys have changed. With upstream's
 	// minute a rotation would take several minutes.
 	encryptionPoll = 10 * time.Second
-	// closePatience limits the time to close the store.
-	closePatience = 30 * time.Second
+	// closeTimeout limits the time to close the store.
+	closeTimeout = 30 * time.Second
 )
 
 // Server is a server that New prepares and Run runs.
@@ -81,12 +87,12 @@ type Server struct {
 	localFailover *localfailover.Listener // the same listener; it makes this machine's programs fail over
 	starting      *starting.Starting
 	pki           *pki.PKI
-	peers         *peertls.Identity               // for connections to the other servers
-	opened        atomic.Pointer[raftstore.Store] // the store once it is open
-	store         atomic.Pointer[raftstore.Store] // the same store once it has answered
+	encryption    string            // the API server's configuration of encryption
+	peers         *peertls.Identity // for connections to the other servers
+	store         handle.Store
+	api           handle.API
 	// roster knows the cluster's servers and nodes.
 	roster *roster.Roster
-	files  files
 	local  *localcreds.Credentials
 	tokens *secrets.Tokens
 	// revoked refuses the revoked nodes at all of this server's ports.
@@ -106,24 +112,18 @@ type Server struct {
 	// gatewayUse says whether the cluster has objects of the Gateway API. It is set when the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
 	console    *webconsole.Console
-	api        atomic.Pointer[apiserver.Server] // set while it runs
+	apiServer  atomic.Pointer[apiserver.Server] // set while it runs
 	serving    chan struct{}                    // closed when the API server accepts requests
 	ready      chan struct{}                    // closed when it is ready and the cluster's own objects exist
 	board      board
 }
 
-// files are the credentials for the API server.
-type files struct {
-	serving, kubelet, proxy pki.Leaf
-	encryption              string
-}
-
 // board has a line for each part in a status report. Its fields may be nil.
 type board struct{ certificates, store, api, leader, manifests, snapshots *status.Part }
 
-// New checks the options, locks the data directory, opens the port, and makes every missing key and credential. A New
-// that fails on its options, the directory or the port changes nothing.
-func New(ctx context.Context, o Options) (_ *Server, err error) {
+// New prepares a server, and wires its parts. A New that fails on its options, the data directory or a port changes
+// nothing.
+func New(ctx context.Context, o Options) (*Server, error) {
 	o.setDefaults()
 	if err := o.validate(); err != nil {
 		return nil, err
@@ -140,58 +140,65 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if o.Cluster.NoLocalStorage {
 		o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
 	}
-	if s.data, err = datadir.Open(o.dataDir()); err != nil {
-		return nil, err
+	err := s.prepare(ctx)
+	if err == nil {
+		err = s.wire()
 	}
-	if err := errors.Join(s.data.ClearReset(), storefiles.Tidy(o.ServerDir), storefiles.Tidy(o.StoreDir)); err != nil {
-		s.log.Warn("the remains of an earlier restore could not be removed", "error", err)
-	}
-	l, err := listen(ctx, o.BindAddress, o.Port)
 	if err != nil {
-		return nil, errors.Join(err, s.data.Close())
-	}
-	s.port = alpnmux.New(alpnmux.Options{Listener: l, Waiting: l.Table, Logger: o.Logger})
-	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
-		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress),
-		Logger: s.log.With("part", "nodes")})
-	s.listener, s.starting = s.localFailover, s.newStarting()
-	s.roster = s.newRoster()
-	if s.console, err = s.newConsole(ctx); err != nil {
-		return nil, errors.Join(err, s.closePort(), s.data.Close())
-	}
-	if s.gossip, err = s.newGossipMember(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	if s.vips, err = s.newVIPs(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	if s.backend, err = netbackend.New(netbackend.Options{
-		Dir: o.ServerDir, Own: o.Cluster.Backend(), Flag: o.GivenBackend, Board: o.Board, Logger: s.log.With("part", "network back end"),
-	}); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	if err := s.makeCredentials(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	s.snapshots = s.newSnapshots()
-	if s.tunnels, err = s.newTunnels(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	controller.EncryptionConfigFileChangePollDuration = encryptionPoll
 	return s, nil
 }
 
-// Close releases the port and the data directory of a server that is not going to be run.
-func (s *Server) Close() error {
-	return errors.Join(s.gossip.Close(), s.closePort(), s.data.Close())
+// prepare locks the data directory, opens the ports, and then reads and makes files, the keys last.
+func (s *Server) prepare(ctx context.Context) (err error) {
+	o := &s.o
+	if s.data, err = datadir.Open(o.dataDir()); err != nil {
+		return err
+	}
+	if err := errors.Join(s.data.ClearReset(), storefiles.Tidy(o.ServerDir), storefiles.Tidy(o.StoreDir)); err != nil {
+		s.log.Warn("the remains of an earlier restore could not be removed", "error", err)
+	}
+	l, err := listen(ctx, o.BindAddress, o.Port)
+	if err != nil {
+		return err
+	}
+	s.port = alpnmux.New(alpnmux.Options{Listener: l, Waiting: l.Table, Logger: o.Logger})
+	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
+		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress),
+		Logger: s.log.With("part", "nodes")})
+	s.listener = s.localFailover
+	if s.console, err = s.newConsole(ctx); err != nil {
+		return err
+	}
+	if s.gossip, err = s.newGossipMember(ctx); err != nil {
+		return err
+	}
+	if s.vips, err = s.newVIPs(); err != nil {
+		return err
+	}
+	if s.backend, err = netbackend.New(netbackend.Options{
+		Dir: o.ServerDir, Own: o.Cluster.Backend(), Flag: o.GivenBackend, Board: o.Board, Logger: s.log.With("part", "network back end"),
+	}); err != nil {
+		return err
+	}
+	return s.makeKeys(ctx)
 }
 
-func (s *Server) closePort() error {
+// Close releases the ports and the data directory of a server that is not going to be run.
+func (s *Server) Close() error {
 	s.console.Close()
-	if err := s.port.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("closing the API server's port: %w", err)
+	err := s.gossip.Close()
+	if s.port != nil {
+		if closeErr := s.port.Close(); closeErr != nil && !errors.Is(closeErr, net.ErrClosed) {
+			err = errors.Join(err, fmt.Errorf("closing the API server's port: %w", closeErr))
+		}
 	}
-	return nil
+	if s.data != nil {
+		err = errors.Join(err, s.data.Close())
+	}
+	return err
 }
 
 // AgentCredentials makes the credentials of a node on this machine and renews them while the server runs. A second call
@@ -220,7 +227,7 @@ func (s *Server) Serving() <-chan struct{} { return s.serving }
 // APIConfigs returns configurations for this server's API that need no network. There are none while the API does not
 // run.
 func (s *Server) APIConfigs() []*rest.Config {
-	if api := s.api.Load(); api != nil {
+	if api := s.apiServer.Load(); api != nil {
 		return []*rest.Config{api.LoopbackConfig()}
 	}
 	return nil
@@ -246,7 +253,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer serveMetrics(certend.Collector(s.pki.Certificates), s.log)()
 	defer serveMetrics(connlimit.Metrics{}, s.log)()
 	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
-	background.Go(s.gossip.Run)
+	background.Go(func(ctx context.Context) { s.gossip.Run(ctx, s.pki, s.roster) })
 	defer s.localFailover.End()
 	background.Go(s.starting.BeginWhenSlow)
 	background.Go(s.drainNodes)
@@ -257,7 +264,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() {
-		closing, done := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
+		closing, done := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer done()
 		if closeErr := store.Close(closing); closeErr != nil {
 			err = errors.Join(err, fmt.Errorf("closing the store: %w", closeErr))
@@ -351,7 +358,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		s.log.Warn("the first certificate of the authority server-ca could not be recorded, and it cannot be renewed before it is; the next "+
 			"start tries again", "error", err)
 	}
-	s.opened.Store(store)
+	s.store.SetOpened(store)
 	s.board.store.SetCheck(func() string {
 		if reason := store.Health().JoinRefused(); reason != "" {
 			return "the cluster does not admit this server; it asks again: " + strings.TrimPrefix(reason, "raftstore: ")
@@ -377,7 +384,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	if err != nil {
 		return fmt.Errorf("waiting for the store: %w", err)
 	}
-	s.store.Store(store)
+	s.store.SetReady()
 	s.board.store.Set(status.Running, "")
 	return nil
 }
@@ -453,8 +460,8 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	serving, leadership := supervise.NewGroup(outlasting, s.o.Board, s.log), store.Leadership()
 	defer serving.End()
 	serving.Go(func(ctx context.Context) { s.vips.Run(ctx, api, vipStore{store, store.Cluster()}, leadership) })
-	s.api.Store(api)
-	defer s.api.Store(nil)
+	s.apiServer.Store(api)
+	defer s.apiServer.Store(nil)
 	close(s.serving)                // connections before Run accepts wait at the port
 	apiEnded := make(chan error, 1) // capacity 1: its goroutine ends even if this function does not receive any more
 	serving.Go(func(ctx context.Context) {
@@ -463,7 +470,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	})
 	serving.Go(s.gatewayUse.Load().Run)
 	for _, run := range []func(context.Context, *rest.Config){
-		keys.Run, s.followBackend, func(ctx context.Context, _ *rest.Config) { s.console.Serve(ctx) }, s.console.SyncService,
+		keys.Run, s.followBackend, s.serveConsole, s.console.SyncService,
 	} {
 		serving.Go(func(ctx context.Context) {
 			select {
@@ -496,7 +503,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	}
 	s.board.api.Set(status.Running, "")
 	s.starting.Serves()
-	if err := s.admission.Begin(api.LoopbackConfig()); err != nil {
+	if err := s.api.Begin(api.LoopbackConfig()); err != nil {
 		return err
 	}
 
@@ -534,24 +541,24 @@ func (s *Server) followBackend(ctx context.Context, api *rest.Config) {
 }
 
 func (s *Server) apiServerOptions(configDir string) apiserver.Options {
-	f := s.files
+	serving, kubelet, proxy := s.local.Serving().Path, s.pki.KubeletClient().Path, s.pki.FrontProxy().Path
 	return apiserver.Options{
 		IngressRules: s.o.IngressRules,
 		BindAddress:  s.o.BindAddress, Port: s.o.Port, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress,
-		TLSCertFile: f.serving.Path, TLSKeyFile: f.serving.Path,
+		TLSCertFile: serving, TLSKeyFile: serving,
 		ClientCAFile:                 s.pki.CAFile(pki.ClientCA),
 		ServiceAccountKeyFiles:       []string{s.pki.ServiceAccountKeyFile()},
 		ServiceAccountSigningKeyFile: s.pki.ServiceAccountKeyFile(),
 		ServiceAccountIssuer:         "https://kubernetes.default.svc." + s.o.Cluster.Domain,
-		KubeletClientCertFile:        f.kubelet.Path, KubeletClientKeyFile: f.kubelet.Path,
+		KubeletClientCertFile:        kubelet, KubeletClientKeyFile: kubelet,
 		KubeletCAFile:             s.pki.CAFile(pki.KubeletCA),
 		RequestHeaderCAFile:       s.pki.CAFile(pki.RequestHeaderCA),
 		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
-		ProxyClientCertFile:       f.proxy.Path, ProxyClientKeyFile: f.proxy.Path,
+		ProxyClientCertFile:       proxy, ProxyClientKeyFile: proxy,
 		Guard:                &s.revoked,
 		ServiceCIDRs:         clusterconfig.Strings(s.o.Cluster.ServiceCIDRs),
 		NodePortRange:        s.o.NodePortRange,
-		EncryptionConfigFile: f.encryption,
+		EncryptionConfigFile: s.encryption,
 		ConfigDir:            configDir,
 		AnonymousHealthOnly:  true,
 		Profile:              s.o.Profile,

@@ -35,7 +35,7 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	for _, a := range s.vips.Kept() {
 		out.VirtualIPs = append(out.VirtualIPs, a.String())
 	}
-	if store := s.store.Load(); store != nil {
+	if store := s.store.Ready(); store != nil {
 		stats := store.View().Stats()
 		out.Store = &status.StoreSize{Live: stats.LiveBytes, Total: stats.TotalBytes, Quota: store.Health().Quota()}
 		for _, c := range servers.Servers {
@@ -52,4 +52,4 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 
 // StoreUsageHandler serves status.UsagePath on a server's admin socket. It works without a majority and without the API
 // server.
-func StoreUsageHandler(s *Server) http.Handler { return storeusage.Handler(s.opened.Load) }
+func StoreUsageHandler(s *Server) http.Handler { return storeusage.Handler(s.store.Opened) }

@@ -17,14 +17,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -51,6 +49,8 @@ type Options struct {
 	// Listen returns the listener for joining machines. Before it is called, their connections go to the port's default
 	// route.
 	Listen func() net.Listener
+	// API returns a client of the API server, or a refusal until that serves.
+	API    func() (kubernetes.Interface, error)
 	PKI    *pki.PKI
 	Tokens func() *token.Set
 	// Revoked returns the revoked nodes.
@@ -85,11 +85,7 @@ type Options struct {
 }
 
 // Admission admits machines to the cluster.
-type Admission struct {
-	o Options
-	// client is nil until the API server serves.
-	client atomic.Pointer[kubernetes.Clientset]
-}
+type Admission struct{ o Options }
 
 // New returns an Admission. It starts nothing.
 func New(o Options) *Admission { return &Admission{o: o} }
@@ -116,26 +112,8 @@ func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	}
 }
 
-// Begin sets the client. It is called when the API server serves.
-func (a *Admission) Begin(config *rest.Config) error {
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "joining"))
-	if err != nil {
-		return fmt.Errorf("making the client for machines that join: %w", err)
-	}
-	a.client.Store(client)
-	return nil
-}
-
-// API returns a client of the API server, or an error until that serves.
-func (a *Admission) API() (kubernetes.Interface, error) {
-	if c := a.client.Load(); c != nil {
-		return c, nil
-	}
-	return nil, protocol.Refuse(protocol.CodeStarting, "the server is starting; it admits machines once its API answers")
-}
-
 func (a *Admission) bootstrapToken(ctx context.Context, id string) (token.Bootstrap, bool, error) {
-	client, err := a.API()
+	client, err := a.o.API()
 	if err != nil {
 		return token.Bootstrap{}, false, err
 	}
@@ -165,7 +143,7 @@ func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protoc
 
 // admitNode returns a node's credentials.
 func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
-	client, err := a.API()
+	client, err := a.o.API()
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +247,7 @@ func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 
 // gossipKeys returns only the gossip keys, to a node that has joined.
 func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
-	client, err := a.API()
+	client, err := a.o.API()
 	if err != nil {
 		return nil, err
 	}

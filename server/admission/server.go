@@ -23,7 +23,7 @@ import (
 
 // admitServer returns the cluster's secrets to a machine that becomes a server.
 func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
-	client, err := a.API()
+	client, err := a.o.API()
 	if err != nil {
 		return nil, err
 	}

@@ -63,13 +63,6 @@ type Options struct {
 	// Reach, when set, receives from gossip the reports that a node may not be reachable from this machine.
 	Reach *reachability.Watch
 
-	PKI func() *pki.PKI
-	// Stores returns the addresses of other servers' stores. Leaderless says that there are other servers and this one
-	// has no leader.
-	Stores     func() []netip.AddrPort
-	Leaderless func() bool
-	// MaxGossipMembers returns how many live members there can be, 0 for unknown.
-	MaxGossipMembers func() int
 	// Suspect is called for a member that may be dead.
 	Suspect func(node string)
 	// Refuses, if set, returns why a node's certificate is refused, or nil.
@@ -119,8 +112,18 @@ func closed(err error) error {
 	return err
 }
 
+// Roster is what the member needs of the server's record of machines.
+type Roster interface {
+	// StoreAddresses returns the addresses of other servers' stores. Leaderless says that there are other servers and
+	// this one has no leader.
+	StoreAddresses() []netip.AddrPort
+	Leaderless() bool
+	// MaxGossipMembers returns how many live members there can be, 0 for unknown.
+	MaxGossipMembers() int
+}
+
 // Run is a member of the gossip until ctx is done.
-func (m *Member) Run(ctx context.Context) {
+func (m *Member) Run(ctx context.Context, p *pki.PKI, r Roster) {
 	m.o.Part.Set(status.Starting, "waiting for the gossip key")
 	keys, ok, err := gossip.ReadKeys(filepath.Join(m.o.Dir, KeysFile))
 	if err != nil {
@@ -135,7 +138,7 @@ func (m *Member) Run(ctx context.Context) {
 		_ = m.Close() // nothing was sent
 		return
 	}
-	if err := m.join(ctx); err != nil {
+	if err := m.join(ctx, p, r); err != nil {
 		m.o.Part.Set(status.Degraded, err.Error()+". Machines find one another through the API only")
 		m.o.Logger.Error("this server is no longer a member of the gossip", "error", err)
 		return
@@ -143,8 +146,7 @@ func (m *Member) Run(ctx context.Context) {
 	m.o.Part.Set(status.Stopped, "")
 }
 
-func (m *Member) join(ctx context.Context) error {
-	p := m.o.PKI()
+func (m *Member) join(ctx context.Context, p *pki.PKI, r Roster) error {
 	trust := gossip.Trust{
 		Own:      p.Serving,
 		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Refuses: m.o.Refuses, Now: m.o.Now,
@@ -168,8 +170,8 @@ func (m *Member) join(ctx context.Context) error {
 	}
 	member, err := gossip.New(gossip.Options{
 		Name: m.o.Name, Address: address, Packets: m.packets, Streams: gossip.NewStreams(m.o.Streams, trust), Keys: m.keys, Meta: meta,
-		File: filepath.Join(m.o.Dir, MembersFile), Ask: m.o.Stores,
-		Names: m.o.Join, Lost: m.o.Leaderless, Links: m.o.Links, Most: m.o.MaxGossipMembers, Suspect: m.o.Suspect, Reach: watch,
+		File: filepath.Join(m.o.Dir, MembersFile), Ask: r.StoreAddresses,
+		Names: m.o.Join, Lost: r.Leaderless, Links: m.o.Links, Most: r.MaxGossipMembers, Suspect: m.o.Suspect, Reach: watch,
 		Logger: m.o.Logger,
 	})
 	if err == nil {

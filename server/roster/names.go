@@ -28,7 +28,7 @@ const (
 func (r *Roster) PublishName(ctx context.Context) {
 	trouble := "this server's name could not be published to the other servers; retrying"
 	timers.Retry(ctx, r.o.Logger, nameRetry, trouble, func() error {
-		return writeName(ctx, r.o.KV(), r.o.ServerID, r.o.Name, r.o.Members)
+		return writeName(ctx, r.o.Store.Opened().Client().KV, r.o.ServerID, r.o.Name, r.o.Store.Members)
 	})
 }
 

@@ -42,7 +42,7 @@ func ReadPeerAddresses(serverDir string) ([]string, error) {
 func (r *Roster) SyncPeers(ctx context.Context) {
 	last := ""
 	for {
-		if err := savePeers(r.o.Dir, r.o.Members()); err != nil && err.Error() != last {
+		if err := savePeers(r.o.Dir, r.o.Store.Members()); err != nil && err.Error() != last {
 			last = err.Error()
 			r.o.Logger.Warn("the other servers' addresses could not be saved; retrying", "error", err)
 		}
@@ -54,7 +54,7 @@ func (r *Roster) SyncPeers(ctx context.Context) {
 
 // SavePeers writes PeersFile at once.
 func (r *Roster) SavePeers() {
-	if err := savePeers(r.o.Dir, r.o.Members()); err != nil {
+	if err := savePeers(r.o.Dir, r.o.Store.Members()); err != nil {
 		r.o.Logger.Warn("the other servers' addresses could not be saved; retrying", "error", err)
 	}
 }

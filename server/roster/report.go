@@ -19,12 +19,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/storeusage"
 )
 
 const (
-	// surveyPatience limits the requests to the servers. namesPatience limits the request to the API server for their
+	// surveyTimeout limits the requests to the servers. namesTimeout limits the request to the API server for their
 	// names.
-	surveyPatience, namesPatience = 5 * time.Second, 2 * time.Second
+	surveyTimeout, namesTimeout = 5 * time.Second, 2 * time.Second
 )
 
 // Handler serves Report on the admin socket. It works without a majority.
@@ -43,30 +44,30 @@ func (r *Roster) Handler() http.Handler {
 // ClocksHandler serves status.ClocksPath to nodes.
 func (r *Roster) ClocksHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		ctx, cancel := context.WithTimeout(request.Context(), surveyPatience)
+		ctx, cancel := context.WithTimeout(request.Context(), surveyTimeout)
 		defer cancel()
-		problems := status.Clocks(listServers(r.o.Survey(ctx), r.serverNames(ctx), nil))
+		problems := status.Clocks(listServers(r.o.Store.Opened().Cluster().Survey(ctx), r.serverNames(ctx), nil))
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status.ClocksReport{Now: r.o.Clock.Now(), Problems: problems}) // an error: the client has ended
 	})
 }
 
-// Report returns a list of the cluster's servers with their state, within surveyPatience.
+// Report returns a list of the cluster's servers with their state, within surveyTimeout.
 func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
-	kv := r.o.KV()
-	if kv == nil {
+	store := r.o.Store.Opened()
+	if store == nil {
 		return nil, errors.New("the store is not open yet")
 	}
-	ctx, cancel := context.WithTimeout(ctx, surveyPatience)
+	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
 	defer cancel()
-	states := r.o.Survey(ctx)
-	servers := listServers(states, r.serverNames(ctx), publishedNames(ctx, kv))
-	noteReached(servers, r.o.ReachedBy(ctx, states))
+	states := store.Cluster().Survey(ctx)
+	servers := listServers(states, r.serverNames(ctx), publishedNames(ctx, store.Client().KV))
+	noteReached(servers, store.Cluster().ReachedBy(ctx, states))
 	noteAlive(servers, r.o.Machines())
 	out := &status.Servers{Servers: servers, Problems: []string{}}
 	words, problems := status.Failures(servers)
 	out.Failures, out.Problems = words, slices.Concat(out.Problems, problems, status.Clocks(servers))
-	r.o.Judge(out)
+	storeusage.Judge(out, store.View(), store.Health().Quota())
 	return out, nil
 }
 
@@ -99,7 +100,7 @@ func noteAlive(servers []status.ClusterServer, machines []gossip.Info) {
 func (r *Roster) serverNames(ctx context.Context) map[string]string {
 	names := map[string]string{}
 	if client, err := r.o.API(); err == nil {
-		ctx, cancel := context.WithTimeout(ctx, namesPatience)
+		ctx, cancel := context.WithTimeout(ctx, namesTimeout)
 		defer cancel()
 		nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: RoleLabel, ResourceVersion: "0"})
 		if err == nil {

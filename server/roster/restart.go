@@ -19,13 +19,14 @@ const restartInterval = 10 * time.Second
 // store are no majority. Where there is no quorum anyway, or this server has the only vote or none, a restart costs
 // none. It first waits for this server's turn, since servers that restart together have all found the others working.
 func (r *Roster) MayRestart(ctx context.Context) error {
-	if r.o.KV() == nil { // the store is not open yet
+	store := r.o.Store.Opened()
+	if store == nil {
 		return nil
 	}
-	timers.Sleep(ctx, turnOf(r.o.Members()))
-	ctx, cancel := context.WithTimeout(ctx, surveyPatience)
+	timers.Sleep(ctx, turnOf(r.o.Store.Members()))
+	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
 	defer cancel()
-	return mayRestart(r.o.Survey(ctx))
+	return mayRestart(store.Cluster().Survey(ctx))
 }
 
 // turnOf returns how long this server lets others go first.

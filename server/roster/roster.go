@@ -15,7 +15,6 @@ import (
 	"slices"
 	"sync/atomic"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -26,8 +25,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/handle"
 )
 
 const (
@@ -45,29 +44,18 @@ type Options struct {
 	// Networks are the cluster's networks for pods and Services.
 	Networks []netip.Prefix
 
-	// Members returns the store's members, none until it is open. Answered returns them only once the store has
-	// answered.
-	Members, Answered func() []raftstore.Member
-	// Leader returns the address of the leader if that is another server, empty for none.
-	Leader func() string
-	// Survey asks the members for their state. ReachedBy returns which servers reach those that did not answer.
-	Survey    func(context.Context) []raftstore.MemberState
-	ReachedBy func(context.Context, []raftstore.MemberState) map[string][]string
-	// Judge adds to a report what the servers' quotas mean for the store, or nothing until the store is open.
-	Judge func(*status.Servers)
-	// KV returns the store's client, nil until the store is open.
-	KV func() clientv3.KV
+	Store *handle.Store
+	// API returns a client of the API server, or an error until that serves.
+	API func() (kubernetes.Interface, error)
 
 	// FailoverAddresses returns the servers that serve this machine while its own store waits, nil while none does.
 	FailoverAddresses func() []string
 	// Machines returns the members of the gossip.
 	Machines func() []gossip.Info
-	// VirtualAddresses returns the cluster's virtual addresses. ServingAddresses returns the addresses in this server's
+	// VirtualAddresses returns the cluster's virtual addresses. ServingAddresses are the addresses in this server's
 	// certificate.
 	VirtualAddresses func() []netip.Addr
-	ServingAddresses func() []net.IP
-	// API returns a client of the API server, or an error until that serves.
-	API func() (kubernetes.Interface, error)
+	ServingAddresses []net.IP
 
 	Clock  clock.PassiveClock
 	Logger *slog.Logger
@@ -114,7 +102,7 @@ func (r *Roster) MaxGossipMembers() int {
 
 // OtherAddresses returns the addresses of the other servers, to which this machine's node connects.
 func (r *Roster) OtherAddresses() []string {
-	members := r.o.Answered()
+	members := r.o.Store.ReadyMembers()
 	if members == nil {
 		return r.o.FailoverAddresses()
 	}
@@ -138,10 +126,10 @@ func (r *Roster) LeaderFirstAddresses() []string {
 		return list
 	}
 	var out []string
-	if leader := r.o.Leader(); leader != "" {
-		out = append(out, leader)
+	if store := r.o.Store.Opened(); store != nil && store.Health().OtherLeader() != "" {
+		out = append(out, store.Health().OtherLeader())
 	}
-	for _, address := range otherAddresses(r.o.Members()) {
+	for _, address := range otherAddresses(r.o.Store.Members()) {
 		if !slices.Contains(out, address) {
 			out = append(out, address)
 		}
@@ -152,7 +140,7 @@ func (r *Roster) LeaderFirstAddresses() []string {
 // StoreAddresses returns the addresses of the other servers' stores, and those that were configured for joining.
 func (r *Roster) StoreAddresses() []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, t := range slices.Concat(r.o.JoinAddresses, otherAddresses(r.o.Answered())) {
+	for _, t := range slices.Concat(r.o.JoinAddresses, otherAddresses(r.o.Store.ReadyMembers())) {
 		if a, err := netip.ParseAddrPort(t); err == nil {
 			out = append(out, a)
 		}
@@ -162,18 +150,18 @@ func (r *Roster) StoreAddresses() []netip.AddrPort {
 
 // Leaderless says whether there are other servers and this one has no leader. The others may have new addresses then.
 func (r *Roster) Leaderless() bool {
-	if r.o.Answered() == nil {
+	if r.o.Store.ReadyMembers() == nil {
 		others, err := ReadPeerAddresses(r.o.Dir)
 		return err == nil && len(others)+len(r.o.JoinAddresses) > 0
 	}
-	members := r.o.Members()
+	members := r.o.Store.Members()
 	return len(members) > 1 && !slices.ContainsFunc(members, func(m raftstore.Member) bool { return m.Leader })
 }
 
 // ServerAddresses returns the addresses of the other servers, and the virtual addresses.
 func (r *Roster) ServerAddresses() []netip.Addr {
 	out := r.o.VirtualAddresses()
-	for _, address := range otherAddresses(r.o.Answered()) {
+	for _, address := range otherAddresses(r.o.Store.ReadyMembers()) {
 		if at, err := netip.ParseAddrPort(address); err == nil {
 			out = append(out, at.Addr().Unmap())
 		}
@@ -185,7 +173,7 @@ func (r *Roster) ServerAddresses() []netip.Addr {
 // not be nodes.
 func (r *Roster) ReservedAddresses() []netip.Addr {
 	out := r.ServerAddresses()
-	for _, ip := range r.o.ServingAddresses() {
+	for _, ip := range r.o.ServingAddresses {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			out = append(out, a.Unmap())
 		}
@@ -200,20 +188,6 @@ func (r *Roster) OwnsAddress(nodes corelisters.NodeLister, a netip.Addr) bool {
 	}
 	all, _ := nodes.List(labels.Everything()) // a cache's lister returns no error
 	return slices.ContainsFunc(all, func(n *corev1.Node) bool { return HasAddress(n, a) })
-}
-
-// CheckFree returns an error for an address that a Node or a member of the gossip has.
-func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
-	if err := CheckNotNodes(ctx, client, addresses); err != nil {
-		return err
-	}
-	for _, m := range r.o.Machines() {
-		if slices.Contains(addresses, m.Address.Addr().Unmap()) {
-			return fmt.Errorf("%s is the address of the machine %s of this cluster. Choose an address that no machine has",
-				m.Address.Addr().Unmap(), m.Name)
-		}
-	}
-	return nil
 }
 
 // CheckNotNodes returns an error for an address that a Node lists. The Node's machine may be off, so that a probe in
@@ -234,16 +208,6 @@ func CheckNotNodes(ctx context.Context, client kubernetes.Interface, addresses [
 		}
 	}
 	return nil
-}
-
-// MachineAt returns the name of the gossip member with this address, empty for none.
-func (r *Roster) MachineAt(address string) string {
-	for _, m := range r.o.Machines() {
-		if m.Address.String() == address {
-			return m.Name
-		}
-	}
-	return ""
 }
 
 // IsServer says whether a node is a server's.

@@ -35,6 +35,8 @@ type Store interface {
 	OtherLeader() string
 	Removed() bool
 	CutOff() bool
+	// ClockOff says whether this machine's clock is so wrong that this server refuses valid certificates.
+	ClockOff() (by time.Duration, off bool)
 	// WithoutLeader returns since when this server has had no leader that it can use, the zero time while it has one.
 	WithoutLeader() (since time.Time, changed <-chan struct{})
 }
@@ -54,9 +56,7 @@ type Options struct {
 	// SetReadiness tells nodes why they should use another server that is ready, such as nodetunnel.NoLeader. The
 	// reason is empty when this server is ready. Nodes keep their connections to it.
 	SetReadiness func(reason string)
-	// ClockOff, when set, says whether this machine's clock is so wrong that this server refuses valid certificates.
-	ClockOff func() bool
-	Logger   *slog.Logger
+	Logger       *slog.Logger
 }
 
 // Run drains the connections of nodes while this server cannot serve them, until ctx is done, so that the nodes fail
@@ -109,12 +109,12 @@ func (o *Options) nextState(before state) (now state, why string) {
 
 // unready returns the reason why this server is not ready for clients, or "".
 func (o *Options) unready() string {
-	if o.ClockOff != nil && o.ClockOff() {
-		return nodetunnel.ClockOff
-	}
 	store := o.Store()
 	if store == nil {
 		return nodetunnel.NoLeader
+	}
+	if _, off := store.ClockOff(); off {
+		return nodetunnel.ClockOff
 	}
 	if since, _ := store.WithoutLeader(); !since.IsZero() {
 		return nodetunnel.NoLeader

@@ -23,12 +23,15 @@ type fakeStore struct {
 	takenOut bool
 	cutOff   bool
 	led      bool // there is a leader that it can use
+	clockOff bool
 }
 
 func (t fakeStore) Stalled() time.Duration { return t.stalled }
 func (t fakeStore) OtherLeader() string    { return t.leader }
 func (t fakeStore) Removed() bool          { return t.takenOut }
 func (t fakeStore) CutOff() bool           { return t.cutOff }
+
+func (t fakeStore) ClockOff() (by time.Duration, off bool) { return 0, t.clockOff }
 
 // WithoutLeader is some moment unless there is a leader.
 func (t fakeStore) WithoutLeader() (since time.Time, changed <-chan struct{}) {
@@ -121,13 +124,12 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 func TestReadinessFollowsLeaderSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store Store // nil: it is not open
-		var clockOff bool
 		reported := "never"
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() {
 			Run(ctx, Options{
-				Store: func() Store { return store }, FailoverTargets: func() []string { return nil }, ClockOff: func() bool { return clockOff },
+				Store: func() Store { return store }, FailoverTargets: func() []string { return nil },
 				SetReadiness: func(reason string) { reported = reason }, Logger: slog.New(slog.DiscardHandler),
 			})
 		})
@@ -160,14 +162,14 @@ func TestReadinessFollowsLeaderSlowly(t *testing.T) {
 		}
 		store = fakeStore{led: true}
 		after(unreadyAfter+diskPoll, "")
-		clockOff = true
+		store = fakeStore{led: true, clockOff: true}
 		after(diskPoll, nodetunnel.ClockOff)
-		clockOff = false
+		store = fakeStore{led: true}
 		after(unreadyAfter, nodetunnel.ClockOff)
 		after(diskPoll, "")
-		clockOff = true
+		store = fakeStore{led: true, clockOff: true}
 		after(diskPoll, nodetunnel.ClockOff)
-		clockOff, store = false, fakeStore{}
+		store = fakeStore{}
 		after(unreadyAfter+diskPoll, nodetunnel.NoLeader)
 		cancel()
 		running.Wait()

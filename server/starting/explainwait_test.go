@@ -33,7 +33,7 @@ func TestRemovedServerIsExplained(t *testing.T) {
 			}
 		}
 		said("")
-		time.Sleep(askReachFirst) // of the bubble's clock
+		time.Sleep(reachDelay) // of the bubble's clock
 		said("removed from the cluster")
 		s.failoverTargets.Store(&[]string{"192.0.2.1:6443"})
 		s.news <- struct{}{}

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// A server that waits for its store asks the others after askReachFirst whether they can connect to it, and then
-	// every askReachEvery.
-	askReachFirst, askReachEvery = 5 * time.Second, 30 * time.Second
-	// askReachPatience limits the connection to another server, and then that server's attempt to connect.
-	askReachPatience = 3 * time.Second
+	// A server that waits for its store asks the others after reachDelay whether they can connect to it, and then
+	// every reachInterval.
+	reachDelay, reachInterval = 5 * time.Second, 30 * time.Second
+	// reachTimeout limits the connection to another server, and then that server's attempt to connect.
+	reachTimeout = 3 * time.Second
 	// wasRemoved is the message for a server that is not a member any more. The store logs it.
 	wasRemoved = "this server was removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
@@ -30,7 +30,7 @@ func (s *Starting) ExplainWait(ctx context.Context, others func() []string, remo
 	if len(others()) == 0 {
 		return
 	}
-	why, ask := "", time.After(askReachFirst)
+	why, ask := "", time.After(reachDelay)
 	for {
 		select {
 		case <-ctx.Done():
@@ -41,7 +41,7 @@ func (s *Starting) ExplainWait(ctx context.Context, others func() []string, remo
 			if why = wasRemoved; !removed() {
 				why = s.WhyUnreached(ctx, others())
 			}
-			ask = time.After(askReachEvery)
+			ask = time.After(reachInterval)
 			if ctx.Err() != nil {
 				return
 			}
@@ -76,7 +76,7 @@ func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 			continue
 		}
 		q := s.o.Question()
-		q.Address, q.Dialer.Timeout = other, askReachPatience
+		q.Address, q.Dialer.Timeout = other, reachTimeout
 		_, err := protocol.Send(ctx, q)
 		var refusal *protocol.Refusal
 		switch {

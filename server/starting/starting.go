@@ -29,39 +29,37 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/protocol"
-	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/handle"
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
 const (
-	// startPatience is how long a start, and the store's wait for others, may take before this machine's programs get
+	// startDelay is how long a start, and the store's wait for others, may take before this machine's programs get
 	// an error or another server. Until then they wait: clients give a TLS handshake ten seconds.
-	startPatience = 8 * time.Second
-	// askReadyEvery is how often the other servers are asked after that whether their API is ready. askReadyPatience
+	startDelay = 8 * time.Second
+	// readyInterval is how often the other servers are asked after that whether their API is ready. readyTimeout
 	// limits one request.
-	askReadyEvery, askReadyPatience = 2 * time.Second, 3 * time.Second
-	// mostMissed is after how many requests in a row without a ready server the last ready one is dropped.
-	mostMissed = 3
-	// answerPatience limits the response to a program in the meantime. mostAsked limits how much of its request is
+	readyInterval, readyTimeout = 2 * time.Second, 3 * time.Second
+	// maxMissed is after how many requests in a row without a ready server the last ready one is dropped.
+	maxMissed = 3
+	// responseTimeout limits the response to a program in the meantime. maxRequest limits how much of its request is
 	// read, in bytes.
-	answerPatience, mostAsked = 10 * time.Second, 1 << 20
+	responseTimeout, maxRequest = 10 * time.Second, 1 << 20
 )
 
 // Options are the parameters of New.
 type Options struct {
 	// Begin makes a function serve the connections of this machine's programs. It is called at most once.
 	Begin func(answer func(net.Conn))
-	// PKI returns the server's PKI, once it is made.
-	PKI func() *pki.PKI
+	PKI   *pki.PKI
 	// ServerName is a name in the certificates of all servers.
 	ServerName string
 	// Address returns the address at which the other servers reach this one. Port is the port that this machine's
 	// programs use.
 	Address func() string
 	Port    int
-	// Opened is the store once it is open. Answered is the same store once it has answered.
-	Opened, Answered *atomic.Pointer[raftstore.Store]
-	// Call returns the request by which another server checks whether it can connect to this one. Its Address is
+	Store   *handle.Store
+	// Question returns the request by which another server checks whether it can connect to this one. Its Address is
 	// not set.
 	Question func() protocol.Call
 	Now      func() time.Time
@@ -81,13 +79,13 @@ type Starting struct {
 	failedOver      chan struct{} // closed by SetFailedOver
 	once            sync.Once     // for failedOver
 	news            timers.Signal // sent when failoverTargets has changed
-	askPatience     time.Duration // askReadyPatience, except in tests
+	readyTimeout    time.Duration // the constant, except in tests
 }
 
 // New returns the Starting of a server that is not ready.
 func New(o Options) *Starting {
 	s := &Starting{
-		o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: timers.NewSignal(), askPatience: askReadyPatience,
+		o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: timers.NewSignal(), readyTimeout: readyTimeout,
 	}
 	s.begin = sync.OnceFunc(func() { o.Begin(s.answer) })
 	return s
@@ -105,7 +103,7 @@ func (s *Starting) BeginWhenSlow(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-s.served:
-	case <-time.After(startPatience):
+	case <-time.After(startDelay):
 		s.begin()
 	}
 }
@@ -126,9 +124,9 @@ func (s *Starting) FindFailoverTarget(ctx context.Context, store counted, others
 
 func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others func() []string,
 	readyOf func(context.Context, []string) string) {
-	pause := startPatience
+	pause := startDelay
 	var ready readyServer
-	for last := ""; ; pause = askReadyEvery {
+	for last := ""; ; pause = readyInterval {
 		if !timers.Sleep(ctx, pause) {
 			return
 		}
@@ -165,7 +163,7 @@ type readyServer struct {
 // update takes the result of a request, and returns the server that is used from now on. That is the former one for a
 // few requests without a result: without a leader no server is ready, and an election takes seconds.
 func (r *readyServer) update(found string) string {
-	if found == "" && r.missed < mostMissed {
+	if found == "" && r.missed < maxMissed {
 		r.missed++
 		return r.address
 	}
@@ -186,12 +184,12 @@ func unique(in []string) []string {
 // readyOf returns the first address at which another server's API is ready, empty for none.
 func (s *Starting) readyOf(ctx context.Context, addresses []string) string {
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(s.o.PKI().CAPEM(pki.ServerCA))
+	roots.AppendCertsFromPEM(s.o.PKI.CAPEM(pki.ServerCA))
 	transport := &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: roots, ServerName: s.o.ServerName, Time: s.o.Now, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives: true,
 	}
-	client := &http.Client{Timeout: s.askPatience, Transport: transport}
+	client := &http.Client{Timeout: s.readyTimeout, Transport: transport}
 	for _, address := range unique(addresses) {
 		if address == "" || address == s.o.Address() {
 			continue
@@ -223,9 +221,9 @@ func (s *Starting) FailoverTargets() []string {
 
 // answer serves a connection of this machine's programs with the error that there is no API yet.
 func (s *Starting) answer(c net.Conn) {
-	_ = c.SetDeadline(time.Now().Add(answerPatience)) // a later call returns the error again
+	_ = c.SetDeadline(time.Now().Add(responseTimeout)) // a later call returns the error again
 	t := tls.Server(c, &tls.Config{
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.o.PKI().Serving() },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.o.PKI.Serving() },
 		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12, CipherSuites: clusterconfig.CipherSuites(),
 	})
 	defer func() { _ = t.Close() }() // the client has the response, or has ended
@@ -233,7 +231,7 @@ func (s *Starting) answer(c net.Conn) {
 	if err != nil {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, request.Body, mostAsked) // closing earlier would keep it from a client that still writes
+	_, _ = io.CopyN(io.Discard, request.Body, maxRequest) // closing earlier would keep it from a client that still writes
 	body, err := json.Marshal(metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
 		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable,
@@ -253,12 +251,12 @@ func (s *Starting) answer(c net.Conn) {
 // waitReason returns the error message for this machine's programs.
 func (s *Starting) waitReason() string {
 	what := "its API server is not ready yet"
-	switch store := s.o.Opened.Load(); {
+	switch store := s.o.Store.Opened(); {
 	case store == nil:
 		what = "its store is being opened"
 	case store.Health().Removed():
 		what = "it was removed from the cluster"
-	case s.o.Answered.Load() == nil:
+	case s.o.Store.Ready() == nil:
 		what = "its store waits for the cluster's other servers"
 	}
 	return "the server on this machine, at port " + strconv.Itoa(s.o.Port) +

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
 
-	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/handle"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -44,7 +43,7 @@ func TestKubectlIsAnsweredWhileStarting(t *testing.T) {
 	keys := newPKI(t)
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
-	New(Options{PKI: func() *pki.PKI { return keys }, Opened: new(atomic.Pointer[raftstore.Store]), Begin: func(answer func(net.Conn)) {
+	New(Options{PKI: keys, Store: new(handle.Store), Begin: func(answer func(net.Conn)) {
 		go testenv.Accept(l, func(c net.Conn) { go answer(c) })
 	}}).begin()
 	client := testenv.Must(kubernetes.NewForConfig(&rest.Config{
@@ -57,7 +56,7 @@ func TestKubectlIsAnsweredWhileStarting(t *testing.T) {
 		"what is not an object": func() error { return client.Discovery().RESTClient().Get().AbsPath("/version").Do(t.Context()).Error() },
 		"a large write": func() error {
 			_, err := maps.Create(t.Context(), &corev1.ConfigMap{Data: map[string]string{"x": strings.Repeat("x",
-				mostAsked*9/10)}}, metav1.CreateOptions{})
+				maxRequest*9/10)}}, metav1.CreateOptions{})
 			return err
 		},
 	} {
@@ -72,8 +71,8 @@ func TestKubectlIsAnsweredWhileStarting(t *testing.T) {
 func TestFirstReadyServerIsFound(t *testing.T) {
 	own, other := newPKI(t), newPKI(t)
 	const address = "192.0.2.1:6443"
-	s := New(Options{PKI: func() *pki.PKI { return own }, ServerName: "127.0.0.1", Address: func() string { return address }, Now: time.Now})
-	s.askPatience = 2 * time.Minute
+	s := New(Options{PKI: own, ServerName: "127.0.0.1", Address: func() string { return address }, Now: time.Now})
+	s.readyTimeout = 2 * time.Minute
 	serve := func(from *pki.PKI, status int) string {
 		t.Helper()
 		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)

@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -42,5 +43,13 @@ func (v *Addresses) checkUnused(ctx context.Context, client kubernetes.Interface
 	if err := notRouters(addresses, routers); err != nil {
 		return err
 	}
-	return v.o.CheckFree(ctx, client, addresses)
+	if err := roster.CheckNotNodes(ctx, client, addresses); err != nil {
+		return err
+	}
+	for _, m := range v.o.Machines() {
+		if a := m.Address.Addr().Unmap(); slices.Contains(addresses, a) {
+			return fmt.Errorf("%s is the address of the machine %s of this cluster. Choose an address that no machine has", a, m.Name)
+		}
+	}
+	return nil
 }

@@ -342,8 +342,10 @@ func (h *holder) leaderName() string {
 		if !m.Leader {
 			continue
 		}
-		if name := h.v.o.MachineAt(m.Address); name != "" {
-			return name
+		for _, machine := range h.v.o.Machines() {
+			if machine.Address.String() == m.Address {
+				return machine.Name
+			}
 		}
 		return "the server at " + m.Address
 	}

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/vip"
@@ -84,7 +85,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 		board := status.NewBoard(time.Now)
 		rec := &held{links: ether("10.0.0.2/24")}
 		v := &Addresses{addresses: []netip.Addr{address}, known: true, changed: make(chan struct{}, 1), o: Options{
-			Logger: slog.New(slog.DiscardHandler), Port: "6443", MachineAt: func(string) string { return "" }, Board: board, Redirect: func(r []vip.Redirect) error {
+			Logger: slog.New(slog.DiscardHandler), Port: "6443", Machines: func() []gossip.Info { return nil }, Board: board, Redirect: func(r []vip.Redirect) error {
 				rec.redirects = r
 				return nil
 			}}}
@@ -160,7 +161,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 // newTestHolder is one with an address, a machine on a network and a store of the test's.
 func newTestHolder(network string, rec *held, store Store) *holder {
 	v := &Addresses{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, known: true, changed: make(chan struct{}, 1), o: Options{
-		Logger: slog.New(slog.DiscardHandler), Port: "6443", MachineAt: func(string) string { return "" }, Redirect: func([]vip.Redirect) error { return nil }}}
+		Logger: slog.New(slog.DiscardHandler), Port: "6443", Machines: func() []gossip.Info { return nil }, Redirect: func([]vip.Redirect) error { return nil }}}
 	h := newHolder(v, store)
 	h.announce, h.links, h.shuffle = rec.announce, func() ([]vip.Link, error) { return ether(network), nil }, func(int, func(int, int)) {}
 	return h

@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -64,10 +65,8 @@ type Options struct {
 	Redirect func([]vip.Redirect) error
 	// Use updates the certificate and the kubeconfigs with the addresses of Current.
 	Use func() error
-	// CheckFree returns an error for addresses that a node or a member has.
-	CheckFree func(context.Context, kubernetes.Interface, []netip.Addr) error
-	// MachineAt returns the name of the machine with a server's address, empty for none.
-	MachineAt func(address string) string
+	// Machines returns the members of the gossip.
+	Machines func() []gossip.Info
 
 	Board  *status.Board // may be nil
 	Logger *slog.Logger

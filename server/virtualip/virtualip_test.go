@@ -21,8 +21,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/vip"
 )
@@ -196,7 +196,7 @@ func newAddresses(t *testing.T, own ...netip.Addr) (v *Addresses, used *[]netip.
 	t.Helper()
 	used = new([]netip.Addr)
 	v = testenv.Must(New(Options{
-		Dir: t.TempDir(), Own: own, Logger: slog.New(slog.DiscardHandler), CheckFree: roster.CheckNotNodes,
+		Dir: t.TempDir(), Own: own, Logger: slog.New(slog.DiscardHandler), Machines: func() []gossip.Info { return nil },
 		Use: func() error { *used = v.Current(); return nil },
 	}))(t)
 	return v, used

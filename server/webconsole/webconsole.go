@@ -41,10 +41,6 @@ type Options struct {
 	AdvertiseAddress net.IP
 	ServiceCIDRs     []netip.Prefix
 
-	// Certificate returns the server's certificate. API returns a configuration for the API at this machine, without
-	// credentials.
-	Certificate func() (*tls.Certificate, error)
-	API         func() *rest.Config
 	// Program is the path of coracle, which is Helm in a child process.
 	Program string
 	// Ended is called after work that leaves much garbage for the collector.
@@ -121,14 +117,15 @@ func (o *Options) endpoint(listening net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(own.Unmap(), at.Port())
 }
 
-// Serve serves browsers until ctx is done.
-func (c *Console) Serve(ctx context.Context) {
+// Serve serves browsers until ctx is done. certificate returns the server's certificate. api is a configuration for the
+// API at this machine, without credentials.
+func (c *Console) Serve(ctx context.Context, certificate func() (*tls.Certificate, error), api *rest.Config) {
 	if c.port == nil {
 		return
 	}
 	c.o.Part.Set(status.Running, "at https://"+c.port.Addr().String())
 	err := console.ServeRemote(ctx, console.RemoteOptions{
-		Listener: c.port.Bounded(nil), Certificate: c.o.Certificate, API: c.o.API(),
+		Listener: c.port.Bounded(nil), Certificate: certificate, API: api,
 		OIDC: c.oidc, Program: c.o.Program, Ended: c.o.Ended, Logger: c.o.Logger.With("part", "console"),
 	})
 	if err != nil {
