@@ -124,7 +124,7 @@ func (s *Server) serveConsole(ctx context.Context, _ *rest.Config) {
 
 func (s *Server) newVIPs() (*virtualip.Addresses, error) {
 	return virtualip.New(virtualip.Options{
-		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface,
+		Dir: s.o.ServerDir, Configured: s.o.VIPs, Interface: s.o.VIPInterface,
 		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
 		Redirect: s.o.Redirect, Use: func() error { return s.local.Ensure() }, Machines: s.gossip.Members,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),

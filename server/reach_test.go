@@ -81,7 +81,7 @@ func TestWhyUnreachedByMutePeer(t *testing.T) {
 	waiting := listening(t, "")
 	began := time.Now()
 	testenv.Contains(t, waiting.starting.WhyUnreached(t.Context(), []string{mute}), "no other server answers", "")
-	if took := time.Since(began); took >= protocol.Patience {
+	if took := time.Since(began); took >= protocol.Timeout {
 		t.Errorf("the reason is known after %v", took)
 	}
 }

@@ -179,7 +179,8 @@ func (s *Server) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if s.backend, err = netbackend.New(netbackend.Options{
-		Dir: o.ServerDir, Own: o.Cluster.Backend(), Flag: o.GivenBackend, Board: o.Board, Logger: s.log.With("part", "network back end"),
+		Dir: o.ServerDir, Configured: o.Cluster.Backend(), Flag: o.GivenBackend, Board: o.Board,
+		Logger: s.log.With("part", "network back end"),
 	}); err != nil {
 		return err
 	}

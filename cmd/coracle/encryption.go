@@ -49,16 +49,16 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
 	})
 }
 
-// tokenPatience is how long a rotation waits until every server uses the new token. Then it reports the servers that do
+// tokenTimeout is how long a rotation waits until every server uses the new token. Then it reports the servers that do
 // not.
-const tokenPatience = 15 * time.Second
+const tokenTimeout = 15 * time.Second
 
 func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.RotationRequest) (token.Token, []string, error) {
 	servers, err := storeServers(ctx, store)
 	if err != nil {
 		return token.Token{}, nil, err
 	}
-	return secrets.RotateToken(ctx, store, serverDir, r, servers, tokenPatience)
+	return secrets.RotateToken(ctx, store, serverDir, r, servers, tokenTimeout)
 }
 
 func revokeNode(ctx context.Context, r cli.RevokeRequest) error {
@@ -67,7 +67,7 @@ func revokeNode(ctx context.Context, r cli.RevokeRequest) error {
 		return err
 	}
 	return revocation.Revocation{
-		Node: r.Node, Deleted: r.Deleted, KV: r.Store.KV, ServerDir: r.ServerDir, Servers: servers, Patience: tokenPatience,
+		Node: r.Node, Deleted: r.Deleted, KV: r.Store.KV, ServerDir: r.ServerDir, Servers: servers, Timeout: tokenTimeout,
 		Client: r.Client, Members: r.Members, Progress: r.Progress, Now: time.Now,
 	}.Run(ctx)
 }

@@ -29,7 +29,7 @@ func (n *Node) ReachedAtStart() bool { return !n.stale }
 // RefreshGossipKeys requests the current gossip keys from the servers, one after the other, with the node's
 // certificate, and stores them.
 func (n *Node) RefreshGossipKeys(ctx context.Context) error {
-	pair, root := n.own()
+	pair, root := n.identity()
 	if pair == nil {
 		return errors.New("the node has no valid certificate")
 	}

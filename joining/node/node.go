@@ -166,9 +166,9 @@ func (n *Node) repoint() error {
 	return n.Credentials.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA})
 }
 
-// joinWithin asks once and waits at most patience for the response.
-func (n *Node) joinWithin(ctx context.Context, patience time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// joinWithin asks once and waits at most timeout for the response.
+func (n *Node) joinWithin(ctx context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return n.joinOnce(ctx)
 }
@@ -254,7 +254,7 @@ func (n *Node) servers() []string {
 }
 
 func (n *Node) sendWithIdentity(ctx context.Context, q protocol.Call) (*protocol.Response, error) {
-	if pair, root := n.own(); pair != nil {
+	if pair, root := n.identity(); pair != nil {
 		q.Certificate, q.Root = pair, root
 		a, err := protocol.Send(ctx, q)
 		var refusal *protocol.Refusal
@@ -268,9 +268,9 @@ func (n *Node) sendWithIdentity(ctx context.Context, q protocol.Call) (*protocol
 	return protocol.Send(ctx, q)
 }
 
-// own returns the node's certificate and the root of its cluster. It returns nil if there are none, or the token is of
-// another cluster.
-func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
+// identity returns the node's certificate and the root of its cluster. It returns nil if there are none, or the token
+// is of another cluster.
+func (n *Node) identity() (*tls.Certificate, *x509.Certificate) {
 	pair, err := tls.LoadX509KeyPair(n.Credentials.KubeletPair, n.Credentials.KubeletPair)
 	if err != nil || n.o.Now().After(pair.Leaf.NotAfter) {
 		return nil, nil
@@ -354,7 +354,7 @@ func (n *Node) load() bool {
 			return false
 		}
 	}
-	if pair, _ := n.own(); pair == nil {
+	if pair, _ := n.identity(); pair == nil {
 		return false // the token is of another cluster
 	}
 	n.Settings, n.gossip = s.Settings, s.Gossip

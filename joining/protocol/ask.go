@@ -47,7 +47,7 @@ type Call struct {
 
 // Send asks one server. The error is a *Refusal if that is the response, and wraps ErrUnreachable if there was none.
 func Send(ctx context.Context, q Call) (*Response, error) {
-	ctx, cancel := context.WithTimeout(ctx, Patience)
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	raw, err := q.Dialer.DialContext(ctx, "tcp", q.Address)
 	if err != nil {

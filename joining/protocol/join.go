@@ -45,8 +45,8 @@ const (
 	// maxRequest and maxAnswer limit what is read from the other end, in bytes.
 	maxRequest = 64 << 10
 	maxAnswer  = 1 << 20
-	// Patience limits a whole exchange.
-	Patience = 30 * time.Second
+	// Timeout limits a whole exchange.
+	Timeout = 30 * time.Second
 )
 
 // Request is a machine's request.

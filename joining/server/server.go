@@ -118,7 +118,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 // serve serves one connection.
 func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
-	ctx, cancel := context.WithTimeout(ctx, protocol.Patience)
+	ctx, cancel := context.WithTimeout(ctx, protocol.Timeout)
 	defer cancel()
 	_ = raw.SetDeadline(time.Now().Add(identify)) // a connection without deadlines fails at once
 	conn := tls.Server(raw, s.config())
@@ -129,7 +129,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	if err != nil {
 		return
 	}
-	_ = raw.SetDeadline(time.Now().Add(protocol.Patience))
+	_ = raw.SetDeadline(time.Now().Add(protocol.Timeout))
 	// A node that presents its certificate need not wait: a certificate cannot be guessed, and all nodes may connect at
 	// once.
 	known := q.Proof.Kind == "" && s.checkCertificate(conn.ConnectionState(), q.Node.Name, s.o.Revoked()) == nil
@@ -320,11 +320,11 @@ func mayBecome(q *protocol.Request, known *token.Token) error {
 }
 
 func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p protocol.Proof) (*token.Token, error) {
-	gone := protocol.Refuse(protocol.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was "+
+	expired := protocol.Refuse(protocol.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was "+
 		"deleted, or was mistyped. "+
 		"`coracle token create` on a server makes another one", short(p.ID))
 	if s.o.Bootstrap == nil || !util.IsValidBootstrapTokenID(p.ID) {
-		return nil, gone
+		return nil, expired
 	}
 	b, ok, err := s.o.Bootstrap(ctx, p.ID)
 	if err != nil {
@@ -332,7 +332,7 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 	}
 	t := b.Token("")
 	if !ok || !slices.Contains(b.Usages, authentication) || !p.Verify(state, t) {
-		return nil, gone
+		return nil, expired
 	}
 	if b.Expired(s.o.Now()) {
 		return nil, protocol.Refuse(protocol.CodeToken, "the token %s expired at %s; `coracle token create` on a server makes another one",

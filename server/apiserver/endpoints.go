@@ -35,7 +35,7 @@ const (
 	// once per endpointCheck. That check reads two objects or a few more, and writes nothing if they are right.
 	endpointInterval = 500 * time.Millisecond
 	endpointCheck    = 10 * time.Second
-	endpointPatience = 10 * time.Second
+	endpointTimeout  = 10 * time.Second
 	// managedBy marks the slices besides the first, which are removed when they are no longer needed.
 	managedBy = "coracle"
 )
@@ -163,7 +163,7 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, ip net.IP, ports
 		return nil
 	}
 	r.applied = serverList{}
-	ctx, cancel := context.WithTimeout(context.Background(), endpointPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), endpointTimeout)
 	defer cancel()
 	endpoints, parts := desiredEndpoints(service, servers, ports[0], r.ipv6)
 	errs := []error{r.applyEndpoints(ctx, endpoints)}

@@ -40,8 +40,8 @@ type runnable interface {
 // before the lease of one hour expires.
 const identityRenewal = 25 * time.Minute
 
-// startPatience is how long a stop waits for a server that is still starting.
-const startPatience = 20 * time.Second
+// startTimeout is how long a stop waits for a server that is still starting.
+const startTimeout = 20 * time.Second
 
 // drainTimeout limits the wait for in-process requests after the server has stopped.
 const drainTimeout = 10 * time.Second
@@ -117,7 +117,7 @@ func (s *Server) Nodes() corelisters.NodeLister { return s.nodes }
 
 // Run serves until ctx is done, then finishes the requests in flight and returns. It may be called once.
 //
-// A stop while the server is starting waits until it has started, or for startPatience: two of upstream's hooks end the
+// A stop while the server is starting waits until it has started, or for startTimeout: two of upstream's hooks end the
 // process when they are interrupted. A server that still waits for the store stops at once, as no hook has begun.
 func (s *Server) Run(ctx context.Context) error {
 	if s.options.Await != nil {
@@ -148,7 +148,7 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case <-s.ready:
 		case <-serving.Done():
-		case <-time.After(startPatience):
+		case <-time.After(startTimeout):
 		}
 	}()
 	var beside sync.WaitGroup

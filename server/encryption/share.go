@@ -39,9 +39,9 @@ func Fingerprint(dir string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// holdPatience is how long to wait for another server that is admitted at the same moment. It is less than a server
+// lockTimeout is how long to wait for another server that is admitted at the same moment. It is less than a server
 // waits for the response, which contains the reason.
-const holdPatience = 300 * time.Millisecond
+const lockTimeout = 300 * time.Millisecond
 
 // errChanging is the response to a joining server while the keys are replaced.
 var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle " +
@@ -50,7 +50,7 @@ var errChanging = errors.New("the key that encrypts Secrets is being replaced; a
 // LockRotation keeps the keys in dir from being replaced until release is called. It fails with errChanging during a
 // rotation, or after an interrupted one.
 func LockRotation(dir string) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), holdPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
 	defer cancel()
 	f, err := lock(ctx, filepath.Join(dir, rotationLock), true)
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -22,12 +22,12 @@ const (
 	// rotationPoll is how often a rotation checks which members have the keys. nodesPoll is how often it lists the
 	// nodes.
 	rotationPoll, nodesPoll = 500 * time.Millisecond, 5 * time.Second
-	// rotationPatience is how long a rotation waits for nodes that do not have the keys yet. A node requests them
+	// rotationTimeout is how long a rotation waits for nodes that do not have the keys yet. A node requests them
 	// within seconds, and once a minute if it has contact with no member.
-	rotationPatience = 3 * time.Minute
-	// nodelessPatience replaces rotationPatience for members without a Node: machines that are about to register, and
+	rotationTimeout = 3 * time.Minute
+	// nodelessTimeout replaces rotationTimeout for members without a Node: machines that are about to register, and
 	// servers without a node.
-	nodelessPatience = 15 * time.Second
+	nodelessTimeout = 15 * time.Second
 )
 
 // Rotation replaces the gossip key.
@@ -142,7 +142,7 @@ func (r Rotation) wait(ctx context.Context, generation uint64) error {
 				}
 				listed = time.Now()
 			}
-			if waited >= nodelessPatience {
+			if waited >= nodelessTimeout {
 				all := behind
 				behind = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return !nodes[name] })
 				nodeless = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return nodes[name] })
@@ -156,12 +156,12 @@ func (r Rotation) wait(ctx context.Context, generation uint64) error {
 					", "))
 			}
 			return nil
-		case waited >= rotationPatience:
+		case waited >= rotationTimeout:
 			return fmt.Errorf("these machines are alive and did not fetch the gossip key within %s: %s. The rotation stops here, and "+
 				"all machines can still communicate. "+
 				"Check on them why no server can be reached (coracle status), stop coracle there, or delete the node if the machine is no longer part of the "+
 				"cluster "+
-				"(kubectl delete node NAME); then run the rotation again, and it continues", rotationPatience, text)
+				"(kubectl delete node NAME); then run the rotation again, and it continues", rotationTimeout, text)
 		case text != last:
 			last = text
 			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind)-len(nodeless), alive,

@@ -20,8 +20,8 @@ import (
 const Protocol = "coracle-liveness/1"
 
 const (
-	// askedPatience limits the time to answer a question.
-	askedPatience = 5 * time.Second
+	// answerTimeout limits the time to answer a question.
+	answerTimeout = 5 * time.Second
 	// mostAsked is the number of questions that are answered concurrently.
 	mostAsked = 256
 	// maxName is the maximum length of a node's name and the line feed, in bytes.
@@ -32,7 +32,7 @@ const (
 // check of a node.
 func Serve(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
 	err := connlimit.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
-		ctx, cancel := context.WithTimeout(ctx, askedPatience)
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 		if node, err := readName(c); err == nil {

@@ -23,10 +23,10 @@ const (
 	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
 	reachSoon              = 15
 	// reachAtOnce is how many nodes are tried concurrently: for hundreds of nodes behind routers each attempt takes all
-	// of reachPatience.
+	// of reachTimeout.
 	reachAtOnce = 32
-	// reachPatience limits one attempt.
-	reachPatience = 2 * time.Second
+	// reachTimeout limits one attempt.
+	reachTimeout = 2 * time.Second
 )
 
 // Finder finds out whether nodes are alive, for this server and for others that ask it. It uses the connections that
@@ -60,7 +60,7 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 		var running sync.WaitGroup
 		for _, name := range batch {
 			running.Go(func() {
-				reaching, cancel := context.WithTimeout(ctx, reachPatience)
+				reaching, cancel := context.WithTimeout(ctx, reachTimeout)
 				defer cancel()
 				if n := f.Roster.Node(name); n != nil && ProvesIdentity(reaching, n, kubelets, f.Now()) {
 					f.Tunnels.Reached(name)

@@ -387,15 +387,15 @@ func (j *NodeMonitor) check(ctx context.Context, doubtful []*corev1.Node) {
 		silence, limit := j.timeSinceHeard(n.Name, s, now)
 		s.nominated, s.checked, s.answers, s.late = time.Time{}, true, finding == Reachable, false
 		s.next = now.Add(recheck)
-		patience := slow
+		allowed := slow
 		if !connected {
-			s.next, patience = now.Add(recheckFar), max(slow, s.leaseLasts*5/4)
+			s.next, allowed = now.Add(recheckFar), max(slow, s.leaseLasts*5/4)
 		}
 		switch {
 		case finding == Connected, silence < limit:
-		case late > lateBy && j.waited(n.Name, s, now) <= patience: // after that the result of a check does not matter
+		case late > lateBy && j.waited(n.Name, s, now) <= allowed: // after that the result of a check does not matter
 			s.next, s.late = time.Time{}, true
-		case finding == Unresponsive, j.waited(n.Name, s, now) > patience:
+		case finding == Unresponsive, j.waited(n.Name, s, now) > allowed:
 			s.dead, s.doubted = now, began
 			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers",
 				finding == Reachable)

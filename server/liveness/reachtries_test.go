@@ -40,7 +40,7 @@ func TestNewNodesAreProbedFirst(t *testing.T) {
 			tried[name]++
 		}
 		if len(batch) > 0 {
-			now = now.Add(reachPatience) // no node answers
+			now = now.Add(reachTimeout) // no node answers
 		}
 		now = now.Add(pause)
 	}

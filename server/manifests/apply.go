@@ -21,8 +21,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// crdPatience limits the wait until a file's new kinds are served. After that the file is tried again later.
-const crdPatience = 10 * time.Second
+// crdTimeout limits the wait until a file's new kinds are served. After that the file is tried again later.
+const crdTimeout = 10 * time.Second
 
 // applyFile applies a file's objects. An object that fails does not keep the others from being applied, as with
 // kubectl.
@@ -54,14 +54,14 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 // setNamespaces sets the namespace of objects that need one and have none. The CRD of an unknown kind may be in the
 // folder. Objects of such a kind are recorded as written.
 func (m *Manifests) setNamespaces(ctx context.Context, objects []object) ([]ref, error) {
-	patience, cancel := context.WithTimeout(ctx, crdPatience) // for all objects: other files wait in the meantime
+	limited, cancel := context.WithTimeout(ctx, crdTimeout) // for all objects: other files wait in the meantime
 	defer cancel()
 	for _, o := range objects {
 		mapping, err := m.mapping(o.Unstructured)
 		switch {
 		case meta.IsNoMatchError(err):
 			if m.o.Want != nil && m.o.Want(o.GroupVersionKind().GroupKind()) {
-				m.awaitKind(patience, o)
+				m.awaitKind(limited, o)
 			}
 		case err != nil:
 			return nil, err
@@ -172,7 +172,7 @@ func (m *Manifests) awaitEstablished(ctx context.Context, crd object) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, crdPatience)
+	ctx, cancel := context.WithTimeout(ctx, crdTimeout)
 	defer cancel()
 	for {
 		got, err := m.client(mapping, "").Get(ctx, crd.GetName(), metav1.GetOptions{})

@@ -48,7 +48,7 @@ metadata: {name: b}
 		"served soon":                       {serves: "v1", after: 2 * time.Second, is: 2 * time.Second, namespace: "default"},
 		"served soon in another version":    {serves: "v1beta1", after: 2 * time.Second, is: 2 * time.Second},
 		"served already in another version": {serves: "v1beta1"},
-		"never served":                      {is: crdPatience},
+		"never served":                      {is: crdTimeout},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -30,8 +30,8 @@ const partName = "network back end"
 type Options struct {
 	// Dir is the server's folder.
 	Dir string
-	// Own is the back end with which the server starts, one of clusterconfig.NetworkBackends.
-	Own string
+	// Configured is the back end with which the server starts, one of clusterconfig.NetworkBackends.
+	Configured string
 	// Flag is the server's --network-backend, empty if it was not given.
 	Flag string
 	// Board, when set, shows that Flag differs from the cluster's back end.
@@ -50,8 +50,8 @@ type Setting struct {
 // New returns a Setting that knows no value yet. If another plugin has the pod network, it removes the value of an
 // earlier run.
 func New(o Options) (*Setting, error) {
-	if o.Own == clusterconfig.NetworkNone {
-		if err := clusterconfig.WriteBackend(o.Dir, o.Own); err != nil {
+	if o.Configured == clusterconfig.NetworkNone {
+		if err := clusterconfig.WriteBackend(o.Dir, o.Configured); err != nil {
 			return nil, err
 		}
 	}
@@ -78,7 +78,7 @@ func (s *Setting) Run(ctx context.Context, config *rest.Config) error {
 // apply stores the cluster's new back end. As on nodes, a removed record, or a value to which no running node changes,
 // has no effect.
 func (s *Setting) apply(setting string) {
-	if s.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
+	if s.o.Configured == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
 		return
 	}
 	s.mu.Lock()
@@ -113,7 +113,7 @@ func (s *Setting) report(trouble string) {
 // Last returns the cluster's last back end, from this run or an earlier one. It is empty if this server has received
 // none, or another plugin has the pod network.
 func (s *Setting) Last() string {
-	if s == nil || s.o.Own == clusterconfig.NetworkNone {
+	if s == nil || s.o.Configured == clusterconfig.NetworkNone {
 		return ""
 	}
 	s.mu.Lock()

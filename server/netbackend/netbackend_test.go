@@ -36,7 +36,7 @@ func TestServerRemembersTheBackend(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, last := t.TempDir(), ""
-			k := testenv.Must(New(Options{Dir: dir, Own: c.own, Logger: slog.New(slog.DiscardHandler)}))(t)
+			k := testenv.Must(New(Options{Dir: dir, Configured: c.own, Logger: slog.New(slog.DiscardHandler)}))(t)
 			for _, last = range c.setting {
 				k.apply(last)
 			}
@@ -58,7 +58,7 @@ func TestServerRemembersTheBackend(t *testing.T) {
 func TestOtherPluginRemovesTheBackend(t *testing.T) {
 	dir := t.TempDir()
 	testenv.NoError(t, clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard))
-	if _, err := New(Options{Dir: dir, Own: clusterconfig.NetworkNone}); err != nil || clusterconfig.ReadBackend(dir) != "" {
+	if _, err := New(Options{Dir: dir, Configured: clusterconfig.NetworkNone}); err != nil || clusterconfig.ReadBackend(dir) != "" {
 		t.Errorf("%v, it keeps %q", err, clusterconfig.ReadBackend(dir))
 	}
 }
@@ -67,7 +67,7 @@ func TestOtherPluginRemovesTheBackend(t *testing.T) {
 func TestLastOfEarlierRun(t *testing.T) {
 	dir := t.TempDir()
 	testenv.NoError(t, clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard))
-	k, err := New(Options{Dir: dir, Own: clusterconfig.NetworkVXLAN})
+	k, err := New(Options{Dir: dir, Configured: clusterconfig.NetworkVXLAN})
 	testenv.False(t, err != nil || k.Last() != clusterconfig.NetworkWireGuard, "%v, it knows %q", err, k.Last())
 	var disabled *Setting
 	testenv.Equal(t, disabled.Last(), "", "none is known")
@@ -78,7 +78,7 @@ func TestLastOfEarlierRun(t *testing.T) {
 func TestOutdatedBackendFlagIsReported(t *testing.T) {
 	var log testenv.Log
 	board := status.NewBoard(time.Now)
-	k := testenv.Must(New(Options{Dir: t.TempDir(), Own: clusterconfig.NetworkVXLAN, Flag: clusterconfig.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))}))(t)
+	k := testenv.Must(New(Options{Dir: t.TempDir(), Configured: clusterconfig.NetworkVXLAN, Flag: clusterconfig.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))}))(t)
 	k.apply(clusterconfig.NetworkVXLAN)
 	if c := board.Components(); len(c) > 0 || log.String() != "" {
 		t.Errorf("it says %v, %s", c, log.String())

@@ -184,7 +184,7 @@ func (c *Collector) rest() bool {
 
 var errStopping = errors.New("this server is stopping")
 
-// latest returns the newest figures. The first request waits for them, at most for the time patience.
+// latest returns the newest figures. The first request waits for them, at most for the time kubeletWait.
 func (c *Collector) latest() (*figures, error) {
 	for {
 		now, first := c.noteRequest()

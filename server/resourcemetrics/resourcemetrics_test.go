@@ -204,9 +204,9 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 			}
 		}
 		expect(t, "the first answer", w.top(c, "hung", "fine"), "fine 250m 1000M 10s")
-		within("the first answer", patience)
+		within("the first answer", kubeletWait)
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 20m 10s")
-		within("the pod", patience)
+		within("the pod", kubeletWait)
 		const silent = "the kubelet of node hung does not answer: "
 		if got := w.top(c, "hung"); !strings.Contains(got, silent) || strings.Contains(got, errNotYet.Error()) {
 			t.Errorf("who asks for its figures waits until it is given up: %q", got)
@@ -216,7 +216,7 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 
 		// In later rounds the others' new figures do not wait for it either.
 		w.change(func() { fine.at, fine.cpu, pod.cpu = fine.at.Add(10*time.Second), fine.cpu+5, pod.cpu+1 })
-		time.Sleep(time.Until(began.Add(period + patience + time.Second))) // fake time: the second round has shown what it has
+		time.Sleep(time.Until(began.Add(period + kubeletWait + time.Second))) // fake time: the second round has shown what it has
 		expect(t, "the second round", w.top(c, "hung", "fine"), "fine 500m 1000M 10s")
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 100m 10s")
 		testenv.True(t, strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets"), "status: %q", w.line())
@@ -225,21 +225,21 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 		w.change(func() { stalled.answer = nil })
 		time.Sleep(time.Until(began.Add(2*period + time.Second))) // fake time: it has answered in the third round
 		w.change(func() { stalled.answer = block })
-		time.Sleep(time.Until(began.Add(3*period + patience + time.Second))) // fake time: it is stalled in the fourth
-		expect(t, "in the patience", w.top(c, "hung"), "hung 250m 1000M 10s")
+		time.Sleep(time.Until(began.Add(3*period + kubeletWait + time.Second))) // fake time: it is stalled in the fourth
+		expect(t, "in the kubeletWait", w.top(c, "hung"), "hung 250m 1000M 10s")
 		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
 		time.Sleep(kubeletTimeout) // fake time, after which it is given up
 		testenv.Contains(t, w.top(c, "hung"), silent, "given up:")
 	})
 }
 
-// TestSingleSlowKubeletIsAwaited: a kubelet that is slower than the patience, and has no others beside it, is waited
+// TestSingleSlowKubeletIsAwaited: a kubelet that is slower than the kubeletWait, and has no others beside it, is waited
 // for.
 func TestSingleSlowKubeletIsAwaited(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("slow", true)
 		k.answer = func(r *http.Request) (*http.Response, error) {
-			time.Sleep(patience + time.Second) // fake time: slower than others are made to wait
+			time.Sleep(kubeletWait + time.Second) // fake time: slower than others are made to wait
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if r.URL.Path == "/stats/summary" {
@@ -286,7 +286,7 @@ func TestKubeletRequestsAreLimitedAtOnce(t *testing.T) {
 		c := w.run(t)
 		began := time.Now()
 		testenv.Equal(t, w.top(c, "node-1"), "node-1 250m 1000M 10s", "")
-		if took := time.Since(began); took > patience {
+		if took := time.Since(began); took > kubeletWait {
 			t.Errorf("the first answer took %v of fake time", took)
 		}
 		time.Sleep(roundTimeout) // fake time: those that are stalled take their turns still

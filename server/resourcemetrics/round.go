@@ -21,8 +21,8 @@ import (
 const (
 	// roundTimeout limits a round, so that the next one begins in time.
 	roundTimeout = 12 * time.Second
-	// patience is how long other nodes' figures wait for slow kubelets.
-	patience = 2 * time.Second
+	// kubeletWait is how long other nodes' figures wait for slow kubelets.
+	kubeletWait = 2 * time.Second
 	// parallel is how many kubelets are queried concurrently.
 	parallel = 32
 )
@@ -30,7 +30,7 @@ const (
 var errNoTime = errors.New("it was not asked in time: too many other kubelets are slow")
 
 // round requests figures from the kubelets of all nodes. Nodes that are not ready come last. The earlier figures of a
-// kubelet that does not answer are dropped: they would no longer be known to be true. After patience it passes the
+// kubelet that does not answer are dropped: they would no longer be known to be true. After kubeletWait it passes the
 // figures so far to early, with the earlier figures of kubelets that have not answered by then.
 func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures, early func(*figures)) *figures {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
@@ -64,7 +64,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		}
 	)
 	shown := make(chan struct{})
-	timer := time.AfterFunc(patience, func() {
+	timer := time.AfterFunc(kubeletWait, func() {
 		defer close(shown)
 		mu.Lock()
 		f := after.soFar(before, waiting)

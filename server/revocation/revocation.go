@@ -48,9 +48,9 @@ type Revocation struct {
 	KV        clientv3.KV
 	ServerDir string
 	Servers   []string
-	// Patience is how long the servers may take to say that they refuse the node.
-	Patience time.Duration
-	Client   kubernetes.Interface
+	// Timeout is how long the servers may take to say that they refuse the node.
+	Timeout time.Duration
+	Client  kubernetes.Interface
 	// Members returns the machines of the cluster with the generations of their gossip keys.
 	Members func(context.Context) ([]status.Member, error)
 	// Progress is called at each step.
@@ -150,11 +150,11 @@ func (r Revocation) deleteTokens(ctx context.Context) error {
 
 // await waits until all servers refuse the node. The error names those that have not said so.
 func (r Revocation) await(ctx context.Context, generation uint64) error {
-	behind, err := secrets.AwaitServers(ctx, r.KV, r.Servers, generation, r.Patience)
+	behind, err := secrets.AwaitServers(ctx, r.KV, r.Servers, generation, r.Timeout)
 	if err == nil && len(behind) > 0 {
 		err = fmt.Errorf("these servers have not said within %s that they refuse %s: %s. A server that is off refuses it before it serves "+
 			"again. One that runs and reaches no leader may still let it read what that server knows: stop coracle there. Run the command "+
-			"again to ask once more", r.Patience, r.Node, strings.Join(behind, ", "))
+			"again to ask once more", r.Timeout, r.Node, strings.Join(behind, ", "))
 	}
 	return err
 }

@@ -72,7 +72,7 @@ func newFixture(t *testing.T) *fixture {
 		system("n1"+roster.RegistrationSuffix, nil), system("n2"+roster.RegistrationSuffix, nil),
 		system(gossipmember.GossipSecret, map[string][]byte{"keys.json": keys}))
 	f.order = Revocation{
-		Node: "n1", KV: f.store.Client().KV, ServerDir: f.dir, Servers: []string{"s1"}, Patience: time.Minute, Client: f.api, Members: f.members,
+		Node: "n1", KV: f.store.Client().KV, ServerDir: f.dir, Servers: []string{"s1"}, Timeout: time.Minute, Client: f.api, Members: f.members,
 		Progress: func(text string) { f.said = append(f.said, text) }, Now: time.Now,
 	}
 	return f
@@ -143,12 +143,12 @@ func TestRevocationReplacesWhatTheNodeKnows(t *testing.T) {
 	agent, keys = f.tokens.Now().Agent, f.keys()
 	testenv.NoError(t, f.order.Run(t.Context()), "given again")
 	f.order.Servers = []string{"s1", "off"}
-	f.order.Patience = 0
+	f.order.Timeout = 0
 	testenv.WantError(t, f.order.Run(t.Context()), "off", "n1")
 	testenv.False(t, f.tokens.Now().Agent != agent || f.keys().Generation != keys.Generation || f.revoked()["n1"] != 1,
 		"given again, it has begun again")
 
-	f.order.Servers, f.order.Patience = []string{"s1"}, time.Minute
+	f.order.Servers, f.order.Timeout = []string{"s1"}, time.Minute
 	testenv.Must(f.api.CoreV1().Nodes().Create(t.Context(), node("n1"), metav1.CreateOptions{}))(t)
 	testenv.NoError(t, f.order.Run(t.Context()), "the next machine of that name")
 	testenv.True(t, f.revoked()["n1"] == 2 && f.tokens.Now().Agent != agent, "the next machine is not revoked: %v", f.revoked())

@@ -86,7 +86,7 @@ func changeRevocation(ctx context.Context, kv clientv3.KV, serverDir, node strin
 }
 
 // AwaitServers waits until servers refuse what was revoked up to a generation, and returns those that have not said so
-// within patience. A server that is off does so when it starts, before it serves.
-func AwaitServers(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, patience time.Duration) ([]string, error) {
-	return awaitTokens(ctx, kv, servers, generation, patience)
+// within timeout. A server that is off does so when it starts, before it serves.
+func AwaitServers(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, timeout time.Duration) ([]string, error) {
+	return awaitTokens(ctx, kv, servers, generation, timeout)
 }

@@ -341,10 +341,10 @@ func follow(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher, key s
 }
 
 // RotateToken replaces one of the cluster's tokens on all servers. serverDir is the folder of one server. It returns
-// the new token, and the names of the servers that have not updated their tokens within patience. A server that is off
+// the new token, and the names of the servers that have not updated their tokens within timeout. A server that is off
 // updates them when it starts, before it admits a machine.
 func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.RotationRequest, servers []string,
-	patience time.Duration) (token.Token, []string, error) {
+	timeout time.Duration) (token.Token, []string, error) {
 	box, r, caHash, err := presentTokens(ctx, kv, serverDir)
 	if err != nil {
 		return token.Token{}, nil, err
@@ -363,7 +363,7 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 		return token.Token{}, nil,
 			fmt.Errorf("%w. The token may have been replaced all the same: coracle token print shows the one that works", err)
 	}
-	behind, err := awaitTokens(ctx, kv, servers, r.Generation, patience)
+	behind, err := awaitTokens(ctx, kv, servers, r.Generation, timeout)
 	return next, behind, err
 }
 
@@ -407,7 +407,7 @@ func (r *storedTokens) replace(rotation token.RotationRequest, caHash string) (t
 }
 
 // awaitTokens waits until servers have a generation of the tokens, and returns those that do not have it in time.
-func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, patience time.Duration) ([]string, error) {
+func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, timeout time.Duration) ([]string, error) {
 	began := time.Now()
 	for {
 		answer, err := kv.Get(ctx, tokensServers, clientv3.WithPrefix())
@@ -419,10 +419,10 @@ func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generati
 					behind = slices.DeleteFunc(behind, func(s string) bool { return s == name })
 				}
 			}
-			if len(behind) == 0 || time.Since(began) > patience {
+			if len(behind) == 0 || time.Since(began) > timeout {
 				return behind, nil
 			}
-		} else if time.Since(began) > patience {
+		} else if time.Since(began) > timeout {
 			return servers, nil
 		}
 		if !timers.Sleep(ctx, 200*time.Millisecond) {

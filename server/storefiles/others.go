@@ -21,8 +21,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// askPatience limits the question to another machine. They are asked at the same time.
-const askPatience = 3 * time.Second
+// askTimeout limits the question to another machine. They are asked at the same time.
+const askTimeout = 3 * time.Second
 
 // An Other is another machine of the cluster at which a server may answer: its own, or one that an agent there forwards
 // connections to.
@@ -47,7 +47,7 @@ func (s *Server) AskOthers(ctx context.Context, plan Plan) []Other {
 	var asking sync.WaitGroup
 	for i := range others {
 		asking.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, askPatience)
+			ctx, cancel := context.WithTimeout(ctx, askTimeout)
 			defer cancel()
 			others[i].Answers, others[i].Reply = s.ask(ctx, others[i])
 		})

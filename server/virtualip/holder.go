@@ -57,16 +57,16 @@ type holder struct {
 	announce func(context.Context, vip.Announcement) error
 	shuffle  func(n int, swap func(i, j int))
 
-	lead       raftstore.Leadership
-	since      time.Time // when lead was received
-	handed     time.Time // when leadership was transferred
-	interfaces map[netip.Addr]vip.Interface
-	trouble    []string // found by the last reconcile
-	reported   bool     // the status has a line
-	redirects  []vip.Redirect
-	stop       func() // ends the announcements, and waits for it
-	announced  map[netip.Addr]vip.Interface
-	ended      chan error // capacity 1: for the first announcement that ended by itself, others may be dropped
+	lead           raftstore.Leadership
+	since          time.Time // when lead was received
+	transferred    time.Time // when leadership was transferred
+	interfaces     map[netip.Addr]vip.Interface
+	problems       []string // found by the last reconcile
+	reported       bool     // the status has a line
+	redirects      []vip.Redirect
+	stopAnnouncing func() // ends the announcements, and waits for it
+	announced      map[netip.Addr]vip.Interface
+	ended          chan error // capacity 1: for the first announcement that ended by itself, others may be dropped
 
 	mu       sync.Mutex
 	conflict map[netip.Addr]otherUse
@@ -87,13 +87,13 @@ type Store interface {
 
 func newHolder(v *Addresses, store Store) *holder {
 	return &holder{v: v, store: store, log: v.o.Logger, links: vip.Links, probe: vip.Probe, announce: vip.Announce, shuffle: rand.Shuffle,
-		stop: func() {}, conflict: map[netip.Addr]otherUse{}}
+		stopAnnouncing: func() {}, conflict: map[netip.Addr]otherUse{}}
 }
 
 // run returns when ctx is done. Then nothing is announced any more, and no translation is left.
 func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership) {
 	defer func() {
-		h.quiet()
+		h.release()
 		_ = h.redirect(nil) // a failure has been logged
 	}()
 	_ = h.redirect(nil) // removes the translations of a killed process; a failure has been logged
@@ -111,11 +111,11 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 				leadership = nil
 			}
 			h.lead, h.since = lead, time.Now()
-			h.quiet()
+			h.release()
 		case <-h.v.changed:
 		case err := <-h.ended:
 			h.log.Warn("a virtual address is no longer announced; retrying", "error", err)
-			h.quiet()
+			h.release()
 			timers.Sleep(ctx, time.Second) // the cause may persist
 		case <-again:
 		}
@@ -124,10 +124,10 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 
 // reconcile updates translations, announcements and status.
 func (h *holder) reconcile(ctx context.Context) {
-	h.interfaces, h.trouble = h.find(h.v.Kept())
+	h.interfaces, h.problems = h.findInterfaces(h.v.Kept())
 	redirects, err := h.v.redirects(h.interfaces)
 	if err == nil && h.v.o.Redirect != nil && slices.Equal(redirects, h.redirects) && len(redirects) > 0 {
-		if there, lookErr := vip.RedirectsThere(redirects); lookErr == nil && !there {
+		if there, readErr := vip.RedirectsThere(redirects); readErr == nil && !there {
 			h.redirects = nil
 		}
 	}
@@ -135,17 +135,17 @@ func (h *holder) reconcile(ctx context.Context) {
 		err = h.redirect(redirects)
 	}
 	if err != nil {
-		h.trouble = append(h.trouble, err.Error())
+		h.problems = append(h.problems, err.Error())
 	}
 	switch {
 	case !h.lead.Leader:
-		h.quiet()
+		h.release()
 	case len(h.interfaces) == 0:
-		h.quiet()
+		h.release()
 		h.transfer(ctx)
 	case !maps.Equal(h.interfaces, h.announced):
-		h.quiet()
-		h.stop, h.announced = h.start(ctx), h.interfaces
+		h.release()
+		h.stopAnnouncing, h.announced = h.announceAll(ctx), h.interfaces
 	}
 	h.showStatus()
 }
@@ -153,7 +153,8 @@ func (h *holder) reconcile(ctx context.Context) {
 // transfer makes another server lead when this one has led for a while and has no link for any of the addresses. It is
 // not known which server has one. A new leader without a link transfers leadership in its turn.
 func (h *holder) transfer(ctx context.Context) {
-	if len(h.v.Kept()) == 0 || time.Since(h.since) < transferAfter || (!h.handed.IsZero() && time.Since(h.handed) < transferAgain) {
+	again := !h.transferred.IsZero() && time.Since(h.transferred) < transferAgain
+	if len(h.v.Kept()) == 0 || time.Since(h.since) < transferAfter || again {
 		return
 	}
 	others := slices.DeleteFunc(h.store.Members(), func(m raftstore.Member) bool { return m.Self || !m.Voter })
@@ -163,7 +164,7 @@ func (h *holder) transfer(ctx context.Context) {
 		err := h.store.MoveLeader(within, m.ID)
 		cancel()
 		if err == nil {
-			h.handed = time.Now()
+			h.transferred = time.Now()
 			h.log.Info("this server has no interface for the cluster's virtual address; transferred the leadership to another server", "other", m.Address)
 			return
 		}
@@ -172,10 +173,10 @@ func (h *holder) transfer(ctx context.Context) {
 	}
 }
 
-// quiet ends the announcements. Nothing is sent any more when it returns.
-func (h *holder) quiet() {
-	h.stop()
-	h.stop, h.announced = func() {}, nil
+// release ends the announcements. Nothing is sent any more when it returns.
+func (h *holder) release() {
+	h.stopAnnouncing()
+	h.stopAnnouncing, h.announced = func() {}, nil
 }
 
 func (h *holder) redirect(redirects []vip.Redirect) error {
@@ -191,7 +192,7 @@ func (h *holder) redirect(redirects []vip.Redirect) error {
 	return nil
 }
 
-func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Interface, []string) {
+func (h *holder) findInterfaces(addresses []netip.Addr) (map[netip.Addr]vip.Interface, []string) {
 	if len(addresses) == 0 {
 		return nil, nil
 	}
@@ -199,20 +200,20 @@ func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Interface, []s
 	if err != nil {
 		return nil, []string{err.Error()}
 	}
-	interfaces, trouble := map[netip.Addr]vip.Interface{}, []string(nil)
+	interfaces, problems := map[netip.Addr]vip.Interface{}, []string(nil)
 	for _, a := range addresses {
 		p, err := vip.Find(links, a, h.v.o.Interface)
 		if err != nil {
-			trouble = append(trouble, err.Error()+". This server cannot announce it, even when it leads")
+			problems = append(problems, err.Error()+". This server cannot announce it, even when it leads")
 			continue
 		}
 		interfaces[a] = p
 	}
-	return interfaces, trouble
+	return interfaces, problems
 }
 
-// start announces the addresses for this term, after the wait of a new leader, until stop is called.
-func (h *holder) start(ctx context.Context) (stop func()) {
+// announceAll announces the addresses for this term, after the wait of a new leader, until stop is called.
+func (h *holder) announceAll(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	h.ended = ended
@@ -223,25 +224,20 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 			if !timers.Sleep(ctx, wait) {
 				return
 			}
-			if err := h.prove(ctx, a, p); err != nil {
+			err := h.probeUntilFree(ctx, a, p)
+			if err == nil {
+				h.log.Info("this server announces a virtual address", "address", a, "interface", p.Name, "term", term)
+				err = h.announce(ctx, vip.Announcement{
+					Address: a, Interface: p, Logger: h.log,
+					Confirm:  func(ctx context.Context) (vip.Moment, error) { return confirmLead(ctx, h.store, term) },
+					Conflict: func(other net.HardwareAddr) { h.noteConflict(a, other) },
+				})
+			}
+			if err != nil {
 				select {
 				case ended <- err:
 				default:
 				}
-				return
-			}
-			h.log.Info("this server announces a virtual address", "address", a, "interface", p.Name, "term", term)
-			err := h.announce(ctx, vip.Announcement{
-				Address: a, Interface: p, Logger: h.log,
-				Confirm:  func(ctx context.Context) (vip.Moment, error) { return confirmLead(ctx, h.store, term) },
-				Conflict: func(other net.HardwareAddr) { h.noteConflict(a, other) },
-			})
-			if err == nil {
-				return
-			}
-			select {
-			case ended <- err:
-			default:
 			}
 		})
 	}
@@ -251,15 +247,15 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 	}
 }
 
-// prove returns nil when no other machine has an address that is new to the cluster, or ctx is done. It is called after
-// the wait of a new leader: no other server announces the address then.
-func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Interface) error {
-	for h.v.toProve(a) && ctx.Err() == nil {
+// probeUntilFree returns nil when no other machine has an address that is new to the cluster, or ctx is done. It is
+// called after the wait of a new leader: no other server announces the address then.
+func (h *holder) probeUntilFree(ctx context.Context, a netip.Addr, p vip.Interface) error {
+	for h.v.needsProbe(a) && ctx.Err() == nil {
 		err := h.probe(ctx, p, a)
 		var used *vip.InUseError
 		switch {
 		case err == nil:
-			h.v.proven(a)
+			h.v.setProbed(a)
 		case ctx.Err() != nil:
 		case errors.As(err, &used):
 			h.noteConflict(a, used.By)
@@ -302,11 +298,11 @@ func (h *holder) showStatus() {
 		return
 	}
 	h.v.mu.Lock()
-	kept, trouble := h.v.known && len(h.v.addresses) > 0, h.v.trouble
+	kept, problem := h.v.known && len(h.v.addresses) > 0, h.v.problem
 	h.v.mu.Unlock()
-	problems := slices.Clone(h.trouble)
-	if trouble != "" {
-		problems = append([]string{trouble}, problems...)
+	problems := slices.Clone(h.problems)
+	if problem != "" {
+		problems = append([]string{problem}, problems...)
 	}
 	h.mu.Lock()
 	for _, a := range h.v.Kept() {

@@ -51,10 +51,10 @@ const (
 type Options struct {
 	// Dir is the server's folder, with a file that has a copy of the addresses.
 	Dir string
-	// Own are the addresses that were configured on this server. The cluster's addresses take precedence. Interface is
-	// the interface for announcements. Empty means the interface whose network contains them.
-	Own       []netip.Addr
-	Interface string
+	// Configured are the addresses that were configured on this server. The cluster's addresses take precedence.
+	// Interface is the interface for announcements. Empty means the interface whose network contains them.
+	Configured []netip.Addr
+	Interface  string
 	// BindAddress and Port are where the API server listens. A nil address means all addresses.
 	BindAddress net.IP
 	Port        string
@@ -82,8 +82,8 @@ type Addresses struct {
 	addresses []netip.Addr
 	// known says that the addresses are the cluster's, and not only those of this server's flag.
 	known bool
-	// trouble is why the cluster's addresses cannot be applied, empty if they are.
-	trouble string
+	// problem is why the cluster's addresses cannot be applied, empty if they are.
+	problem string
 	// begun says that new addresses were stored, but not yet everything that follows from them was done.
 	begun bool
 	// unproven are addresses that the cluster got while this process ran. They are probed in the network before they
@@ -102,7 +102,7 @@ func New(o Options) (*Addresses, error) {
 		return nil, err
 	}
 	if !known {
-		addresses = o.Own
+		addresses = o.Configured
 	}
 	return &Addresses{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: timers.NewSignal()}, nil
 }
@@ -197,8 +197,8 @@ func (v *Addresses) follow(ctx context.Context, config *rest.Config) {
 // reportFailure shows and logs why the cluster's addresses cannot be applied.
 func (v *Addresses) reportFailure(err error) {
 	v.mu.Lock()
-	again := v.trouble == err.Error()
-	v.trouble = err.Error()
+	again := v.problem == err.Error()
+	v.problem = err.Error()
 	v.mu.Unlock()
 	if !again {
 		v.o.Logger.Warn("the cluster's virtual addresses could not be applied on this server; retrying", "error", err)
@@ -218,7 +218,7 @@ func (v *Addresses) Watch(ctx context.Context, client kubernetes.Interface) erro
 		return err
 	case len(found.Items) > 0:
 		err = v.apply(ctx, client, &found.Items[0])
-	case len(v.o.Own) > 0:
+	case len(v.o.Configured) > 0:
 		if err := v.publish(ctx, client); err != nil && !apierrors.IsAlreadyExists(err) {
 			return err
 		}
@@ -253,19 +253,19 @@ func (v *Addresses) Watch(ctx context.Context, client kubernetes.Interface) erro
 
 // publish makes the addresses of this server's flag the cluster's, if no machine has them.
 func (v *Addresses) publish(ctx context.Context, client kubernetes.Interface) error {
-	if err := Check(ctx, v.o.Own, v.o.Interface, v.o.Reserved); err != nil {
+	if err := Check(ctx, v.o.Configured, v.o.Interface, v.o.Reserved); err != nil {
 		return err
 	}
-	if err := v.checkUnused(ctx, client, v.o.Own); err != nil {
+	if err := v.checkUnused(ctx, client, v.o.Configured); err != nil {
 		return err
 	}
 	v.mu.Lock()
-	v.probed = v.o.Own
+	v.probed = v.o.Configured
 	v.mu.Unlock()
 	_, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(ctx, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: clusterconfig.VIPConfigMap,
 			Labels: map[string]string{roster.ManagedBy: "coracle"}},
-		Data: map[string]string{clusterconfig.VIPData: Format(v.o.Own)},
+		Data: map[string]string{clusterconfig.VIPData: Format(v.o.Configured)},
 	}, metav1.CreateOptions{})
 	return err
 }
@@ -312,7 +312,7 @@ func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *c
 	if err := v.applyAddresses(addresses, true); err != nil {
 		return err
 	}
-	if own := v.o.Own; len(own) > 0 && !slices.Equal(own, addresses) {
+	if own := v.o.Configured; len(own) > 0 && !slices.Equal(own, addresses) {
 		v.reportFailure(fmt.Errorf("--vip: this server was given %q, but its cluster has %q; remove the flag",
 			Format(own), Format(addresses)))
 		return nil
@@ -321,15 +321,15 @@ func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *c
 	return nil
 }
 
-// toProve says whether an address has to be probed before it is announced.
-func (v *Addresses) toProve(a netip.Addr) bool {
+// needsProbe says whether an address has to be probed before it is announced.
+func (v *Addresses) needsProbe(a netip.Addr) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.unproven[a]
 }
 
-// proven records that no other machine has an address.
-func (v *Addresses) proven(a netip.Addr) {
+// setProbed records that no other machine has an address.
+func (v *Addresses) setProbed(a netip.Addr) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.unproven, a)
@@ -404,8 +404,8 @@ func (v *Addresses) applyAddresses(addresses []netip.Addr, known bool) error {
 // clearError clears the error that fail has shown.
 func (v *Addresses) clearError() {
 	v.mu.Lock()
-	was := v.trouble != ""
-	v.trouble = ""
+	was := v.problem != ""
+	v.problem = ""
 	v.mu.Unlock()
 	if was {
 		v.changed.Send()

@@ -109,8 +109,8 @@ func TestFlagThatDiffersFromTheCluster(t *testing.T) {
 			}
 			v.mu.Lock()
 			defer v.mu.Unlock()
-			if has := Format(v.addresses); has != address || !strings.Contains(v.trouble, address) || !strings.Contains(v.trouble, "192.0.2.1") {
-				return errors.New("it has " + has + " and says: " + v.trouble)
+			if has := Format(v.addresses); has != address || !strings.Contains(v.problem, address) || !strings.Contains(v.problem, "192.0.2.1") {
+				return errors.New("it has " + has + " and says: " + v.problem)
 			}
 			return nil
 		})
@@ -155,13 +155,13 @@ func TestNewAddressesAreProven(t *testing.T) {
 	set := func(want bool, a netip.Addr) {
 		t.Helper()
 		testenv.NoError(t, v.applyAddresses([]netip.Addr{a}, true))
-		testenv.True(t, v.toProve(a) == want, "%s is to be looked for: %v", a, !want)
+		testenv.True(t, v.needsProbe(a) == want, "%s is to be looked for: %v", a, !want)
 	}
 	set(false, before)
 	set(false, own)
 	set(true, later)
 	set(true, later)
-	v.proven(later)
+	v.setProbed(later)
 	set(false, later)
 	set(true, before) // the cluster had given it up
 }
@@ -196,7 +196,7 @@ func newAddresses(t *testing.T, own ...netip.Addr) (v *Addresses, used *[]netip.
 	t.Helper()
 	used = new([]netip.Addr)
 	v = testenv.Must(New(Options{
-		Dir: t.TempDir(), Own: own, Logger: slog.New(slog.DiscardHandler), Machines: func() []gossip.Info { return nil },
+		Dir: t.TempDir(), Configured: own, Logger: slog.New(slog.DiscardHandler), Machines: func() []gossip.Info { return nil },
 		Use: func() error { *used = v.Current(); return nil },
 	}))(t)
 	return v, used
@@ -211,8 +211,8 @@ func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 		t.Errorf("certified: %v; announced: %v", v.Current(), v.Kept())
 	}
 	err := v.apply(t.Context(), fake.NewClientset(), &corev1.ConfigMap{Data: map[string]string{clusterconfig.VIPData: others.String()}})
-	if err != nil || !strings.Contains(v.trouble, own.String()) || !strings.Contains(v.trouble, others.String()) {
-		t.Errorf("another address than the cluster's: %v, %s", err, v.trouble)
+	if err != nil || !strings.Contains(v.problem, own.String()) || !strings.Contains(v.problem, others.String()) {
+		t.Errorf("another address than the cluster's: %v, %s", err, v.problem)
 	}
 	testenv.False(t, !slices.Equal(v.Kept(), []netip.Addr{others}) || !slices.Equal(*used, v.Kept()), "it has %v", v.Kept())
 	kept, known, err := clusterconfig.ReadVIPs(v.o.Dir)
