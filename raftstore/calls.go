@@ -33,7 +33,7 @@ const (
 	callPromote = "promote" // to the leader: promoteCall
 
 	callReach         = "reach"    // → reachReply
-	callElectionState = "standing" // → electionState, of a server that misses the leader
+	callElectionState = "standing" // → election.Report, of a server that misses the leader
 )
 
 // errDiskStalled is the answer of a server whose disk has been stalled for so long that the leader, which asked, should
@@ -63,9 +63,9 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		}
 		return append(binary.LittleEndian.AppendUint64(nil, p.peers.raft.CurrentTerm()), p.peers.id...), nil
 	case callElectionState:
-		return serveJSON(ctx, body, p.election.serveElectionState)
+		return serveJSON(ctx, body, p.elections.serveElectionState)
 	case callReach:
-		return serveJSON(ctx, body, p.election.serveReach)
+		return serveJSON(ctx, body, p.elections.serveReach)
 	case callInfo:
 		return serveJSON(ctx, body, p.membership.serveInfo)
 	case callJoin:

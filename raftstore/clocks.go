@@ -93,7 +93,7 @@ func (j *clockJudge) set(by time.Duration, off bool) {
 func (j *clockJudge) ask(ctx context.Context) (by time.Duration, off bool) {
 	ctx, cancel := context.WithTimeout(ctx, 3*j.opts.ElectionTimeout)
 	defer cancel()
-	voters := votersOf(j.raft.GetConfiguration().Configuration().Servers)
+	voters := j.voters()
 	began := time.Now()
 	askMembers(ctx, j.withoutSelf(voters), func(ctx context.Context, v raft.Server) (term uint64, ok bool) {
 		j.CompareClocks(string(v.Address))
@@ -156,7 +156,7 @@ func (s *steward) transferToRightClock(ctx context.Context, next *time.Time) {
 		return
 	}
 	*next = time.Now().Add(judgeAgainAfter)
-	right := slices.DeleteFunc(votersOf(s.raft.GetConfiguration().Configuration().Servers), func(v raft.Server) bool {
+	right := slices.DeleteFunc(s.voters(), func(v raft.Server) bool {
 		o, ok := s.Offset(v.ID)
 		return !ok || (o.By+by).Abs() > s.opts.ClockTolerance
 	})

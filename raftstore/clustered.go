@@ -10,6 +10,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/election"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
@@ -30,7 +31,7 @@ type clustered struct {
 	calls      map[string]served // the calls that are answered by parts outside of clustered
 	forwarder  *forwarder
 	reads      *reads
-	election   *election
+	elections  *elections
 	steward    *steward
 	membership *membership
 }
@@ -45,11 +46,11 @@ func (s *Store) openPeers() (*clustered, error) {
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
 		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
-		election:   &election{raftTimeouts: &raftTimeouts{peers: others}, leader: s.leader, missed: timers.NewSignal()},
+		elections:  &elections{raftTimeouts: &raftTimeouts{peers: others}, leader: s.leader, missed: timers.NewSignal()},
 		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
 		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota},
 	}
-	p.election.pace.Store(&pace{})
+	p.elections.flushes.Store(&election.FlushTimes{})
 	judge := &clockJudge{peers: others, leadership: s.leadership}
 	var err error
 	if p.membership.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
@@ -58,15 +59,15 @@ func (s *Store) openPeers() (*clustered, error) {
 	others.Transport, err = peer.New(peer.Options{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
-		Withhold:   p.election.withholds,
+		Withhold:   p.elections.withholds,
 		Follows:    p.follows,
-		OnTransfer: p.election.recordTransfer,
+		OnTransfer: p.elections.recordTransfer,
 		Next:       p.entriesBehind,
 		Snapshot:   r.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
 		Timeout: 5 * r.opts.ElectionTimeout,
 
-		Answered: s.leader.noteAnswered, Unanswered: p.election.verifyLeader,
+		Answered: s.leader.noteAnswered, Unanswered: p.elections.verifyLeader,
 		Wall: r.opts.Wall, Compared: judge.compared,
 	})
 	if err != nil {
@@ -77,7 +78,7 @@ func (s *Store) openPeers() (*clustered, error) {
 	others.OnLeaderEnd(func(id raft.ServerID) {
 		select {
 		case <-others.started:
-			p.election.leaderGone(id)
+			p.elections.leaderGone(id)
 		default:
 		}
 	})
@@ -90,7 +91,7 @@ func (p *clustered) replication() replication {
 		*forwarder
 		*reads
 	}
-	return replication{requests{p.forwarder, p.reads}, p.peers, p.steward, p.membership, p.election, p}
+	return replication{requests{p.forwarder, p.reads}, p.peers, p.steward, p.membership, p.elections, p}
 }
 
 // run starts the goroutines that run until the store closes. It is called once raft runs.
@@ -98,7 +99,7 @@ func (p *clustered) run() {
 	ctx, spawn := p.peers.ctx, p.peers.spawn
 	spawn(func() { p.membership.announce(ctx) })
 	spawn(func() { p.membership.savePeersOnChange(ctx) })
-	spawn(func() { p.election.monitorLeader(ctx) })
+	spawn(func() { p.elections.monitorLeader(ctx) })
 	close(p.peers.started)
 }
 

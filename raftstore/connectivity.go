@@ -57,14 +57,14 @@ func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) 
 // leader. A server with a stalled disk is of no use to either, and returns an error. It answers a leader that asks for
 // a majority all the same, since that leader also probes its storage. A server that made way as leader a moment ago is
 // unfit: it would have to make way again, unless the cause has gone.
-func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, error) {
+func (e *elections) serveReach(ctx context.Context, q reachRequest) (reachReply, error) {
 	if e.dir.Stalled() > stalledAfter && !q.Majority {
 		return reachReply{}, errDiskStalled
 	}
 	made := e.steppingDownUntil.Load()
 	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < maxConnectivityPause || e.clockOff.is()
 	var enough func([]raft.ServerID) bool
-	if voters := votersOf(e.raft.GetConfiguration().Configuration().Servers); q.Majority {
+	if voters := e.voters(); q.Majority {
 		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }
 	}
 	return reachReply{Reached: e.reached(ctx, enough), Unfit: unfit}, nil
@@ -135,7 +135,7 @@ func (s *steward) reachingMajority(ctx context.Context, of []raft.Server, found 
 func (s *steward) askReach(ctx context.Context, of []raft.Server, q reachRequest, found func(raft.Server, reachReply)) {
 	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice the timeout of reached, which each of them calls
 	defer cancel()
-	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
+	voters := s.voters()
 	var mu sync.Mutex
 	askMembers(ctx, of, func(ctx context.Context, m raft.Server) (none struct{}, ok bool) {
 		answer, err := callAt[reachReply](ctx, s.Call, string(m.Address), callReach, q)

@@ -38,7 +38,7 @@ func (s *steward) checkDiskSpace(ctx context.Context, r *diskSpace) {
 		return
 	}
 	r.asked, r.newest, r.sent = time.Now(), newest, quota
-	servers := votersOf(s.raft.GetConfiguration().Configuration().Servers)
+	servers := s.voters()
 	full, withSpace, quotas := s.diskSpaceOf(ctx, servers)
 	if ctx.Err() != nil {
 		return

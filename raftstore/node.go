@@ -10,12 +10,13 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/raftstore/election"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 const (
 	// stalledAfter is how long a write may wait for a leader's disk before the others should elect another leader.
-	stalledAfter = time.Second
+	stalledAfter = election.StalledAfter
 	// diskStalledAfter is how long a follower's disk may stall before the leader should count it as unresponsive, and
 	// in time give its vote to another server.
 	diskStalledAfter = 10 * time.Second

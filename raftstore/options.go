@@ -81,7 +81,7 @@ type Options struct {
 	// cluster does not have this server at its present address, and must not block.
 	Others func() []string
 	// ElectionTimeout is how long a server waits for its leader before it stands for election itself. Default 300 ms. A
-	// leader whose process exits is replaced sooner, see suspect.go.
+	// leader whose process exits is replaced sooner, see leaderGone.
 	ElectionTimeout time.Duration
 	// Faults are injected faults of the disk, for tests.
 	Faults disk.Faults

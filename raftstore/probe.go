@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/election"
 )
 
 // A process with a stalled disk still replies. So before a server counts for a majority or leads, it has to store
@@ -53,7 +55,7 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 		index, _ := s.Stored(id, term)
 		return index > newest
 	})
-	within := storesWithin + 2*min(s.dir.FlushDuration(), slowestFlush)
+	within := storesWithin + 2*min(s.dir.FlushDuration(), election.SlowestFlush)
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	written := make(chan error, 1) // buffered: the caller may have returned

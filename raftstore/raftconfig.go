@@ -4,20 +4,21 @@ package raftstore
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/election"
 )
 
 // Raft has two timeouts, and both are adapted while it runs (docs/adr/0015):
 //
 // The first (HeartbeatTimeout) is how long a follower does without its leader before it becomes a candidate: a random
 // time between one and two of it. It also sets the interval of a leader's heartbeats. The voters here also check by
-// themselves (silence.go). A server that raft makes a candidate in addition shares the votes with the voter whose turn
-// it is. If its pre-votes are refused, it cannot become a candidate meanwhile. So the timeout is short only on a
+// themselves (elections.go). A server that raft makes a candidate in addition shares the votes with the voter whose
+// turn it is. If its pre-votes are refused, it cannot become a candidate meanwhile. So the timeout is short only on a
 // leader, and, if disks are fast, on a server that never had a leader. A follower's timeout is the fallback if the
 // voters' own check fails.
 //
@@ -39,10 +40,10 @@ const flushesOfVote = 4
 // raftTimeouts sets raft's timeouts by how long the voters' disks take.
 type raftTimeouts struct {
 	*peers
-	pace              atomic.Pointer[pace]      // of the other voters' disks, as last reported
-	flushing          atomic.Bool               // this server flushes a few bytes, since another voter asks how long that takes
-	steppingDownUntil atomic.Pointer[time.Time] // until then this server makes way for another leader
-	setting           sync.Mutex                // held while raft's timeouts are set
+	flushes           atomic.Pointer[election.FlushTimes] // of the other voters' disks, as last reported
+	flushing          atomic.Bool                         // this server flushes a few bytes, since another voter asks how long that takes
+	steppingDownUntil atomic.Pointer[time.Time]           // until then this server steps down for another leader
+	setting           sync.Mutex                          // held while raft's timeouts are set
 }
 
 // voteTimeout returns how long a candidate waits for votes at least. Raft waits for a random time between that and
@@ -51,66 +52,17 @@ func (t *raftTimeouts) voteTimeout() time.Duration {
 	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration())
 }
 
-// slowestFlush is the longest flush duration that the timeouts follow. A disk that stalled for minutes must not make
-// the next election take as long.
-const slowestFlush = 3 * time.Second
-
 // flushDuration returns how long a recent write took on the slowest of these disks: this server's, and those of the
 // other voters that an election needs.
 func (t *raftTimeouts) flushDuration() time.Duration {
-	return min(max(t.dir.FlushDuration(), t.pace.Load().withThis), slowestFlush)
+	return min(max(t.dir.FlushDuration(), t.flushes.Load().With), election.SlowestFlush)
 }
 
-// pace is how long the other voters' disks take for a write, as these voters report it.
-type pace struct {
-	withThis    time.Duration // on the slowest disk of the fastest majority that includes this server
-	withoutThis time.Duration // the same without this server, for a majority that one of its members reaches; never if there is none
-}
-
-// never is a duration that is far longer than anything takes.
-const never = 1000 * time.Hour
-
-// paceOf returns the pace of the voters that answered; voters is the number of all. If too few answered for a majority
-// without this server, or none of them reaches such a majority, no other server could do better.
-func paceOf(answers []electionState, voters int) *pace {
-	majority, out := voters/2+1, &pace{withoutThis: never}
-	all := flushesOf(answers, nil)
-	if n := min(majority-1, len(all)); n > 0 {
-		out.withThis = all[n-1]
-	}
-	for _, a := range answers {
-		if flushes := flushesOf(answers, a.Reached); len(flushes) >= majority {
-			out.withoutThis = min(out.withoutThis, max(flushes[majority-1], min(a.FlushDuration, slowestFlush)))
-		}
-	}
-	return out
-}
-
-// flushesOf returns the flush durations of the voters that answered, the shortest first. If among is not nil, it
-// returns only those of voters in among. A duration counts as slowestFlush at most, also that of a disk that stalled
-// for minutes.
-func flushesOf(answers []electionState, among []raft.ServerID) []time.Duration {
-	var out []time.Duration
-	for _, a := range answers {
-		if among == nil || slices.Contains(among, raft.ServerID(a.ID)) {
-			out = append(out, min(a.FlushDuration, slowestFlush))
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
-// withholds says whether this server withholds the messages that win or keep leadership. It does so when a write has
-// waited for its disk for so long that another server should lead, since the fastest majority of the others would need
-// much less time. It also does so while it makes way.
+// withholds says whether this server withholds the messages that win or keep leadership, since its disk stalls or it
+// steps down.
 func (t *raftTimeouts) withholds() bool {
-	stalled := t.dir.Stalled()
-	return stalled > stalledAfter && stalled > fasterBy*min(t.pace.Load().withoutThis, slowestFlush) || t.steppingDown()
+	return election.Withholds(t.dir.Stalled(), *t.flushes.Load()) || t.steppingDown()
 }
-
-// fasterBy is the factor by which the others' disks have to be faster than this server's for another leader to be worth
-// an election. The election itself takes several flushes.
-const fasterBy = 3
 
 // flushWait is how long a voter waits for its flush when another voter asks how long a flush takes now. The answer has
 // to arrive within an election timeout, over a slow link too.
@@ -121,26 +73,26 @@ const flushWait = 50 * time.Millisecond
 // flush nothing while they wait for the leader's entries. The leader also asks which members they reach: only a server
 // that reaches enough of the fast ones could do better. A candidate asks for flushes since it last heard the leader, as
 // does a voter that has missed the leader for longer than an election takes: a fast disk may have stalled a moment ago.
-func (e *election) question() (q electionStateRequest) {
+func (e *elections) question() (q electionStateRequest) {
 	q.Address = e.address
 	switch {
 	case e.raft.State() == raft.Leader:
 		q.Reach = true
-		if q.Within = e.dir.Stalled(); q.Within < stalledAfter/4 {
-			q.Within = stuckAfter
+		if q.Within = e.dir.Stalled(); q.Within < election.StalledAfter/4 {
+			q.Within = election.StuckAfter
 		}
-	case e.raft.State() == raft.Candidate || e.leaderMissedFor(stalledAfter):
+	case e.raft.State() == raft.Candidate || time.Since(e.LeaderContact()) > election.StalledAfter:
 		q.Within = time.Since(e.LeaderContact())
 	}
 	return q
 }
 
 // flushDurationNow returns how long a write took that began at most so long ago. If there was none, this server flushes
-// a few bytes. It returns slowestFlush for a flush that does not end within flushWait.
+// a few bytes. It returns election.SlowestFlush for a flush that does not end within flushWait.
 func (t *raftTimeouts) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := t.dir.FlushedWithin(within)
-	if took > stalledAfter { // the stall may be over, and nothing else is written while there is no leader
-		_, ok = t.dir.FlushedWithin(min(within, took+stalledAfter))
+	if took > election.StalledAfter { // the stall may be over, and nothing else is written while there is no leader
+		_, ok = t.dir.FlushedWithin(min(within, took+election.StalledAfter))
 	}
 	if !ok && t.flushing.CompareAndSwap(false, true) {
 		t.spawn(func() {
@@ -155,16 +107,22 @@ func (t *raftTimeouts) flushDurationNow(ctx context.Context, within time.Duratio
 		})
 	}
 	if !ok {
-		return slowestFlush
+		return election.SlowestFlush
 	}
 	return max(took, t.dir.Stalled())
+}
+
+// steppingDown says whether this server steps down for another leader.
+func (t *raftTimeouts) steppingDown() bool {
+	until := t.steppingDownUntil.Load()
+	return until != nil && time.Now().Before(*until)
 }
 
 // compareDisks asks the others for their flush durations, if this server's disk has begun to stall while it leads. It
 // waits longer for the answers than a voter that misses its leader: without answers, each leader would be deposed for
 // its slow disk. The others have to wait for one another, too.
-func (e *election) compareDisks(ctx context.Context) {
-	if e.dir.Stalled() > stalledAfter/4 && !e.diskStalled() {
+func (e *elections) compareDisks(ctx context.Context) {
+	if e.dir.Stalled() > election.StalledAfter/4 && !e.diskStalled() {
 		e.pollVoters(ctx, "", 2*e.opts.ElectionTimeout)
 	}
 }

@@ -61,7 +61,7 @@ func TestScenarioWrongClock(t *testing.T) {
 							}
 						})
 						c.serves(c.nodes...)
-						answer, err := peersOf(wrong.store).election.serveReach(c.ctx, reachRequest{Majority: true})
+						answer, err := peersOf(wrong.store).elections.serveReach(c.ctx, reachRequest{Majority: true})
 						testenv.True(c, err == nil && answer.Unfit, "it is fit to lead: %+v, %v", answer, err)
 
 						// The next leader is lost too: the one with the wrong clock does not follow it.

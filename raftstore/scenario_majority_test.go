@@ -166,8 +166,8 @@ func (r *round) reachesAll(n *node) bool {
 
 // electable says whether it does, and raft lets it be elected: a majority has no entries that it lacks.
 func (r *round) electable(n *node) bool {
-	own := peersOf(n.running()).election.ownState()
-	by := slices.DeleteFunc(slices.Clone(r.well), func(o *node) bool { return !own.reaches(peersOf(o.running()).election.ownState()) })
+	own := peersOf(n.running()).elections.report()
+	by := slices.DeleteFunc(slices.Clone(r.well), func(o *node) bool { return !own.HasLogOf(peersOf(o.running()).elections.report()) })
 	return r.reachesAll(n) && r.majority(by, []*node{n})
 }
 

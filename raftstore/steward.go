@@ -180,7 +180,7 @@ func (s *steward) transferVote(ctx context.Context, members []raft.Server, at ui
 // transferToVoterWithSpace transfers the leadership to a voter that can lead and whose disk is not full, if there is
 // one.
 func (s *steward) transferToVoterWithSpace(ctx context.Context) {
-	withSpace := slices.DeleteFunc(votersOf(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
+	withSpace := slices.DeleteFunc(s.voters(), func(m raft.Server) bool {
 		if m.ID == s.id {
 			return true
 		}

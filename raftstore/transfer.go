@@ -56,7 +56,7 @@ func (c *Cluster) TransferLeadership(ctx context.Context) error {
 	if c.raft.State() != raft.Leader {
 		return fmt.Errorf("raftstore: transfer the leadership: %w", raft.ErrNotLeader)
 	}
-	voters := slices.DeleteFunc(votersOf(c.raft.GetConfiguration().Configuration().Servers),
+	voters := slices.DeleteFunc(c.voters(),
 		func(v raft.Server) bool { return v.ID == c.id })
 	switch able := canLead(ctx, c.replication, voters, 1); {
 	case len(able) > 0:

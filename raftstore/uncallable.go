@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/raftstore/election"
 )
 
 // A leader whose heartbeats arrive may be one that no other server can call. Connections that exist go on to carry
@@ -19,15 +20,15 @@ import (
 //
 // So a server whose call to the leader found no connection, or got no answer at all, calls the leader again. If that
 // gets no answer either, it has the other voters call the leader. Each voter that gets none misses the leader, as if it
-// did not hear it (silence.go), and a majority replaces it. An error is an answer, also of a server whose disk stalls.
-// While nothing is called there is nothing to notice, and no timer runs.
+// did not hear it (elections.go), and a majority replaces it. An error is an answer, also of a server whose disk
+// stalls. While nothing is called there is nothing to notice, and no timer runs.
 
 const (
 	// answersWithin is how many election timeouts a leader has to answer a voter that calls it again. A new connection
 	// over a link of 80 ms each way takes 640 ms with its handshakes.
 	answersWithin = 4
 	// maxUnanswered is the longest pause until a leader that gives no answer is called again. The pause begins with
-	// candidacyDelay, and doubles.
+	// election.CandidacyDelay, and doubles.
 	maxUnanswered = 3 * time.Second
 )
 
@@ -39,7 +40,7 @@ type leaderCall struct {
 }
 
 // leaderToCall returns the leader that this server follows, or an empty address if there is none.
-func (e *election) leaderToCall() (l leaderCall) {
+func (e *elections) leaderToCall() (l leaderCall) {
 	l.ID, l.Address, l.Term = e.LeaderSeen()
 	if l.Term == 0 || e.raft.State() == raft.Leader || e.raft.CurrentTerm() > l.Term {
 		return leaderCall{}
@@ -48,14 +49,14 @@ func (e *election) leaderToCall() (l leaderCall) {
 }
 
 // unanswered says whether the leader gives no answer to this server's calls.
-func (e *election) unanswered() bool {
+func (e *elections) unanswered() bool {
 	l := e.leaderToCall()
 	return l.Address != "" && e.leader.unansweredIn(l.Address) == l.Term
 }
 
 // verifyLeader is called when a call to an address has had no answer. If the leader is there, a goroutine calls it
 // again.
-func (e *election) verifyLeader(address string) {
+func (e *elections) verifyLeader(address string) {
 	select {
 	case <-e.started:
 	default:
@@ -70,9 +71,9 @@ func (e *election) verifyLeader(address string) {
 }
 
 // callLeaderUntilAnswered calls the leader and has the others call it, until it answers or there is another one.
-func (e *election) callLeaderUntilAnswered() {
+func (e *elections) callLeaderUntilAnswered() {
 	defer e.verifying.Store(false)
-	for pause := candidacyDelay; ; pause = min(2*pause, maxUnanswered) {
+	for pause := election.CandidacyDelay; ; pause = min(2*pause, maxUnanswered) {
 		l := e.leaderToCall()
 		if l.Address == "" {
 			return
@@ -105,7 +106,7 @@ func (e *election) callLeaderUntilAnswered() {
 
 // answers calls a leader and notes whether it answers. A leader that is not heard either is missed for that, and
 // usable as soon as it is heard again.
-func (e *election) answers(l leaderCall) bool {
+func (e *elections) answers(l leaderCall) bool {
 	ctx, cancel := context.WithTimeout(e.ctx, answersWithin*e.opts.ElectionTimeout)
 	defer cancel()
 	body, answered := e.Answers(ctx, string(l.Address), callTerm)
@@ -115,21 +116,21 @@ func (e *election) answers(l leaderCall) bool {
 	switch {
 	case answered:
 		e.leader.noteAnswered(string(l.Address))
-	case e.ctx.Err() == nil && time.Since(e.LeaderContact()) < e.agreeAfter():
+	case e.ctx.Err() == nil && time.Since(e.LeaderContact()) < e.timeouts().AgreeAfter():
 		e.leader.noteUnanswered(l.Address, l.Term)
 	}
 	return answered
 }
 
 // haveOthersCall has the other voters call a leader. It returns when a majority has done so, or can no longer.
-func (e *election) haveOthersCall(l leaderCall) {
+func (e *elections) haveOthersCall(l leaderCall) {
 	ctx, cancel := context.WithTimeout(e.ctx, (answersWithin+1)*e.opts.ElectionTimeout)
 	defer cancel()
 	body, err := json.Marshal(electionStateRequest{Calls: &l})
 	if err != nil {
 		return
 	}
-	voters := votersOf(e.raft.GetConfiguration().Configuration().Servers)
+	voters := e.voters()
 	askMembers(ctx, e.withoutSelf(voters), func(ctx context.Context, v raft.Server) (reply []byte, ok bool) {
 		if v.ID != l.ID {
 			_, _ = e.Call(ctx, string(v.Address), callElectionState, body)
@@ -139,13 +140,13 @@ func (e *election) haveOthersCall(l leaderCall) {
 }
 
 // serveLeaderCall calls a leader for another server, if this server follows the same one.
-func (e *election) serveLeaderCall(l leaderCall) {
+func (e *elections) serveLeaderCall(l leaderCall) {
 	if now := e.leaderToCall(); now != l || e.answers(l) {
 		return
 	}
 	if e.verifying.CompareAndSwap(false, true) && !e.spawn(func() {
 		// It has just been called, so this begins with the pause.
-		if timers.Sleep(e.ctx, candidacyDelay) {
+		if timers.Sleep(e.ctx, election.CandidacyDelay) {
 			e.callLeaderUntilAnswered()
 			return
 		}
@@ -155,24 +156,9 @@ func (e *election) serveLeaderCall(l leaderCall) {
 	}
 }
 
-// A leader that was replaced since it gave no answer is unfit to lead until a call to it gets one. No leadership is
-// transferred to it, since that takes an answer to a call. It does not become a candidate by itself either while a
-// majority of the voters reports that. If no other voter is elected, raft's own timers make it one.
-
-// unfit says whether a majority of the voters reports that this server gave no answer as a leader.
-func (e *election) unfit(answers []electionState) bool {
-	without := 0
-	for _, a := range answers {
-		if a.AskerUnanswered {
-			without++
-		}
-	}
-	return without > e.voters()/2
-}
-
 // askerUnanswered says whether the server that asks gave no answer when it led. If so it is called again, for the next
 // time that it asks.
-func (e *election) askerUnanswered(asker raft.ServerAddress) bool {
+func (e *elections) askerUnanswered(asker raft.ServerAddress) bool {
 	if asker == "" {
 		return false
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/raftstore/election"
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
@@ -27,7 +28,7 @@ func TestNamesOfCalls(t *testing.T) {
 		{etcdapi.Lease{}, "Exists Granted Left Keys"},
 		{reachRequest{}, "Majority"},
 		{reachReply{}, "Reached Unfit"},
-		{electionState{}, "ID Silent Follower Leads Standing Polling Ended Unanswered AskerUnanswered " +
+		{election.Report{}, "ID Silent Follower Leads Standing Polling Ended Unanswered AskerUnanswered " +
 			"Term LogTerm LogIndex FlushTakes VoteFlush ClockOff Reached"},
 		{electionStateRequest{}, "Within Reach Calls Address"},
 		{leaderCall{}, "ID Address Term"},
