@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,7 +64,7 @@ var examples = map[string]Case{
 	"candidate may be slower": polled(func(c *Case) {
 		c.Answers, c.SinceContact = []Report{answer("c", slowCandidate)}, 2*time.Second
 	}),
-	"resolved": polled(func(c *Case) { c.Answers[0].Leads = true }),
+	"resolved": polled(func(c *Case) { c.Answers[0].Candidate = true }),
 	"former leader may vote": polled(func(c *Case) {
 		c.Voters, c.SinceContact = 4, 2*time.Second
 		c.Answers = []Report{answer("c", nil)}
@@ -84,19 +85,24 @@ var examples = map[string]Case{
 	"candidacy not accepted":   missing(func(c *Case) { c.Stage = Refused }),
 }
 
-// Each rule has an example that it decides: without the rule, another one does.
+// Each rule decides its example, and without the rule something else would be done.
 func TestEachRuleDecidesItsExample(t *testing.T) {
-	testenv.Equal(t, len(examples), len(Rules), "examples")
-	for i, r := range Rules {
+	walk(t, Rules, examples)
+	walk(t, LeaderRules, leaderExamples)
+}
+
+func walk[C any, A comparable](t *testing.T, rules []Rule[C, A], examples map[string]C) {
+	testenv.Equal(t, len(examples), len(rules), "examples")
+	for i, r := range rules {
 		c, ok := examples[r.Name]
 		testenv.Require(t, ok, "rule %q has no example", r.Name)
-		if got, _ := first(Rules, c); got.Name != r.Name {
-			t.Errorf("the example of %q is decided by %q", r.Name, got.Name)
-		}
-		testenv.True(t, r.Reason != "" && r.Reason[len(r.Reason)-1] == '.', "the reason of %q is no sentence", r.Name)
-		rest := slices.Delete(slices.Clone(Rules), i, i+1)
-		if j := slices.IndexFunc(rest, func(o Rule[Case, Action]) bool { return o.Applies(c) }); j >= 0 && rest[j].Action(c) == r.Action(c) && j < i {
-			t.Errorf("%q decides the example of %q already", rest[j].Name, r.Name)
+		testenv.True(t, strings.HasSuffix(r.Reason, "."), "the reason of %q is no sentence", r.Name)
+		got, action := first(rules, c)
+		testenv.Equal(t, got.Name, r.Name, "the rule that decides the example of %q", r.Name)
+		without := slices.Delete(slices.Clone(rules), i, i+1)
+		if slices.ContainsFunc(without, func(o Rule[C, A]) bool { return o.Applies(c) }) {
+			other, instead := first(without, c)
+			testenv.True(t, instead != action, "%q does the same as %q in its example", other.Name, r.Name)
 		}
 	}
 }
@@ -118,17 +124,6 @@ func stuck(change func(*LeaderCase)) LeaderCase {
 	}
 	change(&c)
 	return c
-}
-
-func TestEachRuleOfLeadersDecidesItsExample(t *testing.T) {
-	testenv.Equal(t, len(leaderExamples), len(LeaderRules), "examples")
-	for _, r := range LeaderRules {
-		c, ok := leaderExamples[r.Name]
-		testenv.Require(t, ok, "rule %q has no example", r.Name)
-		if got, _ := first(LeaderRules, c); got.Name != r.Name {
-			t.Errorf("the example of %q is decided by %q", r.Name, got.Name)
-		}
-	}
 }
 
 // A leader that steps down again and again waits for twice as long each time, until something is committed.
