@@ -208,7 +208,7 @@ func (n *testNode) keeper() *supervisor {
 	n.t.Helper()
 	k := testenv.Must(newSupervisor(n.o, (&Node{o: n.o}).groups()))(n.t)
 	n.t.Cleanup(k.release)
-	k.want(n.http3)
+	k.setHTTP3(n.http3)
 	return k
 }
 

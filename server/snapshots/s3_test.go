@@ -273,7 +273,7 @@ func TestS3LargeFile(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "large")
 	testenv.NoError(t, os.WriteFile(path, data, 0o600))
-	testenv.NoError(t, b.put(t.Context(), "large", path))
+	testenv.NoError(t, b.upload(t.Context(), "large", path))
 	if string(f.objects["a/b/large"]) != string(data) || f.largest != partSize {
 		t.Errorf("%d bytes arrived, %d at once", len(f.objects["a/b/large"]), f.largest)
 	}
