@@ -20,6 +20,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -303,14 +305,10 @@ func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 
 // shortError returns a text of the provider, shortened for users. If there is none, it returns the status.
 func shortError(text string, code int) string {
-	const most = 300
 	if text == "" {
 		return fmt.Sprintf("status %d", code)
 	}
-	if len(text) > most {
-		text = strings.ToValidUTF8(text[:most], "") + "…"
-	}
-	return text
+	return truncate.Text(text, 300)
 }
 
 // discover returns the provider's description of itself. One request at a time fetches it, and others wait.

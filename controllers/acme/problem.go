@@ -13,6 +13,8 @@ import (
 	"unicode"
 
 	"golang.org/x/crypto/acme"
+
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 // Types of problems (RFC 8555, section 6.7).
@@ -137,12 +139,8 @@ func problemText(e *acme.Error) string {
 
 // oneLine returns text of the authority, which may contain responses of other servers, as one line of limited length.
 func oneLine(text string) string {
-	const longest = 500
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
-	if len(text) > longest {
-		text = strings.ToValidUTF8(text[:longest], "") + "…"
-	}
-	return strings.TrimSuffix(text, ".")
+	return strings.TrimSuffix(truncate.Text(text, 500), ".")
 }
 
 // longBackoff returns the wait after a refusal. It permits at most three attempts in an hour; Let's Encrypt permits

@@ -10,6 +10,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 // releaseKey identifies a release.
@@ -57,7 +58,7 @@ func checkTarget(c *kinds.HelmChart) *Problem {
 	}
 	if bad := validation.IsDNS1123Label(Target(c)); len(bad) > 0 {
 		return &Problem{string(helmjob.BadRequest), fmt.Sprintf("The field targetNamespace is %q, which is no name of a namespace.",
-			clip(Target(c)))}
+			truncate.Text(Target(c), maxMessage))}
 	}
 	return nil
 }

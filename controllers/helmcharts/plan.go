@@ -11,6 +11,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -317,14 +318,14 @@ func (v *View) status(ready metav1.ConditionStatus, reason, message string, fail
 	}
 	bad := metav1.Condition{Type: kinds.Failed, Status: metav1.ConditionFalse, Reason: "NotFailed"}
 	if failed {
-		bad.Status, bad.Reason, bad.Message = metav1.ConditionTrue, reason, clip(message)
+		bad.Status, bad.Reason, bad.Message = metav1.ConditionTrue, reason, truncate.Text(message, maxMessage)
 	}
-	all := []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: clip(message),
+	all := []metav1.Condition{began, bad, {Type: kinds.Ready, Status: ready, Reason: reason, Message: truncate.Text(message, maxMessage),
 		ObservedGeneration: v.Chart.Generation}}
 	if v.Lacks != "" && v.Chart.DeletionTimestamp == nil && Managed(v.Chart) {
 		all = append(all, metav1.Condition{Type: kinds.ChartAvailable, Status: metav1.ConditionFalse, Reason: ReasonFileMissing,
-			Message: clip(v.Lacks +
-				" The release stays as it is, and cannot be changed until that server has the file: put it on every server.")})
+			Message: truncate.Text(v.Lacks+
+				" The release stays as it is, and cannot be changed until that server has the file: put it on every server.", maxMessage)})
 	}
 	for _, c := range all {
 		c.LastTransitionTime = metav1.NewTime(v.Now.Truncate(time.Second))
@@ -340,14 +341,3 @@ func (v *View) status(ready metav1.ConditionStatus, reason, message string, fail
 
 // maxMessage limits the text of a condition or an event, in bytes. The API accepts 1,024 bytes for an event.
 const maxMessage = 1000
-
-func clip(s string) string {
-	if len(s) <= maxMessage {
-		return s
-	}
-	cut := maxMessage
-	for cut > 0 && s[cut]&0xC0 == 0x80 { // not within a UTF-8 character
-		cut--
-	}
-	return s[:cut] + "…"
-}

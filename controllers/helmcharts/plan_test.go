@@ -276,11 +276,3 @@ func TestFailedReleasesAreRetriedWithBackOff(t *testing.T) {
 		t.Error("a removal is not tried again")
 	}
 }
-
-func TestLongMessageIsClippedBetweenRunes(t *testing.T) {
-	long := strings.Repeat("ä", maxMessage)
-	if got := clip(long); len(got) > maxMessage+len("…") || !strings.HasSuffix(got, "ä…") {
-		t.Errorf("%d bytes, ending in %q", len(got), got[len(got)-8:])
-	}
-	testenv.Equal(t, clip("short"), "short", "a short message was changed:")
-}

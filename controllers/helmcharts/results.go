@@ -11,6 +11,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 // recordResult records the end of an operation.
@@ -107,5 +108,5 @@ func (c *Controller) emitEvent(ctx context.Context, chart *kinds.HelmChart, e *E
 	c.events.recorder.Event(&corev1.ObjectReference{
 		APIVersion: kinds.Charts().Resource.GroupVersion().String(), Kind: "HelmChart", Namespace: chart.Namespace, Name: chart.Name,
 		UID: chart.UID, ResourceVersion: chart.ResourceVersion,
-	}, kind, e.Reason, clip(e.Message))
+	}, kind, e.Reason, truncate.Text(e.Message, maxMessage))
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -42,7 +43,9 @@ func AfterFailure(t Tries, key string, backOffLimit int, r *helmjob.Result, rele
 	if t.Key != key {
 		t = Tries{}
 	}
-	next := Tries{Key: key, Count: t.Count + 1, Reason: string(r.Reason), Message: clip(r.Message), FailedRelease: release}
+	next := Tries{
+		Key: key, Count: t.Count + 1, Reason: string(r.Reason), Message: truncate.Text(r.Message, maxMessage), FailedRelease: release,
+	}
 	wait := lastWait
 	if shift := next.Count - 1; shift < 10 {
 		wait = min(first<<shift, lastWait)
@@ -54,7 +57,7 @@ func AfterFailure(t Tries, key string, backOffLimit int, r *helmjob.Result, rele
 		next.Final = true
 	case next.Count > backOffLimit:
 		next.Final = true
-		next.Message = clip(fmt.Sprintf("Given up after %s. %s", tries(next.Count), r.Message))
+		next.Message = truncate.Text(fmt.Sprintf("Given up after %s. %s", tries(next.Count), r.Message), maxMessage)
 	}
 	return next
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
@@ -38,7 +39,7 @@ const (
 	most = 1024
 	// admitted is how many machines may be admitted at a time.
 	admitted = 32
-	// maxText limits each of a machine's texts in a line of the log, in characters.
+	// maxText limits each of a machine's texts in a line of the log, in bytes.
 	maxText = 64
 	// maxReason limits a refusal there, which may quote the machine.
 	maxReason = 1 << 10
@@ -181,7 +182,7 @@ func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *prot
 	if !errors.As(err, &r) {
 		r = protocol.Refuse(protocol.CodeInternal, "the server cannot admit the machine at present: %v", err)
 	}
-	reason := clip(r.Message, maxReason)
+	reason := truncate.Text(r.Message, maxReason)
 	switch {
 	case q.Reach != nil:
 		log.Warn("a server cannot be reached at its advertised address", "address", short(q.Reach.Address), "reason", reason)
@@ -194,14 +195,7 @@ func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *prot
 }
 
 // short limits a machine's text in the log.
-func short(text string) string { return clip(text, maxText) }
-
-func clip(text string, most int) string {
-	if len(text) > most {
-		return text[:most] + "…"
-	}
-	return text
-}
+func short(text string) string { return truncate.Text(text, maxText) }
 
 // addressOf returns the address of a connection's other end, or the zero Addr if that is no IP address.
 func addressOf(c net.Conn) netip.Addr {

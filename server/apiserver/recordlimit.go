@@ -6,7 +6,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-	"unicode/utf8"
+
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -82,14 +83,5 @@ func sourceOf(remote string) netip.Prefix {
 	return prefix
 }
 
-// shortened cuts a text to maxRecordText bytes, at a character's boundary.
-func shortened(s string) string {
-	if len(s) <= maxRecordText {
-		return s
-	}
-	end := maxRecordText
-	for end > 0 && !utf8.RuneStart(s[end]) {
-		end--
-	}
-	return s[:end] + "…"
-}
+// shortened limits a text to maxRecordText bytes.
+func shortened(s string) string { return truncate.Text(s, maxRecordText) }

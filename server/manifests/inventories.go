@@ -18,6 +18,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -167,9 +169,7 @@ func (m *Manifests) report(ctx context.Context, name string, f *file, reason str
 
 // event creates an Event about a file's inventory.
 func (m *Manifests) event(ctx context.Context, r *inventory, kind, reason, message string) {
-	if len(message) > 1000 {
-		message = message[:1000] + "…" // the API server accepts 1024 bytes
-	}
+	message = truncate.Text(message, 1000) // the API server accepts 1,024 bytes
 	now := metav1.NewTime(time.Now())
 	_, err := m.kube.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: inventoryName(r.file) + ".", Namespace: metav1.NamespaceSystem},

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	nodeutil "k8s.io/kubernetes/pkg/util/node"
 	"sigs.k8s.io/metrics-server/pkg/storage"
+
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -166,16 +168,12 @@ const textLimit = 300
 
 // shortError returns an error with a short and printable text.
 func shortError(err error) error {
-	text := strings.Map(func(r rune) rune {
+	return errors.New(truncate.Text(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
-	}, err.Error())
-	if len(text) > textLimit {
-		text = strings.ToValidUTF8(text[:textLimit], "") + "…"
-	}
-	return errors.New(text)
+	}, err.Error()), textLimit))
 }
 
 // readyFirst returns a copy of nodes in which those that are ready come first.

@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -144,7 +145,7 @@ type condition struct {
 }
 
 func conditionOf(of string, is corev1.ConditionStatus, reason, message string, since metav1.Time) condition {
-	return condition{of, string(is), reason, bugreport.Cut(message, messageLength), since}
+	return condition{of, string(is), reason, truncate.Text(message, messageLength), since}
 }
 
 // nodeState is what is collected of a Node.
@@ -223,7 +224,7 @@ func addPods(ctx context.Context, client kubernetes.Interface, f *bugreport.File
 func podStateOf(p *corev1.Pod) podState {
 	out := podState{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), Node: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork,
 		Created: p.CreationTimestamp, Deleted: p.DeletionTimestamp,
-		Phase: string(p.Status.Phase), Reason: p.Status.Reason, Message: bugreport.Cut(p.Status.Message, messageLength)}
+		Phase: string(p.Status.Phase), Reason: p.Status.Reason, Message: truncate.Text(p.Status.Message, messageLength)}
 	if owner := metav1.GetControllerOf(p); owner != nil {
 		out.Owner = owner.Kind + "/" + owner.Name
 	}
@@ -251,7 +252,7 @@ func podStateOf(p *corev1.Pod) podState {
 func containerStateOf(s corev1.ContainerStatus, spec *corev1.Container) containerState {
 	out := containerState{Name: s.Name, Image: s.Image, Runtime: s.ContainerID, Ready: s.Ready, Restarts: s.RestartCount}
 	if w := s.State.Waiting; w != nil {
-		out.Waiting, out.WaitingMessage = w.Reason, bugreport.Cut(w.Message, messageLength)
+		out.Waiting, out.WaitingMessage = w.Reason, truncate.Text(w.Message, messageLength)
 	}
 	if r := s.State.Running; r != nil {
 		out.Running = &r.StartedAt
@@ -328,5 +329,5 @@ func cellText(cell any) string {
 	if n, ok := cell.(float64); ok {
 		return strconv.FormatFloat(n, 'f', -1, 64)
 	}
-	return strings.Join(strings.Fields(bugreport.Cut(fmt.Sprint(cell), messageLength)), " ")
+	return strings.Join(strings.Fields(truncate.Text(fmt.Sprint(cell), messageLength)), " ")
 }

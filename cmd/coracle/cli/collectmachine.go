@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/bugreport"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 const (
@@ -130,7 +131,7 @@ func (c *collector) collectHost(ctx context.Context, f *bugreport.Files) {
 	f.Failed("mounts.txt", err)
 	var b strings.Builder
 	for line := range strings.Lines(string(mounts)) {
-		b.WriteString(bugreport.Cut(strings.TrimSuffix(line, "\n"), lineLength) + "\n")
+		b.WriteString(truncate.Text(strings.TrimSuffix(line, "\n"), lineLength) + "\n")
 	}
 	f.Text("mounts.txt", b.String())
 	f.Text("processes.txt", processNames())

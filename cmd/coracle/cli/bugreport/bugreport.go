@@ -21,7 +21,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 )
 
 const (
@@ -235,15 +234,4 @@ func (a *Archive) Write(w io.Writer, folder string, now time.Time) error {
 		}
 	}
 	return errors.Join(t.Close(), z.Close())
-}
-
-// Cut returns the first bytes of a text, without half a character at the end.
-func Cut(text string, length int) string {
-	if len(text) <= length {
-		return text
-	}
-	for length > 0 && !utf8.RuneStart(text[length]) {
-		length--
-	}
-	return text[:length] + "…"
 }

@@ -21,6 +21,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 // failure is an error with a message for the user.
@@ -51,12 +52,7 @@ func sentence(s string) string {
 // megabytes, and the parent process keeps the message in memory.
 const maxMessage = 8 << 10
 
-func clip(s string) string {
-	if len(s) <= maxMessage {
-		return s
-	}
-	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
-}
+func clip(s string) string { return truncate.Text(s, maxMessage) }
 
 // unreachable returns a failure that says why a repository or registry could not be used. The parameter what names the
 // requested thing, in words that fit inside a sentence, and without credentials.
