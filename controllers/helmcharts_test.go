@@ -21,15 +21,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/tools/record"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -91,11 +89,7 @@ func (h *charts) part(ctx context.Context, t *term.Term) error {
 	o := helmcharts.Options{
 		Informers: t.Informers, Engine: h.engine, FirstWait: h.retries, Wanted: h.wanted, Logger: quiet, Disabled: h.disabled,
 		Folders: []string{h.folder}, FilesEvery: 20 * time.Millisecond, Server: "node-1", LeastCheck: 20 * time.Millisecond,
-		Recorder: func(ctx context.Context) record.EventRecorder {
-			b := record.NewBroadcaster(record.WithContext(ctx))
-			b.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: h.client.CoreV1().Events("")})
-			return b.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "test"})
-		},
+		Recorder: recorder.New(ctx, h.client, "test"),
 	}
 	o.Client, errs[0] = kubernetes.NewForConfig(t.Config)
 	o.Dynamic, errs[1] = dynamic.NewForConfig(t.Config)

@@ -9,14 +9,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/tools/record"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/controller/tainteviction"
 
 	"github.com/coracle-k8s/coracle/controllers/lostnodes"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 )
 
 // newTaintEvictionController replaces upstream's constructor (cmd/kube-controller-manager/app/core.go). Beside the
@@ -31,18 +29,15 @@ func newTaintEvictionController(ctx context.Context, cc app.ControllerContext, t
 	if err != nil {
 		return nil, fmt.Errorf("make the controller of evictions: %w", err)
 	}
-	events := record.NewBroadcaster(record.WithContext(ctx))
 	lost, err := lostnodes.New(lostnodes.Options{
 		Client: client, Nodes: core.Nodes(), Toleration: toleration,
 		AutonomyEnded: func(n *corev1.Node) { evictions.NodeUpdated(nil, n) },
-		Recorder:      events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "lost-nodes"}),
+		Recorder:      recorder.New(ctx, client, "lost-nodes"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("watch lost nodes: %w", err)
 	}
 	return loop{names.TaintEvictionController, func(ctx context.Context) {
-		events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
-		defer events.Shutdown()
 		var beside sync.WaitGroup
 		beside.Go(func() { lost.Run(ctx) })
 		defer beside.Wait()

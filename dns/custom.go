@@ -12,16 +12,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/caddy/caddyfile"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/klog/v2"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -32,11 +31,7 @@ const CustomConfigMap = clustersettings.DNS
 // partCustom is the status line about sections that are not in force. It does not exist until there is one.
 const partCustom = "cluster dns configuration"
 
-const (
-	overrideSuffix, serverSuffix = ".override", ".server"
-	// eventTimeout limits the writing of an event.
-	eventTimeout = 10 * time.Second
-)
+const overrideSuffix, serverSuffix = ".override", ".server"
 
 // custom is the operator's configuration: the text of each section by its name in messages.
 type custom map[string]string
@@ -249,7 +244,7 @@ func (s *Server) compatible(running *caddy.Instance, resolvers []netip.AddrPort)
 
 // report reports which sections are not in force, on this machine's status line, in its log and, for a key of the
 // ConfigMap, as an Event. It does so when that has changed.
-func (s *Server) report(ctx context.Context, w *customWatch, refused map[string]error) {
+func (s *Server) report(w *customWatch, refused map[string]error) {
 	now := map[string]string{}
 	for name, err := range s.invalid {
 		now[name] = err.Error()
@@ -257,6 +252,7 @@ func (s *Server) report(ctx context.Context, w *customWatch, refused map[string]
 	for name, err := range refused {
 		now[name] = err.Error()
 	}
+	about := &corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: CustomConfigMap}
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(now)) {
 		lines = append(lines, name+": "+now[name])
@@ -266,7 +262,7 @@ func (s *Server) report(ctx context.Context, w *customWatch, refused map[string]
 		s.log.Error(errors.New(now[name]), "A section of the operator's DNS configuration is not used; all others are", "configmap",
 			CustomConfigMap, "section", name)
 		if !filepath.IsAbs(name) {
-			w.complain(ctx, name, errors.New(now[name]))
+			w.events.Eventf(about, corev1.EventTypeWarning, "BadDNSConfiguration", "the key %s is not used: %s", name, now[name])
 		}
 	}
 	if len(now) > 0 {
@@ -291,15 +287,16 @@ func (s *Server) render(sections custom) (blocks, error) {
 
 // customWatch follows the ConfigMap.
 type customWatch struct {
-	client  kubernetes.Interface
-	log     klog.Logger
+	events  record.EventRecorder
 	changes chan custom // capacity 1: only the newest content
 	done    chan struct{}
 }
 
 // watchCustom starts a goroutine that ends with ctx. close waits for it.
-func watchCustom(ctx context.Context, o Options, log klog.Logger) *customWatch {
-	w := &customWatch{client: o.Client, log: log, changes: make(chan custom, 1), done: make(chan struct{})}
+func watchCustom(ctx context.Context, o Options) *customWatch {
+	w := &customWatch{
+		events: recorder.New(ctx, o.Client, "coracle-dns"), changes: make(chan custom, 1), done: make(chan struct{}),
+	}
 	go func() {
 		defer close(w.done)
 		o.Settings.Follow(ctx, CustomConfigMap, func(d clustersettings.Data) { w.put(d) })
@@ -316,23 +313,4 @@ func (w *customWatch) put(data clustersettings.Data) {
 	default:
 	}
 	w.changes <- custom(data)
-}
-
-// complain tries to write an event for the ConfigMap.
-func (w *customWatch) complain(ctx context.Context, key string, what error) {
-	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
-	defer cancel()
-	now := metav1.Now()
-	_, err := w.client.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: CustomConfigMap + ".", Namespace: metav1.NamespaceSystem},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem,
-			Name: CustomConfigMap},
-		Type: corev1.EventTypeWarning, Reason: "BadDNSConfiguration",
-		Message:        fmt.Sprintf("the key %s is not used: %v", key, what),
-		Source:         corev1.EventSource{Component: "coracle-dns"},
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}, metav1.CreateOptions{})
-	if err != nil {
-		w.log.V(2).Info("An event about the ConfigMap was not written", "err", err)
-	}
 }

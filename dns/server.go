@@ -151,7 +151,7 @@ func (s *Server) Run(ctx context.Context) error {
 			if next, err = s.start(instance, use, sections); err == nil {
 				instance, inForce = next, sections
 			}
-			s.report(ctx, parts, refused) // afterwards, since Events may take long
+			s.report(parts, refused)
 		}
 		switch {
 		case err == nil:
@@ -206,7 +206,7 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 		s.log.Error(err, "The operator's DNS configuration is left out", "dir", s.o.ImportDir)
 	}
 	s.files, s.invalid = s.accept(nil, files)
-	return watchCustom(ctx, s.o, s.log)
+	return watchCustom(ctx, s.o)
 }
 
 // apply takes over the ConfigMap's content, and returns whether that changes anything.

@@ -53,9 +53,8 @@ type Options struct {
 	Dynamic   dynamic.Interface
 	Metadata  metadata.Interface
 	Informers informers.SharedInformerFactory
-	// Recorder makes the event recorder. It is called before the first event.
-	Recorder func(context.Context) record.EventRecorder
-	Engine   Engine
+	Recorder  record.EventRecorder
+	Engine    Engine
 	// Folders are the folders with the files of charts that are named by file.
 	Folders []string
 	// Server is this server's name, for messages.
@@ -94,10 +93,6 @@ type Controller struct {
 	checks   int                             // of these, those that check the objects of a deployed release
 	sealed   []byte                          // the key that seals records of releases, once it was read
 	children sync.WaitGroup
-	events   struct {
-		once     sync.Once
-		recorder record.EventRecorder
-	}
 }
 
 // New adds handlers to the term's informers, which must not run yet.

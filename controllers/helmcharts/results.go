@@ -100,12 +100,11 @@ func eventReason(a helmjob.Action) string {
 
 // emitEvent records an event of a chart.
 func (c *Controller) emitEvent(ctx context.Context, chart *kinds.HelmChart, e *Event) {
-	c.events.once.Do(func() { c.events.recorder = c.o.Recorder(ctx) })
 	kind := corev1.EventTypeNormal
 	if e.Warning {
 		kind = corev1.EventTypeWarning
 	}
-	c.events.recorder.Event(&corev1.ObjectReference{
+	c.o.Recorder.Event(&corev1.ObjectReference{
 		APIVersion: kinds.Charts().Resource.GroupVersion().String(), Kind: "HelmChart", Namespace: chart.Namespace, Name: chart.Name,
 		UID: chart.UID, ResourceVersion: chart.ResourceVersion,
 	}, kind, e.Reason, truncate.Text(e.Message, maxMessage))

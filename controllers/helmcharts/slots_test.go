@@ -84,7 +84,7 @@ func inCrowd(t *testing.T, f func(*crowd)) {
 			Dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme.Scheme, map[schema.GroupVersionResource]string{
 				kinds.Charts().Resource: "HelmChartList", kinds.Configs().Resource: "HelmChartConfigList",
 			}),
-			Recorder: func(context.Context) record.EventRecorder { return &record.FakeRecorder{} },
+			Recorder: &record.FakeRecorder{},
 		}))(t)
 		w.Controller = c
 		c.namespaces = sample{c.namespaces, w}

@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	compile "github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 )
 
 // gatewayPart runs the controller of the Gateway API for a term.
@@ -30,12 +31,10 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 		return fmt.Errorf("making clients for the Gateway API: %w", err)
 	}
 	use, log := l.o.GatewayUse, l.log("gateway")
-	recorder, end := newRecorder(ctx, client, gateway.Component)
-	defer end()
 	var controller *gateway.Controller
 	objects := gatewayapi.NewObjects(api, func() { controller.Changed() }, log)
 	o := gateway.Options{
-		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.NoGateway, Recorder: recorder,
+		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.NoGateway, Recorder: recorder.New(ctx, client, gateway.Component),
 		State: func() (compile.State, bool) { return objects.State(use) },
 		Status: func(ctx context.Context, resource string, o gateway.Object) error {
 			return api.UpdateStatus(ctx, resource, o)

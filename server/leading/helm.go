@@ -11,10 +11,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 )
 
 // helmPart installs the charts of HelmChart objects, for a term. If it is disabled, it releases existing objects.
@@ -31,12 +31,7 @@ func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 	if err := errors.Join(errs[:]...); err != nil {
 		return fmt.Errorf("making clients for Helm charts: %w", err)
 	}
-	end := func() {}
-	o.Recorder = func(ctx context.Context) (recorder record.EventRecorder) {
-		recorder, end = newRecorder(ctx, o.Client, "helm-controller")
-		return recorder
-	}
-	defer func() { end() }()
+	o.Recorder = recorder.New(ctx, o.Client, "helm-controller")
 	o.Part = l.line("helm charts")
 	defer notLeading(o.Part)
 	c, err := helmcharts.New(o)

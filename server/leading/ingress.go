@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 )
 
 // ingressCertificates is the status line of the part that orders certificates.
@@ -30,9 +31,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	o.Client, o.Informers, o.Logger, o.Part = client, t.Informers, l.log("ingress"), l.line("ingress controller")
 	o.PodCIDRs, o.ServiceCIDRs = l.o.Cluster.PodCIDRs, l.o.Cluster.ServiceCIDRs
 	o.NodePorts = append(table.GatewayPorts(), uint16(l.o.Port), kubeletPort, table.NodeHTTPPort, table.NodeHTTPSPort)
-	var end func()
-	o.Recorder, end = newRecorder(ctx, client, ingress.Component, record.WithCorrelatorOptions(ingress.Correlation))
-	defer end()
+	o.Recorder = recorder.New(ctx, client, ingress.Component, record.WithCorrelatorOptions(ingress.Correlation))
 	defer notLeading(o.Part)
 	certificates := l.newCertificates(&o, t)
 	c, err := ingress.New(o)

@@ -9,14 +9,10 @@ import (
 	"log/slog"
 	"sync"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/record"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/volume"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -25,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/admission"
@@ -73,14 +70,6 @@ func (l *Leader) line(name string) *status.Part {
 
 // notLeading sets a status line at the end of a term.
 func notLeading(line *status.Part) { line.Set(status.Waiting, "this server does not lead") }
-
-// newRecorder returns a recorder of events for a part, and a function that ends it.
-func newRecorder(ctx context.Context, client kubernetes.Interface, component string, options ...record.BroadcasterOption) (
-	record.EventRecorder, func()) {
-	events := record.NewBroadcaster(append(options, record.WithContext(ctx))...)
-	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	return events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: component}), events.Shutdown
-}
 
 // runUntilDone calls run. It returns an error if run returns before ctx is done. what names the part in that error.
 func runUntilDone(ctx context.Context, run func(context.Context) error, what string) error {
@@ -199,9 +188,7 @@ func (l *Leader) livenessPart(ctx context.Context, t *term.Term) error {
 	}
 	o := l.o.Liveness
 	o.Client, o.Nodes, o.Logger = t.Client, nodes.Lister(), l.log("liveness")
-	var end func()
-	o.Recorder, end = newRecorder(ctx, t.Client, "node-liveness")
-	defer end()
+	o.Recorder = recorder.New(ctx, t.Client, "node-liveness")
 	j := liveness.New(o)
 	l.o.Judge.Store(j)
 	defer l.o.Judge.CompareAndSwap(j, nil)

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/liveness"
 )
@@ -45,9 +46,7 @@ func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 	}
 	o.Client, o.Informers, o.NodePorts, o.Alive = client, t.Informers, *nodePorts, l.isAlive
 	o.Logger, o.Part = l.log("load balancer"), l.line("load balancer")
-	var end func()
-	o.Recorder, end = newRecorder(ctx, client, "servicelb")
-	defer end()
+	o.Recorder = recorder.New(ctx, client, "servicelb")
 	defer notLeading(o.Part)
 	c, err := servicelb.New(o)
 	if err != nil {

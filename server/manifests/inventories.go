@@ -12,7 +12,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -164,24 +163,12 @@ func (m *Manifests) report(ctx context.Context, name string, f *file, reason str
 		m.log.Warn("the error of a manifest could not be recorded", "error", err)
 		return
 	}
-	m.event(ctx, r, corev1.EventTypeWarning, reason, err.Error())
+	m.event(r, corev1.EventTypeWarning, reason, err.Error())
 }
 
-// event creates an Event about a file's inventory.
-func (m *Manifests) event(ctx context.Context, r *inventory, kind, reason, message string) {
-	message = truncate.Text(message, 1000) // the API server accepts 1,024 bytes
-	now := metav1.NewTime(time.Now())
-	_, err := m.kube.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: inventoryName(r.file) + ".", Namespace: metav1.NamespaceSystem},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: r.stored.Name,
-			UID: r.stored.UID},
-		Type: kind, Reason: reason, Message: message,
-		Source:         corev1.EventSource{Component: fieldManager},
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}, metav1.CreateOptions{})
-	if err != nil && ctx.Err() == nil {
-		m.log.Debug("an event could not be written", "error", err)
-	}
+// event records an Event about a file's inventory.
+func (m *Manifests) event(r *inventory, kind, reason, message string) {
+	m.events.Event(r.stored, kind, reason, truncate.Text(message, 1000)) // the API server accepts 1,024 bytes
 }
 
 // union returns a with the elements of b that it lacks.

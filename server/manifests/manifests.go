@@ -34,7 +34,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
+	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -77,6 +79,7 @@ type Manifests struct {
 	log     *slog.Logger
 	kube    kubernetes.Interface
 	dynamic dynamic.Interface
+	events  record.EventRecorder
 	disco   discovery.DiscoveryInterface
 	// mapper exists only during a round: its cache takes megabytes and is stale by the next round.
 	mapper meta.ResettableRESTMapper
@@ -122,6 +125,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	m.events = recorder.New(ctx, m.kube, fieldManager)
 	w := newWatcher(m.o)
 	defer w.close()
 	for m.inventories = nil; m.inventories == nil; {

@@ -98,7 +98,7 @@ func (m *Manifests) pruneInventory(ctx context.Context, r *inventory, keep []ref
 		before := r.stored
 		errs = append(errs, m.save(ctx, r))
 		if r.stored != before && r.status == statusApplied && !removed {
-			m.event(ctx, r, corev1.EventTypeNormal, "Applied", fmt.Sprintf("Applied %d objects of %s", len(r.objects), r.file))
+			m.event(r, corev1.EventTypeNormal, "Applied", fmt.Sprintf("Applied %d objects of %s", len(r.objects), r.file))
 		}
 	}
 	err := errors.Join(errs...)
