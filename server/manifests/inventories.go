@@ -52,19 +52,19 @@ func inventoryName(file string) string {
 func (m *Manifests) loadInventories(ctx context.Context) error {
 	list, err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: inventoryLabel})
 	if err != nil {
-		return fmt.Errorf("listing the records of manifests: %w", err)
+		return fmt.Errorf("listing the inventories of manifests: %w", err)
 	}
-	records := map[string]*inventory{}
+	inventories := map[string]*inventory{}
 	for i := range list.Items {
 		r, err := parseInventory(&list.Items[i])
 		if err != nil {
-			m.log.Warn("a record of a manifest was changed by hand and is ignored: what its file applied is not deleted with the file",
+			m.log.Warn("an inventory of a manifest was changed by hand and is ignored: what its file applied is not deleted with the file",
 				"configMap", list.Items[i].Name, "error", err)
 			continue
 		}
-		records[r.file] = r
+		inventories[r.file] = r
 	}
-	m.inventories = records
+	m.inventories = inventories
 	return nil
 }
 
@@ -123,7 +123,7 @@ func (m *Manifests) save(ctx context.Context, r *inventory) error {
 		stored, err = api.Create(ctx, c, metav1.CreateOptions{FieldManager: fieldManager})
 	}
 	if err != nil {
-		return fmt.Errorf("writing the record of %s: %w", r.file, err)
+		return fmt.Errorf("writing the inventory of %s: %w", r.file, err)
 	}
 	r.stored = stored
 	return nil
@@ -133,7 +133,7 @@ func (m *Manifests) save(ctx context.Context, r *inventory) error {
 func (m *Manifests) deleteInventory(ctx context.Context, r *inventory) error {
 	err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(ctx, inventoryName(r.file), metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("deleting the record of %s: %w", r.file, err)
+		return fmt.Errorf("deleting the inventory of %s: %w", r.file, err)
 	}
 	delete(m.inventories, r.file)
 	return nil

@@ -102,5 +102,5 @@ func TestRecordKeepsItsObjects(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	stored.Data["objects"] += "by hand\n"
-	testenv.Fails(t, testenv.Err(parseInventory(stored)), "a damaged record was read")
+	testenv.Fails(t, testenv.Err(parseInventory(stored)), "a damaged inventory was read")
 }
