@@ -18,12 +18,12 @@ import (
 
 // figures are the results of one round. They are immutable once made.
 type figures struct {
-	nodes  map[string]figure
-	pods   map[types.NamespacedName]podFigures
-	failed map[string]error  // errors of unresponsive kubelets, by node
-	odd    map[string]string // the first impossible value that a kubelet reported, by node
-	asked  int               // number of nodes
-	lost   []string          // names of the failed nodes that are Ready, sorted
+	nodes        map[string]figure
+	pods         map[types.NamespacedName]podFigures
+	failed       map[string]error  // errors of unresponsive kubelets, by node
+	impossible   map[string]string // the first impossible value that a kubelet reported, by node
+	asked        int               // number of nodes
+	unresponsive []string          // names of the failed nodes that are Ready, sorted
 	// rest, if not nil, is closed when the first round is over. These are then its figures so far, and unresponsive
 	// kubelets may still answer.
 	rest <-chan struct{}
@@ -31,26 +31,26 @@ type figures struct {
 
 func newFigures(nodes int) *figures {
 	return &figures{
-		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{}, odd: map[string]string{},
-		asked: nodes,
+		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{},
+		impossible: map[string]string{}, asked: nodes,
 	}
 }
 
 // errNotYet is the error of kubelets that may still answer.
 var errNotYet = errors.New("it has been asked and has not answered yet")
 
-// soFar returns a copy of a round's figures. For nodes that have not answered yet it has the figures of the round
+// partial returns a copy of a round's figures. For nodes that have not answered yet it has the figures of the round
 // before.
-func (f *figures) soFar(before *figures, waiting map[string]bool) *figures {
-	out := &figures{nodes: maps.Clone(f.nodes), pods: maps.Clone(f.pods), failed: maps.Clone(f.failed), odd: maps.Clone(f.odd),
-		asked: f.asked}
+func (f *figures) partial(before *figures, waiting map[string]bool) *figures {
+	out := &figures{nodes: maps.Clone(f.nodes), pods: maps.Clone(f.pods), failed: maps.Clone(f.failed),
+		impossible: maps.Clone(f.impossible), asked: f.asked}
 	if before == nil {
 		for node := range waiting {
 			out.failed[node] = errNotYet
 		}
 		return out
 	}
-	out.lost = before.lost
+	out.unresponsive = before.unresponsive
 	for node := range waiting {
 		if of, ok := before.nodes[node]; ok {
 			out.nodes[node] = of

@@ -69,8 +69,8 @@ func TestKubeletsRatesAreBoundedByNode(t *testing.T) {
 		c := w.run(t)
 		expect(t, "the node", w.top(c, "one"), "")
 		expect(t, "the pod", w.topPod(t, c, "web"), "")
-		if odd := c.now.odd["one"]; !strings.HasPrefix(odd, "the node reportedly uses 18446744074 CPU cores") {
-			t.Errorf("what is said of it: %q", odd)
+		if impossible := c.now.impossible["one"]; !strings.HasPrefix(impossible, "the node reportedly uses 18446744074 CPU cores") {
+			t.Errorf("what is said of it: %q", impossible)
 		}
 	})
 }

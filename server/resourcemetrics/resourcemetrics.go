@@ -236,9 +236,9 @@ func (c *Collector) logChanges(before, after *figures) {
 				"error", err)
 		}
 	}
-	for node, odd := range after.odd {
-		if before == nil || before.odd[node] == "" {
-			c.o.Logger.Warn("metrics: a kubelet reports impossible figures; they are ignored", "node", node, "example", odd)
+	for node, impossible := range after.impossible {
+		if before == nil || before.impossible[node] == "" {
+			c.o.Logger.Warn("metrics: a kubelet reports impossible figures; they are ignored", "node", node, "example", impossible)
 		}
 	}
 	if before == nil {

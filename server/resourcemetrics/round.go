@@ -58,18 +58,18 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 			if err != nil {
 				after.failed[n.Name] = shortError(err)
 				if nodeutil.IsNodeReady(n) {
-					after.lost = append(after.lost, n.Name)
+					after.unresponsive = append(after.unresponsive, n.Name)
 				}
 				return
 			}
-			a.into(after)
+			a.addTo(after)
 		}
 	)
 	shown := make(chan struct{})
 	timer := time.AfterFunc(kubeletWait, func() {
 		defer close(shown)
 		mu.Lock()
-		f := after.soFar(before, waiting)
+		f := after.partial(before, waiting)
 		mu.Unlock()
 		early(f)
 	})
@@ -90,21 +90,21 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 	if !timer.Stop() {
 		<-shown // early figures must be published first
 	}
-	slices.Sort(after.lost)
+	slices.Sort(after.unresponsive)
 	return after
 }
 
 // kubeletReply is the reply of one kubelet.
 type kubeletReply struct {
-	name string
-	node *figure // nil if the kubelet reported none
-	pods map[types.NamespacedName]podFigures
-	odd  string // the first impossible value, if any
+	name       string
+	node       *figure // nil if the kubelet reported none
+	pods       map[types.NamespacedName]podFigures
+	impossible string // the first impossible value, if any
 }
 
-func (a kubeletReply) into(f *figures) {
-	if a.odd != "" {
-		f.odd[a.name] = a.odd
+func (a kubeletReply) addTo(f *figures) {
+	if a.impossible != "" {
+		f.impossible[a.name] = a.impossible
 	}
 	if a.node != nil {
 		f.nodes[a.name] = *a.node
@@ -137,7 +137,7 @@ func (k *kubelets) fetch(
 		}
 		a.pods[ref] = of
 	}
-	a.odd = s.odd
+	a.impossible = s.impossible
 	return a, nil
 }
 

@@ -73,11 +73,11 @@ func first(p storage.MetricsPoint, now time.Time, rate uint64, known bool) figur
 
 // series computes the figures of one kubelet's response.
 type series struct {
-	before *figures // may be nil
-	own    *rates   // the kubelet's own rates; may be nil
-	now    time.Time
-	limits limits
-	odd    string // the first impossible value
+	before     *figures // may be nil
+	own        *rates   // the kubelet's own rates; may be nil
+	now        time.Time
+	limits     limits
+	impossible string // the first impossible value
 }
 
 // complete says whether there is an earlier figure for each point of the response.
@@ -121,8 +121,8 @@ func (s *series) container(ref types.NamespacedName, name string, p storage.Metr
 // figure computes the next figure, from old if the point continues it. An impossible value gives a figure without a
 // rate, which no client sees.
 func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint64, known bool) figure {
-	if odd := s.limits.exceeded(p); odd != "" {
-		s.recordImpossible(of, odd)
+	if impossible := s.limits.exceeded(p); impossible != "" {
+		s.recordImpossible(of, impossible)
 		return figure{}
 	}
 	var f figure
@@ -138,9 +138,9 @@ func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint
 	return f
 }
 
-func (s *series) recordImpossible(of, odd string) {
-	if s.odd == "" {
-		s.odd = of + " reportedly uses " + odd
+func (s *series) recordImpossible(of, impossible string) {
+	if s.impossible == "" {
+		s.impossible = of + " reportedly uses " + impossible
 	}
 }
 

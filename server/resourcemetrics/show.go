@@ -34,14 +34,14 @@ func (c *Collector) showLocked() {
 			GroupVersion.Group+" says; coracle serves metrics once that APIService is deleted"+kept)
 	case f == nil:
 		c.o.Part.Set(status.Running, "idle until a client requests metrics"+kept)
-	case len(f.lost) > 0:
-		lost := map[string]error{}
-		for _, name := range f.lost {
-			lost[name] = f.failed[name]
+	case len(f.unresponsive) > 0:
+		unresponsive := map[string]error{}
+		for _, name := range f.unresponsive {
+			unresponsive[name] = f.failed[name]
 		}
 		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, so kubectl top and autoscalers have no metrics of "+
 			"their pods: %s",
-			len(lost), f.asked, describe(lost))+kept)
+			len(unresponsive), f.asked, describe(unresponsive))+kept)
 	default:
 		c.o.Part.Set(status.Running, "clients ask, so kubelets are asked every "+period.String()+kept)
 	}
