@@ -241,15 +241,15 @@ func (c *counted) opened(cut func()) {
 	}
 }
 
-// works says whether a request of the client is under way on the connection.
-func (c *counted) works(yes bool) {
+// setBusy says whether a request of the client is under way on the connection.
+func (c *counted) setBusy(now bool) {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
 	if c.source == nil || c.cut == nil {
 		return
 	}
 	to := &c.source.chains[byIdle]
-	if yes {
+	if now {
 		to = &c.source.chains[busy]
 	}
 	if c.in != to {
@@ -257,8 +257,8 @@ func (c *counted) works(yes bool) {
 	}
 }
 
-// gone says that the connection is closed.
-func (c *counted) gone() {
+// uncount stops counting the connection, which is closed.
+func (c *counted) uncount() {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
 	if c.source != nil {
@@ -266,9 +266,9 @@ func (c *counted) gone() {
 	}
 }
 
-// became makes a connection without a source count for the given one. It returns false when that source has too many.
+// countFor makes a connection without a source count for the given one. It returns false when that source has too many.
 // The caller closes another connection by cut, as after acquire.
-func (c *counted) became(address netip.Addr) (cut func(), ok bool) {
+func (c *counted) countFor(address netip.Addr) (cut func(), ok bool) {
 	l := c.limit
 	l.mu.Lock()
 	defer l.mu.Unlock()

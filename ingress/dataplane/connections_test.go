@@ -212,11 +212,11 @@ func TestConnectionLimitsAgreeWithAModel(t *testing.T) {
 		case 2, 3:
 			if some != nil {
 				open[some].idle = !open[some].idle
-				some.works(!open[some].idle)
+				some.setBusy(!open[some].idle)
 			}
 		case 4:
 			if some != nil {
-				some.gone()
+				some.uncount()
 				delete(open, some)
 			}
 		}

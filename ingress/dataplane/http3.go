@@ -141,7 +141,7 @@ func (c *quicConnection) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.served++; c.served == 1 {
-		c.work(true)
+		c.setBusy(true)
 	}
 	c.idle.Stop()
 }
@@ -150,15 +150,15 @@ func (c *quicConnection) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.served--; c.served == 0 {
-		c.work(false)
+		c.setBusy(false)
 		c.idle.Reset(c.idleTime)
 	}
 }
 
-// work says to the limits whether a request is under way.
-func (c *quicConnection) work(yes bool) {
+// setBusy says to the limits whether a request is under way.
+func (c *quicConnection) setBusy(busy bool) {
 	for _, one := range c.counted {
-		one.works(yes)
+		one.setBusy(busy)
 	}
 }
 
@@ -313,7 +313,7 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 	}
 	other := p.limits.admit(&p.limits.connections, source)
 	if other == nil {
-		one.gone()
+		one.uncount()
 		return nil, errManyConnections
 	}
 	p.handshakes.open.Add(1)
@@ -326,8 +326,8 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 	context.AfterFunc(ctx, func() {
 		s.finished()
 		p.stats.Connections.Add(-1)
-		one.gone()
-		other.gone()
+		one.uncount()
+		other.uncount()
 	})
 	return context.WithValue(ctx, handshakeKey{}, s), nil
 }

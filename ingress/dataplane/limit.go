@@ -137,7 +137,7 @@ func (c *countedTCP) read(from io.Reader, to []byte) (int, error) {
 			n, err = dropEmptyLines(to, n, err, from.Read)
 		}
 		c.began.Store(true)
-		c.works(true)
+		c.setBusy(true)
 	}
 	if p := c.proxy; err == nil && p.limits.memory.above(short) && p.limits.memory.needs(short) {
 		if p.limits.exceedsShare(c.address()) || p.limits.memory.above(none) && p.limits.memory.needs(none) {
@@ -152,7 +152,7 @@ func (c *countedTCP) read(from io.Reader, to []byte) (int, error) {
 
 // Close closes the connection and stops counting it.
 func (c *countedTCP) Close() error {
-	defer c.gone()
+	defer c.uncount()
 	return c.TCPConn.Close()
 }
 
@@ -163,6 +163,6 @@ type countedConn struct {
 
 // Close closes the connection and stops counting it.
 func (c *countedConn) Close() error {
-	defer c.gone()
+	defer c.uncount()
 	return c.Conn.Close()
 }

@@ -32,12 +32,12 @@ func TestConnectionsAreLimitedByAddressAndInAll(t *testing.T) {
 	}{{a, true}, {a, true}, {a, false}, {b, true}, {c, true}, {c, false}, {b, false}} {
 		testenv.Equal(t, acquire(step.source), step.want, "connection %d from %s is taken:", i, step.source)
 	}
-	open[a][0].gone()
+	open[a][0].uncount()
 	testenv.True(t, acquire(b), "a place that was given back is not taken")
 	for _, all := range open {
 		for _, one := range all {
-			one.gone()
-			one.gone() // closing twice counts once
+			one.uncount()
+			one.uncount() // closing twice counts once
 		}
 	}
 	testenv.False(t, l.all != 0 || len(l.of) != 0, "%d connections of %v are left", l.all, l.of)

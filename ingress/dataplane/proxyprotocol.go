@@ -79,7 +79,7 @@ func readProxyHeader(in *bufio.Reader) (client, to *net.TCPAddr, err error) {
 
 // reassign makes the connection count for the client.
 func (c *proxiedConn) reassign(source netip.Addr) error {
-	cut, ok := c.became(source)
+	cut, ok := c.countFor(source)
 	if cut != nil {
 		c.proxy.stats.Refused.Add(1)
 		cut()

@@ -22,7 +22,7 @@ type limiter struct {
 }
 
 // account is a limiter's state for one address. second and minute are the levels of its two buckets, in requests, at
-// the time last.
+// the time last. A bucket of golang.org/x/time/rate would take 80 bytes, and all of an account takes 48.
 type account struct {
 	second, minute float64
 	last           time.Time

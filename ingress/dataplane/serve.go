@@ -197,7 +197,7 @@ func (p *Proxy) server(h *listener) *http.Server {
 				h.connections.Add(1)
 			case http.StateActive, http.StateIdle:
 				if c := countedOf(conn); c != nil {
-					c.works(state == http.StateActive)
+					c.setBusy(state == http.StateActive)
 				}
 			case http.StateClosed, http.StateHijacked:
 				p.stats.Connections.Add(-1)
