@@ -16,6 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -107,7 +108,7 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
 	o := &s.o
 	return webconsole.New(ctx, webconsole.Options{
-		Listen: o.ConsoleListen, Disabled: o.Cluster.NoConsole, APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
+		Listen: o.ConsoleListen, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartConsole), APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
 		Server: o.NodeName, Node: o.OwnNode,
 		NodeIPs: o.NodeIPs, AdvertiseAddress: o.AdvertiseAddress, ServiceCIDRs: o.Cluster.ServiceCIDRs,
 		Program: o.HelmProgram, Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
@@ -209,7 +210,7 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 	})
 	loops.StoreQuota = store.Health().Quota()
 	var history func(context.Context)
-	if o.MetricsHistory && !o.Cluster.NoMetrics {
+	if o.MetricsHistory && !o.Cluster.Disabled.Has(clusterconfig.PartMetrics) {
 		history = api.RecordMetricsHistory
 	}
 	return leading.New(leading.Options{
@@ -219,18 +220,18 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		Liveness:  liveness.Options{Own: o.runsNode, Contact: s.tunnels.Contact, Check: s.newFinder().Check},
 		Judge:     &s.judge, Members: store.Cluster(),
 		ServiceLB: servicelb.Options{
-			Disabled: o.Cluster.Balancer.Disabled, Pool: o.LBPool, Networks: o.reserved(),
+			Disabled: o.Cluster.Disabled.Has(clusterconfig.PartServiceLB), Pool: o.LBPool, Networks: o.reserved(),
 			Barred: s.roster.ReservedAddresses, Joined: s.roster.JoinedAddresses,
 		},
 		Port: o.Port, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
-		Ingress: ingress.Options{Disabled: o.Cluster.NoIngress, Rules: o.IngressRules, Built: o.BuildTime},
+		Ingress: ingress.Options{Disabled: o.Cluster.Disabled.Has(clusterconfig.PartIngress), Rules: o.IngressRules, Built: o.BuildTime},
 		ACME: acme.Options{
 			Email: o.ACME.Email, Directory: o.ACME.Directory, Roots: o.ACME.Roots,
 			Dial: s.tunnels.DialContext, Built: o.BuildTime, UserAgent: "coracle/" + o.Version,
 		},
 		MetricsHistory: history,
 		OwnsAddress:    s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
-		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.Cluster.NoHelm},
+		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartHelm)},
 		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
 		Part:         s.board.leader, Board: o.Board, Logger: s.log,
 	})
@@ -260,7 +261,7 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) erro
 	bootstrap.Run(ctx, func() bootstrap.Options {
 		return bootstrap.Options{
 			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
-			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.NoIngress,
+			Disabled:       s.o.Cluster.Disabled,
 			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
 		}
 	}, s.board.api, func() { close(s.ready) }, s.log)

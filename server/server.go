@@ -137,7 +137,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		s.board.manifests = o.Board.Part("manifests")
 	}
 	s.board.snapshots = o.Board.Part("snapshots")
-	if o.Cluster.NoLocalStorage {
+	if o.Cluster.Disabled.Has(clusterconfig.PartLocalStorage) {
 		o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
 	}
 	err := s.prepare(ctx)
@@ -409,7 +409,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.CertifiedAddresses,
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
-	options.ResourceMetrics = !s.o.Cluster.NoMetrics
+	options.ResourceMetrics = !s.o.Cluster.Disabled.Has(clusterconfig.PartMetrics)
 	options.Events = events
 	options.Status, options.Clocks, options.Console = s.statusHandler(), s.roster.ClocksHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")
@@ -433,8 +433,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 		return nil, err
 	}
 	s.gatewayUse.Store(use)
-	options.NoIngress = s.o.Cluster.NoIngress
-	if !s.o.Cluster.NoGateway {
+	options.NoIngress = s.o.Cluster.Disabled.Has(clusterconfig.PartIngress)
+	if !s.o.Cluster.Disabled.Has(clusterconfig.PartGateway) {
 		options.GatewayUse = use
 	}
 	api, err := apiserver.New(ctx, options)

@@ -62,14 +62,14 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if !slices.Contains(c.Given, "load-balancer-reserved-ports") { // a flag that is given may have changed since this server joined
 		o.LBReserved = joined.Settings.Balancer.ReservedPorts
 	}
-	if o.Cluster.NoConsole && o.ConsoleListen != "" {
+	if o.Cluster.Disabled.Has(clusterconfig.PartConsole) && o.ConsoleListen != "" {
 		return o, errors.New("--console-listen: this server's cluster has --disable console; remove --console-listen")
 	}
-	if o.Cluster.NoMetrics && o.MetricsHistory {
+	if o.Cluster.Disabled.Has(clusterconfig.PartMetrics) && o.MetricsHistory {
 		return o, errors.New("--metrics-history: this server's cluster has --disable metrics-server; remove --metrics-history")
 	}
 	o.ManifestsDir = c.Paths.ManifestsDir
-	if o.Cluster.NoManifests {
+	if o.Cluster.Disabled.Has(clusterconfig.PartManifests) {
 		o.ManifestsDir = ""
 	}
 	if c.ServerURL != nil {
@@ -92,7 +92,7 @@ func contradictions(c *config.Server, j *admission.Joined) error {
 		{"secrets-encryption", fmt.Sprint(len(c.EncryptResources) > 0), fmt.Sprint(len(j.EncryptResources) > 0)},
 		{"default-toleration-seconds", fmt.Sprint(own.Toleration()), fmt.Sprint(j.Settings.Toleration())},
 		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
-		{"disable", disabledParts(own), disabledParts(j.Settings)},
+		{"disable", strings.Join(own.Disabled, ","), strings.Join(j.Settings.Disabled, ",")},
 		{"load-balancer-pool", strings.Join(own.Balancer.Pool, ","), strings.Join(j.Settings.Balancer.Pool, ",")},
 	} {
 		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
@@ -126,25 +126,4 @@ func givenBackend(c *config.Server) string {
 		return ""
 	}
 	return c.NetworkBackend
-}
-
-// disabledParts returns the disabled parts, of those that are enabled or disabled for the whole cluster.
-func disabledParts(s clusterconfig.Settings) string {
-	var out []string
-	for _, p := range []struct {
-		name     string
-		disabled bool
-	}{
-		{config.PartDNS, !s.DNS.IsValid()}, {config.PartManifests, s.NoManifests},
-		{config.PartNetworkPolicy, s.NoNetworkPolicy}, {config.PartLocalStorage, s.NoLocalStorage},
-		{config.PartServiceLB, s.Balancer.Disabled}, {config.PartMetrics, s.NoMetrics},
-		{config.PartHelm, s.NoHelm}, {config.PartIngress, s.NoIngress},
-		{config.PartGateway, s.NoGateway}, {config.PartConsole, s.NoConsole},
-		{config.PartRuntimes, s.NoRuntimes},
-	} {
-		if p.disabled {
-			out = append(out, p.name)
-		}
-	}
-	return strings.Join(out, ",")
 }

@@ -50,14 +50,14 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 		t.Error("another toleration is taken")
 	}
 	own = c("10.42.0.0/16", "secrets-encryption", "disable")
-	own.EncryptResources, own.Disable = nil, []string{config.PartDNS}
+	own.EncryptResources, own.Disable = nil, []string{clusterconfig.PartDNS}
 	testenv.WantError(t, contradictions(own, joined), "--secrets-encryption", "--disable")
 	own = c("10.42.0.0/16", "load-balancer-pool")
 	own.LBPool = []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
 	testenv.WantError(t, contradictions(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", but its cluster has ""`)
-	own.Given, own.Disable = []string{"disable"}, []string{config.PartServiceLB}
+	own.Given, own.Disable = []string{"disable"}, []string{clusterconfig.PartServiceLB}
 	testenv.WantError(t, contradictions(own, joined), `--disable: this server was given "servicelb", but its cluster has ""`)
-	for _, part := range []string{config.PartMetrics, config.PartHelm, config.PartManifests, config.PartIngress, config.PartGateway, config.PartConsole, config.PartRuntimes} {
+	for _, part := range []string{clusterconfig.PartMetrics, clusterconfig.PartHelm, clusterconfig.PartManifests, clusterconfig.PartIngress, clusterconfig.PartGateway, clusterconfig.PartConsole, clusterconfig.PartRuntimes} {
 		own.Disable = []string{part}
 		want := fmt.Sprintf(`--disable: this server was given %q, but its cluster has ""`, part)
 		testenv.WantError(t, contradictions(own, joined), want)
@@ -134,12 +134,12 @@ func TestJoinedServerTakesClustersOptions(t *testing.T) {
 		t.Errorf("the folder of manifests is %q", o.ManifestsDir)
 	}
 	ownFolder = c.Paths.ManifestsDir
-	joined.Settings.NoMetrics, joined.Settings.NoHelm, joined.Settings.NoManifests = true, true, true
+	joined.Settings.Disabled = clusterconfig.Disabled{clusterconfig.PartManifests, clusterconfig.PartMetrics, clusterconfig.PartHelm}
 	if o := options(); o.ManifestsDir != "" {
 		t.Errorf("the folder of manifests is %q, and the cluster has none", o.ManifestsDir)
 	}
-	if o := options(); !o.Cluster.Balancer.Disabled || !o.Cluster.NoMetrics || !o.Cluster.NoHelm || strings.Join(loadbalancer.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
-		t.Errorf("disabled %v and %v, the pool %v", o.Cluster.Balancer.Disabled, o.Cluster.NoMetrics, o.LBPool)
+	if o := options(); strings.Join(o.Cluster.Disabled, ",") != "coredns,manifests,servicelb,metrics-server,helm-controller" || strings.Join(loadbalancer.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
+		t.Errorf("disabled %v, the pool %v", o.Cluster.Disabled, o.LBPool)
 	}
 	joined.Settings.Balancer.ReservedPorts = []string{"none"}
 	if o := options(); strings.Join(o.LBReserved, ",") != "none" {
@@ -158,15 +158,15 @@ func TestJoinedServerFollowsClustersConsoleSetting(t *testing.T) {
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}
 	joined := &admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
-	joined.Settings.NoConsole, joined.Settings.NoMetrics = true, true
+	joined.Settings.Disabled = clusterconfig.Disabled{clusterconfig.PartMetrics, clusterconfig.PartConsole}
 	dir := t.TempDir()
 	data, err := json.Marshal(joined)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "joined.json"), data, 0o600)
 	}
 	testenv.NoError(t, err)
-	if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir}); err != nil || !o.Cluster.NoConsole {
-		t.Errorf("the cluster's console is disabled: %v, %v", o.Cluster.NoConsole, err)
+	if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir}); err != nil || !o.Cluster.Disabled.Has(clusterconfig.PartConsole) {
+		t.Errorf("the cluster's console is disabled: %v, %v", o.Cluster.Disabled, err)
 	}
 	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), c, server.Options{ServerDir: dir, ConsoleListen: ":8443"})), "--disable console")
 	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), c, server.Options{ServerDir: dir, MetricsHistory: true})), "--disable metrics-server")

@@ -132,8 +132,9 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		Servers:     n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.ended,
 		ServerReadiness: n.readiness,
 		NodePair:        n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
-		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
-		IngressMemory: n.machine.Ingress.Memory, IngressConnections: n.machine.Ingress.MaxConnections,
+		DisablePolicies: n.cluster.Disabled.Has(clusterconfig.PartNetworkPolicy),
+		DisableIngress:  n.cluster.Disabled.Has(clusterconfig.PartIngress) && n.cluster.Disabled.Has(clusterconfig.PartGateway),
+		IngressMemory:   n.machine.Ingress.Memory, IngressConnections: n.machine.Ingress.MaxConnections,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: n.podSubnets,
 		Reach:      n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
@@ -163,17 +164,12 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
 		NoServiceProxy:    c.DisableKubeProxy,
 		NetworkBackend:    c.NetworkBackend,
-		NoNetworkPolicy:   c.Disabled(config.PartNetworkPolicy),
-		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
+		Disabled:          c.Disable,
 		TolerationSeconds: c.TolerationSeconds,
-		NoMetrics:         c.Disabled(config.PartMetrics), NoHelm: c.Disabled(config.PartHelm),
-		NoManifests: c.Disabled(config.PartManifests), NoConsole: c.Disabled(config.PartConsole),
-		NoIngress: c.Disabled(config.PartIngress), NoGateway: c.Disabled(config.PartGateway),
-		NoRuntimes: c.Disabled(config.PartRuntimes),
-		Balancer: clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool),
+		Balancer: clusterconfig.Balancer{Disabled: c.Disable.Has(clusterconfig.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool),
 			ReservedPorts: c.LBReserved},
 	}
-	if !c.Disabled(config.PartDNS) {
+	if !c.Disable.Has(clusterconfig.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}
 	return s

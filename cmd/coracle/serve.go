@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/ingress/compile"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/memory"
@@ -213,7 +214,7 @@ func serverOptions(c *config.Server) server.Options {
 	if t, err := time.Parse(time.RFC3339, v.Date); err == nil {
 		o.BuildTime = t
 	}
-	if c.Disabled(config.PartManifests) {
+	if c.Disable.Has(clusterconfig.PartManifests) {
 		o.ManifestsDir = ""
 	}
 	return o

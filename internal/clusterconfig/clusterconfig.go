@@ -26,28 +26,12 @@ type Settings struct {
 	Domain string `json:"domain"`
 	// NoServiceProxy means that Services are left to another proxy, which the operator installs on every node.
 	NoServiceProxy bool `json:"noServiceProxy,omitempty"`
-	// NoNetworkPolicy means that NetworkPolicies are left to another implementation, if the operator installs one.
-	NoNetworkPolicy bool `json:"noNetworkPolicy,omitempty"`
-	// NoLocalStorage means that claims of the provisioner rancher.io/local-path are left to another implementation, if
-	// the operator installs one.
-	NoLocalStorage bool `json:"noLocalStorage,omitempty"`
+	// Disabled are the parts that the cluster does without. It is encoded by MarshalJSON.
+	Disabled Disabled `json:"-"`
 	// NetworkBackend is how packets reach the pods of other nodes. Empty means the default (see Backend).
 	NetworkBackend string `json:"networkBackend,omitempty"`
 	// Balancer holds the settings for Services of type LoadBalancer.
 	Balancer Balancer `json:"balancer,omitzero"`
-	// NoMetrics means that metrics.k8s.io is left to another implementation, if the operator installs one.
-	NoMetrics bool `json:"noMetrics,omitempty"`
-	// NoHelm leaves HelmCharts to another controller, if there is one. NoIngress does the same with Ingresses, and
-	// NoGateway with the Gateway API.
-	NoHelm    bool `json:"noHelm,omitempty"`
-	NoIngress bool `json:"noIngress,omitempty"`
-	NoGateway bool `json:"noGateway,omitempty"`
-	// NoConsole says that the cluster has no web console.
-	NoConsole bool `json:"noConsole,omitempty"`
-	// NoRuntimes means that RuntimeClasses are left to the operator.
-	NoRuntimes bool `json:"noRuntimes,omitempty"`
-	// NoManifests means that the servers ignore their folders of manifests.
-	NoManifests bool `json:"noManifests,omitempty"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or unreachable, unless they have
 	// tolerations of their own. 0 means DefaultTolerationSeconds.
 	TolerationSeconds int `json:"tolerationSeconds,omitempty"`
@@ -58,7 +42,7 @@ type Settings struct {
 
 // Balancer holds a cluster's settings for Services of type LoadBalancer.
 type Balancer struct {
-	// Disabled leaves these Services to another load balancer.
+	// Disabled leaves these Services to another load balancer. Settings.Disabled has PartServiceLB then.
 	Disabled bool `json:"disabled,omitempty"`
 	// Pool holds the addresses of the pool that is set by a flag and is no object of the API, in the form that
 	// internal/loadbalancer parses.

@@ -4,6 +4,7 @@ package clusterconfig_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -49,11 +50,33 @@ func TestAPIAddressIsFirstOfServiceCIDR(t *testing.T) {
 
 // What a server tells an agent is what the agent gets.
 func TestSettingsSurviveJSON(t *testing.T) {
-	for _, s := range []clusterconfig.Settings{settings(), {PodCIDRs: []netip.Prefix{}, ServiceCIDRs: []netip.Prefix{}}} {
+	for _, s := range []clusterconfig.Settings{settings(), {PodCIDRs: []netip.Prefix{}, ServiceCIDRs: []netip.Prefix{}, Disabled: clusterconfig.Disabled{clusterconfig.PartDNS}}} {
 		b := testenv.Must(json.Marshal(s))(t)
 		var again clusterconfig.Settings
 		if err := json.Unmarshal(b, &again); err != nil || !reflect.DeepEqual(s, again) {
 			t.Errorf("%s became %+v, %v", b, again, err)
 		}
+	}
+}
+
+// TestEarlierSettingsAreRead: a cluster's stored settings and those that an earlier program sends disable what they did,
+// and an earlier program reads what this one writes.
+func TestEarlierSettingsAreRead(t *testing.T) {
+	for _, c := range []struct {
+		json string // encoded by the version before Disabled was a set
+		want clusterconfig.Disabled
+	}{
+		{`{"podCIDRs":["10.42.0.0/16"],"serviceCIDRs":["10.43.0.0/16"],"dns":"10.43.0.10","domain":"cluster.local"}`, nil},
+		{`{"podCIDRs":["10.42.0.0/16"],"serviceCIDRs":["10.43.0.0/16"],"domain":"cluster.local","noServiceProxy":true,"noNetworkPolicy":true,` +
+			`"noLocalStorage":true,"networkBackend":"host-gw","balancer":{"disabled":true,"pool":["192.0.2.1-192.0.2.9"],"reservedPorts":["22"]},` +
+			`"noMetrics":true,"noHelm":true,"noIngress":true,"noGateway":true,"noConsole":true,"noRuntimes":true,"noManifests":true,` +
+			`"tolerationSeconds":10,"vips":["192.0.2.100"]}`, clusterconfig.Parts()},
+	} {
+		var s clusterconfig.Settings
+		testenv.NoError(t, json.Unmarshal([]byte(c.json), &s))
+		testenv.EqualSlices(t, s.Disabled, c.want, "")
+		var was, is map[string]any
+		testenv.NoError(t, errors.Join(json.Unmarshal([]byte(c.json), &was), json.Unmarshal(testenv.Must(json.Marshal(s))(t), &is)))
+		testenv.True(t, reflect.DeepEqual(was, is), "%v became %v", was, is)
 	}
 }

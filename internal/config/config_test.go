@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -111,7 +112,7 @@ func TestDropInsAndLists(t *testing.T) {
 	checks := map[string]struct{ got, want []string }{
 		"appended":   {s.Node.KubeletArgs, []string{"v=2", "max-pods=20"}},
 		"replaced":   {s.TLSSANs, []string{"c.example.com"}},
-		"other name": {s.Disable, []string{"coredns"}},
+		"other name": {s.Disable, clusterconfig.Disabled{"coredns"}},
 		"comma":      {s.ControllerManagerArgs, []string{"v=1", "a=b,c"}},
 		"node ports": {s.Node.NodePortAddresses, []string{"192.0.2.0/24", "fd00::/64"}},
 	}
@@ -281,7 +282,7 @@ func TestLocalStoragePathsAreParsed(t *testing.T) {
 		t.Errorf("%v, %v", err, s)
 	}
 	s, err = load(t, map[string]string{"config.yaml": "default-local-storage-path: [/srv/volumes/, /mnt/ssd/volumes, /srv/volumes]\ndisable: [local-storage]\n"}, nil, board)
-	if want := []string{"/srv/volumes", "/mnt/ssd/volumes"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || !s.Disabled(config.PartLocalStorage) {
+	if want := []string{"/srv/volumes", "/mnt/ssd/volumes"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || !s.Disable.Has(clusterconfig.PartLocalStorage) {
 		t.Errorf("%v, %v", err, s)
 	}
 	// It would be closed to everybody else.
@@ -405,7 +406,7 @@ func TestRuntimesAreOfKnownNames(t *testing.T) {
 	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
 	testenv.Equal(t, s.Node.DefaultRuntime, "runc", "the default runtime")
 	s = testenv.Must(load(t, map[string]string{}, nil, board, "--default-runtime=crun", "--disable=runtimes"))(t)
-	testenv.True(t, s.Node.DefaultRuntime == "crun" && s.Disabled(config.PartRuntimes), "%q, %v", s.Node.DefaultRuntime, s.Disable)
+	testenv.True(t, s.Node.DefaultRuntime == "crun" && s.Disable.Has(clusterconfig.PartRuntimes), "%q, %v", s.Node.DefaultRuntime, s.Disable)
 	refused(t, "--default-runtime", "podman", "/usr/bin/crun", "")
 }
 

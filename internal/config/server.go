@@ -63,7 +63,7 @@ type Server struct {
 
 	Snapshots Snapshots
 
-	Disable          []string // names of disabled packaged parts, see DisableNames
+	Disable          clusterconfig.Disabled
 	DisableAgent     bool
 	DisableKubeProxy bool
 
@@ -79,9 +79,6 @@ type Server struct {
 	// Warnings are messages for the log, about settings that have no effect but do no harm.
 	Warnings []string
 }
-
-// Disabled says whether a packaged part is disabled.
-func (s *Server) Disabled(part string) bool { return slices.Contains(s.Disable, part) }
 
 // PortRange is a range of ports, both ends included.
 type PortRange struct{ From, To int }
@@ -217,10 +214,10 @@ func (r *reader) server(h Host) Server {
 
 // checkDisabled refuses settings of parts that are disabled.
 func (r *reader) checkDisabled(s *Server) {
-	if s.ConsoleListen != "" && s.Disabled(PartConsole) {
+	if s.ConsoleListen != "" && s.Disable.Has(clusterconfig.PartConsole) {
 		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
 	}
-	if s.MetricsHistory && s.Disabled(PartMetrics) {
+	if s.MetricsHistory && s.Disable.Has(clusterconfig.PartMetrics) {
 		r.bad(r.src("metrics-history"), "contradicts --disable metrics-server; leave one of them out")
 	}
 }
@@ -390,21 +387,25 @@ func (r *reader) portList(name string) []string {
 	return out
 }
 
-func (r *reader) disable(name string) []string {
-	var out []string
-	known := slices.Sorted(maps.Keys(DisableNames))
+func (r *reader) disable(name string) (out clusterconfig.Disabled) {
+	known := Lookup(name).Values
+	given := map[string]bool{}
 	for _, it := range r.many(name) {
-		parts, ok := DisableNames[it.text]
-		switch {
-		case ok:
-			for _, part := range parts {
-				if !slices.Contains(out, part) {
-					out = append(out, part)
-				}
-			}
-		default:
-			r.bad(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", known),
-				strings.Join(Lookup(name).Values, ", "))
+		parts := disableAliases[it.text]
+		if slices.Contains(known, it.text) {
+			parts = []string{it.text}
+		}
+		for _, part := range parts {
+			given[part] = true
+		}
+		if parts == nil {
+			names := slices.Sorted(slices.Values(slices.AppendSeq(slices.Clone(known), maps.Keys(disableAliases))))
+			r.bad(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", names), strings.Join(known, ", "))
+		}
+	}
+	for _, part := range known {
+		if given[part] {
+			out = append(out, part)
 		}
 	}
 	return out

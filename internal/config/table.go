@@ -33,35 +33,10 @@ const (
 	groupArgs       = "Extra arguments for Kubernetes components"
 )
 
-// Parts that --disable takes.
-const (
-	PartDNS       = "coredns"
-	PartManifests = "manifests"
-	PartServiceLB = "servicelb"
-	PartMetrics   = "metrics-server"
-
-	PartLocalStorage = "local-storage"
-
-	PartHelm = "helm-controller"
-
-	PartIngress = "ingress"
-	PartGateway = "gateway"
-
-	PartNetworkPolicy = "network-policy"
-
-	PartConsole = "console"
-
-	PartRuntimes = "runtimes"
-)
-
-// DisableNames maps each name that --disable takes to the parts that it disables.
-var DisableNames = map[string][]string{
-	PartDNS: {PartDNS}, "dns": {PartDNS}, PartManifests: {PartManifests}, PartServiceLB: {PartServiceLB},
-	PartNetworkPolicy: {PartNetworkPolicy},
-	PartLocalStorage:  {PartLocalStorage}, PartConsole: {PartConsole}, PartRuntimes: {PartRuntimes},
-	PartMetrics: {PartMetrics}, "metrics": {PartMetrics},
-	PartHelm: {PartHelm}, "helm": {PartHelm},
-	PartIngress: {PartIngress}, PartGateway: {PartGateway}, "traefik": {PartIngress, PartGateway},
+// disableAliases maps names that --disable takes beside clusterconfig.Parts to the parts that each disables.
+var disableAliases = map[string][]string{
+	"dns": {clusterconfig.PartDNS}, "metrics": {clusterconfig.PartMetrics}, "helm": {clusterconfig.PartHelm},
+	"traefik": {clusterconfig.PartIngress, clusterconfig.PartGateway},
 }
 
 // snapshotters are the values of --snapshotter.
@@ -283,8 +258,7 @@ var table = []Setting{
 		Help: "Runtime of this node's pods that name no RuntimeClass: runc, which the binary carries, or one that is installed here; " +
 			"see docs/runtimes.md"},
 
-	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: []string{PartDNS, PartManifests,
-		PartServiceLB, PartNetworkPolicy, PartLocalStorage, PartMetrics, PartHelm, PartIngress, PartGateway, PartConsole, PartRuntimes},
+	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: clusterconfig.Parts(),
 		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder " +
 			"(manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), " +
 			"volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing " +

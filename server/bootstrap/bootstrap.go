@@ -52,10 +52,8 @@ type Options struct {
 	Client kubernetes.Interface
 	// ClusterDNS is the address of the DNS Service. It is nil when the packaged DNS is disabled.
 	ClusterDNS net.IP
-	// NoLocalStorage says that the packaged local storage is disabled.
-	NoLocalStorage bool
-	// NoIngress says that the packaged ingress is disabled.
-	NoIngress bool
+	// Disabled are the parts without objects of their own.
+	Disabled clusterconfig.Disabled
 	// NetworkBackend is the cluster's initial network back end, one of clusterconfig.NetworkBackends.
 	NetworkBackend string
 	// LastBackend is the cluster's later back end, as far as this server knows. It is empty if there was none.
@@ -66,8 +64,8 @@ type Options struct {
 func Apply(ctx context.Context, o Options) error {
 	c := o.Client
 	steps := append(roles(ctx, c),
-		func() error { return applyStorageClass(ctx, c, !o.NoLocalStorage) },
-		func() error { return applyIngressClass(ctx, c, !o.NoIngress) },
+		func() error { return applyStorageClass(ctx, c, !o.Disabled.Has(clusterconfig.PartLocalStorage)) },
+		func() error { return applyIngressClass(ctx, c, !o.Disabled.Has(clusterconfig.PartIngress)) },
 		func() error { return beginBackend(ctx, o) },
 		func() error { return withholdTokens(ctx, c) })
 	if err := sideBySide(steps); err != nil {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -18,7 +19,11 @@ import (
 func TestStorageClassIsCreatedOnce(t *testing.T) {
 	apply := func(c *fake.Clientset, wanted bool) *storagev1.StorageClass {
 		t.Helper()
-		testenv.NoError(t, Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NoLocalStorage: !wanted}))
+		o := Options{Client: c, ClusterDNS: dns}
+		if !wanted {
+			o.Disabled = clusterconfig.Disabled{clusterconfig.PartLocalStorage}
+		}
+		testenv.NoError(t, Apply(t.Context(), o))
 		all := testenv.Must(c.StorageV1().StorageClasses().List(t.Context(), metav1.ListOptions{}))(t)
 		for _, s := range all.Items {
 			if s.Name == storageClassName {

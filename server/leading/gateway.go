@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	compile "github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/recorder"
 )
 
@@ -34,7 +35,8 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	var controller *gateway.Controller
 	objects := gatewayapi.NewObjects(api, func() { controller.Changed() }, log)
 	o := gateway.Options{
-		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.NoGateway, Recorder: recorder.New(ctx, client, gateway.Component),
+		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.Disabled.Has(clusterconfig.PartGateway),
+		Recorder: recorder.New(ctx, client, gateway.Component),
 		State: func() (compile.State, bool) { return objects.State(use) },
 		Status: func(ctx context.Context, resource string, o gateway.Object) error {
 			return api.UpdateStatus(ctx, resource, o)

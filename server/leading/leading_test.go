@@ -121,7 +121,7 @@ func TestOnlyDefinedKindsAreAwaited(t *testing.T) {
 		l := New(Options{})
 		testenv.Equal(t, l.wantKind(of), want, "%v is on its way:", of)
 		testenv.Equal(t, len(l.helmWanted)+len(l.gatewayWanted) == 1, want, "%v is defined at once:", of)
-		l = New(Options{Cluster: clusterconfig.Settings{NoGateway: true}, Helm: helmcharts.Options{Disabled: true}})
+		l = New(Options{Cluster: clusterconfig.Settings{Disabled: clusterconfig.Disabled{clusterconfig.PartGateway}}, Helm: helmcharts.Options{Disabled: true}})
 		testenv.Equal(t, l.wantKind(of), false, "%v is on its way where it is disabled:", of)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/scheduler"
@@ -46,7 +47,7 @@ func (l *Leader) parts() []term.Part {
 		},
 		logged(departures.Run, "nodes that leave"), logged(admission.RunGC, "joining"),
 		l.serviceLBPart, l.ingressPart, l.gatewayPart, l.helmPart}
-	if !l.o.Cluster.NoRuntimes {
+	if !l.o.Cluster.Disabled.Has(clusterconfig.PartRuntimes) {
 		parts = append(parts, l.runtimesPart)
 	}
 	if l.o.MetricsHistory != nil {
@@ -86,7 +87,7 @@ func (l *Leader) controllersPart(ctx context.Context, t *term.Term) error {
 	o := l.o.Controllers
 	o.Term = t
 	o.Unused = func(group string) bool { return group == gatewayv1.GroupName && l.o.GatewayUse.UnusedNow(ctx) }
-	if l.o.Cluster.NoLocalStorage {
+	if l.o.Cluster.Disabled.Has(clusterconfig.PartLocalStorage) {
 		return controllers.Run(ctx, o)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -121,7 +122,7 @@ func (l *Leader) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.
 func (l *Leader) schedulerPart(ctx context.Context, t *term.Term) error {
 	o := l.o.Scheduler
 	o.Term = t
-	if !l.o.Cluster.NoLocalStorage {
+	if !l.o.Cluster.Disabled.Has(clusterconfig.PartLocalStorage) {
 		o.Refusals = l.refusals
 	}
 	return scheduler.Run(ctx, o)
@@ -171,7 +172,7 @@ func (l *Leader) wantKind(of schema.GroupKind) bool {
 	switch {
 	case of.Group == kinds.Group && !l.o.Helm.Disabled:
 		l.helmWanted.Send()
-	case of.Group == gatewayv1.GroupName && gatewayapi.IsServed(of.Kind) && !l.o.Cluster.NoGateway:
+	case of.Group == gatewayv1.GroupName && gatewayapi.IsServed(of.Kind) && !l.o.Cluster.Disabled.Has(clusterconfig.PartGateway):
 		l.gatewayWanted.Send()
 	default:
 		return false

@@ -86,7 +86,7 @@ func needsOf(c *config.Server) preflight.Needs {
 		n.Ports = append(n.Ports, preflight.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})
 	}
 	n.Ports = append(n.Ports, preflight.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
-	if !c.Disabled(config.PartDNS) {
+	if !c.Disable.Has(clusterconfig.PartDNS) {
 		var ip netip.Addr
 		if len(c.Node.IPs) > 0 {
 			ip = c.Node.IPs[0]
@@ -95,7 +95,7 @@ func needsOf(c *config.Server) preflight.Needs {
 			n.Ports = append(n.Ports, preflight.Port{Network: network, Address: ip, Number: dnsPort, What: "cluster DNS"})
 		}
 	}
-	if !c.Disabled(config.PartIngress) && !c.DisableKubeProxy {
+	if !c.Disable.Has(clusterconfig.PartIngress) && !c.DisableKubeProxy {
 		n.Ingress = []int{table.HTTPPort, table.HTTPSPort}
 	}
 	return n
