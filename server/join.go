@@ -68,8 +68,7 @@ func (o *Options) saveJoin(a *protocol.Response) (*admission.Joined, error) {
 	if err := clusterconfig.WriteBackend(o.ServerDir, a.Settings.Backend()); err != nil {
 		return nil, err
 	}
-	joined := &admission.Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources,
-		Peers: a.Server.Peers}
+	joined := &admission.Joined{Settings: a.Settings, ServerSettings: a.Server.ServerSettings, Peers: a.Server.Peers}
 	joined.Settings.VIPs = nil // they may change, and have a file of their own
 	return joined, joined.Write(o.ServerDir)
 }

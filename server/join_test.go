@@ -20,7 +20,7 @@ func TestClusterSettingsAreRequestedOnce(t *testing.T) {
 	o := options(t.TempDir())
 	dir := o.ServerDir
 	testenv.NoError(t, os.Mkdir(dir, 0o700))
-	j := &admission.Joined{Settings: o.Cluster, NodePortRange: "30000-32767", Peers: []string{"10.0.0.1:6443"}}
+	j := &admission.Joined{Settings: o.Cluster, ServerSettings: o.ServerSettings, Peers: []string{"10.0.0.1:6443"}}
 	testenv.NoError(t, j.Write(dir))
 	testenv.WantError(t, testenv.Err(Join(t.Context(), o, member.Request{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"})), "for agents")
 	peers := filepath.Join(dir, roster.PeersFile)

@@ -82,8 +82,8 @@ type Options struct {
 	// GivenBackend is the value of --network-backend, empty if it was not given. The server logs it when the cluster
 	// has another one.
 	GivenBackend string
-	// NodePortRange is FIRST-LAST.
-	NodePortRange string
+	// ServerSettings is the settings in which all servers agree.
+	clusterconfig.ServerSettings
 	// Flags are the flags in which a joining server has to agree with this one, by their names.
 	Flags map[string]string
 
@@ -105,9 +105,6 @@ type Options struct {
 	Reach *reachability.Watch
 	// Token and AgentToken are the tokens that an operator chose (token.Options).
 	Token, AgentToken string
-	// EncryptResources are the resources that are encrypted in the store, "secrets" among them. None disables
-	// encryption.
-	EncryptResources []string
 	// Snapshots are the settings for snapshots of the whole cluster.
 	Snapshots config.Snapshots
 	// Kubeconfigs are the kubeconfig files for administrators.

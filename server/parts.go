@@ -194,7 +194,7 @@ func (s *Server) newAdmission() *admission.Admission {
 		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, API: s.api.Client, PKI: s.pki, Tokens: s.tokens.Now,
 		Revoked: s.revoked.Revoked, Serving: s.local.Serving(),
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
-		NodePortRange: s.o.NodePortRange, EncryptResources: s.o.EncryptResources, Flags: s.o.Flags, Folders: s.o.folders(),
+		ServerSettings: s.o.ServerSettings, Flags: s.o.Flags, Folders: s.o.folders(),
 		Members: s.store.ReadyMembers, Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
 		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
@@ -299,9 +299,7 @@ func (s *Server) newSnapshots() *snapshots.Keeper {
 func (o *Options) snapshotContents() (snapshots.Contents, error) {
 	files, err := o.folders().Read()
 	if err == nil {
-		files[admission.JoinedFile], err = json.Marshal(&admission.Joined{
-			Settings: o.Cluster, NodePortRange: o.NodePortRange, EncryptResources: o.EncryptResources,
-		})
+		files[admission.JoinedFile], err = json.Marshal(&admission.Joined{Settings: o.Cluster, ServerSettings: o.ServerSettings})
 	}
 	return snapshots.Contents{Files: files}, err
 }

@@ -69,12 +69,11 @@ func options(dir string) Options {
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain,
 		},
-		NodePortRange:    "30000-32767",
-		EncryptResources: []string{"secrets"},
-		Kubeconfigs:      []localcreds.Kubeconfig{{Path: filepath.Join(server, "cred", "admin.kubeconfig")}},
-		Version:          "v0.0.0-test",
-		Small:            true,
-		Logger:           log,
+		ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}},
+		Kubeconfigs:    []localcreds.Kubeconfig{{Path: filepath.Join(server, "cred", "admin.kubeconfig")}},
+		Version:        "v0.0.0-test",
+		Small:          true,
+		Logger:         log,
 	}
 }
 

@@ -44,8 +44,8 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	// A back end to which the cluster has changed since takes precedence.
 	known := cli.KnownBackend(o.ServerDir, c.Paths.AgentDir)
 	if joined == nil {
-		has := cmp.Or(known, c.NetworkBackend)
-		if c.NetworkBackend == clusterconfig.NetworkNone { // this is the only server, and another plugin makes the pod network
+		has := cmp.Or(known, c.Cluster.NetworkBackend)
+		if c.Cluster.NetworkBackend == clusterconfig.NetworkNone { // this is the only server, and another plugin makes the pod network
 			has = clusterconfig.NetworkNone
 		}
 		o.Cluster.NetworkBackend = has
@@ -55,7 +55,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if err := contradictions(c, joined); err != nil {
 		return o, err
 	}
-	o.Cluster, o.NodePortRange, o.EncryptResources, o.Join = joined.Settings, joined.NodePortRange, joined.EncryptResources, joined.Peers
+	o.Cluster, o.ServerSettings, o.Join = joined.Settings, joined.ServerSettings, joined.Peers
 	if o.LBPool, err = loadbalancer.Parse(joined.Settings.Balancer.Pool); err != nil {
 		return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
 	}
@@ -80,12 +80,12 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 
 // contradictions returns an error for each setting that was given on this server and differs from the cluster's.
 func contradictions(c *config.Server, j *admission.Joined) error {
-	own := clusterSettings(c)
+	own := c.Cluster
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
 	for _, s := range []struct{ flag, own, cluster string }{
 		{"cluster-cidr", clusterconfig.FlagValue(own.PodCIDRs), clusterconfig.FlagValue(j.Settings.PodCIDRs)},
 		{"service-cidr", clusterconfig.FlagValue(own.ServiceCIDRs), clusterconfig.FlagValue(j.Settings.ServiceCIDRs)},
-		{"service-node-port-range", c.NodePorts.String(), j.NodePortRange},
+		{"service-node-port-range", c.NodePortRange, j.NodePortRange},
 		{"cluster-dns", fmt.Sprint(own.DNS), fmt.Sprint(j.Settings.DNS)},
 		{"cluster-domain", own.Domain, j.Settings.Domain},
 		{"encrypt-resources", strings.Join(c.EncryptResources, ","), strings.Join(j.EncryptResources, ",")},
@@ -113,9 +113,9 @@ func backendContradiction(c *config.Server, has string) error {
 		return nil
 	}
 	err := fmt.Errorf("--network-backend: this server was given %q, but its cluster has %q; remove the flag",
-		c.NetworkBackend, has)
-	if running := clusterconfig.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.NetworkBackend) {
-		err = fmt.Errorf("%w. To change the cluster's back end while it runs: coracle network-backend set %s", err, c.NetworkBackend)
+		c.Cluster.NetworkBackend, has)
+	if running := clusterconfig.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.Cluster.NetworkBackend) {
+		err = fmt.Errorf("%w. To change the cluster's back end while it runs: coracle network-backend set %s", err, c.Cluster.NetworkBackend)
 	}
 	return err
 }
@@ -125,5 +125,5 @@ func givenBackend(c *config.Server) string {
 	if !slices.Contains(c.Given, "network-backend") {
 		return ""
 	}
-	return c.NetworkBackend
+	return c.Cluster.NetworkBackend
 }

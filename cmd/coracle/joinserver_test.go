@@ -27,38 +27,38 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	network := func(text string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(text)} }
 	c := func(pods string, given ...string) *config.Server {
 		return &config.Server{
-			ClusterCIDRs: network(pods), ServiceCIDRs: network("10.43.0.0/16"), ClusterDNS: netip.MustParseAddr("10.43.0.10"), ClusterDomain: "cluster.local",
-			NodePorts: config.PortRange{From: 30000, To: 32767}, EncryptResources: []string{"secrets"}, Given: given,
+			Cluster:        clusterconfig.Settings{PodCIDRs: network(pods), ServiceCIDRs: network("10.43.0.0/16"), DNS: netip.MustParseAddr("10.43.0.10"), Domain: "cluster.local"},
+			ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}, Given: given,
 		}
 	}
-	joined := &admission.Joined{Settings: clusterSettings(c("10.42.0.0/16")), NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}
+	joined := &admission.Joined{Settings: c("10.42.0.0/16").Cluster, ServerSettings: c("10.42.0.0/16").ServerSettings}
 	for _, own := range []*config.Server{c("10.42.0.0/16", "cluster-cidr", "disable"), c("10.99.0.0/16"), c("10.99.0.0/16", "cluster-dns")} {
 		testenv.Check(t, contradictions(own, joined))
 	}
 	err := contradictions(c("10.99.0.0/16", "cluster-cidr"), joined)
 	testenv.WantError(t, err, `"10.99.0.0/16"`, `"10.42.0.0/16"`)
 	own := c("10.42.0.0/16", "default-toleration-seconds")
-	if own.TolerationSeconds = 60; contradictions(own, joined) != nil { // the default, however it is said
+	if own.Cluster.TolerationSeconds = 60; contradictions(own, joined) != nil { // the default, however it is said
 		t.Error(contradictions(own, joined))
 	}
-	own.NetworkBackend = clusterconfig.NetworkHostGateway
+	own.Cluster.NetworkBackend = clusterconfig.NetworkHostGateway
 	testenv.Check(t, contradictions(own, joined))
 	own.Given = append(own.Given, "network-backend")
 	testenv.WantError(t, contradictions(own, joined), `--network-backend: this server was given "host-gw", but its cluster has "vxlan"`)
-	own.NetworkBackend = clusterconfig.NetworkVXLAN // the default, however it is said
-	if own.TolerationSeconds = 10; contradictions(own, joined) == nil {
+	own.Cluster.NetworkBackend = clusterconfig.NetworkVXLAN // the default, however it is said
+	if own.Cluster.TolerationSeconds = 10; contradictions(own, joined) == nil {
 		t.Error("another toleration is taken")
 	}
 	own = c("10.42.0.0/16", "secrets-encryption", "disable")
-	own.EncryptResources, own.Disable = nil, []string{clusterconfig.PartDNS}
+	own.EncryptResources, own.Cluster.Disabled = nil, clusterconfig.Disabled{clusterconfig.PartDNS}
 	testenv.WantError(t, contradictions(own, joined), "--secrets-encryption", "--disable")
 	own = c("10.42.0.0/16", "load-balancer-pool")
-	own.LBPool = []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
+	own.Cluster.Balancer.Pool = []string{"192.0.2.1-192.0.2.9"}
 	testenv.WantError(t, contradictions(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", but its cluster has ""`)
-	own.Given, own.Disable = []string{"disable"}, []string{clusterconfig.PartServiceLB}
+	own.Given, own.Cluster.Disabled = []string{"disable"}, []string{clusterconfig.PartServiceLB}
 	testenv.WantError(t, contradictions(own, joined), `--disable: this server was given "servicelb", but its cluster has ""`)
 	for _, part := range []string{clusterconfig.PartMetrics, clusterconfig.PartHelm, clusterconfig.PartManifests, clusterconfig.PartIngress, clusterconfig.PartGateway, clusterconfig.PartConsole, clusterconfig.PartRuntimes} {
-		own.Disable = []string{part}
+		own.Cluster.Disabled = []string{part}
 		want := fmt.Sprintf(`--disable: this server was given %q, but its cluster has ""`, part)
 		testenv.WantError(t, contradictions(own, joined), want)
 	}
@@ -72,8 +72,7 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 // joined and where it is alone.
 func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 	c := &config.Server{
-		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
-		NetworkBackend: clusterconfig.NetworkVXLAN,
+		Cluster: clusterconfig.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, Domain: "cluster.local", NetworkBackend: clusterconfig.NetworkVXLAN},
 	}
 	c.Paths.AgentDir = t.TempDir()
 	serverDir := t.TempDir()
@@ -85,13 +84,13 @@ func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 		for _, known := range []string{"", clusterconfig.NetworkHostGateway} {
 			write(filepath.Join(c.Paths.AgentDir, "cni"), "network.json", `{"podCIDRs": ["10.42.0.0/24"], "backend": "`+known+`"}`)
 			if joined {
-				data := testenv.Must(json.Marshal(&admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}))(t)
+				data := testenv.Must(json.Marshal(&admission.Joined{Settings: c.Cluster, ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767"}}))(t)
 				write(serverDir, "joined.json", string(data))
 			}
 			has := cmp.Or(known, clusterconfig.NetworkVXLAN)
 			for _, flag := range clusterconfig.NetworkBackends {
 				own := *c
-				own.NetworkBackend, own.Given = flag, []string{"network-backend"}
+				own.Cluster.NetworkBackend, own.Given = flag, []string{"network-backend"}
 				want := "" // the flag of a server that is alone says what its cluster begins with
 				switch {
 				case flag == has || !joined && (known == "" || flag == clusterconfig.NetworkNone):
@@ -114,9 +113,9 @@ func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 // manifests takes what its cluster has.
 func TestJoinedServerTakesClustersOptions(t *testing.T) {
 	c := &config.Server{
-		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
+		Cluster: clusterconfig.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, Domain: "cluster.local"},
 	}
-	joined := &admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
+	joined := &admission.Joined{Settings: c.Cluster, ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767"}}
 	dir := t.TempDir()
 	ownFolder := ""
 	options := func() server.Options {
@@ -155,9 +154,9 @@ func TestJoinedServerTakesClustersOptions(t *testing.T) {
 // keeps no history of metrics that it does not have.
 func TestJoinedServerFollowsClustersConsoleSetting(t *testing.T) {
 	c := &config.Server{
-		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
+		Cluster: clusterconfig.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, Domain: "cluster.local"},
 	}
-	joined := &admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
+	joined := &admission.Joined{Settings: c.Cluster, ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767"}}
 	joined.Settings.Disabled = clusterconfig.Disabled{clusterconfig.PartMetrics, clusterconfig.PartConsole}
 	dir := t.TempDir()
 	data, err := json.Marshal(joined)

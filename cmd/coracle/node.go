@@ -17,7 +17,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/embedded"
-	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/localvolume"
@@ -156,23 +155,6 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 func newVolumes(machine config.Node, paths config.Paths, p *cli.Process) *localvolume.Folders {
 	return localvolume.New(localvolume.Options{Paths: machine.StoragePaths, Own: paths.StorageDir,
 		Logger: p.Log.With("part", "local volumes")})
-}
-
-// clusterSettings returns the settings that the first server's flags give to the cluster.
-func clusterSettings(c *config.Server) clusterconfig.Settings {
-	s := clusterconfig.Settings{
-		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
-		NoServiceProxy:    c.DisableKubeProxy,
-		NetworkBackend:    c.NetworkBackend,
-		Disabled:          c.Disable,
-		TolerationSeconds: c.TolerationSeconds,
-		Balancer: clusterconfig.Balancer{Disabled: c.Disable.Has(clusterconfig.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool),
-			ReservedPorts: c.LBReserved},
-	}
-	if !c.Disable.Has(clusterconfig.PartDNS) {
-		s.DNS = c.ClusterDNS
-	}
-	return s
 }
 
 // netIPs converts addresses to the type that certificates, and therefore the server's options, use.

@@ -43,7 +43,7 @@ const (
 // runServer runs a server until ctx is done or the machine has another address.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	filewatch.RaiseLimits(p.Log.Logger)
-	return withAddresses(ctx, c.Node, slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs), p,
+	return withAddresses(ctx, c.Node, slices.Concat(c.Cluster.PodCIDRs, c.Cluster.ServiceCIDRs), p,
 		func(ctx context.Context, stopAll context.CancelCauseFunc) error {
 			return serve(ctx, stopAll, c, p)
 		})
@@ -186,12 +186,11 @@ func serverOptions(c *config.Server) server.Options {
 		BindAddress: c.BindAddress.AsSlice(), Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress.AsSlice(), TLSSANs: c.TLSSANs,
 		ExternalIPs: netIPs(c.Node.ExternalIPs...),
 		VIPs:        c.VIPs, VIPInterface: c.VIPInterface, Redirect: vip.SetRedirects,
-		Cluster: clusterSettings(c), GivenBackend: givenBackend(c), OwnNode: !c.DisableAgent, NodePortRange: c.NodePorts.String(),
+		Cluster: c.Cluster, GivenBackend: givenBackend(c), OwnNode: !c.DisableAgent, ServerSettings: c.ServerSettings,
 		Flags: c.SharedFlags(),
 		Links: config.LocalHost{}.Links,
 		Token: c.Token, AgentToken: c.AgentToken,
-		EncryptResources: c.EncryptResources,
-		Snapshots:        c.Snapshots,
+		Snapshots: c.Snapshots,
 		Kubeconfigs: []localcreds.Kubeconfig{
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
 			{Path: c.Paths.AdminKubeconfig, Mode: 0o600, Local: true},
@@ -214,7 +213,7 @@ func serverOptions(c *config.Server) server.Options {
 	if t, err := time.Parse(time.RFC3339, v.Date); err == nil {
 		o.BuildTime = t
 	}
-	if c.Disable.Has(clusterconfig.PartManifests) {
+	if c.Cluster.Disabled.Has(clusterconfig.PartManifests) {
 		o.ManifestsDir = ""
 	}
 	return o

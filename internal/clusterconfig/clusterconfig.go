@@ -40,6 +40,15 @@ type Settings struct {
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
 
+// ServerSettings are the settings in which a cluster's servers have to agree, and that its agents do not need.
+type ServerSettings struct {
+	// NodePortRange is FIRST-LAST.
+	NodePortRange string `json:"nodePortRange"`
+	// EncryptResources are the resources that are encrypted in the store, "secrets" first. It is empty when encryption
+	// is disabled.
+	EncryptResources []string `json:"encryptResources,omitempty"`
+}
+
 // Balancer holds a cluster's settings for Services of type LoadBalancer.
 type Balancer struct {
 	// Disabled leaves these Services to another load balancer. Settings.Disabled has PartServiceLB then.

@@ -78,13 +78,13 @@ func TestServerHasDefaultsWithoutFlags(t *testing.T) {
 		"name":       {s.Node.Name, "board1"},
 		"advertise":  {s.AdvertiseAddress.String(), "192.0.2.7"},
 		"kubelet":    {s.Paths.KubeletRoot, "/var/lib/kubelet"},
-		"dns":        {s.ClusterDNS.String(), "10.43.0.10"},
-		"pods":       {s.ClusterCIDRs[0].String(), "10.42.0.0/16"},
+		"dns":        {s.Cluster.DNS.String(), "10.43.0.10"},
+		"pods":       {s.Cluster.PodCIDRs[0].String(), "10.42.0.0/16"},
 		"mode":       {s.Kubeconfig, config.Kubeconfig{"/etc/coracle/coracle.yaml", 0o600, -1}},
 		"encrypted":  {s.EncryptResources, []string{"secrets"}},
 		"run":        {s.Paths.RunDir, "/run/coracle"},
-		"node ports": {s.NodePorts, config.PortRange{30000, 32767}},
-		"back end":   {s.NetworkBackend, "vxlan"},
+		"node ports": {s.NodePortRange, "30000-32767"},
+		"back end":   {s.Cluster.NetworkBackend, "vxlan"},
 	}
 	for name, c := range checks {
 		testenv.True(t, reflect.DeepEqual(c.got, c.want), "%s: got %v, want %v", name, c.got, c.want)
@@ -96,8 +96,8 @@ func TestDualStackCIDRsSelectNodeAddresses(t *testing.T) {
 		load(t, map[string]string{}, nil, board, "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112"))(t)
 	testenv.False(t, len(s.Node.IPs) != 2 || s.Node.IPs[1].String() != "fd00::7", "node addresses %v, want one of each family", s.Node.IPs)
 	s = testenv.Must(load(t, map[string]string{}, nil, board, "--cluster-cidr=fd42::/56", "--service-cidr=fd43::/112"))(t)
-	if len(s.Node.IPs) != 1 || s.Node.IPs[0].String() != "fd00::7" || s.ClusterDNS.String() != "fd43::a" {
-		t.Errorf("node addresses %v, DNS %v", s.Node.IPs, s.ClusterDNS)
+	if len(s.Node.IPs) != 1 || s.Node.IPs[0].String() != "fd00::7" || s.Cluster.DNS.String() != "fd43::a" {
+		t.Errorf("node addresses %v, DNS %v", s.Node.IPs, s.Cluster.DNS)
 	}
 }
 
@@ -112,7 +112,7 @@ func TestDropInsAndLists(t *testing.T) {
 	checks := map[string]struct{ got, want []string }{
 		"appended":   {s.Node.KubeletArgs, []string{"v=2", "max-pods=20"}},
 		"replaced":   {s.TLSSANs, []string{"c.example.com"}},
-		"other name": {s.Disable, clusterconfig.Disabled{"coredns"}},
+		"other name": {s.Cluster.Disabled, clusterconfig.Disabled{"coredns"}},
 		"comma":      {s.ControllerManagerArgs, []string{"v=1", "a=b,c"}},
 		"node ports": {s.Node.NodePortAddresses, []string{"192.0.2.0/24", "fd00::/64"}},
 	}
@@ -282,7 +282,7 @@ func TestLocalStoragePathsAreParsed(t *testing.T) {
 		t.Errorf("%v, %v", err, s)
 	}
 	s, err = load(t, map[string]string{"config.yaml": "default-local-storage-path: [/srv/volumes/, /mnt/ssd/volumes, /srv/volumes]\ndisable: [local-storage]\n"}, nil, board)
-	if want := []string{"/srv/volumes", "/mnt/ssd/volumes"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || !s.Disable.Has(clusterconfig.PartLocalStorage) {
+	if want := []string{"/srv/volumes", "/mnt/ssd/volumes"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || !s.Cluster.Disabled.Has(clusterconfig.PartLocalStorage) {
 		t.Errorf("%v, %v", err, s)
 	}
 	// It would be closed to everybody else.
@@ -406,7 +406,7 @@ func TestRuntimesAreOfKnownNames(t *testing.T) {
 	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
 	testenv.Equal(t, s.Node.DefaultRuntime, "runc", "the default runtime")
 	s = testenv.Must(load(t, map[string]string{}, nil, board, "--default-runtime=crun", "--disable=runtimes"))(t)
-	testenv.True(t, s.Node.DefaultRuntime == "crun" && s.Disable.Has(clusterconfig.PartRuntimes), "%q, %v", s.Node.DefaultRuntime, s.Disable)
+	testenv.True(t, s.Node.DefaultRuntime == "crun" && s.Cluster.Disabled.Has(clusterconfig.PartRuntimes), "%q, %v", s.Node.DefaultRuntime, s.Cluster.Disabled)
 	refused(t, "--default-runtime", "podman", "/usr/bin/crun", "")
 }
 

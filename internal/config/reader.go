@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
 // reader converts values to their types and collects their errors.
@@ -226,16 +227,16 @@ func (r *reader) mode(name string) os.FileMode {
 }
 
 // portRange parses FROM-TO, both inclusive.
-func (r *reader) portRange(name string) PortRange {
+func (r *reader) portRange(name string) utilnet.PortRange {
 	it := r.one(name)
 	from, to, ok := strings.Cut(it.text, "-")
 	a, errA := strconv.Atoi(strings.TrimSpace(from))
 	b, errB := strconv.Atoi(strings.TrimSpace(to))
 	if !ok || errA != nil || errB != nil || a < 1 || b > 65535 || a > b {
 		r.bad(it.src, "%q is not a range of ports; write it like %s", it.text, Lookup(name).Default)
-		return PortRange{}
+		return utilnet.PortRange{}
 	}
-	return PortRange{From: a, To: b}
+	return utilnet.PortRange{Base: a, Size: b - a + 1}
 }
 
 // args returns extra flags of a component as name=value, without dashes. A name alone means name=true.

@@ -42,30 +42,18 @@ type Server struct {
 	VIPInterface     string       // "" means the interface whose network holds the address
 	TLSSANs          []string     // names and addresses besides those that the server adds itself
 
-	ClusterCIDRs  []netip.Prefix // one or two, of different families, in the order of ServiceCIDRs
-	ServiceCIDRs  []netip.Prefix
-	NodePorts     PortRange
-	ClusterDNS    netip.Addr // inside ServiceCIDRs[0] or, when given, inside any of them
-	ClusterDomain string
-	// NetworkBackend is one of clusterconfig.NetworkBackends.
-	NetworkBackend string
-	// TolerationSeconds is for how long pods stay on a node that is lost.
-	TolerationSeconds int
+	// Cluster and ServerSettings are what a cluster begins with. A cluster that this server joins has its own.
+	Cluster clusterconfig.Settings
+	clusterconfig.ServerSettings
 
 	Token      string // "" means: use the one in Paths.TokenFile, make one if there is none
 	AgentToken string // likewise, in Paths.AgentTokenFile
 
 	Kubeconfig Kubeconfig
 
-	// EncryptResources are the resources that are encrypted in the store, "secrets" first. It is empty when encryption
-	// is disabled.
-	EncryptResources []string
-
 	Snapshots Snapshots
 
-	Disable          clusterconfig.Disabled
-	DisableAgent     bool
-	DisableKubeProxy bool
+	DisableAgent bool
 
 	Ingress Ingress
 	ACME    ACME
@@ -79,15 +67,6 @@ type Server struct {
 	// Warnings are messages for the log, about settings that have no effect but do no harm.
 	Warnings []string
 }
-
-// PortRange is a range of ports, both ends included.
-type PortRange struct{ From, To int }
-
-// String returns FROM-TO.
-func (p PortRange) String() string { return strconv.Itoa(p.From) + "-" + strconv.Itoa(p.To) }
-
-// Contains says whether the range contains a port.
-func (p PortRange) Contains(port int) bool { return port >= p.From && port <= p.To }
 
 // Kubeconfig says where and with which mode and group the administrator's kubeconfig is written.
 type Kubeconfig struct {
@@ -146,21 +125,19 @@ func (r *reader) server(h Host) Server {
 
 		MetricsHistory: r.boolean("metrics-history"),
 
-		ClusterCIDRs:  r.cidrs("cluster-cidr"),
-		ServiceCIDRs:  r.cidrs("service-cidr"),
-		NodePorts:     r.portRange("service-node-port-range"),
-		ClusterDomain: r.domain("cluster-domain"),
+		Cluster: clusterconfig.Settings{
+			PodCIDRs:          r.cidrs("cluster-cidr"),
+			ServiceCIDRs:      r.cidrs("service-cidr"),
+			Domain:            r.domain("cluster-domain"),
+			NetworkBackend:    r.str("network-backend"),
+			TolerationSeconds: r.integer("default-toleration-seconds", 1, 7*24*60*60),
+			Disabled:          r.disable("disable"),
+			NoServiceProxy:    r.boolean("disable-kube-proxy"),
+		},
 
-		NetworkBackend: r.str("network-backend"),
-
-		TolerationSeconds: r.integer("default-toleration-seconds", 1, 7*24*60*60),
-
-		Token:            r.secret("token", "token-file"),
-		AgentToken:       r.secret("agent-token", "agent-token-file"),
-		EncryptResources: r.encryption(),
-		Disable:          r.disable("disable"),
-		DisableAgent:     r.boolean("disable-agent"),
-		DisableKubeProxy: r.boolean("disable-kube-proxy"),
+		Token:        r.secret("token", "token-file"),
+		AgentToken:   r.secret("agent-token", "agent-token-file"),
+		DisableAgent: r.boolean("disable-agent"),
 
 		Ingress: r.ingress(),
 		ACME:    r.acme(),
@@ -171,14 +148,20 @@ func (r *reader) server(h Host) Server {
 		ControllerManagerArgs: r.args("kube-controller-manager-arg"),
 		SchedulerArgs:         r.args("kube-scheduler-arg"),
 	}
+	nodePorts := r.portRange("service-node-port-range")
+	s.ServerSettings = clusterconfig.ServerSettings{NodePortRange: nodePorts.String(), EncryptResources: r.encryption()}
+	s.Cluster.Balancer = clusterconfig.Balancer{Disabled: s.Cluster.Disabled.Has(clusterconfig.PartServiceLB),
+		Pool: loadbalancer.Texts(s.LBPool), ReservedPorts: s.LBReserved}
 	s.Snapshots = r.snapshots(s.Paths)
 	s.Snapshots.Schedule, s.Snapshots.S3Secret = r.schedule(), r.str("snapshot-s3-config-secret")
 	r.checkS3(&s.Snapshots)
 	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"),
 		GID: r.group("write-kubeconfig-group")}
-	ranges := slices.Concat(s.ClusterCIDRs, s.ServiceCIDRs)
+	ranges := slices.Concat(s.Cluster.PodCIDRs, s.Cluster.ServiceCIDRs)
 	r.checkNetworks(&s)
-	s.ClusterDNS = r.clusterDNS(s.ServiceCIDRs)
+	if dns := r.clusterDNS(s.Cluster.ServiceCIDRs); !s.Cluster.Disabled.Has(clusterconfig.PartDNS) {
+		s.Cluster.DNS = dns
+	}
 	s.Node = r.node(h, ranges)
 	r.advertise(&s)
 	if s.ServerURL = r.serverURL("server"); s.ServerURL != nil && s.Token == "" && len(r.problems) == 0 {
@@ -205,8 +188,8 @@ func (r *reader) server(h Host) Server {
 		r.owned(h, r.src("bind-address"), s.BindAddress)
 	}
 	r.checkDisabled(&s)
-	if s.NodePorts.Contains(s.HTTPSPort) {
-		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", s.NodePorts,
+	if nodePorts.Contains(s.HTTPSPort) {
+		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", nodePorts,
 			s.HTTPSPort)
 	}
 	return s
@@ -214,10 +197,10 @@ func (r *reader) server(h Host) Server {
 
 // checkDisabled refuses settings of parts that are disabled.
 func (r *reader) checkDisabled(s *Server) {
-	if s.ConsoleListen != "" && s.Disable.Has(clusterconfig.PartConsole) {
+	if s.ConsoleListen != "" && s.Cluster.Disabled.Has(clusterconfig.PartConsole) {
 		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
 	}
-	if s.MetricsHistory && s.Disable.Has(clusterconfig.PartMetrics) {
+	if s.MetricsHistory && s.Cluster.Disabled.Has(clusterconfig.PartMetrics) {
 		r.bad(r.src("metrics-history"), "contradicts --disable metrics-server; leave one of them out")
 	}
 }
@@ -246,7 +229,7 @@ func (r *reader) checkNetworks(s *Server) {
 	for _, c := range []struct {
 		name string
 		nets []netip.Prefix
-	}{{"cluster-cidr", s.ClusterCIDRs}, {"service-cidr", s.ServiceCIDRs}} {
+	}{{"cluster-cidr", s.Cluster.PodCIDRs}, {"service-cidr", s.Cluster.ServiceCIDRs}} {
 		limits := sizes[c.name]
 		for _, n := range c.nets {
 			low, high := limits.v6Min, limits.v6Max
@@ -258,14 +241,14 @@ func (r *reader) checkNetworks(s *Server) {
 			}
 		}
 	}
-	for _, a := range s.ClusterCIDRs {
-		for _, b := range s.ServiceCIDRs {
+	for _, a := range s.Cluster.PodCIDRs {
+		for _, b := range s.Cluster.ServiceCIDRs {
 			if a.Overlaps(b) {
 				r.bad(r.src("service-cidr"), "%s overlaps --cluster-cidr %s; Services and pods need networks of their own", b, a)
 			}
 		}
 	}
-	if !slices.Equal(familiesOf(s.ClusterCIDRs), familiesOf(s.ServiceCIDRs)) {
+	if !slices.Equal(familiesOf(s.Cluster.PodCIDRs), familiesOf(s.Cluster.ServiceCIDRs)) {
 		r.bad(r.src("service-cidr"), "and --cluster-cidr are of different address families; give both the same families in the same order")
 	}
 }

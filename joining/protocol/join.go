@@ -132,9 +132,7 @@ type Server struct {
 	Files map[string][]byte `json:"files"`
 	// Peers are the addresses of the servers' stores.
 	Peers []string `json:"peers"`
-	// NodePortRange and EncryptResources are settings for servers alone.
-	NodePortRange    string   `json:"nodePortRange"`
-	EncryptResources []string `json:"encryptResources,omitempty"`
+	clusterconfig.ServerSettings
 	// Flags are flags that each server is given, and that have to be the same on all. It is nil from an earlier
 	// version.
 	Flags map[string]string `json:"flags,omitempty"`

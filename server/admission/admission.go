@@ -62,11 +62,10 @@ type Options struct {
 	Networks []netip.Prefix
 	// NodeName is the name of this server's own node.
 	NodeName string
-	// NodePortRange, EncryptResources, Flags and Folders are sent to machines that become servers.
-	NodePortRange    string
-	EncryptResources []string
-	Flags            map[string]string
-	Folders          secrets.Folders
+	// ServerSettings, Flags and Folders are sent to machines that become servers.
+	ServerSettings clusterconfig.ServerSettings
+	Flags          map[string]string
+	Folders        secrets.Folders
 
 	// Members returns the store's members. Servers returns the addresses of the other servers, and the virtual
 	// addresses.

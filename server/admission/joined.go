@@ -17,10 +17,9 @@ const JoinedFile = "joined.json"
 
 // Joined is the data that the cluster sent to a server that joined it.
 type Joined struct {
-	Settings         clusterconfig.Settings `json:"settings"`
-	NodePortRange    string                 `json:"nodePortRange"`
-	EncryptResources []string               `json:"encryptResources,omitempty"`
-	Peers            []string               `json:"peers"`
+	Settings clusterconfig.Settings `json:"settings"`
+	clusterconfig.ServerSettings
+	Peers []string `json:"peers"`
 	// Founder says that this server started the cluster. It wrote this file itself when it admitted the first other
 	// server.
 	Founder bool `json:"founder,omitempty"`

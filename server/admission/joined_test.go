@@ -18,7 +18,7 @@ import (
 func TestRecordedServerBindsFirstServer(t *testing.T) {
 	dir := t.TempDir()
 	file, peers := filepath.Join(dir, JoinedFile), filepath.Join(dir, roster.PeersFile)
-	testenv.NoError(t, (&Joined{Founder: true, NodePortRange: "30000-32767", Settings: clusterconfig.Settings{
+	testenv.NoError(t, (&Joined{Founder: true, ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767"}, Settings: clusterconfig.Settings{
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		Domain: clusterconfig.DefaultDomain,
 	}}).Write(dir))

@@ -56,7 +56,7 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	defer release()
 	// From now on this server's settings are also the cluster's, so that its flags must not change them. This is undone
 	// if the other server never joins (WasJoined).
-	founder := &Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
+	founder := &Joined{Founder: true, Settings: settings, ServerSettings: a.o.ServerSettings}
 	if _, err := os.Lstat(filepath.Join(a.o.Folders.Server, JoinedFile)); err != nil {
 		if err := founder.Write(a.o.Folders.Server); err != nil {
 			return nil, err
@@ -69,8 +69,7 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	if err != nil {
 		return nil, err
 	}
-	out.Server = &protocol.Server{Files: files, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources,
-		Flags: a.o.Flags}
+	out.Server = &protocol.Server{Files: files, ServerSettings: a.o.ServerSettings, Flags: a.o.Flags}
 	for _, m := range members {
 		out.Server.Peers = append(out.Server.Peers, m.Address)
 	}

@@ -64,7 +64,7 @@ const (
 func needsOf(c *config.Server) preflight.Needs {
 	n := preflight.Needs{
 		DataDir: c.Paths.DataDir, NodeIPs: c.Node.IPs,
-		Networks:    slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
+		Networks:    slices.Concat(c.Cluster.PodCIDRs, c.Cluster.ServiceCIDRs),
 		Snapshotter: c.Node.Snapshotter,
 		Running:     readPIDFile(c.Paths.PIDFile).alive,
 		Firewall:    hostfirewall.Needs{Port: c.HTTPSPort},
@@ -73,20 +73,20 @@ func needsOf(c *config.Server) preflight.Needs {
 		Setting: "--https-listen-port"})
 	n.Ports = append(n.Ports, preflight.Port{Network: "udp", Address: c.BindAddress, Number: c.HTTPSPort, What: "gossip",
 		Setting: "--https-listen-port"})
-	n.NoNFTables = len(c.VIPs) == 0 && (c.DisableAgent || c.NetworkBackend == clusterconfig.NetworkNone && c.DisableKubeProxy)
+	n.NoNFTables = len(c.VIPs) == 0 && (c.DisableAgent || c.Cluster.NetworkBackend == clusterconfig.NetworkNone && c.Cluster.NoServiceProxy)
 	if c.DisableAgent {
 		return n
 	}
 	n.ResolvConf = resolvconf.File(c.Node.ResolvConf)
-	if !c.DisableKubeProxy {
-		n.ProxyMode, n.IPVSScheduler, n.Pods = c.Node.ProxyMode, c.Node.IPVSScheduler, c.ClusterCIDRs
+	if !c.Cluster.NoServiceProxy {
+		n.ProxyMode, n.IPVSScheduler, n.Pods = c.Node.ProxyMode, c.Node.IPVSScheduler, c.Cluster.PodCIDRs
 	}
-	n.Firewall.Pods, n.Firewall.Tunnel = c.ClusterCIDRs, clusterconfig.TunnelPort(presentBackendOf(c))
+	n.Firewall.Pods, n.Firewall.Tunnel = c.Cluster.PodCIDRs, clusterconfig.TunnelPort(presentBackendOf(c))
 	if n.Firewall.Tunnel > 0 {
 		n.Ports = append(n.Ports, preflight.Port{Network: "udp", Number: n.Firewall.Tunnel, What: "packets between nodes' pods"})
 	}
 	n.Ports = append(n.Ports, preflight.Port{Network: "tcp", Number: kubeletPort, What: "the kubelet"})
-	if !c.Disable.Has(clusterconfig.PartDNS) {
+	if !c.Cluster.Disabled.Has(clusterconfig.PartDNS) {
 		var ip netip.Addr
 		if len(c.Node.IPs) > 0 {
 			ip = c.Node.IPs[0]
@@ -95,7 +95,7 @@ func needsOf(c *config.Server) preflight.Needs {
 			n.Ports = append(n.Ports, preflight.Port{Network: network, Address: ip, Number: dnsPort, What: "cluster DNS"})
 		}
 	}
-	if !c.Disable.Has(clusterconfig.PartIngress) && !c.DisableKubeProxy {
+	if !c.Cluster.Disabled.Has(clusterconfig.PartIngress) && !c.Cluster.NoServiceProxy {
 		n.Ingress = []int{table.HTTPPort, table.HTTPSPort}
 	}
 	return n
@@ -104,10 +104,10 @@ func needsOf(c *config.Server) preflight.Needs {
 // presentBackendOf returns the network back end that a server with these settings would have. The back end to which its
 // cluster has changed takes precedence over the setting.
 func presentBackendOf(c *config.Server) string {
-	if c.NetworkBackend == clusterconfig.NetworkNone { // another plugin makes the pod network
+	if c.Cluster.NetworkBackend == clusterconfig.NetworkNone { // another plugin makes the pod network
 		return clusterconfig.NetworkNone
 	}
-	return cmp.Or(KnownBackend(c.Paths.ServerDir, c.Paths.AgentDir), c.NetworkBackend)
+	return cmp.Or(KnownBackend(c.Paths.ServerDir, c.Paths.AgentDir), c.Cluster.NetworkBackend)
 }
 
 func printChecks(w io.Writer, results []preflight.Result) error {

@@ -28,7 +28,7 @@ func TestCheckKnowsTheBackend(t *testing.T) {
 		{vxlan, wireguard, vxlan, clusterconfig.WireGuardPort}, // the node was switched off before the cluster changed
 		{none, "", vxlan, 0},
 	} {
-		s := &config.Server{NetworkBackend: c.flag, Paths: config.Paths{ServerDir: t.TempDir(), AgentDir: t.TempDir()}}
+		s := &config.Server{Cluster: clusterconfig.Settings{NetworkBackend: c.flag}, Paths: config.Paths{ServerDir: t.TempDir(), AgentDir: t.TempDir()}}
 		if err := errors.Join(clusterconfig.WriteBackend(s.Paths.ServerDir, c.server), os.Mkdir(filepath.Join(s.Paths.AgentDir, "cni"), 0o700),
 			os.WriteFile(filepath.Join(s.Paths.AgentDir, "cni", "network.json"), []byte(`{"backend": "`+c.node+`"}`), 0o600)); err != nil {
 			t.Fatal(err)
@@ -53,15 +53,15 @@ func TestCheckKnowsWhoNeedsNFTables(t *testing.T) {
 		s       config.Server
 		without bool
 	}{
-		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN}, false},
-		{config.Server{NetworkBackend: clusterconfig.NetworkNone}, false},
-		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN, DisableKubeProxy: true}, false},
-		{config.Server{NetworkBackend: clusterconfig.NetworkNone, DisableKubeProxy: true}, true},
-		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN, DisableAgent: true}, true},
-		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN, DisableAgent: true, VIPs: address}, false},
+		{config.Server{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkVXLAN}}, false},
+		{config.Server{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkNone}}, false},
+		{config.Server{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkVXLAN, NoServiceProxy: true}}, false},
+		{config.Server{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkNone, NoServiceProxy: true}}, true},
+		{config.Server{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkVXLAN}, DisableAgent: true}, true},
+		{config.Server{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkVXLAN}, DisableAgent: true, VIPs: address}, false},
 	} {
 		if got := needsOf(&c.s).NoNFTables; got != c.without {
-			t.Errorf("back end %s, no proxy %t, no node %t, addresses %v: not needed: %t", c.s.NetworkBackend, c.s.DisableKubeProxy, c.s.DisableAgent, c.s.VIPs, got)
+			t.Errorf("back end %s, no proxy %t, no node %t, addresses %v: not needed: %t", c.s.Cluster.NetworkBackend, c.s.Cluster.NoServiceProxy, c.s.DisableAgent, c.s.VIPs, got)
 		}
 	}
 }
