@@ -50,7 +50,7 @@ func TestServerServesAndRestarts(t *testing.T) {
 	clock := testclock.NewFakeClock(now.AddDate(0, 0, -250))
 	o.Clock, o.BuildTime = clock, now.AddDate(-2, 0, 0)
 	o.Board = status.NewBoard(time.Now)
-	o.OwnNode = true
+	o.DisableAgent = false
 	writeManifest(t, o, "widgets.yaml", crd)
 	s, stop := start(t, o)
 	c := newClients(t, o)
@@ -120,7 +120,7 @@ type clients struct {
 
 func newClients(t *testing.T, o Options) *clients {
 	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfigs[0].Path)
+	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfig.Path)
 	testenv.NoError(t, err)
 	config.QPS = -1
 	c := &clients{config: config, versions: map[string]string{}}
@@ -252,7 +252,7 @@ func testRenewal(t *testing.T, o Options, c *clients, clock *testclock.FakeClock
 	}
 	read := func() string {
 		t.Helper()
-		data := testenv.Must(os.ReadFile(o.Kubeconfigs[0].Path))(t)
+		data := testenv.Must(os.ReadFile(o.Kubeconfig.Path))(t)
 		return string(data)
 	}
 	certificate, kubeconfig := shown(), read()
@@ -319,7 +319,7 @@ func testNodeRole(t *testing.T, c *clients) {
 
 // testIdentities uses the credentials of a node's parts.
 func testIdentities(t *testing.T, s *Server, c *clients) {
-	cred := testenv.Must(s.AgentCredentials("boat", s.o.NodeIPs))(t)
+	cred := testenv.Must(s.AgentCredentials("boat", s.o.Node.IPs))(t)
 	as := func(path string) kubernetes.Interface {
 		t.Helper()
 		config := testenv.Must(clientcmd.BuildConfigFromFlags("", path))(t)

@@ -42,7 +42,7 @@ func listen(ctx context.Context, ip net.IP, port int) (*connlimit.Port, error) {
 }
 
 func (s *Server) openPort() string {
-	port := s.o.Port
+	port := s.o.HTTPSPort
 	if a, ok := s.listener.Addr().(*net.TCPAddr); ok {
 		port = a.Port // the requested port differs only in tests, which request 0
 	}

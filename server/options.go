@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -17,10 +18,8 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/controllers"
-	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
@@ -32,60 +31,21 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// Options are a server's parameters. Folders are absolute paths and are created when missing.
+// Options are a server's parameters.
 type Options struct {
-	// DataDir is named in messages. The folders below are in it.
-	DataDir string
-	// ServerDir contains the lock, the identity and the tokens.
-	ServerDir string
-	// TLSDir contains CAs and certificates. CredDir contains the encryption keys and the files that New makes for the
-	// API server.
-	TLSDir, CredDir string
-	// StoreDir is the store's folder.
-	StoreDir string
-	// StoreSocket is the socket at which the store serves etcd's API. Empty means no socket.
-	StoreSocket string
-	// RunDir is the folder for sockets of child processes. Empty means the system's folder for temporary files.
-	RunDir string
-	// ManifestsDir is watched for manifests. Empty disables that.
-	ManifestsDir string
-	// AgentCredDir is the folder into which AgentCredentials writes a node's credentials.
-	AgentCredDir string
+	// Server is the settings of this server. Its folders are created when missing.
+	config.Server
 
-	// NodeName and NodeIPs are this machine's.
-	NodeName string
-	NodeIPs  []net.IP
-	// OwnNode says that the machine is a node too. Its Node then gets the label of servers.
-	OwnNode bool
-	// NodeIsOff, when set, says that this machine's node has failed and does not run. This server does not vouch for it
-	// then, and the leader finds it dead as any other node.
-	NodeIsOff func() bool
-	// BindAddress and Port are where the API server listens. A nil address means all addresses.
-	BindAddress net.IP
-	Port        int
-	// AdvertiseAddress is the address at which other machines and pods reach the API server.
-	AdvertiseAddress net.IP
-	// ExternalIPs are addresses at which the machine is reached from outside its network.
-	ExternalIPs []net.IP
-	// VIPs are the virtual IPs that this server was started with. Those stored in the cluster take precedence.
-	// VIPInterface is the interface that announces them. Empty means the interface whose network contains them.
-	VIPs         []netip.Addr
-	VIPInterface string
-	// Redirect replaces all of the machine's translations of virtual addresses (vip.SetRedirects). Nil changes nothing
-	// on the machine.
-	Redirect func([]vip.Redirect) error
-	// TLSSANs are further names and addresses for the API server's certificate.
-	TLSSANs []string
-
-	// Cluster is the settings in which all machines of the cluster agree.
-	Cluster clusterconfig.Settings
 	// GivenBackend is the value of --network-backend, empty if it was not given. The server logs it when the cluster
 	// has another one.
 	GivenBackend string
-	// ServerSettings is the settings in which all servers agree.
-	clusterconfig.ServerSettings
-	// Flags are the flags in which a joining server has to agree with this one, by their names.
-	Flags map[string]string
+
+	// NodeIsOff, when set, says that this machine's node has failed and does not run. This server does not vouch for it
+	// then, and the leader finds it dead as any other node.
+	NodeIsOff func() bool
+	// Redirect replaces all of the machine's translations of virtual addresses (vip.SetRedirects). Nil changes nothing
+	// on the machine.
+	Redirect func([]vip.Redirect) error
 
 	// Join are the addresses of the stores of a cluster's servers. A server with an empty store joins that cluster.
 	// Join has fetched the cluster's keys before.
@@ -103,46 +63,12 @@ type Options struct {
 
 	// Reach, when set, receives from gossip the reports that a node may not be reachable from this machine.
 	Reach *reachability.Watch
-	// Token and AgentToken are the tokens that an operator chose (token.Options).
-	Token, AgentToken string
-	// Snapshots are the settings for snapshots of the whole cluster.
-	Snapshots config.Snapshots
-	// Kubeconfigs are the kubeconfig files for administrators.
-	Kubeconfigs []localcreds.Kubeconfig
-
-	// Profile is apiserver.ProfileCIS or empty.
-	Profile string
-	// APIServerArgs, ControllerManagerArgs and SchedulerArgs are upstream's flags as NAME=VALUE.
-	APIServerArgs, ControllerManagerArgs, SchedulerArgs []string
-	// FlexVolumePluginDir is the folder of FlexVolume drivers.
-	FlexVolumePluginDir string
-
-	// LBPool are addresses for Services of type LoadBalancer. Without any, these Services get nodes' addresses.
-	LBPool []loadbalancer.Range
-	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own ports
-	// (loadbalancer.ParsePorts).
-	LBReserved []string
-
-	// ConsoleListen is where the console is served, as ADDRESS:PORT. Empty disables it.
-	ConsoleListen string
-	// MetricsHistory keeps the CPU and memory use of nodes and pods of the last day while this server leads.
-	MetricsHistory bool
-
-	// ConsoleOIDC are the settings by which the console's users log in by OIDC, beside those in APIServerArgs.
-	ConsoleOIDC config.ConsoleOIDC
 
 	// WorkEnded, when set, is called after work that leaves much garbage for the collector.
 	WorkEnded func()
 
-	// IngressRules are the rules by which Ingresses are served.
-	IngressRules compile.Rules
 	// HelmProgram is the path of coracle, which is the child process that installs a chart too. Charts fail without it.
 	HelmProgram string
-	// ChartFolders are the folders with charts that a HelmChart names by file. They need not exist.
-	ChartFolders []string
-
-	// ACME are the settings for certificates of Ingresses. Without an e-mail address none are ordered.
-	ACME config.ACME
 
 	// Small lowers the number of workers for a machine of few cores.
 	Small bool
@@ -164,19 +90,22 @@ func (o *Options) setDefaults() {
 		o.Clock = clock.RealClock{}
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
+	if o.Cluster.Disabled.Has(clusterconfig.PartManifests) {
+		o.ManifestsDir = ""
+	}
 }
 
 // validate finds mistakes in the options before anything is changed.
 func (o *Options) validate() error {
 	var errs []error
 	for _, f := range []struct{ name, value string }{
-		{"ServerDir", o.ServerDir}, {"TLSDir", o.TLSDir}, {"CredDir", o.CredDir}, {"StoreDir", o.StoreDir}, {"NodeName", o.NodeName},
+		{"ServerDir", o.ServerDir}, {"TLSDir", o.TLSDir}, {"CredDir", o.CredDir}, {"StoreDir", o.StoreDir}, {"Node.Name", o.Node.Name},
 	} {
 		if f.value == "" {
 			errs = append(errs, fmt.Errorf("server.Options.%s is required", f.name))
 		}
 	}
-	if o.AdvertiseAddress == nil {
+	if !o.AdvertiseAddress.IsValid() {
 		errs = append(errs, errors.New("server.Options.AdvertiseAddress is required"))
 	}
 	if err := o.Cluster.Validate(); err != nil {
@@ -201,7 +130,7 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 	c := controllers.Options{
 		ClusterCIDR:         clusterconfig.FlagValue(o.Cluster.PodCIDRs),
 		ServiceCIDR:         clusterconfig.FlagValue(o.Cluster.ServiceCIDRs),
-		FlexVolumePluginDir: o.FlexVolumePluginDir,
+		FlexVolumePluginDir: filepath.Join(o.AgentDir, "flexvolume"),
 		Toleration:          time.Duration(o.Cluster.Toleration()) * time.Second,
 		Small:               o.Small,
 		// The operator's flags come last, so that they take precedence.
@@ -222,15 +151,21 @@ func (o *Options) tolerations() []string {
 
 // servingIPs returns every IP address under which a client may know the API server.
 func (o *Options) servingIPs() ([]net.IP, error) {
-	ips := slices.Concat([]net.IP{o.AdvertiseAddress}, o.NodeIPs, o.ExternalIPs)
-	if localcreds.Bound(o.BindAddress) {
+	ips := slices.Concat([]netip.Addr{o.AdvertiseAddress}, o.Node.IPs, o.Node.ExternalIPs)
+	if localcreds.Bound(o.BindAddress.AsSlice()) {
 		ips = append(ips, o.BindAddress)
 	}
 	first, err := o.Cluster.APIAddresses()
-	for _, a := range first {
-		ips = append(ips, a.AsSlice())
+	return netIPs(append(ips, first...)), err
+}
+
+// netIPs converts addresses to the type that certificates use.
+func netIPs(ips []netip.Addr) []net.IP {
+	out := make([]net.IP, 0, len(ips))
+	for _, ip := range ips {
+		out = append(out, ip.AsSlice())
 	}
-	return ips, err
+	return out
 }
 
 // reserved returns the networks in which no machine has an address: those of pods and Services.
@@ -240,10 +175,10 @@ func (o *Options) reserved() []netip.Prefix {
 
 // ownNode returns the name of this machine's own node, empty if it has none.
 func (o *Options) ownNode() string {
-	if o.OwnNode {
-		return o.NodeName
+	if o.DisableAgent {
+		return ""
 	}
-	return ""
+	return o.Node.Name
 }
 
 // runsNode says whether a node runs in this process.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"path/filepath"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -52,13 +53,17 @@ func (s *Server) wire() error {
 		return err
 	}
 	s.local = localcreds.New(localcreds.Options{
-		PKI: s.pki, BindAddress: s.o.BindAddress, Port: s.openPort(), VIPs: s.vips.IPs,
-		Names:       pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs},
-		Kubeconfigs: s.o.Kubeconfigs, NodeDir: s.o.AgentCredDir,
+		PKI: s.pki, BindAddress: s.o.BindAddress.AsSlice(), Port: s.openPort(), VIPs: s.vips.IPs,
+		Names: pki.APIServerNames{NodeName: s.o.Node.Name, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs},
+		Kubeconfigs: []localcreds.Kubeconfig{
+			{Path: s.o.Kubeconfig.Path, Mode: s.o.Kubeconfig.Mode, GID: s.o.Kubeconfig.GID},
+			{Path: s.o.AdminKubeconfig, Mode: 0o600, Local: true},
+		},
+		NodeDir: filepath.Join(s.o.AgentDir, "cred"),
 	})
 	s.starting = starting.New(starting.Options{
 		Begin: s.localFailover.Begin, PKI: s.pki, ServerName: localcreds.EveryServer,
-		Address: s.peerAddress, Port: s.o.Port, Store: &s.store,
+		Address: s.peerAddress, Port: s.o.HTTPSPort, Store: &s.store,
 		Question: func() protocol.Call {
 			return protocol.Call{Token: s.tokens.Now().Server, Request: protocol.Request{
 				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
@@ -68,7 +73,7 @@ func (s *Server) wire() error {
 		Now: s.o.Clock.Now, Part: s.board.store, Logger: s.log,
 	})
 	s.roster = roster.New(roster.Options{
-		Dir: s.o.ServerDir, ServerID: s.data.ServerID(), Name: s.o.NodeName, JoinAddresses: s.o.Join,
+		Dir: s.o.ServerDir, ServerID: s.data.ServerID(), Name: s.o.Node.Name, JoinAddresses: s.o.Join,
 		Networks: s.o.reserved(),
 		Store:    &s.store, API: s.api.Client,
 		FailoverAddresses: s.starting.FailoverTargets, Machines: s.gossip.Members,
@@ -91,8 +96,8 @@ type vipStore struct {
 
 func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, error) {
 	return gossipmember.New(ctx, gossipmember.Options{
-		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
-		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
+		Dir: s.o.ServerDir, Name: s.o.Node.Name, Version: s.o.Version,
+		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: netIPs(s.o.Node.IPs),
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
 		Suspect: func(node string) { // only the leader has a judge; it checks the node at once
 			if j := s.judge.Load(); j != nil {
@@ -109,8 +114,8 @@ func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
 	o := &s.o
 	return webconsole.New(ctx, webconsole.Options{
 		Listen: o.ConsoleListen, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartConsole), APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
-		Server: o.NodeName, Node: o.OwnNode,
-		NodeIPs: o.NodeIPs, AdvertiseAddress: o.AdvertiseAddress, ServiceCIDRs: o.Cluster.ServiceCIDRs,
+		Server: o.Node.Name, Node: !o.DisableAgent,
+		NodeIPs: netIPs(o.Node.IPs), AdvertiseAddress: o.AdvertiseAddress.AsSlice(), ServiceCIDRs: o.Cluster.ServiceCIDRs,
 		Program: o.HelmProgram, Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
 	})
 }
@@ -126,7 +131,7 @@ func (s *Server) serveConsole(ctx context.Context, _ *rest.Config) {
 func (s *Server) newVIPs() (*virtualip.Addresses, error) {
 	return virtualip.New(virtualip.Options{
 		Dir: s.o.ServerDir, Configured: s.o.VIPs, Interface: s.o.VIPInterface,
-		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
+		BindAddress: s.o.BindAddress.AsSlice(), Port: s.openPort(), Reserved: s.o.reserved(),
 		Redirect: s.o.Redirect, Use: func() error { return s.local.Ensure() }, Machines: s.gossip.Members,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),
 	})
@@ -193,8 +198,8 @@ func (s *Server) newAdmission() *admission.Admission {
 	return admission.New(admission.Options{
 		Listen: func() net.Listener { return s.port.Route(protocol.Protocol) }, API: s.api.Client, PKI: s.pki, Tokens: s.tokens.Now,
 		Revoked: s.revoked.Revoked, Serving: s.local.Serving(),
-		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.NodeName,
-		ServerSettings: s.o.ServerSettings, Flags: s.o.Flags, Folders: s.o.folders(),
+		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.Node.Name,
+		ServerSettings: s.o.ServerSettings, Flags: s.o.SharedFlags(), Folders: s.o.folders(),
 		Members: s.store.ReadyMembers, Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
 		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
@@ -223,15 +228,15 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 			Disabled: o.Cluster.Disabled.Has(clusterconfig.PartServiceLB), Pool: o.LBPool, Networks: o.reserved(),
 			Barred: s.roster.ReservedAddresses, Joined: s.roster.JoinedAddresses,
 		},
-		Port: o.Port, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
-		Ingress: ingress.Options{Disabled: o.Cluster.Disabled.Has(clusterconfig.PartIngress), Rules: o.IngressRules, Built: o.BuildTime},
+		Port: o.HTTPSPort, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
+		Ingress: ingress.Options{Disabled: o.Cluster.Disabled.Has(clusterconfig.PartIngress), Rules: o.Ingress, Built: o.BuildTime},
 		ACME: acme.Options{
 			Email: o.ACME.Email, Directory: o.ACME.Directory, Roots: o.ACME.Roots,
 			Dial: s.tunnels.DialContext, Built: o.BuildTime, UserAgent: "coracle/" + o.Version,
 		},
 		MetricsHistory: history,
 		OwnsAddress:    s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
-		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartHelm)},
+		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.Node.Name, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartHelm)},
 		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
 		Part:         s.board.leader, Board: o.Board, Logger: s.log,
 	})
@@ -278,7 +283,7 @@ func SnapshotFiles() (required, optional []string) {
 func (s *Server) newSnapshots() *snapshots.Keeper {
 	o := s.o.Snapshots
 	return snapshots.NewKeeper(snapshots.Options{
-		Dir: o.Dir, Retention: o.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.NodeName, Version: s.o.Version,
+		Dir: o.Dir, Retention: o.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.Node.Name, Version: s.o.Version,
 		BeginBackup: s.store.BeginBackup,
 		Contents:    s.o.snapshotContents, Schedule: o.Schedule,
 		Key: func() (snapshots.Key, error) {

@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,7 +25,7 @@ import (
 func listening(t *testing.T, common string) *Server {
 	t.Helper()
 	o := options(t.TempDir())
-	o.AdvertiseAddress, o.Port = net.IPv4(127, 0, 0, 1), testenv.Port(t)
+	o.AdvertiseAddress, o.HTTPSPort = netip.MustParseAddr("127.0.0.1"), testenv.Port(t)
 	if common != "" {
 		testenv.NoError(t, os.CopyFS(o.ServerDir, os.DirFS(common)))
 		for _, own := range []string{"identity.json", "lock", filepath.Join("tls", "peer.pem")} {
@@ -57,9 +58,9 @@ func TestWaitingServerLearnsWhetherItIsReachable(t *testing.T) {
 			t.Errorf("%s: %q, want %q", what, why, want)
 		}
 	}
-	waiting.o.AdvertiseAddress = net.IPv4(127, 0, 0, 9)
+	waiting.o.AdvertiseAddress = netip.MustParseAddr("127.0.0.9")
 	expect("an address at which nobody listens", "refused")
-	waiting.o.AdvertiseAddress = net.IPv4(127, 0, 0, 1)
+	waiting.o.AdvertiseAddress = netip.MustParseAddr("127.0.0.1")
 	third := listening(t, there.o.ServerDir)
 	waiting.listener = third.listener
 	expect("another server's address", "another server answers there")

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -160,13 +161,13 @@ func (s *Server) prepare(ctx context.Context) (err error) {
 	if err := errors.Join(s.data.ClearReset(), storefiles.Tidy(o.ServerDir), storefiles.Tidy(o.StoreDir)); err != nil {
 		s.log.Warn("the remains of an earlier restore could not be removed", "error", err)
 	}
-	l, err := listen(ctx, o.BindAddress, o.Port)
+	l, err := listen(ctx, o.BindAddress.AsSlice(), o.HTTPSPort)
 	if err != nil {
 		return err
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Waiting: l.Table, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
-		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress),
+		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress.AsSlice()),
 		Logger: s.log.With("part", "nodes")})
 	s.listener = s.localFailover
 	if s.console, err = s.newConsole(ctx); err != nil {
@@ -204,8 +205,8 @@ func (s *Server) Close() error {
 
 // AgentCredentials makes the credentials of a node on this machine and renews them while the server runs. A second call
 // with other addresses updates the certificate.
-func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (nodecreds.Files, error) {
-	return s.local.Node(nodeName, nodeIPs)
+func (s *Server) AgentCredentials(nodeName string, nodeIPs []netip.Addr) (nodecreds.Files, error) {
+	return s.local.Node(nodeName, netIPs(nodeIPs))
 }
 
 // SnapshotsHandler returns the handler for snapshots on the admin socket.
@@ -348,7 +349,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Logger:    s.log.With("part", "store"),
 
 		ClockTolerance: pki.Backdate, Wall: s.o.Clock.Now,
-		Version: s.o.Version, Hostname: s.o.NodeName,
+		Version: s.o.Version, Hostname: s.o.Node.Name,
 		Share: func() string { return secrets.KeysShare(s.o.CredDir, s.log) }, Admit: s.admitMember, Renew: s.o.Renew,
 		MaxMembers: admission.MaxServers, // admission refuses earlier, unless several servers join at once
 	})
@@ -414,7 +415,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 	options.Status, options.Clocks, options.Console = s.statusHandler(), s.roster.ClocksHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")
 	options.MetricsHistory = &apiserver.MetricsHistory{
-		Server: s.o.NodeName, CAFile: s.pki.CAFile(pki.ServerCA), ServerName: localcreds.EveryServer,
+		Server: s.o.Node.Name, CAFile: s.pki.CAFile(pki.ServerCA), ServerName: localcreds.EveryServer,
 		Leader: func() (string, bool) { return leaderOf(store.Cluster().Members()) },
 	}
 	var live roster.LiveServers
@@ -509,9 +510,9 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	}
 
 	var role *nodemembers.Role
-	if s.o.OwnNode {
+	if !s.o.DisableAgent {
 		var err error
-		if role, err = nodemembers.NewRole(api.LoopbackConfig(), s.o.NodeName, s.data.ServerID(), store.Cluster(), s.log); err != nil {
+		if role, err = nodemembers.NewRole(api.LoopbackConfig(), s.o.Node.Name, s.data.ServerID(), store.Cluster(), s.log); err != nil {
 			return err
 		}
 	}
@@ -544,8 +545,8 @@ func (s *Server) followBackend(ctx context.Context, api *rest.Config) {
 func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 	serving, kubelet, proxy := s.local.Serving().Path, s.pki.KubeletClient().Path, s.pki.FrontProxy().Path
 	return apiserver.Options{
-		IngressRules: s.o.IngressRules,
-		BindAddress:  s.o.BindAddress, Port: s.o.Port, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress,
+		IngressRules: s.o.Ingress,
+		BindAddress:  s.o.BindAddress.AsSlice(), Port: s.o.HTTPSPort, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress.AsSlice(),
 		TLSCertFile: serving, TLSKeyFile: serving,
 		ClientCAFile:                 s.pki.CAFile(pki.ClientCA),
 		ServiceAccountKeyFiles:       []string{s.pki.ServiceAccountKeyFile()},

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,8 +19,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server/datadir"
-	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -51,29 +50,24 @@ func options(dir string) Options {
 	if os.Getenv("CORACLE_TEST_VERBOSE") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	server := filepath.Join(dir, "server")
+	address := netip.MustParseAddr("192.0.2.1")
 	return Options{
-		DataDir:          dir,
-		ServerDir:        server,
-		TLSDir:           filepath.Join(server, "tls"),
-		CredDir:          filepath.Join(server, "cred"),
-		StoreDir:         filepath.Join(server, "store"),
-		StoreSocket:      filepath.Join(dir, "run", "store.sock"),
-		ManifestsDir:     filepath.Join(dir, "manifests"),
-		AgentCredDir:     filepath.Join(dir, "agent", "cred"),
-		NodeName:         "boat",
-		NodeIPs:          []net.IP{net.IPv4(192, 0, 2, 1)},
-		BindAddress:      net.IPv4(127, 0, 0, 1),
-		AdvertiseAddress: net.IPv4(192, 0, 2, 1),
-		Cluster: clusterconfig.Settings{
-			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain,
+		Server: config.Server{
+			Paths:            config.NewPaths(dir, ""),
+			Node:             config.Node{Name: "boat", IPs: []netip.Addr{address}},
+			DisableAgent:     true,
+			BindAddress:      netip.MustParseAddr("127.0.0.1"),
+			AdvertiseAddress: address,
+			Cluster: clusterconfig.Settings{
+				PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+				DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain,
+			},
+			ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}},
+			Kubeconfig:     config.Kubeconfig{Path: filepath.Join(dir, "admin.kubeconfig"), Mode: 0o600},
 		},
-		ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}},
-		Kubeconfigs:    []localcreds.Kubeconfig{{Path: filepath.Join(server, "cred", "admin.kubeconfig")}},
-		Version:        "v0.0.0-test",
-		Small:          true,
-		Logger:         log,
+		Version: "v0.0.0-test",
+		Small:   true,
+		Logger:  log,
 	}
 }
 
@@ -107,19 +101,19 @@ func refused(t *testing.T, o Options, want ...string) {
 
 func TestServerRefusesWrongDirectoryPortOrAddress(t *testing.T) {
 	o := options(t.TempDir())
-	o.Port = testenv.Port(t)
+	o.HTTPSPort = testenv.Port(t)
 	s := testenv.Must(New(t.Context(), o))(t)
 	t.Run("second server on the directory", func(t *testing.T) { refused(t, o, "another coracle server", o.DataDir) })
 	t.Run("port taken", func(t *testing.T) {
 		other := options(t.TempDir())
-		other.Port = o.Port
+		other.HTTPSPort = o.HTTPSPort
 		refused(t, other, "is taken", "--https-listen-port")
 	})
 	testenv.NoError(t, s.data.RecordVersion())
 	testenv.NoError(t, s.Close())
 	t.Run("address of another machine", func(t *testing.T) {
 		o := o
-		o.BindAddress = net.IPv4(203, 0, 113, 7)
+		o.BindAddress = netip.MustParseAddr("203.0.113.7")
 		refused(t, o, "203.0.113.7", "--bind-address")
 	})
 	identity := filepath.Join(o.ServerDir, datadir.IdentityFile)
@@ -152,6 +146,16 @@ func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
 	if _, err := os.Stat(o.DataDir); !os.IsNotExist(err) {
 		t.Errorf("the data directory was made: %v", err)
 	}
+}
+
+// TestManifestsFollowTheCluster: a server ignores its folder of manifests where the cluster's settings say so.
+func TestManifestsFollowTheCluster(t *testing.T) {
+	o := options(t.TempDir())
+	o.setDefaults()
+	testenv.Equal(t, o.ManifestsDir, filepath.Join(o.DataDir, "manifests"), "")
+	o.Cluster.Disabled = clusterconfig.Disabled{clusterconfig.PartManifests}
+	o.setDefaults()
+	testenv.Equal(t, o.ManifestsDir, "", "")
 }
 
 // TestStartRemovesInterruptedRestore: a start removes what an interrupted restore left, and the note that a reset was
@@ -187,7 +191,7 @@ func TestServerWithOtherKeysIsNoMember(t *testing.T) {
 func TestAgentCredentialsAreWritten(t *testing.T) {
 	s := testenv.Must(New(t.Context(), options(t.TempDir())))(t)
 	defer func() { testenv.Check(t, s.Close()) }()
-	c := testenv.Must(s.AgentCredentials("boat", []net.IP{net.IPv4(192, 0, 2, 1)}))(t)
+	c := testenv.Must(s.AgentCredentials("boat", []netip.Addr{netip.MustParseAddr("192.0.2.1")}))(t)
 	for _, path := range []string{c.KubeletKubeconfig, c.NetworkKubeconfig, c.KubeletServing, c.ServerCAFile, c.ClientCAFile} {
 		if fi, err := os.Stat(path); err != nil || fi.Size() == 0 || !strings.HasPrefix(path, c.Dir) {
 			t.Errorf("%s: %v", path, err)

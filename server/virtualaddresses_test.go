@@ -89,7 +89,7 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 	put("fd00::100,192.0.2.100")
 	is("another address", two, one)
 	testenv.Eventually(t, 2*time.Minute, "the kubeconfig names the address", func() error {
-		data, err := os.ReadFile(o.Kubeconfigs[0].Path)
+		data, err := os.ReadFile(o.Kubeconfig.Path)
 		if err == nil && !strings.Contains(string(data), "https://[fd00::100]:") {
 			err = errors.New(string(data))
 		}

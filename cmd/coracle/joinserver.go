@@ -24,10 +24,11 @@ import (
 
 // joinedOptions returns the server's options, with the cluster's settings where this server has joined one. If this
 // server has not joined yet, joinedOptions sends a join request to a server of the cluster.
-func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
+func joinedOptions(ctx context.Context, o server.Options) (server.Options, error) {
+	c := o.Server // as this server was given it
 	joined, err := admission.WasJoined(o.ServerDir)
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
-		r := member.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.Flags, Program: o.Version, Now: time.Now, Logger: o.Logger}
+		r := member.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.SharedFlags(), Program: o.Version, Now: time.Now, Logger: o.Logger}
 		if !c.DisableAgent {
 			r.Node = protocol.Node{Name: c.Node.Name, Addresses: c.Node.IPs}
 			if r.Node.Password, err = joiningnode.Password(c.Paths.AgentDir); err != nil {
@@ -49,10 +50,10 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 			has = clusterconfig.NetworkNone
 		}
 		o.Cluster.NetworkBackend = has
-		return o, backendContradiction(c, has)
+		return o, backendContradiction(&c, has)
 	}
 	joined.Settings.NetworkBackend = cmp.Or(known, joined.Settings.NetworkBackend)
-	if err := contradictions(c, joined); err != nil {
+	if err := contradictions(&c, joined); err != nil {
 		return o, err
 	}
 	o.Cluster, o.ServerSettings, o.Join = joined.Settings, joined.ServerSettings, joined.Peers
@@ -67,10 +68,6 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	}
 	if o.Cluster.Disabled.Has(clusterconfig.PartMetrics) && o.MetricsHistory {
 		return o, errors.New("--metrics-history: this server's cluster has --disable metrics-server; remove --metrics-history")
-	}
-	o.ManifestsDir = c.Paths.ManifestsDir
-	if o.Cluster.Disabled.Has(clusterconfig.PartManifests) {
-		o.ManifestsDir = ""
 	}
 	if c.ServerURL != nil {
 		o.Join = append(o.Join, c.ServerURL.Host)

@@ -76,6 +76,7 @@ func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 	}
 	c.Paths.AgentDir = t.TempDir()
 	serverDir := t.TempDir()
+	c.ServerDir = serverDir
 	write := func(dir, name, text string) {
 		t.Helper()
 		testenv.NoError(t, errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)))
@@ -99,12 +100,12 @@ func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 				default:
 					want = `has "` + has + `"; remove the flag. To change the cluster's back end while it runs: coracle network-backend set ` + flag
 				}
-				_, err := joinedOptions(t.Context(), &own, server.Options{ServerDir: serverDir})
+				_, err := joinedOptions(t.Context(), server.Options{Server: own})
 				if (want == "") != (err == nil) || err != nil && !strings.HasSuffix(err.Error(), want) {
 					t.Errorf("joined %v, the cluster has %q, --network-backend=%s: %v, want %q", joined, known, flag, err, want)
 				}
 			}
-			testenv.Equal(t, testenv.Must(joinedOptions(t.Context(), c, server.Options{ServerDir: serverDir}))(t).Cluster.NetworkBackend, has, "joined %v, known %q:", joined, known)
+			testenv.Equal(t, testenv.Must(joinedOptions(t.Context(), server.Options{Server: *c}))(t).Cluster.NetworkBackend, has, "joined %v, known %q:", joined, known)
 		}
 	}
 }
@@ -117,26 +118,17 @@ func TestJoinedServerTakesClustersOptions(t *testing.T) {
 	}
 	joined := &admission.Joined{Settings: c.Cluster, ServerSettings: clusterconfig.ServerSettings{NodePortRange: "30000-32767"}}
 	dir := t.TempDir()
-	ownFolder := ""
 	options := func() server.Options {
 		data, err := json.Marshal(joined)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, "joined.json"), data, 0o600)
 		}
 		testenv.NoError(t, err)
-		own := server.Options{ServerDir: dir, ManifestsDir: ownFolder, LBReserved: []string{"22"}, LBPool: []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
-		return testenv.Must(joinedOptions(t.Context(), c, own))(t)
+		return testenv.Must(joinedOptions(t.Context(), server.Options{Server: *c}))(t)
 	}
 	joined.Settings.Balancer = clusterconfig.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
-	c.Paths.ManifestsDir = filepath.Join(dir, "manifests")
-	if o := options(); o.ManifestsDir != c.Paths.ManifestsDir { // the cluster applies what lies there, whatever this server thinks
-		t.Errorf("the folder of manifests is %q", o.ManifestsDir)
-	}
-	ownFolder = c.Paths.ManifestsDir
+	c.ServerDir, c.LBReserved, c.LBPool = dir, []string{"22"}, []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}
 	joined.Settings.Disabled = clusterconfig.Disabled{clusterconfig.PartManifests, clusterconfig.PartMetrics, clusterconfig.PartHelm}
-	if o := options(); o.ManifestsDir != "" {
-		t.Errorf("the folder of manifests is %q, and the cluster has none", o.ManifestsDir)
-	}
 	if o := options(); strings.Join(o.Cluster.Disabled, ",") != "coredns,manifests,servicelb,metrics-server,helm-controller" || strings.Join(loadbalancer.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
 		t.Errorf("disabled %v, the pool %v", o.Cluster.Disabled, o.LBPool)
 	}
@@ -164,9 +156,12 @@ func TestJoinedServerFollowsClustersConsoleSetting(t *testing.T) {
 		err = os.WriteFile(filepath.Join(dir, "joined.json"), data, 0o600)
 	}
 	testenv.NoError(t, err)
-	if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir}); err != nil || !o.Cluster.Disabled.Has(clusterconfig.PartConsole) {
+	c.ServerDir = dir
+	if o, err := joinedOptions(t.Context(), server.Options{Server: *c}); err != nil || !o.Cluster.Disabled.Has(clusterconfig.PartConsole) {
 		t.Errorf("the cluster's console is disabled: %v, %v", o.Cluster.Disabled, err)
 	}
-	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), c, server.Options{ServerDir: dir, ConsoleListen: ":8443"})), "--disable console")
-	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), c, server.Options{ServerDir: dir, MetricsHistory: true})), "--disable metrics-server")
+	c.ConsoleListen = ":8443"
+	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), server.Options{Server: *c})), "--disable console")
+	c.ConsoleListen, c.MetricsHistory = "", true
+	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), server.Options{Server: *c})), "--disable metrics-server")
 }

@@ -62,7 +62,7 @@ type node struct {
 
 // ownNode returns the node that runs in the process of its server.
 func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server) (node, error) {
-	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
+	files, err := s.AgentCredentials(c.Node.Name, c.Node.IPs)
 	return node{
 		servers: s.Roster().OtherAddresses, fallbackConfigs: s.APIConfigs,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
@@ -155,13 +155,4 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 func newVolumes(machine config.Node, paths config.Paths, p *cli.Process) *localvolume.Folders {
 	return localvolume.New(localvolume.Options{Paths: machine.StoragePaths, Own: paths.StorageDir,
 		Logger: p.Log.With("part", "local volumes")})
-}
-
-// netIPs converts addresses to the type that certificates, and therefore the server's options, use.
-func netIPs(ips ...netip.Addr) []net.IP {
-	out := make([]net.IP, 0, len(ips))
-	for _, ip := range ips {
-		out = append(out, ip.AsSlice())
-	}
-	return out
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -14,8 +13,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
-	"github.com/coracle-k8s/coracle/ingress/compile"
-	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/memory"
@@ -24,7 +21,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
-	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/vip"
 )
@@ -75,11 +71,11 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 		o.Volumes = newVolumes(c.Node, c.Paths, p)
 		o.NodeIsOff = nodeIsOff.Load
 	}
-	o, err := joinedOptions(ctx, c, o)
+	o, err := joinedOptions(ctx, o)
 	if err != nil {
 		return err
 	}
-	if err := checkVIPs(ctx, c, o); err != nil {
+	if err := checkVIPs(ctx, o); err != nil {
 		return err
 	}
 	if !c.DisableAgent {
@@ -175,46 +171,15 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer 
 	}
 }
 
-// serverOptions converts the settings of the configuration into the server's options.
+// serverOptions returns the options of a server with these settings.
 func serverOptions(c *config.Server) server.Options {
 	v := version.Get()
 	o := server.Options{
-		DataDir: c.Paths.DataDir, ServerDir: c.Paths.ServerDir, TLSDir: c.Paths.TLSDir, CredDir: c.Paths.CredDir,
-		StoreDir: c.Paths.StoreDir, StoreSocket: c.Paths.StoreSocket, RunDir: c.Paths.RunDir, ManifestsDir: c.Paths.ManifestsDir,
-		AgentCredDir: filepath.Join(c.Paths.AgentDir, "cred"),
-		NodeName:     c.Node.Name, NodeIPs: netIPs(c.Node.IPs...),
-		BindAddress: c.BindAddress.AsSlice(), Port: c.HTTPSPort, AdvertiseAddress: c.AdvertiseAddress.AsSlice(), TLSSANs: c.TLSSANs,
-		ExternalIPs: netIPs(c.Node.ExternalIPs...),
-		VIPs:        c.VIPs, VIPInterface: c.VIPInterface, Redirect: vip.SetRedirects,
-		Cluster: c.Cluster, GivenBackend: givenBackend(c), OwnNode: !c.DisableAgent, ServerSettings: c.ServerSettings,
-		Flags: c.SharedFlags(),
-		Links: config.LocalHost{}.Links,
-		Token: c.Token, AgentToken: c.AgentToken,
-		Snapshots: c.Snapshots,
-		Kubeconfigs: []localcreds.Kubeconfig{
-			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
-			{Path: c.Paths.AdminKubeconfig, Mode: 0o600, Local: true},
-		},
-		Profile:       c.Profile,
-		APIServerArgs: c.APIServerArgs, ControllerManagerArgs: c.ControllerManagerArgs, SchedulerArgs: c.SchedulerArgs,
-		FlexVolumePluginDir: filepath.Join(c.Paths.AgentDir, "flexvolume"),
-		LBPool:              c.LBPool,
-		LBReserved:          c.LBReserved,
-		ConsoleListen:       c.ConsoleListen,
-		ConsoleOIDC:         c.ConsoleOIDC,
-		MetricsHistory:      c.MetricsHistory,
-		IngressRules:        ingressRules(c.Ingress),
-		ChartFolders:        c.Paths.ChartFolders,
-		HelmProgram:         "/proc/self/exe",
-		ACME:                c.ACME,
-		Small:               runtime.NumCPU() <= smallMachine,
-		Version:             v.Coracle,
+		Server: *c, GivenBackend: givenBackend(c), Redirect: vip.SetRedirects, Links: config.LocalHost{}.Links,
+		HelmProgram: "/proc/self/exe", Small: runtime.NumCPU() <= smallMachine, Version: v.Coracle,
 	}
 	if t, err := time.Parse(time.RFC3339, v.Date); err == nil {
 		o.BuildTime = t
-	}
-	if c.Cluster.Disabled.Has(clusterconfig.PartManifests) {
-		o.ManifestsDir = ""
 	}
 	return o
 }
@@ -223,13 +188,4 @@ func serverOptions(c *config.Server) server.Options {
 func checkServerArgs(c *config.Server) error {
 	o := serverOptions(c)
 	return o.CheckArgs()
-}
-
-// ingressRules converts the operator's settings of the ingress into the form of the package compile.
-func ingressRules(c config.Ingress) compile.Rules {
-	out := compile.Rules{HostOwner: c.HostOwner, ProxyProtocol: c.ProxyProtocol}
-	for _, n := range c.TrustedProxies {
-		out.TrustedProxies = append(out.TrustedProxies, n.String())
-	}
-	return out
 }

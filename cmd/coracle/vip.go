@@ -14,7 +14,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/virtualip"
@@ -23,25 +22,25 @@ import (
 // checkVIPs returns an error for a --vip that this machine could not announce, when the cluster begins with that
 // address. A --vip that differs from the address to which the cluster has changed is only logged: otherwise no server
 // would start any more after coracle vip set. o has the cluster's settings.
-func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
-	if len(c.VIPs) == 0 {
+func checkVIPs(ctx context.Context, o server.Options) error {
+	if len(o.VIPs) == 0 {
 		return nil
 	}
 	kept, known, err := clusterconfig.ReadVIPs(o.ServerDir)
 	if err != nil {
 		return err
 	}
-	if known && !slices.Equal(kept, c.VIPs) {
+	if known && !slices.Equal(kept, o.VIPs) {
 		o.Logger.Warn("--vip is ignored: the cluster has another virtual address. Remove the flag. To change the cluster's address while it runs: "+
 			"coracle vip set ADDRESS",
-			"given", virtualip.Format(c.VIPs), "cluster", virtualip.Format(kept))
+			"given", virtualip.Format(o.VIPs), "cluster", virtualip.Format(kept))
 		return nil
 	}
 	others, err := roster.ReadPeerAddresses(o.ServerDir)
 	if known || err != nil || len(o.Join) > 0 || len(others) > 0 {
 		return err // with other servers, one of them may already announce it; that is checked when the cluster is asked
 	}
-	if err := virtualip.Check(ctx, c.VIPs, c.VIPInterface, slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)); err != nil {
+	if err := virtualip.Check(ctx, o.VIPs, o.VIPInterface, slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)); err != nil {
 		return fmt.Errorf("--vip: %w. Nothing was changed", err)
 	}
 	return nil

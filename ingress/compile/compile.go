@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 // State is the input of Desired: the objects of the cluster.
@@ -61,19 +62,7 @@ type State struct {
 var UnknownService = &corev1.Service{}
 
 // Rules are the settings of the cluster's operator.
-type Rules struct {
-	// HostOwner gives each host to the namespace of the oldest Ingress that has it in a rule.
-	HostOwner bool
-	// TrustedProxies are networks, in CIDR notation, whose headers about clients' addresses are trusted.
-	TrustedProxies []string
-	// ProxyProtocol says that connections from TrustedProxies begin with a header of the PROXY protocol.
-	ProxyProtocol bool
-}
-
-// settings returns the settings of the table. It returns false for the proxy's defaults.
-func (r Rules) settings() (table.Settings, bool) {
-	return table.Settings{TrustedProxies: r.TrustedProxies, ProxyProtocol: r.ProxyProtocol}, len(r.TrustedProxies) > 0
-}
+type Rules = config.Ingress
 
 // Finding is a problem of an object, or something that was left out of it.
 type Finding struct {
@@ -249,7 +238,7 @@ func Desired(s State) (Result, error) {
 			return Result{}, err
 		}
 	}
-	if settings, ok := s.Rules.settings(); ok {
+	if settings := (table.Settings{TrustedProxies: s.Rules.TrustedProxies, ProxyProtocol: s.Rules.ProxyProtocol}); len(settings.TrustedProxies) > 0 {
 		if err := c.r.Sections.Put(table.KindSettings, settings); err != nil {
 			return Result{}, err
 		}

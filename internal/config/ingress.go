@@ -12,10 +12,12 @@ const (
 
 // Ingress holds the operator's settings of the ingress.
 type Ingress struct {
-	// HostOwner says that a host belongs to one namespace only.
-	HostOwner      bool
-	TrustedProxies []netip.Prefix
-	ProxyProtocol  bool
+	// HostOwner gives each host to the namespace of the oldest Ingress that has it in a rule.
+	HostOwner bool
+	// TrustedProxies are networks, in CIDR notation, whose headers about clients' addresses are trusted.
+	TrustedProxies []string
+	// ProxyProtocol says that connections from TrustedProxies begin with a header of the PROXY protocol.
+	ProxyProtocol bool
 }
 
 // IngressProxy holds the settings of a node's ingress proxy.
@@ -53,7 +55,7 @@ func (r *reader) ingress() Ingress {
 		case n.Bits() == 0:
 			r.bad(it.src, "%s would trust every client's headers about its address", it.text)
 		default:
-			i.TrustedProxies = append(i.TrustedProxies, n)
+			i.TrustedProxies = append(i.TrustedProxies, n.String())
 		}
 	}
 	if i.ProxyProtocol && len(i.TrustedProxies) == 0 {

@@ -21,7 +21,7 @@ import (
 
 // Server holds all settings of coracle server, checked and complete: every default is filled in.
 type Server struct {
-	Paths   Paths
+	Paths
 	Logging Logging
 	Node    Node
 
@@ -33,16 +33,17 @@ type Server struct {
 	BindAddress      netip.Addr // the zero value means all addresses
 	HTTPSPort        int
 	AdvertiseAddress netip.Addr
-	LBPool           []loadbalancer.Range
-	LBReserved       []string // in the form that loadbalancer.ParsePorts parses
-	ConsoleListen    string   // ADDRESS:PORT, or empty
+	LBPool           []loadbalancer.Range // without any, Services of type LoadBalancer get nodes' addresses
+	LBReserved       []string             // in the form that loadbalancer.ParsePorts parses
+	ConsoleListen    string               // ADDRESS:PORT, or empty
 	ConsoleOIDC      ConsoleOIDC
-	MetricsHistory   bool
+	MetricsHistory   bool         // of the last day, while this server leads
 	VIPs             []netip.Addr // at most one of each family; the cluster's present addresses may differ
 	VIPInterface     string       // "" means the interface whose network holds the address
 	TLSSANs          []string     // names and addresses besides those that the server adds itself
 
-	// Cluster and ServerSettings are what a cluster begins with. A cluster that this server joins has its own.
+	// Cluster and ServerSettings are what a cluster begins with. Once this server has joined a cluster, they are that
+	// cluster's.
 	Cluster clusterconfig.Settings
 	clusterconfig.ServerSettings
 
@@ -94,14 +95,10 @@ var clusterWide = []string{
 // server that it asks, whether the flags are given or not. They are not in clusterWide, because an operator changes
 // them on one server after the other.
 func (s *Server) SharedFlags() map[string]string {
-	owner, proxies := hostOwnerPath, make([]string, 0, len(s.Ingress.TrustedProxies))
+	owner, proxies := hostOwnerPath, slices.Sorted(slices.Values(s.Ingress.TrustedProxies))
 	if s.Ingress.HostOwner {
 		owner = hostOwnerNamespace
 	}
-	for _, n := range s.Ingress.TrustedProxies {
-		proxies = append(proxies, n.String())
-	}
-	slices.Sort(proxies)
 	return map[string]string{
 		"profile": s.Profile, "ingress-host-owner": owner, "ingress-trusted-proxies": strings.Join(slices.Compact(proxies), ","),
 		"ingress-proxy-protocol": strconv.FormatBool(s.Ingress.ProxyProtocol),
