@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -141,12 +140,6 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 		c.RootCAFile, c.ServiceAccountPrivateKeyFile = s.root, s.serviceAccount
 	}
 	return c
-}
-
-// tolerations returns the API server's flags for how long pods stay on a lost node.
-func (o *Options) tolerations() []string {
-	wait := strconv.Itoa(o.Cluster.Toleration())
-	return []string{"default-not-ready-toleration-seconds=" + wait, "default-unreachable-toleration-seconds=" + wait}
 }
 
 // servingIPs returns every IP address under which a client may know the API server.

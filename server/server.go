@@ -410,7 +410,6 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.CertifiedAddresses,
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
-	options.ResourceMetrics = !s.o.Cluster.Disabled.Has(clusterconfig.PartMetrics)
 	options.Events = events
 	options.Status, options.Clocks, options.Console = s.statusHandler(), s.roster.ClocksHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")
@@ -434,7 +433,6 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 		return nil, err
 	}
 	s.gatewayUse.Store(use)
-	options.NoIngress = s.o.Cluster.Disabled.Has(clusterconfig.PartIngress)
 	if !s.o.Cluster.Disabled.Has(clusterconfig.PartGateway) {
 		options.GatewayUse = use
 	}
@@ -545,8 +543,8 @@ func (s *Server) followBackend(ctx context.Context, api *rest.Config) {
 func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 	serving, kubelet, proxy := s.local.Serving().Path, s.pki.KubeletClient().Path, s.pki.FrontProxy().Path
 	return apiserver.Options{
-		IngressRules: s.o.Ingress,
-		BindAddress:  s.o.BindAddress.AsSlice(), Port: s.o.HTTPSPort, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress.AsSlice(),
+		APIServer: s.o.APIServer, Cluster: s.o.Cluster, ServerSettings: s.o.ServerSettings,
+		BindAddress: s.o.BindAddress.AsSlice(), Port: s.o.HTTPSPort, Listener: s.listener, AdvertiseAddress: s.o.AdvertiseAddress.AsSlice(),
 		TLSCertFile: serving, TLSKeyFile: serving,
 		ClientCAFile:                 s.pki.CAFile(pki.ClientCA),
 		ServiceAccountKeyFiles:       []string{s.pki.ServiceAccountKeyFile()},
@@ -558,14 +556,10 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile:       proxy, ProxyClientKeyFile: proxy,
 		Guard:                &s.revoked,
-		ServiceCIDRs:         clusterconfig.Strings(s.o.Cluster.ServiceCIDRs),
-		NodePortRange:        s.o.NodePortRange,
 		EncryptionConfigFile: s.encryption,
 		ConfigDir:            configDir,
 		AnonymousHealthOnly:  true,
-		Profile:              s.o.Profile,
 		AuditLog:             filepath.Join(s.o.ServerDir, "logs", "audit.log"),
-		ExtraArgs:            append(s.o.tolerations(), s.o.APIServerArgs...), // the operator's come last, to take precedence
 		Logger:               s.log.With("part", "API server"),
 	}
 }

@@ -56,17 +56,21 @@ type Server struct {
 
 	DisableAgent bool
 
-	Ingress Ingress
-	ACME    ACME
+	ACME ACME
 
-	Profile string // "cis" or ""
-
-	APIServerArgs         []string // name=value
+	APIServer
 	ControllerManagerArgs []string // name=value
 	SchedulerArgs         []string // name=value
 
 	// Warnings are messages for the log, about settings that have no effect but do no harm.
 	Warnings []string
+}
+
+// APIServer holds the settings that the API server gets.
+type APIServer struct {
+	Profile       string   // "cis" or ""
+	APIServerArgs []string // name=value
+	Ingress       Ingress
 }
 
 // Kubeconfig says where and with which mode and group the administrator's kubeconfig is written.
@@ -136,12 +140,13 @@ func (r *reader) server(h Host) Server {
 		AgentToken:   r.secret("agent-token", "agent-token-file"),
 		DisableAgent: r.boolean("disable-agent"),
 
-		Ingress: r.ingress(),
-		ACME:    r.acme(),
+		APIServer: APIServer{
+			Profile:       r.str("profile"),
+			APIServerArgs: r.args("kube-apiserver-arg"),
+			Ingress:       r.ingress(),
+		},
+		ACME: r.acme(),
 
-		Profile: r.str("profile"),
-
-		APIServerArgs:         r.args("kube-apiserver-arg"),
 		ControllerManagerArgs: r.args("kube-controller-manager-arg"),
 		SchedulerArgs:         r.args("kube-scheduler-arg"),
 	}

@@ -19,7 +19,7 @@ import (
 
 // restrictAnonymous lets anonymous requests reach only the health endpoints. Upstream has no flag for that, only a
 // configuration file (KEP-4633). The file excludes the oidc-* flags, so their values are written into it.
-// restrictAnonymous does nothing when ExtraArgs name an authentication file of their own or contain a flag for
+// restrictAnonymous does nothing when APIServerArgs name an authentication file of their own or contain a flag for
 // anonymous requests.
 func restrictAnonymous(s *kubeoptions.ServerRunOptions, o Options) error {
 	authn := s.Authentication

@@ -111,11 +111,7 @@ func newEndpointReconciler(config *rest.Config, transport *memtransport.Transpor
 			return ServersOfService{Ready: []netip.AddrPort{netip.AddrPortFrom(own.Unmap(), 0)}}
 		}
 	}
-	first, err := netip.ParsePrefix(o.ServiceCIDRs[0])
-	if err != nil {
-		return nil, fmt.Errorf("the network for Services: %w", err)
-	}
-	r.ipv6 = first.Addr().Is6()
+	r.ipv6 = o.Cluster.ServiceCIDRs[0].Addr().Is6()
 	return r, nil
 }
 

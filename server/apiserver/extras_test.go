@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,8 +52,8 @@ func TestServerWithExtras(t *testing.T) {
 	auditLog := filepath.Join(f.dir, "audit.log")
 	o.EncryptionConfigFile = write("encryption.yaml", fmt.Sprintf(encryptionConfig, key))
 	o.WatchCache = true
-	o.ServiceCIDRs = []string{"10.43.0.0/16", "2001:db8:43::/112"}
-	o.ExtraArgs = []string{"audit-policy-file=" + write("audit.yaml", auditPolicy), "audit-log-path=" + auditLog, "audit-log-mode=blocking", "--profiling"}
+	o.Cluster.ServiceCIDRs = append(o.Cluster.ServiceCIDRs, netip.MustParsePrefix("2001:db8:43::/112"))
+	o.APIServerArgs = []string{"audit-policy-file=" + write("audit.yaml", auditPolicy), "audit-log-path=" + auditLog, "audit-log-mode=blocking", "--profiling"}
 	s := f.start(t, o)
 
 	for name, test := range map[string]func(*testing.T, *running){

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -87,7 +89,9 @@ func (f *fixture) options(t testing.TB) Options {
 		KubeletClientCertFile: f.leaf.kubelet.Path, KubeletClientKeyFile: f.leaf.kubelet.Path, KubeletCAFile: f.pki.CAFile(pki.KubeletCA),
 		RequestHeaderCAFile: f.pki.CAFile(pki.RequestHeaderCA), RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile: f.leaf.proxy.Path, ProxyClientKeyFile: f.leaf.proxy.Path,
-		ServiceCIDRs: []string{"10.43.0.0/16"}, ConfigDir: f.dir, AnonymousHealthOnly: true, Logger: f.log,
+		Cluster: clusterconfig.Settings{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+			Disabled: clusterconfig.Disabled{clusterconfig.PartMetrics}},
+		ConfigDir: f.dir, AnonymousHealthOnly: true, Logger: f.log,
 		seriesKept: time.Second,
 	}
 }

@@ -48,7 +48,7 @@ var ownFlags = map[string]string{
 	"show-hidden-metrics-for-version": "metrics are registered once for all parts of the process",
 }
 
-// runOptions fills upstream's options struct from o, then from ExtraArgs. It returns the struct completed and
+// runOptions fills upstream's options struct from o, then from APIServerArgs. It returns the struct completed and
 // validated.
 func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, error) {
 	s := kubeoptions.NewServerRunOptions()
@@ -61,7 +61,7 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 	if err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
-	if err := applyExtraArgs(s, append(args, o.ExtraArgs...)); err != nil {
+	if err := applyExtraArgs(s, slices.Concat(tolerationArgs(o.Cluster), args, o.APIServerArgs)); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
 	ensureNodeRestriction(s)
@@ -79,6 +79,12 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 		return kubeoptions.CompletedOptions{}, fmt.Errorf("API server options: %w", errors.Join(errs...))
 	}
 	return completed, nil
+}
+
+// tolerationArgs returns the kube-apiserver flags for how long pods stay on a lost node.
+func tolerationArgs(s clusterconfig.Settings) []string {
+	wait := strconv.Itoa(s.Toleration())
+	return []string{"default-not-ready-toleration-seconds=" + wait, "default-unreachable-toleration-seconds=" + wait}
 }
 
 func setOptions(s *kubeoptions.ServerRunOptions, o Options) error {
@@ -121,7 +127,7 @@ func setOptions(s *kubeoptions.ServerRunOptions, o Options) error {
 	s.KubeletConfig.TLSClientConfig.KeyFile = o.KubeletClientKeyFile
 	s.KubeletConfig.TLSClientConfig.CAFile = o.KubeletCAFile
 	s.KubeletConfig.PreferredAddressTypes = []string{"InternalIP", "ExternalIP", "Hostname"}
-	s.ServiceClusterIPRanges = strings.Join(o.ServiceCIDRs, ",")
+	s.ServiceClusterIPRanges = clusterconfig.FlagValue(o.Cluster.ServiceCIDRs)
 	ports, err := utilnet.ParsePortRange(o.NodePortRange)
 	if err != nil {
 		return fmt.Errorf("node port range %q: %w", o.NodePortRange, err)
@@ -141,7 +147,7 @@ func setOptions(s *kubeoptions.ServerRunOptions, o Options) error {
 }
 
 // ensureNodeRestriction enables the admission plugin NodeRestriction, which limits a node's credentials to its own
-// node. It stays enabled when ExtraArgs enable other plugins. Only ExtraArgs that disable it by name turn it off.
+// node. It stays enabled when APIServerArgs enable other plugins. Only APIServerArgs that disable it by name turn it off.
 func ensureNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	const plugin = "NodeRestriction"
 	admission := s.Admission.GenericAdmission

@@ -5,6 +5,7 @@ package apiserver
 import (
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/component-base/featuregate"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -188,7 +190,7 @@ func TestAnonymousRequestsAreRestricted(t *testing.T) {
 }
 
 func TestMissingOptionsAreNamed(t *testing.T) {
-	err := Options{ServiceCIDRs: []string{"a", "b", "c"}, AdvertiseAddress: net.IPv4(1, 1, 1, 1)}.validate()
+	err := Options{Cluster: clusterconfig.Settings{ServiceCIDRs: make([]netip.Prefix, 3)}, AdvertiseAddress: net.IPv4(1, 1, 1, 1)}.validate()
 	for _, want := range []string{"TLSCertFile", "ClientCAFile", "ServiceAccountKeyFiles", "ServiceCIDRs", "ConfigDir", "Port"} {
 		testenv.WantError(t, err, want)
 	}

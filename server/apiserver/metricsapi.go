@@ -21,6 +21,7 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
@@ -51,7 +52,7 @@ func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAP
 		return nil, fmt.Errorf("building a client for APIServices: %w", err)
 	}
 	m := &metricsAPI{part: o.MetricsPart, log: o.Logger, client: client.APIServices(), changed: timers.NewSignal()}
-	if !o.ResourceMetrics {
+	if o.Cluster.Disabled.Has(clusterconfig.PartMetrics) {
 		m.part.Set(status.Disabled, "")
 		return m, nil
 	}

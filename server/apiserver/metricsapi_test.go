@@ -92,7 +92,7 @@ func TestUsersAPIServiceReplacesMetricsAPI(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
 	board := status.NewBoard(time.Now)
-	o.ResourceMetrics, o.MetricsPart = true, board.Part("metrics API")
+	o.Cluster.Disabled, o.MetricsPart = nil, board.Part("metrics API")
 	s := f.start(t, o)
 	c, services := client(t, s.admin()), dynamicClient(t, s).Resource(apiServices)
 	line := func() string { return string(board.Components()[0].State) + ": " + board.Components()[0].Message }

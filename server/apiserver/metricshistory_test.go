@@ -26,7 +26,7 @@ import (
 func TestMetricsHistoryIsForThoseWhoMayGetMetrics(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
-	o.ResourceMetrics = true
+	o.Cluster.Disabled = nil
 	// The server asks itself: at each request it follows at first, and then leads.
 	var leads, forwards atomic.Bool
 	leads.Store(true)

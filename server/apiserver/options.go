@@ -24,8 +24,9 @@ import (
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 
-	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -74,10 +75,11 @@ type Options struct {
 	RequestHeaderAllowedNames               []string
 	ProxyClientCertFile, ProxyClientKeyFile string
 
-	// ServiceCIDRs has one prefix, or one of each family.
-	ServiceCIDRs []string
-	// NodePortRange is FIRST-LAST; 30000-32767 when empty.
-	NodePortRange string
+	// APIServer is the operator's settings. Cluster and ServerSettings are the cluster's. The node ports are 30000-32767
+	// when there is no range.
+	config.APIServer
+	Cluster clusterconfig.Settings
+	clusterconfig.ServerSettings
 
 	// EncryptionConfigFile is an EncryptionConfiguration, reloaded when it changes.
 	EncryptionConfigFile string
@@ -117,21 +119,15 @@ type Options struct {
 	// wants. Dial gets that context.
 	ForUser func(context.Context) context.Context
 
-	// NoIngress leaves Ingresses out of the routing table of the nodes' ingress proxies. GatewayUse says whether there
-	// are objects of the Gateway API. A nil GatewayUse leaves these out.
-	NoIngress  bool
+	// GatewayUse says whether there are objects of the Gateway API. Nil leaves these out of the routing table of the
+	// nodes' ingress proxies.
 	GatewayUse gatewayapi.Use
 
-	// ResourceMetrics serves metrics.k8s.io. Without it the server that an APIService names serves the group.
-	ResourceMetrics bool
 	// MetricsPart, when set, shows the state of metrics.k8s.io.
 	MetricsPart *status.Part
 
 	// MetricsHistory, when set, serves clusterconfig.MetricsHistoryPath.
 	MetricsHistory *MetricsHistory
-
-	// IngressRules are the rules by which Ingresses are compiled for nodes.
-	IngressRules compile.Rules
 
 	// Fence checks requests whose context carries a term of leadership, see TermConfig. It is nil when there are none.
 	Fence Fence
@@ -140,11 +136,8 @@ type Options struct {
 	// before upstream's start-up hooks begin: these end the process when the store does not answer for a minute.
 	Await func(ctx context.Context) error
 
-	// Profile is ProfileCIS or empty. AuditLog is the file to which that profile writes the audit log.
-	Profile, AuditLog string
-
-	// ExtraArgs are kube-apiserver flags as NAME=VALUE, applied last.
-	ExtraArgs []string
+	// AuditLog is the file to which ProfileCIS writes the audit log.
+	AuditLog string
 
 	Logger *slog.Logger
 
@@ -180,8 +173,8 @@ func (o Options) validate() error {
 	if len(o.ServiceAccountKeyFiles) == 0 {
 		errs = append(errs, errors.New("apiserver.Options.ServiceAccountKeyFiles is required"))
 	}
-	if n := len(o.ServiceCIDRs); n < 1 || n > 2 {
-		errs = append(errs, fmt.Errorf("apiserver.Options.ServiceCIDRs: want one prefix, or one of each family, got %d", n))
+	if n := len(o.Cluster.ServiceCIDRs); n < 1 || n > 2 {
+		errs = append(errs, fmt.Errorf("apiserver.Options.Cluster.ServiceCIDRs: want one prefix, or one of each family, got %d", n))
 	}
 	if o.AdvertiseAddress == nil {
 		errs = append(errs, errors.New("apiserver.Options.AdvertiseAddress is required"))

@@ -23,6 +23,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -118,10 +119,10 @@ func TestOperatorsArgumentsOverrideProfile(t *testing.T) {
 			return s.Admission.GenericAdmission.ConfigFile == "/etc/own.yaml"
 		}},
 	} {
-		o := Options{ConfigDir: t.TempDir(), Profile: ProfileCIS, AuditLog: "/audit.log", ExtraArgs: []string{test.own}}
+		o := Options{ConfigDir: t.TempDir(), AuditLog: "/audit.log", APIServer: config.APIServer{Profile: ProfileCIS, APIServerArgs: []string{test.own}}}
 		args := testenv.Must(profileArgs(o))(t)
 		s := kubeoptions.NewServerRunOptions()
-		testenv.NoError(t, applyExtraArgs(s, append(args, o.ExtraArgs...)), "%s", test.own)
+		testenv.NoError(t, applyExtraArgs(s, append(args, o.APIServerArgs...)), "%s", test.own)
 		testenv.Equal(t, strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","), test.wantPlugins, "%s: plugins", test.own)
 		testenv.False(t, test.ok != nil && !test.ok(s), "%s has no effect", test.own)
 	}

@@ -197,7 +197,7 @@ func TestResumedWatchesMissNothing(t *testing.T) {
 	})
 	o := f.options(t)
 	o.EncryptionConfigFile = filepath.Join(f.dir, "encryption.yaml")
-	o.ExtraArgs = append(o.ExtraArgs, "disable-admission-plugins=ServiceAccount")
+	o.APIServerArgs = append(o.APIServerArgs, "disable-admission-plugins=ServiceAccount")
 	key := func(letter string) string {
 		return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte(letter), 32))
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/server/ingress"
 	"github.com/coracle-k8s/coracle/server/settings"
@@ -48,8 +49,8 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 		}
 		gateways = &ingress.Gateways{Client: api, Use: o.GatewayUse}
 	}
-	ch.ingress = ingress.New(ingress.Options{Client: client, Metadata: of, Gateways: gateways, NoIngress: o.NoIngress,
-		Rules: o.IngressRules, Logger: o.Logger})
+	ch.ingress = ingress.New(ingress.Options{Client: client, Metadata: of, Gateways: gateways, NoIngress: o.Cluster.Disabled.Has(clusterconfig.PartIngress),
+		Rules: o.Ingress, Logger: o.Logger})
 	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(table.Path, ch.ingress)
 	return nil
 }

@@ -12,11 +12,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"time"
 
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/apiserver"
@@ -62,7 +64,9 @@ func Start(dir string) (remote, loopback *rest.Config, stop func() error, err er
 		TLSCertFile: path("server.crt"), TLSKeyFile: path("server.key"), ClientCAFile: path("ca.crt"),
 		ServiceAccountKeyFiles: []string{path("server.crt")}, ServiceAccountSigningKeyFile: path("server.key"),
 		ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
-		ServiceCIDRs:         []string{"10.43.0.0/16"}, ConfigDir: dir, Logger: quiet,
+		Cluster: clusterconfig.Settings{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+			Disabled: clusterconfig.Disabled{clusterconfig.PartMetrics}},
+		ConfigDir: dir, Logger: quiet,
 	})
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, stop())
