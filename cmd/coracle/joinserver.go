@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
@@ -77,29 +76,18 @@ func joinedOptions(ctx context.Context, o server.Options) (server.Options, error
 
 // contradictions returns an error for each setting that was given on this server and differs from the cluster's.
 func contradictions(c *config.Server, j *admission.Joined) error {
-	own := c.Cluster
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
-	for _, s := range []struct{ flag, own, cluster string }{
-		{"cluster-cidr", clusterconfig.FlagValue(own.PodCIDRs), clusterconfig.FlagValue(j.Settings.PodCIDRs)},
-		{"service-cidr", clusterconfig.FlagValue(own.ServiceCIDRs), clusterconfig.FlagValue(j.Settings.ServiceCIDRs)},
-		{"service-node-port-range", c.NodePortRange, j.NodePortRange},
-		{"cluster-dns", fmt.Sprint(own.DNS), fmt.Sprint(j.Settings.DNS)},
-		{"cluster-domain", own.Domain, j.Settings.Domain},
-		{"encrypt-resources", strings.Join(c.EncryptResources, ","), strings.Join(j.EncryptResources, ",")},
-		{"secrets-encryption", fmt.Sprint(len(c.EncryptResources) > 0), fmt.Sprint(len(j.EncryptResources) > 0)},
-		{"default-toleration-seconds", fmt.Sprint(own.Toleration()), fmt.Sprint(j.Settings.Toleration())},
-		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
-		{"disable", strings.Join(own.Disabled, ","), strings.Join(j.Settings.Disabled, ",")},
-		{"load-balancer-pool", strings.Join(own.Balancer.Pool, ","), strings.Join(j.Settings.Balancer.Pool, ",")},
-	} {
-		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
-			err := fmt.Errorf("--%s: this server was given %q, but its cluster has %q; remove the flag", s.flag, s.own,
-				s.cluster)
-			if s.flag == "load-balancer-pool" {
-				err = fmt.Errorf("%w. AddressPools add other addresses; one with the name default replaces the flag", err)
-			}
-			errs = append(errs, err)
+	cluster := *c
+	cluster.Cluster, cluster.ServerSettings = j.Settings, j.ServerSettings
+	for _, s := range config.Table(config.ServerCommand) {
+		if s.Scope != config.ClusterWide || s.Value == nil || !slices.Contains(c.Given, s.Name) || s.Value(c) == s.Value(&cluster) {
+			continue
 		}
+		err := fmt.Errorf("--%s: this server was given %q, but its cluster has %q; remove the flag", s.Name, s.Value(c), s.Value(&cluster))
+		if s.Name == "load-balancer-pool" {
+			err = fmt.Errorf("%w. AddressPools add other addresses; one with the name default replaces the flag", err)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -2,7 +2,11 @@
 
 package config
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
 
 // Values of --ingress-host-owner.
 const (
@@ -18,6 +22,19 @@ type Ingress struct {
 	TrustedProxies []string
 	// ProxyProtocol says that connections from TrustedProxies begin with a header of the PROXY protocol.
 	ProxyProtocol bool
+}
+
+// hostOwnerValue returns the value of --ingress-host-owner.
+func (i Ingress) hostOwnerValue() string {
+	if i.HostOwner {
+		return hostOwnerNamespace
+	}
+	return hostOwnerPath
+}
+
+// trustedProxiesValue returns the networks in one order, each once.
+func (i Ingress) trustedProxiesValue() string {
+	return strings.Join(slices.Compact(slices.Sorted(slices.Values(i.TrustedProxies))), ",")
 }
 
 // IngressProxy holds the settings of a node's ingress proxy.

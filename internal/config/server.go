@@ -27,7 +27,7 @@ type Server struct {
 
 	// ServerURL is the URL of a server whose cluster this server joins. It is nil for a server that starts a cluster.
 	ServerURL *url.URL
-	// Given names the cluster-wide settings that were set. A server that joins gets the others from the cluster.
+	// Given names the ClusterWide settings that were set. A server that joins gets the others from the cluster.
 	Given []string
 
 	BindAddress      netip.Addr // the zero value means all addresses
@@ -89,25 +89,15 @@ type Logging struct {
 	AlsoStderr bool
 }
 
-// clusterWide are the settings in which all servers have to agree.
-var clusterWide = []string{
-	"cluster-cidr", "service-cidr", "service-node-port-range", "cluster-dns", "cluster-domain", "secrets-encryption", "encrypt-resources",
-	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend", "load-balancer-pool", "load-balancer-reserved-ports",
-}
-
-// SharedFlags returns the shared flags. Each server uses its own values, and a joining server has to agree with the
-// server that it asks, whether the flags are given or not. They are not in clusterWide, because an operator changes
-// them on one server after the other.
+// SharedFlags returns the values of the Shared settings.
 func (s *Server) SharedFlags() map[string]string {
-	owner, proxies := hostOwnerPath, slices.Sorted(slices.Values(s.Ingress.TrustedProxies))
-	if s.Ingress.HostOwner {
-		owner = hostOwnerNamespace
+	out := map[string]string{}
+	for _, row := range Table(ServerCommand) {
+		if row.Scope == Shared {
+			out[row.Name] = row.Value(s)
+		}
 	}
-	return map[string]string{
-		"profile": s.Profile, "ingress-host-owner": owner, "ingress-trusted-proxies": strings.Join(slices.Compact(proxies), ","),
-		"ingress-proxy-protocol": strconv.FormatBool(s.Ingress.ProxyProtocol),
-		"ingress-acme-email":     s.ACME.Email, "ingress-acme-server": s.ACME.Directory,
-	}
+	return out
 }
 
 func (r *reader) server(h Host) Server {
@@ -181,9 +171,9 @@ func (r *reader) server(h Host) Server {
 				"outside of --cluster-cidr and --service-cidr", p.First, p.Last)
 		}
 	}
-	for _, name := range clusterWide {
-		if r.given(name) {
-			s.Given = append(s.Given, name)
+	for _, row := range Table(ServerCommand) {
+		if row.Scope == ClusterWide && r.given(row.Name) {
+			s.Given = append(s.Given, row.Name)
 		}
 	}
 	if s.BindAddress.IsValid() && !s.BindAddress.IsUnspecified() {

@@ -52,6 +52,21 @@ const (
 // Repeats says whether a setting of this kind may be given several times.
 func (k Kind) Repeats() bool { return k == List || k == Args }
 
+// Scope says which machines have to have the same value of a setting.
+type Scope uint8
+
+const (
+	// PerMachine settings may differ from server to server and from node to node.
+	PerMachine Scope = iota
+	// Shared settings have to be the same on all servers. Each server uses its own value, and a joining server has to
+	// agree with the server that it asks, whether the flag is given or not. An operator changes the value on one server
+	// after the other.
+	Shared
+	// ClusterWide settings are stored in the cluster (Server.Cluster and ServerSettings). A server that joins gets the
+	// cluster's values, and must not be given others.
+	ClusterWide
+)
+
 // Setting is one row of the table of settings.
 type Setting struct {
 	Name     string // of the flag, and of the key in a file
@@ -68,6 +83,8 @@ type Setting struct {
 	Help     string   // one sentence or two, no full stop at the end
 	Env      string   // environment variable, when it is not CORACLE_<NAME>
 	FlagOnly bool     // not allowed as a key in a file
+	Scope    Scope
+	Value    func(*Server) string // in the form that servers compare; nil for a setting that they do not compare
 }
 
 // EnvName returns the name of the environment variable that sets the setting.

@@ -4,6 +4,7 @@ package config
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
@@ -59,6 +60,7 @@ var table = []Setting{
 		Help: "Folder for sockets and other state that does not outlive the machine's boot"},
 
 	{Name: "profile", Commands: ServerCommand, Group: groupGeneral, Holder: "NAME", Values: []string{"cis"},
+		Scope: Shared, Value: func(s *Server) string { return s.Profile },
 		Help: "cis keeps to the CIS Kubernetes Benchmark where that costs something: an audit log, Pod Security's level restricted " +
 			"outside of kube-system, limits on events, and no external IPs; see docs/hardening.md. Give all servers the same"},
 
@@ -92,17 +94,23 @@ var table = []Setting{
 		Help:     "Interface of this machine on which --vip is announced"},
 
 	{Name: "cluster-cidr", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "CIDR", Default: "10.42.0.0/16",
+		Scope: ClusterWide, Value: func(s *Server) string { return clusterconfig.FlagValue(s.Cluster.PodCIDRs) },
 		Help: "Network from which pods get their addresses; one for each address family"},
 	{Name: "service-cidr", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "CIDR", Default: "10.43.0.0/16",
+		Scope: ClusterWide, Value: func(s *Server) string { return clusterconfig.FlagValue(s.Cluster.ServiceCIDRs) },
 		Help: "Network from which Services get their cluster addresses; one for each address family, in the order of --cluster-cidr"},
 	{Name: "service-node-port-range", Commands: ServerCommand, Group: groupNetwork, Holder: "FROM-TO", Default: "30000-32767",
+		Scope: ClusterWide, Value: func(s *Server) string { return s.NodePortRange },
 		Help: "Ports for Services of type NodePort"},
 	{Name: "cluster-dns", Commands: ServerCommand, Group: groupNetwork, Holder: "IP", Computed: "the tenth address of --service-cidr",
+		Scope: ClusterWide, Value: func(s *Server) string { return s.Cluster.DNS.String() },
 		Help: "Address of the cluster's DNS Service, inside --service-cidr"},
 	{Name: "cluster-domain", Commands: ServerCommand, Group: groupNetwork, Holder: "DOMAIN", Default: clusterconfig.DefaultDomain,
+		Scope: ClusterWide, Value: func(s *Server) string { return s.Cluster.Domain },
 		Help: "DNS domain of the cluster"},
 	{Name: "network-backend", Commands: ServerCommand, Group: groupNetwork, Holder: "NAME", Default: clusterconfig.NetworkBackends[0],
 		Values: clusterconfig.NetworkBackends,
+		Scope:  ClusterWide,
 		Help: "How packets reach pods of other nodes: vxlan wraps them, host-gw routes them between nodes of one network segment, " +
 			"wireguard encrypts them, none leaves the pod network to another plugin that you install; the cluster begins with it, and " +
 			"coracle network-backend set changes it"},
@@ -112,13 +120,16 @@ var table = []Setting{
 		Help: "Other nodes send packets for this machine's pods to its --node-external-ip, as behind address translation that leads from " +
 			"there to this machine"},
 	{Name: "load-balancer-pool", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "RANGE",
+		Scope: ClusterWide, Value: func(s *Server) string { return strings.Join(s.Cluster.Balancer.Pool, ",") },
 		Help: "Addresses of the nodes' network for Services of type LoadBalancer, instead of the nodes' own: FIRST-LAST, a network in " +
 			"CIDR notation, or one address. No machine has them, and no DHCP server gives them out; all servers have the same"},
 	{Name: "load-balancer-reserved-ports", Commands: ServerCommand, Group: groupNetwork, Kind: List, Holder: "PORT", Default: "22",
+		Scope: ClusterWide,
 		Help: "Ports that Services of type LoadBalancer do not get at nodes' addresses, beside the cluster's own, since programs of the " +
 			"machines listen there: PORT or PORT/PROTOCOL; none for none; all servers have the same"},
 	{Name: "default-toleration-seconds", Commands: ServerCommand, Group: groupCluster, Kind: Int, Holder: "N",
 		Default: strconv.Itoa(clusterconfig.DefaultTolerationSeconds),
+		Scope:   ClusterWide, Value: func(s *Server) string { return strconv.Itoa(s.Cluster.Toleration()) },
 		Help: "How long pods stay on a node that is lost before others take their place, unless a pod says something else; all " +
 			"servers have the same"},
 
@@ -146,8 +157,10 @@ var table = []Setting{
 		Help: "Group that owns that file, by name or number; goes with a mode such as 0640"},
 
 	{Name: "secrets-encryption", Commands: ServerCommand, Group: groupEncryption, Kind: Bool, Default: "true",
+		Scope: ClusterWide, Value: func(s *Server) string { return strconv.FormatBool(len(s.EncryptResources) > 0) },
 		Help: "Encrypt Secrets in the store"},
 	{Name: "encrypt-resources", Commands: ServerCommand, Group: groupEncryption, Kind: List, Holder: "RESOURCE",
+		Scope: ClusterWide, Value: func(s *Server) string { return strings.Join(s.EncryptResources, ",") },
 		Help: "Resources to encrypt besides secrets, such as configmaps or widgets.example.com"},
 
 	{Name: "disable-snapshots", Commands: ServerCommand, Group: groupSnapshots, Kind: Bool, Default: "false",
@@ -259,6 +272,7 @@ var table = []Setting{
 			"see docs/runtimes.md"},
 
 	{Name: "disable", Commands: ServerCommand, Group: groupParts, Kind: List, Holder: "NAME", Values: clusterconfig.Parts(),
+		Scope: ClusterWide, Value: func(s *Server) string { return strings.Join(s.Cluster.Disabled, ",") },
 		Help: "Packaged part of the cluster that is not to run: cluster DNS (coredns), applying what lies in the manifests folder " +
 			"(manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), " +
 			"volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing " +
@@ -280,6 +294,7 @@ var table = []Setting{
 	{Name: "disable-agent", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
 		Help: "Run no pods on this machine: only the server, without a node"},
 	{Name: "disable-kube-proxy", Commands: ServerCommand, Group: groupParts, Kind: Bool, Default: "false",
+		Scope: ClusterWide, Value: func(s *Server) string { return strconv.FormatBool(s.Cluster.NoServiceProxy) },
 		Help: "Leave Services to another proxy that you install. The rules that coracle made before are removed at the start"},
 	{Name: "proxy-mode", Commands: nodeCommands, Group: groupParts, Holder: "MODE", Default: "auto", Values: proxyModes,
 		Help: "What serves Services on this node: ipvs, which needs Linux 5.9 with the modules ip_vs, ip_vs_rr and dummy, or nftables; " +
@@ -290,17 +305,22 @@ var table = []Setting{
 
 	{Name: "ingress-host-owner", Commands: ServerCommand, Group: groupIngress, Holder: "WHAT", Default: hostOwnerPath,
 		Values: []string{hostOwnerPath, hostOwnerNamespace},
+		Scope:  Shared, Value: func(s *Server) string { return s.Ingress.hostOwnerValue() },
 		Help: "What Ingresses of several namespaces share of a host: path gives each path to the oldest Ingress that has it, namespace " +
 			"the whole host to the namespace of the oldest Ingress that names it; all servers have the same"},
 	{Name: "ingress-trusted-proxies", Commands: ServerCommand, Group: groupIngress, Kind: List, Holder: "CIDR", Computed: "none",
+		Scope: Shared, Value: func(s *Server) string { return s.Ingress.trustedProxiesValue() },
 		Help: "Networks and addresses of proxies in front of the ingress, whose X-Forwarded-* headers are trusted; all servers have the same"},
 	{Name: "ingress-proxy-protocol", Commands: ServerCommand, Group: groupIngress, Kind: Bool, Default: "false",
+		Scope: Shared, Value: func(s *Server) string { return strconv.FormatBool(s.Ingress.ProxyProtocol) },
 		Help: "Each connection from --ingress-trusted-proxies begins with a header of the PROXY protocol, version 1 or 2; all servers " +
 			"have the same"},
 	{Name: "ingress-acme-email", Commands: ServerCommand, Group: groupIngress, Holder: "ADDRESS", Computed: "no certificates are ordered",
+		Scope: Shared, Value: func(s *Server) string { return s.ACME.Email },
 		Help: "Get certificates by ACME for Ingresses with the annotation kubernetes.io/tls-acme, and agree to the authority's terms; it " +
 			"may write to this address. Give all servers the same; see docs/ingress.md"},
 	{Name: "ingress-acme-server", Commands: ServerCommand, Group: groupIngress, Holder: "URL", Default: letsEncrypt,
+		Scope: Shared, Value: func(s *Server) string { return s.ACME.Directory },
 		Help: "Directory of the authority for --ingress-acme-email; all servers have the same"},
 	{Name: "ingress-acme-ca-file", Commands: ServerCommand, Group: groupIngress, Holder: "FILE", Computed: "the machine's authorities",
 		Files: true,

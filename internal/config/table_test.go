@@ -22,6 +22,9 @@ func TestEverySettingIsDescribed(t *testing.T) {
 		if s.Help == "" || strings.HasSuffix(s.Help, ".") || s.Group == "" || s.Commands == 0 {
 			t.Errorf("--%s lacks help, group or command, or its help ends with a full stop", s.Name)
 		}
+		if s.Scope == Shared && s.Value == nil {
+			t.Errorf("--%s is shared, but servers cannot compare it", s.Name)
+		}
 		if s.Kind != Bool && s.Holder == "" {
 			t.Errorf("--%s has a value but no name for it", s.Name)
 		}
