@@ -28,7 +28,7 @@ func syncAddresses(ctx context.Context, o Options) error {
 	}
 	want := o.addresses()
 	return syncNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error {
-		return setAddresses(ctx, nodes, o.NodeName,
+		return setAddresses(ctx, nodes, o.Name,
 			want)
 	})
 }
@@ -69,13 +69,13 @@ func syncNode(ctx context.Context, o Options, name string, news <-chan struct{},
 // addresses returns the Node's addresses, in the order that upstream's kubelet and cloud providers use.
 func (o Options) addresses() []corev1.NodeAddress {
 	var out []corev1.NodeAddress
-	for _, ip := range o.NodeIPs {
+	for _, ip := range o.IPs {
 		out = append(out, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip.String()})
 	}
 	for _, ip := range o.ExternalIPs {
 		out = append(out, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: ip.String()})
 	}
-	return append(out, corev1.NodeAddress{Type: corev1.NodeHostName, Address: o.NodeName})
+	return append(out, corev1.NodeAddress{Type: corev1.NodeHostName, Address: o.Name})
 }
 
 // setAddresses writes the addresses if the Node has other ones.

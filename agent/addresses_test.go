@@ -12,12 +12,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestNodeReportsExternalAddresses(t *testing.T) {
-	o := Options{NodeName: "n", NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")},
-		ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8::2")}}
+	o := Options{Node: config.Node{Name: "n", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")},
+		ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8::2")}}}
 	want := o.addresses()
 	client := fake.NewClientset()
 	nodes := client.CoreV1().Nodes()
@@ -49,7 +50,7 @@ func TestExternalAddressesAndCloudProvider(t *testing.T) {
 		"cloud-provider=external": true, "--cloud-provider=external": true, "cloud_provider=external": true, "--cloud_provider=external": true,
 		"max-pods=3": false, "node-labels=cloud-provider=external": false,
 	} {
-		o := Options{ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.2")}, KubeletArgs: []string{arg}}
+		o := Options{Node: config.Node{ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.2")}, Kubelet: config.Kubelet{KubeletArgs: []string{arg}}}}
 		if _, err := o.complete(); strings.Contains(err.Error(), "exclude one another") != want { // others are missing
 			t.Errorf("%s: %v", arg, err)
 		}

@@ -280,7 +280,7 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 	if err != nil {
 		return err
 	}
-	if err = own.follow(n.informers.Nodes(), o.NodeName, o.nodeIsThere()); err != nil {
+	if err = own.follow(n.informers.Nodes(), o.Name, o.nodeIsThere()); err != nil {
 		return err
 	}
 	networks := n.podCIDRs
@@ -304,7 +304,7 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
 	t := tunnels.Options{
 		Answered: o.ServerAnswered, Ended: o.ServerEnded, Readiness: o.ServerReadiness, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile,
-		NodeIPs: o.NodeIPs, Logger: o.Logger,
+		NodeIPs: o.IPs, Logger: o.Logger,
 		Servers: func() []string {
 			if o.refused.Load() { // servers that receive messages of the node would take it for ready
 				return nil
@@ -329,9 +329,9 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 	return kubelet.Options{
 		RootDir: p.KubeletRoot, PodLogsDir: p.PodLogs, StaticPodDir: p.staticPods, RuntimeSocket: runtime.Address(),
 		Kubeconfig: o.KubeletKubeconfig, ServingCertFile: o.KubeletServingCert, ServingKeyFile: o.KubeletServingKey,
-		ClientCAFile: o.ClientCAFile, NodeName: o.NodeName, NodeIPs: o.NodeIPs, Labels: o.Labels, Taints: o.Taints,
-		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain, ResolvConf: o.ResolvConf,
-		Args: o.KubeletArgs, OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
+		ClientCAFile: o.ClientCAFile, NodeName: o.Name, NodeIPs: o.IPs, Kubelet: o.Kubelet,
+		ClusterDNS: o.clusterDNS(), ClusterDomain: o.Cluster.Domain,
+		OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 		LostRecords: o.reportLostRecords,
 		Lists:       runtime.Lists(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(),
 		Starts: &o.Shutdown.starts, Mounts: &o.Shutdown.mounts, Made: o.Shutdown.setPods,

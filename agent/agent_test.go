@@ -56,7 +56,7 @@ func TestKubeletWaitsForAPIServer(t *testing.T) {
 		t.Errorf("got %v, want the kubelet's own wait", err)
 	}
 	other := o
-	other.NetworkBackend = clusterconfig.NetworkNone
+	other.Cluster.NetworkBackend = clusterconfig.NetworkNone
 	if err := other.kubeletWaits(ready)(t.Context()); err != nil {
 		t.Errorf("got %v; where another plugin makes the network it is unknown whether the node is new", err)
 	}

@@ -24,7 +24,7 @@ import (
 func (o Options) speaker(client kubernetes.Interface, settings clustersettings.Follower, backend string,
 	report func(loadbalancer.Conflicts, loadbalancer.Proven)) lbspeaker.Options {
 	a := lbspeaker.Options{
-		Client: client, Settings: settings, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
+		Client: client, Settings: settings, NodeName: o.Name, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
 		Part: o.part(partSpeaker), Logger: o.Logger,
 	}
@@ -83,7 +83,7 @@ func publishFindings(ctx context.Context, o Options, found findings) error {
 		var again <-chan time.Time
 		for name, value := range map[string]string{loadbalancer.ConflictsAnnotation: want.conflicts,
 			loadbalancer.ProvenAnnotation: want.proven} {
-			if err := annotate(ctx, nodes, o.NodeName, name, value); err != nil {
+			if err := annotate(ctx, nodes, o.Name, name, value); err != nil {
 				again = time.After(networksRetry)
 			}
 		}

@@ -50,17 +50,17 @@ func (o Options) clusterMark() string {
 // newIngress prepares the node's ingress. It returns nil when the ingress is disabled or the node watches no Services.
 func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, error) {
 	dir := filepath.Join(o.RunDir, "ingress")
-	if o.DisableIngress {
+	if o.Cluster.Disabled.Has(clusterconfig.PartIngress) && o.Cluster.Disabled.Has(clusterconfig.PartGateway) {
 		if err := ingress.Remove(dir); err != nil {
 			return nil, fmt.Errorf("agent: leave Ingresses to another controller: %w", err)
 		}
 		return nil, nil
 	}
 	i := ingress.Options{
-		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, Cluster: o.clusterMark(), NodeIPs: o.NodeIPs, NodeName: o.NodeName,
+		Program: filepath.Join(o.BinDir, "coracle-ingress"), Dir: dir, Cluster: o.clusterMark(), NodeIPs: o.IPs, NodeName: o.Name,
 		Unreachable: o.unreachable(),
-		PodCIDRs:    o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
-		Memory: o.IngressMemory, MaxConnections: o.IngressConnections,
+		PodCIDRs:    o.Cluster.PodCIDRs, ServiceCIDRs: o.Cluster.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
+		Memory: o.Ingress.Memory, MaxConnections: o.Ingress.MaxConnections,
 		Part: o.part(partIngress), Logger: o.Logger,
 	}
 	if names, err := informers.Names(); err == nil {
@@ -70,8 +70,8 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	} else {
 		return nil, nil
 	}
-	if o.NetworkBackend != clusterconfig.NetworkNone {
-		i.PodNetworkOf = o.NodeName
+	if o.Cluster.NetworkBackend != clusterconfig.NetworkNone {
+		i.PodNetworkOf = o.Name
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig) // the node may read certificates, the network's identity may not
 	if err != nil {
@@ -86,17 +86,17 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 		return client.CoreV1().RESTClient().Get().AbsPath(table.Path).Stream(ctx)
 	}
 	i.Annotation = func(ctx context.Context) (string, error) {
-		node, err := client.CoreV1().Nodes().Get(ctx, o.NodeName, metav1.GetOptions{})
+		node, err := client.CoreV1().Nodes().Get(ctx, o.Name, metav1.GetOptions{})
 		if err != nil {
 			return "", fmt.Errorf("reading the node's annotation %s: %w", table.NodeAnnotation, err)
 		}
 		return node.Annotations[table.NodeAnnotation], nil
 	}
 	i.Annotate = func(ctx context.Context, value string) error {
-		return annotate(ctx, client.CoreV1().Nodes(), o.NodeName, table.NodeAnnotation, value)
+		return annotate(ctx, client.CoreV1().Nodes(), o.Name, table.NodeAnnotation, value)
 	}
 	i.Event = func(ctx context.Context, of table.Charge, message string) error {
-		return recordLeftOut(ctx, client.CoreV1(), o.NodeName, of, message)
+		return recordLeftOut(ctx, client.CoreV1(), o.Name, of, message)
 	}
 	n, err := ingress.New(i)
 	if err == nil {

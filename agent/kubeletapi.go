@@ -156,7 +156,7 @@ func (o Options) askLease(ctx context.Context, c *rest.Config) error {
 	if err != nil {
 		return fmt.Errorf("agent: make the node's client: %w", err)
 	}
-	err = client.RESTClient().Get().AbsPath("/apis/coordination.k8s.io/v1/namespaces", corev1.NamespaceNodeLease, "leases", o.NodeName).
+	err = client.RESTClient().Get().AbsPath("/apis/coordination.k8s.io/v1/namespaces", corev1.NamespaceNodeLease, "leases", o.Name).
 		Param("resourceVersion", "0").Do(ctx).Error()
 	if apierrors.IsNotFound(err) { // the kubelet will make it
 		return nil
@@ -178,7 +178,7 @@ func (o Options) reportNotReady(ctx context.Context, c *rest.Config, why string)
 	if err != nil {
 		return fmt.Errorf("agent: report the node: %w", err)
 	}
-	_, err = client.Nodes().PatchStatus(ctx, o.NodeName, body)
+	_, err = client.Nodes().PatchStatus(ctx, o.Name, body)
 	return err
 }
 

@@ -72,11 +72,9 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: timers.NewSignal()}
-	// Policies go with the pod network: another pod network has its own enforcement, too.
-	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == clusterconfig.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
-		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Names: len(o.ClusterDNS) > 0,
-		Policies: !o.DisablePolicies,
+		Client: client, NodeName: o.Name, AllNodes: true, Services: !o.Cluster.NoServiceProxy, Names: len(o.clusterDNS()) > 0,
+		Policies: o.servesPolicies(),
 	}); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
@@ -95,13 +93,13 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		restore(n.policies, n.pods.Sandboxes())
 	}
 	var backend string // of Services
-	if o.DisableProxy {
+	if o.Cluster.NoServiceProxy {
 		if err := removeServiceRules(o, p.proxyRecord); err != nil {
 			return nil, err
 		}
 	} else {
 		if n.services, err = proxy.New(ctx, proxy.Options{
-			NodeIPs: o.NodeIPs, ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
+			NodeIPs: o.IPs, ClusterCIDRs: o.Cluster.PodCIDRs, ServiceCIDRs: o.Cluster.ServiceCIDRs, NodePortAddresses: o.NodePortAddresses,
 			Mode: o.ProxyMode, IPVSScheduler: o.IPVSScheduler, Reserved: o.reserved(), ResolvConf: o.ResolvConf, Report: n.reportServices,
 			Informers: n.informers, Unreachable: o.unreachable(), RecordFile: p.proxyRecord, Logger: log,
 		}); err != nil {
@@ -112,11 +110,11 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if n.addresses, err = lbspeaker.New(o.speaker(client, n.settings, backend, n.findings.replace)); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	if len(o.ClusterDNS) > 0 {
+	if len(o.clusterDNS()) > 0 {
 		if n.names, err = dns.NewServer(dns.Options{
-			Addresses: o.NodeIPs, Informers: n.informers, Client: client, Settings: n.settings, Domain: o.ClusterDomain,
-			ClusterDNS: o.ClusterDNS, Board: o.Board,
-			Clients: slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports),
+			Addresses: o.IPs, Informers: n.informers, Client: client, Settings: n.settings, Domain: o.Cluster.Domain,
+			ClusterDNS: o.clusterDNS(), Board: o.Board,
+			Clients: slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs), ResolvConf: o.ResolvConf, ImportDir: existing(p.dnsImports),
 			Logger: log,
 		}); err != nil {
 			return nil, fmt.Errorf("agent: set up the cluster DNS: %w", err)
@@ -133,25 +131,25 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed timers.Signal,
 	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
-	if o.NetworkBackend == clusterconfig.NetworkNone {
+	if o.Cluster.NetworkBackend == clusterconfig.NetworkNone {
 		if err := cni.Cleanup(cni.CleanupOptions{StateDir: p.cniState, ConfDir: p.cniConf}); err != nil {
 			return nil, fmt.Errorf("agent: leave the pod network to another plugin: %w", err)
 		}
 		return nil, nil
 	}
-	podCIDRs, err := cni.WatchPodCIDRs(nodes, o.NodeName)
+	podCIDRs, err := cni.WatchPodCIDRs(nodes, o.Name)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	peers, err := cni.WatchPeers(ctx, nodes, o.NodeName)
+	peers, err := cni.WatchPeers(ctx, nodes, o.Name)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	part := o.part(partPodNetwork)
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
-		Backend: o.NetworkBackend, Backends: backends, NodeIPs: o.NodeIPs, Interface: o.NetworkInterface, External: o.networkExternal(),
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(), Port: o.Port, Policies: policies,
+		Backend: o.Cluster.NetworkBackend, Backends: backends, NodeIPs: o.IPs, Interface: o.NetworkInterface, External: o.networkExternal(),
+		ClusterCIDRs: o.Cluster.PodCIDRs, ServiceCIDRs: o.Cluster.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(), Port: o.Port, Policies: policies,
 		Logger:  log,
 		Changed: changed.Send,
 		Report: func(err error) {
@@ -183,7 +181,7 @@ const (
 // reserved returns the addresses and ports that no Service may take: the ports of nodes, of their kubelets, of the
 // cluster DNS, of a server's console, and the last known port of the tunnels.
 func (o Options) reserved() proxy.Reserved {
-	backend := o.NetworkBackend
+	backend := o.Cluster.NetworkBackend
 	if backend != clusterconfig.NetworkNone {
 		backend = cmp.Or(cni.KnownBackend(o.paths().cniState), backend)
 	}
@@ -192,7 +190,7 @@ func (o Options) reserved() proxy.Reserved {
 	if o.ConsolePort != 0 {
 		ports = append(ports, o.ConsolePort)
 	}
-	return proxy.Reserved{Addresses: o.ReservedAddresses, Tunnel: uint16(clusterconfig.TunnelPort(backend)), Ports: ports}
+	return proxy.Reserved{Addresses: o.Cluster.VIPs, Tunnel: uint16(clusterconfig.TunnelPort(backend)), Ports: ports}
 }
 
 // reservedHostPorts returns the ports that no pod may have as a host port: those that no Service may take, and those on
@@ -207,7 +205,7 @@ func (o Options) reservedHostPorts() []uint16 {
 
 // podCIDRs returns the networks of the node's pods. It returns none before they are known.
 func (n *network) podCIDRs() []netip.Prefix {
-	node, err := n.informers.Nodes().Lister().Get(n.o.NodeName)
+	node, err := n.informers.Nodes().Lister().Get(n.o.Name)
 	if err != nil {
 		return nil
 	}
@@ -318,13 +316,13 @@ func (n *network) reportServices(err error) {
 // settings returns the names of the ConfigMaps that this node's parts follow.
 func (o Options) settings() []string {
 	names := []string{loadbalancer.ConfigMap}
-	if o.NetworkBackend != clusterconfig.NetworkNone {
+	if o.Cluster.NetworkBackend != clusterconfig.NetworkNone {
 		names = append(names, clusterconfig.BackendConfigMap)
 	}
-	if !o.DisableProxy {
+	if !o.Cluster.NoServiceProxy {
 		names = append(names, clusterconfig.VIPConfigMap)
 	}
-	if len(o.ClusterDNS) > 0 {
+	if len(o.clusterDNS()) > 0 {
 		names = append(names, clustersettings.DNS)
 	}
 	return names

@@ -14,7 +14,7 @@ import (
 // TestKubeletPortsAreReserved: neither pods nor Services get a port at which the kubelet listens, and pods none of the
 // balancer's.
 func TestKubeletPortsAreReserved(t *testing.T) {
-	o := Options{NetworkBackend: clusterconfig.NetworkNone, Port: 7443, LocalPort: 6444, ConsolePort: 8443, kubeletPorts: []uint16{10350, 10248}}
+	o := Options{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkNone}, Port: 7443, LocalPort: 6444, ConsolePort: 8443, kubeletPorts: []uint16{10350, 10248}}
 	services := slices.Concat([]uint16{7443, 6443, 10250, 10053, 10054, 10055}, table.GatewayPorts(), []uint16{10350, 10248, 8443})
 	testenv.EqualSlices(t, o.reserved().Ports, services, "of Services:")
 	if got, want := o.reservedHostPorts(), append(services, 6444); !slices.Equal(got, want) {

@@ -32,7 +32,7 @@ func syncNetworks(ctx context.Context, o Options) error {
 		pause := networksRetry
 		now, err := networks()
 		if err == nil && now != published {
-			err = annotate(ctx, nodes, o.NodeName, loadbalancer.NetworksAnnotation, now)
+			err = annotate(ctx, nodes, o.Name, loadbalancer.NetworksAnnotation, now)
 		}
 		if err == nil {
 			published, pause = now, networksCheck

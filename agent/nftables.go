@@ -31,9 +31,9 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 		name string
 		runs bool
 	}{
-		{partPodNetwork, o.NetworkBackend != clusterconfig.NetworkNone},
-		{partPolicies, o.NetworkBackend != clusterconfig.NetworkNone && !o.DisablePolicies},
-		{partServices, !o.DisableProxy},
+		{partPodNetwork, o.Cluster.NetworkBackend != clusterconfig.NetworkNone},
+		{partPolicies, o.servesPolicies()},
+		{partServices, !o.Cluster.NoServiceProxy},
 	} {
 		if part.runs {
 			waiting = append(waiting, o.part(part.name))

@@ -27,10 +27,10 @@ func TestKernelWithoutNFTables(t *testing.T) {
 		parts string // that have failed
 	}{
 		"all":                        {Options{}, "pod network,network policies,service proxy"},
-		"without policies":           {Options{DisablePolicies: true}, "pod network,service proxy"},
-		"another pod network":        {Options{NetworkBackend: clusterconfig.NetworkNone}, "service proxy"},
-		"another proxy":              {Options{DisableProxy: true}, "pod network,network policies"},
-		"neither proxy nor policies": {Options{DisableProxy: true, DisablePolicies: true}, "pod network"},
+		"without policies":           {Options{Cluster: clusterconfig.Settings{Disabled: clusterconfig.Disabled{clusterconfig.PartNetworkPolicy}}}, "pod network,service proxy"},
+		"another pod network":        {Options{Cluster: clusterconfig.Settings{NetworkBackend: clusterconfig.NetworkNone}}, "service proxy"},
+		"another proxy":              {Options{Cluster: clusterconfig.Settings{NoServiceProxy: true}}, "pod network,network policies"},
+		"neither proxy nor policies": {Options{Cluster: clusterconfig.Settings{NoServiceProxy: true, Disabled: clusterconfig.Disabled{clusterconfig.PartNetworkPolicy}}}, "pod network"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -32,7 +32,7 @@ func watchNode(ctx context.Context, o Options) {
 	ticker := time.NewTicker(nodePoll)
 	defer ticker.Stop()
 	for {
-		node, err := nodes.Get(ctx, o.NodeName, metav1.GetOptions{})
+		node, err := nodes.Get(ctx, o.Name, metav1.GetOptions{})
 		now := time.Now()
 		switch ready, why := readyCondition(node, earliestStart(began, now, now.Sub(began))); {
 		case err != nil:
@@ -70,7 +70,7 @@ func (o Options) nodeIsThere() func(bool) {
 		case !there:
 			o.part("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was "+
 				"restored that is older than the node. "+
-				"Restart coracle here to join again, or stop it to leave the cluster", o.NodeName))
+				"Restart coracle here to join again, or stop it to leave the cluster", o.Name))
 		case missing:
 			o.part("node").Set(status.Running, "")
 		}

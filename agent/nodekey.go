@@ -19,15 +19,15 @@ import (
 // end that it uses. It writes with the kubelet's identity, which may change no other node.
 func publishKeyAndBackend(ctx context.Context, o Options, pods *cni.Server, changed <-chan struct{}) error {
 	name := "wireguard key"
-	if o.NetworkBackend != clusterconfig.NetworkWireGuard {
+	if o.Cluster.NetworkBackend != clusterconfig.NetworkWireGuard {
 		name = "" // the key is only for a later change of the back end: no status line
 	}
 	return syncNode(ctx, o, name, changed, func(nodes corev1client.NodeInterface) error {
-		if err := annotate(ctx, nodes, o.NodeName, clusterconfig.WireGuardAnnotation, pods.WireGuardKey()); err != nil ||
+		if err := annotate(ctx, nodes, o.Name, clusterconfig.WireGuardAnnotation, pods.WireGuardKey()); err != nil ||
 			pods.Backend() == "" {
 			return err
 		}
-		return annotate(ctx, nodes, o.NodeName, clusterconfig.BackendAnnotation, pods.Backend())
+		return annotate(ctx, nodes, o.Name, clusterconfig.BackendAnnotation, pods.Backend())
 	})
 }
 

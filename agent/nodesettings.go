@@ -54,7 +54,7 @@ func (o Options) applyNodeSettings(ctx context.Context, nodes corev1client.NodeI
 		if err != nil {
 			return err
 		}
-		if _, err := nodes.Patch(ctx, o.NodeName, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		if _, err := nodes.Patch(ctx, o.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			return fmt.Errorf("setting the node's labels: %w", err)
 		}
 		o.Logger.Info("agent: the node has the labels that are new in the configuration", "labels", labels)
@@ -83,7 +83,7 @@ func (o Options) labelChanges(last nodeSettings, node *corev1.Node) (set, next m
 	for _, key := range slices.Sorted(maps.Keys(last.Labels)) {
 		_, there := node.Labels[key]
 		if _, wanted := o.Labels[key]; there && !wanted {
-			lines = append(lines, fmt.Sprintf("coracle kubectl label node %s %s-", o.NodeName, key))
+			lines = append(lines, fmt.Sprintf("coracle kubectl label node %s %s-", o.Name, key))
 			next[key] = last.Labels[key]
 		}
 	}
@@ -100,7 +100,7 @@ func (o Options) taintChanges(last nodeSettings, node *corev1.Node) (next, lines
 		case has(text), slices.Contains(last.Taints, text): // or an administrator removed it
 			next = append(next, text)
 		default:
-			lines = append(lines, fmt.Sprintf("coracle kubectl taint node %s %s --overwrite", o.NodeName, text))
+			lines = append(lines, fmt.Sprintf("coracle kubectl taint node %s %s --overwrite", o.Name, text))
 		}
 	}
 	for _, text := range last.Taints {
@@ -111,7 +111,7 @@ func (o Options) taintChanges(last nodeSettings, node *corev1.Node) (next, lines
 		}
 		next = append(next, text)
 		if !slices.ContainsFunc(o.Taints, func(t corev1.Taint) bool { return t.Key == key && string(t.Effect) == effect }) {
-			lines = append(lines, fmt.Sprintf("coracle kubectl taint node %s %s:%s-", o.NodeName, key, effect))
+			lines = append(lines, fmt.Sprintf("coracle kubectl taint node %s %s:%s-", o.Name, key, effect))
 		}
 	}
 	return next, lines

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -21,7 +22,7 @@ import (
 // in the cluster. What a node may not change is named once a start, with a line for kubectl, until it has been done.
 func TestChangedNodeSettings(t *testing.T) {
 	var log bytes.Buffer
-	o := Options{NodeName: "n", DataDir: t.TempDir(), RunDir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	o := Options{Node: config.Node{Name: "n"}, DataDir: t.TempDir(), RunDir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&log, nil))}
 	testenv.NoError(t, os.MkdirAll(o.paths().AgentDir, 0o755))
 	nodes := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{"disk": "ssd", "own": "1"}},
 		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "lab", Value: "a", Effect: corev1.TaintEffectNoSchedule}}}}).CoreV1().Nodes()

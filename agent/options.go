@@ -15,7 +15,6 @@ import (
 	"slices"
 	"sync/atomic"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -40,16 +39,13 @@ type Options struct {
 	// BinDir holds the embedded programs: runc, containerd-shim-runc-v2, coracle-cni, nft. Containers' records contain
 	// this path, so it should stay the same when the programs change.
 	BinDir string
-	// PauseTar is the archive with PauseImage. Both may be empty when PauseImage is another image that can be pulled.
-	PauseTar, PauseImage string
+	// PauseTar is the archive with PauseImage, which is required. It is empty when PauseImage is another image that can
+	// be pulled.
+	PauseTar string
 
-	NodeName string
-	NodeIPs  []netip.Addr
-	// ExternalIPs are addresses at which the node is reached from outside its network. The machine's interfaces need
-	// not have them.
-	ExternalIPs []netip.Addr
-	Labels      map[string]string
-	Taints      []corev1.Taint
+	// Node is the operator's settings. Cluster is the cluster's.
+	config.Node
+	Cluster clusterconfig.Settings
 
 	// Credentials, in files that are read again when they change. One file may be both KubeletServingCert and
 	// KubeletServingKey.
@@ -57,55 +53,12 @@ type Options struct {
 	KubeletServingCert, KubeletServingKey string
 	ClientCAFile                          string
 
-	ClusterCIDRs, ServiceCIDRs []netip.Prefix
-	ClusterDNS                 []netip.Addr // the Service's addresses; empty for no cluster DNS
-	ClusterDomain              string
-
-	// RegistriesFile is the operator's registries.yaml. A missing file means no registries.
-	RegistriesFile string
-	// DisableDefaultEndpoint keeps containerd from asking a registry that has mirrors in that file.
-	DisableDefaultEndpoint bool
-	// NonrootDevices gives devices to the users that pods' security contexts name.
-	NonrootDevices bool
-	// ResolvConf is the resolv.conf that pods inherit. Empty means the host's.
-	ResolvConf string
-	// Snapshotter is "auto", "overlayfs" or "native".
-	Snapshotter string
-	// DefaultRuntime is the container runtime of pods without a RuntimeClass. Empty means the embedded runc.
-	DefaultRuntime string
-	KubeletArgs    []string // name=value
-	// DisableProxy leaves Services to another proxy that the operator installs, and removes the rules of our proxy from
-	// the kernel.
-	DisableProxy bool
-	// DisablePolicies leaves NetworkPolicies to another program, or to none, and removes our rules for them from the
-	// kernel.
-	DisablePolicies bool
-	// DisableIngress leaves Ingresses and Gateways to a controller that the operator installs, or to none.
-	DisableIngress bool
-	// IngressMemory limits the memory of the ingress proxy in bytes, IngressConnections the connections of its clients.
-	// 0 means the default.
-	IngressMemory      int64
-	IngressConnections int
-	// NodePortAddresses are CIDRs of the local addresses that serve node ports. Empty means NodeIPs.
-	NodePortAddresses []string
-	// ProxyMode and IPVSScheduler: see proxy.Options.
-	ProxyMode, IPVSScheduler string
-	// ReservedAddresses are the cluster's own addresses beside the nodes'. Port is the port at which other machines
-	// reach this one. No Service may take them.
-	ReservedAddresses []netip.Addr
-	Port              int
+	// Port is the port at which other machines reach this one. No Service may take it.
+	Port int
 	// LocalPort is the port of 127.0.0.1 at which the node reaches the API through any server. It is 0 beside a server.
 	LocalPort int
 	// ConsolePort is the port of the web console of a server on this machine. It is 0 for none.
 	ConsolePort uint16
-
-	// NetworkBackend is one of clusterconfig.NetworkBackends; empty means the default.
-	NetworkBackend string
-	// NetworkInterface is the name, or a pattern, of the interface for traffic between nodes' pods. Empty means the one
-	// that has NodeIPs.
-	NetworkInterface string
-	// NetworkExternal makes other nodes send packets for this node's pods to ExternalIPs.
-	NetworkExternal bool
 
 	// PodSubnets, when set, is called with the networks of the node's pods, once they are known.
 	PodSubnets func([]netip.Prefix)
@@ -178,9 +131,9 @@ func (o Options) complete() (Options, error) {
 	var errs []error
 	for name, missing := range map[string]bool{
 		"DataDir": o.DataDir == "", "RunDir": o.RunDir == "", "BinDir": o.BinDir == "", "PauseImage": o.PauseImage == "",
-		"NodeName": o.NodeName == "", "NodeIPs": len(o.NodeIPs) == 0, "KubeletKubeconfig": o.KubeletKubeconfig == "",
+		"Name": o.Name == "", "IPs": len(o.IPs) == 0, "KubeletKubeconfig": o.KubeletKubeconfig == "",
 		"NetworkKubeconfig": o.NetworkKubeconfig == "", "KubeletServingCert": o.KubeletServingCert == "",
-		"KubeletServingKey": o.KubeletServingKey == "", "ClientCAFile": o.ClientCAFile == "", "ClusterCIDRs": len(o.ClusterCIDRs) == 0,
+		"KubeletServingKey": o.KubeletServingKey == "", "ClientCAFile": o.ClientCAFile == "", "Cluster.PodCIDRs": len(o.Cluster.PodCIDRs) == 0,
 	} {
 		if missing {
 			errs = append(errs, fmt.Errorf("agent: option %s is missing", name))
@@ -191,8 +144,8 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, errors.New("agent: --node-external-ip and --kubelet-arg cloud-provider exclude one another: a cloud "+
 			"provider's controller sets the node's addresses"))
 	}
-	o.ClusterDomain = cmp.Or(o.ClusterDomain, "cluster.local")
-	o.NetworkBackend = cmp.Or(o.NetworkBackend, clusterconfig.NetworkBackends[0])
+	o.Cluster.Domain = cmp.Or(o.Cluster.Domain, clusterconfig.DefaultDomain)
+	o.Cluster.NetworkBackend = o.Cluster.Backend()
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	o.refused = new(atomic.Bool)
 	if o.Shutdown == nil {
@@ -201,16 +154,29 @@ func (o Options) complete() (Options, error) {
 	return o, errors.Join(errs...)
 }
 
+// clusterDNS returns the addresses of the cluster's DNS, none without it.
+func (o Options) clusterDNS() []netip.Addr {
+	if !o.Cluster.DNS.IsValid() {
+		return nil
+	}
+	return []netip.Addr{o.Cluster.DNS}
+}
+
+// servesPolicies says whether the node enforces NetworkPolicies. Another pod network has its own enforcement, too.
+func (o Options) servesPolicies() bool {
+	return !o.Cluster.Disabled.Has(clusterconfig.PartNetworkPolicy) && o.Cluster.NetworkBackend != clusterconfig.NetworkNone
+}
+
 func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd.Options {
 	p := o.paths()
 	cniBin, cniConf := o.BinDir, p.cniConf
-	if o.NetworkBackend == clusterconfig.NetworkNone { // where other plugins put their programs and configuration
+	if o.Cluster.NetworkBackend == clusterconfig.NetworkNone { // where other plugins put their programs and configuration
 		cniBin, cniConf = "/opt/cni/bin", "/etc/cni/net.d"
 	}
 	return containerd.Options{
 		Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: o.BinDir, CNIBinDir: cniBin, CNIConfDir: cniConf,
-		RegistryDir: p.registries, RegistryAuths: auths, PauseImage: o.PauseImage, PauseTar: o.PauseTar, Snapshotter: o.Snapshotter,
-		Runtimes: o.runtimes, DefaultRuntime: o.DefaultRuntime, NonrootDevices: o.NonrootDevices, Logger: o.Logger,
+		RegistryDir: p.registries, RegistryAuths: auths, PauseTar: o.PauseTar,
+		Runtime: o.Runtime, Runtimes: o.runtimes, Logger: o.Logger,
 		Records: &records.Records{Logger: o.Logger,
 			Node: podkill.Node{Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: p.BinDir}},
 	}
@@ -236,7 +202,7 @@ func (o Options) kubeletWaits(ready <-chan struct{}) func(context.Context) error
 // and then Services remove the node's pods. Where another plugin makes the network, it is not known whether the node
 // had one.
 func (o Options) isNew() bool {
-	if o.NetworkBackend == clusterconfig.NetworkNone {
+	if o.Cluster.NetworkBackend == clusterconfig.NetworkNone {
 		return false
 	}
 	entries, err := os.ReadDir(o.paths().cniConf)

@@ -22,7 +22,7 @@ const partPolicies = "network policies"
 // newPolicies returns the enforcer of NetworkPolicies. When it is disabled it removes the rules from the kernel and
 // returns nil.
 func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) (*netpolicy.Enforcer, error) {
-	if o.DisablePolicies {
+	if !o.servesPolicies() {
 		if err := errors.Join(netpolicy.Remove(), netpolicy.RemoveSaved(o.paths().policyRules)); err != nil {
 			return nil, fmt.Errorf("agent: stop enforcing NetworkPolicies: %w", err)
 		}
@@ -39,11 +39,11 @@ func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) 
 // dnsForPolicies returns the addresses at which this node's pods reach the cluster DNS: the Service's, and this node's
 // own DNS server, to which the Service leads.
 func (o Options) dnsForPolicies() netpolicy.DNS {
-	if len(o.ClusterDNS) == 0 {
+	if len(o.clusterDNS()) == 0 {
 		return netpolicy.DNS{}
 	}
-	out := netpolicy.DNS{Service: o.ClusterDNS}
-	for _, ip := range o.NodeIPs {
+	out := netpolicy.DNS{Service: o.clusterDNS()}
+	for _, ip := range o.IPs {
 		out.Servers = append(out.Servers, netip.AddrPortFrom(ip, dns.Port))
 	}
 	return out

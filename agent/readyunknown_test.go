@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -84,7 +85,7 @@ func TestReadyUnknownFollowsItsNode(t *testing.T) {
 // TestClusterLosesTheNode: a node that was deleted, or is younger than the snapshot that was restored, is not well by
 // its own status. What is missing from a new list goes as well as what is seen going.
 func TestClusterLosesTheNode(t *testing.T) {
-	o := Options{NodeName: "own", Board: status.NewBoard(time.Now)}
+	o := Options{Node: config.Node{Name: "own"}, Board: status.NewBoard(time.Now)}
 	o.part("node").Set(status.Running, "")
 	h := newReadyUnknown().handler("own", o.nodeIsThere())
 	is := func(what string, want status.State) {

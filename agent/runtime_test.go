@@ -30,6 +30,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/agent/registries"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/internal/podkill"
@@ -111,7 +112,7 @@ func runtimeOptions(dir string) containerd.Options {
 	return containerd.Options{
 		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), BinDir: filepath.Join(dir, "programs"),
 		CNIBinDir: filepath.Join(dir, "programs"), CNIConfDir: filepath.Join(dir, "net.d"),
-		RegistryDir: filepath.Join(dir, "registries"), PauseImage: embedded.PauseImage,
+		RegistryDir: filepath.Join(dir, "registries"), Runtime: config.Runtime{PauseImage: embedded.PauseImage},
 		PauseTar: filepath.Join(dir, "images", "pause.tar"),
 	}
 }

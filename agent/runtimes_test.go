@@ -18,6 +18,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -41,7 +42,7 @@ func TestDefaultRuntimeIsInstalled(t *testing.T) {
 		{"kata", "kata cannot be run", []string{dir}, status.Failed},
 	} {
 		board := status.NewBoard(time.Now)
-		found, err := findRuntimes(t.Context(), Options{DefaultRuntime: c.name, Board: board, Logger: slog.New(slog.DiscardHandler)}, c.dirs)
+		found, err := findRuntimes(t.Context(), Options{Node: config.Node{Runtime: config.Runtime{DefaultRuntime: c.name}}, Board: board, Logger: slog.New(slog.DiscardHandler)}, c.dirs)
 		switch {
 		case c.want != "":
 			testenv.WantError(t, err, "--default-runtime "+c.name, c.want)
@@ -58,7 +59,7 @@ func TestDefaultRuntimeIsInstalled(t *testing.T) {
 	}
 	testenv.NoError(t, os.Remove(filepath.Join(dir, "containerd-shim-kata-v2")))
 	board := status.NewBoard(time.Now)
-	_, err := findRuntimes(t.Context(), Options{DefaultRuntime: "nvidia", Board: board, Logger: slog.New(slog.DiscardHandler)}, []string{dir})
+	_, err := findRuntimes(t.Context(), Options{Node: config.Node{Runtime: config.Runtime{DefaultRuntime: "nvidia"}}, Board: board, Logger: slog.New(slog.DiscardHandler)}, []string{dir})
 	testenv.WantError(t, err, "nvidia is not installed in "+dir, "found: runc, crun, wws")
 	testenv.Must(findRuntimes(t.Context(), Options{Board: board}, []string{dir}))(t)
 	testenv.Equal(t, board.Components()[0].Message, "runc, crun, wws", "the status line:")

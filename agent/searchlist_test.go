@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -20,7 +21,7 @@ func TestStatusNamesWildcardsOfTheSearchList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var found []string
 		var err error
-		o := Options{Board: status.NewBoard(time.Now), ResolvConf: "/made/up"}
+		o := Options{Node: config.Node{Kubelet: config.Kubelet{ResolvConf: "/made/up"}}, Board: status.NewBoard(time.Now)}
 		defer testenv.Run(t, func(ctx context.Context) error {
 			return watchSearchList(ctx, o, func(_ context.Context, file string) ([]string, error) {
 				testenv.Equal(t, file, o.ResolvConf, "the file:")

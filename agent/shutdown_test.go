@@ -22,6 +22,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -190,7 +191,7 @@ func TestKubeletWaitsForTheTaintsRemoval(t *testing.T) {
 
 // TestNewNodesAreUnmarkedToo: the Node of a machine whose data was removed has the mark of its former life.
 func TestNewNodesAreUnmarkedToo(t *testing.T) {
-	o := Options{NodeName: "n", KubeletKubeconfig: filepath.Join(t.TempDir(), "missing"), DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
+	o := Options{Node: config.Node{Name: "n"}, KubeletKubeconfig: filepath.Join(t.TempDir(), "missing"), DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
 	testenv.True(t, o.isNew(), "the node is not new")
 	testenv.WantError(t, o.unmark(t.Context()), "read the node's credentials")
 }

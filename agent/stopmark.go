@@ -47,7 +47,7 @@ func (s *Shutdown) markStopped(ctx context.Context, pods map[string]*corev1.Pod)
 	if err != nil {
 		return fmt.Errorf("read the id of this boot: %w", err)
 	}
-	return markStopped(ctx, client, s.options.NodeName, strings.TrimSpace(string(boot)), pods)
+	return markStopped(ctx, client, s.options.Name, strings.TrimSpace(string(boot)), pods)
 }
 
 func markStopped(ctx context.Context, client corev1client.CoreV1Interface, name, boot string, pods map[string]*corev1.Pod) error {
@@ -144,7 +144,7 @@ func (o Options) unmark(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return unmark(ctx, client, o.NodeName, o.Logger)
+	return unmark(ctx, client, o.Name, o.Logger)
 }
 
 // unmark removes the mark of the last stop. The kubelet has to wait for it: until then the leader lets other nodes have

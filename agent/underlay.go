@@ -24,7 +24,7 @@ const underlayCheck = 10 * time.Second
 // the settings name another interface (--network-iface) or ask for it (--network-external-ip). It writes them again
 // when the Node has others. Otherwise it removes once what an earlier setting has left.
 func syncUnderlay(ctx context.Context, o Options) error {
-	if o.NetworkBackend == clusterconfig.NetworkNone {
+	if o.Cluster.NetworkBackend == clusterconfig.NetworkNone {
 		return nil
 	}
 	nodes, err := nodeClient(o.KubeletKubeconfig)
@@ -40,7 +40,7 @@ func (o Options) publishUnderlay(ctx context.Context, nodes corev1client.NodeInt
 		pause := underlayCheck
 		want, err := o.underlay()
 		if err == nil && (writtenAt.IsZero() || want != written || time.Since(writtenAt) >= addressCheck) {
-			if err = annotate(ctx, nodes, o.NodeName, clusterconfig.UnderlayAnnotation, want); err == nil {
+			if err = annotate(ctx, nodes, o.Name, clusterconfig.UnderlayAnnotation, want); err == nil {
 				written, writtenAt = want, time.Now()
 			} else {
 				pause = nodePoll // at a first start the kubelet has not registered the node yet
@@ -65,15 +65,15 @@ func (o Options) publishUnderlay(ctx context.Context, nodes corev1client.NodeInt
 
 // underlay returns the annotation's value. It is empty where other nodes use the node's own addresses.
 func (o Options) underlay() (string, error) {
-	addrs := o.NodeIPs
+	addrs := o.IPs
 	if o.NetworkInterface != "" {
 		var err error
-		if addrs, err = cni.UnderlayAddresses(o.NodeIPs, o.NetworkInterface); err != nil {
+		if addrs, err = cni.UnderlayAddresses(o.IPs, o.NetworkInterface); err != nil {
 			return "", fmt.Errorf("finding the interface to other nodes: %w", err)
 		}
 	}
 	addrs = replaceFamilies(addrs, o.networkExternal())
-	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(o.NodeIPs, a) }) {
+	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(o.IPs, a) }) {
 		return "", nil
 	}
 	var texts []string

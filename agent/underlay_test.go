@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -24,7 +25,7 @@ import (
 func TestRemovedUnderlayAnnotationIsRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fake.NewClientset().CoreV1().Nodes()
-		o := Options{NodeName: "n", NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}, ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.5")}, NetworkExternal: true,
+		o := Options{Node: config.Node{Name: "n", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}, ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.5")}, NetworkExternal: true},
 			Logger: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1) // no receiver waits for it before the end
@@ -74,7 +75,7 @@ func TestNodePublishesItsUnderlayAddress(t *testing.T) {
 		{"10.0.0.5", "203.0.113.5 2001:db8::5", true, "203.0.113.5"},
 		{"10.0.0.5", "10.0.0.5", true, ""},
 	} {
-		o := Options{NodeIPs: addrs(c.own), ExternalIPs: addrs(c.external), NetworkExternal: c.on}
+		o := Options{Node: config.Node{IPs: addrs(c.own), ExternalIPs: addrs(c.external), NetworkExternal: c.on}}
 		testenv.Equal(t, testenv.Must(o.underlay())(t), c.want, "%+v:", c)
 	}
 }

@@ -34,7 +34,7 @@ func (s *Shutdown) unready(ctx context.Context, pods map[string]*corev1.Pod) {
 	client, err := coreClient(s.options.KubeletKubeconfig)
 	if err == nil {
 		asking, cancel := context.WithTimeout(ctx, apiPatience)
-		_, err = client.Nodes().Get(asking, s.options.NodeName, metav1.GetOptions{})
+		_, err = client.Nodes().Get(asking, s.options.Name, metav1.GetOptions{})
 		cancel()
 	}
 	if err != nil {

@@ -36,6 +36,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
+	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 // Namespace is the containerd namespace of Kubernetes' containers and images.
@@ -60,22 +61,15 @@ type Options struct {
 	CNIBinDir, CNIConfDir string
 	// RegistryDir holds one folder with a hosts.toml for each registry (containerd's config_path); empty for none.
 	RegistryDir string
-	// PauseImage is the full name of the sandbox image. It must be imported: without a registry pulling it always
-	// fails.
-	PauseImage string
+	// Runtime is the operator's settings. PauseImage is required. It must be imported: without a registry pulling it
+	// always fails.
+	config.Runtime
 	// PauseTar is the archive with PauseImage; empty for none. What is unpacked is compared with it before each start.
 	PauseTar string
-	// NonrootDevices gives a pod's devices to the user and the group of its security context.
-	NonrootDevices bool
 	// RegistryAuths are credentials by the registry host that requires them.
 	RegistryAuths map[string]RegistryAuth
-	// Snapshotter is "overlayfs", "native" or "auto". The last means overlayfs where the file system under Root
-	// supports it.
-	Snapshotter string
-	// Runtimes are installed runtimes beside the embedded runc. DefaultRuntime is the name of one of them; empty means
-	// runc.
-	Runtimes       []runtimes.Runtime
-	DefaultRuntime string
+	// Runtimes are installed runtimes beside the embedded runc.
+	Runtimes []runtimes.Runtime
 	// Records are checked before the start, and set aside if they are damaged. nil means that they are not checked.
 	Records *records.Records
 	// Logger receives this package's messages. containerd itself logs through logrus' standard logger.

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -40,7 +41,7 @@ func inOwnProcess(t *testing.T, test func(*Server)) {
 		return
 	}
 	dir := t.TempDir()
-	o := Options{Root: dir + "/root", State: dir + "/s", BinDir: dir + "/bin", CNIBinDir: dir + "/bin", CNIConfDir: dir + "/net.d", RegistryDir: dir + "/certs.d", PauseImage: "pause:1", Snapshotter: "native"}
+	o := Options{Root: dir + "/root", State: dir + "/s", BinDir: dir + "/bin", CNIBinDir: dir + "/bin", CNIConfDir: dir + "/net.d", RegistryDir: dir + "/certs.d", Runtime: config.Runtime{PauseImage: "pause:1", Snapshotter: "native"}}
 	for _, name := range []string{"runc", shimName} { // nothing is run
 		testenv.NoError(t, os.MkdirAll(o.BinDir, 0o755))
 		testenv.NoError(t, os.WriteFile(filepath.Join(o.BinDir, name), []byte("#!/bin/false\n"), 0o755))

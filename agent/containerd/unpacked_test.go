@@ -17,6 +17,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/coracle-k8s/coracle/agent/records"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/internal/podkill"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -109,7 +110,7 @@ func TestLostPauseArchiveIsNoDamage(t *testing.T) {
 	testenv.NoError(t, os.MkdirAll(filepath.Dir(db), 0o700))
 	testenv.NoError(t, testenv.Must(bolt.Open(db, 0o600, nil))(t).Close())
 	log := slog.New(slog.DiscardHandler)
-	s := &Server{snapshotter: "native", opts: Options{Root: root, Snapshotter: "native", PauseTar: archive, Logger: log,
+	s := &Server{snapshotter: "native", opts: Options{Root: root, Runtime: config.Runtime{Snapshotter: "native"}, PauseTar: archive, Logger: log,
 		Records: &records.Records{Node: podkill.Node{Root: root, State: filepath.Join(dir, "state")}, Logger: log}}}
 	testenv.WantError(t, s.checkRecords(t.Context()), "pause.tar: no such file")
 	testenv.NoError(t, os.WriteFile(archive, []byte("garbage"), 0o600))

@@ -14,6 +14,7 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
@@ -45,7 +46,7 @@ func CheckArgs(args []string) error {
 	}
 	_, err := newServer(Options{
 		RootDir: "/", RuntimeSocket: "/", Kubeconfig: "/", ServingCertFile: "/", ServingKeyFile: "/", ClientCAFile: "/",
-		ClusterDomain: "cluster.local", NodeName: "node", NodeIPs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, Args: args,
+		ClusterDomain: "cluster.local", NodeName: "node", NodeIPs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, Kubelet: config.Kubelet{KubeletArgs: args},
 	})
 	return err
 }

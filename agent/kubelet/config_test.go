@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -23,7 +24,7 @@ func testOptions() Options {
 	return Options{
 		RootDir: "/var/lib/kubelet", RuntimeSocket: "/run/coracle/containerd/containerd.sock", Kubeconfig: "/k", ServingCertFile: "/s",
 		ServingKeyFile: "/s", ClientCAFile: "/ca", NodeName: "node-1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
-		Labels: map[string]string{"rack": "a"}, Taints: []corev1.Taint{{Key: "dedicated", Value: "gpu", Effect: corev1.TaintEffectNoSchedule}},
+		Kubelet:    config.Kubelet{Labels: map[string]string{"rack": "a"}, Taints: []corev1.Taint{{Key: "dedicated", Value: "gpu", Effect: corev1.TaintEffectNoSchedule}}},
 		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, ClusterDomain: "cluster.local",
 	}
 }
@@ -65,7 +66,7 @@ func TestKubeletConfigurationHasOurDefaults(t *testing.T) {
 // TestHardeningIsOnesOwn: flags and files go before the defaults that pods feel.
 func TestHardeningIsOnesOwn(t *testing.T) {
 	o := testOptions()
-	o.Args = []string{"seccomp-default=false", "pod-max-pids=-1", "tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"}
+	o.KubeletArgs = []string{"seccomp-default=false", "pod-max-pids=-1", "tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"}
 	s := mustServer(t, o)
 	if s.KubeletConfiguration.SeccompDefault || s.KubeletFlags.SeccompDefault || s.PodPidsLimit != -1 || len(s.TLSCipherSuites) != 1 {
 		t.Errorf("seccompDefault %t, podPidsLimit %d, suites %v", s.KubeletConfiguration.SeccompDefault, s.PodPidsLimit, s.TLSCipherSuites)
@@ -78,7 +79,7 @@ func TestLogsOfTheMachineCanBeDisabled(t *testing.T) {
 	for setting, files := range map[string]bool{"enableSystemLogQuery": true, "enableSystemLogHandler": false} {
 		write(t, file, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"+setting+": false\n")
 		o := testOptions()
-		o.Args = []string{"config=" + file}
+		o.KubeletArgs = []string{"config=" + file}
 		s := mustServer(t, o)
 		testenv.True(t, !s.EnableSystemLogQuery && s.EnableSystemLogHandler == files, "%s: query %t, handler %t", setting, s.EnableSystemLogQuery, s.EnableSystemLogHandler)
 	}
@@ -96,7 +97,7 @@ func TestPortsAreThoseOfFinishedConfiguration(t *testing.T) {
 		{[]string{"port=10350", "healthz-port=10248", "config=" + file}, []uint16{10350, 10255, 10248}},
 	} {
 		o := testOptions()
-		o.Args = c.args
+		o.KubeletArgs = c.args
 		testenv.EqualSlices(t, testenv.Must(Ports(o))(t), c.want, "%v:", c.args)
 	}
 }
@@ -108,7 +109,7 @@ func TestFlagBeatsDropInBeatsFile(t *testing.T) {
 	write(t, filepath.Join(dir, "d", "10-a.conf"), "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\npodsPerCore: 4\n")
 	write(t, filepath.Join(dir, "d", "ignored.yaml"), "podsPerCore: 5\n")
 	o := testOptions()
-	o.Args = []string{"config=" + file, "config-dir=" + filepath.Join(dir, "d"), "max-pods=30", "--image-gc-high-threshold=70", "image-gc-low-threshold=60",
+	o.KubeletArgs = []string{"config=" + file, "config-dir=" + filepath.Join(dir, "d"), "max-pods=30", "--image-gc-high-threshold=70", "image-gc-low-threshold=60",
 		"node-labels=disk=ssd,rack=b", "register-with-taints=x=y:NoExecute", "feature-gates=GracefulNodeShutdown=true"}
 	s := mustServer(t, o)
 	testenv.Equal(t, s.MaxPods, 30, "a flag does not beat the file: maxPods")
@@ -123,7 +124,7 @@ func TestFlagBeatsDropInBeatsFile(t *testing.T) {
 		t.Errorf("feature gates: %v", s.FeatureGates)
 	}
 	testenv.Equal(t, s.ImageGCHighThresholdPercent, 70, "image gc:")
-	o.Args = []string{"config_dir=" + filepath.Join(dir, "d")}
+	o.KubeletArgs = []string{"config_dir=" + filepath.Join(dir, "d")}
 	testenv.Equal(t, mustServer(t, o).PodsPerCore, 4, "drop-ins of a folder that is named by config_dir do not count: podsPerCore")
 }
 
@@ -141,17 +142,17 @@ func TestMistakenKubeletConfigurationIsRefused(t *testing.T) {
 		change func(*Options)
 		want   []string
 	}{
-		"unknown flag":        {func(o *Options) { o.Args = []string{"max-podz=3"} }, []string{"max-podz", `"max-pods"`}},
-		"bad value":           {func(o *Options) { o.Args = []string{"max-pods=many"} }, []string{"max-pods", "many"}},
-		"ours to set":         {func(o *Options) { o.Args = []string{"hostname-override=x"} }, []string{"hostname-override", "--node-name"}},
-		"unknown key":         {func(o *Options) { o.Args = []string{"config=" + unknown} }, []string{unknown, "maxPodz"}},
-		"broken file":         {func(o *Options) { o.Args = []string{"config=" + broken} }, []string{broken, "line"}},
-		"no kind":             {func(o *Options) { o.Args = []string{"config=" + kind} }, []string{kind, "apiVersion"}},
-		"missing file":        {func(o *Options) { o.Args = []string{"config=/does/not/exist"} }, []string{"/does/not/exist"}},
-		"unknown gate":        {func(o *Options) { o.Args = []string{"config=" + gate} }, []string{gate, "Nonsense"}},
-		"unknown gate's flag": {func(o *Options) { o.Args = []string{"feature-gates=Nonsense=true"} }, []string{"Nonsense"}},
-		"no path":             {func(o *Options) { o.Args = []string{"config"} }, []string{"config=PATH"}},
-		"invalid combination": {func(o *Options) { o.Args = []string{"image-gc-low-threshold=99"} }, []string{"imageGCLowThresholdPercent"}},
+		"unknown flag":        {func(o *Options) { o.KubeletArgs = []string{"max-podz=3"} }, []string{"max-podz", `"max-pods"`}},
+		"bad value":           {func(o *Options) { o.KubeletArgs = []string{"max-pods=many"} }, []string{"max-pods", "many"}},
+		"ours to set":         {func(o *Options) { o.KubeletArgs = []string{"hostname-override=x"} }, []string{"hostname-override", "--node-name"}},
+		"unknown key":         {func(o *Options) { o.KubeletArgs = []string{"config=" + unknown} }, []string{unknown, "maxPodz"}},
+		"broken file":         {func(o *Options) { o.KubeletArgs = []string{"config=" + broken} }, []string{broken, "line"}},
+		"no kind":             {func(o *Options) { o.KubeletArgs = []string{"config=" + kind} }, []string{kind, "apiVersion"}},
+		"missing file":        {func(o *Options) { o.KubeletArgs = []string{"config=/does/not/exist"} }, []string{"/does/not/exist"}},
+		"unknown gate":        {func(o *Options) { o.KubeletArgs = []string{"config=" + gate} }, []string{gate, "Nonsense"}},
+		"unknown gate's flag": {func(o *Options) { o.KubeletArgs = []string{"feature-gates=Nonsense=true"} }, []string{"Nonsense"}},
+		"no path":             {func(o *Options) { o.KubeletArgs = []string{"config"} }, []string{"config=PATH"}},
+		"invalid combination": {func(o *Options) { o.KubeletArgs = []string{"image-gc-low-threshold=99"} }, []string{"imageGCLowThresholdPercent"}},
 		"loopback":            {func(o *Options) { o.NodeIPs = []netip.Addr{netip.MustParseAddr("127.0.0.1")} }, []string{"127.0.0.1", "--node-ip"}},
 		"name":                {func(o *Options) { o.NodeName = "Node_1" }, []string{"Node_1"}},
 		"reserved label":      {func(o *Options) { o.Labels = map[string]string{"node-role.kubernetes.io/x": ""} }, []string{"node-role.kubernetes.io/x"}},
@@ -196,7 +197,7 @@ func TestPreflightNamesEveryObstacle(t *testing.T) {
 	dir := t.TempDir()
 	o := testOptions()
 	o.RootDir = filepath.Join(dir, strings.Repeat("deep/", 30))
-	o.Args = []string{"address=127.0.0.1", "port=" + strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}
+	o.KubeletArgs = []string{"address=127.0.0.1", "port=" + strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}
 	err = preflight(mustServer(t, o))
 	testenv.Require(t, err != nil, "no obstacle found")
 	for _, want := range []string{"taken by another program", "shorter data directory", "its credentials", "its serving certificate"} {

@@ -31,6 +31,7 @@ import (
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
@@ -65,9 +66,8 @@ type Options struct {
 	NodeName string
 	// NodeIPs are one address or two of different families, none of them loopback.
 	NodeIPs []netip.Addr
-	// Labels and Taints are given to the node when it registers.
-	Labels map[string]string
-	Taints []corev1.Taint
+	// Kubelet is the operator's settings.
+	config.Kubelet
 
 	// Returns means that the node was in the cluster before. It is ready before its CSINode object is written again.
 	Returns bool
@@ -77,8 +77,6 @@ type Options struct {
 
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
-	// ResolvConf is the resolver configuration that pods inherit. Empty means the host's own, see package resolvconf.
-	ResolvConf string
 
 	// Report, when set, makes the kubelet report the node's status at once instead of within ten seconds, for each
 	// value that is received while it runs.
@@ -97,9 +95,6 @@ type Options struct {
 	Mounts *Starts
 	// Made, when set, receives a function that returns the pods that the kubelet knows, also when it has ended.
 	Made func(pods func() []*corev1.Pod)
-
-	// Args are the operator's flags, name=value, in upstream's syntax, --config and --config-dir among them.
-	Args []string
 }
 
 // reportPatience bounds the wait for a report that is under way when the kubelet ends. Upstream's kubelet registers
@@ -244,7 +239,7 @@ func newServer(o Options) (*options.KubeletServer, error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("kubelet: %w", err)
 	}
-	args, err := splitArgs(o.Args)
+	args, err := splitArgs(o.KubeletArgs)
 	if err != nil {
 		return nil, fmt.Errorf("kubelet: %w", err)
 	}

@@ -112,41 +112,19 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 // options are the agent's.
 func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 	o := agent.Options{
-		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
-		PauseTar: dir.File("pause.tar"), PauseImage: embedded.PauseImage,
-		NodeName: n.machine.Name, NodeIPs: n.machine.IPs, ExternalIPs: n.machine.ExternalIPs, Labels: n.machine.Labels,
-		Taints:            n.machine.Taints,
+		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable, Node: n.machine, Cluster: n.cluster,
 		KubeletKubeconfig: n.credentials.KubeletKubeconfig, NetworkKubeconfig: n.credentials.NetworkKubeconfig,
 		KubeletServingCert: n.credentials.KubeletServing, KubeletServingKey: n.credentials.KubeletServing,
-		ClientCAFile:  n.credentials.ClientCAFile,
-		ClusterCIDRs:  n.cluster.PodCIDRs,
-		ServiceCIDRs:  n.cluster.ServiceCIDRs,
-		ClusterDomain: n.cluster.Domain,
-
-		DisableDefaultEndpoint: n.machine.DisableDefaultEndpoint, NonrootDevices: n.machine.NonrootDevices,
-		RegistriesFile: n.machine.RegistriesFile, ResolvConf: n.machine.ResolvConf,
-		Snapshotter: n.machine.Snapshotter, DefaultRuntime: n.machine.DefaultRuntime, KubeletArgs: n.machine.KubeletArgs,
-		WaitAPI:     n.waitAPI,
-		WaitServing: n.waitServing,
-		Servers:     n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.ended,
+		ClientCAFile: n.credentials.ClientCAFile, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
+		WaitAPI: n.waitAPI, WaitServing: n.waitServing,
+		Servers: n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.ended,
 		ServerReadiness: n.readiness,
-		NodePair:        n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
-		DisablePolicies: n.cluster.Disabled.Has(clusterconfig.PartNetworkPolicy),
-		DisableIngress:  n.cluster.Disabled.Has(clusterconfig.PartIngress) && n.cluster.Disabled.Has(clusterconfig.PartGateway),
-		IngressMemory:   n.machine.Ingress.Memory, IngressConnections: n.machine.Ingress.MaxConnections,
-		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		PodSubnets: n.podSubnets,
-		Reach:      n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
-		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
-		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
-		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,
+		PodSubnets:      n.podSubnets, Reach: n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
+		Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,
 		Logger: p.Log.Logger, Board: p.Board,
 	}
-	if n.machine.PauseImage != "" {
-		o.PauseTar, o.PauseImage = "", n.machine.PauseImage
-	}
-	if n.cluster.DNS.IsValid() {
-		o.ClusterDNS = []netip.Addr{n.cluster.DNS}
+	if o.PauseImage == "" {
+		o.PauseTar, o.PauseImage = dir.File("pause.tar"), embedded.PauseImage
 	}
 	return o
 }

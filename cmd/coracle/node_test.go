@@ -16,7 +16,7 @@ import (
 
 func TestNodeRegistersWithItsTaints(t *testing.T) {
 	taints := []corev1.Taint{{Key: "dedicated", Value: "gpu", Effect: corev1.TaintEffectNoSchedule}}
-	n := node{machine: config.Node{Taints: taints}}
+	n := node{machine: config.Node{Kubelet: config.Kubelet{Taints: taints}}}
 	o := n.options(embedded.Dir{}, &cli.Process{Log: &logging.Log{}})
 	testenv.EqualSlices(t, o.Taints, taints, "the agent's taints are")
 }

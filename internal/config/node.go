@@ -38,21 +38,14 @@ type Node struct {
 	// ExternalIPs are at most one of each family. They need not be addresses of the machine's interfaces.
 	ExternalIPs []netip.Addr
 	// WithID says that an id, which the machine keeps, is to be appended to Name; see NameWithID.
-	WithID     bool
-	Labels     map[string]string
-	Taints     []corev1.Taint
-	ResolvConf string // "" means the host's, found by the agent
+	WithID bool
 
-	RegistriesFile string // need not exist unless the user named it
+	Kubelet
+	Runtime
+
+	RegistriesFile string // registries.yaml; need not exist unless the user named it
 	// DisableDefaultEndpoint keeps registries that have mirrors in that file from being asked themselves.
 	DisableDefaultEndpoint bool
-	// NonrootDevices gives devices to the users that pods' security contexts name.
-	NonrootDevices bool
-	PauseImage     string // "" means the embedded one
-	Snapshotter    string
-	DefaultRuntime string // of pods without a RuntimeClass; need not be installed
-
-	KubeletArgs []string // name=value
 
 	// NodePortAddresses are the CIDRs of local addresses at which node ports are served. None means IPs.
 	NodePortAddresses []string
@@ -74,24 +67,48 @@ type Node struct {
 	StoragePaths []string
 }
 
+// Kubelet holds the settings that the kubelet gets.
+type Kubelet struct {
+	// Labels and Taints are given to the node when it registers.
+	Labels map[string]string
+	Taints []corev1.Taint
+	// ResolvConf is the resolv.conf that pods inherit. "" means the host's, see package resolvconf.
+	ResolvConf  string
+	KubeletArgs []string // name=value, in upstream's syntax, --config and --config-dir among them
+}
+
+// Runtime holds the settings that containerd gets.
+type Runtime struct {
+	PauseImage     string // full name; "" means the embedded one
+	Snapshotter    string // one of snapshotters; auto means overlayfs where the file system supports it
+	DefaultRuntime string // of pods without a RuntimeClass; "" means the embedded runc
+	// NonrootDevices gives devices to the users that pods' security contexts name.
+	NonrootDevices bool
+}
+
 func (r *reader) node(h Host, except []netip.Prefix) Node {
 	n := Node{
-		Name:           r.nodeName(h),
-		NameGiven:      r.given("node-name"),
-		IPs:            r.nodeIPs(h, except),
-		IPsGiven:       r.given("node-ip"),
-		ExternalIPs:    r.externalIPs(except),
-		WithID:         r.boolean("with-node-id"),
-		Labels:         r.labels("node-label"),
-		Taints:         r.taints("node-taint"),
-		ResolvConf:     r.existing("resolv-conf"),
+		Name:        r.nodeName(h),
+		NameGiven:   r.given("node-name"),
+		IPs:         r.nodeIPs(h, except),
+		IPsGiven:    r.given("node-ip"),
+		ExternalIPs: r.externalIPs(except),
+		WithID:      r.boolean("with-node-id"),
+		Kubelet: Kubelet{
+			Labels:      r.labels("node-label"),
+			Taints:      r.taints("node-taint"),
+			ResolvConf:  r.existing("resolv-conf"),
+			KubeletArgs: append(r.kubeletFlags(), r.args("kubelet-arg")...),
+		},
+		Runtime: Runtime{
+			PauseImage:     r.str("pause-image"),
+			Snapshotter:    r.str("snapshotter"),
+			DefaultRuntime: r.str("default-runtime"),
+			NonrootDevices: r.boolean("nonroot-devices"),
+		},
 		RegistriesFile: r.existing("private-registry"),
-		PauseImage:     r.str("pause-image"),
-		Snapshotter:    r.str("snapshotter"),
-		DefaultRuntime: r.str("default-runtime"),
-		KubeletArgs:    append(r.kubeletFlags(), r.args("kubelet-arg")...),
 
-		DisableDefaultEndpoint: r.boolean("disable-default-registry-endpoint"), NonrootDevices: r.boolean("nonroot-devices"),
+		DisableDefaultEndpoint: r.boolean("disable-default-registry-endpoint"),
 
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
 		NetworkInterface:  r.pattern("network-iface"),
