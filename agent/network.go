@@ -149,7 +149,8 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.Cluster.NetworkBackend, Backends: backends, NodeIPs: o.IPs, Interface: o.NetworkInterface, External: o.networkExternal(),
-		ClusterCIDRs: o.Cluster.PodCIDRs, ServiceCIDRs: o.Cluster.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(), Port: o.Port, Policies: policies,
+		ClusterCIDRs: o.Cluster.PodCIDRs, ServiceCIDRs: o.Cluster.ServiceCIDRs, ReservedPorts: o.reservedHostPorts(),
+		Port: o.Port, Policies: policies,
 		Logger:  log,
 		Changed: changed.Send,
 		Report: func(err error) {

@@ -133,7 +133,8 @@ func (o Options) complete() (Options, error) {
 		"DataDir": o.DataDir == "", "RunDir": o.RunDir == "", "BinDir": o.BinDir == "", "PauseImage": o.PauseImage == "",
 		"Name": o.Name == "", "IPs": len(o.IPs) == 0, "KubeletKubeconfig": o.KubeletKubeconfig == "",
 		"NetworkKubeconfig": o.NetworkKubeconfig == "", "KubeletServingCert": o.KubeletServingCert == "",
-		"KubeletServingKey": o.KubeletServingKey == "", "ClientCAFile": o.ClientCAFile == "", "Cluster.PodCIDRs": len(o.Cluster.PodCIDRs) == 0,
+		"KubeletServingKey": o.KubeletServingKey == "", "ClientCAFile": o.ClientCAFile == "",
+		"Cluster.PodCIDRs": len(o.Cluster.PodCIDRs) == 0,
 	} {
 		if missing {
 			errs = append(errs, fmt.Errorf("agent: option %s is missing", name))

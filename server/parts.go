@@ -113,7 +113,8 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
 	o := &s.o
 	return webconsole.New(ctx, webconsole.Options{
-		Listen: o.ConsoleListen, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartConsole), APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
+		Listen: o.ConsoleListen, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartConsole),
+		APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
 		Server: o.Node.Name, Node: !o.DisableAgent,
 		NodeIPs: netIPs(o.Node.IPs), AdvertiseAddress: o.AdvertiseAddress.AsSlice(), ServiceCIDRs: o.Cluster.ServiceCIDRs,
 		Program: o.HelmProgram, Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
@@ -236,7 +237,8 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		},
 		MetricsHistory: history,
 		OwnsAddress:    s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
-		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.Node.Name, Disabled: o.Cluster.Disabled.Has(clusterconfig.PartHelm)},
+		Helm: helmcharts.Options{Folders: o.ChartFolders, Server: o.Node.Name,
+			Disabled: o.Cluster.Disabled.Has(clusterconfig.PartHelm)},
 		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
 		Part:         s.board.leader, Board: o.Board, Logger: s.log,
 	})

@@ -46,7 +46,8 @@ func CheckArgs(args []string) error {
 	}
 	_, err := newServer(Options{
 		RootDir: "/", RuntimeSocket: "/", Kubeconfig: "/", ServingCertFile: "/", ServingKeyFile: "/", ClientCAFile: "/",
-		ClusterDomain: "cluster.local", NodeName: "node", NodeIPs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})}, Kubelet: config.Kubelet{KubeletArgs: args},
+		ClusterDomain: "cluster.local", NodeName: "node", NodeIPs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1})},
+		Kubelet: config.Kubelet{KubeletArgs: args},
 	})
 	return err
 }

@@ -27,7 +27,8 @@ func joinedOptions(ctx context.Context, o server.Options) (server.Options, error
 	c := o.Server // as this server was given it
 	joined, err := admission.WasJoined(o.ServerDir)
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
-		r := member.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.SharedFlags(), Program: o.Version, Now: time.Now, Logger: o.Logger}
+		r := member.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.SharedFlags(), Program: o.Version, Now: time.Now,
+			Logger: o.Logger}
 		if !c.DisableAgent {
 			r.Node = protocol.Node{Name: c.Node.Name, Addresses: c.Node.IPs}
 			if r.Node.Password, err = joiningnode.Password(c.Paths.AgentDir); err != nil {

@@ -238,7 +238,8 @@ func Desired(s State) (Result, error) {
 			return Result{}, err
 		}
 	}
-	if settings := (table.Settings{TrustedProxies: s.Rules.TrustedProxies, ProxyProtocol: s.Rules.ProxyProtocol}); len(settings.TrustedProxies) > 0 {
+	if len(s.Rules.TrustedProxies) > 0 {
+		settings := table.Settings{TrustedProxies: s.Rules.TrustedProxies, ProxyProtocol: s.Rules.ProxyProtocol}
 		if err := c.r.Sections.Put(table.KindSettings, settings); err != nil {
 			return Result{}, err
 		}

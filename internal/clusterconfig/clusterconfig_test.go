@@ -59,8 +59,8 @@ func TestSettingsSurviveJSON(t *testing.T) {
 	}
 }
 
-// TestEarlierSettingsAreRead: a cluster's stored settings and those that an earlier program sends disable what they did,
-// and an earlier program reads what this one writes.
+// TestEarlierSettingsAreRead: a cluster's stored settings and those that an earlier program sends disable what they
+// did, and an earlier program reads what this one writes.
 func TestEarlierSettingsAreRead(t *testing.T) {
 	for _, c := range []struct {
 		json string // encoded by the version before Disabled was a set

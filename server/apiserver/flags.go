@@ -147,7 +147,8 @@ func setOptions(s *kubeoptions.ServerRunOptions, o Options) error {
 }
 
 // ensureNodeRestriction enables the admission plugin NodeRestriction, which limits a node's credentials to its own
-// node. It stays enabled when APIServerArgs enable other plugins. Only APIServerArgs that disable it by name turn it off.
+// node. It stays enabled when APIServerArgs enable other plugins. Only APIServerArgs that disable it by name turn it
+// off.
 func ensureNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	const plugin = "NodeRestriction"
 	admission := s.Admission.GenericAdmission

@@ -75,8 +75,8 @@ type Options struct {
 	RequestHeaderAllowedNames               []string
 	ProxyClientCertFile, ProxyClientKeyFile string
 
-	// APIServer is the operator's settings. Cluster and ServerSettings are the cluster's. The node ports are 30000-32767
-	// when there is no range.
+	// APIServer is the operator's settings. Cluster and ServerSettings are the cluster's. The node ports are
+	// 30000-32767 when there is no range.
 	config.APIServer
 	Cluster clusterconfig.Settings
 	clusterconfig.ServerSettings

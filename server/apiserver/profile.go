@@ -41,11 +41,16 @@ func profileArgs(o Options) ([]string, error) {
 		"audit-log-maxage=30", "audit-log-maxbackup=10", "audit-log-maxsize=100", "audit-log-compress=true",
 	}
 	plugins := []string{"DenyServiceExternalIPs"}
-	if !slices.ContainsFunc(o.APIServerArgs, func(arg string) bool { name, _ := cutArg(arg); return name == "admission-control-config-file" }) {
+	if !slices.ContainsFunc(o.APIServerArgs, func(arg string) bool {
+		name, _ := cutArg(arg)
+		return name == "admission-control-config-file"
+	}) {
 		args = append(args, "admission-control-config-file="+admission)
 		plugins = append(plugins, "EventRateLimit") // it does nothing but fail without a configuration
 	}
-	plugins = slices.DeleteFunc(plugins, func(plugin string) bool { return namesAmong(o.APIServerArgs, "disable-admission-plugins", plugin) })
+	plugins = slices.DeleteFunc(plugins, func(plugin string) bool {
+		return namesAmong(o.APIServerArgs, "disable-admission-plugins", plugin)
+	})
 	if len(plugins) > 0 {
 		args = append(args, "enable-admission-plugins="+strings.Join(plugins, ","))
 	}

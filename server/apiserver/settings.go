@@ -49,8 +49,9 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 		}
 		gateways = &ingress.Gateways{Client: api, Use: o.GatewayUse}
 	}
-	ch.ingress = ingress.New(ingress.Options{Client: client, Metadata: of, Gateways: gateways, NoIngress: o.Cluster.Disabled.Has(clusterconfig.PartIngress),
-		Rules: o.Ingress, Logger: o.Logger})
+	ch.ingress = ingress.New(ingress.Options{Client: client, Metadata: of, Gateways: gateways,
+		NoIngress: o.Cluster.Disabled.Has(clusterconfig.PartIngress),
+		Rules:     o.Ingress, Logger: o.Logger})
 	ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(table.Path, ch.ingress)
 	return nil
 }
