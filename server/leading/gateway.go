@@ -37,7 +37,7 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	o := gateway.Options{
 		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.Disabled.Has(clusterconfig.PartGateway),
 		Recorder: recorder.New(ctx, client, gateway.Component),
-		State: func() (compile.State, bool) { return objects.State(use) },
+		State:    func() (compile.State, bool) { return objects.State(use) },
 		Status: func(ctx context.Context, resource string, o gateway.Object) error {
 			return api.UpdateStatus(ctx, resource, o)
 		},
