@@ -8,4 +8,4 @@ var (
 	ConnectTo, WantAnswer, FindsAtLast                      = connectTo, wantAnswer, findsAtLast
 )
 
-const Most, HoldPause, DialTimeout = most, holdPause, dialTimeout
+const Most, HoldPause, DialTimeout = maxServers, holdPause, dialTimeout

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
@@ -16,19 +15,6 @@ import (
 // maxForwarded is how many connections from other machines are forwarded at a time. With one more, the oldest of the
 // source that has the most is closed.
 const maxForwarded = 256
-
-// SetLastResort sets the addresses that are said to be agents', and so no servers', although the operator may have
-// named one of them: an agent forwards connections as long as it has a server. Such an address is used only if there is
-// no other one. An address that has presented a server's certificate for itself is no agent, whatever other sources
-// say.
-func (b *Balancer) SetLastResort(agents []string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	clear(b.excluded)
-	for _, a := range agents {
-		b.excluded[a] = true
-	}
-}
 
 // Forward forwards connections from other machines to a server until ctx is done, and returns when none is open. So a
 // client that took this machine for a server reaches one. It uses only servers that the cluster has listed and whose
@@ -60,37 +46,17 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 }
 
 func (b *Balancer) forward(ctx context.Context, c net.Conn) {
-	var proving sync.WaitGroup
-	defer proving.Wait()
+	var verifying sync.WaitGroup
+	defer verifying.Wait()
 	defer b.leave(accepted(c))
 	if b.enter(accepted(c)) {
 		_ = c.Close() // the client notices
 		return
 	}
-	up, server, err := b.dial(ctx, b.namedServers(), &proving, b.reachesItself)
+	up, server, err := b.dial(ctx, b.namedServers(), &verifying, b.checkNamed)
 	if err != nil {
 		_ = c.Close()
 		return
 	}
 	b.join(ctx, c, up, server, nil) // no closedByServer: any program that can reach this port can make a server close connections
-}
-
-var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, perhaps to " +
-	"this machine")
-
-// reachesItself returns an error for an address at which another program than the server itself presented its
-// certificate.
-func (b *Balancer) reachesItself(server string) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.proved[server].itself {
-		return fmt.Errorf("%s: %w", server, errPassedOn)
-	}
-	return nil
-}
-
-func (b *Balancer) namedServers() []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(b.servers), func(s string) bool { return !b.named[s] || b.leftOut(s) })
 }

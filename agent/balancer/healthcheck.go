@@ -130,20 +130,6 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 	}
 }
 
-// discountDelay makes the time from since until now, in which this machine was late, not count as any server's silence.
-func (b *Balancer) discountDelay(since time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := b.now()
-	for server, p := range b.proved {
-		if p.at.IsZero() { // it was dropped
-			continue
-		}
-		p.discounted = min(p.discounted+now.Sub(timers.Later(since, p.at)), now.Sub(p.at))
-		b.proved[server] = p
-	}
-}
-
 // dropStale closes the connections to a server that responds again after its machine could not be reached. Data that
 // was sent over them meanwhile waits for TCP's retransmission timer, by now as long again as it has waited already. New
 // connections do not wait.

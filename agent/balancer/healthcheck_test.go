@@ -21,10 +21,9 @@ import (
 // when that is closed. It is for a bubble of fake time.
 func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
 	t.Helper()
-	b := &Balancer{
-		o: Options{Logger: slog.New(slog.DiscardHandler)}, servers: []string{"one", "other"}, used: "one", open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
-		proved: map[string]proof{}, proving: map[string]*proving{}, unready: map[string]unready{}, now: time.Now,
-	}
+	list, conns := newServerList(Options{Logger: slog.New(slog.DiscardHandler)}), &connTable{open: map[net.Conn]string{}}
+	list.servers, list.used = []string{"one", "other"}, "one"
+	b := &Balancer{serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, proving: map[string]*proving{}}}
 	client, up := net.Pipe()
 	t.Cleanup(func() { client.Close() })
 	b.open[up] = "one"
@@ -166,7 +165,7 @@ func TestAnswersDuringLateRequestAreReadFirst(t *testing.T) {
 		pause := pausedProcess(b)
 		b.Replied("one", true)
 		b.proving["one"] = &proving{done: make(chan struct{})}
-		time.Sleep(heardFor)
+		time.Sleep(responsiveWindow)
 		var l probeState
 		checkPaused(t, b, &l, pause, time.Second)
 		b.Replied("other", true)
@@ -200,7 +199,7 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 		pause := pausedProcess(b)
 		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
 		b.Replied("one", true)
-		time.Sleep(heardFor) // fake time
+		time.Sleep(responsiveWindow) // fake time
 		var l probeState
 		states := func(late time.Duration) {
 			t.Helper()

@@ -29,33 +29,30 @@ type unready struct {
 
 // SetReadiness records the reason why a server is not ready for clients, as it reported over the node's own connection
 // to it. The reason is empty when the server is ready. A server that has reported nothing is ready.
-func (b *Balancer) SetReadiness(server, reason string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	before, known := b.unready[server]
+func (l *serverList) SetReadiness(server, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before, known := l.unready[server]
 	switch {
 	case reason == "" && !known:
 		return
 	case reason == "":
-		delete(b.unready, server)
+		delete(l.unready, server)
 	case known:
-		b.unready[server] = unready{reason, before.leave}
+		l.unready[server] = unready{reason, before.leave}
 	default:
-		b.unready[server] = unready{reason, b.now().Add(leaveAfter + rand.N(leaveSpread))}
+		l.unready[server] = unready{reason, l.now().Add(leaveAfter + rand.N(leaveSpread))}
 	}
-	if server == b.servers[0] {
-		b.showReadiness()
+	if server == l.servers[0] {
+		l.showReadiness()
 	}
 }
 
 // leaveUnready closes the connections to a server that is not ready, if it is time and another server is ready. It
 // reports whether it did.
 func (b *Balancer) leaveUnready(server string) bool {
-	b.mu.Lock()
-	u, is := b.unready[server]
-	due := is && !b.now().Before(u.leave)
-	b.mu.Unlock()
-	if !due {
+	u, is := b.unreadiness(server)
+	if !is || b.now().Before(u.leave) {
 		return false
 	}
 	other := b.otherReady(server)
@@ -82,12 +79,6 @@ func (b *Balancer) UseAnother(ctx context.Context) {
 	}
 }
 
-// ready reports whether a server has not reported that it is not ready. The caller holds mu.
-func (b *Balancer) ready(server string) bool {
-	_, is := b.unready[server]
-	return !is
-}
-
 // words says why a server is not ready.
 func (u unready) words() string {
 	switch u.reason {
@@ -99,14 +90,28 @@ func (u unready) words() string {
 	return fmt.Sprintf("%q", u.reason)
 }
 
+// ready reports whether a server has not reported that it is not ready. The caller holds mu.
+func (l *serverList) ready(server string) bool {
+	_, is := l.unready[server]
+	return !is
+}
+
+// unreadiness returns a server's report that it is not ready, if there is one.
+func (l *serverList) unreadiness(server string) (u unready, is bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u, is = l.unready[server]
+	return u, is
+}
+
 // showReadiness shows in status whether the server in use is ready. The caller holds mu.
-func (b *Balancer) showReadiness() {
-	server := b.servers[0]
-	u, is := b.unready[server]
+func (l *serverList) showReadiness() {
+	server := l.servers[0]
+	u, is := l.unready[server]
 	if !is {
-		b.o.Part.Set(status.Running, "")
+		l.o.Part.Set(status.Running, "")
 		return
 	}
-	b.o.Part.Set(status.Degraded, fmt.Sprintf("%s, the server that this node uses, is not ready: %s. This node uses another server as soon "+
+	l.o.Part.Set(status.Degraded, fmt.Sprintf("%s, the server that this node uses, is not ready: %s. This node uses another server as soon "+
 		"as one is ready. Pods keep running; the API may not answer. `coracle status` on that server says more", server, u.words()))
 }

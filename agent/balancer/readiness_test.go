@@ -121,7 +121,7 @@ func TestNewConnectionsAvoidUnreadyServers(t *testing.T) {
 		b, _ := oneInUse(t)
 		b.servers = []string{"named", "silent", "one", "other"}
 		b.Replied("silent", true)
-		time.Sleep(2 * sureFor) // fake time
+		time.Sleep(2 * verifiedTTL) // fake time
 		b.Replied("one", true)
 		b.Replied("other", true)
 		b.SetReadiness("one", nodetunnel.NoLeader)

@@ -96,7 +96,7 @@ func TestDistantServersAreKept(t *testing.T) {
 // connection of a start need not wait for each.
 func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	named := []string{}
-	for range most - 2 {
+	for range maxServers - 2 {
 		named = append(named, echo.Mute(t, "127.0.0.1:0"))
 	}
 	real := echo.New(t, "real", "127.0.0.1:0")
@@ -136,7 +136,7 @@ func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 			select {
 			case <-closed:
 				left = true
-			case <-time.After(answersNow / 4): // fake time
+			case <-time.After(recentReply / 4): // fake time
 			}
 		}
 		if line := <-said; !strings.Contains(line, "is unresponsive while another one answers") { // not because it was asked
@@ -163,14 +163,14 @@ func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 	wantAnswer(t, b, "one")
 	b.Replied(two.Address, true) // the node's own connection to it
 	var invented []string
-	for i := range 3 * most {
+	for i := range 3 * maxServers {
 		invented = append(invented, fmt.Sprintf("192.0.2.%d:6443", i+1))
 	}
 	b.SetLastResort([]string{one.Address, two.Address})
 	testenv.NoError(t, b.Set(invented))
 	b.SetLastResort([]string{one.Address, two.Address})
 	got := b.Servers()
-	if len(got) > most || !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {
+	if len(got) > maxServers || !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {
 		t.Errorf("%d are known: %q", len(got), got)
 	}
 	if got := b.candidates()[:2]; !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {

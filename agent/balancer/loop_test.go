@@ -23,8 +23,8 @@ func forwarding(t *testing.T, b *Balancer) (address string) {
 
 // connections are those that the balancer has opened and passes on.
 func (b *Balancer) connections() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.connTable.mu.Lock()
+	defer b.connTable.mu.Unlock()
 	return len(b.open)
 }
 

@@ -14,7 +14,7 @@ import (
 // first of them that reaches a server would even get a server's certificate. Such a loop is detected by the
 // connections' addresses: the end that opened a connection and the end that accepted it have the same two addresses.
 
-var errItself = errors.New("its address leads back to this program itself")
+var errLoop = errors.New("its address leads back to this program itself")
 
 // addressPair has the addresses of a TCP connection. from is the end that opened it.
 type addressPair struct{ from, to string }
@@ -30,32 +30,32 @@ func accepted(c net.Conn) addressPair {
 
 // enter records one end of a connection until leave is called. It returns true if this program has the other end, too,
 // which is so for the second of the two calls.
-func (b *Balancer) enter(e addressPair) (itself bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.pairs[e]++
-	return b.pairs[e] > 1
+func (t *connTable) enter(e addressPair) (loop bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pairs[e]++
+	return t.pairs[e] > 1
 }
 
-func (b *Balancer) leave(e addressPair) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.pairs[e]--; b.pairs[e] == 0 {
-		delete(b.pairs, e)
+func (t *connTable) leave(e addressPair) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.pairs[e]--; t.pairs[e] == 0 {
+		delete(t.pairs, e)
 	}
 }
 
 // connect opens a connection to a server. The caller calls leave when it closes it.
-func (b *Balancer) connect(ctx context.Context, server string) (net.Conn, error) {
-	d := net.Dialer{Timeout: b.within(dialTimeout)}
+func (t *connTable) connect(ctx context.Context, server string) (net.Conn, error) {
+	d := net.Dialer{Timeout: t.within(dialTimeout)}
 	c, err := d.DialContext(ctx, "tcp", server)
 	if err != nil {
 		return nil, err
 	}
-	if b.enter(opened(c)) {
-		b.leave(opened(c))
+	if t.enter(opened(c)) {
+		t.leave(opened(c))
 		_ = c.Close() // nothing was sent
-		return nil, fmt.Errorf("%s is no server: %w", server, errItself)
+		return nil, fmt.Errorf("%s is no server: %w", server, errLoop)
 	}
 	return c, nil
 }

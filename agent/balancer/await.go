@@ -45,13 +45,13 @@ func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 // connection or its sending side.
 func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.within(holdFor))
-	var proving sync.WaitGroup
-	defer proving.Wait()
+	var verifying sync.WaitGroup
+	defer verifying.Wait()
 	defer cancel()
 	served, _ := b.waiting.Add(nil, func() { cancel(); _ = c.Close() }) // from this machine; the table is never closed
 	defer served()
 	for {
-		up, server, err = b.dial(ctx, b.candidates(), &proving, anyServer)
+		up, server, err = b.dial(ctx, b.candidates(), &verifying, anyServer)
 		if err == nil || ctx.Err() != nil || !b.everReached() || clientEnded(c) {
 			return up, server, err
 		}
@@ -59,13 +59,6 @@ func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server s
 			return nil, "", ctx.Err()
 		}
 	}
-}
-
-// everReached reports whether a server has presented its certificate in this run.
-func (b *Balancer) everReached() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.proved) > 0
 }
 
 // clientEnded reports whether a waiting client has closed its connection, or its sending side. Read would not show

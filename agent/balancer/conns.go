@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/relay"
+	"github.com/coracle-k8s/coracle/internal/timers"
+)
+
+// connTable has the open connections.
+type connTable struct {
+	mu    sync.Mutex
+	open  map[net.Conn]string // by the server of each
+	pairs map[addressPair]int // of open connections
+	here  int                 // the number of open connections from this machine
+	quiet timers.Signal       // the last of these connections has ended
+
+	longer time.Duration // 0, or in tests a value for dialTimeout, handshakeTimeout and holdFor
+}
+
+// within returns the limit usual, or in tests the longer one.
+func (t *connTable) within(usual time.Duration) time.Duration { return cmp.Or(t.longer, usual) }
+
+// arrive counts a connection from this machine until the returned function is called.
+func (t *connTable) arrive() (left func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.here++
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.here--; t.here == 0 {
+			t.quiet.Send()
+		}
+	}
+}
+
+// join forwards data between a client's connection and one to a server. closedByServer, when set, is called when the
+// server ends the connection first, without having sent anything. It is called before the client sees that end.
+func (t *connTable) join(ctx context.Context, c, up net.Conn, server string, closedByServer func()) {
+	defer c.Close()
+	defer up.Close()
+	t.mu.Lock()
+	t.open[up] = server
+	t.mu.Unlock()
+	defer func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.open, up)
+	}()
+	defer t.leave(opened(up))
+	relay.Join(ctx, c, up, closedByServer)
+}
+
+// inUse returns the servers with open connections.
+func (t *connTable) inUse() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Compact(slices.Sorted(maps.Values(t.open)))
+}
+
+// Connected reports whether this machine has connections to a server. An unresponsive server's connections are closed.
+func (t *connTable) Connected() bool { return len(t.inUse()) > 0 }
+
+// closeAll closes a server's connections, and does not move it in the list.
+func (t *connTable) closeAll(server string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for c, of := range t.open {
+		if of == server {
+			_ = c.Close() // the goroutine that copies the other direction notices
+		}
+	}
+}
