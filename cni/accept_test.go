@@ -32,7 +32,7 @@ func (l *poorListener) Accept() (net.Conn, error) {
 // instead of ending the node.
 func TestAcceptRetriesWithoutFileDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &Server{log: ktesting.NewLogger(t, ktesting.NewConfig())}
+		s := &Server{podNetwork: &podNetwork{log: ktesting.NewLogger(t, ktesting.NewConfig())}}
 		conn, other := net.Pipe()
 		defer conn.Close()
 		defer other.Close()

@@ -35,8 +35,8 @@ type rulesApplier struct {
 }
 
 // applyRules makes the table contain the rules for the living sandboxes.
-func (s *Server) applyRules(ctx context.Context) error {
-	a := &s.rules
+func (pn *podNetwork) applyRules(ctx context.Context) error {
+	a := &pn.rules
 	mine := a.requested.Add(1)
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -47,7 +47,7 @@ func (s *Server) applyRules(ctx context.Context) error {
 	nw := a.network.Load()
 	var ports []hostPort
 	pods := slices.Clone(nw.podCIDRs)
-	for _, r := range s.attachments.list() {
+	for _, r := range pn.attachments.list() {
 		ports = append(ports, slices.DeleteFunc(r.hostPorts(), nw.reserves)...)
 		for _, ip := range r.IPs { // a pod from before the node got other CIDRs
 			if !slices.ContainsFunc(nw.podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
@@ -55,11 +55,11 @@ func (s *Server) applyRules(ctx context.Context) error {
 			}
 		}
 	}
-	services, err := serviceAddresses(s.o.ServiceCIDRs)
+	services, err := serviceAddresses(pn.o.ServiceCIDRs)
 	if err != nil {
 		return err
 	}
-	rs := desired(pods, s.o.ClusterCIDRs, services, ports, s.o.ReservedPorts)
+	rs := desired(pods, pn.o.ClusterCIDRs, services, ports, pn.o.ReservedPorts)
 	nw.backend.rules(&rs, nw.ways)
 	if err := apply(ctx, a.nft, rs); err != nil {
 		return err

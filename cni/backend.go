@@ -25,14 +25,14 @@ type backend interface {
 }
 
 // newBackend returns the back end for a name of clusterconfig.NetworkBackends, except none.
-func (s *Server) newBackend(name string) (backend, error) {
+func (pn *podNetwork) newBackend(name string) (backend, error) {
 	switch name {
 	case clusterconfig.NetworkVXLAN:
 		return vxlan{}, nil
 	case clusterconfig.NetworkHostGateway:
 		return hostGateway{}, nil
 	case clusterconfig.NetworkWireGuard:
-		return wireGuard{s.WireGuardKey(), s.o.ClusterCIDRs}, nil
+		return wireGuard{pn.WireGuardKey(), pn.o.ClusterCIDRs}, nil
 	}
 	return nil, fmt.Errorf("cni: there is no network back end that is called %q", name)
 }
@@ -94,7 +94,7 @@ func (in pathInput) family(p Peer) (v4, ok bool) {
 // overlap this node's or an older peer's. It is pure.
 func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []unreachablePeer) {
 	var out []Peer
-	var trouble []unreachablePeer
+	var unreachable []unreachablePeer
 	taken := slices.Clone(own)
 	for _, p := range peers {
 		var cidrs []netip.Prefix
@@ -102,10 +102,10 @@ func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []unrea
 			c = c.Masked()
 			switch {
 			case !slices.ContainsFunc(clusterCIDRs, func(n netip.Prefix) bool { return n.Bits() <= c.Bits() && n.Contains(c.Addr()) }):
-				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its pod network %s is not in the cluster's %v", c,
+				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("its pod network %s is not in the cluster's %v", c,
 					clusterCIDRs)})
 			case slices.ContainsFunc(taken, c.Overlaps):
-				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its pod network %s is another node's, too", c)})
+				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("its pod network %s is another node's, too", c)})
 			default:
 				cidrs = append(cidrs, c)
 			}
@@ -116,7 +116,7 @@ func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []unrea
 			out = append(out, p)
 		}
 	}
-	return out, trouble
+	return out, unreachable
 }
 
 const (

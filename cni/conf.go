@@ -113,20 +113,20 @@ func conflist(socket string) ([]byte, error) {
 }
 
 // writeConflist writes the configuration list, which makes the node network-ready.
-func (s *Server) writeConflist() error {
-	data, err := conflist(s.o.Socket)
+func (pn *podNetwork) writeConflist() error {
+	data, err := conflist(pn.o.Socket)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(s.o.ConfDir, conflistName)
+	path := filepath.Join(pn.o.ConfDir, conflistName)
 	if old, err := os.ReadFile(path); err == nil && string(old) == string(data) {
 		return os.Chmod(path, 0o600) // no write: containerd watches the folder. Earlier versions made the file 0644
 	}
-	if err := os.MkdirAll(s.o.ConfDir, 0o755); err != nil {
+	if err := os.MkdirAll(pn.o.ConfDir, 0o755); err != nil {
 		return fmt.Errorf("making the CNI configuration folder: %w", err)
 	}
 	// The file is made in another folder and moved: containerd would try to load an incomplete file, and complain.
-	made := filepath.Join(s.o.StateDir, conflistName)
+	made := filepath.Join(pn.o.StateDir, conflistName)
 	err = atomicfile.Write(made, data, 0o600)
 	if err == nil {
 		err = os.Rename(made, path)

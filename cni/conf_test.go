@@ -16,7 +16,7 @@ import (
 // TestContainerdNoticesWrittenConflist: containerd reloads on a write, a rename or a removal in the folder, never on a
 // file's appearance: a configuration that is only moved into place would never be seen, and the node never be ready.
 func TestContainerdNoticesWrittenConflist(t *testing.T) {
-	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
+	s := &podNetwork{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
 	w := testenv.Must(fsnotify.NewWatcher())(t)
 	defer w.Close()
 	testenv.NoError(t, w.Add(s.o.ConfDir))
@@ -37,7 +37,7 @@ func TestContainerdNoticesWrittenConflist(t *testing.T) {
 
 // TestConflistIsReadableByRootAlone: also the file of an earlier version.
 func TestConflistIsReadableByRootAlone(t *testing.T) {
-	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
+	s := &podNetwork{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
 	path := filepath.Join(s.o.ConfDir, conflistName)
 	for range 2 {
 		testenv.NoError(t, s.writeConflist())

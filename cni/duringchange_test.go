@@ -119,7 +119,7 @@ func TestResizeIsTriedAgain(t *testing.T) {
 	n.stop() // its loop
 	failed := func() int {
 		n.server.heal(t.Context(), true)
-		return len(n.server.resizeTrouble)
+		return len(n.server.resizeErrors)
 	}
 	for range 2 {
 		if got := failed(); got != 1 {

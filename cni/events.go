@@ -25,17 +25,17 @@ const (
 
 // followKernel sends when an event of the kernel shows a possible change of the pod network, or of what it depends on.
 // It only listens: checks find out what is wrong.
-func (s *Server) followKernel(ctx context.Context, changes timers.Signal) {
+func (pn *podNetwork) followKernel(ctx context.Context, changes timers.Signal) {
 	for ctx.Err() == nil {
-		if err := s.listen(ctx, changes); err != nil && ctx.Err() == nil {
-			s.log.V(2).Info("The kernel's news of the network ended; listening again", "err", err)
+		if err := pn.listen(ctx, changes); err != nil && ctx.Err() == nil {
+			pn.log.V(2).Info("The kernel's news of the network ended; listening again", "err", err)
 		}
 		timers.Sleep(ctx, listenAgain)
 	}
 }
 
 // listen returns when one of the subscriptions ends, and when ctx is done.
-func (s *Server) listen(ctx context.Context, changes timers.Signal) error {
+func (pn *podNetwork) listen(ctx context.Context, changes timers.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	news, err := subscribe(ctx.Done())

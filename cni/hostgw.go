@@ -14,7 +14,7 @@ func (hostGateway) port() int { return 0 }
 
 func (hostGateway) rules(*ruleset, pathInput) {}
 
-func (hostGateway) desired(in pathInput) (out []wanted, trouble []unreachablePeer) {
+func (hostGateway) desired(in pathInput) (out []wanted, unreachable []unreachablePeer) {
 	for _, p := range in.peers {
 		for _, c := range p.PodCIDRs {
 			own, ok := sameFamily(in.podCIDRs, c.Addr())
@@ -25,17 +25,17 @@ func (hostGateway) desired(in pathInput) (out []wanted, trouble []unreachablePee
 			device := in.underlay.deviceOf(via.Is4())
 			switch {
 			case !ok:
-				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("it has no address of the family of its pods' network %s", c)})
+				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("it has no address of the family of its pods' network %s", c)})
 			case !in.underlay.onLink(via):
-				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes "+
+				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes "+
 					"of one segment, vxlan for others", via, device)})
 			case in.underlay.bare:
-				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("packets on %s do not say which node is the next one, as on a "+
+				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("packets on %s do not say which node is the next one, as on a "+
 					"VPN's interface: host-gw is for nodes of one segment, vxlan for others", device)})
 			default:
 				out = append(out, wanted{object: route{dst: c, device: device, src: gateway(own), via: via}, peer: p.Name})
 			}
 		}
 	}
-	return out, trouble
+	return out, unreachable
 }

@@ -55,34 +55,34 @@ const configureRetry = 2 * time.Second
 
 // configureLoop sets up the node's network for the last known state of the nodes, and again after each change: of this
 // node's pod CIDRs, of the other nodes, and of the kernel.
-func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
-	st := s.loadState()
+func (pn *podNetwork) configureLoop(ctx context.Context, changes <-chan struct{}) {
+	st := pn.loadState()
 	if len(st.PodCIDRs) == 0 {
 		// An earlier run's CNI configuration would declare that pods can be served, which is not so yet.
-		if err := removeConflist(s.o.ConfDir); err != nil {
-			s.log.Error(err, "A stale CNI configuration stays; pods fail to start until the network is ready, and are tried again")
+		if err := removeConflist(pn.o.ConfDir); err != nil {
+			pn.log.Error(err, "A stale CNI configuration stays; pods fail to start until the network is ready, and are tried again")
 		}
-		s.log.Info("Pods wait for the node's pod CIDR")
+		pn.log.Info("Pods wait for the node's pod CIDR")
 	}
-	guard, poll := time.NewTicker(s.guard), time.NewTicker(pollPeriod)
+	guard, poll := time.NewTicker(pn.guard), time.NewTicker(pollPeriod)
 	defer guard.Stop()
 	defer poll.Stop()
 	polls := true // only for WireGuard
-	podCIDRs, peers, backends := s.o.PodCIDRs, s.o.Peers, s.o.Backends
+	podCIDRs, peers, backends := pn.o.PodCIDRs, pn.o.Peers, pn.o.Backends
 	for {
 		var retry <-chan time.Time
 		if len(st.PodCIDRs) > 0 {
-			err := s.configure(ctx, st)
+			err := pn.configure(ctx, st)
 			if ctx.Err() != nil {
 				return
 			}
-			s.reportSetup(err)
+			pn.reportSetup(err)
 			if err != nil {
-				s.log.Error(err, "The pod network could not be set up; running pods are not touched, trying again", "after", configureRetry)
+				pn.log.Error(err, "The pod network could not be set up; running pods are not touched, trying again", "after", configureRetry)
 				retry = time.After(configureRetry)
 			}
 		}
-		if encrypts := s.tried != nil && s.tried.name == clusterconfig.NetworkWireGuard; polls != encrypts {
+		if encrypts := pn.tried != nil && pn.tried.name == clusterconfig.NetworkWireGuard; polls != encrypts {
 			if polls = encrypts; polls {
 				poll.Reset(pollPeriod)
 			} else {
@@ -94,14 +94,14 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 			return
 		case <-retry:
 		case <-changes:
-			s.heal(ctx, false)
+			pn.heal(ctx, false)
 		case <-poll.C:
-			if s.wg.changed() {
-				s.heal(ctx, false)
+			if pn.wg.changed() {
+				pn.heal(ctx, false)
 			}
 		case <-guard.C:
-			s.heal(ctx, true)
-			s.warnOfFirewalls()
+			pn.heal(ctx, true)
+			pn.warnOfFirewalls()
 		case next, ok := <-podCIDRs:
 			if !ok {
 				podCIDRs = nil
@@ -120,65 +120,65 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 				backends = nil
 				continue
 			}
-			st.Backend = s.backendFor(next, st.Backend)
+			st.Backend = pn.backendFor(next, st.Backend)
 		}
 	}
 }
 
 // configure makes the host ready for pods. Pods are served from then on. It is idempotent, and does nothing when
 // nothing has changed.
-func (s *Server) configure(ctx context.Context, st networkState) error {
+func (pn *podNetwork) configure(ctx context.Context, st networkState) error {
 	for _, c := range st.PodCIDRs {
 		if c.Bits() > c.Addr().BitLen()-2 {
 			return fmt.Errorf("the node's pod CIDR %s is too small to allocate from", c)
 		}
 	}
-	nw, trouble, err := s.desiredNetwork(st)
+	nw, unreachable, err := pn.desiredNetwork(st)
 	if err != nil {
 		return err
 	}
-	s.reportPeers(trouble)
-	old := s.network.Load()
-	if nw.equal(old) && nw.equal(s.tried) {
+	pn.reportPeers(unreachable)
+	old := pn.network.Load()
+	if nw.equal(old) && nw.equal(pn.tried) {
 		return nil
 	}
-	if err := s.saveState(st); err != nil {
+	if err := pn.saveState(st); err != nil {
 		return err
 	}
 	if old == nil || !slices.Equal(old.podCIDRs, nw.podCIDRs) {
-		if err := s.collect(nil); err != nil {
+		if err := pn.removeLeftovers(); err != nil {
 			return err
 		}
 	}
-	s.tried = nw
-	if _, err := s.applyHost(nw); err != nil {
+	pn.tried = nw
+	if _, err := pn.applyHost(nw); err != nil {
 		return err
 	}
-	s.rules.network.Store(nw)
-	if err := s.applyRules(ctx); err != nil {
+	pn.rules.network.Store(nw)
+	if err := pn.applyRules(ctx); err != nil {
 		return err
 	}
-	s.attaching.Lock() // a pod that is being attached is listed before that, or uses the new network
-	s.network.Store(nw)
-	s.attaching.Unlock()
+	pn.attaching.Lock() // a pod that is being attached is listed before that, or uses the new network
+	pn.network.Store(nw)
+	pn.attaching.Unlock()
 	if old == nil || old.sizes != nw.sizes {
-		s.resizePods(nw)
+		pn.resizePods(nw)
 	}
 	if nw.name != clusterconfig.NetworkWireGuard {
-		s.wg.close() // ends wireguard-go, whose device has been removed
+		pn.wg.close() // ends wireguard-go, whose device has been removed
 	}
 	if old == nil || old.name != nw.name {
-		s.firewalls = "" // its port differs, so warnOfFirewalls has to log again
-		s.warnOfHostPorts(nw)
-		if s.o.Changed != nil {
-			s.o.Changed()
+		pn.firewalls = "" // its port differs, so warnOfFirewalls has to log again
+		pn.warnOfHostPorts(nw)
+		if pn.o.Changed != nil {
+			pn.o.Changed()
 		}
 	}
-	if err := s.writeConflist(); err != nil {
+	if err := pn.writeConflist(); err != nil {
 		return err
 	}
-	s.warnOfFirewalls()
-	s.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
+	pn.warnOfFirewalls()
+	pn.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
 		"backend", nw.name, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
 	return nil
 }
@@ -186,58 +186,58 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 // backendFor returns the back end to use when the cluster's setting is next and was have before. An unknown back end,
 // or that of another plugin, changes nothing. Neither does a setting that was removed: nodes may have been started with
 // different back ends.
-func (s *Server) backendFor(next, have string) string {
-	trouble := ""
+func (pn *podNetwork) backendFor(next, have string) string {
+	reason := ""
 	switch {
 	case next == clusterconfig.NetworkNone:
-		trouble = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is restarted on it. " +
+		reason = "the cluster leaves the pod network to another plugin now (none); this node does so when coracle is restarted on it. " +
 			"If that was written by hand, restart coracle on a server: it writes what the cluster had"
 		next = have
 	case next != "" && !slices.Contains(clusterconfig.RunningBackends(), next):
-		trouble = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one "+
+		reason = fmt.Sprintf("the ConfigMap %s/%s says that the network back end is %q, to which no running node changes; this one "+
 			"stays with %q. Write it with: coracle network-backend set NAME",
-			metav1.NamespaceSystem, clusterconfig.BackendConfigMap, next, cmp.Or(have, s.o.Backend))
+			metav1.NamespaceSystem, clusterconfig.BackendConfigMap, next, cmp.Or(have, pn.o.Backend))
 		next = have
 	}
-	s.reportBackend(trouble)
+	pn.reportBackend(reason)
 	return cmp.Or(next, have)
 }
 
 // desiredNetwork computes the network from the nodes and the underlay's current state. If the underlay cannot be found
 // it uses the last one: the underlay's address may return, and pods of this node do not need it.
-func (s *Server) desiredNetwork(st networkState) (*network, []unreachablePeer, error) {
-	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, s.o.Backend)}
-	nw.ways.podCIDRs, nw.ways.external = st.PodCIDRs, s.o.External
-	var trouble []unreachablePeer
+func (pn *podNetwork) desiredNetwork(st networkState) (*network, []unreachablePeer, error) {
+	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, pn.o.Backend)}
+	nw.ways.podCIDRs, nw.ways.external = st.PodCIDRs, pn.o.External
+	var unreachable []unreachablePeer
 	var err error
-	if nw.backend, err = s.newBackend(nw.name); err != nil {
+	if nw.backend, err = pn.newBackend(nw.name); err != nil {
 		return nil, nil, err
 	}
-	nw.ways.peers, trouble = acceptable(st.Peers, st.PodCIDRs, s.o.ClusterCIDRs)
-	u, err := findUnderlay(s.o.NodeIPs, s.o.Interface)
+	nw.ways.peers, unreachable = acceptable(st.Peers, st.PodCIDRs, pn.o.ClusterCIDRs)
+	u, err := findUnderlay(pn.o.NodeIPs, pn.o.Interface)
 	if err != nil {
-		s.reportUnderlay(err)
-		if old := s.network.Load(); old != nil {
+		pn.reportUnderlay(err)
+		if old := pn.network.Load(); old != nil {
 			u = old.ways.underlay
 		} else if u.mtu, err = routeMTU(); err != nil {
 			return nil, nil, err
 		}
 	} else {
-		s.reportUnderlay(nil)
+		pn.reportUnderlay(nil)
 	}
 	nw.ways.underlay = u
 	nw.ways.checksumsBySoftware = badChecksums(kernelRelease(), classNet, u.device)
 	nw.sizes = sizesFor(u.mtu, nw.ways.overhead(nw.backend), st.PodCIDRs)
 	nw.ways.sizes = nw.sizes
 	_, more := nw.backend.desired(nw.ways)
-	trouble = append(trouble, more...)
-	return nw, trouble, nil
+	unreachable = append(unreachable, more...)
+	return nw, unreachable, nil
 }
 
 // KnownBackend returns the back end that the cluster last set for the node with that state folder, or "".
 func KnownBackend(stateDir string) string { return loadState(stateDir).Backend }
 
-func (s *Server) loadState() networkState { return loadState(s.o.StateDir) }
+func (pn *podNetwork) loadState() networkState { return loadState(pn.o.StateDir) }
 
 func loadState(stateDir string) networkState {
 	var st networkState
@@ -247,11 +247,11 @@ func loadState(stateDir string) networkState {
 	return st
 }
 
-func (s *Server) saveState(st networkState) error {
-	if st.equal(s.loadState()) {
+func (pn *podNetwork) saveState(st networkState) error {
+	if st.equal(pn.loadState()) {
 		return nil
 	}
-	if err := atomicfile.WriteJSON(filepath.Join(s.o.StateDir, networkFile), st, 0o600); err != nil {
+	if err := atomicfile.WriteJSON(filepath.Join(pn.o.StateDir, networkFile), st, 0o600); err != nil {
 		return fmt.Errorf("remembering the pod networks: %w", err)
 	}
 	return nil

@@ -8,86 +8,87 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"k8s.io/klog/v2"
 )
 
+// reporter reports why this node cannot reach others' pods. Each field is the text that was reported last, or "" where
+// there is no error.
+type reporter struct {
+	log  klog.Logger
+	send func(error) // Options.Report
+
+	underlay, peers, tunnelErrors, backend, setup string
+}
+
 // reportUnderlay reports when the interface to other nodes is lost, and when it is found again.
-func (s *Server) reportUnderlay(err error) {
+func (r *reporter) reportUnderlay(err error) {
 	now := ""
 	if err != nil {
 		now = err.Error()
 	}
-	if now == s.underlayTrouble {
-		return
+	if err != nil && now != r.underlay {
+		r.log.Error(err, "Pods of other nodes may not be reached; those of this node reach one another")
 	}
-	s.underlayTrouble = now
-	if err != nil {
-		s.log.Error(err, "Pods of other nodes may not be reached; those of this node reach one another")
-	} else {
-		s.log.Info("The interface to other nodes is there again")
-	}
-	s.report()
+	r.report(&r.underlay, now, "", "The interface to other nodes is there again")
 }
 
 // reportPeers reports which nodes' pods cannot be reached for a reason that waiting does not remove, when that has
 // changed.
-func (s *Server) reportPeers(trouble []unreachablePeer) {
+func (r *reporter) reportPeers(unreachable []unreachablePeer) {
 	var texts []string
-	for _, t := range trouble {
-		texts = append(texts, fmt.Sprintf("node %s: %s", t.peer, t.why))
+	for _, u := range unreachable {
+		texts = append(texts, fmt.Sprintf("node %s: %s", u.peer, u.why))
 	}
-	s.reportTrouble(&s.peersTrouble, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one",
+	r.report(&r.peers, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one",
 		"Nothing keeps this node from reaching the pods of all others any more")
 }
 
-// reportWays reports for which nodes the kernel rejects routes and entries, when that has changed.
-func (s *Server) reportWays(trouble map[string]error) {
+// reportTunnelErrors reports for which nodes the kernel rejects routes and entries, when that has changed.
+func (r *reporter) reportTunnelErrors(errs map[string]error) {
 	var texts []string
-	for _, peer := range slices.Sorted(maps.Keys(trouble)) {
-		texts = append(texts, fmt.Sprintf("node %s: the kernel takes no way to it: %v", peer, trouble[peer]))
+	for _, peer := range slices.Sorted(maps.Keys(errs)) {
+		texts = append(texts, fmt.Sprintf("node %s: the kernel takes no way to it: %v", peer, errs[peer]))
 	}
-	s.reportTrouble(&s.waysTrouble, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one; it is tried again",
+	r.report(&r.tunnelErrors, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one; it is tried again",
 		"The kernel takes the ways to all nodes again")
 }
 
 // reportBackend reports that the cluster requests a back end that cannot be used, when that has changed.
-func (s *Server) reportBackend(trouble string) {
-	s.reportTrouble(&s.backendTrouble, trouble, "The network back end is not changed", "")
+func (r *reporter) reportBackend(reason string) {
+	r.report(&r.backend, reason, "The network back end is not changed", "")
 }
 
 // reportSetup reports that the pod network could not be set up, when that has changed. The caller logs the error.
-func (s *Server) reportSetup(err error) {
+func (r *reporter) reportSetup(err error) {
 	now := ""
 	if err != nil {
 		now = "the pod network could not be set up, and it is tried again: " + err.Error()
 	}
-	s.reportTrouble(&s.setupTrouble, now, "", "")
+	r.report(&r.setup, now, "", "")
 }
 
-// reportTrouble stores a problem, or "" if there is none. When it has changed it logs one of two messages, unless that
-// is empty.
-func (s *Server) reportTrouble(last *string, now, wrong, over string) {
+// report stores an error's text, or "" if there is none. When it has changed, report logs one of two messages, unless
+// that is empty, and passes all errors on.
+func (r *reporter) report(last *string, now, wrong, over string) {
 	if now == *last {
 		return
 	}
 	*last = now
 	switch {
 	case now != "" && wrong != "":
-		s.log.Info(wrong, "why", now)
+		r.log.Info(wrong, "why", now)
 	case now == "" && over != "":
-		s.log.Info(over)
+		r.log.Info(over)
 	}
-	s.report()
-}
-
-func (s *Server) report() {
-	if s.o.Report == nil {
+	if r.send == nil {
 		return
 	}
 	var errs []error
-	for _, text := range []string{s.underlayTrouble, s.peersTrouble, s.waysTrouble, s.backendTrouble, s.setupTrouble} {
+	for _, text := range []string{r.underlay, r.peers, r.tunnelErrors, r.backend, r.setup} {
 		if text != "" {
 			errs = append(errs, errors.New(text))
 		}
 	}
-	s.o.Report(errors.Join(errs...))
+	r.send(errors.Join(errs...))
 }

@@ -16,28 +16,28 @@ import (
 // resizePods sets the MTU of the pods' ends to the network's sizes. The host's ends belong to the host's side
 // (desiredPod). A failure is logged once, and heal retries it. Until then the pod sends smaller packets where routers
 // ask for it.
-func (s *Server) resizePods(nw *network) {
+func (pn *podNetwork) resizePods(nw *network) {
 	failed := map[key]bool{}
-	for _, r := range s.attachments.list() {
+	for _, r := range pn.attachments.list() {
 		if !r.living() {
 			continue
 		}
-		err := s.resizePod(r, nw)
+		err := pn.resizePod(r, nw)
 		if err == nil {
 			continue
 		}
-		if failed[r.key()] = true; !s.resizeTrouble[r.key()] {
-			s.log.Error(err,
+		if failed[r.key()] = true; !pn.resizeErrors[r.key()] {
+			pn.log.Error(err,
 				"A running pod keeps its MTU; large packets of it may get lost until that can be changed, which is tried again", "pod",
-				r.Pod, "after", s.guard)
+				r.Pod, "after", pn.guard)
 		}
 	}
-	s.resizeTrouble = failed
+	pn.resizeErrors = failed
 }
 
-func (s *Server) resizePod(r *attachment, nw *network) error {
-	s.attaching.RLock()
-	defer s.attaching.RUnlock()
+func (pn *podNetwork) resizePod(r *attachment, nw *network) error {
+	pn.attaching.RLock()
+	defer pn.attaching.RUnlock()
 	ns, err := netns.GetFromPath(r.Netns)
 	if err != nil {
 		return nil // it has ended meanwhile

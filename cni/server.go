@@ -112,9 +112,9 @@ type Sandbox struct {
 }
 
 // Sandboxes returns the sandboxes with a network on this node.
-func (s *Server) Sandboxes() []Sandbox {
+func (pn *podNetwork) Sandboxes() []Sandbox {
 	var out []Sandbox
-	for _, r := range s.attachments.list() {
+	for _, r := range pn.attachments.list() {
 		if b, ok := r.sandbox(); ok {
 			out = append(out, b)
 		}
@@ -124,28 +124,33 @@ func (s *Server) Sandboxes() []Sandbox {
 
 // Server serves CNI calls. Make one with NewServer.
 type Server struct {
+	*podNetwork
+	ipam  *ipam
+	keys  keyLocks
+	hello time.Duration // helloTimeout, except in tests
+}
+
+// podNetwork is the host's side of the pod network: it is set up for the nodes' state, and restored.
+type podNetwork struct {
+	reporter    // used by configureLoop only
 	o           Options
 	log         klog.Logger
 	attachments *attachmentStore
-	ipam        *ipam
-	keys        keyLocks
 	rules       rulesApplier
 	wg          *wgDevice     // for the back end WireGuard; other nodes know its key also while another back end is used
 	guard       time.Duration // guardPeriod, except in tests
-	hello       time.Duration // helloTimeout, except in tests
+	// removeLeftovers removes what was left of attachments that do not exist any more.
+	removeLeftovers func() error
 	// attaching is held for reading while a pod has a device without an attachment, or an attachment without a device.
 	// It is held for writing by code that takes a device without an attachment for a leftover.
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
-	// tried is the last network that configure began to make. heal keeps this one: if configure failed half-way,
-	// keeping the one before would undo what succeeded. Only configureLoop uses it.
-	tried *network
-	// The last reported firewalls, pods and problems. Only configureLoop uses them.
-	firewalls                     string
-	podTrouble, resizeTrouble     map[key]bool
-	underlayTrouble, peersTrouble string
-	waysTrouble                   string
-	backendTrouble, setupTrouble  string
+	// The rest is used by configureLoop only. tried is the last network that configure began to make. heal keeps this
+	// one: if configure failed half-way, keeping the one before would undo what succeeded.
+	tried     *network
+	firewalls string // as last reported
+	// podErrors and resizeErrors are the pods whose errors were logged.
+	podErrors, resizeErrors map[key]bool
 }
 
 // NewServer checks the options, checks that the program nft, found on PATH, works here, and reads what an earlier run
@@ -178,8 +183,11 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, attachments: records, ipam: addresses, rules: rulesApplier{nft: program},
-		wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod, hello: helloTimeout}, nil
+	pn := &podNetwork{o: o, log: log, attachments: records, rules: rulesApplier{nft: program}, guard: guardPeriod,
+		wg: newWGDevice(wireGuardDevice, wireGuard, log), reporter: reporter{log: log, send: o.Report}}
+	s := &Server{podNetwork: pn, ipam: addresses, hello: helloTimeout}
+	pn.removeLeftovers = func() error { return s.collect(nil) }
+	return s, nil
 }
 
 // Run serves until ctx is done, and then waits for the calls in flight. Pods keep their network when it returns.
@@ -226,18 +234,18 @@ func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
 
 // WireGuardKey returns the public key that other nodes need when the back end is WireGuard. They get it with any back
 // end, so that the cluster can change to WireGuard without waiting for keys.
-func (s *Server) WireGuardKey() string { return s.wg.key.PublicKey().String() }
+func (pn *podNetwork) WireGuardKey() string { return pn.wg.key.PublicKey().String() }
 
 // Backend returns the name of the back end that the node uses now. It is empty until pods can be served.
-func (s *Server) Backend() string {
-	if nw := s.network.Load(); nw != nil {
+func (pn *podNetwork) Backend() string {
+	if nw := pn.network.Load(); nw != nil {
 		return nw.name
 	}
 	return ""
 }
 
 // Ready reports whether pods can be served.
-func (s *Server) Ready() bool { return s.network.Load() != nil }
+func (pn *podNetwork) Ready() bool { return pn.network.Load() != nil }
 
 // acceptPause is the wait after accepting a call failed: the process has no free file descriptor.
 const acceptPause = time.Second

@@ -46,13 +46,13 @@ func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 }
 
 // servicesMoved reports whether Services have other addresses now than the table exempts.
-func (s *Server) servicesMoved() bool {
-	now, err := serviceAddresses(s.o.ServiceCIDRs)
+func (pn *podNetwork) servicesMoved() bool {
+	now, err := serviceAddresses(pn.o.ServiceCIDRs)
 	if err != nil {
-		s.log.Error(err, "Host ports may answer at addresses of new Services", "again", s.guard)
+		pn.log.Error(err, "Host ports may answer at addresses of new Services", "again", pn.guard)
 		return false
 	}
-	s.rules.mu.Lock()
-	defer s.rules.mu.Unlock()
-	return !slices.Equal(now, s.rules.services)
+	pn.rules.mu.Lock()
+	defer pn.rules.mu.Unlock()
+	return !slices.Equal(now, pn.rules.services)
 }

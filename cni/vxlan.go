@@ -61,13 +61,13 @@ func vtepMAC(podCIDRs []netip.Prefix) string {
 // has.
 func vtepIP(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr() }
 
-func (vxlan) desired(in pathInput) (out []wanted, trouble []unreachablePeer) {
+func (vxlan) desired(in pathInput) (out []wanted, unreachable []unreachablePeer) {
 	add := func(o object) { out = append(out, wanted{object: o}) }
 	byFamily := map[bool][]Peer{}
 	for _, p := range in.peers {
 		v4, ok := in.family(p)
 		if !ok {
-			trouble = append(trouble, unreachablePeer{p.Name, "it and this node have no addresses of one family"})
+			unreachable = append(unreachable, unreachablePeer{p.Name, "it and this node have no addresses of one family"})
 			continue
 		}
 		byFamily[v4] = append(byFamily[v4], p)
@@ -80,7 +80,7 @@ func (vxlan) desired(in pathInput) (out []wanted, trouble []unreachablePeer) {
 		if largest := in.underlay.mtu - vxlanOverhead6; !v4 && largest < in.mtu {
 			// The kernel fragments datagrams of a tunnel over IPv4 where it has to. Over IPv6 it does not.
 			for _, p := range byFamily[v4] {
-				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("IPv6 needs packets of %d bytes, and over IPv6 the tunnel has "+
+				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("IPv6 needs packets of %d bytes, and over IPv6 the tunnel has "+
 					"room for %d on %s with its MTU of %d: larger ones get lost",
 					in.mtu, largest, in.underlay.device, in.underlay.mtu)})
 			}
@@ -112,5 +112,5 @@ func (vxlan) desired(in pathInput) (out []wanted, trouble []unreachablePeer) {
 			}
 		}
 	}
-	return out, trouble
+	return out, unreachable
 }

@@ -211,6 +211,7 @@ func (d *wgDevice) ensurePeer(p wgPeer) error {
 	return nil
 }
 
+// removePeer removes a peer whose node does not exist any more, or has another key: difference finds that.
 func (d *wgDevice) removePeer(p wgPeer) error {
 	key, err := wgtypes.ParseKey(p.key)
 	if err != nil {

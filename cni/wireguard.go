@@ -42,7 +42,7 @@ func (wireGuard) port() int { return clusterconfig.WireGuardPort }
 
 // desired makes no route to a node whose key is unknown. The blackholes drop packets that the default route would
 // otherwise send unencrypted: packets for pods that no node has, and packets for all pods while the device is missing.
-func (w wireGuard) desired(in pathInput) (out []wanted, trouble []unreachablePeer) {
+func (w wireGuard) desired(in pathInput) (out []wanted, unreachable []unreachablePeer) {
 	add := func(o object) { out = append(out, wanted{object: o}) }
 	for _, c := range w.cluster {
 		if _, ok := sameFamily(in.podCIDRs, c.Addr()); ok {
@@ -61,14 +61,14 @@ func (w wireGuard) desired(in pathInput) (out []wanted, trouble []unreachablePee
 		key, err := wgtypes.ParseKey(p.WireGuardKey)
 		switch owner := keys[key.String()]; { // a key can be encoded in several ways
 		case p.WireGuardKey == "":
-			trouble = append(trouble, unreachablePeer{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another " +
+			unreachable = append(unreachable, unreachablePeer{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another " +
 				"--network-backend"})
 			continue
 		case err != nil:
-			trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its WireGuard key is none: %v", err)})
+			unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("its WireGuard key is none: %v", err)})
 			continue
 		case owner != "":
-			trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its WireGuard key is that of %s", owner)})
+			unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("its WireGuard key is that of %s", owner)})
 			continue
 		}
 		keys[key.String()] = p.Name
@@ -79,7 +79,7 @@ func (w wireGuard) desired(in pathInput) (out []wanted, trouble []unreachablePee
 			out = append(out, wanted{object: r, peer: p.Name})
 		}
 	}
-	return out, trouble
+	return out, unreachable
 }
 
 func (w wireGuard) peer(in pathInput, p Peer) (wgPeer, []route) {
