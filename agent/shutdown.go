@@ -19,12 +19,12 @@ import (
 )
 
 const (
-	// attachPatience is how long a stop waits for a runtime that is starting.
-	attachPatience = 10 * time.Second
-	// startPatience is how long starts that are under way may take.
-	startPatience = 10 * time.Second
-	// lostPatience is how long processes of pods may take to exit after their containers have ended.
-	lostPatience = 2 * time.Second
+	// attachTimeout is how long a stop waits for a runtime that is starting.
+	attachTimeout = 10 * time.Second
+	// startTimeout is how long starts that are under way may take.
+	startTimeout = 10 * time.Second
+	// lostTimeout is how long processes of pods may take to exit after their containers have ended.
+	lostTimeout = 2 * time.Second
 )
 
 // StopRest is how much longer than the pods' time a stop and the end of the process may take.
@@ -104,7 +104,7 @@ func (s *Shutdown) Stopping() bool { return s.stopping.Err() != nil }
 // takes at most half a minute more. It does all of this once: later calls return the result of the first. The node
 // starts no pods any more, so the process has to end afterwards.
 func (s *Shutdown) StopPods(ctx context.Context, within time.Duration) (done string, err error) {
-	timer := time.NewTimer(attachPatience)
+	timer := time.NewTimer(attachTimeout)
 	defer timer.Stop()
 	select {
 	case <-s.running:
@@ -149,7 +149,7 @@ func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done str
 	log.Info("agent: stopping all pods, since the machine goes down", "within", within)
 	known := s.knownPods()
 	s.endKubelet()
-	closing, cancel := context.WithTimeout(ctx, startPatience)
+	closing, cancel := context.WithTimeout(ctx, startTimeout)
 	var preparing sync.WaitGroup
 	left := 0
 	preparing.Go(func() { left = s.starts.Close(closing) })
@@ -172,7 +172,7 @@ func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done str
 	err = errors.Join(err, podstop.Volumes{Root: p.KubeletRoot, Disks: []string{p.DataDir, p.KubeletRoot}}.Unmount(ctx))
 	if err == nil {
 		// What the runtime does not list may run all the same: it has lost a container, or a shim goes on with a start.
-		err = podkill.AwaitNone(ctx, podkill.Node{Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: s.options.BinDir}, lostPatience)
+		err = podkill.AwaitNone(ctx, podkill.Node{Root: p.ContainerdRoot, State: p.ContainerdState, BinDir: s.options.BinDir}, lostTimeout)
 	}
 	if err == nil {
 		if err := s.markStopped(ctx, known); err != nil {

@@ -38,7 +38,7 @@ func TestStopPodsOfANodeThatDoesNotRun(t *testing.T) {
 
 		starting := NewShutdown()
 		testenv.WantError(t, testenv.Err(starting.StopPods(t.Context(), time.Minute)), "has not started")
-		testenv.Equal(t, time.Since(began), attachPatience, "it took")
+		testenv.Equal(t, time.Since(began), attachTimeout, "it took")
 		testenv.False(t, off.Stopping() || starting.Stopping(), "a stop has begun")
 
 		for range 30 { // select is fair: one of two ready cases would be taken by chance

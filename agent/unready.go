@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// apiPatience is how long the API may take to answer a machine that goes down.
-	apiPatience = time.Second
+	// apiTimeout is how long the API may take to answer a machine that goes down.
+	apiTimeout = time.Second
 	// unreadyTime bounds making all pods not ready, unreadyAtOnce is how many requests are sent at the same time.
 	unreadyTime   = 5 * time.Second
 	unreadyAtOnce = 16
@@ -33,7 +33,7 @@ const (
 func (s *Shutdown) unready(ctx context.Context, pods map[string]*corev1.Pod) {
 	client, err := coreClient(s.options.KubeletKubeconfig)
 	if err == nil {
-		asking, cancel := context.WithTimeout(ctx, apiPatience)
+		asking, cancel := context.WithTimeout(ctx, apiTimeout)
 		_, err = client.Nodes().Get(asking, s.options.Name, metav1.GetOptions{})
 		cancel()
 	}

@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	// lookupPatience limits the lookup of a name's addresses.
-	lookupPatience = 3 * time.Second
-	// answerPatience is how long to wait for replies to a multicast question.
-	answerPatience = time.Second
+	// lookupTimeout limits the lookup of a name's addresses.
+	lookupTimeout = 3 * time.Second
+	// answerTimeout is how long to wait for replies to a multicast question.
+	answerTimeout = time.Second
 	// seenQuestions is how many questions a machine remembers, so that it does not reply to one twice.
 	seenQuestions = 256
 	// Agents reply after answerDelay at most. If there are many, only about fewAgents of them do.
@@ -67,7 +67,7 @@ func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 	}
 	defer func() { _ = o.Packets.SetReadDeadline(time.Time{}) }() // the next reader waits without a deadline
 	defer context.AfterFunc(ctx, func() { _ = o.Packets.SetReadDeadline(time.Unix(1, 0)) })()
-	if err := o.Packets.SetReadDeadline(time.Now().Add(answerPatience)); err != nil {
+	if err := o.Packets.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return nil, fmt.Errorf("gossip: wait for answers: %w", err)
 	}
 	var found []netip.AddrPort
@@ -213,7 +213,7 @@ func (s *searcher) search(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-s.heard:
-	case <-time.After(answerPatience):
+	case <-time.After(answerTimeout):
 	}
 }
 
@@ -292,7 +292,7 @@ func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge,
 
 // resolve looks up the addresses of names, each with a port. Those that are addresses need no lookup.
 func resolve(ctx context.Context, r resolver, names []string) []netip.AddrPort {
-	ctx, cancel := context.WithTimeout(ctx, lookupPatience)
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	var out []netip.AddrPort
 	for _, name := range names {

@@ -121,14 +121,14 @@ func (r *roster) markUnresponsive(name string) Info {
 func (r *roster) prune(after time.Duration, most int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var silent []Info
+	var stopped []Info
 	for _, m := range r.members {
 		if m.State != Alive {
-			silent = append(silent, m)
+			stopped = append(stopped, m)
 		}
 	}
-	slices.SortFunc(silent, func(a, b Info) int { return b.Since.Compare(a.Since) })
-	for i, m := range silent {
+	slices.SortFunc(stopped, func(a, b Info) int { return b.Since.Compare(a.Since) })
+	for i, m := range stopped {
 		if i >= most || r.now().Sub(m.Since) > after {
 			delete(r.members, m.Name)
 			r.changes.Send()

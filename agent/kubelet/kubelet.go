@@ -7,7 +7,7 @@
 // goroutines, metrics and flags behind, so one process runs one kubelet. Pods outlive it.
 //
 // Its goroutines: upstream's, which end with the process; reports of the node, which Run waits for at most for
-// reportPatience; CSINode's writer, until it is registered.
+// reportTimeout; CSINode's writer, until it is registered.
 package kubelet
 
 import (
@@ -97,9 +97,9 @@ type Options struct {
 	Made func(pods func() []*corev1.Pod)
 }
 
-// reportPatience bounds the wait for a report that is under way when the kubelet ends. Upstream's kubelet registers
+// reportTimeout bounds the wait for a report that is under way when the kubelet ends. Upstream's kubelet registers
 // its node for ever, also with a context that is done, and holds the lock that a report needs meanwhile.
-const reportPatience = 2 * time.Second
+const reportTimeout = 2 * time.Second
 
 // started is true once a kubelet was started in this process: upstream's kubelet cannot be started twice in one
 // process.
@@ -133,7 +133,7 @@ func Run(ctx context.Context, o Options) error {
 	made := make(chan *upstream.Kubelet, 1) // one: there is one kubelet
 	ctx, cancel := context.WithCancel(ctx)
 	var reporting sync.WaitGroup
-	defer waitAtMost(&reporting, reportPatience)
+	defer waitAtMost(&reporting, reportTimeout)
 	defer cancel()
 	reporting.Go(func() { report(ctx, made, o.Report) })
 	bound, err := connlimit.ByMemory()

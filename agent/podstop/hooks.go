@@ -62,7 +62,7 @@ func restored(c *runtimeapi.Container) (*corev1.Pod, *corev1.Container) {
 
 // address returns the address of a sandbox. A pod in the host's network is at loopback.
 func (o Options) address(ctx context.Context, sandbox string) string {
-	answer, err := bounded(ctx, killPatience, o.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandbox})
+	answer, err := bounded(ctx, killTimeout, o.Runtime.PodSandboxStatus, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandbox})
 	if ip := answer.GetStatus().GetNetwork().GetIp(); err == nil && ip != "" {
 		return ip
 	}

@@ -16,12 +16,12 @@ import (
 )
 
 const (
-	// unmountPatience is how long one file system may take to be unmounted: a server that does not answer keeps it.
-	unmountPatience = 5 * time.Second
+	// unmountTimeout is how long one file system may take to be unmounted: a server that does not answer keeps it.
+	unmountTimeout = 5 * time.Second
 	// unmountTime bounds the end of all mounts.
 	unmountTime = 20 * time.Second
-	// syncPatience bounds writing what is not on the disk yet.
-	syncPatience = 5 * time.Second
+	// syncTimeout bounds writing what is not on the disk yet.
+	syncTimeout = 5 * time.Second
 )
 
 // Volumes are the mounts of a node's volumes.
@@ -60,7 +60,7 @@ func (v Volumes) Unmount(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("%s is still mounted", point))
 	}
 	for _, disk := range v.Disks {
-		if _, err := bounded(context.WithoutCancel(ctx), syncPatience, flush, disk); err != nil {
+		if _, err := bounded(context.WithoutCancel(ctx), syncTimeout, flush, disk); err != nil {
 			errs = append(errs, fmt.Errorf("flush the file system of %s: %w", disk, err))
 		}
 	}
@@ -72,12 +72,12 @@ func (v Volumes) unmountOne(ctx context.Context, point string) error {
 	unmount := func(_ context.Context, flags int) (struct{}, error) {
 		return struct{}{}, v.unmount(point, flags|unix.UMOUNT_NOFOLLOW)
 	}
-	_, err := bounded(ctx, unmountPatience, unmount, 0)
+	_, err := bounded(ctx, unmountTimeout, unmount, 0)
 	switch {
 	case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: it was unmounted with another mount
 		return nil
 	}
-	_, detached := bounded(context.WithoutCancel(ctx), unmountPatience, unmount, unix.MNT_DETACH)
+	_, detached := bounded(context.WithoutCancel(ctx), unmountTimeout, unmount, unix.MNT_DETACH)
 	return errors.Join(err, detached)
 }
 

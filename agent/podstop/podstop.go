@@ -32,10 +32,10 @@ const (
 	secondWave = 10 * time.Second
 	// leastGrace is the least time between a container's stop signal and its end, as the kubelet has it.
 	leastGrace = 2 * time.Second
-	// killPatience is how long the runtime may take to end a container after its time, or to answer another call.
-	killPatience = 5 * time.Second
-	// sandboxPatience bounds the end of all sandboxes.
-	sandboxPatience = 10 * time.Second
+	// killTimeout is how long the runtime may take to end a container after its time, or to answer another call.
+	killTimeout = 5 * time.Second
+	// sandboxTimeout bounds the end of all sandboxes.
+	sandboxTimeout = 10 * time.Second
 	// killRounds is how many times containers that run in the end are killed.
 	killRounds = 3
 )
@@ -84,7 +84,7 @@ func Stop(ctx context.Context, o Options) (containers int, err error) {
 
 // running lists the containers that run, or may run.
 func (o Options) running(ctx context.Context) ([]*runtimeapi.Container, error) {
-	answer, err := bounded(ctx, killPatience, o.Runtime.ListContainers, &runtimeapi.ListContainersRequest{})
+	answer, err := bounded(ctx, killTimeout, o.Runtime.ListContainers, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
@@ -188,7 +188,7 @@ func (o Options) stopContainer(ctx context.Context, c *runtimeapi.Container, unt
 	}
 	grace = max(grace-time.Since(began), leastGrace)
 	request := &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: int64(math.Ceil(grace.Seconds()))}
-	if _, err := bounded(ctx, grace+killPatience, o.Runtime.StopContainer, request); err != nil {
+	if _, err := bounded(ctx, grace+killTimeout, o.Runtime.StopContainer, request); err != nil {
 		o.Logger.Warn("a container could not be stopped", "container", nameOf(c), "error", err)
 		return
 	}
@@ -206,7 +206,7 @@ func gracePeriod(c *runtimeapi.Container) time.Duration {
 
 // stopSandboxes stops all sandboxes. The runtime ends what still runs in them.
 func (o Options) stopSandboxes(ctx context.Context) error {
-	answer, err := bounded(ctx, killPatience, o.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
+	answer, err := bounded(ctx, killTimeout, o.Runtime.ListPodSandbox, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
@@ -214,7 +214,7 @@ func (o Options) stopSandboxes(ctx context.Context) error {
 	var stopping sync.WaitGroup
 	for i, s := range answer.Items {
 		stopping.Go(func() {
-			_, errs[i] = bounded(ctx, sandboxPatience, o.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id})
+			_, errs[i] = bounded(ctx, sandboxTimeout, o.Runtime.StopPodSandbox, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id})
 			if errs[i] != nil {
 				errs[i] = fmt.Errorf("stop the sandbox of %s/%s: %w", s.Metadata.GetNamespace(), s.Metadata.GetName(), errs[i])
 			}
@@ -241,7 +241,7 @@ func (o Options) killRest(ctx context.Context) error {
 		var killing sync.WaitGroup
 		for _, c := range rest {
 			killing.Go(func() {
-				_, err := bounded(ctx, killPatience, o.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: c.Id})
+				_, err := bounded(ctx, killTimeout, o.Runtime.StopContainer, &runtimeapi.StopContainerRequest{ContainerId: c.Id})
 				if err != nil {
 					o.Logger.Warn("a container could not be killed", "container", nameOf(c), "error", err)
 				}

@@ -31,11 +31,11 @@ const (
 	callWindow   = 1 << 20     // flow control; fixed, since gRPC would send pings to choose one
 	callIdle     = time.Minute // an unused connection is closed after this time
 	maxBackoff   = 150 * time.Millisecond
-	// movedPatience divides Options.Timeout, which is five election timeouts. A call to a leader that was replaced ends
+	// movedFraction divides Options.Timeout, which is five election timeouts. A call to a leader that was replaced ends
 	// its connection if nothing has arrived on the connection for that fraction of Timeout, half an election timeout.
 	// The voters miss a leader only after more than one election timeout.
-	movedPatience = 10
-	maxDoublings  = 6 // of patience: beyond that it is longer than silence
+	movedFraction = 10
+	maxDoublings  = 6 // of the timeout in suspect: beyond that it is longer than silence
 )
 
 // ReconnectsWithin bounds for how long calls to a server may still fail after the link to it was repaired: until gRPC's
@@ -178,31 +178,32 @@ func (c *caller) close() {
 }
 
 // suspect is called when a call was given up. It ends the connection if nothing has arrived on it since that call
-// began, or since the first of several such calls in a row, and if that was patience ago. Packets may be lost without
-// an error, and TCP may not retransmit for as long as the loss has lasted. The next call makes a new connection. missed
-// says that the call was to a leader that the voters may have missed. Then it is enough that nothing arrived at the end
-// of that time: calls may have begun before others were answered, or before this connection was made.
+// began, or since the first of several such calls in a row, and if that was longer ago than a timeout. Packets may be
+// lost without an error, and TCP may not retransmit for as long as the loss has lasted. The next call makes a new
+// connection. missed says that the call was to a leader that the voters may have missed. Then it is enough that nothing
+// arrived at the end of that time: calls may have begun before others were answered, or before this connection was
+// made.
 //
 // If nothing arrives on a new connection either, no packets are lost, but the server is slow. It could never answer the
-// longest calls if its connections were ended each time, so patience doubles each time. A loss of packets in that time
-// is noticed by TCP (endAfterSilence).
+// longest calls if its connections were ended each time, so the timeout doubles each time. A loss of packets in that
+// time is noticed by TCP (endAfterSilence).
 func (c *caller) suspect(began time.Time, missed bool) {
 	k := c.conn.Load()
 	if k == nil {
 		return
 	}
-	patience, heard, since := k.conns.opts.Timeout, max(k.heard.Load(), k.conns.clock(k.made)), c.unanswered.Load()
+	timeout, heard, since := k.conns.opts.Timeout, max(k.heard.Load(), k.conns.clock(k.made)), c.unanswered.Load()
 	if since <= heard {
 		since = k.conns.clock(began)
 		c.unanswered.Store(since)
 	}
 	if missed {
-		patience, since = patience/movedPatience, max(since, heard)
+		timeout, since = timeout/movedFraction, max(since, heard)
 	} else if since <= heard {
 		return
 	}
-	patience <<= min(c.suspected.Load(), maxDoublings)
-	if k.conns.clock(time.Now())-since >= int64(patience) && k.abort() {
+	timeout <<= min(c.suspected.Load(), maxDoublings)
+	if k.conns.clock(time.Now())-since >= int64(timeout) && k.abort() {
 		c.suspected.Add(1)
 	}
 }

@@ -10,11 +10,11 @@ import (
 )
 
 const (
-	// patience is how long entries wait until a server that does not answer is back. Raft's own pause after a failure
-	// doubles each time, up to ten seconds. In such a pause a server that is back would get nothing.
-	patience = 30 * time.Second
-	// patienceTick is the interval of checks whether that server is back.
-	patienceTick = 50 * time.Millisecond
+	// replyTimeout is how long entries wait until a server that does not answer is back. Raft's own pause after a
+	// failure doubles each time, up to ten seconds. In such a pause a server that is back would get nothing.
+	replyTimeout = 30 * time.Second
+	// replyPoll is the interval of checks whether that server is back.
+	replyPoll = 50 * time.Millisecond
 )
 
 // follower is what a leader knows of the log of a peer.
@@ -168,12 +168,12 @@ func (t *Transport) pushAll(p *peer) {
 	}
 }
 
-// await waits until the peer has answered something since a given time, or until patience has passed. It reports
+// await waits until the peer has answered something since a given time, or until replyTimeout has passed. It reports
 // whether the peer has answered.
 func (t *Transport) await(p *peer, since time.Time) bool {
-	ctx, cancel := context.WithTimeout(t.ctx, patience)
+	ctx, cancel := context.WithTimeout(t.ctx, replyTimeout)
 	defer cancel()
-	ticker := time.NewTicker(patienceTick)
+	ticker := time.NewTicker(replyPoll)
 	defer ticker.Stop()
 	for {
 		select {
