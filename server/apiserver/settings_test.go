@@ -115,7 +115,7 @@ func testSettings(t *testing.T, s *running) {
 func streamsRest() error {
 	streams := 0
 	for stack, n := range goroutines() {
-		if !strings.Contains(stack, "(*Settings).stream") {
+		if !strings.Contains(stack, "nodestream.(*Server[") {
 			continue
 		}
 		streams += n
