@@ -116,15 +116,7 @@ func (r *reader) server(h Host) Server {
 
 		MetricsHistory: r.boolean("metrics-history"),
 
-		Cluster: clusterconfig.Settings{
-			PodCIDRs:          r.cidrs("cluster-cidr"),
-			ServiceCIDRs:      r.cidrs("service-cidr"),
-			Domain:            r.domain("cluster-domain"),
-			NetworkBackend:    r.str("network-backend"),
-			TolerationSeconds: r.integer("default-toleration-seconds", 1, 7*24*60*60),
-			Disabled:          r.disable("disable"),
-			NoServiceProxy:    r.boolean("disable-kube-proxy"),
-		},
+		Cluster: r.cluster(),
 
 		Token:        r.secret("token", "token-file"),
 		AgentToken:   r.secret("agent-token", "agent-token-file"),
@@ -185,6 +177,19 @@ func (r *reader) server(h Host) Server {
 			s.HTTPSPort)
 	}
 	return s
+}
+
+// cluster reads the settings in which all machines of the cluster agree. Those that follow from others are set later.
+func (r *reader) cluster() clusterconfig.Settings {
+	return clusterconfig.Settings{
+		PodCIDRs:          r.cidrs("cluster-cidr"),
+		ServiceCIDRs:      r.cidrs("service-cidr"),
+		Domain:            r.domain("cluster-domain"),
+		NetworkBackend:    r.str("network-backend"),
+		TolerationSeconds: r.integer("default-toleration-seconds", 1, 7*24*60*60),
+		Disabled:          r.disable("disable"),
+		NoServiceProxy:    r.boolean("disable-kube-proxy"),
+	}
 }
 
 // checkDisabled refuses settings of parts that are disabled.
