@@ -20,7 +20,8 @@ var (
 	pathNamed = regexp.MustCompile(`[\w-]+(?:/[\w-]+)*(?:\.\w+)?`)
 	// paragraphEnd is where a paragraph, a row or a list item ends.
 	paragraphEnd = regexp.MustCompile(`\n(?:\n|\||#|-|\d+\.)`)
-	nameIn       = regexp.MustCompile("`([\\w-]+(?:/[\\w-]+)+|[\\w/-]+\\.go)`(?:, | \\()`(\\w+)`") // a file or folder, and a name
+	// namesIn is a file or folder, and names that it declares.
+	namesIn      = regexp.MustCompile("`([\\w-]+(?:/[\\w-]+)+|[\\w/-]+\\.go)`(?:, | \\()((?:`\\w+`(?:, | and )?)+)")
 	qualified    = regexp.MustCompile("`(\\w+)\\.([A-Z]\\w*)`")
 	testNamed    = regexp.MustCompile("`(Test[^`]*)`") // with subtests: TestX/row
 	scriptNamed  = regexp.MustCompile(`[\w-]+\.txt`)
@@ -71,9 +72,11 @@ func TestArchitectureNamesWhatExists(t *testing.T) {
 			}
 		}
 	}
-	for _, m := range append(nameIn.FindAllStringSubmatch(ours, -1), qualified.FindAllStringSubmatch(ours, -1)...) {
-		if !declares[m[1]+" "+m[2]] && !paths[m[2]] {
-			t.Errorf("docs/architecture.md: %s declares no %s", m[1], m[2])
+	for _, m := range append(namesIn.FindAllStringSubmatch(ours, -1), qualified.FindAllStringSubmatch(ours, -1)...) {
+		for name := range strings.FieldsFuncSeq(m[2], func(r rune) bool { return strings.ContainsRune("`, ", r) }) {
+			if name != "and" && !declares[m[1]+" "+name] && !paths[name] {
+				t.Errorf("docs/architecture.md: %s declares no %s", m[1], name)
+			}
 		}
 	}
 }
