@@ -104,15 +104,12 @@ unit: ## go test ./...; tests that need root are left out without it
 	  $(if $(WITHOUT),$(filter-out $(shell $(GO) list $(WITHOUT)),$(shell $(GO) list -tags '$(TAGS)' ./...)),./...) \
 	  --and $(GO) test -json -vet=off -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(subst -skip,-run,$(SCRIPTS)) ./raftstore
 
-# Scenarios mostly wait: five processes of them run side by side, the longest from the beginning. test/e2e has three: most
-# of its tests run one after the other, and one has a second kernel, which takes five times as long in a slow hour.
-E2E_SECOND := ^Test(OneNode|StoreQuota|HardeningGuideHolds|LocalStorage|ThreeServers)$$
-E2E_THIRD := ^TestMachineWithoutClockBattery$$
+# Scenarios mostly wait: three processes of them run side by side. Half of test/e2e, most of whose tests run one after the
+# other, has a process of its own. With five, a leader may lack processor time for its heartbeats.
+E2E_APART := ^Test(OneNode|StoreQuota|HardeningGuideHolds|LocalStorage|ThreeServers|MachineWithoutClockBattery)$$
 scenarios: build ## e2e and install-test, side by side (root)
-	@$(E2E) -p 2 -timeout 40m -skip '$(E2E_SECOND)|$(E2E_THIRD)' ./test/e2e/... ./test/nodes/... \
-	  --and $(SCENARIOS) -timeout 40m ./test/ha/... ./test/install/... ./test/nodepower/... \
-	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_SECOND)' ./test/e2e \
-	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_THIRD)' ./test/e2e
+	@$(E2E) -p 2 -timeout 40m -skip '$(E2E_APART)' ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/... \
+	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_APART)' ./test/e2e
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
 	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/nodepower/...
