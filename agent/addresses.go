@@ -38,7 +38,7 @@ func syncAddresses(ctx context.Context, o Options) error {
 func syncNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
 	setPart := func(status.State, string) {}
 	if name != "" {
-		setPart = o.part(name).Set
+		setPart = o.statusPart(name).Set
 	}
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {

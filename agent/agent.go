@@ -48,7 +48,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	defer close(o.Shutdown.ended)
+	defer close(o.Shutdown.nodeEnded)
 	if err := errors.Join(closedFolder(o.paths().AgentDir), os.MkdirAll(o.RunDir, 0o755)); err != nil {
 		return fmt.Errorf("agent: make its folder: %w", err)
 	}
@@ -124,7 +124,7 @@ func pullAuth(hosts *registries.Config) func(image string) *runtimeapi.AuthConfi
 }
 
 func startRuntime(ctx context.Context, o Options, auths map[string]containerd.RegistryAuth) (*containerd.Server, error) {
-	part := o.part("containerd")
+	part := o.statusPart("containerd")
 	server, err := containerd.Start(ctx, o.containerd(auths))
 	if err != nil {
 		part.Set(status.Failed, err.Error())
@@ -147,7 +147,7 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 	if o.PauseTar != "" {
 		if err := images.ImportOnce(ctx, store, o.PauseTar, o.PauseImage, o.paths().pauseRecord); err != nil {
 			err = fmt.Errorf("agent: the embedded pause image: %w", err)
-			o.part("images").Set(status.Failed, err.Error())
+			o.statusPart("images").Set(status.Failed, err.Error())
 			return nil, err
 		}
 	}
@@ -195,7 +195,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		return startNetwork(g, o, imported, ready, &podCIDRs, own)
 	})
 	g.Essential(nil, startAfter(o.kubeletWaits(ready), func() {
-		g.Essential(o.part("kubelet"), func(ctx context.Context) error {
+		g.Essential(o.statusPart("kubelet"), func(ctx context.Context) error {
 			ctx, cancel := o.Shutdown.untilStop(ctx)
 			defer cancel()
 			if err := o.unmark(ctx); err != nil || ctx.Err() != nil {
@@ -213,7 +213,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		case <-ctx.Done():
 			return nil
 		case err := <-p.runtime.Failed():
-			o.part("containerd").Set(status.Failed, err.Error())
+			o.statusPart("containerd").Set(status.Failed, err.Error())
 			return fmt.Errorf("agent: containerd failed: %w; pods keep running, and a restart of coracle finds them", err)
 		}
 	})
@@ -249,7 +249,7 @@ func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() [
 	}
 	if o.Volumes != nil {
 		g.Run(partVolumes, func(ctx context.Context) error {
-			o.Volumes.Run(ctx, o.part(partVolumes))
+			o.Volumes.Run(ctx, o.statusPart(partVolumes))
 			return nil
 		})
 	}
@@ -291,7 +291,7 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 		case <-event:
 		case <-g.Context().Done():
 			for _, name := range []string{partPodNetwork, partPolicies, partSpeaker} {
-				o.part(name).Set(status.Stopped, "") // a server goes on without its node
+				o.statusPart(name).Set(status.Stopped, "") // a server goes on without its node
 			}
 			return nil
 		}

@@ -26,7 +26,7 @@ func (o Options) speaker(client kubernetes.Interface, settings clustersettings.F
 	a := lbspeaker.Options{
 		Client: client, Settings: settings, NodeName: o.Name, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
-		Part: o.part(partSpeaker), Logger: o.Logger,
+		Part: o.statusPart(partSpeaker), Logger: o.Logger,
 	}
 	if backend == nft.ServicesByIPVS {
 		a.RestrictARP = restrictARP

@@ -61,7 +61,7 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 		Unreachable: o.unreachable(),
 		PodCIDRs:    o.Cluster.PodCIDRs, ServiceCIDRs: o.Cluster.ServiceCIDRs, Reserved: o.keptFromIngress(), Nodes: informers.Nodes(),
 		Memory: o.Ingress.Memory, MaxConnections: o.Ingress.MaxConnections,
-		Part: o.part(partIngress), Logger: o.Logger,
+		Part: o.statusPart(partIngress), Logger: o.Logger,
 	}
 	if names, err := informers.Names(); err == nil {
 		i.Services, i.EndpointSlices = names.Services, names.EndpointSlices

@@ -40,18 +40,18 @@ const (
 // kubeletAPI makes a node not ready whose kubelet alone has lost the API: such a kubelet cannot report it, and servers
 // still receive the node's messages. Servers that are down are no such case.
 type kubeletAPI struct {
-	own     func(context.Context) error                 // sends a request the way the kubelet does
-	another func(context.Context) error                 // the same through another connection; nil if an API server replies at all
-	report  func(ctx context.Context, why string) error // reports through another connection that the node is not ready
-	refused func(bool)                                  // is called with whether the API server refuses the credentials
-	regain  func()                                      // is called when the kubelet has the API after a report
-	log     *slog.Logger
+	tryOwn     func(context.Context) error                 // sends a request the way the kubelet does
+	tryAnother func(context.Context) error                 // the same through another connection; nil if an API server replies at all
+	report     func(ctx context.Context, why string) error // reports through another connection that the node is not ready
+	refused    func(bool)                                  // is called with whether the API server refuses the credentials
+	regain     func()                                      // is called when the kubelet has the API after a report
+	log        *slog.Logger
 }
 
 // run sends requests until ctx is done.
 func (k *kubeletAPI) run(ctx context.Context) {
 	with, refusals, reported := time.Now(), 0, false // with: the latest time at which not only the kubelet lacked the API
-	var failed error                                 // the error of the last request of own, if it is still to be reported
+	var failed error                                 // the error of the last request of tryOwn, if it is still to be reported
 	left := func() time.Duration { return max(withoutAPIFor-time.Since(with), 0) }
 	for ctx.Err() == nil {
 		if failed == nil || reported || left() > 0 {
@@ -59,7 +59,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 			if l := left(); l > 0 && !reported { // so that it has ended when it is time to report
 				timeout = min(timeout, l)
 			}
-			failed = withTimeout(ctx, timeout, k.own)
+			failed = withTimeout(ctx, timeout, k.tryOwn)
 			if refusals++; !refused(failed) {
 				refusals = 0
 			}
@@ -79,7 +79,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 			k.refused(true)
 		}
 		switch {
-		case withTimeout(ctx, askTimeout, k.another) != nil: // no API server answers this machine
+		case withTimeout(ctx, askTimeout, k.tryAnother) != nil: // no API server answers this machine
 			with = time.Now()
 		case !reported && left() == 0:
 			why := "the kubelet does not reach the API server, although this machine reaches it in another way: " + failed.Error() +
@@ -110,10 +110,10 @@ func (o Options) kubeletAPI(own *readyUnknown) (*kubeletAPI, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: read the node's credentials: %w", err)
 	}
-	node := o.part("node")
+	node := o.statusPart("node")
 	return &kubeletAPI{
-		own: func(ctx context.Context) error { return o.askLease(ctx, config) },
-		another: func(ctx context.Context) error {
+		tryOwn: func(ctx context.Context) error { return o.askLease(ctx, config) },
+		tryAnother: func(ctx context.Context) error {
 			return o.anotherWay(func(c *rest.Config) error {
 				if err := o.askLease(ctx, c); !refused(err) {
 					return err
@@ -131,7 +131,7 @@ func (o Options) kubeletAPI(own *readyUnknown) (*kubeletAPI, error) {
 		refused: o.refused.Store,
 		regain: func() {
 			node.Set(status.Running, "")
-			own.news.Send()
+			own.mayChange.Send()
 		},
 		log: o.Logger,
 	}, nil

@@ -60,7 +60,7 @@ func happensBeside(t *testing.T, long time.Duration, changes ...ways) (all []hap
 		}
 		refuses := false
 		k := &kubeletAPI{
-			own: request(func(w ways) error { return w.own }), another: request(func(w ways) error { return w.another }),
+			tryOwn: request(func(w ways) error { return w.own }), tryAnother: request(func(w ways) error { return w.another }),
 			report: func(ctx context.Context, _ string) error {
 				err := request(func(w ways) error { return w.report })(ctx)
 				if err == nil {

@@ -12,7 +12,7 @@ import (
 // reportLostRecords shows in the status which images need their registry once. There is no line before the first of
 // them.
 func (o Options) reportLostRecords(images []string) {
-	part := o.part("records of pulls")
+	part := o.statusPart("records of pulls")
 	if len(images) == 0 {
 		part.Set(status.Running, "")
 		return

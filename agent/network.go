@@ -145,7 +145,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	part := o.part(partPodNetwork)
+	part := o.statusPart(partPodNetwork)
 	pods, err := cni.NewServer(cni.Options{
 		Socket: p.CNISocket, StateDir: p.cniState, ConfDir: p.cniConf, PodCIDRs: podCIDRs, Peers: peers,
 		Backend: o.Cluster.NetworkBackend, Backends: backends, NodeIPs: o.IPs, Interface: o.NetworkInterface, External: o.networkExternal(),
@@ -165,7 +165,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 			if found != "" {
 				text = found + "; its rules are not read: `coracle check` lists the packets that it has to accept"
 			}
-			o.part(partFirewall).Set(status.Running, text)
+			o.statusPart(partFirewall).Set(status.Running, text)
 		},
 	})
 	if err != nil {
@@ -235,7 +235,7 @@ func removeServiceRules(o Options, record string) error {
 // startIngress starts the ingress in g. It needs no server to keep a proxy running.
 func (n *network) startIngress(g *supervise.Group) {
 	if n.ingress == nil {
-		n.o.part(partIngress).Set(status.Disabled, "")
+		n.o.statusPart(partIngress).Set(status.Disabled, "")
 		return
 	}
 	g.Run(partIngress, func(ctx context.Context) error {
@@ -273,12 +273,12 @@ func (n *network) start(g *supervise.Group) {
 			})
 		})
 	} else {
-		n.o.part(partPodNetwork).Set(status.Disabled, "left to another plugin")
+		n.o.statusPart(partPodNetwork).Set(status.Disabled, "left to another plugin")
 	}
 	if n.policies != nil {
 		run(partPolicies, n.policies.Run)
 	} else {
-		n.o.part(partPolicies).Set(status.Disabled, "")
+		n.o.statusPart(partPolicies).Set(status.Disabled, "")
 	}
 	if n.services != nil {
 		run(partServices, func(ctx context.Context) error {
@@ -287,13 +287,13 @@ func (n *network) start(g *supervise.Group) {
 		})
 		g.Go(func(ctx context.Context) { followVIPs(ctx, n.settings, n.services.Reserve) })
 	} else {
-		n.o.part(partServices).Set(status.Disabled, "left to another proxy")
+		n.o.statusPart(partServices).Set(status.Disabled, "left to another proxy")
 	}
 	if n.names != nil {
 		run("cluster dns", n.names.Run)
 		g.Quiet("search list", func(ctx context.Context) error { return watchSearchList(ctx, n.o, resolvconf.Wildcards) })
 	} else {
-		n.o.part("cluster dns").Set(status.Disabled, "")
+		n.o.statusPart("cluster dns").Set(status.Disabled, "")
 	}
 	run(partSpeaker, n.addresses.Run)
 	g.Quiet("findings of the load balancer", func(ctx context.Context) error { return publishFindings(ctx, n.o, n.findings) })
@@ -308,10 +308,10 @@ func (n *network) start(g *supervise.Group) {
 func (n *network) reportServices(err error) {
 	backend, why := n.services.Backend()
 	if err != nil {
-		n.o.part(partServices).Set(status.Degraded, fmt.Sprintf("%s: %v", backend, err))
+		n.o.statusPart(partServices).Set(status.Degraded, fmt.Sprintf("%s: %v", backend, err))
 		return
 	}
-	n.o.part(partServices).Set(status.Running, backend+": "+why)
+	n.o.statusPart(partServices).Set(status.Running, backend+": "+why)
 }
 
 // settings returns the names of the ConfigMaps that this node's parts follow.

@@ -36,7 +36,7 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 		{partServices, !o.Cluster.NoServiceProxy},
 	} {
 		if part.runs {
-			waiting = append(waiting, o.part(part.name))
+			waiting = append(waiting, o.statusPart(part.name))
 		}
 	}
 	for _, part := range waiting {

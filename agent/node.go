@@ -21,7 +21,7 @@ const nodePoll = 250 * time.Millisecond
 
 // watchNode reports the registration and readiness of the Node, as the API server has them, until it is ready.
 func watchNode(ctx context.Context, o Options) {
-	part := o.part("node")
+	part := o.statusPart("node")
 	part.Set(status.Starting, "not registered yet")
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
@@ -68,11 +68,11 @@ func (o Options) nodeIsThere() func(bool) {
 	return func(there bool) {
 		switch {
 		case !there:
-			o.part("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was "+
+			o.statusPart("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was "+
 				"restored that is older than the node. "+
 				"Restart coracle here to join again, or stop it to leave the cluster", o.Name))
 		case missing:
-			o.part("node").Set(status.Running, "")
+			o.statusPart("node").Set(status.Running, "")
 		}
 		missing = !there
 	}

@@ -210,8 +210,8 @@ func (o Options) isNew() bool {
 	return len(entries) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
 }
 
-// part returns the status line with that name, or one that drops what it receives where there is no board.
-func (o Options) part(name string) *status.Part {
+// statusPart returns the status line with that name, or one that drops what it receives where there is no board.
+func (o Options) statusPart(name string) *status.Part {
 	if o.Board == nil {
 		return nil
 	}

@@ -29,7 +29,7 @@ func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) 
 		return nil, nil
 	}
 	e, err := netpolicy.New(netpolicy.Options{Informers: informers, DNS: o.dnsForPolicies(), StateFile: o.paths().policyRules,
-		Part: o.part(partPolicies), Logger: log})
+		Part: o.statusPart(partPolicies), Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("agent: set up NetworkPolicies: %w", err)
 	}

@@ -28,11 +28,11 @@ const (
 // readyUnknown holds whether the Node's Ready condition in the API is unknown, or says that its kubelet is without the
 // API. The leading server writes the former while it receives nothing from the node.
 type readyUnknown struct {
-	unknown atomic.Bool
-	news    timers.Signal // unknown may have become true
+	unknown   atomic.Bool
+	mayChange timers.Signal // unknown may have become true
 }
 
-func newReadyUnknown() *readyUnknown { return &readyUnknown{news: timers.NewSignal()} }
+func newReadyUnknown() *readyUnknown { return &readyUnknown{mayChange: timers.NewSignal()} }
 
 // follow observes the Node of that name. It calls there when the Node appears and when it is deleted.
 func (v *readyUnknown) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
@@ -71,7 +71,7 @@ func (v *readyUnknown) observe(n *corev1.Node) {
 	unknown := c != nil && (c.Status == corev1.ConditionUnknown || c.Reason == reasonWithoutAPI)
 	v.unknown.Store(unknown)
 	if unknown {
-		v.news.Send()
+		v.mayChange.Send()
 	}
 }
 
@@ -82,7 +82,7 @@ func (v *readyUnknown) requestReports(ctx context.Context, report chan<- struct{
 		select {
 		case <-ctx.Done():
 			return
-		case <-v.news:
+		case <-v.mayChange:
 		}
 		for tries := 0; v.unknown.Load() && tries < reportTries; tries++ {
 			select {

@@ -74,7 +74,7 @@ func TestReadyUnknownFollowsItsNode(t *testing.T) {
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
 	testenv.Must(client.CoreV1().Nodes().UpdateStatus(ctx, nodeThatIs("own", corev1.ConditionUnknown), metav1.UpdateOptions{}))(t)
-	<-v.news
+	<-v.mayChange
 	testenv.True(t, v.unknown.Load(), "nothing is known of this node, and that is not noted")
 	testenv.NoError(t, client.CoreV1().Nodes().Delete(ctx, "own", metav1.DeleteOptions{}))
 	for v.unknown.Load() {
@@ -86,7 +86,7 @@ func TestReadyUnknownFollowsItsNode(t *testing.T) {
 // its own status. What is missing from a new list goes as well as what is seen going.
 func TestClusterLosesTheNode(t *testing.T) {
 	o := Options{Node: config.Node{Name: "own"}, Board: status.NewBoard(time.Now)}
-	o.part("node").Set(status.Running, "")
+	o.statusPart("node").Set(status.Running, "")
 	h := newReadyUnknown().handler("own", o.nodeIsThere())
 	is := func(what string, want status.State) {
 		t.Helper()

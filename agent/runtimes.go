@@ -36,16 +36,16 @@ func findRuntimes(ctx context.Context, o Options, dirs []string) ([]runtimes.Run
 		}
 		err := fmt.Errorf("agent: --default-runtime %s cannot be used: %w. Pods that run are not touched, but the node does not start. "+
 			"Install it, or name one that was found: %s", o.DefaultRuntime, failed, strings.Join(names, ", "))
-		o.part("container runtimes").Set(status.Failed, err.Error())
+		o.statusPart("container runtimes").Set(status.Failed, err.Error())
 		return nil, err
 	}
 	switch {
 	case failed != nil:
 		o.Logger.Warn("agent: a container runtime is left out until coracle restarts", "error", failed)
-		o.part("container runtimes").Set(status.Degraded, failed.Error()+"; left out, so no pod of its RuntimeClass starts on this node. "+
+		o.statusPart("container runtimes").Set(status.Degraded, failed.Error()+"; left out, so no pod of its RuntimeClass starts on this node. "+
 			"Others are not affected. Repair or remove the program, then restart coracle")
 	case len(usable) > 0:
-		o.part("container runtimes").Set(status.Running, strings.Join(names, ", "))
+		o.statusPart("container runtimes").Set(status.Running, strings.Join(names, ", "))
 	}
 	return usable, nil
 }

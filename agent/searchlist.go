@@ -28,10 +28,10 @@ func watchSearchList(ctx context.Context, o Options, wildcards func(context.Cont
 		switch found, err := wildcards(ctx, file); {
 		case len(found) > 0:
 			text := preflight.WildcardFound(file, found) + ". Cluster names are not affected: " + preflight.WildcardRemedy
-			o.part(partSearchList).Set(status.Degraded, text)
+			o.statusPart(partSearchList).Set(status.Degraded, text)
 			shown = true
 		case err == nil && shown:
-			o.part(partSearchList).Set(status.Running, "outside names are looked up as they are again")
+			o.statusPart(partSearchList).Set(status.Running, "outside names are looked up as they are again")
 		}
 		select {
 		case <-ctx.Done():

@@ -33,8 +33,8 @@ const StopRest = 45 * time.Second
 // Shutdown stops the pods of a node when its machine goes down. It outlives the node: it says why it cannot stop pods
 // of one that has not started, or has ended.
 type Shutdown struct {
-	running chan struct{} // closed when the runtime runs
-	ended   chan struct{} // closed when the node has ended
+	running   chan struct{} // closed when the runtime runs
+	nodeEnded chan struct{} // closed when the node has ended
 
 	// set before running is closed
 	options Options
@@ -45,14 +45,14 @@ type Shutdown struct {
 	stopping   context.Context // done when the kubelet has to end
 	endKubelet context.CancelFunc
 
-	mu   sync.Mutex
-	pods func() []*corev1.Pod // those that the kubelet knows; nil before there is one
-	once func() (string, error)
+	mu      sync.Mutex
+	pods    func() []*corev1.Pod // those that the kubelet knows; nil before there is one
+	runOnce func() (string, error)
 }
 
 // NewShutdown makes a Shutdown for Options.
 func NewShutdown() *Shutdown {
-	s := &Shutdown{running: make(chan struct{}), ended: make(chan struct{})}
+	s := &Shutdown{running: make(chan struct{}), nodeEnded: make(chan struct{})}
 	s.stopping, s.endKubelet = context.WithCancel(context.Background())
 	return s
 }
@@ -108,7 +108,7 @@ func (s *Shutdown) StopPods(ctx context.Context, within time.Duration) (done str
 	defer timer.Stop()
 	select {
 	case <-s.running:
-	case <-s.ended:
+	case <-s.nodeEnded:
 	case <-timer.C:
 	case <-ctx.Done():
 	}
@@ -116,10 +116,10 @@ func (s *Shutdown) StopPods(ctx context.Context, within time.Duration) (done str
 		return "", err
 	}
 	s.mu.Lock()
-	if s.once == nil {
-		s.once = sync.OnceValues(func() (string, error) { return s.stopPods(context.WithoutCancel(ctx), within) })
+	if s.runOnce == nil {
+		s.runOnce = sync.OnceValues(func() (string, error) { return s.stopPods(context.WithoutCancel(ctx), within) })
 	}
-	once := s.once
+	once := s.runOnce
 	s.mu.Unlock()
 	return once()
 }
@@ -127,7 +127,7 @@ func (s *Shutdown) StopPods(ctx context.Context, within time.Duration) (done str
 // stoppable returns why the pods cannot be stopped, or nil.
 func (s *Shutdown) stoppable() error {
 	select {
-	case <-s.ended: // before the rest: a node that has ended had a runtime
+	case <-s.nodeEnded: // before the rest: a node that has ended had a runtime
 		return errors.New("the node does not run on this machine, so its pods cannot be stopped in order")
 	default:
 	}

@@ -31,7 +31,7 @@ import (
 func TestStopPodsOfANodeThatDoesNotRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		off := NewShutdown()
-		close(off.ended)
+		close(off.nodeEnded)
 		began := time.Now()
 		testenv.WantError(t, testenv.Err(off.StopPods(t.Context(), time.Minute)), "the node does not run")
 		testenv.Equal(t, time.Since(began), 0, "it took")
@@ -44,7 +44,7 @@ func TestStopPodsOfANodeThatDoesNotRun(t *testing.T) {
 		for range 30 { // select is fair: one of two ready cases would be taken by chance
 			failed := NewShutdown() // the node ran, and has ended
 			close(failed.running)
-			close(failed.ended)
+			close(failed.nodeEnded)
 			testenv.WantError(t, testenv.Err(failed.StopPods(t.Context(), time.Minute)), "the node does not run")
 		}
 	})

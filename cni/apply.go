@@ -60,7 +60,7 @@ func (pn *podNetwork) applyRules(ctx context.Context) error {
 		return err
 	}
 	rs := desired(pods, pn.o.ClusterCIDRs, services, ports, pn.o.ReservedPorts)
-	nw.backend.rules(&rs, nw.ways)
+	nw.backend.rules(&rs, nw.paths)
 	if err := apply(ctx, a.nft, rs); err != nil {
 		return err
 	}

@@ -69,16 +69,16 @@ func (r *attachment) living() bool {
 // attachmentStore keeps one JSON file per attachment, and all attachments in memory. The files are not synced to disk:
 // a power cut that could lose them ends the pods, too.
 type attachmentStore struct {
-	dir string
-	mu  sync.Mutex
-	all map[key]*attachment
+	dir   string
+	mu    sync.Mutex
+	byKey map[key]*attachment
 }
 
 func openAttachments(dir string, log klog.Logger) (*attachmentStore, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of sandbox records: %w", err)
 	}
-	s := &attachmentStore{dir: dir, all: map[key]*attachment{}}
+	s := &attachmentStore{dir: dir, byKey: map[key]*attachment{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("reading sandbox records: %w", err)
@@ -98,7 +98,7 @@ func openAttachments(dir string, log klog.Logger) (*attachmentStore, error) {
 			}
 			continue
 		}
-		s.all[r.key()] = &r
+		s.byKey[r.key()] = &r
 	}
 	return s, nil
 }
@@ -108,11 +108,11 @@ func (s *attachmentStore) path(k key) string { return filepath.Join(s.dir, k.Str
 func (s *attachmentStore) get(k key) *attachment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.all[k]
+	return s.byKey[k]
 }
 
-// put stores r. The caller must not change it any more.
-func (s *attachmentStore) put(r *attachment) error {
+// store stores r. The caller must not change it any more.
+func (s *attachmentStore) store(r *attachment) error {
 	data, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encoding sandbox record: %w", err)
@@ -126,7 +126,7 @@ func (s *attachmentStore) put(r *attachment) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.all[r.key()] = r
+	s.byKey[r.key()] = r
 	return nil
 }
 
@@ -136,7 +136,7 @@ func (s *attachmentStore) remove(k key) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.all, k)
+	delete(s.byKey, k)
 	return nil
 }
 
@@ -144,7 +144,9 @@ func (s *attachmentStore) remove(k key) error {
 func (s *attachmentStore) list() []*attachment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.all), func(a, b *attachment) int { return strings.Compare(a.key().String(), b.key().String()) })
+	return slices.SortedFunc(maps.Values(s.byKey), func(a, b *attachment) int {
+		return strings.Compare(a.key().String(), b.key().String())
+	})
 }
 
 // keyLocks has one mutex per attachment, so that ADD, DEL and collection of the same one never interleave.

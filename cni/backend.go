@@ -19,7 +19,7 @@ type backend interface {
 	port() int
 	// desired returns the devices, routes and entries that lead to the peers' pods, in the order in which they have to
 	// be made. It also returns the problems of single peers.
-	desired(in pathInput) ([]wanted, []unreachablePeer)
+	desired(in pathInput) ([]desiredObject, []unreachablePeer)
 	// rules adds the back end's rules to the nftables table.
 	rules(rs *ruleset, in pathInput)
 }
@@ -74,7 +74,7 @@ func (in pathInput) overhead(b backend) int {
 
 // unreachablePeer is the reason why a peer's pods cannot be reached.
 type unreachablePeer struct {
-	peer, why string
+	peer, reason string
 }
 
 // family returns the family of the addresses between this node and a peer: IPv4 where both have it. Both nodes get the

@@ -213,7 +213,7 @@ func (n *node) untilHealed(what string) {
 			return err
 		}
 		ensure, remove := difference(desiredHost(in), have)
-		ensure = slices.DeleteFunc(ensure, func(w wanted) bool { _, ok := w.object.(sysctl); return ok })
+		ensure = slices.DeleteFunc(ensure, func(w desiredObject) bool { _, ok := w.object.(sysctl); return ok })
 		if len(ensure)+len(remove) > 0 {
 			return fmt.Errorf("%s: still to do %v, to remove %v", what, ensure, remove)
 		}

@@ -135,7 +135,7 @@ func (pn *podNetwork) writeConflist() error {
 		err = errors.Join(atomicfile.Write(path, data, 0o600), os.Remove(made))
 	}
 	if err == nil {
-		err = touch(path, data)
+		err = rewriteFile(path, data)
 	}
 	if err != nil {
 		return fmt.Errorf("writing the CNI configuration: %w", err)
@@ -151,9 +151,9 @@ func removeConflist(dir string) error {
 	return nil
 }
 
-// touch writes a file's own content over itself. containerd loads the configuration after a write. It ignores a file's
-// creation, which it takes for the beginning of a write (cni_conf_syncer.go).
-func touch(path string, data []byte) error {
+// rewriteFile writes a file's own content over itself. containerd loads the configuration after a write. It ignores a
+// file's creation, which it takes for the beginning of a write (cni_conf_syncer.go).
+func rewriteFile(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err

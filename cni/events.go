@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// settle is how long to wait for more events of the kernel after the first one: a restart of a network changes much
-	// at once.
-	settle = 500 * time.Millisecond
+	// settleTime is how long to wait for more events of the kernel after the first one: a restart of a network changes
+	// much at once.
+	settleTime = 500 * time.Millisecond
 	// listenAgain is the wait before the kernel's events are subscribed to again, after some were lost. Meanwhile the
 	// periodic check finds changes.
 	listenAgain = 2 * time.Second
@@ -67,13 +67,13 @@ func (pn *podNetwork) listen(ctx context.Context, changes timers.Signal) error {
 			return fmt.Errorf("the kernel's news of the network ended")
 		}
 		if relevant && due == nil {
-			due = time.After(settle)
+			due = time.After(settleTime)
 		}
 	}
 }
 
-// news has the subscriptions to the kernel's events. The channels are unbuffered: the sockets are the buffers.
-type news struct {
+// kernelEvents has the subscriptions to the kernel's events. The channels are unbuffered: the sockets are the buffers.
+type kernelEvents struct {
 	links      chan netlink.LinkUpdate
 	addrs      chan netlink.AddrUpdate
 	routes     chan netlink.RouteUpdate
@@ -82,8 +82,8 @@ type news struct {
 }
 
 // subscribe begins all subscriptions. Also after an error, the begun ones have to be drained once done is closed.
-func subscribe(done <-chan struct{}) (*news, error) {
-	n := &news{
+func subscribe(done <-chan struct{}) (*kernelEvents, error) {
+	n := &kernelEvents{
 		links: make(chan netlink.LinkUpdate), addrs: make(chan netlink.AddrUpdate),
 		routes: make(chan netlink.RouteUpdate), neighbours: make(chan netlink.NeighUpdate),
 	}
@@ -105,7 +105,7 @@ func subscribe(done <-chan struct{}) (*news, error) {
 }
 
 // drain waits until netlink's goroutines have ended.
-func (n *news) drain() {
+func (n *kernelEvents) drain() {
 	for _, d := range n.drains {
 		d()
 	}

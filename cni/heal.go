@@ -60,7 +60,7 @@ func (pn *podNetwork) applyHost(nw *network) (changes []string, err error) {
 	pn.attaching.Lock() // while it is held, a pod's device exists exactly if its attachment is listed
 	defer pn.attaching.Unlock()
 	in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: pn.o.ServiceCIDRs}
-	in.ways, _ = nw.backend.desired(nw.ways)
+	in.paths, _ = nw.backend.desired(nw.paths)
 	for _, r := range pn.attachments.list() {
 		if r.living() { // objects of other pods vanish with their namespaces, and their DEL will follow
 			in.pods = append(in.pods, r)

@@ -149,8 +149,8 @@ func (s sysctl) id() string                   { return "sysctl " + s.name }
 func (s sysctl) String() string               { return s.id() + " " + s.value }
 func (s sysctl) satisfiedBy(have object) bool { return s == have }
 
-// wanted is an object with the pod or the peer that it is for. Both are empty for an object of the node itself.
-type wanted struct {
+// desiredObject is an object with the pod or the peer that it is for. Both are empty for an object of the node itself.
+type desiredObject struct {
 	object
 	pod  *attachment
 	peer string
@@ -165,8 +165,8 @@ type hostInput struct {
 	// advertised are the host's own devices that accept router advertisements while the host does not forward.
 	advertised []string
 	pods       []*attachment
-	// ways are the objects that lead to the pods of other nodes.
-	ways []wanted
+	// paths are the objects that lead to the pods of other nodes.
+	paths []desiredObject
 }
 
 // desiredHost computes the host's side, in the order in which its objects have to be made. It is pure.
@@ -175,9 +175,9 @@ type hostInput struct {
 // kernel has bridges, and not every one has dummy devices. Routes of the Service CIDRs point at it: the kernel rejects
 // an address without a route before Service rules see the packet, as it would for processes of a host without a default
 // route.
-func desiredHost(in hostInput) []wanted {
-	var out []wanted
-	node := func(o object) { out = append(out, wanted{object: o}) }
+func desiredHost(in hostInput) []desiredObject {
+	var out []desiredObject
+	node := func(o object) { out = append(out, desiredObject{object: o}) }
 	for _, s := range forwarding(in) {
 		node(s)
 	}
@@ -192,10 +192,10 @@ func desiredHost(in hostInput) []wanted {
 	}
 	for _, r := range in.pods {
 		for _, o := range desiredPod(r, in.podCIDRs, in.mtu) {
-			out = append(out, wanted{object: o, pod: r})
+			out = append(out, desiredObject{object: o, pod: r})
 		}
 	}
-	return append(out, in.ways...)
+	return append(out, in.paths...)
 }
 
 // forwarding returns the sysctls with which the host routes for its pods. A host that forwards IPv6 ignores router
@@ -244,7 +244,7 @@ func sameFamily(cidrs []netip.Prefix, a netip.Addr) (netip.Prefix, bool) {
 }
 
 // difference returns what has to be made or changed, in order, and what has to be removed after that. It is pure.
-func difference(want []wanted, have map[string]object) (ensure []wanted, remove []object) {
+func difference(want []desiredObject, have map[string]object) (ensure []desiredObject, remove []object) {
 	keep := map[string]bool{}
 	for _, w := range want {
 		keep[w.id()] = true

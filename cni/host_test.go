@@ -194,7 +194,7 @@ func TestKernelMatchesDesired(t *testing.T) {
 }
 
 // pass brings the kernel to what is desired and says what that took.
-func pass(t *testing.T, bridge string, desired []wanted) string {
+func pass(t *testing.T, bridge string, desired []desiredObject) string {
 	t.Helper()
 	var sysctls []sysctl
 	for _, w := range desired {

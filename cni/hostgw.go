@@ -14,7 +14,7 @@ func (hostGateway) port() int { return 0 }
 
 func (hostGateway) rules(*ruleset, pathInput) {}
 
-func (hostGateway) desired(in pathInput) (out []wanted, unreachable []unreachablePeer) {
+func (hostGateway) desired(in pathInput) (out []desiredObject, unreachable []unreachablePeer) {
 	for _, p := range in.peers {
 		for _, c := range p.PodCIDRs {
 			own, ok := sameFamily(in.podCIDRs, c.Addr())
@@ -33,7 +33,7 @@ func (hostGateway) desired(in pathInput) (out []wanted, unreachable []unreachabl
 				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("packets on %s do not say which node is the next one, as on a "+
 					"VPN's interface: host-gw is for nodes of one segment, vxlan for others", device)})
 			default:
-				out = append(out, wanted{object: route{dst: c, device: device, src: gateway(own), via: via}, peer: p.Name})
+				out = append(out, desiredObject{object: route{dst: c, device: device, src: gateway(own), via: via}, peer: p.Name})
 			}
 		}
 	}

@@ -60,10 +60,10 @@ func (rs *ruleset) counts(have nft.Counts) bool {
 			}
 		}
 	}
-	return same(rules, have.Rules, nil) && same(elements, have.Elements, intervals)
+	return sameCounts(rules, have.Rules, nil) && sameCounts(elements, have.Elements, intervals)
 }
 
-func same(want, have map[string]int, roughly map[string]bool) bool {
+func sameCounts(want, have map[string]int, roughly map[string]bool) bool {
 	if len(have) != len(want) {
 		return false
 	}

@@ -137,7 +137,7 @@ func (k *kernel) ensure(o object) error {
 	case link:
 		err = k.ensureLink(o)
 	case address:
-		err = k.on(o.device, func(l netlink.Link) error {
+		err = k.withDevice(o.device, func(l netlink.Link) error {
 			a := &netlink.Addr{IPNet: hostNet(o.ip)}
 			if o.ip.Is6() {
 				a.Flags = unix.IFA_F_NODAD // a bridge without ports never finishes duplicate address detection
@@ -145,11 +145,11 @@ func (k *kernel) ensure(o object) error {
 			return netlink.AddrReplace(l, a)
 		})
 	case route:
-		err = k.on(o.device, func(l netlink.Link) error {
+		err = k.withDevice(o.device, func(l netlink.Link) error {
 			return replaceRoute(kernelRoute(o, l.Attrs().Index))
 		})
 	case neighbour:
-		err = k.on(o.device, func(l netlink.Link) error {
+		err = k.withDevice(o.device, func(l netlink.Link) error {
 			mac, err := net.ParseMAC(o.mac)
 			if err != nil {
 				return err
@@ -157,13 +157,13 @@ func (k *kernel) ensure(o object) error {
 			return netlink.NeighSet(permanent(l.Attrs().Index, o.ip, mac))
 		})
 	case shaper:
-		err = k.on(o.device, func(l netlink.Link) error { return setShaper(l, o) })
+		err = k.withDevice(o.device, func(l netlink.Link) error { return setShaper(l, o) })
 	case redirect:
-		err = k.on(o.device, func(l netlink.Link) error {
-			return k.on(o.to, func(to netlink.Link) error { return setRedirect(l, to) })
+		err = k.withDevice(o.device, func(l netlink.Link) error {
+			return k.withDevice(o.target, func(to netlink.Link) error { return setRedirect(l, to) })
 		})
 	case forward:
-		err = k.on(o.device, func(l netlink.Link) error { return ensureForward(l, o) })
+		err = k.withDevice(o.device, func(l netlink.Link) error { return ensureForward(l, o) })
 	case checksums:
 		err = disableTxChecksumOffload(o.device)
 	case blackhole:
@@ -264,21 +264,21 @@ func (k *kernel) remove(o object) error {
 	case link:
 		return removeDevice(o.name)
 	case address:
-		err = k.on(o.device, func(l netlink.Link) error { return netlink.AddrDel(l, &netlink.Addr{IPNet: hostNet(o.ip)}) })
+		err = k.withDevice(o.device, func(l netlink.Link) error { return netlink.AddrDel(l, &netlink.Addr{IPNet: hostNet(o.ip)}) })
 	case route:
-		err = k.on(o.device, func(l netlink.Link) error {
+		err = k.withDevice(o.device, func(l netlink.Link) error {
 			r := kernelRoute(o, l.Attrs().Index)
 			r.Src = nil // the source address may be removed already; it does not identify a route
 			return netlink.RouteDel(r)
 		})
 	case neighbour:
-		err = k.on(o.device, func(l netlink.Link) error { return netlink.NeighDel(permanent(l.Attrs().Index, o.ip, nil)) })
+		err = k.withDevice(o.device, func(l netlink.Link) error { return netlink.NeighDel(permanent(l.Attrs().Index, o.ip, nil)) })
 	case shaper:
-		err = k.on(o.device, removeShaper)
+		err = k.withDevice(o.device, removeShaper)
 	case redirect:
-		err = k.on(o.device, removeRedirect)
+		err = k.withDevice(o.device, removeRedirect)
 	case forward:
-		err = k.on(o.device, func(l netlink.Link) error { return removeForward(l, o) })
+		err = k.withDevice(o.device, func(l netlink.Link) error { return removeForward(l, o) })
 	case blackhole:
 		err = netlink.RouteDel(o.route())
 	case wgPeer:
@@ -292,7 +292,7 @@ func (k *kernel) remove(o object) error {
 	return nil
 }
 
-func (k *kernel) on(device string, do func(netlink.Link) error) error {
+func (k *kernel) withDevice(device string, do func(netlink.Link) error) error {
 	l, err := k.find(device)
 	if err != nil {
 		return err

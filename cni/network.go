@@ -25,14 +25,15 @@ import (
 type network struct {
 	podCIDRs []netip.Prefix
 	sizes
-	ways pathInput
+	paths pathInput
 	// backend connects this node to other nodes. name is its name.
 	backend backend
 	name    string
 }
 
 func (nw *network) equal(old *network) bool {
-	return old != nil && slices.Equal(nw.podCIDRs, old.podCIDRs) && nw.sizes == old.sizes && nw.ways.equal(old.ways) && nw.name == old.name
+	return old != nil && slices.Equal(nw.podCIDRs, old.podCIDRs) && nw.sizes == old.sizes && nw.paths.equal(old.paths) &&
+		nw.name == old.name
 }
 
 // networkFile stores the nodes' pod networks, so that a restart can serve pods without the API.
@@ -179,7 +180,7 @@ func (pn *podNetwork) configure(ctx context.Context, st networkState) error {
 	}
 	pn.warnOfFirewalls()
 	pn.log.Info("The pod network is ready", "podCIDRs", nw.podCIDRs, "mtu", nw.mtu, "device", Bridge,
-		"backend", nw.name, "underlay", nw.ways.underlay.device, "otherNodes", len(nw.ways.peers))
+		"backend", nw.name, "underlay", nw.paths.underlay.device, "otherNodes", len(nw.paths.peers))
 	return nil
 }
 
@@ -207,29 +208,29 @@ func (pn *podNetwork) backendFor(next, have string) string {
 // it uses the last one: the underlay's address may return, and pods of this node do not need it.
 func (pn *podNetwork) desiredNetwork(st networkState) (*network, []unreachablePeer, error) {
 	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, pn.o.Backend)}
-	nw.ways.podCIDRs, nw.ways.external = st.PodCIDRs, pn.o.External
+	nw.paths.podCIDRs, nw.paths.external = st.PodCIDRs, pn.o.External
 	var unreachable []unreachablePeer
 	var err error
 	if nw.backend, err = pn.newBackend(nw.name); err != nil {
 		return nil, nil, err
 	}
-	nw.ways.peers, unreachable = acceptable(st.Peers, st.PodCIDRs, pn.o.ClusterCIDRs)
+	nw.paths.peers, unreachable = acceptable(st.Peers, st.PodCIDRs, pn.o.ClusterCIDRs)
 	u, err := findUnderlay(pn.o.NodeIPs, pn.o.Interface)
 	if err != nil {
 		pn.reportUnderlay(err)
 		if old := pn.network.Load(); old != nil {
-			u = old.ways.underlay
+			u = old.paths.underlay
 		} else if u.mtu, err = routeMTU(); err != nil {
 			return nil, nil, err
 		}
 	} else {
 		pn.reportUnderlay(nil)
 	}
-	nw.ways.underlay = u
-	nw.ways.checksumsBySoftware = badChecksums(kernelRelease(), classNet, u.device)
-	nw.sizes = sizesFor(u.mtu, nw.ways.overhead(nw.backend), st.PodCIDRs)
-	nw.ways.sizes = nw.sizes
-	_, more := nw.backend.desired(nw.ways)
+	nw.paths.underlay = u
+	nw.paths.checksumsBySoftware = badChecksums(kernelRelease(), classNet, u.device)
+	nw.sizes = sizesFor(u.mtu, nw.paths.overhead(nw.backend), st.PodCIDRs)
+	nw.paths.sizes = nw.sizes
+	_, more := nw.backend.desired(nw.paths)
 	unreachable = append(unreachable, more...)
 	return nw, unreachable, nil
 }

@@ -33,7 +33,7 @@ type Peer struct {
 	// Addresses are all addresses of the Node.
 	Addresses []netip.Addr `json:"addresses"`
 
-	since time.Time
+	created time.Time
 }
 
 // equal compares the fields on which the connection to the peer depends.
@@ -59,7 +59,7 @@ func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
 // the caller runs. It starts a goroutine that ends when the informer has synced, or with ctx.
 func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
 	// capacity 1: only the latest list waits for a slow reader
-	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)}
+	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, updates: make(chan []Peer, 1)}
 	if _, err := netinformers.Follow(func(any) { w.deliver() }, netinformers.Source{Informer: nodes.Informer()}); err != nil {
 		return nil, fmt.Errorf("watching the other nodes: %w", err)
 	}
@@ -72,17 +72,17 @@ func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName 
 		case <-ctx.Done():
 		}
 	}()
-	return w.out, nil
+	return w.updates, nil
 }
 
 type peerWatch struct {
-	nodeName string
-	lister   corelisters.NodeLister
-	synced   func() bool
-	out      chan []Peer
-	mu       sync.Mutex
-	last     []Peer
-	known    bool
+	nodeName  string
+	lister    corelisters.NodeLister
+	synced    func() bool
+	updates   chan []Peer
+	mu        sync.Mutex
+	lastPeers []Peer
+	delivered bool
 }
 
 func (w *peerWatch) deliver() {
@@ -96,15 +96,15 @@ func (w *peerWatch) deliver() {
 		return // a cache does not fail
 	}
 	peers := peersOf(nodes, w.nodeName)
-	if w.known && slices.EqualFunc(peers, w.last, Peer.equal) {
+	if w.delivered && slices.EqualFunc(peers, w.lastPeers, Peer.equal) {
 		return
 	}
-	w.last, w.known = peers, true
+	w.lastPeers, w.delivered = peers, true
 	select {
-	case <-w.out:
+	case <-w.updates:
 	default:
 	}
-	w.out <- peers
+	w.updates <- peers
 }
 
 // peersOf reads the peers from Node objects. It is pure. Nodes without pod networks are left out: they have no pods to
@@ -123,11 +123,11 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 			continue
 		}
 		p := Peer{Name: n.Name, PodCIDRs: cidrs, Addresses: nodeAddresses(n),
-			WireGuardKey: n.Annotations[clusterconfig.WireGuardAnnotation], since: n.CreationTimestamp.Time}
+			WireGuardKey: n.Annotations[clusterconfig.WireGuardAnnotation], created: n.CreationTimestamp.Time}
 		p.Underlay = underlayOf(n, func(a netip.Addr) bool { return owners[a] == 0 || slices.Contains(p.Addresses, a) })
 		peers = append(peers, p)
 	}
-	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.Name, b.Name)) })
 	return peers
 }
 

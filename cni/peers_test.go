@@ -229,7 +229,7 @@ func TestPodsFollowUnderlayMTU(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			ways, _ := vxlan{}.desired(n.server.network.Load().ways)
+			ways, _ := vxlan{}.desired(n.server.network.Load().paths)
 			for _, w := range ways {
 				if _, ok := w.object.(sysctl); !ok && (have[w.id()] == nil || !w.satisfiedBy(have[w.id()])) {
 					return fmt.Errorf("%s: %s is missing", what, w)

@@ -16,7 +16,7 @@ import (
 // WatchPodCIDRs delivers the spec.podCIDRs of one Node, IPv4 first, whenever they change. Only the latest value waits.
 // It adds a handler to an informer, which the caller runs. It reads only name and spec of a Node.
 func WatchPodCIDRs(nodes coreinformers.NodeInformer, nodeName string) (<-chan []netip.Prefix, error) {
-	w := &podCIDRWatch{nodeName: nodeName, out: make(chan []netip.Prefix, 1)} // only the latest value waits for a slow reader
+	w := &podCIDRWatch{nodeName: nodeName, updates: make(chan []netip.Prefix, 1)} // only the latest value waits for a slow reader
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    w.deliver,
 		UpdateFunc: func(_, obj any) { w.deliver(obj) },
@@ -24,14 +24,14 @@ func WatchPodCIDRs(nodes coreinformers.NodeInformer, nodeName string) (<-chan []
 	if err != nil {
 		return nil, fmt.Errorf("watching the node's pod CIDRs: %w", err)
 	}
-	return w.out, nil
+	return w.updates, nil
 }
 
 type podCIDRWatch struct {
-	nodeName string
-	out      chan []netip.Prefix
-	mu       sync.Mutex
-	last     []netip.Prefix
+	nodeName     string
+	updates      chan []netip.Prefix
+	mu           sync.Mutex
+	lastPrefixes []netip.Prefix
 }
 
 func (w *podCIDRWatch) deliver(obj any) {
@@ -43,15 +43,15 @@ func (w *podCIDRWatch) deliver(obj any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// The API validates CIDRs, so an error would be a future format. The loss of all CIDRs is no reason to act.
-	if err != nil || len(cidrs) == 0 || slices.Equal(cidrs, w.last) {
+	if err != nil || len(cidrs) == 0 || slices.Equal(cidrs, w.lastPrefixes) {
 		return
 	}
-	w.last = cidrs
+	w.lastPrefixes = cidrs
 	select {
-	case <-w.out:
+	case <-w.updates:
 	default:
 	}
-	w.out <- cidrs
+	w.updates <- cidrs
 }
 
 func podCIDRs(node *corev1.Node) ([]netip.Prefix, error) {

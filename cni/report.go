@@ -38,7 +38,7 @@ func (r *reporter) reportUnderlay(err error) {
 func (r *reporter) reportPeers(unreachable []unreachablePeer) {
 	var texts []string
 	for _, u := range unreachable {
-		texts = append(texts, fmt.Sprintf("node %s: %s", u.peer, u.why))
+		texts = append(texts, fmt.Sprintf("node %s: %s", u.peer, u.reason))
 	}
 	r.report(&r.peers, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one",
 		"Nothing keeps this node from reaching the pods of all others any more")

@@ -182,8 +182,8 @@ func ruleFamilies() []family {
 }
 
 func (f family) name(s string) string       { return s + strconv.Itoa(f.n) }
-func (f family) has(a netip.Addr) bool      { return a.Is4() == (f.n == 4) }
-func (f family) hasNet(p netip.Prefix) bool { return f.has(p.Addr()) }
+func (f family) contains(a netip.Addr) bool { return a.Is4() == (f.n == 4) }
+func (f family) hasNet(p netip.Prefix) bool { return f.contains(p.Addr()) }
 
 func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort) {
 	interval := []knftables.SetFlag{knftables.IntervalFlag}
@@ -220,7 +220,7 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 	rs.networks(f, setServices, services)
 	seen := map[string]bool{} // two pods with the same port: the scheduler prevents that; here the first gets it
 	for _, p := range ports {
-		if !f.has(p.Pod) {
+		if !f.contains(p.Pod) {
 			continue
 		}
 		key, name := []string{p.Protocol, strconv.Itoa(int(p.Port))}, f.name(mapPorts)

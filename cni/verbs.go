@@ -114,7 +114,7 @@ func (s *Server) attach(r *attachment, nw *network) (*network, error) {
 	if err := attach(r, nw); err != nil {
 		return nil, err
 	}
-	return nw, s.attachments.put(r)
+	return nw, s.attachments.store(r)
 }
 
 // refuseReserved rejects host ports that the cluster itself needs.
@@ -169,13 +169,13 @@ func (s *Server) detach(ctx context.Context, r *attachment) error {
 		if nw := s.network.Load(); nw != nil {
 			if err := s.applyRules(ctx); err != nil {
 				// The attachment is kept, so that the runtime's next DEL tries again.
-				return errors.Join(err, s.attachments.put(r))
+				return errors.Join(err, s.attachments.store(r))
 			}
 		}
 		s.dropStaleFlows(r, true)
 	}
 	if err := removePodDevices(r.key()); err != nil { // this also removes every route and neighbour entry of the device
-		return errors.Join(err, s.attachments.put(r))
+		return errors.Join(err, s.attachments.store(r))
 	}
 	s.release(r.key())
 	return s.ipam.release(r.key())

@@ -168,7 +168,7 @@ func TestNodesReachOneAnotherOverVPN(t *testing.T) {
 			s.c.backend = hostGateway{}
 			ways, trouble := s.c.backend.desired(s.input(1))
 			if len(ways) > 0 || !slices.ContainsFunc(trouble, func(p unreachablePeer) bool {
-				return strings.Contains(p.why, "host-gw is for nodes of one segment, vxlan for others")
+				return strings.Contains(p.reason, "host-gw is for nodes of one segment, vxlan for others")
 			}) {
 				t.Errorf("packets for pods go nowhere by host-gw, and that is said of it: %v; its ways are\n%s", trouble, render(ways, nil))
 			}
@@ -203,7 +203,7 @@ func TestServerRoutesFollowRestartedVPN(t *testing.T) {
 	both("first")
 	wantMTU(t, 1360)
 	converse(t, a, m.ns, wgPeerIP+":81").echo("first")
-	testenv.Equal(t, n.server.network.Load().ways.underlay.device, vpnDevice, "the ways go by")
+	testenv.Equal(t, n.server.network.Load().paths.underlay.device, vpnDevice, "the ways go by")
 
 	leave()
 	eventually(t, func() error {

@@ -61,8 +61,8 @@ func vtepMAC(podCIDRs []netip.Prefix) string {
 // has.
 func vtepIP(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr() }
 
-func (vxlan) desired(in pathInput) (out []wanted, unreachable []unreachablePeer) {
-	add := func(o object) { out = append(out, wanted{object: o}) }
+func (vxlan) desired(in pathInput) (out []desiredObject, unreachable []unreachablePeer) {
+	add := func(o object) { out = append(out, desiredObject{object: o}) }
 	byFamily := map[bool][]Peer{}
 	for _, p := range in.peers {
 		v4, ok := in.family(p)
@@ -98,7 +98,7 @@ func (vxlan) desired(in pathInput) (out []wanted, unreachable []unreachablePeer)
 			add(address{device, vtepIP(c)})
 		}
 		for _, p := range byFamily[v4] {
-			add := func(o object) { out = append(out, wanted{object: o, peer: p.Name}) }
+			add := func(o object) { out = append(out, desiredObject{object: o, peer: p.Name}) }
 			mac := vtepMAC(p.PodCIDRs)
 			remote, _ := p.underlay(v4)
 			add(forward{device, mac, remote})

@@ -50,13 +50,13 @@ func waysOf(i, n int, c wayCluster) pathInput {
 	return in
 }
 
-func render(objects []wanted, trouble []unreachablePeer) string {
+func render(objects []desiredObject, trouble []unreachablePeer) string {
 	var out []string
 	for _, w := range objects {
 		out = append(out, w.String())
 	}
 	for _, t := range trouble {
-		out = append(out, "! "+t.peer+": "+t.why)
+		out = append(out, "! "+t.peer+": "+t.reason)
 	}
 	return strings.Join(out, "\n")
 }

@@ -39,7 +39,7 @@ type wgDevice struct {
 	lastSet        map[string]netip.AddrPort
 	inKernelLogged bool // it was logged that the kernel encrypts
 	// seen is the digest of the device's state at the last observe.
-	seen [sha256.Size]byte
+	observedDigest [sha256.Size]byte
 }
 
 // pollPeriod is the interval of checks whether another program has changed the key or the peers: the kernel has no
@@ -67,7 +67,7 @@ func (d *wgDevice) changed() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	have, err := d.stateLocked()
-	return err == nil && digest(have) != d.seen
+	return err == nil && digest(have) != d.observedDigest
 }
 
 func newWGDevice(name string, key wgtypes.Key, log klog.Logger) *wgDevice {
@@ -162,7 +162,7 @@ func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 		return fmt.Errorf("asking the WireGuard device %s: %w", d.name, err)
 	}
 	d.logModeLocked() // the device may be from before a restart
-	d.seen = digest(have)
+	d.observedDigest = digest(have)
 	// A peer that another program removed has to be added with its endpoint again.
 	maps.DeleteFunc(d.lastSet, func(key string, _ netip.AddrPort) bool {
 		return !slices.ContainsFunc(have.Peers, func(p wgtypes.Peer) bool { return p.PublicKey.String() == key })

@@ -128,7 +128,7 @@ func TestWireGuardManyPeers(t *testing.T) {
 	peers <- list
 	testenv.Until(t, 5*time.Minute, "all peers are there", func() bool {
 		nw := n.server.network.Load()
-		return nw != nil && len(nw.ways.peers) == many
+		return nw != nil && len(nw.paths.peers) == many
 	})
 	n.encryptedBy(kernelHasWireGuard(t))
 	have := testenv.Must(n.observeAll())(t)

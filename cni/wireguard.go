@@ -42,8 +42,8 @@ func (wireGuard) port() int { return clusterconfig.WireGuardPort }
 
 // desired makes no route to a node whose key is unknown. The blackholes drop packets that the default route would
 // otherwise send unencrypted: packets for pods that no node has, and packets for all pods while the device is missing.
-func (w wireGuard) desired(in pathInput) (out []wanted, unreachable []unreachablePeer) {
-	add := func(o object) { out = append(out, wanted{object: o}) }
+func (w wireGuard) desired(in pathInput) (out []desiredObject, unreachable []unreachablePeer) {
+	add := func(o object) { out = append(out, desiredObject{object: o}) }
 	for _, c := range w.cluster {
 		if _, ok := sameFamily(in.podCIDRs, c.Addr()); ok {
 			add(blackhole{c.Masked()})
@@ -74,9 +74,9 @@ func (w wireGuard) desired(in pathInput) (out []wanted, unreachable []unreachabl
 		keys[key.String()] = p.Name
 		peer, routes := w.peer(in, p)
 		peer.key = key.String()
-		out = append(out, wanted{object: peer, peer: p.Name})
+		out = append(out, desiredObject{object: peer, peer: p.Name})
 		for _, r := range routes {
-			out = append(out, wanted{object: r, peer: p.Name})
+			out = append(out, desiredObject{object: r, peer: p.Name})
 		}
 	}
 	return out, unreachable

@@ -53,7 +53,7 @@ type gate struct {
 	loop     string
 	zone     string
 	local    localAddresses
-	rounds   rounds
+	open     openQuestions
 }
 
 func setupClients(c *caddy.Controller) error {
@@ -107,47 +107,47 @@ func (g *gate) answer(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (in
 		}}
 		return dns.RcodeSuccess, w.WriteMsg(m)
 	}
-	q := round{from, state.Name(), state.QType()}
-	if !g.rounds.begin(q) {
+	q := question{from, state.Name(), state.QType()}
+	if !g.open.add(q) {
 		return dns.RcodeServerFailure, fmt.Errorf("%s asks for %s again and again before it is answered: does a forward of the "+
 			"configuration lead back here?", from, q.name)
 	}
-	defer g.rounds.end(q)
+	defer g.open.remove(q)
 	return plugin.NextOrFailure(g.Name(), g.next, ctx, w, r)
 }
 
-// round is a question of a client.
-type round struct {
-	from netip.Addr
-	name string
-	kind uint16
+// question is a question of a client.
+type question struct {
+	client netip.Addr
+	name   string
+	kind   uint16
 }
 
-// rounds counts the questions that are not answered yet.
-type rounds struct {
-	mu  sync.Mutex
-	all map[round]int
+// openQuestions counts the questions that are not answered yet.
+type openQuestions struct {
+	mu     sync.Mutex
+	counts map[question]int
 }
 
-// begin reports whether a question may be forwarded. If so, the caller has to call end afterwards.
-func (r *rounds) begin(q round) bool {
+// add reports whether a question may be forwarded. If so, the caller has to call remove afterwards.
+func (r *openQuestions) add(q question) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.all[q] >= maxRounds {
+	if r.counts[q] >= maxRounds {
 		return false
 	}
-	if r.all == nil {
-		r.all = map[round]int{}
+	if r.counts == nil {
+		r.counts = map[question]int{}
 	}
-	r.all[q]++
+	r.counts[q]++
 	return true
 }
 
-func (r *rounds) end(q round) {
+func (r *openQuestions) remove(q question) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.all[q]--; r.all[q] <= 0 {
-		delete(r.all, q)
+	if r.counts[q]--; r.counts[q] <= 0 {
+		delete(r.counts, q)
 	}
 }
 
@@ -160,23 +160,23 @@ func (g *gate) admits(from netip.Addr) bool {
 			return true
 		}
 	}
-	return g.local.has(from, time.Now())
+	return g.local.contains(from, time.Now())
 }
 
 // localAddresses caches this machine's addresses.
 type localAddresses struct {
-	mu   sync.Mutex
-	read time.Time
-	all  map[netip.Addr]bool
+	mu        sync.Mutex
+	readAt    time.Time
+	addresses map[netip.Addr]bool
 }
 
-func (l *localAddresses) has(a netip.Addr, now time.Time) bool {
+func (l *localAddresses) contains(a netip.Addr, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all == nil || now.Sub(l.read) > addressesFor || now.Before(l.read) {
-		l.read, l.all = now, machineAddresses()
+	if l.addresses == nil || now.Sub(l.readAt) > addressesFor || now.Before(l.readAt) {
+		l.readAt, l.addresses = now, machineAddresses()
 	}
-	return l.all[a]
+	return l.addresses[a]
 }
 
 // machineAddresses reads them. It returns none if the kernel fails to list them.
@@ -249,9 +249,9 @@ func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (
 		s.looped[r] = true
 	}
 	if !silent {
-		s.soon = 0
+		s.retryAfter = 0
 		return out, loopEvery
 	}
-	s.soon = min(max(2*s.soon, loopSoon), loopEvery)
-	return out, s.soon
+	s.retryAfter = min(max(2*s.retryAfter, loopSoon), loopEvery)
+	return out, s.retryAfter
 }

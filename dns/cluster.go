@@ -122,8 +122,8 @@ func addresses(o any) (out []string, err error) {
 	return out, nil
 }
 
-// made converts the API's objects to CoreDNS', with one of CoreDNS' functions.
-func made[T any](all []any, convert func(any) (metav1.Object, error)) []T {
+// convertAll converts the API's objects to CoreDNS', with one of CoreDNS' functions.
+func convertAll[T any](all []any, convert func(any) (metav1.Object, error)) []T {
 	out := make([]T, 0, len(all))
 	for _, o := range all {
 		if m, err := convert(o); err == nil {
@@ -136,7 +136,7 @@ func made[T any](all []any, convert func(any) (metav1.Object, error)) []T {
 }
 
 func servicesOf(all []any) []*object.Service {
-	return made[*object.Service](all, func(o any) (metav1.Object, error) {
+	return convertAll[*object.Service](all, func(o any) (metav1.Object, error) {
 		s, ok := o.(*corev1.Service)
 		if !ok {
 			return nil, fmt.Errorf("%T is no Service", o)
@@ -147,7 +147,7 @@ func servicesOf(all []any) []*object.Service {
 }
 
 func endpointsOf(all []any) []*object.Endpoints {
-	return made[*object.Endpoints](all, func(o any) (metav1.Object, error) {
+	return convertAll[*object.Endpoints](all, func(o any) (metav1.Object, error) {
 		s, ok := o.(*discoveryv1.EndpointSlice)
 		if !ok {
 			return nil, fmt.Errorf("%T is no EndpointSlice", o)

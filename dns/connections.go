@@ -54,28 +54,28 @@ func setupConnections(c *caddy.Controller) error {
 		b.table = &connlimit.Table{Max: most, MaxPerSource: maxPerClient, FixedAddresses: true}
 	}
 	var err error
-	if b.at, err = kubecompat.Field[caddy.Context](c, contextField); err != nil {
+	if b.context, err = kubecompat.Field[caddy.Context](c, contextField); err != nil {
 		return plugin.Error(connectionsDirective, err)
 	}
 	b.admits = func(remote net.Addr) bool {
 		tcp, ok := remote.(*net.TCPAddr)
 		return ok && g.admits(tcp.AddrPort().Addr().Unmap().WithZone(""))
 	}
-	b.Context, *b.at = *b.at, b
+	b.Context, *b.context = *b.context, b
 	return nil
 }
 
 // bounding is the context of an instance from the end of its plugins' setup until its servers are made.
 type bounding struct {
 	caddy.Context
-	at     *caddy.Context // the instance's field
-	table  *connlimit.Table
-	admits func(remote net.Addr) bool
+	context *caddy.Context // the instance's field
+	table   *connlimit.Table
+	admits  func(remote net.Addr) bool
 }
 
 // MakeServers implements caddy.Context. It returns the instance to the context that plugins look for.
 func (b *bounding) MakeServers() ([]caddy.Server, error) {
-	*b.at = b.Context
+	*b.context = b.Context
 	servers, err := b.Context.MakeServers()
 	for i, s := range servers {
 		graceful, ok := s.(caddy.GracefulServer)

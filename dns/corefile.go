@@ -62,7 +62,7 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 		line("    }")
 	}
 	line("}")
-	for _, block := range extra.others {
+	for _, block := range extra.otherBlocks {
 		b.WriteString(block)
 	}
 	return b.String()

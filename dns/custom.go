@@ -68,8 +68,8 @@ func isCustom(name string) bool {
 type blocks struct {
 	// main is the text of the directives of the cluster's block by their names. Each section's text begins with a line
 	// of its own: two sections may have the same directive in lines of the same number.
-	main   map[string]string
-	others []string // whole blocks
+	main        map[string]string
+	otherBlocks []string // whole blocks
 }
 
 // directives are the directives of a block, each with all of its lines.
@@ -114,7 +114,7 @@ func (b *blocks) parse(o Options, name, text string) error {
 		if all["bind"] == nil {
 			head = append(head, "    bind "+join(o.Addresses))
 		}
-		b.others = append(b.others, strings.Join(keys, ", ")+" {\n"+strings.Join(head, "\n")+"\n"+all.text()+"}\n")
+		b.otherBlocks = append(b.otherBlocks, strings.Join(keys, ", ")+" {\n"+strings.Join(head, "\n")+"\n"+all.text()+"}\n")
 	}
 	return nil
 }
@@ -206,7 +206,7 @@ func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
 		}
 		before, ok := have[name]
 		if !ok || before != text {
-			if err := s.try(&starting{anySocket: true}, nil, custom{name: text}); err != nil {
+			if err := s.checkStart(&starting{anySocket: true}, nil, custom{name: text}); err != nil {
 				if errs[name] = err; !ok {
 					continue
 				}
@@ -225,16 +225,16 @@ func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
 func (s *Server) compatible(running *caddy.Instance, resolvers []netip.AddrPort) (out custom, errs map[string]error, err error) {
 	all := maps.Clone(s.files)
 	maps.Copy(all, s.custom)
-	if s.try(newStarting(running), resolvers, all) == nil {
+	if s.checkStart(newStarting(running), resolvers, all) == nil {
 		return all, nil, nil
 	}
 	out, errs = custom{}, map[string]error{}
-	if err := s.try(newStarting(running), resolvers, out); err != nil {
+	if err := s.checkStart(newStarting(running), resolvers, out); err != nil {
 		return nil, nil, err
 	}
 	for _, name := range slices.Concat(slices.Sorted(maps.Keys(s.files)), slices.Sorted(maps.Keys(s.custom))) {
 		out[name] = all[name]
-		if err := s.try(newStarting(running), resolvers, out); err != nil {
+		if err := s.checkStart(newStarting(running), resolvers, out); err != nil {
 			errs[name] = err
 			delete(out, name)
 		}
@@ -299,15 +299,15 @@ func watchCustom(ctx context.Context, o Options) *customWatch {
 	}
 	go func() {
 		defer close(w.done)
-		o.Settings.Follow(ctx, CustomConfigMap, func(d clustersettings.Data) { w.put(d) })
+		o.Settings.Follow(ctx, CustomConfigMap, func(d clustersettings.Data) { w.replaceWaiting(d) })
 	}()
 	return w
 }
 
 func (w *customWatch) close() { <-w.done }
 
-// put replaces the waiting content by the newest. It must not be called concurrently.
-func (w *customWatch) put(data clustersettings.Data) {
+// replaceWaiting replaces the waiting content by the newest. It must not be called concurrently.
+func (w *customWatch) replaceWaiting(data clustersettings.Data) {
 	select {
 	case <-w.changes:
 	default:

@@ -100,7 +100,7 @@ func TestCustomKubernetesPluginIsRefused(t *testing.T) {
 		"c.override": "coracle " + s.o.id + " other.local",
 		"d.override": "coracle-clients x 0.0.0.0/0",
 	} {
-		if err := s.try(&starting{anySocket: true}, nil, custom{name: text}); err == nil || !strings.Contains(err.Error(), "cannot be used here") {
+		if err := s.checkStart(&starting{anySocket: true}, nil, custom{name: text}); err == nil || !strings.Contains(err.Error(), "cannot be used here") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -137,7 +137,7 @@ func TestDirectivesAreWrittenAgain(t *testing.T) {
 // A client that is neither in the cluster nor on this machine is refused.
 func TestGateAdmitsClusterAndHost(t *testing.T) {
 	g := &gate{prefixes: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}}
-	g.local.all, g.local.read = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true}, time.Now().Add(addressesFor/2)
+	g.local.addresses, g.local.readAt = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true}, time.Now().Add(addressesFor/2)
 	for a, want := range map[string]bool{
 		"127.0.0.1": true, "::1": true, "10.42.7.9": true, "fd42::9": true, "192.0.2.1": true, "192.0.2.2": false, "10.43.0.1": false, "2001:db8::1": false,
 	} {
@@ -147,7 +147,7 @@ func TestGateAdmitsClusterAndHost(t *testing.T) {
 
 // prefixAdmits is admits at a moment at which the machine's addresses need not be read.
 func (g *gate) prefixAdmits(a netip.Addr) bool {
-	g.local.read = time.Now()
+	g.local.readAt = time.Now()
 	return g.admits(a)
 }
 
@@ -272,8 +272,8 @@ func TestRoundsAreBounded(t *testing.T) {
 	for range 2 { // nothing is left of the first time
 		b.depth = 0
 		rcode, err := g.ServeDNS(t.Context(), &test.ResponseWriter{RemoteIP: "127.0.0.1"}, new(dns.Msg).SetQuestion("x.example.", dns.TypeA))
-		if rcode != dns.RcodeServerFailure || err == nil || b.depth != maxRounds || len(g.rounds.all) > 0 {
-			t.Errorf("%d rounds, %v, %v; left: %v", b.depth, dns.RcodeToString[rcode], err, g.rounds.all)
+		if rcode != dns.RcodeServerFailure || err == nil || b.depth != maxRounds || len(g.open.counts) > 0 {
+			t.Errorf("%d rounds, %v, %v; left: %v", b.depth, dns.RcodeToString[rcode], err, g.open.counts)
 		}
 	}
 }

@@ -37,8 +37,8 @@ func upstreams(servers, clusterIPs []netip.Addr) []netip.AddrPort {
 	return out[:min(len(out), 3)]
 }
 
-// settle is how long to wait after a file has changed until it is read: writers truncate first.
-const settle = 300 * time.Millisecond
+// settleTime is how long to wait after a file has changed until it is read: writers truncate first.
+const settleTime = 300 * time.Millisecond
 
 // resolverWatch follows the files that name the host's resolvers.
 type resolverWatch struct {
@@ -73,7 +73,7 @@ func (w *resolverWatch) run(ctx context.Context) {
 			return
 		case e := <-w.files.Events():
 			if due == nil && w.concerns(e.Name) {
-				due = time.After(settle)
+				due = time.After(settleTime)
 			}
 			continue
 		case err := <-w.files.Errors():

@@ -86,9 +86,9 @@ type Server struct {
 	// looped are resolvers that were logged because they lead back here. Only Run uses this and the fields below.
 	looped map[netip.AddrPort]bool
 	// soon is the pause until the next check for such resolvers, when one of them did not reply; 0 if all did.
-	soon   time.Duration
-	files  custom // the working files of ImportDir
-	custom custom // the working keys of the ConfigMap
+	retryAfter time.Duration
+	files      custom // the working files of ImportDir
+	custom     custom // the working keys of the ConfigMap
 	// invalid are the files and keys that do not work by themselves, and reported those that are not in force, with the
 	// reasons.
 	invalid  map[string]error

@@ -105,9 +105,9 @@ func (s *starting) canListen(protocol, host, port string) error {
 	return nil
 }
 
-// try returns the error that a start with these sections would have. CoreDNS reads all of the configuration and opens
-// no socket.
-func (s *Server) try(st *starting, resolvers []netip.AddrPort, sections custom) error {
+// checkStart returns the error that a start with these sections would have. CoreDNS reads all of the configuration and
+// opens no socket.
+func (s *Server) checkStart(st *starting, resolvers []netip.AddrPort, sections custom) error {
 	extra, err := s.render(sections)
 	if err != nil {
 		return err

@@ -23,12 +23,12 @@ const (
 
 // allowance limits replies. Its caller serializes the calls.
 type allowance struct {
-	all     *rate.Limiter
+	total   *rate.Limiter
 	senders map[netip.Addr]*rate.Limiter // those that have spent something
 }
 
 func newAllowance() allowance {
-	return allowance{all: rate.NewLimiter(answersPerSecond, answersAtOnce), senders: map[netip.Addr]*rate.Limiter{}}
+	return allowance{total: rate.NewLimiter(answersPerSecond, answersAtOnce), senders: map[netip.Addr]*rate.Limiter{}}
 }
 
 // allow reports whether one more reply may be sent to a sender, and counts it.
@@ -41,5 +41,5 @@ func (a *allowance) allow(from netip.Addr, now time.Time) bool {
 			a.senders[from] = sender
 		}
 	}
-	return sender.TokensAt(now) >= 1 && a.all.AllowN(now, 1) && sender.AllowN(now, 1)
+	return sender.TokensAt(now) >= 1 && a.total.AllowN(now, 1) && sender.AllowN(now, 1)
 }

@@ -65,7 +65,7 @@ func (delegate) MergeRemoteState([]byte, bool)   {}
 type events struct{ m *Member }
 
 func (e events) NotifyJoin(n *memberlist.Node) {
-	before, after := e.m.saw(n)
+	before, after := e.m.recordMember(n)
 	if !after.Self {
 		e.m.wake()
 		e.m.o.Logger.Info("a member has joined", "member", n.Name, "role", after.Role, "address", after.Address, "version", after.Version,
@@ -73,10 +73,10 @@ func (e events) NotifyJoin(n *memberlist.Node) {
 	}
 }
 
-func (e events) NotifyUpdate(n *memberlist.Node) { e.m.saw(n) }
+func (e events) NotifyUpdate(n *memberlist.Node) { e.m.recordMember(n) }
 
 func (e events) NotifyLeave(n *memberlist.Node) {
-	if e.m.ended.Load() {
+	if e.m.runEnded.Load() {
 		return
 	}
 	switch after := e.m.roster.markUnresponsive(n.Name); {
@@ -94,14 +94,15 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	}
 }
 
-// saw records what memberlist knows of a live member. One whose metadata cannot be decoded is a member nevertheless.
-func (m *Member) saw(n *memberlist.Node) (before, after Info) {
+// recordMember records what memberlist knows of a live member. One whose metadata cannot be decoded is a member
+// nevertheless.
+func (m *Member) recordMember(n *memberlist.Node) (before, after Info) {
 	meta, err := decodeMeta(n.Meta)
 	if err != nil {
-		m.log.once(fmt.Sprintf("the metadata of the member %s cannot be read: it may run another version of coracle", n.Name), "error", err)
+		m.log.warnOnce(fmt.Sprintf("the metadata of the member %s cannot be read: it may run another version of coracle", n.Name), "error", err)
 	}
 	if err == nil && meta.Protocol < 1<<31 && !version.Understands(int(meta.Protocol)) {
-		m.log.once(fmt.Sprintf("the member %s runs coracle %s with protocol %d, and this machine has %d: only versions with the same or neighbouring protocols "+
+		m.log.warnOnce(fmt.Sprintf("the member %s runs coracle %s with protocol %d, and this machine has %d: only versions with the same or neighbouring protocols "+
 			"can be in one cluster; update the older one",
 			n.Name, meta.Version, meta.Protocol, version.Protocol()))
 	}
@@ -126,8 +127,8 @@ func (n names) NotifyAlive(member *memberlist.Node) error {
 	if n.m.o.Most != nil {
 		most = cmp.Or(n.m.o.Most(), maxMembers)
 	}
-	if !n.m.roster.room(member.Name, most) {
-		n.m.log.once("there are more members than the cluster has nodes; further members are ignored. A machine with the gossip key may "+
+	if !n.m.roster.mayJoin(member.Name, most) {
+		n.m.log.warnOnce("there are more members than the cluster has nodes; further members are ignored. A machine with the gossip key may "+
 			"have announced them falsely. To exclude it: coracle gossip rotate-key",
 			"most", most, "refused", member.Name)
 		return fmt.Errorf("gossip: there are %d members already", most)
@@ -142,5 +143,5 @@ func (c conflicts) NotifyConflict(existing, other *memberlist.Node) {
 	words := fmt.Sprintf("two machines, at %s and %s, both claim to be the node %s; the second is no member until one of them has "+
 		"another --node-name",
 		existing.Address(), other.Address(), existing.Name)
-	c.m.log.once(words)
+	c.m.log.warnOnce(words)
 }

@@ -130,13 +130,13 @@ type searcher struct {
 	n        asker
 	resolver resolver
 
-	mu    sync.Mutex
-	seals []cipher.AEAD
-	asked challenge // of the open question
-	found []netip.AddrPort
-	heard timers.Signal // a reply was received
-	seen  []challenge
-	may   allowance
+	mu             sync.Mutex
+	seals          []cipher.AEAD
+	asked          challenge // of the open question
+	found          []netip.AddrPort
+	heard          timers.Signal // a reply was received
+	seenChallenges []challenge
+	may            allowance
 }
 
 func newSearcher(m *Member) *searcher {
@@ -176,8 +176,8 @@ func (s *searcher) reset() {
 	s.found, s.asked = nil, challenge{}
 }
 
-// drop deletes an address that did not reply: a wrong one must not take the place of one in the next reply.
-func (s *searcher) drop(address netip.AddrPort) {
+// deleteAddress deletes an address that did not reply: a wrong one must not take the place of one in the next reply.
+func (s *searcher) deleteAddress(address netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.found = slices.DeleteFunc(s.found, func(a netip.AddrPort) bool { return a == address })
@@ -241,7 +241,7 @@ func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{})
 
 // mayAnswer reports whether a question is new and within the limits, of all senders and of its own.
 func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
-	if slices.Contains(s.seen, c) {
+	if slices.Contains(s.seenChallenges, c) {
 		return false
 	}
 	var sender netip.Addr // zero for what is no UDP packet: these share one limit
@@ -251,7 +251,7 @@ func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	if !s.may.allow(sender, now) {
 		return false
 	}
-	s.seen = append(s.seen[max(0, len(s.seen)-seenQuestions+1):], c)
+	s.seenChallenges = append(s.seenChallenges[max(0, len(s.seenChallenges)-seenQuestions+1):], c)
 	return true
 }
 

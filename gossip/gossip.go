@@ -105,8 +105,8 @@ type Member struct {
 	transport *transport
 	search    *searcher
 	// ended means that Run has returned: memberlist's timers may fire a moment longer.
-	ended atomic.Bool
-	// resting is the memberlist that wake wakes. It is nil while memberlist is made, before rest is called.
+	runEnded atomic.Bool
+	// resting is the memberlist that wake wakes. It is nil while memberlist is made, before stopProbes is called.
 	resting atomic.Pointer[memberlist.Memberlist]
 
 	mu   sync.Mutex
@@ -151,7 +151,7 @@ func New(o Options) (*Member, error) {
 	if m.list, err = memberlist.Create(m.config()); err != nil {
 		return nil, errors.Join(fmt.Errorf("gossip: %w", err), m.transport.Shutdown())
 	}
-	m.rest()
+	m.stopProbes()
 	return m, nil
 }
 
@@ -260,7 +260,7 @@ func (m *Member) Run(ctx context.Context) error {
 	cancel()
 	running.Wait()
 	m.announceLeaving()
-	m.ended.Store(true)
+	m.runEnded.Store(true)
 	if leaveErr := m.list.Leave(leaveTimeout); leaveErr != nil {
 		m.o.Logger.Debug("gossip: the other members could not be notified that this machine stops", "error", leaveErr)
 	}
@@ -308,7 +308,7 @@ func (m *Member) find(ctx context.Context) {
 			_, err := m.list.Join([]string{address.String()})
 			m.o.Logger.Debug("gossip: tried to join by a machine that is no member yet", "address", address, "error", err)
 			if err != nil {
-				m.search.drop(address)
+				m.search.deleteAddress(address)
 			}
 		}
 		pause := askEvery + time.Duration(m.list.NumMembers())*askEach

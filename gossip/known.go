@@ -12,35 +12,35 @@ import (
 // maxKnown is how many members the file has: each of them that replies knows all others.
 const maxKnown = 64
 
-// known is one member in the file. It has no times and no states: those change while nothing changes that a cold start
-// needs.
-type known struct {
+// savedMember is one member in the file. It has no times and no states: those change while nothing changes that a cold
+// start needs.
+type savedMember struct {
 	Name    string         `json:"name"`
 	Address netip.AddrPort `json:"address"`
 	Server  bool           `json:"server,omitempty"`
 }
 
 // readKnown returns the members that an earlier run knew. A missing or damaged file has none: it only saves time.
-func readKnown(file string) []known {
-	var out []known
+func readKnown(file string) []savedMember {
+	var out []savedMember
 	if _, err := atomicfile.ReadJSON(file, &out); err != nil {
 		return nil
 	}
-	return slices.DeleteFunc(out, func(k known) bool { return checkName(k.Name) != nil || !k.Address.IsValid() })
+	return slices.DeleteFunc(out, func(k savedMember) bool { return checkName(k.Name) != nil || !k.Address.IsValid() })
 }
 
 // writeKnown writes the members, servers first and live ones before the others. It does not write a file with the same
 // content.
 func writeKnown(file string, members []Info) error {
-	out := []known{}
+	out := []savedMember{}
 	for _, live := range []bool{true, false} {
 		for _, m := range members { // servers come first
 			if (m.State == Alive) == live && !m.Self && len(out) < maxKnown && m.Address.IsValid() {
-				out = append(out, known{m.Name, m.Address, m.Role == RoleServer})
+				out = append(out, savedMember{m.Name, m.Address, m.Role == RoleServer})
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b known) int {
+	slices.SortFunc(out, func(a, b savedMember) int {
 		switch {
 		case a.Server != b.Server && a.Server:
 			return -1

@@ -50,14 +50,14 @@ func (l *libraryLog) Write(line []byte) (int, error) {
 	l.logger.Log(context.Background(), slog.LevelDebug, text)
 	for _, a := range advice {
 		if strings.Contains(text, a.line) {
-			l.once(a.words, "detail", text)
+			l.warnOnce(a.words, "detail", text)
 		}
 	}
 	return len(line), nil
 }
 
-// once logs a warning the first time.
-func (l *libraryLog) once(words string, args ...any) {
+// warnOnce logs a warning the first time.
+func (l *libraryLog) warnOnce(words string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.logged == nil {

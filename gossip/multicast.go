@@ -27,8 +27,8 @@ type multicast struct {
 	links func() ([]net.Interface, error)
 }
 
-// over makes packets to an IPv4 group leave by a link. Nothing else on this socket goes to such a group.
-func (n *multicast) over(link net.Interface) error {
+// setInterface makes packets to an IPv4 group leave by a link. Nothing else on this socket goes to such a group.
+func (n *multicast) setInterface(link net.Interface) error {
 	socket, ok := n.packets.(syscall.Conn)
 	if !ok {
 		return errors.New("gossip: no socket that multicast could use")
@@ -46,14 +46,14 @@ func (n *multicast) over(link net.Interface) error {
 
 // send sends a datagram on all links, to each of some ports, by IPv4 and by IPv6. It returns how many were sent.
 func (n *multicast) send(b []byte, ports []uint16) (int, error) {
-	links, err := n.all()
+	links, err := n.multicastLinks()
 	if err != nil {
 		return 0, err
 	}
 	sent := 0
 	var errs []error
 	for _, l := range links {
-		chosen := n.over(l)
+		chosen := n.setInterface(l)
 		for _, port := range ports {
 			for _, to := range []*net.UDPAddr{
 				{IP: group4.AsSlice(), Port: int(port)}, {IP: group6.AsSlice(), Port: int(port), Zone: l.Name},
@@ -76,8 +76,8 @@ func (n *multicast) send(b []byte, ports []uint16) (int, error) {
 	return 0, errors.Join(errs...)
 }
 
-// all returns the links that are up and support multicast.
-func (n *multicast) all() ([]net.Interface, error) {
+// multicastLinks returns the links that are up and support multicast.
+func (n *multicast) multicastLinks() ([]net.Interface, error) {
 	if n.links == nil {
 		return nil, nil
 	}

@@ -41,7 +41,7 @@ const (
 
 // ReportUnreachable reports to some other members that this machine does not reach one.
 func (m *Member) ReportUnreachable(name string) {
-	if m.ended.Load() {
+	if m.runEnded.Load() {
 		return
 	}
 	var others []*memberlist.Node

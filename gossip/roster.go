@@ -74,8 +74,8 @@ func (r *roster) update(name string, f func(*Info)) (before, after Info) {
 	return before, after
 }
 
-// room reports whether a member may join: it is alive already, or fewer than most are.
-func (r *roster) room(name string, most int) bool {
+// mayJoin reports whether a member may join: it is alive already, or fewer than most are.
+func (r *roster) mayJoin(name string, most int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.members[name].State == Alive || name == r.self {

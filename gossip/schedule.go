@@ -18,8 +18,8 @@ func schedule(*memberlist.Memberlist)
 //go:linkname deschedule github.com/hashicorp/memberlist.(*Memberlist).deschedule
 func deschedule(*memberlist.Memberlist)
 
-// rest stops probes and gossip until wake is called.
-func (m *Member) rest() {
+// stopProbes stops probes and gossip until wake is called.
+func (m *Member) stopProbes() {
 	m.resting.Store(m.list)
 	deschedule(m.list)
 	if m.list.NumMembers() > 1 { // another one joined before wake could be called

@@ -125,7 +125,7 @@ func TestSearchAnswersAreRateLimited(t *testing.T) {
 		now = now.Add(time.Second)
 		s.mayAnswer(challenge{1, byte(i), byte(i >> 8)}, sender(i), now)
 	}
-	testenv.False(t, len(s.seen) > seenQuestions, "%d are remembered", len(s.seen))
+	testenv.False(t, len(s.seenChallenges) > seenQuestions, "%d are remembered", len(s.seenChallenges))
 }
 
 // TestReplayingMachineDoesNotBlockOthersAnswers: one machine that repeats what it recorded, as fast as it likes, keeps

@@ -127,7 +127,7 @@ func (t *transport) receive() {
 			case <-t.closed:
 				return
 			}
-		case err != nil && t.ended(err):
+		case err != nil && t.isClosed(err):
 			return
 		}
 	}
@@ -137,7 +137,7 @@ func (t *transport) accept() {
 	for {
 		c, err := t.streams.Accept()
 		if err != nil {
-			if t.ended(err) {
+			if t.isClosed(err) {
 				return
 			}
 			continue
@@ -151,8 +151,8 @@ func (t *transport) accept() {
 	}
 }
 
-// ended reports whether a socket was closed. Other errors concern one packet: an ICMP error for one that was sent.
-func (t *transport) ended(err error) bool {
+// isClosed reports whether a socket was closed. Other errors concern one packet: an ICMP error for one that was sent.
+func (t *transport) isClosed(err error) bool {
 	select {
 	case <-t.closed:
 		return true

@@ -60,9 +60,9 @@ func removeAside(ctx context.Context, folder *os.File) error {
 // remover removes trees below a folder. os.Root.RemoveAll is not used: it enters mounts in a tree, and opens as many
 // files as the tree is deep.
 type remover struct {
-	ctx    context.Context
-	folder int
-	moved  int
+	ctx        context.Context
+	folder     int
+	movedCount int
 }
 
 // remove removes an entry of a directory and everything below it. It only uses names in open directories, so that no
@@ -142,8 +142,8 @@ func (r *remover) empty(dir *os.File, depth int) error {
 // moveUp renames a directory for separate removal.
 func (r *remover) moveUp(dir int, name string) error {
 	for {
-		to := removingPrefix + "deep-" + strconv.Itoa(r.moved)
-		r.moved++
+		to := removingPrefix + "deep-" + strconv.Itoa(r.movedCount)
+		r.movedCount++
 		err := unix.Renameat(dir, name, r.folder, to)
 		switch {
 		case err == nil:

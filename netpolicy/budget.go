@@ -31,8 +31,8 @@ func DefaultLimits() Limits {
 }
 
 func (p *namespaceRules) exceed(format string, args ...any) {
-	if p.over == "" {
-		p.over = fmt.Sprintf(format, args...)
+	if p.exceeded == "" {
+		p.exceeded = fmt.Sprintf(format, args...)
 	}
 }
 
@@ -45,18 +45,18 @@ func (p *namespaceRules) charge(account *int, n, limit int, what string) {
 // spendWork adds to the work before it is done, and returns whether it is within the limit.
 func (p *namespaceRules) spendWork(n int) bool {
 	p.charge(&p.work, n, p.limits.Work, "comparisons")
-	return p.over == ""
+	return p.exceeded == ""
 }
 
 // addedElements returns how many elements the namespace adds to a ruleset: namespaces with the same rules share chains,
 // and those with the same selections share sets.
 func (p *namespaceRules) addedElements(to *Ruleset) (n int) {
-	for name, c := range p.out.Chains {
+	for name, c := range p.ruleset.Chains {
 		if _, there := to.Chains[name]; !there {
 			n += ruleWeight * (len(c.rules) + 1)
 		}
 	}
-	for name, s := range p.out.Sets {
+	for name, s := range p.ruleset.Sets {
 		if _, there := to.Sets[name]; !there {
 			n += len(s.Elems) + 1
 		}
@@ -72,20 +72,20 @@ func admit(namespaces []*namespaceRules, limits Limits, r Result) {
 	})
 	total := 0
 	for _, p := range namespaces {
-		if p.over == "" {
+		if p.exceeded == "" {
 			if total += p.addedElements(r.Ruleset); total > limits.Node {
 				p.exceed("with those of all namespaces more than %d rules and elements", limits.Node)
 				p.close()
 			}
 		}
-		if p.over != "" {
-			r.OverBudget[p.namespace] = p.over
+		if p.exceeded != "" {
+			r.OverBudget[p.namespace] = p.exceeded
 		}
-		for d := range p.out.Pods {
-			maps.Copy(r.Ruleset.Pods[d], p.out.Pods[d])
+		for d := range p.ruleset.Pods {
+			maps.Copy(r.Ruleset.Pods[d], p.ruleset.Pods[d])
 		}
-		maps.Copy(r.Ruleset.Sets, p.out.Sets)
-		maps.Copy(r.Ruleset.Chains, p.out.Chains)
+		maps.Copy(r.Ruleset.Sets, p.ruleset.Sets)
+		maps.Copy(r.Ruleset.Chains, p.ruleset.Chains)
 	}
 	r.Ruleset.closeThoseWithout()
 }

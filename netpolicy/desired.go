@@ -49,13 +49,13 @@ func Desired(s State, limits Limits) Result {
 	var namespaces []*namespaceRules
 	for _, namespace := range slices.Sorted(maps.Keys(local)) {
 		p := &namespaceRules{
-			c: c, dns: s.DNS, namespace: namespace, families: families, limits: limits, out: newRuleset(),
+			c: c, dns: s.DNS, namespace: namespace, families: families, limits: limits, ruleset: newRuleset(),
 			memo: map[string][]Rule{}, members: map[string][]ref{}, unknown: r.Unknown,
 			selects: map[*networkingv1.NetworkPolicy]labels.Selector{}, selections: map[*networkingv1.NetworkPolicyPeer]selected{},
 			blocks: map[*networkingv1.IPBlock][]span{},
 		}
 		p.compute(local[namespace])
-		if refused, ok := s.Refused[namespace]; ok && p.over == "" && refused.Hash == hash(string(p.tableAlone())) {
+		if refused, ok := s.Refused[namespace]; ok && p.exceeded == "" && refused.Hash == hash(string(p.tableAlone())) {
 			p.exceed("the kernel refuses them: %s", refused.Why)
 			p.close()
 		}
@@ -73,8 +73,8 @@ type namespaceRules struct {
 	namespace string
 	families  []int // those of this node's pods
 	limits    Limits
-	out       *Ruleset
-	over      string // why the budget is exceeded
+	ruleset   *Ruleset
+	exceeded  string // why the budget is exceeded
 	rules     int
 	elements  int
 	work      int
@@ -108,24 +108,24 @@ func (p *namespaceRules) compute(sandboxes []Sandbox) {
 			}
 		}
 	}
-	if p.over != "" {
+	if p.exceeded != "" {
 		p.close()
 	}
 }
 
 func (p *namespaceRules) restrict(b Sandbox, d direction, chain string) {
 	for _, ip := range b.IPs {
-		p.out.Pods[d][ip] = chain
+		p.ruleset.Pods[d][ip] = chain
 	}
 }
 
 // close discards all rules of the namespace and closes its restricted pods.
 func (p *namespaceRules) close() {
-	was := p.out
-	p.out = newRuleset()
+	was := p.ruleset
+	p.ruleset = newRuleset()
 	for d := range was.Pods {
 		for ip := range was.Pods[d] {
-			p.out.Pods[d][ip] = closed
+			p.ruleset.Pods[d][ip] = closed
 		}
 	}
 }
@@ -139,7 +139,7 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 			continue
 		}
 		restricted = true
-		if p.over != "" {
+		if p.exceeded != "" {
 			return closed, true
 		}
 		if rules = append(rules, p.policyRules(policy, d, pod)...); len(rules) > 2*p.limits.RulesOfPod {
@@ -163,8 +163,8 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 		words = append(words, r.key())
 	}
 	name := d.String() + "-" + hash(words...)
-	if _, ok := p.out.Chains[name]; !ok {
-		p.out.Chains[name] = Chain{d, rules}
+	if _, ok := p.ruleset.Chains[name]; !ok {
+		p.ruleset.Chains[name] = Chain{d, rules}
 		p.charge(&p.rules, len(rules)+1, p.limits.Rules, "rules")
 	}
 	return name, true
@@ -239,7 +239,7 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 				return nil
 			}
 			// Named ports are looked up in the pod itself.
-			g := groups(r.Ports, func(proto, name string) []string { return named(pod, proto, name) })
+			g := groups(r.Ports, func(proto, name string) []string { return portNumbers(pod, proto, name) })
 			out = append(out, p.cached(policy, d, i, g, func() []Rule {
 				none := len(r.Ports) > 0 && len(g) == 0
 				return p.cross(append(p.peersOf(r.From, none), p.proxyEnds(r.From, none)...), g, len(r.Ports) == 0)
@@ -267,7 +267,7 @@ func (p *namespaceRules) cached(
 		return out
 	}
 	var out []Rule
-	if p.over == "" {
+	if p.exceeded == "" {
 		out = f()
 	}
 	p.memo[k] = out
@@ -369,14 +369,14 @@ func (p *namespaceRules) namedPorts(key string, refs []ref, proto, name string) 
 		return nil
 	}
 	for _, r := range refs {
-		for _, port := range named(r.pod, proto, name) {
+		for _, port := range portNumbers(r.pod, proto, name) {
 			byPort[port] = append(byPort[port], r)
 		}
 	}
 	var out []Rule
 	for port, refs := range byPort {
 		for _, e := range p.podSets(key+"; "+proto+" "+name+"="+port, refs) {
-			out = append(out, Rule{Family: e.family, Peers: e.set, Proto: proto, Ports: port})
+			out = append(out, Rule{Family: e.family, Peers: e.setName, Proto: proto, Ports: port})
 		}
 	}
 	return out
@@ -414,8 +414,8 @@ func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name strin
 
 // peerSet is a set of addresses for the other end of a connection. The zero value means all addresses.
 type peerSet struct {
-	family int
-	set    string
+	family  int
+	setName string
 }
 
 // peersOf returns the ends of a rule. none is set when the rule has ports and none of them exists: then no peer is
@@ -446,10 +446,10 @@ func (p *namespaceRules) cross(ends []peerSet, groups map[string][]portSpan, any
 	var out []Rule
 	for _, e := range ends {
 		if any {
-			out = append(out, Rule{Family: e.family, Peers: e.set})
+			out = append(out, Rule{Family: e.family, Peers: e.setName})
 		}
 		for proto, spans := range groups {
-			out = append(out, Rule{Family: e.family, Peers: e.set, Proto: proto, Ports: p.portSet(spans)})
+			out = append(out, Rule{Family: e.family, Peers: e.setName, Proto: proto, Ports: p.portSet(spans)})
 		}
 	}
 	return out
@@ -459,7 +459,7 @@ func (p *namespaceRules) refs(s selected) []ref {
 	if out, ok := p.members[s.name]; ok {
 		return out
 	}
-	if p.over != "" {
+	if p.exceeded != "" {
 		return nil
 	}
 	out, work := p.c.selected(s.selection, p.limits.Work-p.work)
@@ -535,9 +535,9 @@ func (p *namespaceRules) portSet(spans []portSpan) string {
 
 // insert adds a set with that name, unless it exists.
 func (p *namespaceRules) insert(name string, kind setKind, elems func() map[string]bool) string {
-	if _, ok := p.out.Sets[name]; !ok && p.over == "" {
+	if _, ok := p.ruleset.Sets[name]; !ok && p.exceeded == "" {
 		s := Set{kind, elems()}
-		p.out.Sets[name] = s
+		p.ruleset.Sets[name] = s
 		p.charge(&p.elements, len(s.Elems)+1, p.limits.Elements, "addresses and ports in sets")
 	}
 	return name

@@ -287,7 +287,7 @@ func TestDeletedTableIsRestoredWithoutServer(t *testing.T) {
 	e.stop()
 	e = startWith(t, w.api(), time.Hour, file)
 	thereIs(t, false)
-	testenv.Until(t, patience, "it knows that there is none", func() bool { return e.table.none.Load() })
+	testenv.Until(t, patience, "it knows that there is none", func() bool { return e.table.absent.Load() })
 	e.stop()
 	testenv.ErrorIs(t, testenv.Err(os.Stat(file)), fs.ErrNotExist, "without rules something is kept")
 }

@@ -18,18 +18,18 @@ import (
 type table struct {
 	applied  *Ruleset    // nil when the kernel's table is unknown
 	verified uint32      // the kernel's generation in which the table was last complete
-	none     atomic.Bool // it is known not to exist
+	absent   atomic.Bool // it is known not to exist
 }
 
 var kernelTable = nft.Table{Family: nft.INet, Name: nft.PolicyTable}
 
 // apply makes the table match the ruleset, in one transaction. When that fails the old table stays in effect.
 func (t *table) apply(ctx context.Context, to *Ruleset) error {
-	t.none.Store(false)
+	t.absent.Store(false)
 	if err := t.write(ctx, to); err != nil {
 		return err
 	}
-	t.none.Store(to.empty())
+	t.absent.Store(to.empty())
 	return nil
 }
 

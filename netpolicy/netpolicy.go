@@ -81,7 +81,7 @@ type Enforcer struct {
 	waiters      map[string]*waiter
 	written      bool                 // the table was written in this run; only Run's loop uses it
 	refused      map[string]refusedAt // by namespace; only Run's loop uses it
-	trouble      error                // of the last attempt to write the table
+	writeErr     error                // of the last attempt to write the table
 	loggedBudget string               // the last logged message about budgets
 }
 
@@ -164,8 +164,8 @@ func (e *Enforcer) waitReason(w *waiter) string {
 		return "the node has not learnt the cluster's policies from the API yet"
 	case w.unknown:
 		return "the node has not heard of this pod from the API yet"
-	case e.trouble != nil:
-		return e.trouble.Error()
+	case e.writeErr != nil:
+		return e.writeErr.Error()
 	}
 	return "it takes long to compute them"
 }
@@ -182,7 +182,7 @@ func (e *Enforcer) Release(id string) {
 }
 
 // idle reports whether the table is known not to exist. The caller holds mu.
-func (e *Enforcer) idle() bool { return e.table.none.Load() }
+func (e *Enforcer) idle() bool { return e.table.absent.Load() }
 
 // Run keeps the table up to date until ctx is done. The table stays. Run may be called again when the first call has
 // returned.
@@ -269,7 +269,7 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	e.report(r, err)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.trouble = err
+	e.writeErr = err
 	if err != nil {
 		e.log.Error(err, "NetworkPolicies are out of date on this node; the rules from before stay in force, trying again", "after",
 			retryPause)

@@ -22,11 +22,11 @@ const refusedFor = time.Minute
 // tableAlone returns a table with only the rules of this namespace.
 func (p *namespaceRules) tableAlone() []byte {
 	r := newRuleset()
-	for d := range p.out.Pods {
-		maps.Copy(r.Pods[d], p.out.Pods[d])
+	for d := range p.ruleset.Pods {
+		maps.Copy(r.Pods[d], p.ruleset.Pods[d])
 	}
-	maps.Copy(r.Sets, p.out.Sets)
-	maps.Copy(r.Chains, p.out.Chains)
+	maps.Copy(r.Sets, p.ruleset.Sets)
+	maps.Copy(r.Chains, p.ruleset.Chains)
 	r.closeThoseWithout()
 	return renderReplacement(r)
 }
@@ -62,7 +62,7 @@ func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context
 	}
 	found := false
 	for _, p := range r.namespaces {
-		if p.over != "" {
+		if p.exceeded != "" {
 			continue
 		}
 		text := p.tableAlone()
@@ -77,14 +77,14 @@ func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context
 // refusedAt is a rejection and its time.
 type refusedAt struct {
 	RejectedNamespace
-	at time.Time
+	refusedTime time.Time
 }
 
 // refusals returns the rejections that are not older than refusedFor, by namespace, and deletes the others.
 func (e *Enforcer) refusals() map[string]RejectedNamespace {
 	out := map[string]RejectedNamespace{}
 	for namespace, r := range e.refused {
-		if time.Since(r.at) > refusedFor {
+		if time.Since(r.refusedTime) > refusedFor {
 			delete(e.refused, namespace)
 			continue
 		}

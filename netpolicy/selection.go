@@ -161,8 +161,8 @@ func numbers(p networkingv1.NetworkPolicyPort) (portSpan, bool) {
 	return portSpan{uint16(first), uint16(last)}, true
 }
 
-// named returns the numbers of a pod's ports with that name, each once.
-func named(p *corev1.Pod, proto, name string) []string {
+// portNumbers returns the numbers of a pod's ports with that name, each once.
+func portNumbers(p *corev1.Pod, proto, name string) []string {
 	var out []string
 	for _, all := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for _, c := range all {

@@ -20,12 +20,12 @@ import (
 // watch holds the API's objects. Pods and namespaces are watched once there is a policy: a cluster without policies
 // needs only one watch of a few bytes.
 type watch struct {
-	node      string
-	informers netinformers.PolicyInformers
-	policies  cache.SharedIndexInformer
-	nodes     corelisters.NodeLister
-	synced    []cache.InformerSynced // of the handlers
-	needed    chan struct{}          // closed at the first policy
+	node        string
+	informers   netinformers.PolicyInformers
+	policies    cache.SharedIndexInformer
+	nodes       corelisters.NodeLister
+	synced      []cache.InformerSynced // of the handlers
+	firstPolicy chan struct{}          // closed at the first policy
 }
 
 // follow calls changed at every event that may change rules.
@@ -35,12 +35,13 @@ func follow(i *netinformers.Informers, changed func()) (*watch, error) {
 		return nil, err
 	}
 	w := &watch{
-		node: i.NodeName(), informers: p, policies: p.NetworkPolicies.Informer(), nodes: i.Nodes().Lister(), needed: make(chan struct{}),
+		node: i.NodeName(), informers: p, policies: p.NetworkPolicies.Informer(), nodes: i.Nodes().Lister(),
+		firstPolicy: make(chan struct{}),
 	}
 	var first sync.Once
 	w.synced, err = netinformers.Follow(func(now any) {
 		if _, ok := now.(*networkingv1.NetworkPolicy); ok {
-			first.Do(func() { close(w.needed) })
+			first.Do(func() { close(w.firstPolicy) })
 		}
 		changed()
 	}, []netinformers.Source{
@@ -87,7 +88,7 @@ func (w *watch) run(ctx context.Context, changed func()) {
 	select {
 	case <-ctx.Done():
 		return
-	case <-w.needed:
+	case <-w.firstPolicy:
 	}
 	w.informers.WatchPeers()
 	if cache.WaitForCacheSync(ctx.Done(), w.synced...) {

@@ -36,7 +36,7 @@ type Node struct {
 	Until func(period time.Duration) time.Duration
 
 	// pingEvery and silence replace PingEvery and writeTimeout in tests, which wait for less.
-	pingEvery, silence time.Duration
+	pingEvery, writeTimeout time.Duration
 }
 
 // Serve serves a connection to a server until ctx is done or the connection ends. It returns when all of its streams
@@ -46,7 +46,7 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 		n.Dial = (&net.Dialer{Timeout: openTimeout}).DialContext
 	}
 	o := config(maxStreams)
-	o.ConnectionWriteTimeout = cmp.Or(n.silence, writeTimeout)
+	o.ConnectionWriteTimeout = cmp.Or(n.writeTimeout, writeTimeout)
 	s, err := yamux.Server(c, o)
 	if err != nil {
 		return errors.Join(err, c.Close())

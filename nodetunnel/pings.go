@@ -23,11 +23,11 @@ var errPings = errors.New("too many pings: the peer is no node of this cluster's
 // pingLimit counts the pings that a peer sends. yamux starts a goroutine for each, which waits until the reply is
 // written: a peer that sends many and reads nothing would use up all memory.
 type pingLimit struct {
-	head  [frameHead]byte
-	have  int    // received bytes of the header
-	body  uint32 // bytes of the frame's data that were not received yet
-	since time.Time
-	count int
+	head        [frameHead]byte
+	have        int    // received bytes of the header
+	body        uint32 // bytes of the frame's data that were not received yet
+	windowStart time.Time
+	count       int
 }
 
 // allow processes the next bytes and returns whether the peer keeps to the limit. It must be called from one goroutine.
@@ -49,8 +49,8 @@ func (p *pingLimit) allow(b []byte, now time.Time) bool {
 		case typeData:
 			p.body = binary.BigEndian.Uint32(p.head[8:])
 		case typePing:
-			if now.Sub(p.since) > time.Second {
-				p.since, p.count = now, 0
+			if now.Sub(p.windowStart) > time.Second {
+				p.windowStart, p.count = now, 0
 			}
 			if p.count++; p.count > mostPings {
 				return false

@@ -46,7 +46,7 @@ func NewSession(c net.Conn) (*Session, error) {
 }
 
 // LastContact returns when the last bytes were received from the node.
-func (s *Session) LastContact() time.Time { return *s.conn.at.Load() }
+func (s *Session) LastContact() time.Time { return *s.conn.lastContact.Load() }
 
 var errNodeOpened = errors.New("the node opened a stream; only servers do")
 

@@ -63,8 +63,8 @@ func config(backlog int) *yamux.Config {
 // contactConn records when bytes were received. Read fails when the peer sends too many pings.
 type contactConn struct {
 	net.Conn
-	at    atomic.Pointer[time.Time]
-	pings pingLimit
+	lastContact atomic.Pointer[time.Time]
+	pings       pingLimit
 }
 
 func newContactConn(c net.Conn) *contactConn {
@@ -75,7 +75,7 @@ func newContactConn(c net.Conn) *contactConn {
 
 func (c *contactConn) hear() {
 	now := time.Now()
-	c.at.Store(&now)
+	c.lastContact.Store(&now)
 }
 
 func (c *contactConn) Read(b []byte) (int, error) {

@@ -136,9 +136,9 @@ func TestUnresponsiveServerIsLeft(t *testing.T) {
 	a, b := net.Pipe()
 	defer b.Close()
 	go func() { _, _ = io.Copy(io.Discard, b) }()
-	n.silence = 50 * time.Millisecond
+	n.writeTimeout = 50 * time.Millisecond
 	began := time.Now()
-	if err := n.Serve(t.Context(), a); err == nil || time.Since(began) < n.silence {
+	if err := n.Serve(t.Context(), a); err == nil || time.Since(began) < n.writeTimeout {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 }

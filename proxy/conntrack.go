@@ -14,9 +14,9 @@ import (
 // limit is a limit of the kernel's connection tracking on which Services rely. Each is changed in one direction only:
 // an administrator who set a higher one, or a lower one, had a reason.
 type limit struct {
-	file  string // below the root
-	value int
-	most  bool // value is a maximum, otherwise a minimum
+	file      string // below the root
+	value     int
+	isMaximum bool // value is a maximum, otherwise a minimum
 }
 
 // conntrackLimits returns kube-proxy's defaults for a machine with that many cores.
@@ -50,7 +50,7 @@ func limitConntrack(root string, limits []limit) error {
 			continue
 		}
 		have, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil || l.most && have <= l.value || !l.most && have >= l.value {
+		if err != nil || l.isMaximum && have <= l.value || !l.isMaximum && have >= l.value {
 			continue
 		}
 		if err := os.WriteFile(path, []byte(strconv.Itoa(l.value)), 0); err != nil {

@@ -30,20 +30,20 @@ func (p Node) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.A
 	filter := reachabilityFilter{unreachableNodes: p.Unreachable}
 	groups := map[discoveryv1.AddressType][]*slicePair{}
 	for _, s := range all {
-		groups[s.AddressType] = append(groups[s.AddressType], &slicePair{is: s})
+		groups[s.AddressType] = append(groups[s.AddressType], &slicePair{received: s})
 	}
 	var out []netip.AddrPort
 	for _, g := range groups {
 		reached := filter.reached(g)
 		var candidates []upstream.Endpoint
 		for _, s := range g {
-			candidates = append(candidates, p.candidates(filter.rewrite(s.is, reached), port)...)
+			candidates = append(candidates, p.candidates(filter.rewrite(s.received, reached), port)...)
 		}
 		chosen, _, _, _ := upstream.CategorizeEndpoints(candidates, anyPolicy{}, p.Name,
 			map[string]string{corev1.LabelTopologyZone: p.Zone})
 		for _, e := range chosen {
 			if c, ok := e.(choosable); ok {
-				out = append(out, c.at)
+				out = append(out, c.address)
 			}
 		}
 	}
@@ -75,13 +75,13 @@ func (p Node) candidates(s *discoveryv1.EndpointSlice, port string) []upstream.E
 // choosable adapts an endpoint to upstream's functions that choose endpoints.
 type choosable struct {
 	*discoveryv1.Endpoint
-	at    netip.AddrPort
-	local bool
+	address netip.AddrPort
+	local   bool
 }
 
-func (c choosable) String() string      { return c.at.String() }
-func (c choosable) IP() string          { return c.at.Addr().String() }
-func (c choosable) Port() int           { return int(c.at.Port()) }
+func (c choosable) String() string      { return c.address.String() }
+func (c choosable) IP() string          { return c.address.Addr().String() }
+func (c choosable) Port() int           { return int(c.address.Port()) }
 func (c choosable) IsLocal() bool       { return c.local }
 func (c choosable) IsReady() bool       { return ptr.Deref(c.Conditions.Ready, true) }
 func (c choosable) IsServing() bool     { return ptr.Deref(c.Conditions.Serving, true) }

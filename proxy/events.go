@@ -80,7 +80,7 @@ func (e events) OnServiceSynced() {
 
 func (e events) OnEndpointSliceAdd(s *discoveryv1.EndpointSlice) {
 	e.p.serverAddresses(s, false)
-	e.p.reachable.put(s)
+	e.p.reachable.handleSlice(s)
 	e.p.trigger()
 }
 
@@ -164,7 +164,7 @@ func (e events) OnServiceCIDRsChanged(cidrs []string) {
 // early.
 func (e events) wantFullSync() {
 	e.p.mu.Lock()
-	e.p.full = true
+	e.p.fullSync = true
 	e.p.mu.Unlock()
 	e.p.trigger()
 }

@@ -38,7 +38,7 @@ type externals struct {
 	reserved Reserved
 
 	mu             sync.Mutex
-	own            []netip.Addr            // this node's, as configured
+	nodeAddresses  []netip.Addr            // this node's, as configured
 	nodes          map[string][]netip.Addr // by name
 	tunnelAt       map[string][]netip.Addr // by name: where packets for its pods arrive, if a node annotates other addresses
 	servers        map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is only a server has no Node
@@ -60,7 +60,7 @@ type filtered struct {
 	received *corev1.Service
 	excluded excluded
 	went     *corev1.Service
-	said     string
+	loggedAs string
 }
 
 // notifier informs the back end of a change of one Service. was or is may be nil.
@@ -70,16 +70,16 @@ func newExternals(o Options, log klog.Logger) *externals {
 	x := &externals{log: log, reserved: o.Reserved, nodes: map[string][]netip.Addr{}, tunnelAt: map[string][]netip.Addr{},
 		servers: map[string][]netip.Addr{}, filtered: map[types.NamespacedName]filtered{},
 		requestedPorts: requestedPorts{}, tunnels: map[string]int{}, senders: map[int]int{}}
-	x.own = o.NodeIPs
+	x.nodeAddresses = o.NodeIPs
 	x.pods = o.ClusterCIDRs
 	x.networks = slices.Concat(o.ClusterCIDRs, o.ServiceCIDRs)
 	x.readHost = func() (hostNetwork, error) { return readHostNetwork(o.ResolvConf) }
 	return x
 }
 
-// pass handles a Service that was added (old is nil), changed or deleted (svc is nil). It calls notify for each
-// resulting change before it returns, so that the back end gets changes in the order of events.
-func (x *externals) pass(old, svc *corev1.Service, notify notifier) {
+// handleService handles a Service that was added (old is nil), changed or deleted (svc is nil). It calls notify for
+// each resulting change before it returns, so that the back end gets changes in the order of events.
+func (x *externals) handleService(old, svc *corev1.Service, notify notifier) {
 	named := svc
 	if named == nil {
 		named = old
@@ -144,13 +144,13 @@ func (x *externals) filter(key types.NamespacedName, svc *corev1.Service, notify
 			now.excluded.nodePorts = append(now.excluded.nodePorts, i)
 		}
 	}
-	if now.said = strings.Join(problems, "; "); now.said != "" && now.said != before.said {
+	if now.loggedAs = strings.Join(problems, "; "); now.loggedAs != "" && now.loggedAs != before.loggedAs {
 		x.log.Info("A Service asks for what it may not have, and is served without that: change its spec", "service", klog.KObj(svc),
-			"problem", now.said)
+			"problem", now.loggedAs)
 	}
 	same := before.received == svc && before.excluded.equal(now.excluded)
 	if now.went = before.went; !same {
-		now.went = now.excluded.from(svc)
+		now.went = now.excluded.removeFrom(svc)
 	}
 	if x.filtered[key] = now; !same {
 		notify(before.went, now.went)
@@ -164,8 +164,9 @@ func (t excluded) equal(u excluded) bool {
 	return slices.Equal(t.external, u.external) && slices.Equal(t.ingress, u.ingress) && slices.Equal(t.nodePorts, u.nodePorts)
 }
 
-// from returns the Service without the excluded items. It shares the rest with svc, which may have thousands of ports.
-func (t excluded) from(svc *corev1.Service) *corev1.Service {
+// removeFrom returns the Service without the excluded items. It shares the rest with svc, which may have thousands of
+// ports.
+func (t excluded) removeFrom(svc *corev1.Service) *corev1.Service {
 	if t.equal(excluded{}) {
 		return svc
 	}
@@ -291,7 +292,9 @@ func (x *externals) clusterReason(a netip.Addr) string {
 }
 
 // services forwards a change of a Service to the back end.
-func (p *Proxy) services(old, svc *corev1.Service) { p.o.externals.pass(old, svc, p.notifyBackend) }
+func (p *Proxy) services(old, svc *corev1.Service) {
+	p.o.externals.handleService(old, svc, p.notifyBackend)
+}
 
 // change calls f. If f changes what Services are filtered by, it filters them again and triggers a sync.
 func (p *Proxy) change(f func() (changed bool)) {

@@ -82,7 +82,7 @@ func (x *externals) protected() []netip.Addr {
 // isMachine reports whether an address is a node's or a server's.
 func (x *externals) isMachine(a netip.Addr) bool {
 	a = a.Unmap()
-	if slices.Contains(x.own, a) {
+	if slices.Contains(x.nodeAddresses, a) {
 		return true
 	}
 	for _, machines := range []map[string][]netip.Addr{x.nodes, x.servers} {

@@ -94,26 +94,26 @@ type Health struct {
 
 // Proxy is the front. Make one with New.
 type Proxy struct {
-	o         Options
-	log       klog.Logger
-	backend   backend
-	why       string
-	reachable *reachabilityFilter          // EndpointSlices reach the back end through it
-	guard     time.Duration                // guardPeriod, except in tests
-	root      string                       // of the files with the kernel's limits; empty in tests of the front alone
-	sources   []func(stop <-chan struct{}) // each runs until stop, and signals when its first list is complete
-	wake      timers.Signal
+	o             Options
+	log           klog.Logger
+	backend       backend
+	backendReason string
+	reachable     *reachabilityFilter          // EndpointSlices reach the back end through it
+	guard         time.Duration                // guardPeriod, except in tests
+	root          string                       // of the files with the kernel's limits; empty in tests of the front alone
+	sources       []func(stop <-chan struct{}) // each runs until stop, and signals when its first list is complete
+	wake          timers.Signal
 
 	nodesSynced func() bool // the addresses that no Service may have are known
 
 	mu             sync.Mutex
 	servicesSynced bool
 	slicesSynced   bool
-	full           bool      // the next sync rewrites everything
+	fullSync       bool      // the next sync rewrites everything
 	rewritten      time.Time // when the last sync began that rewrote everything, zero when none has
 	zone           string
 	serviceCIDRs   []string
-	last           Health
+	lastHealth     Health
 }
 
 // New chooses a back end, logs which one and why, and connects it to the informers. It changes nothing in the kernel
@@ -142,8 +142,10 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 }
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
-	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/",
-		wake: timers.NewSignal()}
+	p := &Proxy{
+		backendReason: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/",
+		wake: timers.NewSignal(),
+	}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -158,11 +160,11 @@ func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, er
 func (p *Proxy) Health() Health {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.last
+	return p.lastHealth
 }
 
 // Backend returns the name of the back end, and why it was chosen.
-func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.why }
+func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.backendReason }
 
 // Run keeps the kernel up to date with the API until ctx is done. The kernel's state stays. Run may be called again
 // when the first call has returned.
@@ -217,7 +219,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		if p.Health().Err != nil {
 			next.Reset(retryPause)
 		} else {
-			next.Reset(p.rest())
+			next.Reset(p.idleWait())
 		}
 		if !timers.Sleep(ctx, pause) {
 			return nil
@@ -225,8 +227,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 }
 
-// rest returns how long the loop may wait while nothing changes.
-func (p *Proxy) rest() time.Duration {
+// idleWait returns how long the loop may wait while nothing changes.
+func (p *Proxy) idleWait() time.Duration {
 	if d, ok := p.backend.(drainer); ok && d.HasDraining() {
 		return drainPeriod
 	}
@@ -247,8 +249,8 @@ func (p *Proxy) complete() bool {
 func (p *Proxy) sync() time.Duration {
 	start := time.Now()
 	p.mu.Lock()
-	first, full := !p.last.Synced, p.full || !p.rewritten.IsZero() && start.Sub(p.rewritten) >= fullSyncPeriod
-	p.full = false
+	first, full := !p.lastHealth.Synced, p.fullSync || !p.rewritten.IsZero() && start.Sub(p.rewritten) >= fullSyncPeriod
+	p.fullSync = false
 	p.mu.Unlock()
 	if p.o.externals.judgesByHost() {
 		p.refreshHost()
@@ -257,12 +259,12 @@ func (p *Proxy) sync() time.Duration {
 	took := time.Since(start)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.o.Report != nil && fmt.Sprint(err) != fmt.Sprint(p.last.Err) {
+	if p.o.Report != nil && fmt.Sprint(err) != fmt.Sprint(p.lastHealth.Err) {
 		p.o.Report(err)
 	}
-	p.last.Err = err
+	p.lastHealth.Err = err
 	if err != nil {
-		p.full = p.full || full
+		p.fullSync = p.fullSync || full
 		p.log.Error(err, "Services may be out of date, trying again", "after", retryPause)
 	} else {
 		if first {
@@ -273,7 +275,7 @@ func (p *Proxy) sync() time.Duration {
 		if first || full { // back ends have no state before their first sync
 			p.rewritten = start
 		}
-		p.last = Health{Synced: true, LastDuration: took}
+		p.lastHealth = Health{Synced: true, LastDuration: took}
 	}
 	if first {
 		return minPause // the first sync makes the tables, which takes long; changes meanwhile must not wait as long again
@@ -323,7 +325,7 @@ func (p *Proxy) intact() bool {
 		p.backend.name())
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.full = true
+	p.fullSync = true
 	return false
 }
 

@@ -26,8 +26,8 @@ const staleAge = time.Second
 // front's syncs may be 50 ms apart. So without the recorded times upstream would delete no chain while Services change,
 // and would empty all of them in each sync.
 type staleChains struct {
-	upstream *map[string]time.Time
-	since    map[string]time.Time
+	upstream  *map[string]time.Time
+	firstSeen map[string]time.Time
 }
 
 // trackStaleChains records a proxier's stale chains for the back end. Where the field is not found, chains are deleted
@@ -46,9 +46,9 @@ func (b *nftables) trackStaleChains(ctx context.Context, p *upstreamnft.Proxier)
 // began, and still exists, could not be deleted: it keeps its new time.
 func (s *staleChains) synced(start time.Time) {
 	for chain := range *s.upstream {
-		if since, known := s.since[chain]; known && !since.Before(start.Add(-staleAge)) {
+		if since, known := s.firstSeen[chain]; known && !since.Before(start.Add(-staleAge)) {
 			(*s.upstream)[chain] = since
 		}
 	}
-	s.since = maps.Clone(*s.upstream)
+	s.firstSeen = maps.Clone(*s.upstream)
 }

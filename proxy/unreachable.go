@@ -27,7 +27,7 @@ type Unreachable interface {
 //
 // While all nodes are reached it passes on the objects themselves.
 type reachabilityFilter struct {
-	to backend
+	next backend
 
 	mu               sync.Mutex // held during calls of the back end, so that it receives a slice's states in order
 	unreachableNodes map[string]bool
@@ -41,10 +41,10 @@ type group struct {
 }
 
 // slicePair is an EndpointSlice as received, and as passed to the back end.
-type slicePair struct{ is, handed *discoveryv1.EndpointSlice }
+type slicePair struct{ received, handed *discoveryv1.EndpointSlice }
 
 func newReachabilityFilter(to backend) *reachabilityFilter {
-	return &reachabilityFilter{to: to, groups: map[group][]*slicePair{}}
+	return &reachabilityFilter{next: to, groups: map[group][]*slicePair{}}
 }
 
 func groupOf(s *discoveryv1.EndpointSlice) group {
@@ -52,18 +52,18 @@ func groupOf(s *discoveryv1.EndpointSlice) group {
 }
 
 func find(in []*slicePair, s *discoveryv1.EndpointSlice) int {
-	return slices.IndexFunc(in, func(other *slicePair) bool { return other.is.Name == s.Name })
+	return slices.IndexFunc(in, func(other *slicePair) bool { return other.received.Name == s.Name })
 }
 
-// put handles a slice that was added or changed.
-func (f *reachabilityFilter) put(s *discoveryv1.EndpointSlice) {
+// handleSlice handles a slice that was added or changed.
+func (f *reachabilityFilter) handleSlice(s *discoveryv1.EndpointSlice) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	g := groupOf(s)
 	if i := find(f.groups[g], s); i >= 0 {
-		f.groups[g][i].is = s
+		f.groups[g][i].received = s
 	} else {
-		f.groups[g] = append(f.groups[g], &slicePair{is: s})
+		f.groups[g] = append(f.groups[g], &slicePair{received: s})
 	}
 	f.sync(f.groups[g])
 }
@@ -73,7 +73,7 @@ func (f *reachabilityFilter) update(old, s *discoveryv1.EndpointSlice) {
 	if groupOf(old) != groupOf(s) {
 		f.remove(old)
 	}
-	f.put(s)
+	f.handleSlice(s)
 }
 
 func (f *reachabilityFilter) remove(s *discoveryv1.EndpointSlice) {
@@ -99,11 +99,11 @@ func (f *reachabilityFilter) notify(was, is *discoveryv1.EndpointSlice) {
 	switch {
 	case was == nil && is == nil:
 	case was == nil:
-		f.to.OnEndpointSliceAdd(is)
+		f.next.OnEndpointSliceAdd(is)
 	case is == nil:
-		f.to.OnEndpointSliceDelete(was)
+		f.next.OnEndpointSliceDelete(was)
 	default:
-		f.to.OnEndpointSliceUpdate(was, is)
+		f.next.OnEndpointSliceUpdate(was, is)
 	}
 }
 
@@ -122,8 +122,8 @@ func (f *reachabilityFilter) setUnreachable(down map[string]bool) (changed bool)
 func (f *reachabilityFilter) sync(g []*slicePair) (changed bool) {
 	reached := f.reached(g)
 	for _, s := range g {
-		now := f.rewrite(s.is, reached)
-		if s.handed != nil && (s.handed == now || now != s.is && reflect.DeepEqual(s.handed, now)) {
+		now := f.rewrite(s.received, reached)
+		if s.handed != nil && (s.handed == now || now != s.received && reflect.DeepEqual(s.handed, now)) {
 			continue
 		}
 		f.notify(s.handed, now)
@@ -135,15 +135,15 @@ func (f *reachabilityFilter) sync(g []*slicePair) (changed bool) {
 // reached returns the ports, by name, for which a group has a usable endpoint on a reached node. It returns nil when
 // all of the group's nodes are reached.
 func (f *reachabilityFilter) reached(g []*slicePair) map[string]bool {
-	if !slices.ContainsFunc(g, func(s *slicePair) bool { return slices.ContainsFunc(s.is.Endpoints, f.unreachable) }) {
+	if !slices.ContainsFunc(g, func(s *slicePair) bool { return slices.ContainsFunc(s.received.Endpoints, f.unreachable) }) {
 		return nil
 	}
 	out := map[string]bool{}
 	for _, s := range g {
-		if !slices.ContainsFunc(s.is.Endpoints, func(e discoveryv1.Endpoint) bool { return usable(e) && !f.unreachable(e) }) {
+		if !slices.ContainsFunc(s.received.Endpoints, func(e discoveryv1.Endpoint) bool { return usable(e) && !f.unreachable(e) }) {
 			continue
 		}
-		for _, p := range s.is.Ports {
+		for _, p := range s.received.Ports {
 			out[ptr.Deref(p.Name, "")] = true
 		}
 	}

@@ -134,7 +134,7 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 			m := newMirror(t)
 			d := newReachabilityFilter(m)
 			for _, s := range c.slices {
-				d.put(s)
+				d.handleSlice(s)
 			}
 			whole, before := m.used(), reflect.ValueOf(m.slices["a"]).Pointer()
 			d.setUnreachable(set(strings.Fields(c.down)...))
@@ -182,7 +182,7 @@ func TestUnreachableEndpointsInAnyOrder(t *testing.T) {
 			if old != nil {
 				d.update(old, s)
 			} else {
-				d.put(s)
+				d.handleSlice(s)
 			}
 			known[name] = s
 		}
@@ -190,7 +190,7 @@ func TestUnreachableEndpointsInAnyOrder(t *testing.T) {
 		from := newReachabilityFilter(fresh)
 		from.setUnreachable(down)
 		for _, s := range known {
-			from.put(s)
+			from.handleSlice(s)
 		}
 		if !reflect.DeepEqual(fresh.slices, m.slices) {
 			t.Fatalf("the back end knows\n%v\nwant\n%v", m.used(), fresh.used())

@@ -41,12 +41,12 @@ func TestLeasesExpire(t *testing.T) {
 	mustPut(ctx, t, c.Client, "/long", "x", clientv3.WithLease(long.ID))
 	watch := c.Watch(ctx, "/short")
 	clock.Step(9 * time.Second)
-	if expired, _ := s.lessor.due(); len(expired) != 0 {
+	if expired, _ := s.lessor.expiredLeases(); len(expired) != 0 {
 		t.Fatalf("expired early: %v", expired)
 	}
 	testenv.Must(c.KeepAliveOnce(ctx, short.ID))(t)
 	clock.Step(9 * time.Second)
-	if expired, _ := s.lessor.due(); len(expired) != 0 {
+	if expired, _ := s.lessor.expiredLeases(); len(expired) != 0 {
 		t.Fatalf("expired although renewed: %v", expired)
 	}
 	until(ctx, t, "expired", func() bool {

@@ -51,7 +51,7 @@ func TestJoiningIsRemembered(t *testing.T) {
 		if servers := s.replica.raft.GetConfiguration().Configuration().Servers; len(servers) > 0 {
 			t.Errorf("it began a cluster: %v", servers)
 		}
-		if known := peersOf(s).membership.known(); i < 2 && !slices.Equal(known, []string{closed.Address}) {
+		if known := peersOf(s).membership.knownAddresses(); i < 2 && !slices.Equal(known, []string{closed.Address}) {
 			t.Errorf("it knows of %v", known)
 		}
 		testenv.NoError(t, s.Close(ctx))

@@ -77,22 +77,22 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 	return nil, status.Errorf(codes.Unimplemented, "raftstore: this version has no call %q", method)
 }
 
-// A served function answers the calls of one method. It belongs to a part of the store that is not in clustered.
-type served func(ctx context.Context, body []byte) ([]byte, error)
+// A callHandler answers the calls of one method. It belongs to a part of the store that is not in clustered.
+type callHandler func(ctx context.Context, body []byte) ([]byte, error)
 
 // callsOf returns the calls that c, l and f answer, by name.
-func callsOf(c *Cluster, l *leases, f *forwarder) map[string]served {
-	return map[string]served{
+func callsOf(c *Cluster, l *leases, f *forwarder) map[string]callHandler {
+	return map[string]callHandler{
 		callDelete:  f.serveDelete,
-		callRenew:   servedBy(l.renewHere),
-		callLease:   servedBy(l.leaseHere),
-		callLeases:  servedBy(l.leasesHere),
-		callRemove:  servedBy(c.serveRemove),
-		callPromote: servedBy(c.servePromote),
+		callRenew:   handlerOf(l.renewHere),
+		callLease:   handlerOf(l.leaseHere),
+		callLeases:  handlerOf(l.leasesHere),
+		callRemove:  handlerOf(c.serveRemove),
+		callPromote: handlerOf(c.servePromote),
 	}
 }
 
-func servedBy[Q, A any](fn func(context.Context, Q) (A, error)) served {
+func handlerOf[Q, A any](fn func(context.Context, Q) (A, error)) callHandler {
 	return func(ctx context.Context, body []byte) ([]byte, error) { return serveJSON(ctx, body, fn) }
 }
 
@@ -202,6 +202,6 @@ func atLeader[A, Q any](
 		if err == nil || !to.worthRetry(ctx, err) {
 			return answer, proposeErrorOrNil(ctx, err)
 		}
-		pause(ctx, moved)
+		pauseRetry(ctx, moved)
 	}
 }

@@ -24,12 +24,12 @@ const (
 
 // clockOff is how far this server's clock is ahead of those of a majority, while that is more than
 // Options.ClockTolerance.
-type clockOff struct{ by atomic.Pointer[time.Duration] }
+type clockOff struct{ offset atomic.Pointer[time.Duration] }
 
-func (c *clockOff) is() bool { return c.by.Load() != nil }
+func (c *clockOff) isOff() bool { return c.offset.Load() != nil }
 
 func (c *clockOff) get() (by time.Duration, off bool) {
-	if by := c.by.Load(); by != nil {
+	if by := c.offset.Load(); by != nil {
 		return *by, true
 	}
 	return 0, false
@@ -64,20 +64,20 @@ func (j *clockJudge) judge() {
 		if j.ctx.Err() != nil {
 			return
 		}
-		j.set(by, off)
+		j.setOffset(by, off)
 		if !off || !timers.Sleep(j.ctx, judgeAgainAfter) {
 			return
 		}
 	}
 }
 
-// set notes the outcome. A leader's loops stop before the steward transfers the leadership.
-func (j *clockJudge) set(by time.Duration, off bool) {
-	was := j.clockOff.is()
+// setOffset notes the outcome. A leader's loops stop before the steward transfers the leadership.
+func (j *clockJudge) setOffset(by time.Duration, off bool) {
+	was := j.clockOff.isOff()
 	if off {
-		j.clockOff.by.Store(&by)
+		j.clockOff.offset.Store(&by)
 	} else {
-		j.clockOff.by.Store(nil)
+		j.clockOff.offset.Store(nil)
 	}
 	j.leadership.withhold(off)
 	switch {

@@ -27,8 +27,8 @@ type peers struct {
 type clustered struct {
 	peers      *peers
 	leadership *leadership
-	logs       raft.LogStore     // the log as raft has it
-	calls      map[string]served // the calls that are answered by parts outside of clustered
+	logs       raft.LogStore          // the log as raft has it
+	calls      map[string]callHandler // the calls that are answered by parts outside of clustered
 	forwarder  *forwarder
 	reads      *reads
 	elections  *elections

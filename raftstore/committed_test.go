@@ -18,7 +18,7 @@ func TestCommittedByTheNextLeader(t *testing.T) {
 	if term, index, ok := committed(s.leadership, s.replica); !ok || term != lead.Term || index != s.replica.fsm.view().Applied() {
 		t.Fatalf("as leader: term %d, entry %d, %v", term, index, ok)
 	}
-	s.leadership.set(Leadership{Leader: true, Term: lead.Term - 1}) // not noticed yet
+	s.leadership.setLeadership(Leadership{Leader: true, Term: lead.Term - 1}) // not noticed yet
 	if term, index, ok := committed(s.leadership, s.replica); ok {
 		t.Fatalf("of another's: term %d, entry %d", term, index)
 	}

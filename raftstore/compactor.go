@@ -49,9 +49,9 @@ type compactor struct {
 	// setMark writes compactKey and returns the revision of that write.
 	setMark func(ctx context.Context, value string) (rev int64, err error)
 
-	mark int64         // the newest mark's revision; 0 if there is none
-	wake timers.Signal // sent when there is too much history
-	seen struct {      // kept on every server
+	mark      int64         // the newest mark's revision; 0 if there is none
+	wake      timers.Signal // sent when there is too much history
+	foundMark struct {      // kept on every server
 		sync.Mutex
 		mark    int64
 		at      time.Time // when this server first found that mark
@@ -59,8 +59,8 @@ type compactor struct {
 	}
 	// futile is the amount of history, in bytes, up to which a compaction by size frees nothing. It is 0 if a
 	// compaction would free something.
-	futile atomic.Int64
-	last   int64 // bytes of history in the last view; only published uses it
+	futile      atomic.Int64
+	lastHistory int64 // bytes of history in the last view; only published uses it
 }
 
 // leastByQuota is the fraction of the quota that history may always use. Without it, each write to a store whose keys
@@ -90,10 +90,10 @@ func (c *compactor) published(view *mvcc.View) {
 	stats := view.Stats()
 	now := stats.HistoryBytes()
 	futile := now + c.bytes/4
-	if now < c.last {
+	if now < c.lastHistory {
 		futile = 0
 	}
-	c.last = now
+	c.lastHistory = now
 	if futile < c.futile.Load() {
 		c.futile.Store(futile)
 	}
@@ -108,7 +108,7 @@ func (c *compactor) published(view *mvcc.View) {
 // A compaction fails when this server has lost the leadership or its disk is full. Other parts report both, and the
 // next round tries again.
 func (c *compactor) run(ctx context.Context) {
-	timer := c.clock.NewTimer(c.begin())
+	timer := c.clock.NewTimer(c.adoptMark())
 	defer timer.Stop()
 	for {
 		_ = c.bySize(ctx)
@@ -123,32 +123,32 @@ func (c *compactor) run(ctx context.Context) {
 	}
 }
 
-// begin takes over the newest mark, and returns the rest of that mark's interval. It returns a tenth of an interval at
-// least, since a new leader has other work first. A tenth is also the first wait where there is no mark, for nothing is
-// compacted to a first mark before another interval has passed.
-func (c *compactor) begin() time.Duration {
+// adoptMark takes over the newest mark, and returns the rest of that mark's interval. It returns a tenth of an interval
+// at least, since a new leader has other work first. A tenth is also the first wait where there is no mark, for nothing
+// is compacted to a first mark before another interval has passed.
+func (c *compactor) adoptMark() time.Duration {
 	c.findMark(c.view(), 0)
-	c.seen.Lock()
-	defer c.seen.Unlock()
-	c.mark = c.seen.mark
+	c.foundMark.Lock()
+	defer c.foundMark.Unlock()
+	c.mark = c.foundMark.mark
 	left := c.age / 10
 	if c.mark > 0 {
-		left = max(left, c.age-c.clock.Since(c.seen.at))
+		left = max(left, c.age-c.clock.Since(c.foundMark.at))
 	}
 	return left
 }
 
 // findMark remembers a view's mark. It does nothing if it was called less than a pause ago.
 func (c *compactor) findMark(view *mvcc.View, pause time.Duration) {
-	c.seen.Lock()
-	defer c.seen.Unlock()
+	c.foundMark.Lock()
+	defer c.foundMark.Unlock()
 	now := c.clock.Now()
-	if now.Sub(c.seen.checked) < pause {
+	if now.Sub(c.foundMark.checked) < pause {
 		return
 	}
-	c.seen.checked = now
-	if mark := markOf(view); mark != c.seen.mark {
-		c.seen.mark, c.seen.at = mark, now
+	c.foundMark.checked = now
+	if mark := markOf(view); mark != c.foundMark.mark {
+		c.foundMark.mark, c.foundMark.at = mark, now
 	}
 }
 
@@ -232,7 +232,7 @@ func leaving(view *mvcc.View, bytes int64) int64 {
 
 // compactTo compacts for the compactor. A revision that is already compacted is no error.
 func (w *writer) compactTo(ctx context.Context, rev int64) error {
-	_, err := w.own(ctx, &pb.CompactionRequest{Revision: rev})
+	_, err := w.runOwn(ctx, &pb.CompactionRequest{Revision: rev})
 	switch {
 	case err == nil:
 		w.log.Debug("compacted the store's history", "revision", rev)
@@ -247,7 +247,7 @@ func (w *writer) compactTo(ctx context.Context, rev int64) error {
 // markHistory writes the compactor's mark. The quota does not apply to it: without marks, a store beyond its quota
 // would keep its history, and so stay beyond the quota.
 func (w *writer) markHistory(ctx context.Context, value string) (int64, error) {
-	out, err := w.own(ctx, &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
+	out, err := w.runOwn(ctx, &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
 	if err != nil {
 		return 0, err
 	}

@@ -23,8 +23,8 @@ const connectivityPause, maxConnectivityPause = 2 * time.Second, time.Minute
 
 // connectivity is a leader's state between two searches for a voter that reaches more members.
 type connectivity struct {
-	next  time.Time
-	pause time.Duration
+	nextSearch  time.Time
+	searchPause time.Duration
 }
 
 // reachReply has the ids of the members that a server reaches, including its own.
@@ -62,7 +62,7 @@ func (e *elections) serveReach(ctx context.Context, q reachRequest) (reachReply,
 		return reachReply{}, errDiskStalled
 	}
 	made := e.steppingDownUntil.Load()
-	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < maxConnectivityPause || e.clockOff.is()
+	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < maxConnectivityPause || e.clockOff.isOff()
 	var enough func([]raft.ServerID) bool
 	if voters := e.voters(); q.Majority {
 		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }
@@ -85,10 +85,10 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 		*c = connectivity{}
 		return
 	}
-	if time.Now().Before(c.next) {
+	if time.Now().Before(c.nextSearch) {
 		return
 	}
-	c.next = time.Now().Add(connectivityPause)
+	c.nextSearch = time.Now().Add(connectivityPause)
 	own := s.reached(ctx, nil)
 	best, most := s.mostConnected(ctx, servers, own)
 	if len(most) <= len(own) {
@@ -101,8 +101,8 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	if len(s.reached(ctx, nil)) >= len(most) {
 		return
 	}
-	c.pause = min(max(2*c.pause, connectivityPause), maxConnectivityPause)
-	c.next = time.Now().Add(c.pause)
+	c.searchPause = min(max(2*c.searchPause, connectivityPause), maxConnectivityPause)
+	c.nextSearch = time.Now().Add(c.searchPause)
 	s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best,
 		"reaches", most, "this one", own)
 	if err := transferTo(ctx, s.replica, s, memberID(string(best))); err != nil && ctx.Err() == nil {
@@ -161,20 +161,20 @@ type reportedLeader struct {
 func (ms *membership) checkCutOff(ctx context.Context, informed infoReply) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
-	before := ms.leader.without.Load()
+	before := ms.leader.reported.Load()
 	if before == nil || before.removed || leader < 0 {
-		ms.leader.without.Store(&reportedLeader{})
+		ms.leader.reported.Store(&reportedLeader{})
 		return
 	}
 	address := string(informed.Members[i].Address)
 	answer, err := callAt[reachReply](ctx, ms.Call, address, callReach, reachRequest{})
 	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || ms.leader.hasLeader() {
-		ms.leader.without.Store(nil)
+		ms.leader.reported.Store(nil)
 		return
 	}
-	ms.leader.without.Store(&reportedLeader{address: dialAddress(raft.ServerAddress(address))})
+	ms.leader.reported.Store(&reportedLeader{address: dialAddress(raft.ServerAddress(address))})
 	if ms.leader.hasLeader() { // a leader has been heard in the meantime
-		ms.leader.without.Store(nil)
+		ms.leader.reported.Store(nil)
 		return
 	}
 	if before.address == "" {

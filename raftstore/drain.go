@@ -11,43 +11,43 @@ import (
 // underWay counts the writes through this server that have no answer yet. It counts them in sets: a set holds the
 // writes that began between two calls of Drain.
 type underWay struct {
-	mu   sync.Mutex
-	now  *writes
-	open []*writes // earlier sets that are not empty
+	mu      sync.Mutex
+	current *writes
+	open    []*writes // earlier sets that are not empty
 }
 
 type writes struct {
-	n      int
-	closed bool
-	none   chan struct{} // closed when the set is closed and empty
+	n       int
+	closed  bool
+	drained chan struct{} // closed when the set is closed and empty
 }
 
-// begin counts a write until the function that it returns is called.
-func (u *underWay) begin() (end func()) {
+// beginWrite counts a write until the function that it returns is called.
+func (u *underWay) beginWrite() (end func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.now == nil {
-		u.now = &writes{none: make(chan struct{})}
+	if u.current == nil {
+		u.current = &writes{drained: make(chan struct{})}
 	}
-	set := u.now
+	set := u.current
 	set.n++
 	return func() {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		if set.n--; set.n == 0 && set.closed {
-			close(set.none)
+			close(set.drained)
 			u.open = slices.DeleteFunc(u.open, func(w *writes) bool { return w == set })
 		}
 	}
 }
 
-// before closes the present set, and returns all sets that are not empty.
-func (u *underWay) before() []*writes {
+// closeCurrent closes the present set, and returns all sets that are not empty.
+func (u *underWay) closeCurrent() []*writes {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if set := u.now; set != nil && set.n > 0 {
+	if set := u.current; set != nil && set.n > 0 {
 		set.closed = true
-		u.open, u.now = append(u.open, set), nil
+		u.open, u.current = append(u.open, set), nil
 	}
 	return slices.Clone(u.open)
 }
@@ -56,9 +56,9 @@ func (u *underWay) before() []*writes {
 // never be done, or when it was given up and its outcome is open. A write that was given up is done before all that
 // this server writes afterwards, or never. A write without a leader may take as long as its context allows.
 func (s *Store) Drain(ctx context.Context) error {
-	for _, set := range s.writer.writes.before() {
+	for _, set := range s.writer.writes.closeCurrent() {
 		select {
-		case <-set.none:
+		case <-set.drained:
 		case <-ctx.Done():
 			return contextError(ctx)
 		case <-s.replica.ctx.Done():

@@ -19,17 +19,17 @@ func TestDrainWaitsForEarlierWritesOnly(t *testing.T) {
 		defer cancel()
 		s := &Store{replica: &replica{lifecycle: lifecycle{ctx: context.Background()}}, writer: &writer{}}
 		testenv.NoError(t, s.Drain(ctx))
-		first, second := s.writer.writes.begin(), s.writer.writes.begin()
+		first, second := s.writer.writes.beginWrite(), s.writer.writes.beginWrite()
 		short, stop := context.WithTimeout(ctx, time.Second)
 		defer stop()
 		if err := s.Drain(short); err == nil || errors.Is(err, ErrClosed) {
 			t.Fatalf("two writes are under way: %v", err)
 		}
-		third := s.writer.writes.begin()
+		third := s.writer.writes.beginWrite()
 		drained := make(chan error, 1)
 		go func() { drained <- s.Drain(ctx) }()
 		synctest.Wait()
-		fourth := s.writer.writes.begin()
+		fourth := s.writer.writes.beginWrite()
 		for _, end := range []func(){first, third, second} {
 			select {
 			case err := <-drained:

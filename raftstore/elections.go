@@ -46,9 +46,9 @@ type electionStateRequest struct {
 
 // exitedLeader is a leader whose process this server has found to have exited.
 type exitedLeader struct {
-	leader raft.ServerID
-	term   uint64
-	at     time.Time
+	leader   raft.ServerID
+	term     uint64
+	exitedAt time.Time
 }
 
 // leaderGone is called when a server's process has exited. If that was the leader, the voters need not wait until they
@@ -59,7 +59,7 @@ func (e *elections) leaderGone(id raft.ServerID) {
 	if leader != id {
 		return
 	}
-	e.exited.Store(&exitedLeader{leader: id, term: term, at: time.Now()})
+	e.exited.Store(&exitedLeader{leader: id, term: term, exitedAt: time.Now()})
 	e.checkLeaderNow()
 }
 
@@ -71,7 +71,7 @@ func (e *elections) leaderExited() bool {
 		return false
 	}
 	leader, _, term := e.LeaderSeen()
-	return leader == found.leader && term == found.term && e.LeaderContact().Before(found.at.Add(election.CandidacyDelay))
+	return leader == found.leader && term == found.term && e.LeaderContact().Before(found.exitedAt.Add(election.CandidacyDelay))
 }
 
 // rank returns this server's position among the voters, by id. It reports false if this server has no vote.
@@ -98,7 +98,7 @@ func (e *elections) report() election.Report {
 		Candidate: e.candidacyPending(state, term), Polling: e.polling.Load(),
 		Exited: e.leaderExited(), Unanswered: e.unanswered(),
 		LogTerm: logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
-		ClockOff: e.clockOff.is(),
+		ClockOff: e.clockOff.isOff(),
 	}
 	if last := e.lastCandidacy.Load(); last != nil {
 		out.VoteFlush = time.Duration(last.voteFlush.Load())
@@ -297,7 +297,7 @@ const acceptTimeout = 5 * time.Millisecond
 // candidacy is a candidacy of this server. It was begun by the server, by its raft, or by a leader that transferred the
 // leadership.
 type candidacy struct {
-	at        time.Time
+	startedAt time.Time
 	term      uint64        // raft's term before
 	measured  time.Duration // the newest measurement of measureVotes; only monitorLeader's goroutine uses it
 	voteFlush atomic.Int64  // election.Report.VoteFlush
@@ -307,7 +307,7 @@ type candidacy struct {
 func (e *elections) startElection(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	defer cancel()
-	e.lastCandidacy.Store(&candidacy{at: time.Now(), term: e.raft.CurrentTerm()})
+	e.lastCandidacy.Store(&candidacy{startedAt: time.Now(), term: e.raft.CurrentTerm()})
 	if e.StartElection(ctx) {
 		return true
 	}
@@ -320,7 +320,7 @@ func (e *elections) startElection(ctx context.Context) bool {
 func (e *elections) recordTransfer() {
 	select {
 	case <-e.started:
-		e.lastCandidacy.Store(&candidacy{at: time.Now(), term: e.raft.CurrentTerm()})
+		e.lastCandidacy.Store(&candidacy{startedAt: time.Now(), term: e.raft.CurrentTerm()})
 	default:
 	}
 }
@@ -348,7 +348,7 @@ func (e *elections) candidacyPending(state raft.RaftState, term uint64) bool {
 		return false
 	}
 	// A candidate first stores a term and a vote. Then raft waits for a random time between one and two of voteTimeout.
-	return time.Since(last.at) < flushesOfVote*e.flushDuration()+2*e.voteTimeout()
+	return time.Since(last.startedAt) < flushesOfVote*e.flushDuration()+2*e.voteTimeout()
 }
 
 // measureVotes measures election.Report.VoteFlush while this server is a candidate. It takes the smaller of two

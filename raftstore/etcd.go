@@ -66,7 +66,7 @@ func (c etcdCluster) EtcdStatus() etcdapi.ServerStatus {
 	out := etcdapi.ServerStatus{
 		Committed: c.raft.CommitIndex(), Applied: c.raft.AppliedIndex(), Quota: c.quota.bytes(),
 	}
-	if lead, _ := c.leader.get(); lead.known() {
+	if lead, _ := c.leader.get(); lead.exists() {
 		out.Leader = memberID(string(lead.ID))
 	}
 	for _, m := range c.Members() {
@@ -76,7 +76,7 @@ func (c etcdCluster) EtcdStatus() etcdapi.ServerStatus {
 		out.Refusing = append(out.Refusing, err.Error())
 		out.NoSpace = errors.Is(err, rpctypes.ErrGRPCNoSpace)
 	}
-	if c.quota.over() {
+	if c.quota.refusesWrites() {
 		out.Refusing = append(out.Refusing, "raftstore: the quota is used up: writes that do not fit in are refused")
 		out.NoSpace = true
 	}

@@ -36,7 +36,7 @@ func (f *forwarder) write(ctx context.Context, c mvcc.Command) (any, error) {
 	ctx, cancel := etcdapi.WithTimeout(ctx, f.opts.RequestTimeout)
 	defer cancel()
 	for {
-		done, ok := f.session.number(&c)
+		done, ok := f.session.addNumber(&c)
 		if !ok {
 			if err := f.openSession(ctx); err != nil {
 				return f.writer.outcome(ctx, mvcc.Result{}, err)
@@ -49,7 +49,7 @@ func (f *forwarder) write(ctx context.Context, c mvcc.Command) (any, error) {
 			return f.writer.outcome(ctx, res, err)
 		}
 		if errors.Is(res.Err, mvcc.ErrSession) {
-			f.session.lost(c.Session)
+			f.session.closeLost(c.Session)
 		}
 		if attempts > 1 {
 			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
@@ -95,7 +95,7 @@ func (f *forwarder) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Resul
 			err = res.Err // the leader refused it: the state machine knows no quota
 		}
 		if err != nil && f.worthRetry(ctx, err) {
-			pause(ctx, moved)
+			pauseRetry(ctx, moved)
 			continue
 		}
 		if err != nil && attempts > 1 {
@@ -111,9 +111,9 @@ func (f *forwarder) attempt(
 	ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command,
 ) (mvcc.Result, error) {
 	if !lead.Self {
-		return f.batches.propose(ctx, bounds{moved: moved}, c)
+		return f.batches.propose(ctx, bounds{leadershipEnded: moved}, c)
 	}
-	return f.writer.client(ctx, bounds{moved: moved}, c)
+	return f.writer.runForClient(ctx, bounds{leadershipEnded: moved}, c)
 }
 
 // forward sends a batch to the leader, and waits until this server has applied it: a client that wrote through a server
@@ -121,7 +121,7 @@ func (f *forwarder) attempt(
 func (f *forwarder) forward(entry []byte, deleting []int) func() ([]mvcc.Result, error) {
 	lead, moved := f.leader.get()
 	return func() ([]mvcc.Result, error) {
-		if lead.Self || !lead.known() {
+		if lead.Self || !lead.exists() {
 			return nil, errNotLeader
 		}
 		f.forwarded.Add(1)
@@ -248,7 +248,7 @@ func (f *forwarder) proposeGathered(
 	}
 	switch len(taken) {
 	case len(commands):
-		return f.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(entry), len(commands))
+		return f.writer.proposer.proposeAll(ctx, bounds{leadershipEnded: moved}, mvcc.Encoded(entry), len(commands))
 	case 0:
 		return results, nil
 	}
@@ -258,7 +258,7 @@ func (f *forwarder) proposeGathered(
 			return nil, err
 		}
 	}
-	done, err := f.writer.proposer.proposeAll(ctx, bounds{moved: moved}, mvcc.Encoded(left), len(taken))
+	done, err := f.writer.proposer.proposeAll(ctx, bounds{leadershipEnded: moved}, mvcc.Encoded(left), len(taken))
 	for n := range done {
 		results[taken[n]] = done[n]
 	}

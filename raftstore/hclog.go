@@ -17,25 +17,25 @@ import (
 type hcLogger struct {
 	hclog.Logger // logs nothing; for the methods that raft never calls
 	log          *slog.Logger
-	said         *said
+	logged       *loggedWarnings
 }
 
 func newHCLog(l *slog.Logger) hclog.Logger {
-	return &hcLogger{hclog.NewNullLogger(), l.With("part", "raft"), &said{last: make(map[string]time.Time)}}
+	return &hcLogger{hclog.NewNullLogger(), l.With("part", "raft"), &loggedWarnings{loggedAt: make(map[string]time.Time)}}
 }
 
 // repeatAfter is how long a repeated warning about the same server is logged as Debug only. Raft warns of an
 // unresponsive server ten times a second.
 const repeatAfter = time.Minute
 
-// said remembers when each warning was last logged.
-type said struct {
-	mu   sync.Mutex
-	last map[string]time.Time
+// loggedWarnings remembers when each warning was last logged.
+type loggedWarnings struct {
+	mu       sync.Mutex
+	loggedAt map[string]time.Time
 }
 
-// again reports whether the same warning was logged less than repeatAfter ago. If not, it remembers the warning.
-func (s *said) again(msg string, args []any) bool {
+// loggedLately reports whether the same warning was logged less than repeatAfter ago. If not, it remembers the warning.
+func (s *loggedWarnings) loggedLately(msg string, args []any) bool {
 	key := msg
 	for i := 0; i+1 < len(args); i += 2 {
 		switch args[i] {
@@ -46,18 +46,18 @@ func (s *said) again(msg string, args []any) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if now.Sub(s.last[key]) < repeatAfter {
+	if now.Sub(s.loggedAt[key]) < repeatAfter {
 		return true
 	}
-	if len(s.last) > 1000 {
-		clear(s.last)
+	if len(s.loggedAt) > 1000 {
+		clear(s.loggedAt)
 	}
-	s.last[key] = now
+	s.loggedAt[key] = now
 	return false
 }
 
 func (h *hcLogger) write(to slog.Level, msg string, args []any) {
-	if to > slog.LevelInfo && h.said.again(msg, args) {
+	if to > slog.LevelInfo && h.logged.loggedLately(msg, args) {
 		to = slog.LevelDebug
 	}
 	h.log.Log(context.Background(), to, msg, args...)
@@ -69,5 +69,5 @@ func (h *hcLogger) Warn(msg string, args ...any)  { h.write(slog.LevelWarn, msg,
 func (h *hcLogger) Error(msg string, args ...any) { h.write(slog.LevelError, msg, args) }
 
 func (h *hcLogger) With(args ...any) hclog.Logger {
-	return &hcLogger{h.Logger, h.log.With(args...), h.said}
+	return &hcLogger{h.Logger, h.log.With(args...), h.logged}
 }

@@ -59,24 +59,24 @@ func (ms *membership) sameServer(m raft.Server, id raft.ServerID, address raft.S
 }
 
 // serveJoin adds a server as a non-voter, or notes its new address.
-func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) {
+func (ms *membership) serveJoin(_ context.Context, r joinCall) (emptyReply, error) {
 	if lead, _ := ms.leadership.get(); !lead.Leader {
-		return nothing{}, errNotLeader
+		return emptyReply{}, errNotLeader
 	}
 	if r.ID == "" || r.Address == "" {
-		return nothing{}, status.Error(codes.InvalidArgument, "raftstore: a member needs an id and an address")
+		return emptyReply{}, status.Error(codes.InvalidArgument, "raftstore: a member needs an id and an address")
 	}
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
 	add := ms.raft.AddNonvoter
 	members, at := ms.dir.Log.Members()
 	if err := checkReadable(members.Servers, address); err != nil {
-		return nothing{}, err
+		return emptyReply{}, err
 	}
 	for _, server := range members.Servers {
 		// Two servers with one name, or with copies of one directory, would replace each other again and again.
 		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !ms.sameServer(server, id, address) &&
 			(server.ID == ms.id && id != ms.id || ms.responsive(server.ID, 3*ms.opts.ElectionTimeout)) {
-			return nothing{}, status.Errorf(codes.FailedPrecondition,
+			return emptyReply{}, status.Errorf(codes.FailedPrecondition,
 				"raftstore: the cluster already has a server %q, at %s, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
 		}
 		if server.ID != id {
@@ -84,43 +84,43 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 		}
 		if server.Address == address {
 			if err := ms.await(ms.raft.Barrier(0)); err != nil { // returns when the member's entry is committed
-				return nothing{}, callError(err)
+				return emptyReply{}, callError(err)
 			}
-			return nothing{}, nil
+			return emptyReply{}, nil
 		}
 		if server.Suffrage == raft.Voter {
 			add = ms.raft.AddVoter
 		}
 	}
-	if err := ms.full(members.Servers, id); err != nil {
-		return nothing{}, err
+	if err := ms.checkLimit(members.Servers, id); err != nil {
+		return emptyReply{}, err
 	}
 	joins := id != ms.id && !hasMember(members.Servers, id)
 	if live := ms.fsm.view().Stats().LiveBytes; joins && r.Quota > 0 && !enoughFor(r.Quota, live) {
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: the cluster's store has %d bytes of keys, and this server's "+
+		return emptyReply{}, status.Errorf(codes.FailedPrecondition, "raftstore: the cluster's store has %d bytes of keys, and this server's "+
 			"memory is enough for %d with history. Give its machine or control group more memory, so that there is a quarter "+
 			"more than the keys take, or delete what is not needed", live, r.Quota)
 	}
 	if admit := ms.opts.Admit; admit != nil && joins {
 		release, err := admit(r.Share)
 		if errors.Is(err, ErrShare) {
-			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // a call to join has this code for no other reason
+			return emptyReply{}, status.Error(codes.Unauthenticated, err.Error()) // a call to join has this code for no other reason
 		}
 		if err != nil {
-			return nothing{}, status.Error(codes.FailedPrecondition, err.Error())
+			return emptyReply{}, status.Error(codes.FailedPrecondition, err.Error())
 		}
 		defer release()
 	}
 	if err := ms.await(add(id, address, at, 0)); err != nil {
-		return nothing{}, callError(err)
+		return emptyReply{}, callError(err)
 	}
 	ms.log.Info("a server was added to the store's cluster, or has a new address", "member", id, "address", address)
-	return nothing{}, nil
+	return emptyReply{}, nil
 }
 
-// full refuses a server that would exceed Options.MaxMembers. A server whose directory was replaced does not count as
-// one more: its former member is removed.
-func (ms *membership) full(members []raft.Server, id raft.ServerID) error {
+// checkLimit refuses a server that would exceed Options.MaxMembers. A server whose directory was replaced does not
+// count as one more: its former member is removed.
+func (ms *membership) checkLimit(members []raft.Server, id raft.ServerID) error {
 	if most := ms.opts.MaxMembers; most == 0 || len(members) < most {
 		return nil
 	}
@@ -201,7 +201,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	defer cancel()
 	leader := string(lead.Address)
 	if leader == "" {
-		addresses := ms.known()
+		addresses := ms.knownAddresses()
 		if len(addresses) == 0 {
 			return errNoReply
 		}
@@ -211,7 +211,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 		}
 	}
 	if !ms.joins {
-		info, err := callAt[infoReply](ctx, ms.Call, leader, callInfo, nothing{})
+		info, err := callAt[infoReply](ctx, ms.Call, leader, callInfo, emptyReply{})
 		if err != nil {
 			return err
 		}
@@ -222,7 +222,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 			return nil // it was removed, and must not join again by itself
 		}
 	}
-	_, err := callAt[nothing](ctx, ms.Call, leader, callJoin, me)
+	_, err := callAt[emptyReply](ctx, ms.Call, leader, callJoin, me)
 	return err
 }
 
@@ -240,7 +240,7 @@ func (ms *membership) findLeader(ctx context.Context, addresses []string, round 
 	}
 	var failed atomic.Pointer[error]
 	found := askMembers(ctx, asked, func(ctx context.Context, address string) (string, bool) {
-		info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
+		info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, emptyReply{})
 		if err != nil {
 			failed.CompareAndSwap(nil, &err)
 		}
@@ -255,8 +255,8 @@ func (ms *membership) findLeader(ctx context.Context, addresses []string, round 
 	return "", errNotLeader
 }
 
-// known lists the addresses at which other servers may be.
-func (ms *membership) known() []string {
+// knownAddresses lists the addresses at which other servers may be.
+func (ms *membership) knownAddresses() []string {
 	var out []string
 	add := func(address string) {
 		address = dialAddress(raft.ServerAddress(address))
@@ -324,12 +324,12 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 	}
 	defer ms.asking.Unlock()
 	own, since := ms.dir.Log.Members()
-	best, ok := ms.bestInformed(ms.fetchInfo(ctx, ms.known()))
-	switch before := ms.leader.without.Load(); {
+	best, ok := ms.bestInformed(ms.fetchInfo(ctx, ms.knownAddresses()))
+	switch before := ms.leader.reported.Load(); {
 	case ms.leader.hasLeader():
 		return
 	case !ok && before != nil && !before.removed:
-		ms.leader.without.Store(nil)
+		ms.leader.reported.Store(nil)
 		return
 	case !ok:
 		return
@@ -344,9 +344,9 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		return // the answer is from before this server was added: the other server's disk is stalled
 	}
 	ms.leader.counted.Store(false)
-	before := ms.leader.without.Swap(&reportedLeader{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
+	before := ms.leader.reported.Swap(&reportedLeader{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
 	if ms.leader.hasLeader() { // a leader has been heard in the meantime
-		ms.leader.without.Store(nil)
+		ms.leader.reported.Store(nil)
 		ms.leader.counted.Store(true)
 		return
 	}
@@ -366,7 +366,7 @@ func (ms *membership) fetchInfo(ctx context.Context, addresses []string) []infoR
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	return askMembers(ctx, addresses, func(ctx context.Context, address string) (infoReply, bool) {
-		info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
+		info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, emptyReply{})
 		return info, err == nil
 	}, nil)
 }

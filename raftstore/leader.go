@@ -27,8 +27,8 @@ type leader struct {
 	Self bool
 }
 
-// known says whether there is a leader.
-func (l leader) known() bool { return l.Self || l.Address != "" }
+// exists says whether there is a leader.
+func (l leader) exists() bool { return l.Self || l.Address != "" }
 
 // errMoved says that the leader that something was sent to does not lead any more, as far as this server knows.
 var errMoved = errors.New("raftstore: the leadership has moved")
@@ -36,15 +36,15 @@ var errMoved = errors.New("raftstore: the leadership has moved")
 // leaderBoard holds the present leader, and notifies goroutines that wait for another leader.
 type leaderBoard struct {
 	mu      sync.Mutex
-	now     leader
+	current leader
 	changes uint64
 	changed chan struct{} // closed and replaced at each change
 	// present ends when there has been no leader for leaderlessAfter. The next leader replaces it by a new one.
 	present    context.Context
 	endPresent context.CancelFunc
 	// missing is since when this server has had no leader that it can use. It is zero while there is one.
-	missing  time.Time
-	presents chan struct{} // closed and replaced when missing is set or cleared
+	leaderlessSince   time.Time
+	leaderlessChanged chan struct{} // closed and replaced when leaderlessSince is set or cleared
 	// unanswered has the addresses of other servers that were the leader when a call to them got no answer, until one
 	// gets an answer.
 	unanswered    map[raft.ServerAddress]uint64 // with the newest term of these
@@ -58,8 +58,8 @@ type leaderBoard struct {
 
 	// without is the last report of other servers that have a leader while this one has none that it can use. It is nil
 	// if they reported no leader, or if this server has one.
-	without atomic.Pointer[reportedLeader]
-	counted atomic.Bool // see Health.MembershipConfirmed
+	reported atomic.Pointer[reportedLeader]
+	counted  atomic.Bool // see Health.MembershipConfirmed
 	// joinRefused is why the leader did not admit this server when it asked last, nil if it did or was not asked.
 	joinRefused atomic.Pointer[string]
 
@@ -75,7 +75,8 @@ const askedAgainAfter = 10 * time.Second
 
 func newLeaderBoard(closing context.Context) *leaderBoard {
 	b := &leaderBoard{
-		closing: closing, changed: make(chan struct{}), heard: timers.NewSignal(), missing: time.Now(), presents: make(chan struct{}),
+		closing: closing, changed: make(chan struct{}), heard: timers.NewSignal(),
+		leaderlessSince: time.Now(), leaderlessChanged: make(chan struct{}),
 		unanswered: map[raft.ServerAddress]uint64{},
 	}
 	b.present, b.endPresent = context.WithCancel(context.Background())
@@ -86,7 +87,7 @@ func newLeaderBoard(closing context.Context) *leaderBoard {
 func (b *leaderBoard) endStreams() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.now.known() {
+	if !b.current.exists() {
 		b.endPresent()
 	}
 }
@@ -95,20 +96,20 @@ func (b *leaderBoard) endStreams() {
 func (b *leaderBoard) presence() (known bool, present context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.now.known(), b.present
+	return b.current.exists(), b.present
 }
 
-func (b *leaderBoard) set(now leader) {
+func (b *leaderBoard) setLeader(now leader) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.now == now {
+	if b.current == now {
 		return
 	}
-	if now.known() && (now.ID != b.now.ID || now.Term != b.now.Term) {
+	if now.exists() && (now.ID != b.current.ID || now.Term != b.current.Term) {
 		b.changes++
 	}
-	b.now = now
-	if now.known() && b.present.Err() != nil {
+	b.current = now
+	if now.exists() && b.present.Err() != nil {
 		b.present, b.endPresent = context.WithCancel(context.Background())
 	}
 	close(b.changed)
@@ -119,21 +120,21 @@ func (b *leaderBoard) set(now leader) {
 // noteUsable notes whether there is a leader that this server can use. b.mu is held.
 func (b *leaderBoard) noteUsable() {
 	usable := b.usable()
-	if usable == b.missing.IsZero() {
+	if usable == b.leaderlessSince.IsZero() {
 		return
 	}
-	b.missing = time.Time{}
+	b.leaderlessSince = time.Time{}
 	if !usable {
-		b.missing = time.Now()
+		b.leaderlessSince = time.Now()
 	}
-	close(b.presents)
-	b.presents = make(chan struct{})
+	close(b.leaderlessChanged)
+	b.leaderlessChanged = make(chan struct{})
 }
 
 // usable says whether there is a leader that answers this server's calls, and whose entries arrive. b.mu is held.
 func (b *leaderBoard) usable() bool {
-	term, ok := b.unanswered[b.now.Address]
-	return b.now.Self || b.now.known() && !(ok && term == b.now.Term) && b.behind.Load() == 0
+	term, ok := b.unanswered[b.current.Address]
+	return b.current.Self || b.current.exists() && !(ok && term == b.current.Term) && b.behind.Load() == 0
 }
 
 // behindAfter is how long a request may wait until this server has applied a committed entry. After that the server
@@ -224,7 +225,7 @@ func (b *leaderBoard) unansweredIn(address raft.ServerAddress) (term uint64) {
 func (b *leaderBoard) leaderless() (since time.Time, changed <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.missing, b.presents
+	return b.leaderlessSince, b.leaderlessChanged
 }
 
 // hasLeader says whether there is a leader that this server can use, as far as it knows.
@@ -238,7 +239,7 @@ func (b *leaderBoard) hasLeader() bool {
 func (b *leaderBoard) get() (leader, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.now, b.changed
+	return b.current, b.changed
 }
 
 // leaderChanges returns how many times this server has seen another leader or another term of a leader.
@@ -253,7 +254,7 @@ func (b *leaderBoard) leaderChanges() uint64 {
 func (b *leaderBoard) await(ctx context.Context) (leader, <-chan struct{}, error) {
 	for {
 		now, changed := b.get()
-		if now.known() {
+		if now.exists() {
 			return now, changed, nil
 		}
 		select {
@@ -295,7 +296,7 @@ func (w *leaderWatch) refresh() {
 			w.leadership.deposed(lead.Term)
 		}
 	}
-	w.leader.set(now)
+	w.leader.setLeader(now)
 }
 
 // run keeps leaderBoard up to date until ctx is done.
@@ -321,7 +322,7 @@ func (w *leaderWatch) run(ctx context.Context) {
 			leaderless.Reset(leaderlessAfter)
 		}
 		if had = has; had {
-			w.leader.without.Store(nil)
+			w.leader.reported.Store(nil)
 			w.leader.counted.Store(true)
 		}
 		select {

@@ -19,7 +19,7 @@ type Leadership struct {
 // leadership holds the present Leadership, and notifies goroutines that wait for a change.
 type leadership struct {
 	mu      sync.Mutex
-	now     Leadership
+	current Leadership
 	closed  bool
 	changed chan struct{} // closed and replaced at each change
 	subs    []chan Leadership
@@ -38,13 +38,13 @@ func newLeadership() *leadership {
 	return &leadership{changed: make(chan struct{}), notices: make(chan bool, 16), overtaken: make(chan uint64, 1)}
 }
 
-func (l *leadership) set(now Leadership) {
+func (l *leadership) setLeadership(now Leadership) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.now == now {
+	if l.closed || l.current == now {
 		return
 	}
-	l.now = now
+	l.current = now
 	close(l.changed)
 	l.changed = make(chan struct{})
 	for _, sub := range l.subs {
@@ -68,9 +68,9 @@ func (l *leadership) withhold(yes bool) {
 // shown returns what subscribers receive. l.mu is held.
 func (l *leadership) shown() Leadership {
 	if l.withheld {
-		return Leadership{Term: l.now.Term}
+		return Leadership{Term: l.current.Term}
 	}
-	return l.now
+	return l.current
 }
 
 func offerLatest(sub chan Leadership, now Leadership) {
@@ -84,7 +84,7 @@ func offerLatest(sub chan Leadership, now Leadership) {
 func (l *leadership) get() (Leadership, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.now, l.changed
+	return l.current, l.changed
 }
 
 // subscribe returns a channel that always holds the newest value that was not received yet. Hence its capacity of 1. It
@@ -103,7 +103,7 @@ func (l *leadership) subscribe() <-chan Leadership {
 }
 
 func (l *leadership) close() {
-	l.set(Leadership{})
+	l.setLeadership(Leadership{})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -162,7 +162,7 @@ func (d *duties) run(ctx context.Context) {
 			}
 			d.log.Warn("another server leads the store now, because this server's disk was too slow", "term", term)
 		}
-		d.leadership.set(Leadership{Term: d.raft.CurrentTerm()})
+		d.leadership.setLeadership(Leadership{Term: d.raft.CurrentTerm()})
 		stop()
 		stop = func() {}
 		if !leads {
@@ -170,7 +170,7 @@ func (d *duties) run(ctx context.Context) {
 		}
 		if term, ok := d.awaitBarrier(); ok {
 			stop = d.start(ctx, term)
-			d.leadership.set(Leadership{Leader: true, Term: term})
+			d.leadership.setLeadership(Leadership{Leader: true, Term: term})
 		}
 	}
 }

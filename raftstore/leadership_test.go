@@ -60,11 +60,11 @@ func TestReadyOnlyOnceTheLeaderIsKnown(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir()})
 	s.leader.refreshing.Lock() // as if leaderWatch's goroutine had not run yet
 	lead, _ := s.leader.get()
-	s.leader.set(leader{})
+	s.leader.setLeader(leader{})
 	early, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	testenv.Fails(t, s.WaitReady(early), "ready while no leader is known")
-	s.leader.set(lead)
+	s.leader.setLeader(lead)
 	s.leader.refreshing.Unlock()
 	testenv.Check(t, s.WaitReady(t.Context()))
 	testenv.Check(t, s.api.LeaderRequired(t.Context()))
@@ -91,7 +91,7 @@ func TestWithoutLeader(t *testing.T) {
 	for _, s := range stores[:2] {
 		testenv.NoError(t, s.Close(ctx))
 	}
-	until(ctx, t, "the leader is missed", func() bool { lead, _ := stores[2].leader.get(); return !lead.known() })
+	until(ctx, t, "the leader is missed", func() bool { lead, _ := stores[2].leader.get(); return !lead.exists() })
 	for face, c := range clients {
 		t.Run(face, func(t *testing.T) {
 			if resp := <-c.Watch(clientv3.WithRequireLeader(ctx), "/a"); !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {

@@ -67,10 +67,10 @@ func (l *leases) leaseHere(ctx context.Context, r leaseCall) (etcdapi.Lease, err
 
 // LeaseIDs lists the leases in the order of their expiry, as the leader knows it.
 func (l *leases) LeaseIDs(ctx context.Context) ([]int64, error) {
-	return atLeader(ctx, l.leaderRoute, callLeases, nothing{}, l.leasesHere)
+	return atLeader(ctx, l.leaderRoute, callLeases, emptyReply{}, l.leasesHere)
 }
 
-func (l *leases) leasesHere(ctx context.Context, _ nothing) ([]int64, error) {
+func (l *leases) leasesHere(ctx context.Context, _ emptyReply) ([]int64, error) {
 	view, err := l.leading(ctx)
 	if err != nil {
 		return nil, err

@@ -52,11 +52,11 @@ type lessor struct {
 
 // expiry is a lease with the time at which it expires.
 type expiry struct {
-	id    int64
-	ttl   int64 // in seconds
-	at    time.Time
-	index int           // in lessor.order; -1 if the lease is being revoked
-	gone  chan struct{} // closed when the lease is revoked
+	id        int64
+	ttl       int64 // in seconds
+	expiresAt time.Time
+	index     int           // in lessor.order; -1 if the lease is being revoked
+	revoked   chan struct{} // closed when the lease is revoked
 }
 
 func newLessor(c clock.WithTicker, revoke func(context.Context, int64) error) *lessor {
@@ -108,7 +108,7 @@ func (l *lessor) add(id, ttl int64) {
 	if !l.leading || l.leases[id] != nil {
 		return
 	}
-	e := &expiry{id: id, ttl: ttl, at: l.fromNow(ttl), gone: make(chan struct{})}
+	e := &expiry{id: id, ttl: ttl, expiresAt: l.fromNow(ttl), revoked: make(chan struct{})}
 	l.leases[id] = e
 	heap.Push(&l.order, e)
 	if e.index > 0 {
@@ -136,13 +136,13 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 	}
 	if e.index >= 0 {
 		defer l.mu.Unlock()
-		e.at = l.fromNow(e.ttl)
+		e.expiresAt = l.fromNow(e.ttl)
 		heap.Fix(&l.order, e.index) // the lease expires later now: run wakes once without need
 		return e.ttl, nil
 	}
 	l.mu.Unlock()
 	select {
-	case <-e.gone:
+	case <-e.revoked:
 		return 0, nil
 	case <-demoted:
 		return 0, errNotLeader
@@ -163,7 +163,7 @@ func (l *lessor) removeLease(id int64) {
 	if e.index >= 0 {
 		heap.Remove(&l.order, e.index)
 	}
-	close(e.gone)
+	close(e.revoked)
 }
 
 // remaining returns the time until a lease expires, and false if the lease is not known.
@@ -174,17 +174,17 @@ func (l *lessor) remaining(id int64) (time.Duration, bool) {
 	if e == nil {
 		return 0, false
 	}
-	return max(0, e.at.Sub(l.clock.Now())), true
+	return max(0, e.expiresAt.Sub(l.clock.Now())), true
 }
 
 // run revokes leases as they expire, until ctx is done. Without leases it sleeps.
 func (l *lessor) run(ctx context.Context) {
 	for {
 		var failed bool
-		expired, wait := l.due()
+		expired, wait := l.expiredLeases()
 		for len(expired) > 0 && !failed && ctx.Err() == nil {
 			failed = !l.revokeAll(ctx, expired)
-			expired, wait = l.due()
+			expired, wait = l.expiredLeases()
 		}
 		if failed {
 			wait = min(wait, revokeRetry)
@@ -212,19 +212,19 @@ func (l *lessor) revokeAll(ctx context.Context, leases []*expiry) bool {
 	return errors.Join(errs...) == nil
 }
 
-// due returns the leases to revoke now, beginning with those whose revocation failed before. It also returns how long
-// to wait if there is none.
-func (l *lessor) due() (expired []*expiry, wait time.Duration) {
+// expiredLeases returns the leases to revoke now, beginning with those whose revocation failed before. It also returns
+// how long to wait if there is none.
+func (l *lessor) expiredLeases() (expired []*expiry, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.doomed = slices.DeleteFunc(l.doomed, func(e *expiry) bool { return l.leases[e.id] != e })
 	now := l.clock.Now()
-	for len(l.doomed) < revokesInFlight && len(l.order) > 0 && !l.order[0].at.After(now) {
+	for len(l.doomed) < revokesInFlight && len(l.order) > 0 && !l.order[0].expiresAt.After(now) {
 		l.doomed = append(l.doomed, heap.Pop(&l.order).(*expiry))
 	}
 	wait = noExpiry
 	if len(l.order) > 0 {
-		wait = max(0, l.order[0].at.Sub(now)) + expiryGrain
+		wait = max(0, l.order[0].expiresAt.Sub(now)) + expiryGrain
 	}
 	return slices.Clone(l.doomed), wait
 }
@@ -233,7 +233,7 @@ func (l *lessor) due() (expired []*expiry, wait time.Duration) {
 type expiries []*expiry
 
 func (h expiries) Len() int           { return len(h) }
-func (h expiries) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h expiries) Less(i, j int) bool { return h[i].expiresAt.Before(h[j].expiresAt) }
 func (h expiries) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].index, h[j].index = i, j
@@ -257,7 +257,7 @@ func (h *expiries) Pop() any {
 // expire revokes a lease for the lessor. The lessor removes the lease only in observe. If it removed it here, it could
 // send a second revocation while the first is under way, and that could revoke a new lease with the same id.
 func (w *writer) expire(ctx context.Context, id int64) error {
-	_, err := w.own(ctx, &pb.LeaseRevokeRequest{ID: id})
+	_, err := w.runOwn(ctx, &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {
 		return nil
 	}

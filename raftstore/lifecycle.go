@@ -27,7 +27,7 @@ type lifecycle struct {
 	err     error         // the result of Close; to be read once closed is closed
 }
 
-func (l *lifecycle) begin() {
+func (l *lifecycle) beginTask() {
 	l.ready, l.stopped, l.closed = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 }
@@ -83,7 +83,7 @@ func (s *Store) Close(ctx context.Context) error {
 
 func (s *Store) close() error {
 	s.cluster.TransferBeforeStop()
-	s.writer.proposer.end()
+	s.writer.proposer.endWorkers()
 	s.replica.cancel()
 	s.leadership.close()
 	s.replica.dir.Abort() // otherwise raft would wait for a full disk

@@ -55,7 +55,7 @@ func (c *Cluster) Members() []Member {
 		m := Member{
 			ID: memberID(string(server.ID)), Name: disk.NodeOf(string(server.ID)), RaftID: string(server.ID),
 			Address: dialAddress(server.Address), Voter: server.Suffrage == raft.Voter,
-			Leader: lead.known() && server.ID == lead.ID, Self: server.ID == c.id,
+			Leader: lead.exists() && server.ID == lead.ID, Self: server.ID == c.id,
 		}
 		if !m.Self {
 			m.Contact = c.replication.Contact(server.ID)
@@ -93,7 +93,7 @@ func dialAddress(a raft.ServerAddress) string {
 
 type removeCall struct{ Name string }
 
-type nothing struct{}
+type emptyReply struct{}
 
 // RemoveMember removes a server from the cluster, by its name or raft id. The server cannot join again with its present
 // directory.
@@ -102,10 +102,10 @@ func (c *Cluster) RemoveMember(ctx context.Context, name string) error {
 	return err
 }
 
-func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error) {
+func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (emptyReply, error) {
 	for removed := false; ctx.Err() == nil; {
 		if lead, _ := c.leadership.get(); !lead.Leader {
-			return nothing{}, errNotLeader
+			return emptyReply{}, errNotLeader
 		}
 		members, at := c.dir.Log.Members()
 		i := slices.IndexFunc(members.Servers, func(server raft.Server) bool {
@@ -113,23 +113,23 @@ func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error
 		})
 		if i < 0 { // it may be removed by an entry that is not committed, and that the next leader may not have
 			if err := c.barrier(ctx); err != nil {
-				return nothing{}, callError(err)
+				return emptyReply{}, callError(err)
 			}
 		}
 		if i < 0 && removed {
-			return nothing{}, nil
+			return emptyReply{}, nil
 		}
 		if i < 0 {
-			return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
+			return emptyReply{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
 		}
 		// Several members may have one name.
 		done, err := c.removeOne(ctx, members.Servers, members.Servers[i], at)
 		if err != nil {
-			return nothing{}, callError(err)
+			return emptyReply{}, callError(err)
 		}
 		removed = removed || done
 	}
-	return nothing{}, contextError(ctx)
+	return emptyReply{}, contextError(ctx)
 }
 
 // removeOne removes the server v, and reports whether it did. at is the index of the log entry that set members. If the

@@ -38,7 +38,7 @@ func (p sampler) Sample() metrics.Sample {
 		Leases: len(view.Leases()), LogSize: s.replica.dir.Log.Size(), Refusing: s.quota.reason(),
 	}
 	leader, _ := s.leader.get()
-	out.HasLeader, out.LeaderChanges = leader.known(), s.leader.leaderChanges()
+	out.HasLeader, out.LeaderChanges = leader.exists(), s.leader.leaderChanges()
 	watches := s.watches.Stats()
 	out.Watches, out.BehindWatches, out.PendingEvents, out.Events = watches.Watches, watches.Behind, watches.Queued, watches.Delivered
 	out.Stalled = s.replica.dir.Stalled()

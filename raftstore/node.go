@@ -38,7 +38,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 	if r.opts.Network == nil {
 		r.dir.Log.SetTrailing(trailingLogs, 0)
 		_, alone := raft.NewInmemTransport(r.address)
-		s.replication, transport = standalone{r, peer.Closed(), s.leadership, s.writer, alone}.alone(), alone
+		s.replication, transport = standalone{r, peer.Closed(), s.leadership, s.writer, alone}.asReplication(), alone
 	} else {
 		var err error
 		if p, err = s.openPeers(); err != nil {

@@ -38,9 +38,9 @@ type proposer struct {
 	queue chan *proposal
 	// turn has a capacity of 1: a worker holds a token in it while it gathers and sends a batch. It is not a mutex,
 	// since a mutex that an idle worker holds would stop the time of tests (testing/synctest).
-	turn chan struct{}
-	// left is the proposal that did not fit into the last batch. Guarded by turn.
-	left *proposal
+	batchToken chan struct{}
+	// leftover is the proposal that did not fit into the last batch. Guarded by batchToken.
+	leftover *proposal
 
 	stopping chan struct{} // closed to end the workers
 	stopped  chan struct{} // closed when the workers have ended, or were given up
@@ -73,7 +73,7 @@ var errUntried = errors.New("raftstore: not tried")
 
 func newProposer(workers int, send func([]byte, []int) func() ([]mvcc.Result, error)) *proposer {
 	p := &proposer{
-		send: send, queue: make(chan *proposal, maxWaiting), turn: make(chan struct{}, 1),
+		send: send, queue: make(chan *proposal, maxWaiting), batchToken: make(chan struct{}, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}), idle: make(chan struct{}),
 	}
 	for range workers {
@@ -82,9 +82,9 @@ func newProposer(workers int, send func([]byte, []int) func() ([]mvcc.Result, er
 	return p
 }
 
-// end stops the workers from taking more batches, and waits up to lostAfter for the answers of those under way. So
-// hardly any batch is under way when the receiver stops.
-func (p *proposer) end() {
+// endWorkers stops the workers from taking more batches, and waits up to lostAfter for the answers of those under way.
+// So hardly any batch is under way when the receiver stops.
+func (p *proposer) endWorkers() {
 	p.ending.Do(func() {
 		close(p.stopping)
 		go func() {
@@ -103,14 +103,14 @@ func (p *proposer) end() {
 // stop ends the workers once the batches that they wait for are answered, or will never be. Waiting and later commands
 // fail. It must be called after the receiver has stopped.
 func (p *proposer) stop() {
-	p.end()
+	p.endWorkers()
 	close(p.stopped)
 }
 
 // bounds end the wait for an answer early. A nil channel never ends it.
 type bounds struct {
-	moved <-chan struct{} // closed when the leadership that the command was sent in is over
-	late  <-chan struct{} // closed when the write has taken too long, see patience
+	leadershipEnded <-chan struct{} // closed when the leadership that the command was sent in is over
+	timedOut        <-chan struct{} // closed when the write has taken too long, see timeLimit
 }
 
 // propose runs one command and waits for its result.
@@ -139,9 +139,9 @@ func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Re
 	case p.queue <- c:
 	case <-ctx.Done():
 		return nil, errUntried
-	case <-b.moved:
+	case <-b.leadershipEnded:
 		return nil, errUntried
-	case <-b.late:
+	case <-b.timedOut:
 		return nil, rpctypes.ErrGRPCTimeout
 	case <-p.stopping:
 		return nil, ErrClosed
@@ -153,9 +153,9 @@ func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Re
 		return a.results, a.err
 	case <-ctx.Done():
 		err = contextError(ctx)
-	case <-b.moved:
+	case <-b.leadershipEnded:
 		err = errMoved
-	case <-b.late:
+	case <-b.timedOut:
 		err, untried = rpctypes.ErrGRPCTimeout, rpctypes.ErrGRPCTimeout
 	case <-p.stopped:
 		err = ErrClosed
@@ -174,7 +174,7 @@ func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Re
 // run is the body of each worker. It returns when stopping is closed.
 func (p *proposer) run() {
 	for {
-		batch, wait := p.next()
+		batch, wait := p.sendBatch()
 		if batch == nil {
 			return
 		}
@@ -190,13 +190,13 @@ func (p *proposer) run() {
 	}
 }
 
-// next gathers a batch and sends it.
-func (p *proposer) next() ([]*proposal, func() ([]mvcc.Result, error)) {
-	p.turn <- struct{}{}
-	defer func() { <-p.turn }()
+// sendBatch gathers a batch and sends it.
+func (p *proposer) sendBatch() ([]*proposal, func() ([]mvcc.Result, error)) {
+	p.batchToken <- struct{}{}
+	defer func() { <-p.batchToken }()
 	for {
-		first := p.left
-		p.left = nil
+		first := p.leftover
+		p.leftover = nil
 		if first == nil {
 			select {
 			case <-p.stopping:
@@ -217,7 +217,7 @@ func (p *proposer) gather(first *proposal) (batch []*proposal, _ []byte, deletin
 	entry := mvcc.NewEntry(make([]byte, 0, first.size+1))
 	for c := first; c != nil; {
 		if len(batch) > 0 && len(entry)+c.size > maxEntryBytes {
-			p.left = c
+			p.leftover = c
 			break
 		}
 		if c.owned.CompareAndSwap(false, true) {

@@ -92,7 +92,7 @@ func (q *quota) admit(c mvcc.Command) (done func(), err error) {
 	if !fits {
 		q.refused.Store(max(q.refused.Load(), size))
 	}
-	q.logChange(q.over())
+	q.logChange(q.refusesWrites())
 	if !fits || q.majorityFull.Load() {
 		q.underWay.Add(-size)
 		return nil, rpctypes.ErrGRPCNoSpace
@@ -112,8 +112,9 @@ func (q *quota) logChange(over bool) {
 	}
 }
 
-// over says whether this server leads and refuses writes for the quota: a write that it refused would still not fit in.
-func (q *quota) over() bool {
+// refusesWrites says whether this server leads and refuses writes for the quota: a write that it refused would still
+// not fit in.
+func (q *quota) refusesWrites() bool {
 	if lead, _ := q.leadership.get(); !lead.Leader {
 		return false
 	}
@@ -134,7 +135,7 @@ func (q *quota) reason() metrics.Refusal {
 		return metrics.RefusingFailing
 	case q.majorityFull.Load():
 		return metrics.RefusingSpace
-	case q.over():
+	case q.refusesWrites():
 		return metrics.RefusingQuota
 	}
 	return metrics.RefusingNone

@@ -46,9 +46,9 @@ type reads struct {
 	logs       raft.LogStore // the log as raft has it
 	rounds     atomic.Uint64 // for metrics
 
-	mu    sync.Mutex
-	next  *readRound
-	going bool
+	mu        sync.Mutex
+	nextRound *readRound
+	running   bool
 }
 
 type readRound struct {
@@ -59,14 +59,14 @@ type readRound struct {
 
 func (r *reads) index(ctx context.Context) (uint64, error) {
 	r.mu.Lock()
-	if r.next == nil {
-		r.next = &readRound{done: make(chan struct{})}
+	if r.nextRound == nil {
+		r.nextRound = &readRound{done: make(chan struct{})}
 	}
-	round := r.next
-	if !r.going {
-		r.going = r.spawn(r.run)
+	round := r.nextRound
+	if !r.running {
+		r.running = r.spawn(r.run)
 	}
-	going := r.going
+	going := r.running
 	r.mu.Unlock()
 	if !going {
 		return 0, ErrClosed
@@ -83,10 +83,10 @@ func (r *reads) index(ctx context.Context) (uint64, error) {
 func (r *reads) run() {
 	for {
 		r.mu.Lock()
-		round := r.next
-		r.next = nil
+		round := r.nextRound
+		r.nextRound = nil
 		if round == nil {
-			r.going = false
+			r.running = false
 			r.mu.Unlock()
 			return
 		}
@@ -112,7 +112,7 @@ func (r *reads) find() (index uint64, err error) {
 		if err == nil || !r.worthRetry(ctx, err) {
 			return index, proposeErrorOrNil(ctx, err)
 		}
-		pause(ctx, moved)
+		pauseRetry(ctx, moved)
 	}
 }
 

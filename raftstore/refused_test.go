@@ -43,7 +43,7 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	s := openCluster(t, 1)[0]
 	testenv.Must(s.api.Put(ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("1")}))(t)
 	peersOf(s).forwarder.session.mu.Lock()
-	id, next := peersOf(s).forwarder.session.id, peersOf(s).forwarder.session.last+3
+	id, next := peersOf(s).forwarder.session.id, peersOf(s).forwarder.session.lastNumber+3
 	peersOf(s).forwarder.session.mu.Unlock()
 	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
 	res, err := s.writer.proposer.propose(ctx, bounds{}, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
@@ -58,7 +58,7 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 func TestRemoveKeepsAMajority(t *testing.T) {
 	ctx := testContext(t)
 	stores := openCluster(t, 3)
-	until(ctx, t, "a leader", func() bool { lead, _ := stores[0].leader.get(); return lead.known() })
+	until(ctx, t, "a leader", func() bool { lead, _ := stores[0].leader.get(); return lead.exists() })
 	var leader, dead, other *Store
 	for _, s := range stores {
 		switch lead, _ := s.leadership.get(); {

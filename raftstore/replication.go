@@ -71,8 +71,8 @@ type hooks interface {
 	close()
 }
 
-// alone returns the replication of a store without a network.
-func (l standalone) alone() replication { return replication{l, l, l, l, l, l} }
+// asReplication returns the replication of a store without a network.
+func (l standalone) asReplication() replication { return replication{l, l, l, l, l, l} }
 
 // standalone is the replication of a cluster that has one server. There is no other server to ask, and none that has to
 // confirm that this one leads.
@@ -88,7 +88,7 @@ func (l standalone) write(ctx context.Context, c mvcc.Command) (any, error) {
 	if err := l.waitLeader(ctx); err != nil {
 		return nil, err
 	}
-	res, err := l.writer.client(ctx, bounds{late: l.writer.patience.over()}, c)
+	res, err := l.writer.runForClient(ctx, bounds{timedOut: l.writer.timeLimit.exceeded()}, c)
 	return l.writer.outcome(ctx, res, err)
 }
 

@@ -53,7 +53,7 @@ func TestEntriesBehindSnapshot(t *testing.T) {
 			c.pass(time.Second)
 			var last raft.Log
 			testenv.NoError(t, peersOf(s).logs.GetLog(s.replica.raft.AppliedIndex(), &last))
-			testenv.NoError(t, s.snapshotter.once())
+			testenv.NoError(t, s.snapshotter.takeSnapshot())
 			end, _ := s.replica.dir.Log.Snapshot()
 			if end != last.Index {
 				t.Fatalf("the snapshot ends with entry %d, want %d", end, last.Index)

@@ -99,7 +99,7 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 		testenv.NoError(c, testenv.Err(through.API().Put(c.ctx, &pb.PutRequest{Key: []byte("k")}))) // opens the session
 		number := func(r mvcc.Request) mvcc.Command {
 			command := mvcc.Command{Request: r}
-			if _, ok := peersOf(through).forwarder.session.number(&command); !ok {
+			if _, ok := peersOf(through).forwarder.session.addNumber(&command); !ok {
 				c.Fatal("no session is open")
 			}
 			return command

@@ -117,7 +117,7 @@ func snapshotOfOldMembers(t *testing.T, seed uint64, stalled time.Duration) {
 			c.fillWith(leader, 4, noise(20<<10)) // the first three end the second message, the fourth begins the third one
 			leader.faults.DelaySnapshots(20 * time.Second)
 			end = leader.running().replica.raft.AppliedIndex()
-			c.tasks.Go(func() { taken <- leader.running().snapshotter.once() })
+			c.tasks.Go(func() { taken <- leader.running().snapshotter.takeSnapshot() })
 			c.pass(10 * time.Millisecond)
 			d, e = c.join("d", leader.name), c.join("e", leader.name)
 			c.eventually("five voters", 5*time.Second, func() bool { return c.voters(leader) == 5 })

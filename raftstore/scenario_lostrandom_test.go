@@ -92,7 +92,7 @@ func (r *losses) burst(leader *node) {
 func (r *losses) snapshot(n *node, most time.Duration) {
 	n.faults.DelaySnapshots(time.Duration(r.rand.Int64N(int64(most))))
 	s := n.running()
-	r.tasks.Go(func() { _ = s.snapshotter.once() }) // raft may not be able to yet
+	r.tasks.Go(func() { _ = s.snapshotter.takeSnapshot() }) // raft may not be able to yet
 }
 
 // change changes the members: a server joins, or one comes back as another member.

@@ -79,7 +79,7 @@ func (c *cluster) strike() {
 			n.faults.DelayFlushes(0)
 			n.faults.FailWrites(nil)
 			s.replica.dir.Log.SetTrailing(5, 0)
-			_ = s.snapshotter.once() // raft may not be able to yet
+			_ = s.snapshotter.takeSnapshot() // raft may not be able to yet
 		}
 	}
 }

@@ -42,7 +42,7 @@ func (c *cluster) compactLog(nodes ...*node) {
 		if c.trail == nil {
 			s.replica.dir.Log.SetTrailing(5, 0)
 		}
-		testenv.NoError(c, s.snapshotter.once(), "seed %d: snapshot of %s", c.seed, n.name)
+		testenv.NoError(c, s.snapshotter.takeSnapshot(), "seed %d: snapshot of %s", c.seed, n.name)
 	}
 }
 

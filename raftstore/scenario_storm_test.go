@@ -97,7 +97,7 @@ func (c *cluster) storm(n *node, round int) {
 // moment does not.
 func (c *cluster) snapshots(of []*node) {
 	for _, n := range of {
-		_ = n.running().snapshotter.once()
+		_ = n.running().snapshotter.takeSnapshot()
 	}
 }
 

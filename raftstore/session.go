@@ -12,24 +12,24 @@ import (
 // lost with the leader or the connection to it can then be sent again without happening twice (Ongaro, "Consensus:
 // bridging theory and practice", 6.3).
 type session struct {
-	mu   sync.Mutex
-	id   uint64
-	last uint64
+	mu         sync.Mutex
+	id         uint64
+	lastNumber uint64
 	// floor is the lowest number whose answer may still be needed. The state machine forgets the answers below it.
 	floor       uint64
 	outstanding map[uint64]struct{}
 }
 
-// number gives a command its session and number. It reports false if no session is open. done must be called once the
-// command will not be sent again.
-func (s *session) number(c *mvcc.Command) (done func(), ok bool) {
+// addNumber gives a command its session and number. It reports false if no session is open. done must be called once
+// the command will not be sent again.
+func (s *session) addNumber(c *mvcc.Command) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.id == 0 {
 		return nil, false
 	}
-	s.last++
-	c.Session, c.Seq, c.Floor = s.id, s.last, s.floor
+	s.lastNumber++
+	c.Session, c.Seq, c.Floor = s.id, s.lastNumber, s.floor
 	s.outstanding[c.Seq] = struct{}{}
 	id, seq := s.id, c.Seq
 	return func() { s.release(id, seq) }, true
@@ -42,7 +42,7 @@ func (s *session) release(id, seq uint64) {
 		return
 	}
 	delete(s.outstanding, seq)
-	for s.floor <= s.last {
+	for s.floor <= s.lastNumber {
 		if _, ok := s.outstanding[s.floor]; ok {
 			break
 		}
@@ -54,7 +54,7 @@ func (s *session) release(id, seq uint64) {
 func (s *session) open(id uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.id, s.last, s.floor, s.outstanding = id, 0, 1, make(map[uint64]struct{})
+	s.id, s.lastNumber, s.floor, s.outstanding = id, 0, 1, make(map[uint64]struct{})
 }
 
 func (s *session) isOpen() bool {
@@ -63,8 +63,8 @@ func (s *session) isOpen() bool {
 	return s.id != 0
 }
 
-// lost forgets a session that the state machine does not know.
-func (s *session) lost(id uint64) {
+// closeLost forgets a session that the state machine does not know.
+func (s *session) closeLost(id uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.id == id {

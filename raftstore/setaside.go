@@ -59,7 +59,7 @@ func (r *replica) othersLead(ctx context.Context, known []disk.Peer) error {
 				continue
 			}
 			call, cancel := context.WithTimeout(ctx, time.Second)
-			info, err := callAt[infoReply](call, caller.Call, p.Address, callInfo, nothing{})
+			info, err := callAt[infoReply](call, caller.Call, p.Address, callInfo, emptyReply{})
 			cancel()
 			if err == nil && info.Leader != "" && dialAddress(raft.ServerAddress(info.Leader)) != r.opts.Network.Address {
 				return nil

@@ -26,8 +26,8 @@ const (
 	trailingBytes = 16 << 20
 	// snapshotRetry is how long to wait after a snapshot failed. The wait doubles each time, up to snapshotPatience.
 	// Right after a start raft refuses a snapshot until it has seen the last change of members applied.
-	snapshotRetry    = time.Second
-	snapshotPatience = time.Minute
+	snapshotRetry   = time.Second
+	snapshotTimeout = time.Minute
 )
 
 // snapshotter bounds the log. It counts bytes, while raft would count entries: an entry holds anything from one small
@@ -38,19 +38,19 @@ type snapshotter struct {
 	// writing is held while a snapshot is written, hence its capacity of 1.
 	writing chan struct{}
 	// appended counts the bytes appended since the start. When it reaches due, run checks whether to take a snapshot.
-	appended, due atomic.Int64
+	appended, nextAt atomic.Int64
 }
 
 func newSnapshotter(r *replica) *snapshotter {
 	sn := &snapshotter{replica: r, wake: timers.NewSignal(), writing: make(chan struct{}, 1)}
-	sn.due.Store(minLogBytes)
+	sn.nextAt.Store(minLogBytes)
 	return sn
 }
 
 // grown is called after each append.
 func (sn *snapshotter) grown(total int64) {
 	sn.appended.Store(total)
-	if total < sn.due.Load() {
+	if total < sn.nextAt.Load() {
 		return
 	}
 	sn.wake.Send()
@@ -77,7 +77,7 @@ func (sn *snapshotter) run(ctx context.Context) {
 				packed = min(1, float64(size)/float64(stats.TotalBytes+1))
 			}
 		}
-		sn.due.Store(last + wait)
+		sn.nextAt.Store(last + wait)
 	}
 }
 
@@ -89,8 +89,8 @@ func snapshotThreshold(st mvcc.Stats, packed float64) int64 {
 
 // snapshotUntilDone takes a snapshot, and repeats that until it succeeds or ctx is done. It returns ctx's error.
 func (sn *snapshotter) snapshotUntilDone(ctx context.Context) error {
-	for retry := snapshotRetry; ; retry = min(2*retry, snapshotPatience) {
-		err := sn.once()
+	for retry := snapshotRetry; ; retry = min(2*retry, snapshotTimeout) {
+		err := sn.takeSnapshot()
 		if err == nil {
 			return nil
 		}
@@ -108,8 +108,8 @@ func (sn *snapshotter) snapshotUntilDone(ctx context.Context) error {
 	}
 }
 
-// once takes a snapshot, if anything is new since the last one.
-func (sn *snapshotter) once() error {
+// takeSnapshot takes a snapshot, if anything is new since the last one.
+func (sn *snapshotter) takeSnapshot() error {
 	sn.writing <- struct{}{}
 	defer func() { <-sn.writing }()
 	err := sn.raft.Snapshot().Error()

@@ -49,19 +49,19 @@ type steward struct {
 
 // observations are what a leader knows of the members in addition to what the transport knows.
 type observations struct {
-	of     map[raft.ServerID]*observation
-	failed time.Time // the last storage probe in which too few voters stored for a change
+	byMember map[raft.ServerID]*observation
+	failed   time.Time // the last storage probe in which too few voters stored for a change
 }
 
 // observation is what a leader knows of one member.
 type observation struct {
-	since  time.Time // when this leader began to observe the member; it may not have heard the member before
-	failed time.Time // the last storage probe that the member failed when it was to be promoted
+	begunAt time.Time // when this leader began to observe the member; it may not have heard the member before
+	failed  time.Time // the last storage probe that the member failed when it was to be promoted
 }
 
 // runSteward checks connectivity, disk space and votes while this server leads.
 func (s *steward) runSteward(ctx context.Context) {
-	known := &observations{of: make(map[raft.ServerID]*observation)}
+	known := &observations{byMember: make(map[raft.ServerID]*observation)}
 	var full time.Time
 	var space diskSpace
 	var clocks time.Time    // until then it does not try again to hand over to a server whose clock is right
@@ -143,7 +143,7 @@ func (s *steward) majorityStoresAfter(
 		return nil
 	}
 	if change.Action == voters.Promote && !stores(id) {
-		known.of[id].failed = time.Now() // another server may store
+		known.byMember[id].failed = time.Now() // another server may store
 	} else {
 		known.failed = time.Now()
 	}
@@ -252,23 +252,23 @@ func (s *steward) observe(servers []raft.Server, known *observations) []voters.M
 		m := voters.Member{
 			ID: string(server.ID), Node: disk.NodeOf(string(server.ID)), Voter: server.Suffrage == raft.Voter, Self: server.ID == s.id,
 		}
-		of := known.of[server.ID]
+		of := known.byMember[server.ID]
 		if of == nil {
-			of = &observation{since: time.Now()}
-			known.of[server.ID] = of
+			of = &observation{begunAt: time.Now()}
+			known.byMember[server.ID] = of
 		}
 		if m.Self {
 			m.Healthy, m.CaughtUp = true, true
 		} else {
 			index, stored := s.Stored(server.ID, term)
-			without := min(time.Since(stored), time.Since(of.since))
+			without := min(time.Since(stored), time.Since(of.begunAt))
 			m.Healthy, m.Gone = without < healthyWithin && !stored.IsZero(), without > replaceAfter
 			m.CaughtUp = index+caughtUpWithin >= newest && time.Since(of.failed) > probeAgainAfter
-			quiet[i] = min(time.Since(s.Contact(server.ID)), time.Since(of.since)) >= healthyWithin
+			quiet[i] = min(time.Since(s.Contact(server.ID)), time.Since(of.begunAt)) >= healthyWithin
 		}
 		out[i] = m
 	}
-	maps.DeleteFunc(known.of, func(id raft.ServerID, _ *observation) bool {
+	maps.DeleteFunc(known.byMember, func(id raft.ServerID, _ *observation) bool {
 		return !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID == id })
 	})
 	for i := range out {

@@ -76,12 +76,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 
 func newStore(o Options) *Store {
 	r := &replica{opts: o, log: o.Logger}
-	r.begin()
+	r.beginTask()
 	s := &Store{replica: r, leadership: newLeadership(), leader: newLeaderBoard(r.ctx)}
 	s.quota = &quota{replica: r, leadership: s.leadership}
 	s.writer = &writer{replica: r, leadership: s.leadership, quota: s.quota}
-	s.writer.patience.limit = o.RequestTimeout
-	s.replication = standalone{replica: r, Transport: peer.Closed(), leadership: s.leadership, writer: s.writer}.alone()
+	s.writer.timeLimit.limit = o.RequestTimeout
+	s.replication = standalone{replica: r, Transport: peer.Closed(), leadership: s.leadership, writer: s.writer}.asReplication()
 	s.watches = watch.NewHub(watch.Options{
 		View: func() *mvcc.View { return r.fsm.view() }, Clock: o.Clock, ProgressInterval: o.ProgressInterval,
 	})
@@ -113,7 +113,7 @@ func (s *Store) WaitReady(ctx context.Context) error {
 		} else if ctx.Err() != nil || s.replica.ctx.Err() != nil {
 			return fmt.Errorf("raftstore: not ready: %w", err)
 		}
-		pause(ctx, nil) // the read may have failed at once
+		pauseRetry(ctx, nil) // the read may have failed at once
 	}
 }
 

@@ -50,14 +50,14 @@ func (c *Cluster) Survey(ctx context.Context) []MemberState {
 	askMembers(ctx, asked, func(ctx context.Context, m *MemberState) (none struct{}, ok bool) {
 		if m.Self {
 			lead, _ := c.leader.get()
-			m.fill(c.quota.info(lead))
+			m.setFrom(c.quota.info(lead))
 			return
 		}
 		server := raft.Server{ID: raft.ServerID(m.RaftID), Address: raftAddress(raft.ServerID(m.RaftID), m.Address)}
 		began := time.Now()
 		c.replication.CompareClocks(string(server.Address))
 		if info, err := c.requestInfo(ctx, c.replication.Call, server); err == nil {
-			m.fill(info)
+			m.setFrom(info)
 		}
 		if o, ok := c.replication.Offset(server.ID); ok && !o.At.Before(began) {
 			m.ClockAhead, m.ClockWithin = o.By, o.Within
@@ -76,7 +76,7 @@ func (c *Cluster) Survey(ctx context.Context) []MemberState {
 	return states
 }
 
-func (m *MemberState) fill(a infoReply) {
+func (m *MemberState) setFrom(a infoReply) {
 	m.Answers, m.Applied, m.Version, m.Hostname, m.Full, m.Stalled = true, a.Applied, a.Version, a.Hostname, a.Full, a.Stalled
 	m.Quota, m.ClusterQuota, m.Refusing = a.Quota, a.ClusterQuota, a.Refusing
 }
@@ -107,9 +107,9 @@ func (c *Cluster) PromoteMember(ctx context.Context, name string) error {
 	return err
 }
 
-func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, error) {
+func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (emptyReply, error) {
 	if lead, _ := c.leadership.get(); !lead.Leader {
-		return nothing{}, errNotLeader
+		return emptyReply{}, errNotLeader
 	}
 	members, at := c.dir.Log.Members()
 	var chosen raft.Server // the newest member of that name: the directories of older ones are lost
@@ -120,34 +120,34 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 	}
 	switch {
 	case chosen.ID == "":
-		return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
+		return emptyReply{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
 	case chosen.Suffrage == raft.Voter:
-		return nothing{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q has a vote already", r.Name)
+		return emptyReply{}, status.Errorf(codes.FailedPrecondition, "raftstore: %q has a vote already", r.Name)
 	}
 	voters := votersOf(members.Servers)
 	after := append(slices.Clone(voters), chosen)
 	stores := c.replication.storageProbe(ctx, nil)
 	switch {
 	case c.raft.State() != raft.Leader: // only a leader learns which members store
-		return nothing{}, errNotLeader
+		return emptyReply{}, errNotLeader
 	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
-		return nothing{}, status.Errorf(codes.FailedPrecondition,
+		return emptyReply{}, status.Errorf(codes.FailedPrecondition,
 			"raftstore: all %d voters answer and can store. One more would make their number even, "+
 				"which survives no more failures. %q gets a vote automatically when another server joins, or when a voter is lost",
 			len(voters), r.Name)
 	case !stores(chosen.ID):
-		return nothing{}, status.Errorf(codes.FailedPrecondition,
+		return emptyReply{}, status.Errorf(codes.FailedPrecondition,
 			"raftstore: %q does not answer, cannot store, or is not up to date yet. Nothing was changed",
 			r.Name)
 	case !stores.majorityOf(after):
-		return nothing{}, status.Errorf(codes.FailedPrecondition,
+		return emptyReply{}, status.Errorf(codes.FailedPrecondition,
 			"raftstore: with %q there would be %d voters, of which only %d can store at the moment, so the store would lose its quorum. "+
 				"Nothing was changed", r.Name, len(after), stores.count(after))
 	}
 	// The steward takes the vote of a voter that is lost: the number does not stay even.
 	if err := c.await(c.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {
-		return nothing{}, callError(err)
+		return emptyReply{}, callError(err)
 	}
 	c.log.Info("a server of the store's cluster gets a vote, on request", "member", chosen.ID)
-	return nothing{}, nil
+	return emptyReply{}, nil
 }

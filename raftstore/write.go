@@ -28,7 +28,7 @@ var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does 
 func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	s.replica.opts.Counters.Pending.Add(1)
 	defer s.replica.opts.Counters.Pending.Add(-1)
-	defer s.writer.writes.begin()()
+	defer s.writer.writes.beginWrite()()
 	if s.replica.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
@@ -39,7 +39,7 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 			return nil, err
 		}
 		defer done()
-		res, err := s.writer.inTerm(ctx, c, term, s.writer.patience.over())
+		res, err := s.writer.inTerm(ctx, c, term, s.writer.timeLimit.exceeded())
 		return res, endTermIfFenced(ctx, err)
 	}
 	return s.replication.write(ctx, c)
@@ -51,12 +51,12 @@ type writer struct {
 	leadership *leadership
 	quota      *quota
 	proposer   *proposer
-	writes     underWay // clients' writes under way
-	patience   patience // for clients' writes
+	writes     underWay  // clients' writes under way
+	timeLimit  timeLimit // for clients' writes
 }
 
-// client runs a client's command while this server leads, if the disk and the quota have space for it.
-func (w *writer) client(ctx context.Context, b bounds, c mvcc.Command) (mvcc.Result, error) {
+// runForClient runs a client's command while this server leads, if the disk and the quota have space for it.
+func (w *writer) runForClient(ctx context.Context, b bounds, c mvcc.Command) (mvcc.Result, error) {
 	if err := w.admit(); err != nil {
 		return mvcc.Result{}, err
 	}
@@ -68,10 +68,10 @@ func (w *writer) client(ctx context.Context, b bounds, c mvcc.Command) (mvcc.Res
 	return w.proposer.propose(ctx, b, c)
 }
 
-// own runs a command of the store's own in the term that this server leads. It waits until the command is done or the
-// term is over, however long the disk takes. A timeout would not help: the store repeats what has failed, and a command
-// that was given up may still be done later, after others.
-func (w *writer) own(ctx context.Context, req mvcc.Request) (any, error) {
+// runOwn runs a command of the store's own in the term that this server leads. It waits until the command is done or
+// the term is over, however long the disk takes. A timeout would not help: the store repeats what has failed, and a
+// command that was given up may still be done later, after others.
+func (w *writer) runOwn(ctx context.Context, req mvcc.Request) (any, error) {
 	lead, _ := w.leadership.get()
 	return w.inTerm(ctx, mvcc.Command{Request: req}, lead.Term, nil)
 }
@@ -87,13 +87,13 @@ func (w *writer) inTerm(ctx context.Context, c mvcc.Command, term uint64, late <
 		if err := w.admit(); err != nil {
 			return nil, err
 		}
-		res, err := w.proposer.propose(ctx, bounds{moved: changed, late: late}, c)
+		res, err := w.proposer.propose(ctx, bounds{leadershipEnded: changed, timedOut: late}, c)
 		switch {
 		case ctx.Err() != nil:
 		case errors.Is(err, errUntried), errors.Is(err, raft.ErrNotLeader): // raft may know first that it does not lead
 			return nil, mvcc.ErrFenced
 		case errors.Is(err, raft.ErrLeadershipTransferInProgress): // the transfer may fail
-			pause(ctx, changed)
+			pauseRetry(ctx, changed)
 			continue
 		}
 		return w.outcome(ctx, res, err)
@@ -126,8 +126,8 @@ func (r *replica) worthRetry(ctx context.Context, err error) bool {
 	return code == codes.Unavailable || code == codes.Canceled
 }
 
-// pause waits for retryPause, or until moved is closed.
-func pause(ctx context.Context, moved <-chan struct{}) {
+// pauseRetry waits for retryPause, or until moved is closed.
+func pauseRetry(ctx context.Context, moved <-chan struct{}) {
 	timer := time.NewTimer(retryPause)
 	defer timer.Stop()
 	select {

@@ -103,11 +103,11 @@ type responder struct {
 	send func([]byte) error
 	now  func() Moment
 
-	mu       sync.Mutex
-	until    Moment
-	pause    Moment // no confirmation is requested before
-	defended map[hw]Moment
-	failed   string
+	mu          sync.Mutex
+	defendUntil Moment
+	quietUntil  Moment // no confirmation is requested before
+	defended    map[hw]Moment
+	failed      string
 }
 
 func (r *responder) announce(ctx context.Context) {
@@ -155,22 +155,22 @@ func (r *responder) mustDefend(claimant hw) bool {
 func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now := r.now(); now >= r.until {
-		if now < r.pause {
+	if now := r.now(); now >= r.defendUntil {
+		if now < r.quietUntil {
 			return false
 		}
 		ctx, cancel := context.WithTimeout(ctx, confirmWithin)
 		until, err := r.a.Confirm(ctx)
 		cancel()
 		if err != nil {
-			r.pause = r.now().After(confirmPause)
+			r.quietUntil = r.now().After(confirmPause)
 			r.logFailure(fmt.Errorf("it is not certain that this machine may: %w", err))
 			return false
 		}
-		r.until = until
+		r.defendUntil = until
 	}
 	for _, frame := range frames {
-		if r.now() >= r.until {
+		if r.now() >= r.defendUntil {
 			return sent
 		}
 		if err := r.send(frame); err != nil {

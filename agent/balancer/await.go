@@ -25,11 +25,11 @@ const (
 	mostWaiting = 256
 )
 
-// pass joins a connection from this machine to one to a server. It waits for a server if one could be used in this run
-// before.
-func (b *Balancer) pass(ctx context.Context, c net.Conn) {
-	defer b.leave(accepted(c))
-	if b.enter(accepted(c)) {
+// joinToServer joins a connection from this machine to one to a server. It waits for a server if one could be used in
+// this run before.
+func (b *Balancer) joinToServer(ctx context.Context, c net.Conn) {
+	defer b.removeEnd(pairOfAccepted(c))
+	if b.recordEnd(pairOfAccepted(c)) {
 		_ = c.Close() // the client notices
 		return
 	}
@@ -44,7 +44,7 @@ func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 // await finds a server for a connection from this machine. It does not wait for one if the client has closed the
 // connection or its sending side.
 func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, b.within(holdFor))
+	ctx, cancel := context.WithTimeout(ctx, b.timeoutOr(holdFor))
 	var verifying sync.WaitGroup
 	defer verifying.Wait()
 	defer cancel()

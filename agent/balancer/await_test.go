@@ -28,7 +28,7 @@ func passing(t *testing.T) func() (client *net.TCPConn, passed chan struct{}) {
 		passed := make(chan struct{})
 		go func() {
 			defer close(passed)
-			b.pass(t.Context(), accepted)
+			b.joinToServer(t.Context(), accepted)
 		}()
 		return c.(*net.TCPConn), passed
 	}

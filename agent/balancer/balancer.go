@@ -66,7 +66,7 @@ type Balancer struct {
 func New(ctx context.Context, o Options) (*Balancer, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	list := newServerList(o)
-	conns := &connTable{open: map[net.Conn]string{}, pairs: map[addressPair]int{}, quiet: timers.NewSignal()}
+	conns := &connTable{openConns: map[net.Conn]string{}, pairs: map[addressPair]int{}, localEnded: timers.NewSignal()}
 	b := &Balancer{
 		serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, proving: map[string]*proving{}},
 		waiting: &connlimit.Table{Max: mostWaiting},
@@ -105,10 +105,10 @@ func (b *Balancer) Run(ctx context.Context) error {
 		c, err := b.listener.Accept()
 		switch {
 		case err == nil:
-			left := b.arrive()
+			left := b.countLocal()
 			running.Go(func() {
 				defer left()
-				b.pass(ctx, c)
+				b.joinToServer(ctx, c)
 			})
 		case ctx.Err() != nil:
 			return nil
@@ -137,7 +137,7 @@ func (b *Balancer) dial(ctx context.Context, servers []string, verifying *sync.W
 		if err == nil {
 			var c net.Conn
 			if c, err = b.connect(ctx, server); err == nil {
-				b.use(server)
+				b.moveToFront(server)
 				return c, server, nil
 			}
 		}
@@ -166,8 +166,8 @@ func (b *Balancer) verifyAll(ctx context.Context, servers []string, verifying *s
 	return func(server string) error { return <-outcomes[server] }
 }
 
-// drop closes a server's connections and moves it to the end of the list.
-func (b *Balancer) drop(server string) {
+// dropServer closes a server's connections and moves it to the end of the list.
+func (b *Balancer) dropServer(server string) {
 	b.demote(server)
 	b.closeAll(server)
 }
@@ -178,6 +178,6 @@ func (b *Balancer) drop(server string) {
 func (b *Balancer) Ended(server string) {
 	if other := b.otherReady(server); other != "" {
 		b.o.Logger.Info("a server has drained this node's connections; moving them to another server", "server", server, "other", other)
-		b.drop(server)
+		b.dropServer(server)
 	}
 }

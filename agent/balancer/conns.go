@@ -17,28 +17,28 @@ import (
 
 // connTable has the open connections.
 type connTable struct {
-	mu    sync.Mutex
-	open  map[net.Conn]string // by the server of each
-	pairs map[addressPair]int // of open connections
-	here  int                 // the number of open connections from this machine
-	quiet timers.Signal       // the last of these connections has ended
+	mu         sync.Mutex
+	openConns  map[net.Conn]string // by the server of each
+	pairs      map[addressPair]int // of open connections
+	localCount int                 // the number of open connections from this machine
+	localEnded timers.Signal       // the last of these connections has ended
 
-	longer time.Duration // 0, or in tests a value for dialTimeout, handshakeTimeout and holdFor
+	testTimeout time.Duration // 0, or in tests a value for dialTimeout, handshakeTimeout and holdFor
 }
 
-// within returns the limit usual, or in tests the longer one.
-func (t *connTable) within(usual time.Duration) time.Duration { return cmp.Or(t.longer, usual) }
+// timeoutOr returns the limit usual, or in tests the longer one.
+func (t *connTable) timeoutOr(usual time.Duration) time.Duration { return cmp.Or(t.testTimeout, usual) }
 
-// arrive counts a connection from this machine until the returned function is called.
-func (t *connTable) arrive() (left func()) {
+// countLocal counts a connection from this machine until the returned function is called.
+func (t *connTable) countLocal() (left func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.here++
+	t.localCount++
 	return func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if t.here--; t.here == 0 {
-			t.quiet.Send()
+		if t.localCount--; t.localCount == 0 {
+			t.localEnded.Send()
 		}
 	}
 }
@@ -49,14 +49,14 @@ func (t *connTable) join(ctx context.Context, c, up net.Conn, server string, clo
 	defer c.Close()
 	defer up.Close()
 	t.mu.Lock()
-	t.open[up] = server
+	t.openConns[up] = server
 	t.mu.Unlock()
 	defer func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		delete(t.open, up)
+		delete(t.openConns, up)
 	}()
-	defer t.leave(opened(up))
+	defer t.removeEnd(pairOfOpened(up))
 	relay.Join(ctx, c, up, closedByServer)
 }
 
@@ -64,7 +64,7 @@ func (t *connTable) join(ctx context.Context, c, up net.Conn, server string, clo
 func (t *connTable) inUse() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return slices.Compact(slices.Sorted(maps.Values(t.open)))
+	return slices.Compact(slices.Sorted(maps.Values(t.openConns)))
 }
 
 // Connected reports whether this machine has connections to a server. An unresponsive server's connections are closed.
@@ -74,7 +74,7 @@ func (t *connTable) Connected() bool { return len(t.inUse()) > 0 }
 func (t *connTable) closeAll(server string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for c, of := range t.open {
+	for c, of := range t.openConns {
 		if of == server {
 			_ = c.Close() // the goroutine that copies the other direction notices
 		}

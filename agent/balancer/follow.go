@@ -50,7 +50,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
-		case <-b.quiet: // all of this machine's parts have lost the API, or are changing to another server
+		case <-b.localEnded: // all of this machine's parts have lost the API, or are changing to another server
 			timers.Sleep(ctx, listRetry)
 		}
 	}

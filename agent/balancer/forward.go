@@ -48,8 +48,8 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 	var verifying sync.WaitGroup
 	defer verifying.Wait()
-	defer b.leave(accepted(c))
-	if b.enter(accepted(c)) {
+	defer b.removeEnd(pairOfAccepted(c))
+	if b.recordEnd(pairOfAccepted(c)) {
 		_ = c.Close() // the client notices
 		return
 	}

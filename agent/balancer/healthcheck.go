@@ -38,11 +38,11 @@ const (
 
 // probeState is what the checks have found out about a server since its last contact.
 type probeState struct {
-	heard  time.Time // the last contact; discounted time is not a contact
-	missed int       // failed probes in a row
-	asked  time.Time // when the latest probe began
-	late   int       // probes in a row that took longer than their timeout
-	cut    bool      // the server's machine could not be reached
+	heard           time.Time // the last contact; discounted time is not a contact
+	missed          int       // failed probes in a row
+	asked           time.Time // when the latest probe began
+	lateProbes      int       // probes in a row that took longer than their timeout
+	hostUnreachable bool      // the server's machine could not be reached
 }
 
 // watch checks the servers with connections.
@@ -94,7 +94,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 	l.heard = last
 	if yes {
 		if again {
-			l.missed, l.late = 0, 0
+			l.missed, l.lateProbes = 0, 0
 			b.dropStale(server, l)
 		}
 		return
@@ -102,7 +102,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 	if other := b.otherReady(server); other != "" {
 		b.o.Logger.Warn("a server is unresponsive while another one answers; moving its connections to the other one", "server", server, "other",
 			other)
-		b.drop(server)
+		b.dropServer(server)
 		return
 	}
 	began := b.now()
@@ -112,21 +112,21 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 	l.asked = began
 	err := b.prove(ctx, server)
 	if err == nil {
-		l.missed, l.late = 0, 0
+		l.missed, l.lateProbes = 0, 0
 		b.dropStale(server, l)
 		return
 	}
-	if took := b.now().Sub(began); took > b.within(dialTimeout)+delayThreshold && l.late < mostLate {
-		l.late++
+	if took := b.now().Sub(began); took > b.timeoutOr(dialTimeout)+delayThreshold && l.lateProbes < mostLate {
+		l.lateProbes++
 		b.discountDelay(time.Time{}) // the next check follows at once, before contacts of other servers are read
 		return
 	}
-	l.late = 0
-	l.cut = l.cut || unreachable(err)
+	l.lateProbes = 0
+	l.hostUnreachable = l.hostUnreachable || unreachable(err)
 	if l.missed++; l.missed >= probes && ctx.Err() == nil {
 		l.missed = 0
 		b.o.Logger.Warn("a server does not answer any more; its connections are closed", "server", server, "error", err)
-		b.drop(server)
+		b.dropServer(server)
 	}
 }
 
@@ -134,10 +134,10 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 // was sent over them meanwhile waits for TCP's retransmission timer, by now as long again as it has waited already. New
 // connections do not wait.
 func (b *Balancer) dropStale(server string, l *probeState) {
-	if !l.cut {
+	if !l.hostUnreachable {
 		return
 	}
-	l.cut = false
+	l.hostUnreachable = false
 	b.o.Logger.Info("a server is reachable again; closing its old connections, which would stay blocked longer than new ones", "server",
 		server)
 	b.closeAll(server)

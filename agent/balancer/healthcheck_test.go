@@ -21,12 +21,12 @@ import (
 // when that is closed. It is for a bubble of fake time.
 func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
 	t.Helper()
-	list, conns := newServerList(Options{Logger: slog.New(slog.DiscardHandler)}), &connTable{open: map[net.Conn]string{}}
+	list, conns := newServerList(Options{Logger: slog.New(slog.DiscardHandler)}), &connTable{openConns: map[net.Conn]string{}}
 	list.servers, list.used = []string{"one", "other"}, "one"
 	b := &Balancer{serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, proving: map[string]*proving{}}}
 	client, up := net.Pipe()
 	t.Cleanup(func() { client.Close() })
-	b.open[up] = "one"
+	b.openConns[up] = "one"
 	closed := make(chan time.Time, 1) // one: it may never be asked for
 	go func() {
 		_, _ = client.Read(make([]byte, 1))
@@ -141,11 +141,11 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 			synctest.Wait()
 		}
 		asks(delayThreshold)
-		testenv.False(t, l.missed != 1 || !l.cut, "a question that was left open does not count: %+v", l)
+		testenv.False(t, l.missed != 1 || !l.hostUnreachable, "a question that was left open does not count: %+v", l)
 		l = probeState{}
 		for i := range mostLate {
 			asks(time.Second)
-			if l.missed != 0 || l.cut {
+			if l.missed != 0 || l.hostUnreachable {
 				t.Fatalf("question %d was given up late, and counts: %+v", i, l)
 			}
 		}
@@ -210,10 +210,10 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 		states(time.Second) // one that does not
 		states(0)           // heard, as it seems
 		leaves(t, closed, false, "its connections are closed, as if there were a way to its machine again")
-		testenv.False(t, l.missed != 1 || l.late != 1 || !l.cut, "what was found out is forgotten: %+v", l)
+		testenv.False(t, l.missed != 1 || l.lateProbes != 1 || !l.hostUnreachable, "what was found out is forgotten: %+v", l)
 		b.Replied("one", true)
 		states(0)
 		leaves(t, closed, true, "there is a way again, and the connections of before stay")
-		testenv.False(t, l.missed != 0 || l.late != 0 || l.cut, "it has answered: %+v", l)
+		testenv.False(t, l.missed != 0 || l.lateProbes != 0 || l.hostUnreachable, "it has answered: %+v", l)
 	})
 }

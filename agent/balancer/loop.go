@@ -17,27 +17,27 @@ import (
 var errLoop = errors.New("its address leads back to this program itself")
 
 // addressPair has the addresses of a TCP connection. from is the end that opened it.
-type addressPair struct{ from, to string }
+type addressPair struct{ opener, acceptor string }
 
-// opened returns the addresses of a connection that this program has opened. accepted does for one that it has
-// accepted.
-func opened(c net.Conn) addressPair {
+// pairOfOpened returns the addresses of a connection that this program has opened. pairOfAccepted does for one that it
+// has accepted.
+func pairOfOpened(c net.Conn) addressPair {
 	return addressPair{c.LocalAddr().String(), c.RemoteAddr().String()}
 }
-func accepted(c net.Conn) addressPair {
+func pairOfAccepted(c net.Conn) addressPair {
 	return addressPair{c.RemoteAddr().String(), c.LocalAddr().String()}
 }
 
-// enter records one end of a connection until leave is called. It returns true if this program has the other end, too,
-// which is so for the second of the two calls.
-func (t *connTable) enter(e addressPair) (loop bool) {
+// recordEnd records one end of a connection until removeEnd is called. It returns true if this program has the other
+// end, too, which is so for the second of the two calls.
+func (t *connTable) recordEnd(e addressPair) (loop bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.pairs[e]++
 	return t.pairs[e] > 1
 }
 
-func (t *connTable) leave(e addressPair) {
+func (t *connTable) removeEnd(e addressPair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.pairs[e]--; t.pairs[e] == 0 {
@@ -45,15 +45,15 @@ func (t *connTable) leave(e addressPair) {
 	}
 }
 
-// connect opens a connection to a server. The caller calls leave when it closes it.
+// connect opens a connection to a server. The caller calls removeEnd when it closes it.
 func (t *connTable) connect(ctx context.Context, server string) (net.Conn, error) {
-	d := net.Dialer{Timeout: t.within(dialTimeout)}
+	d := net.Dialer{Timeout: t.timeoutOr(dialTimeout)}
 	c, err := d.DialContext(ctx, "tcp", server)
 	if err != nil {
 		return nil, err
 	}
-	if t.enter(opened(c)) {
-		t.leave(opened(c))
+	if t.recordEnd(pairOfOpened(c)) {
+		t.removeEnd(pairOfOpened(c))
 		_ = c.Close() // nothing was sent
 		return nil, fmt.Errorf("%s is no server: %w", server, errLoop)
 	}

@@ -25,7 +25,7 @@ func forwarding(t *testing.T, b *Balancer) (address string) {
 func (b *Balancer) connections() int {
 	b.connTable.mu.Lock()
 	defer b.connTable.mu.Unlock()
-	return len(b.open)
+	return len(b.openConns)
 }
 
 // asking is how many clients of each balancer ask in mostConnections.
@@ -88,7 +88,7 @@ func TestOwnAddressAloneIsNoServer(t *testing.T) {
 		t.Errorf("%q of no connection", got)
 	}
 	stop()
-	testenv.False(t, len(b.pairs) != 0 || len(b.open) != 0, "left: %v, %v", b.pairs, b.open)
+	testenv.False(t, len(b.pairs) != 0 || len(b.openConns) != 0, "left: %v, %v", b.pairs, b.openConns)
 }
 
 // TestAgentsDoNotForwardInACircle: two agents have one another on their lists, as machines that were servers once, and

@@ -23,8 +23,8 @@ const (
 
 // unready is a server's report that it is not ready for clients.
 type unready struct {
-	reason string    // such as nodetunnel.NoLeader
-	leave  time.Time // its connections are closed then, if another server is ready
+	reason       string    // such as nodetunnel.NoLeader
+	closeConnsAt time.Time // its connections are closed then, if another server is ready
 }
 
 // SetReadiness records the reason why a server is not ready for clients, as it reported over the node's own connection
@@ -39,7 +39,7 @@ func (l *serverList) SetReadiness(server, reason string) {
 	case reason == "":
 		delete(l.unready, server)
 	case known:
-		l.unready[server] = unready{reason, before.leave}
+		l.unready[server] = unready{reason, before.closeConnsAt}
 	default:
 		l.unready[server] = unready{reason, l.now().Add(leaveAfter + rand.N(leaveSpread))}
 	}
@@ -52,7 +52,7 @@ func (l *serverList) SetReadiness(server, reason string) {
 // reports whether it did.
 func (b *Balancer) leaveUnready(server string) bool {
 	u, is := b.unreadiness(server)
-	if !is || b.now().Before(u.leave) {
+	if !is || b.now().Before(u.closeConnsAt) {
 		return false
 	}
 	other := b.otherReady(server)
@@ -60,8 +60,8 @@ func (b *Balancer) leaveUnready(server string) bool {
 		return false
 	}
 	b.o.Logger.Warn("a server is not ready while another one is; moving its connections to the other one", "server", server,
-		"reason", u.words(), "other", other)
-	b.drop(server)
+		"reason", u.message(), "other", other)
+	b.dropServer(server)
 	return true
 }
 
@@ -72,15 +72,15 @@ func (b *Balancer) UseAnother(ctx context.Context) {
 	for _, other := range servers[1:] {
 		if b.ensureVerified(ctx, other) == nil {
 			b.o.Logger.Warn("a server is not ready; trying another one", "server", servers[0], "other", other)
-			b.drop(servers[0])
-			b.use(other)
+			b.dropServer(servers[0])
+			b.moveToFront(other)
 			return
 		}
 	}
 }
 
-// words says why a server is not ready.
-func (u unready) words() string {
+// message says why a server is not ready.
+func (u unready) message() string {
 	switch u.reason {
 	case nodetunnel.NoLeader:
 		return "its store has no leader"
@@ -113,5 +113,5 @@ func (l *serverList) showReadiness() {
 		return
 	}
 	l.o.Part.Set(status.Degraded, fmt.Sprintf("%s, the server that this node uses, is not ready: %s. This node uses another server as soon "+
-		"as one is ready. Pods keep running; the API may not answer. `coracle status` on that server says more", server, u.words()))
+		"as one is ready. Pods keep running; the API may not answer. `coracle status` on that server says more", server, u.message()))
 }

@@ -51,21 +51,21 @@ type serverList struct {
 	used    string   // the last server to which a connection was opened; at first the first
 	// named are servers that the cluster has listed, in this run or before. excluded are addresses that are said to be
 	// no servers.
-	named, excluded map[string]bool
-	proved          map[string]proof
-	unready         map[string]unready // servers that are not ready for clients
-	reason          string             // why no server could be used, as last logged; "" if one can
+	listed, excluded map[string]bool
+	proved           map[string]proof
+	unready          map[string]unready // servers that are not ready for clients
+	reason           string             // why no server could be used, as last logged; "" if one can
 }
 
 // newServerList reads the list that an earlier run has kept.
 func newServerList(o Options) *serverList {
 	l := &serverList{
 		o: o, now: time.Now, servers: unique(append([]string{o.Server}, readList(o.File)...)), used: o.Server,
-		named: map[string]bool{}, excluded: map[string]bool{}, proved: map[string]proof{}, unready: map[string]unready{},
+		listed: map[string]bool{}, excluded: map[string]bool{}, proved: map[string]proof{}, unready: map[string]unready{},
 	}
 	l.servers = l.servers[:min(len(l.servers), maxServers)]
 	for _, s := range l.servers {
-		l.named[s] = s != o.Server
+		l.listed[s] = s != o.Server
 	}
 	return l
 }
@@ -73,7 +73,7 @@ func newServerList(o Options) *serverList {
 // proof is what is known of an address that has presented a server's certificate.
 type proof struct {
 	// at is when it last presented it, or replied over a connection on which it had.
-	at time.Time
+	provedAt time.Time
 	// namedInCertificate means that the certificate names the address: no agent has forwarded the connection.
 	namedInCertificate bool
 	// doubted means that it has closed a connection since without having sent anything.
@@ -103,7 +103,7 @@ func (l *serverList) Servers() []string {
 func (l *serverList) Set(servers []string) error {
 	l.mu.Lock()
 	for _, s := range servers {
-		l.named[s] = true
+		l.listed[s] = true
 		delete(l.excluded, s)
 	}
 	// However many servers are named: the one in use, the one that the operator named, and those that were verified are
@@ -138,7 +138,7 @@ func (l *serverList) Replied(server string, namedInCertificate bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.proved[server]
-	if gap := l.now().Sub(p.at); gap < maxGap {
+	if gap := l.now().Sub(p.provedAt); gap < maxGap {
 		p.averageGap += (gap - cmp.Or(p.averageGap, gap)) / 8
 		p.averageGap = cmp.Or(p.averageGap, gap)
 	}
@@ -168,7 +168,7 @@ func (l *serverList) noteCertificate(server string, namedInCertificate bool) {
 // recordProof records a proof with the current time. The caller holds mu.
 func (l *serverList) recordProof(server string, p proof) {
 	if slices.Contains(l.servers, server) {
-		p.at, p.discounted = l.now(), 0
+		p.provedAt, p.discounted = l.now(), 0
 		l.proved[server] = p
 	}
 }
@@ -179,16 +179,16 @@ func (l *serverList) discountDelay(since time.Time) {
 	defer l.mu.Unlock()
 	now := l.now()
 	for server, p := range l.proved {
-		if p.at.IsZero() { // it was demoted
+		if p.provedAt.IsZero() { // it was demoted
 			continue
 		}
-		p.discounted = min(p.discounted+now.Sub(timers.Later(since, p.at)), now.Sub(p.at))
+		p.discounted = min(p.discounted+now.Sub(timers.Later(since, p.provedAt)), now.Sub(p.provedAt))
 		l.proved[server] = p
 	}
 }
 
-// use moves a server to the front of the list.
-func (l *serverList) use(server string) {
+// moveToFront moves a server to the front of the list.
+func (l *serverList) moveToFront(server string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reason = ""
@@ -241,7 +241,7 @@ func (l *serverList) candidates() []string {
 func (l *serverList) namedServers() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(l.servers), func(s string) bool { return !l.named[s] || l.leftOut(s) })
+	return slices.DeleteFunc(slices.Clone(l.servers), func(s string) bool { return !l.listed[s] || l.leftOut(s) })
 }
 
 // otherReady returns another server than the given one that is ready and has just replied, or "". When there is one,
@@ -264,13 +264,13 @@ func (l *serverList) lastContact(server string) (yes bool, last time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.proved[server]
-	return l.responsive(server, max(responsiveWindow, p.averageGap+extraGap)+p.discounted), p.at
+	return l.responsive(server, max(responsiveWindow, p.averageGap+extraGap)+p.discounted), p.provedAt
 }
 
 // responsive reports whether the server's last proof is younger than within. The caller holds mu.
 func (l *serverList) responsive(server string, within time.Duration) bool {
 	p, ok := l.proved[server]
-	return ok && l.now().Sub(p.at) < within
+	return ok && l.now().Sub(p.provedAt) < within
 }
 
 // verified reports whether a server has proved a moment ago that it belongs to the cluster.
@@ -307,13 +307,13 @@ func (l *serverList) everReached() bool {
 // maxVerified. The caller holds mu.
 func (l *serverList) latestProofs() []string {
 	out := slices.DeleteFunc(slices.Sorted(maps.Keys(l.proved)), func(s string) bool { return !l.proved[s].namedInCertificate })
-	slices.SortStableFunc(out, func(x, y string) int { return l.proved[y].at.Compare(l.proved[x].at) })
+	slices.SortStableFunc(out, func(x, y string) int { return l.proved[y].provedAt.Compare(l.proved[x].provedAt) })
 	return out[:min(len(out), maxVerified)]
 }
 
 // removeAddresses removes what is known of addresses. The caller holds mu.
 func (l *serverList) removeAddresses(gone func(string) bool) {
-	maps.DeleteFunc(l.named, func(s string, _ bool) bool { return gone(s) })
+	maps.DeleteFunc(l.listed, func(s string, _ bool) bool { return gone(s) })
 	maps.DeleteFunc(l.proved, func(s string, _ proof) bool { return gone(s) })
 	maps.DeleteFunc(l.unready, func(s string, _ unready) bool { return gone(s) })
 }

@@ -17,7 +17,7 @@ import (
 // busy machine may need longer for.
 func start(t *testing.T, o Options) *Balancer {
 	t.Helper()
-	return startAs(t, o, func(b *Balancer) { b.longer = echo.Patience })
+	return startAs(t, o, func(b *Balancer) { b.testTimeout = echo.Patience })
 }
 
 // startUsual runs one with the usual times, for servers that say nothing: clients of the others try again
@@ -33,7 +33,7 @@ func startStill(t *testing.T, o Options) *Balancer {
 	t.Helper()
 	return startAs(t, o, func(b *Balancer) {
 		still := time.Now()
-		b.longer, b.now = echo.Patience, func() time.Time { return still }
+		b.testTimeout, b.now = echo.Patience, func() time.Time { return still }
 	})
 }
 

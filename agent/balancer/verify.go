@@ -40,7 +40,7 @@ type verifier struct {
 
 	mu      sync.Mutex
 	proving map[string]*proving // the running handshakes
-	ended   bool                // no new handshake begins
+	closed  bool                // no new handshake begins
 }
 
 // proving is a running handshake. Other callers that need its result wait for it: two agents that took one another for
@@ -77,7 +77,7 @@ func (v *verifier) prove(ctx context.Context, server string) error {
 	if err != nil {
 		return err
 	}
-	timeout := time.NewTimer(v.conns.within(dialTimeout))
+	timeout := time.NewTimer(v.conns.timeoutOr(dialTimeout))
 	defer timeout.Stop()
 	select {
 	case <-p.done:
@@ -96,10 +96,10 @@ func (v *verifier) handshakeWith(ctx context.Context, server string) (*proving, 
 	if p := v.proving[server]; p != nil {
 		return p, nil
 	}
-	if v.ended {
+	if v.closed {
 		return nil, net.ErrClosed
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.conns.within(handshakeTimeout))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.conns.timeoutOr(handshakeTimeout))
 	p := &proving{cancel: cancel, done: make(chan struct{})}
 	v.proving[server] = p
 	go func() { // Run waits for it
@@ -119,7 +119,7 @@ func (v *verifier) handshakeWith(ctx context.Context, server string) (*proving, 
 // endHandshakes ends all handshakes, and returns when none is running.
 func (v *verifier) endHandshakes() {
 	v.mu.Lock()
-	v.ended = true
+	v.closed = true
 	left := slices.Collect(maps.Values(v.proving))
 	v.mu.Unlock()
 	for _, p := range left {
@@ -141,7 +141,7 @@ func (v *verifier) handshake(ctx context.Context, server string, connected *atom
 	if err != nil {
 		return fail(err)
 	}
-	defer v.conns.leave(opened(raw))
+	defer v.conns.removeEnd(pairOfOpened(raw))
 	defer raw.Close() // nothing has to be sent
 	connected.Store(true)
 	config.ServerName, _, _ = net.SplitHostPort(server) // server was dialed, and so is host:port

@@ -270,7 +270,7 @@ func TestStaleConnectionsCloseWhenMachineReturns(t *testing.T) {
 	old := wantAnswer(t, b, "one")
 	b.dropStale(b.Servers()[0], &probeState{})
 	testenv.Check(t, testenv.Err(old.Ask()), "there always was a way to its server")
-	b.dropStale(b.Servers()[0], &probeState{cut: true})
+	b.dropStale(b.Servers()[0], &probeState{hostUnreachable: true})
 	echo.Ended(t, old)
 	wantAnswer(t, b, "one")
 }
@@ -280,7 +280,7 @@ func TestDialFailureIsUnreachable(t *testing.T) {
 	gone := echo.New(t, "gone", "127.0.0.1:0")
 	gone.Stop()
 	// As long as a busy machine needs to connect to itself; one that says nothing costs all of that.
-	b := startAs(t, Options{Server: gone.Address}, func(b *Balancer) { b.longer = 10 * time.Second })
+	b := startAs(t, Options{Server: gone.Address}, func(b *Balancer) { b.testTimeout = 10 * time.Second })
 	for what, address := range map[string]string{"it refuses": gone.Address, "it says nothing": echo.Mute(t, "127.0.0.1:0")} {
 		if err := b.prove(t.Context(), address); err == nil || unreachable(err) {
 			t.Errorf("%s: %v", what, err)

@@ -133,7 +133,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	// their services, so it is never cancelled, and Stop closes the plugins in order.
 	srv, err := server.New(context.WithoutCancel(ctx), config)
 	if err != nil {
-		return nil, fmt.Errorf("containerd: set up: %w", s.fatal.or(err))
+		return nil, fmt.Errorf("containerd: set up: %w", s.fatal.joinFailure(err))
 	}
 	s.server = srv
 	if err := srv.Start(context.WithoutCancel(ctx)); err != nil {

@@ -27,8 +27,8 @@ func setTrap() *fatalTrap {
 	return trap
 }
 
-// or joins a trapped failure, if there is one, with err, which is often only its consequence.
-func (t *fatalTrap) or(err error) error {
+// joinFailure joins a trapped failure, if there is one, with err, which is often only its consequence.
+func (t *fatalTrap) joinFailure(err error) error {
 	select {
 	case trapped := <-t.failed:
 		return errors.Join(trapped, err)

@@ -40,7 +40,7 @@ func (h *heldBlobs) Writer(ctx context.Context, opts ...content.WriterOpt) (cont
 
 type heldWriter struct {
 	content.Writer
-	to *heldBlobs
+	blobs *heldBlobs
 }
 
 // Commit implements content.Writer.
@@ -48,12 +48,12 @@ func (w *heldWriter) Commit(ctx context.Context, size int64, expected digest.Dig
 	d := w.Digest()
 	err := w.Writer.Commit(ctx, size, expected, opts...)
 	if err == nil || errdefs.IsAlreadyExists(err) {
-		w.to.mu.Lock()
-		defer w.to.mu.Unlock()
-		if w.to.held == nil {
-			w.to.held = map[digest.Digest]bool{}
+		w.blobs.mu.Lock()
+		defer w.blobs.mu.Unlock()
+		if w.blobs.held == nil {
+			w.blobs.held = map[digest.Digest]bool{}
 		}
-		w.to.held[d] = true
+		w.blobs.held[d] = true
 	}
 	return err
 }
@@ -131,8 +131,8 @@ func (h *heldBlobs) uncompressed(ctx context.Context, layer ocispec.Descriptor) 
 
 // untilDone is a reader that ends with its context.
 type untilDone struct {
-	ctx  context.Context
-	from io.Reader
+	ctx    context.Context
+	reader io.Reader
 }
 
 // Read implements io.Reader.
@@ -140,7 +140,7 @@ func (r untilDone) Read(p []byte) (int, error) {
 	if r.ctx.Err() != nil {
 		return 0, context.Cause(r.ctx)
 	}
-	return r.from.Read(p)
+	return r.reader.Read(p)
 }
 
 // isWritten reports whether content was written.

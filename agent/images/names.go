@@ -25,8 +25,8 @@ type writtenNames struct {
 }
 
 type writtenName struct {
-	was *images.Image // nil where the name is new
-	is  digest.Digest
+	previous *images.Image // nil where the name is new
+	target   digest.Digest
 }
 
 func newWrittenNames(c *client.Client) *writtenNames {
@@ -72,14 +72,14 @@ func (w *writtenNames) Create(ctx context.Context, im images.Image) (images.Imag
 // record records the image that a name had before its first write: an archive may have a name twice.
 func (w *writtenNames) record(im images.Image, was *images.Image) {
 	if before, ok := w.names[im.Name]; ok {
-		was = before.was
+		was = before.previous
 	}
 	w.names[im.Name] = writtenName{was, im.Target.Digest}
 }
 
 // ready records that an image can be used: restore does not change its name.
 func (w *writtenNames) ready(im images.Image) {
-	if w.names[im.Name].is == im.Target.Digest {
+	if w.names[im.Name].target == im.Target.Digest {
 		delete(w.names, im.Name)
 	}
 }
@@ -92,9 +92,9 @@ func (w *writtenNames) restore(ctx context.Context) error {
 	for name, n := range w.names {
 		now, err := w.Get(ctx, name)
 		switch {
-		case err != nil || now.Target.Digest != n.is:
-		case n.was != nil:
-			_, err = w.Store.Update(ctx, *n.was, "target", "labels")
+		case err != nil || now.Target.Digest != n.target:
+		case n.previous != nil:
+			_, err = w.Store.Update(ctx, *n.previous, "target", "labels")
 		default:
 			err = w.Delete(ctx, name)
 		}

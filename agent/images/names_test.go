@@ -139,7 +139,7 @@ func TestNamesAreThoseOfPods(t *testing.T) {
 			}
 			w := newWrittenNames(s.Client)
 			got, _, err := s.read(ctx, bytes.NewReader(archive(t, files)), "docker.io/library/file", Origin{}, w)
-			if err != nil || len(got) != 1 || got[0].Name != want || w.names[want].is != p.descriptor.Digest {
+			if err != nil || len(got) != 1 || got[0].Name != want || w.names[want].target != p.descriptor.Digest {
 				t.Errorf("%s in %s is %+v, %v; want %s", in, annotation, got, err, want)
 			}
 			testenv.Check(t, testenv.Err(s.Client.ImageService().Get(ctx, want)), want)

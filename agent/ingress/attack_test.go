@@ -126,7 +126,7 @@ func TestAnswersOfAHostileProxyAreBounded(t *testing.T) {
 	defer p.close()
 	testenv.Must(p.conn.Write([]byte("\n")))(t)
 	select {
-	case err := <-p.ended:
+	case err := <-p.connEnded:
 		if !strings.Contains(err.Error(), "bytes") {
 			t.Error(err)
 		}

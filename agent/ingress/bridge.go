@@ -33,12 +33,12 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 		return nil
 	case <-synced:
 		return nil
-	case <-time.After(cmp.Or(n.o.patience, bridgeAfter)):
+	case <-time.After(cmp.Or(n.o.bridgeDelay, bridgeAfter)):
 	}
 	kept, err := readLast(n.o.Dir, n.o.Cluster)
 	if err != nil {
 		n.o.Logger.Warn("ingress: without a server, a proxy that ends is not started again", "error", err)
-		n.last.forget()
+		n.savedTable.forget()
 	}
 	if kept == nil {
 		select {
@@ -64,12 +64,12 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 	wg.Go(func() { n.ask(asking) })
 	s := &serving{Node: n, supervisor: k}
 	for s.showBridge(); ctx.Err() == nil; {
-		for k.now == nil && s.retry == nil && kept != nil && ctx.Err() == nil {
+		for k.current == nil && s.retry == nil && kept != nil && ctx.Err() == nil {
 			s.startLast(ctx, kept)
 		}
 		var ended <-chan error
-		if k.now != nil {
-			ended = k.now.ended
+		if k.current != nil {
+			ended = k.current.connEnded
 		}
 		select {
 		case <-ctx.Done():
@@ -81,7 +81,7 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 			s.retry = nil
 		case <-n.refused:
 			kept = nil
-			n.last.forget()
+			n.savedTable.forget()
 		case q := <-n.questions:
 			s.report(ctx, q)
 		}
@@ -113,15 +113,15 @@ func (n *Node) stream(ctx context.Context) (io.ReadCloser, error) {
 }
 
 // startLast starts a proxy and sends it the kept table.
-func (s *serving) startLast(ctx context.Context, kept *last) {
+func (s *serving) startLast(ctx context.Context, kept *savedTable) {
 	k := s.supervisor
 	if err := k.start(false); err != nil {
 		s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.nextWait(0))
 		return
 	}
 	if err := kept.guarded(k); err != nil {
-		err = errors.Join(err, k.kill(k.now))
-		k.now = nil
+		err = errors.Join(err, k.kill(k.current))
+		k.current = nil
 		k.held.close()
 		k.held = nil
 		s.failed(err, s.restarts.nextWait(0))
@@ -133,7 +133,7 @@ func (s *serving) startLast(ctx context.Context, kept *last) {
 		}
 		return
 	}
-	s.o.Logger.Warn("ingress: no server answers, so the proxy serves by the table that was kept", "pid", k.now.PID)
+	s.o.Logger.Warn("ingress: no server answers, so the proxy serves by the table that was kept", "pid", k.current.PID)
 	s.showBridge()
 }
 
@@ -141,13 +141,13 @@ func (s *serving) startLast(ctx context.Context, kept *last) {
 // It returns false if the proxy has failed.
 func (s *serving) bridged(ctx context.Context) bool {
 	k := s.supervisor
-	if !k.now.launched || k.now.sent != nil {
+	if !k.current.launched || k.current.sent != nil {
 		return true
 	}
 	kept, err := readLast(s.o.Dir, s.o.Cluster)
 	if err != nil {
 		s.o.Logger.Warn("ingress: the proxy waits for the table from a server", "error", err)
-		s.last.forget()
+		s.savedTable.forget()
 	}
 	if kept == nil {
 		return true
@@ -161,7 +161,7 @@ func (s *serving) bridged(ctx context.Context) bool {
 }
 
 // guarded returns an error if the kernel does not guard a port of the proxy.
-func (l *last) guarded(k *supervisor) error {
+func (l *savedTable) guarded(k *supervisor) error {
 	there, err := nft.Exists(NFTable())
 	if err != nil {
 		return err
@@ -183,7 +183,7 @@ func (l *last) guarded(k *supervisor) error {
 }
 
 func (s *serving) showBridge() {
-	switch p := s.supervisor.now; {
+	switch p := s.supervisor.current; {
 	case p == nil:
 	case p.sent == nil:
 		s.o.Part.Set(status.Degraded, fmt.Sprintf("no server answers; the proxy of the previous run keeps running, process %d", p.PID))
@@ -194,13 +194,13 @@ func (s *serving) showBridge() {
 
 // keepLast keeps the table that the proxy serves by, while this machine is a node of the cluster.
 func (s *serving) keepLast() {
-	s.later = nil
+	s.saveDue = nil
 	if _, err := s.o.Nodes.Lister().Get(s.o.NodeName); err != nil || s.unwelcome {
-		s.last.forget()
+		s.savedTable.forget()
 		return
 	}
 	k := s.supervisor
-	if again := s.last.save(&last{Ports: k.guarded(), UDP: k.guardedUDP(), Sections: k.now.sent}); again > 0 {
-		s.later = time.After(again)
+	if again := s.savedTable.save(&savedTable{Ports: k.guarded(), UDP: k.guardedUDP(), Sections: k.current.sent}); again > 0 {
+		s.saveDue = time.After(again)
 	}
 }

@@ -37,7 +37,7 @@ type kernelState struct {
 	pods, services []netip.Prefix
 	nodes          []netip.Addr
 	reserved       []uint16       // ports of nodes that are the cluster's
-	own            []netip.Prefix // networks of this node's pods
+	podNetworks    []netip.Prefix // networks of this node's pods
 }
 
 // rules returns the table's chains with their rules. A pod's packet may come from another node, whose Service proxy has
@@ -104,7 +104,7 @@ func (s kernelState) rules() map[string][]string {
 
 // source returns the address from which the proxy connects to pods. It returns false if that is the node's usual one.
 func (s kernelState) source(v4 bool) (netip.Addr, bool) {
-	for _, c := range s.own {
+	for _, c := range s.podNetworks {
 		if c.Addr().Is4() == v4 {
 			return clusterconfig.IngressSource(c), true
 		}
@@ -161,7 +161,7 @@ func apply(ctx context.Context, rules map[string][]string) error {
 func (n *Node) protect(ctx context.Context, ports, udp []int) error {
 	s := kernelState{
 		ports: ports, udp: udp, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses(),
-		own: n.ownNetworks(),
+		podNetworks: n.ownNetworks(),
 	}
 	rules := s.rules()
 	text := fmt.Sprint(rules)

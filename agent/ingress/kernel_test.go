@@ -13,7 +13,7 @@ func TestRenderedKernelRulesMatchState(t *testing.T) {
 	rules := kernelState{
 		ports: []int{10443, 10080}, udp: []int{10443}, pods: []netip.Prefix{prefix("10.42.0.0/16")}, services: []netip.Prefix{prefix("10.43.0.0/16")},
 		nodes: []netip.Addr{address("192.0.2.2"), address("192.0.2.1"), address("192.0.2.1")}, reserved: []uint16{10250, 6443},
-		own: []netip.Prefix{prefix("10.42.3.0/24"), prefix("fd00:42::/64")},
+		podNetworks: []netip.Prefix{prefix("10.42.3.0/24"), prefix("fd00:42::/64")},
 	}.rules()
 	want := map[string]string{
 		"input": `tcp dport { 10080, 10443 } ct original proto-dst { 10080, 10443 } ip saddr != { 10.42.0.0/16, 192.0.2.1/32, 192.0.2.2/32 } drop

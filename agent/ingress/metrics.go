@@ -104,7 +104,7 @@ func (n *Node) stats(ctx context.Context) *table.Stats {
 
 // report answers a question. If the proxy fails to reply, it is replaced as after a failed probe.
 func (s *serving) report(ctx context.Context, q question) {
-	if s.supervisor.now == nil || q.ctx.Err() != nil {
+	if s.supervisor.current == nil || q.ctx.Err() != nil {
 		q.response <- nil
 		return
 	}

@@ -79,19 +79,19 @@ type Options struct {
 	Part   *status.Part
 	Logger *slog.Logger
 
-	cgroups  string        // where control groups are mounted, for tests; cgroupRoot by default
-	patience time.Duration // bridgeAfter, for tests
+	cgroups     string        // where control groups are mounted, for tests; cgroupRoot by default
+	bridgeDelay time.Duration // bridgeAfter, for tests
 }
 
 // Node is a node's ingress.
 type Node struct {
-	o    Options
-	wake timers.Signal // an object has changed
-	gone chan struct{} // capacity 1: one event means that another program may have deleted the kernel's table
+	o           Options
+	wake        timers.Signal // an object has changed
+	tableEvents chan struct{} // capacity 1: one event means that another program may have deleted the kernel's table
 	// refused receives when a server has refused this node's credentials.
 	refused timers.Signal
 	// last is the file of the last table.
-	last *lastFile
+	savedTable *savedTableFile
 	// questions are sent by the collectors of Metrics. It is unbuffered: the sender stops waiting when its context
 	// ends.
 	questions chan question
@@ -103,18 +103,18 @@ type Node struct {
 	leftOut map[string]table.Charge
 	// backends are those of the table. nil means that they were not read yet.
 	backends map[string]table.Backend
-	troubles recentFailures
+	failures recentFailures
 	// annotation is the last known value of the Node's annotation.
 	annotation string
 }
 
 // New adds handlers to the caches, which must not run yet.
 func New(o Options) (*Node, error) {
-	n := &Node{o: o, wake: timers.NewSignal(), gone: make(chan struct{}, 1), questions: make(chan question)}
+	n := &Node{o: o, wake: timers.NewSignal(), tableEvents: make(chan struct{}, 1), questions: make(chan question)}
 	if n.o.Logger == nil {
 		n.o.Logger = slog.Default()
 	}
-	n.refused, n.last = timers.NewSignal(), &lastFile{dir: o.Dir, cluster: o.Cluster, log: n.o.Logger}
+	n.refused, n.savedTable = timers.NewSignal(), &savedTableFile{dir: o.Dir, cluster: o.Cluster, log: n.o.Logger}
 	if err := o.Services.Informer().AddIndexers(cache.Indexers{byGateway: indexGateway}); err != nil {
 		return nil, fmt.Errorf("ingress: adding an index of Services: %w", err)
 	}
@@ -220,7 +220,7 @@ func (n *Node) stop(ctx context.Context) error {
 		return err
 	}
 	n.rules, n.annotation = "", ""
-	n.last.forget()
+	n.savedTable.forget()
 	return remove(n.o.Dir, n.groups())
 }
 

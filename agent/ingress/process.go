@@ -34,7 +34,7 @@ type process struct {
 	// launched means that this run has started it, so that it has no table from before.
 	launched bool
 	conn     *net.UnixConn
-	out      *json.Encoder
+	encoder  *json.Encoder
 	sent     table.Sections // nil before the first table of this connection
 	// problems are those of the last response.
 	problems map[string]string
@@ -45,7 +45,7 @@ type process struct {
 	// limited is what it has counted so far. It is nil before an earlier run's process was asked.
 	limited   *table.Limited
 	responses chan table.Response // unbuffered: each change waits for its response
-	ended     chan error          // capacity 1: a connection ends once
+	connEnded chan error          // capacity 1: a connection ends once
 	done      chan struct{}       // closed by close
 	reading   sync.WaitGroup
 }
@@ -57,8 +57,8 @@ func connect(dir string, e entry) (*process, error) {
 		return nil, fmt.Errorf("connecting with the ingress proxy: %w", err)
 	}
 	return &process{
-		entry: e, began: time.Now(), conn: conn, out: json.NewEncoder(conn),
-		responses: make(chan table.Response), ended: make(chan error, 1), done: make(chan struct{}),
+		entry: e, began: time.Now(), conn: conn, encoder: json.NewEncoder(conn),
+		responses: make(chan table.Response), connEnded: make(chan error, 1), done: make(chan struct{}),
 	}, nil
 }
 
@@ -87,7 +87,7 @@ func (p *process) askSockets() (*sockets, error) {
 		return nil, fmt.Errorf("asking the ingress proxy for its sockets: %w", err)
 	}
 	defer func() { _ = p.conn.SetDeadline(time.Time{}) }()
-	if err := p.out.Encode(table.Change{Sockets: true}); err != nil {
+	if err := p.encoder.Encode(table.Change{Sockets: true}); err != nil {
 		return nil, fmt.Errorf("asking the ingress proxy for its sockets: %w", err)
 	}
 	receiver, text, line := &table.Receiver{Conn: p.conn}, make([]byte, 16<<10), []byte(nil)
@@ -129,12 +129,12 @@ func (p *process) askSockets() (*sockets, error) {
 
 // read receives responses. When the connection ends, the process has ended or another run has connected to it.
 func (p *process) read() {
-	bounded := &boundedReader{from: p.conn}
+	bounded := &boundedReader{source: p.conn}
 	for in := json.NewDecoder(bounded); ; {
-		bounded.left = maxResponse
+		bounded.remaining = maxResponse
 		var a table.Response
 		if err := in.Decode(&a); err != nil {
-			p.ended <- fmt.Errorf("its connection was closed: %w; its log says why", err)
+			p.connEnded <- fmt.Errorf("its connection was closed: %w; its log says why", err)
 			return
 		}
 		select {
@@ -147,17 +147,17 @@ func (p *process) read() {
 
 // boundedReader returns an error once left bytes were read.
 type boundedReader struct {
-	from io.Reader
-	left int
+	source    io.Reader
+	remaining int
 }
 
 // Read implements io.Reader.
 func (b *boundedReader) Read(to []byte) (int, error) {
-	if b.left <= 0 {
+	if b.remaining <= 0 {
 		return 0, fmt.Errorf("it sends an answer of more than %d bytes", maxResponse)
 	}
-	n, err := b.from.Read(to)
-	b.left -= n
+	n, err := b.source.Read(to)
+	b.remaining -= n
 	return n, err
 }
 
@@ -216,14 +216,14 @@ func (p *process) commit(ctx context.Context, changes []table.Change, stats bool
 		return table.Response{}, err
 	}
 	for _, c := range append(changes, table.Change{Commit: true, Stats: stats}) {
-		if err := p.out.Encode(c); err != nil {
+		if err := p.encoder.Encode(c); err != nil {
 			return table.Response{}, err
 		}
 	}
 	select {
 	case <-ctx.Done():
 		return table.Response{}, ctx.Err()
-	case err := <-p.ended:
+	case err := <-p.connEnded:
 		return table.Response{}, err
 	case <-time.After(responseTimeout):
 		return table.Response{}, fmt.Errorf("it has been unresponsive for %s: %w", responseTimeout, os.ErrDeadlineExceeded)

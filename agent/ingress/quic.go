@@ -39,7 +39,7 @@ func (k *supervisor) addQUIC(s, before *sockets) {
 	if !k.http3 {
 		return
 	}
-	err := s.listenQUIC(k.at, before)
+	err := s.listenQUIC(k.listenAddresses, before)
 	if k.withoutQUIC = err != nil; k.withoutQUIC {
 		k.log("ingress: HTTP/3 is not served, since its UDP sockets cannot be opened", "error", err)
 	}
@@ -62,7 +62,7 @@ func (k *supervisor) setHTTP3(http3 bool) {
 
 // serves reports whether the sockets are the wanted ones.
 func (k *supervisor) serves(s *sockets) bool {
-	return s.serve(k.at) && (k.withoutQUIC || s.serveQUIC(k.at) == k.http3)
+	return s.serve(k.listenAddresses) && (k.withoutQUIC || s.serveQUIC(k.listenAddresses) == k.http3)
 }
 
 // serveQUIC reports whether the sockets are for HTTP/3 at exactly these addresses.

@@ -63,7 +63,7 @@ func TestUpgradesFailNoHTTP3Request(t *testing.T) {
 		}
 		return ask(clients[i], url)
 	}, func(k *supervisor) {
-		eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
+		eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.current.PID}) })
 	})
 }
 
@@ -85,7 +85,7 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	n.table = n.to(address)
 	testenv.NoError(t, n.table.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: 443}))
 	k := n.run()
-	old := k.now.PID
+	old := k.current.PID
 	answers := make(chan error, 8) // one of each request
 	for range 8 {
 		c := http3Client(t)
@@ -109,7 +109,7 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	n.table = hello
 	n.install("next")
 	n.serve(k)
-	testenv.Require(t, k.now.PID != old, "no other has taken over")
+	testenv.Require(t, k.current.PID != old, "no other has taken over")
 	for range 8 {
 		testenv.Check(t, ask(http3Client(t), k.http3URL()), "a request to the next process")
 	}
@@ -117,7 +117,7 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	for range 8 {
 		testenv.Check(t, <-answers, "a request to the process that drains")
 	}
-	eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
+	eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.current.PID}) })
 }
 
 // TestHTTP3FollowsTheServicesPort: it is served and announced while the Service has the port, and a process without

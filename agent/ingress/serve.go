@@ -61,7 +61,7 @@ type serving struct {
 	// look means that it is time to check for other programs on the Service's ports.
 	look bool
 	// later receives when the last table is due to be written to its file.
-	later <-chan time.Time
+	saveDue <-chan time.Time
 	// unwelcome means that a server has refused this node's credentials since the last table.
 	unwelcome bool
 }
@@ -79,8 +79,8 @@ func (n *Node) serve(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { follow(following, n.stream, tables, n.o.Logger) })
-	defer n.last.flush()
-	nft.FollowDeletions(following, &wg, n.gone, func(err error) {
+	defer n.savedTable.flush()
+	nft.FollowDeletions(following, &wg, n.tableEvents, func(err error) {
 		n.o.Logger.Info("ingress: a deletion of the proxy's nftables table by another program cannot be detected; the table is restored at "+
 			"the next change of a Node", "error", err)
 	}, NFTable())
@@ -100,8 +100,8 @@ func (n *Node) serve(ctx context.Context) error {
 			return err
 		}
 		var ended <-chan error
-		if k.now != nil {
-			ended = k.now.ended
+		if k.current != nil {
+			ended = k.current.connEnded
 		}
 		select {
 		case <-ctx.Done():
@@ -111,8 +111,8 @@ func (n *Node) serve(ctx context.Context) error {
 			s.unwelcome = false
 		case <-n.refused:
 			s.unwelcome = true
-			n.last.forget()
-		case <-s.later:
+			n.savedTable.forget()
+		case <-s.saveDue:
 		case err := <-ended:
 			s.giveUp(err)
 		case <-s.retry:
@@ -120,14 +120,14 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-reached:
 		case <-probe.C:
 			s.look = true
-			if k.now != nil {
+			if k.current != nil {
 				if _, err := s.stats(ctx); err != nil && ctx.Err() == nil {
 					s.giveUp(err)
 				}
 			}
 		case q := <-n.questions:
 			s.report(ctx, q)
-		case <-n.gone:
+		case <-n.tableEvents:
 			n.tableDeleted()
 		case <-n.wake:
 			if !timers.Sleep(ctx, gather) {
@@ -178,7 +178,7 @@ func (s *serving) sync(ctx context.Context) error {
 		if s.table != nil { // before the first table, the sockets of the run before stay open
 			k.listen(siteSockets(s.table))
 		}
-		if k.now == nil {
+		if k.current == nil {
 			if s.retry != nil {
 				return nil
 			}
@@ -201,7 +201,7 @@ func (s *serving) sync(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			if k.now != nil {
+			if k.current != nil {
 				s.giveUp(err)
 			} else {
 				s.failed(err, s.restarts.nextWait(0))
@@ -245,10 +245,10 @@ func (s *serving) sendTable(ctx context.Context) (map[string]string, error) {
 	if err == nil {
 		s.refused, s.takeOvers = nil, backoff{}
 		s.wake.Send() // for sockets of Gateways that could not be opened before
-		s.o.Logger.Info("ingress: another proxy has taken over", "pid", k.now.PID, "after", time.Since(began))
+		s.o.Logger.Info("ingress: another proxy has taken over", "pid", k.current.PID, "after", time.Since(began))
 		return taken, nil
 	}
-	if k.now == nil {
+	if k.current == nil {
 		return nil, err
 	}
 	if ctx.Err() == nil {
@@ -263,21 +263,21 @@ func (s *serving) sendTable(ctx context.Context) (map[string]string, error) {
 
 // giveUp gives up a proxy that has ended, or does not respond.
 func (s *serving) giveUp(cause error) {
-	lived := time.Since(s.supervisor.now.began)
+	lived := time.Since(s.supervisor.current.began)
 	cause = s.supervisor.giveUp(cause)
-	s.troubles.ended(cause, time.Now())
+	s.failures.addExit(cause, time.Now())
 	s.failed(fmt.Errorf("the proxy has ended: %w", cause), s.restarts.nextWait(lived))
 }
 
 // stats asks the proxy for its counters, and notes which limits its clients have met since the last time.
 func (s *serving) stats(ctx context.Context) (*table.Stats, error) {
-	p := s.supervisor.now
+	p := s.supervisor.current
 	stats, err := p.stats(ctx)
 	if stats == nil || err != nil {
 		return nil, err
 	}
 	if p.limited != nil {
-		s.troubles.count(*p.limited, stats.Limited, time.Now())
+		s.failures.addCounts(*p.limited, stats.Limited, time.Now())
 	}
 	p.limited = &stats.Limited
 	return stats, nil
@@ -371,8 +371,8 @@ func (s *serving) showProblems(problems map[string]string) {
 			hosts++
 		}
 	}
-	text := fmt.Sprintf("%d hosts, process %d", hosts, s.supervisor.now.PID)
-	wrong := s.troubles.texts(s.supervisor.groups.memory, s.supervisor.limits.Connections, time.Now())
+	text := fmt.Sprintf("%d hosts, process %d", hosts, s.supervisor.current.PID)
+	wrong := s.failures.texts(s.supervisor.groups.memory, s.supervisor.limits.Connections, time.Now())
 	if s.refused != nil {
 		wrong = append(wrong, fmt.Sprintf("it keeps running, since the new version could not take over: %v", s.refused))
 	}

@@ -27,22 +27,22 @@ import (
 // that finds several processes without that order uses the newest that replies, and orders the others to drain when
 // that one has its table.
 type supervisor struct {
-	dir, program string
-	at           []netip.Addr
-	log          func(message string, args ...any)
-	groups       groups
-	limits       table.Limits // of processes that are started
-	ungrouped    bool         // it was logged that there is no control group
-	http3        bool         // HTTP/3 is to be served
-	withoutQUIC  bool         // HTTP/3 is not served, since its sockets could not be opened
-	processes    processList
-	held         *sockets
+	dir, program    string
+	listenAddresses []netip.Addr
+	log             func(message string, args ...any)
+	groups          groups
+	limits          table.Limits // of processes that are started
+	ungrouped       bool         // it was logged that there is no control group
+	http3           bool         // HTTP/3 is to be served
+	withoutQUIC     bool         // HTTP/3 is not served, since its sockets could not be opened
+	processes       processList
+	held            *sockets
 	// sites are the wanted sockets of Gateways' ports. failed are those that cannot be opened. changed is what the
 	// process has not received yet.
 	sites   map[string]int
 	failed  map[string]error
 	changed socketChange
-	now     *process          // nil while there is none
+	current *process          // nil while there is none
 	step    func(name string) // for tests; it is called between the steps
 }
 
@@ -51,7 +51,7 @@ func newSupervisor(o Options, g groups) (*supervisor, error) {
 		return nil, fmt.Errorf("making the proxy's folder: %w", err)
 	}
 	return &supervisor{
-		dir: o.Dir, program: o.Program, at: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {},
+		dir: o.Dir, program: o.Program, listenAddresses: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {},
 		limits: table.Limits{Memory: g.goLimit(), Connections: cmp.Or(o.MaxConnections, defaultConnections)},
 	}, nil
 }
@@ -59,7 +59,7 @@ func newSupervisor(o Options, g groups) (*supervisor, error) {
 // startProxy finds the proxy that an earlier run has started, or starts one.
 func (k *supervisor) startProxy() error {
 	patient, err := k.find()
-	if err != nil || k.now != nil {
+	if err != nil || k.current != nil {
 		return err
 	}
 	return k.start(patient)
@@ -88,7 +88,7 @@ func (k *supervisor) find() (patient bool, err error) {
 			patient = true
 			continue
 		}
-		k.now, k.held = p, s
+		k.current, k.held = p, s
 		k.log("ingress: the proxy of the previous run keeps running", "pid", p.PID, "handsSockets", s != nil)
 		break
 	}
@@ -113,19 +113,19 @@ func (k *supervisor) removeSockets() {
 func (k *supervisor) start(patient bool) error {
 	if !k.serves(k.held) {
 		k.held.close()
-		s, err := listenAll(k.at, patient)
+		s, err := listenAll(k.listenAddresses, patient)
 		if err != nil {
 			return err
 		}
 		k.addQUIC(s, nil)
 		k.held = s
 	}
-	k.failed = k.held.adjust(k.at, k.sites, patient, &k.changed)
+	k.failed = k.held.adjust(k.listenAddresses, k.sites, patient, &k.changed)
 	p, err := k.launch(k.held)
 	if err != nil {
 		return err
 	}
-	k.now, k.changed = p, socketChange{} // it was started with all of them
+	k.current, k.changed = p, socketChange{} // it was started with all of them
 	k.log("ingress: the proxy was started", "pid", p.PID, "ports", k.held.ports())
 	return nil
 }
@@ -134,8 +134,8 @@ func (k *supervisor) start(patient bool) error {
 // proxy gets none of them until another one takes over.
 func (k *supervisor) listen(sites map[string]int) {
 	k.sites = sites
-	if k.held.serve(k.at) { // otherwise another process takes over first, at other addresses
-		k.failed = k.held.adjust(k.at, sites, false, &k.changed)
+	if k.held.serve(k.listenAddresses) { // otherwise another process takes over first, at other addresses
+		k.failed = k.held.adjust(k.listenAddresses, sites, false, &k.changed)
 	}
 }
 
@@ -153,7 +153,7 @@ func (k *supervisor) guarded() []int {
 
 // sendTable sends a table to the proxy. Then it orders other processes to drain that have no such order yet.
 func (k *supervisor) sendTable(ctx context.Context, t table.Sections) (map[string]string, error) {
-	problems, err := k.now.sendTable(ctx, t, k.held, k.changed)
+	problems, err := k.current.sendTable(ctx, t, k.held, k.changed)
 	if err != nil {
 		return nil, err
 	}
@@ -166,14 +166,14 @@ func (k *supervisor) retire() error {
 	changed := false
 	for i := range k.processes.Processes {
 		e := &k.processes.Processes[i]
-		if e.PID == k.now.PID || e.Draining {
+		if e.PID == k.current.PID || e.Draining {
 			continue
 		}
 		k.step("retire")
 		if err := e.handedOver(); err != nil {
 			return err
 		}
-		k.log("ingress: another proxy has taken over; this one drains", "pid", e.PID, "by", k.now.PID)
+		k.log("ingress: another proxy has taken over; this one drains", "pid", e.PID, "by", k.current.PID)
 		changed = true
 	}
 	if !changed {
@@ -186,11 +186,11 @@ func (k *supervisor) retire() error {
 // outdated reports whether the proxy is of another version than the program, or has other addresses or limits than the
 // node's.
 func (k *supervisor) outdated() bool {
-	if k.now == nil {
+	if k.current == nil {
 		return false
 	}
 	program, err := filepath.EvalSymlinks(k.program)
-	return err == nil && program != k.now.Program || k.held != nil && (!k.serves(k.held) || k.now.limits != k.limits)
+	return err == nil && program != k.current.Program || k.held != nil && (!k.serves(k.held) || k.current.limits != k.limits)
 }
 
 // takeOver starts a new process with the serving one's sockets. If that fails, the old one keeps serving.
@@ -198,10 +198,10 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 	if k.held == nil { // the process is stuck
 		return k.replace(ctx, t)
 	}
-	s, err := k.held.movedTo(k.at)
+	s, err := k.held.movedTo(k.listenAddresses)
 	if err != nil {
 		k.log("ingress: the ports are not free on the node's new addresses; listening on other addresses", "error", err)
-		s, err = listenAll(k.at, false)
+		s, err = listenAll(k.listenAddresses, false)
 	}
 	if err != nil {
 		return nil, err
@@ -224,9 +224,9 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 		return nil, fmt.Errorf("the new proxy: %w", err)
 	}
 	k.step("answer")
-	k.now.close()
+	k.current.close()
 	k.held.close()
-	k.now, k.held, k.changed = p, s, socketChange{}
+	k.current, k.held, k.changed = p, s, socketChange{}
 	return p.problems, k.retire()
 }
 
@@ -236,17 +236,17 @@ func (k *supervisor) replace(ctx context.Context, t table.Sections) (map[string]
 	if err != nil {
 		return nil, fmt.Errorf("the ingress proxy is missing: %w", err)
 	}
-	k.log("ingress: the proxy does not hand over its sockets; it is ended, and another one started", "pid", k.now.PID, "program", program)
+	k.log("ingress: the proxy does not hand over its sockets; it is ended, and another one started", "pid", k.current.PID, "program", program)
 	for i := range k.processes.Processes {
-		if e := &k.processes.Processes[i]; e.PID == k.now.PID {
+		if e := &k.processes.Processes[i]; e.PID == k.current.PID {
 			if err := e.signal(syscall.SIGTERM); err != nil {
 				return nil, err
 			}
 			e.Draining = true
 		}
 	}
-	k.now.close()
-	k.now = nil
+	k.current.close()
+	k.current = nil
 	k.step("ended")
 	if err := k.start(true); err != nil {
 		return nil, err
@@ -257,8 +257,8 @@ func (k *supervisor) replace(ctx context.Context, t table.Sections) (map[string]
 // giveUp gives up a proxy that has ended, or does not respond, and returns the cause. A proxy that runs and has closed
 // its connection drains.
 func (k *supervisor) giveUp(cause error) error {
-	p := k.now
-	k.now = nil
+	p := k.current
+	k.current = nil
 	if k.groups.killed(strconv.Itoa(p.PID)) {
 		cause = fmt.Errorf("it reached its memory limit of %d MiB: %w", k.groups.memory>>20, cause)
 	}
@@ -288,9 +288,9 @@ func (k *supervisor) kill(p *process) error {
 
 // release closes this run's connection and sockets. The proxies keep running.
 func (k *supervisor) release() {
-	if k.now != nil {
-		k.now.close()
-		k.now = nil
+	if k.current != nil {
+		k.current.close()
+		k.current = nil
 	}
 	k.held.close()
 	k.held = nil

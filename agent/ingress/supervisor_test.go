@@ -41,11 +41,11 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 	}{
 		"nothing is wrong": {func(*testNode, *supervisor) {}, true, false},
 		"it has ended": {func(n *testNode, k *supervisor) {
-			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
+			_ = syscall.Kill(k.current.PID, syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
 		}, false, false},
 		"its pid is another process' now": {func(n *testNode, k *supervisor) {
-			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
+			_ = syscall.Kill(k.current.PID, syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
 			otherProcess := exec.Command("sleep", "600")
 			testenv.NoError(n.t, otherProcess.Start())
@@ -61,9 +61,9 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 		}, true, false},
 		"the record is lost": {func(n *testNode, k *supervisor) { _ = os.Remove(processFile(n.o.Dir)) }, true, false},
 		"no process listens at its control socket": {func(n *testNode, k *supervisor) {
-			_ = os.Remove(filepath.Join(n.o.Dir, k.now.Socket))
+			_ = os.Remove(filepath.Join(n.o.Dir, k.current.Socket))
 		}, false, false},
-		"it does not answer": {func(n *testNode, k *supervisor) { _ = syscall.Kill(k.now.PID, syscall.SIGSTOP) }, false, true},
+		"it does not answer": {func(n *testNode, k *supervisor) { _ = syscall.Kill(k.current.PID, syscall.SIGSTOP) }, false, true},
 		"another program has the ports": {func(n *testNode, k *supervisor) {
 			ports := k.held.ports()
 			k.release()
@@ -84,7 +84,7 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newTestNode(t)
 			k := n.run()
-			pid, url, ports := k.now.PID, k.url(), k.held.ports()
+			pid, url, ports := k.current.PID, k.url(), k.held.ports()
 			c.prepare(n, k)
 			k.release()
 			if len(n.processes()) == 0 && !c.others {
@@ -102,21 +102,21 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			k = n.keeper()
 			testenv.NoError(t, k.startProxy())
 			if k.held == nil { // it is known by no answer, which takes half a minute; that is another test's
-				k.now.close()
-				k.now.began = time.Now()
-				p := k.now
-				k.now = nil
+				k.current.close()
+				k.current.began = time.Now()
+				p := k.current
+				k.current = nil
 				testenv.NoError(t, p.signal(syscall.SIGKILL))
 				eventually(t, "it is gone", func() bool { return !p.alive() })
 				testenv.NoError(t, k.start(true))
 			}
 			n.serve(k)
 			testenv.Check(t, ask(fresh(), k.url()))
-			testenv.False(t, (k.now.PID == pid) != c.same, "process %d serves after %d", k.now.PID, pid)
+			testenv.False(t, (k.current.PID == pid) != c.same, "process %d serves after %d", k.current.PID, pid)
 			testenv.False(t, k.url() != url && !c.others, "it serves at %s, before at %s", k.url(), url)
-			eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
-			if sockets := controlSockets(n.o.Dir); !slices.Contains(sockets, k.now.Socket) {
-				t.Errorf("its control socket %s is not among %v", k.now.Socket, sockets)
+			eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.current.PID}) })
+			if sockets := controlSockets(n.o.Dir); !slices.Contains(sockets, k.current.Socket) {
+				t.Errorf("its control socket %s is not among %v", k.current.Socket, sockets)
 			}
 		})
 	}
@@ -127,12 +127,12 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 func TestFirstVersionIsReplaced(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
-	url, pid := k.url(), k.now.PID
+	url, pid := k.url(), k.current.PID
 	k.held.close() // as after an answer that did not come
 	k.held = nil
 	n.install("next")
 	n.serve(k)
-	testenv.False(t, k.url() != url || k.now.PID == pid, "process %d serves at %s, before %d at %s", k.now.PID, k.url(), pid, url)
+	testenv.False(t, k.url() != url || k.current.PID == pid, "process %d serves at %s, before %d at %s", k.current.PID, k.url(), pid, url)
 	testenv.Check(t, ask(fresh(), k.url()))
 	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
 }
@@ -142,22 +142,22 @@ func TestFirstVersionIsReplaced(t *testing.T) {
 func TestProxyFollowsChangedLimits(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
-	url, pid := k.url(), k.now.PID
+	url, pid := k.url(), k.current.PID
 	k.release()
 	testenv.NoError(t, os.Remove(processFile(n.o.Dir)))
 	k = n.run()
-	testenv.Equal(t, k.now.PID, pid, "without a change of limits the proxy is process")
+	testenv.Equal(t, k.current.PID, pid, "without a change of limits the proxy is process")
 	k.release()
 	n.o.Memory, n.o.MaxConnections = 64<<20, 123
 	k = n.run()
-	testenv.False(t, k.url() != url || k.now.PID == pid, "process %d serves at %s, before %d at %s", k.now.PID, k.url(), pid, url)
+	testenv.False(t, k.url() != url || k.current.PID == pid, "process %d serves at %s, before %d at %s", k.current.PID, k.url(), pid, url)
 	testenv.Check(t, ask(fresh(), k.url()))
 	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
-	pid = k.now.PID
+	pid = k.current.PID
 	k.release()
 	k = n.run() // it says its limits itself
-	testenv.Equal(t, k.now.limits, table.Limits{Memory: 48 << 20, Connections: 123}, "its limits are")
-	testenv.Equal(t, k.now.PID, pid, "after a restart of the agent the proxy is process")
+	testenv.Equal(t, k.current.limits, table.Limits{Memory: 48 << 20, Connections: 123}, "its limits are")
+	testenv.Equal(t, k.current.PID, pid, "after a restart of the agent the proxy is process")
 	var held []net.Conn
 	for range 123 / 2 { // half of them for one address
 		conn := testenv.Must(net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/")))(t)
@@ -175,18 +175,18 @@ func TestProxyFollowsChangedLimits(t *testing.T) {
 func TestProxyFollowsChangedNodeAddresses(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
-	pid, ports := k.now.PID, k.held.ports()
+	pid, ports := k.current.PID, k.held.ports()
 	k.release()
 	n.o.NodeIPs = append(n.o.NodeIPs, netip.MustParseAddr("127.0.0.2"))
 	k = n.run()
-	if k.now.PID == pid || !k.held.serve(n.o.NodeIPs) {
-		t.Errorf("process %d listens at %v", k.now.PID, k.held.addresses())
+	if k.current.PID == pid || !k.held.serve(n.o.NodeIPs) {
+		t.Errorf("process %d listens at %v", k.current.PID, k.held.addresses())
 	}
 	testenv.True(t, maps.Equal(k.held.ports(), ports), "the ports are %v, and were %v", k.held.ports(), ports)
 	for _, ip := range n.o.NodeIPs {
 		testenv.Check(t, ask(fresh(), strings.Replace(k.url(), "127.0.0.1", ip.String(), 1)))
 	}
-	eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
+	eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.current.PID}) })
 }
 
 func TestRestartBackoffResetsAfterAMinute(t *testing.T) {
@@ -203,20 +203,20 @@ func TestProbeLeavesTableAndFindsStoppedProxy(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	for range 3 {
-		testenv.Must(k.now.stats(t.Context()))(t)
+		testenv.Must(k.current.stats(t.Context()))(t)
 	}
 	testenv.Check(t, ask(fresh(), k.url()))
 	ctx, cancel := context.WithCancel(t.Context())
-	_ = syscall.Kill(k.now.PID, syscall.SIGSTOP)
+	_ = syscall.Kill(k.current.PID, syscall.SIGSTOP)
 	eventually(t, "all its threads are stopped", func() bool {
-		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", k.now.PID))
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", k.current.PID))
 		return len(threads) > 0 && !slices.ContainsFunc(threads, func(path string) bool {
 			text, _ := os.ReadFile(path)
 			return !strings.Contains(string(text), ") T ")
 		})
 	})
 	cancel()
-	testenv.Fails(t, testenv.Err(k.now.stats(ctx)), "a process that is stopped answers")
+	testenv.Fails(t, testenv.Err(k.current.stats(ctx)), "a process that is stopped answers")
 }
 
 func TestProxysControlGroupIsLimited(t *testing.T) {

@@ -44,18 +44,18 @@ func (n *testNode) upgrade(k *supervisor, url func(*supervisor) string, ask func
 			}
 		})
 	}
-	at, pids := url(k), []int{k.now.PID}
+	at, pids := url(k), []int{k.current.PID}
 	for i := range 5 {
 		before := asked.Load()
 		eventually(n.t, "forty requests were answered", func() bool { return asked.Load() >= before+40 })
 		k.release() // the agent ends
 		n.install(fmt.Sprintf("v%d", i+1))
 		k = n.run()
-		if slices.Contains(pids, k.now.PID) || url(k) != at {
-			n.t.Fatalf("process %d serves at %s after %v at %s", k.now.PID, url(k), pids, at)
+		if slices.Contains(pids, k.current.PID) || url(k) != at {
+			n.t.Fatalf("process %d serves at %s after %v at %s", k.current.PID, url(k), pids, at)
 		}
-		testenv.True(n.t, strings.HasSuffix(k.now.Program, fmt.Sprintf("-v%d", i+1)), "it runs %s", k.now.Program)
-		pids = append(pids, k.now.PID)
+		testenv.True(n.t, strings.HasSuffix(k.current.Program, fmt.Sprintf("-v%d", i+1)), "it runs %s", k.current.Program)
+		pids = append(pids, k.current.PID)
 		drained(k)
 	}
 	close(end)
@@ -80,7 +80,7 @@ func TestUpgradesFailNoRequest(t *testing.T) {
 		}
 	}
 	k = n.upgrade(k, (*supervisor).url, func(i int) error { return ask(clients[i], url) }, func(k *supervisor) {
-		eventually(t, "the old one has closed its sockets", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
+		eventually(t, "the old one has closed its sockets", func() bool { return slices.Equal(n.listening(), []int{k.current.PID}) })
 	})
 	for _, c := range clients {
 		c.CloseIdleConnections()
@@ -103,16 +103,16 @@ func TestFailedTakeOverKeepsOldProxy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newTestNode(t)
 			k := n.run()
-			pid, url := k.now.PID, k.url()
+			pid, url := k.current.PID, k.url()
 			n.installFile("bad", []byte(program))
 			testenv.Require(t, k.outdated(), "the version counts as the same")
 			testenv.Fails(t, testenv.Err(k.takeOver(t.Context(), n.table)), "it has taken over")
-			testenv.False(t, k.now.PID != pid || k.url() != url, "process %d serves at %s, was %d at %s", k.now.PID, k.url(), pid, url)
+			testenv.False(t, k.current.PID != pid || k.url() != url, "process %d serves at %s, was %d at %s", k.current.PID, k.url(), pid, url)
 			testenv.Check(t, ask(fresh(), url))
 			testenv.Equal(t, len(testenv.Must(readProcesses(n.o.Dir))(t).Processes), 1, "the record holds")
 			n.install("good")
 			n.serve(k)
-			testenv.True(t, k.now.PID != pid, "a good version does not take over after a bad one")
+			testenv.True(t, k.current.PID != pid, "a good version does not take over after a bad one")
 		})
 	}
 }
@@ -121,9 +121,9 @@ func TestFailedTakeOverKeepsOldProxy(t *testing.T) {
 func TestConnectionsWaitWhileProxyRestarts(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
-	url, pid := k.url(), k.now.PID
+	url, pid := k.url(), k.current.PID
 	testenv.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-	cause := <-k.now.ended
+	cause := <-k.current.connEnded
 	eventually(t, "it is gone", func() bool { return len(n.processes()) == 0 })
 	waiting := make(chan error, 10) // one from each request
 	for range cap(waiting) {
@@ -137,7 +137,7 @@ func TestConnectionsWaitWhileProxyRestarts(t *testing.T) {
 	for range cap(waiting) {
 		testenv.Check(t, <-waiting)
 	}
-	testenv.False(t, k.url() != url || k.now.PID == pid, "process %d at %s after %d at %s", k.now.PID, k.url(), pid, url)
+	testenv.False(t, k.url() != url || k.current.PID == pid, "process %d at %s after %d at %s", k.current.PID, k.url(), pid, url)
 }
 
 // killedAgent is what a step of the take-over throws to end the run there.
@@ -152,7 +152,7 @@ func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 				t.Parallel()
 				n := newTestNode(t)
 				k := n.run()
-				old := k.now.PID
+				old := k.current.PID
 				n.install("next")
 				reached := false
 				k.step = func(name string) {
@@ -184,7 +184,7 @@ func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 				k = n.run()
 				eventually(t, "one process of the record listens", func() bool {
 					left := unclaimed(n, k)
-					return slices.Equal(slices.DeleteFunc(n.listening(), func(pid int) bool { return slices.Contains(left, pid) }), []int{k.now.PID})
+					return slices.Equal(slices.DeleteFunc(n.listening(), func(pid int) bool { return slices.Contains(left, pid) }), []int{k.current.PID})
 				})
 				for _, pid := range unclaimed(n, k) { // it accepts nothing, and ends within a minute
 					testenv.True(t, slices.Contains([]string{"record", "connect"}, at), "process %d is left", pid)
@@ -192,7 +192,7 @@ func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 				for range 20 {
 					testenv.Check(t, ask(fresh(), k.url()))
 				}
-				testenv.False(t, strings.HasSuffix(k.now.Program, "-v0"), "the old version serves")
+				testenv.False(t, strings.HasSuffix(k.current.Program, "-v0"), "the old version serves")
 			})
 		}
 	}

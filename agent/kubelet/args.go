@@ -55,7 +55,7 @@ func CheckArgs(args []string) error {
 // args are the operator's flags. Those that name configuration files are separate.
 type args struct {
 	configFile, configDir string
-	rest                  []string
+	flags                 []string
 }
 
 func splitArgs(list []string) (args, error) {
@@ -69,7 +69,7 @@ func splitArgs(list []string) (args, error) {
 		case "config-dir":
 			target = &a.configDir
 		default:
-			a.rest = append(a.rest, arg)
+			a.flags = append(a.flags, arg)
 			continue
 		}
 		if !given || value == "" {
@@ -97,7 +97,7 @@ func (a args) apply(s *options.KubeletServer) error {
 		sets.FlagSet("cadvisor").AddFlag(housekeeping)
 	}
 	s.KubeletFlags.SeccompDefault = s.KubeletConfiguration.SeccompDefault
-	if err := (kubecompat.Component{Name: component, Sets: sets, Refused: refused}).Parse(a.rest); err != nil {
+	if err := (kubecompat.Component{Name: component, Sets: sets, Refused: refused}).Parse(a.flags); err != nil {
 		return err
 	}
 	s.KubeletConfiguration.SeccompDefault = s.KubeletFlags.SeccompDefault // upstream takes either: the flag could not turn it off

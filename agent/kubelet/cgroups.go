@@ -20,7 +20,7 @@ const cgroupsEvery = 10 * time.Second
 // empty list. Only the kubelet's removal of unknown cgroups uses it; other parts use upstream's.
 type rareCgroups struct {
 	cm.ContainerManager
-	next *time.Time // without a lock: only one loop of the kubelet uses it
+	nextSearch *time.Time // without a lock: only one loop of the kubelet uses it
 }
 
 // NewPodContainerManager implements cm.ContainerManager.
@@ -30,15 +30,15 @@ func (c rareCgroups) NewPodContainerManager() cm.PodContainerManager {
 
 type rarePodCgroups struct {
 	cm.PodContainerManager
-	of rareCgroups
+	limits rareCgroups
 }
 
 // GetAllPodsFromCgroups implements cm.PodContainerManager.
 func (p rarePodCgroups) GetAllPodsFromCgroups(logger klog.Logger) (map[types.UID]cm.CgroupName, error) {
-	if time.Now().Before(*p.of.next) {
+	if time.Now().Before(*p.limits.nextSearch) {
 		return nil, nil
 	}
-	*p.of.next = time.Now().Add(cgroupsEvery)
+	*p.limits.nextSearch = time.Now().Add(cgroupsEvery)
 	return p.PodContainerManager.GetAllPodsFromCgroups(logger)
 }
 

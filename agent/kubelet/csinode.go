@@ -50,7 +50,7 @@ func replaceCSIPlugin(plugins []volume.VolumePlugin, returns bool) error {
 // Init calls upstream's, but never while a controller's plugin is initialized in this process.
 func (p patientCSI) Init(host volume.VolumeHost) error {
 	if kubelet, ok := host.(kubeletHost); ok {
-		host = patientHost{kubeletHost: kubelet, returns: p.returns, write: kubecompat.Write, pause: time.Sleep}
+		host = patientHost{kubeletHost: kubelet, returns: p.returns, write: kubecompat.Write, sleep: time.Sleep}
 	}
 	return kubecompat.Init(func() error { return p.csiPlugin.Init(host) })
 }
@@ -67,7 +67,7 @@ type patientHost struct {
 	kubeletHost
 	returns bool
 	write   func() error // writes the object
-	pause   func(time.Duration)
+	sleep   func(time.Duration)
 }
 
 // notYet is the text of upstream's report before its first try. It comes from the goroutine that starts the kubelet.
@@ -95,7 +95,7 @@ func (h patientHost) SetKubeletError(err error) {
 		return
 	}
 	for wait := firstPause; ; wait = min(2*wait, lastPause) {
-		h.pause(wait)
+		h.sleep(wait)
 		if err := h.write(); err == nil {
 			return
 		} else {
@@ -114,6 +114,6 @@ func (h patientHost) writeOnceRegistered() {
 			}
 			return
 		}
-		h.pause(hastenPause)
+		h.sleep(hastenPause)
 	}
 }

@@ -26,9 +26,9 @@ import (
 // complete on the node. An empty record still means that: without it, each tenant could use each other's images.
 type flushedPulls struct {
 	pullmanager.ImagePullManager
-	dir   string // of the records
-	flush func(path string) error
-	lost  func(images []string) // may be nil
+	dir    string // of the records
+	flush  func(path string) error
+	onLost func(images []string) // may be nil
 
 	mu    sync.Mutex
 	names map[string]string // images whose record cannot be read, by their imageRef
@@ -74,13 +74,13 @@ func (m *flushedPulls) flushing(ctx context.Context, imageRef string, call func(
 func (m *flushedPulls) recordLost(imageRef, image string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.names[imageRef] == image || m.lost == nil {
+	if m.names[imageRef] == image || m.onLost == nil {
 		return
 	}
 	if m.names[imageRef] = image; image == "" {
 		delete(m.names, imageRef)
 	}
-	m.lost(slices.Sorted(maps.Values(m.names)))
+	m.onLost(slices.Sorted(maps.Values(m.names)))
 }
 
 // flushPulls makes a kubelet that is not running yet use flushedPulls. root is the kubelet's folder.
@@ -90,7 +90,7 @@ func flushPulls(kubelet any, root string, lost func(images []string)) error {
 		return err
 	}
 	*manager = &flushedPulls{
-		ImagePullManager: *manager, dir: filepath.Join(root, "image_manager", "pulled"), flush: atomicfile.SyncDir, lost: lost,
+		ImagePullManager: *manager, dir: filepath.Join(root, "image_manager", "pulled"), flush: atomicfile.SyncDir, onLost: lost,
 		names: map[string]string{},
 	}
 	return nil

@@ -57,7 +57,7 @@ type restingVolumes struct {
 func (m restingVolumes) WaitForAttachAndMount(ctx context.Context, pod *v1.Pod) error {
 	defer m.pace.wait()()
 	mounts, devices, _ := volumeutil.GetPodVolumeNames(pod, false)
-	m.first(ctx, func() bool {
+	m.awaitFirst(ctx, func() bool {
 		mounted := m.GetMountedVolumesForPod(volumeutil.GetUniquePodName(pod))
 		for name := range mounts.Union(devices) {
 			if _, ok := mounted[name]; !ok {
@@ -72,7 +72,7 @@ func (m restingVolumes) WaitForAttachAndMount(ctx context.Context, pod *v1.Pod) 
 // WaitForUnmount implements volumemanager.VolumeManager.
 func (m restingVolumes) WaitForUnmount(ctx context.Context, pod *v1.Pod) error {
 	defer m.pace.wait()()
-	m.first(ctx, func() bool { return len(m.GetMountedVolumesForPod(volumeutil.GetUniquePodName(pod))) == 0 })
+	m.awaitFirst(ctx, func() bool { return len(m.GetMountedVolumesForPod(volumeutil.GetUniquePodName(pod))) == 0 })
 	return m.VolumeManager.WaitForUnmount(ctx, pod)
 }
 
@@ -82,8 +82,8 @@ func (m restingVolumes) WaitForAllPodsUnmount(ctx context.Context, pods []*v1.Po
 	return m.VolumeManager.WaitForAllPodsUnmount(ctx, pods)
 }
 
-// first returns when done returns true, but after volumesFirst at the latest.
-func (m restingVolumes) first(ctx context.Context, done func() bool) {
+// awaitFirst returns when done returns true, but after volumesFirst at the latest.
+func (m restingVolumes) awaitFirst(ctx context.Context, done func() bool) {
 	ctx, cancel := context.WithTimeout(ctx, volumesFirst)
 	defer cancel()
 	for !done() && ctx.Err() == nil {
@@ -93,15 +93,15 @@ func (m restingVolumes) first(ctx context.Context, done func() bool) {
 
 // volumePace slows both loops while no pod waits for volumes.
 type volumePace struct {
-	mu      sync.Mutex
-	waiting int       // number of calls that wait for volumes
-	fast    time.Time // while a call waits: only volumesPause until then
-	until   time.Time // upstream's interval until then
-	wake    timers.Broadcast
+	mu           sync.Mutex
+	waiting      int       // number of calls that wait for volumes
+	fastestUntil time.Time // while a call waits: only volumesPause until then
+	slowUntil    time.Time // upstream's interval until then
+	wake         timers.Broadcast
 }
 
 func newVolumePace() *volumePace {
-	return &volumePace{until: time.Now().Add(volumesStart)}
+	return &volumePace{slowUntil: time.Now().Add(volumesStart)}
 }
 
 // wait wakes the loops. They stay awake until the returned function is called, and a while longer.
@@ -110,7 +110,7 @@ func (p *volumePace) wait() (done func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.waiting++
-	p.fast = began.Add(volumesFirst)
+	p.fastestUntil = began.Add(volumesFirst)
 	p.wakeFor(volumesAfter)
 	return func() {
 		p.mu.Lock()
@@ -126,8 +126,8 @@ func (p *volumePace) wait() (done func()) {
 
 // wakeFor wakes the loops. The caller holds mu.
 func (p *volumePace) wakeFor(d time.Duration) {
-	if until := time.Now().Add(d); until.After(p.until) {
-		p.until = until
+	if until := time.Now().Add(d); until.After(p.slowUntil) {
+		p.slowUntil = until
 	}
 	p.wake.Send()
 }
@@ -138,7 +138,7 @@ func (p *volumePace) wakeFor(d time.Duration) {
 func (p *volumePace) awaitRound(later time.Duration) {
 	p.mu.Lock()
 	now, woken := time.Now(), p.wake.Next()
-	waiting, fast, until := p.waiting > 0, p.fast, p.until
+	waiting, fast, until := p.waiting > 0, p.fastestUntil, p.slowUntil
 	p.mu.Unlock()
 	var pause time.Duration
 	switch {

@@ -20,17 +20,17 @@ import (
 // findings are the probes' results for this node's addresses: other machines that use them, and addresses that were
 // proven to be unused.
 type findings struct {
-	mu     sync.Mutex
-	last   map[netip.Addr]conflict
-	proven loadbalancer.Proven
+	mu         sync.Mutex
+	conflictOf map[netip.Addr]conflict
+	proven     loadbalancer.Proven
 
 	reported string // only Run uses it
 }
 
 // conflict is another machine's use of an address.
 type conflict struct {
-	by net.HardwareAddr
-	at time.Time
+	hardware net.HardwareAddr
+	seenAt   time.Time
 }
 
 // conflicts returns the conflicts of some addresses, and which proofs the record lacks. It deletes conflicts of other
@@ -40,16 +40,16 @@ func (f *findings) conflicts(
 ) (loadbalancer.Conflicts, loadbalancer.Proven) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	maps.DeleteFunc(f.last, func(a netip.Addr, is conflict) bool {
-		return now.Sub(is.at) > conflictShown || !slices.Contains(addresses, a)
+	maps.DeleteFunc(f.conflictOf, func(a netip.Addr, is conflict) bool {
+		return now.Sub(is.seenAt) > conflictShown || !slices.Contains(addresses, a)
 	})
 	maps.DeleteFunc(f.proven, func(a netip.Addr, term uint64) bool {
 		h := record[a]
 		return !h.New || h.Term != term || !slices.Contains(addresses, a)
 	})
 	out := loadbalancer.Conflicts{}
-	for a, is := range f.last {
-		out[a] = is.by
+	for a, is := range f.conflictOf {
+		out[a] = is.hardware
 	}
 	return out, maps.Clone(f.proven)
 }
@@ -58,7 +58,7 @@ func (f *findings) conflicts(
 func (s *Speaker) noteConflict(address netip.Addr, by net.HardwareAddr) {
 	s.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", by.String())
 	s.findings.mu.Lock()
-	s.findings.last[address] = conflict{by, time.Now()}
+	s.findings.conflictOf[address] = conflict{by, time.Now()}
 	s.findings.mu.Unlock()
 	s.changed.Send()
 }
@@ -73,7 +73,7 @@ func (s *Speaker) prove(ctx context.Context, address netip.Addr, h loadbalancer.
 		switch {
 		case err == nil:
 			s.findings.mu.Lock()
-			delete(s.findings.last, address)
+			delete(s.findings.conflictOf, address)
 			s.findings.proven[address] = h.Term
 			s.findings.mu.Unlock()
 			s.changed.Send()

@@ -96,7 +96,7 @@ func New(o Options) (*Speaker, error) {
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Speaker{o: o, changed: timers.NewSignal(), findings: findings{last: map[netip.Addr]conflict{},
+	return &Speaker{o: o, changed: timers.NewSignal(), findings: findings{conflictOf: map[netip.Addr]conflict{},
 		proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 

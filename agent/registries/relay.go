@@ -51,8 +51,8 @@ type route struct {
 }
 
 type rewrite struct {
-	pattern *regexp.Regexp
-	with    string
+	pattern     *regexp.Regexp
+	replacement string
 }
 
 // maxForeign limits the connections of the machine's other users: those without a request that has the secret.
@@ -278,7 +278,7 @@ func splitName(path string) (name, what string, ok bool) {
 func (t *route) rename(name string) string {
 	for _, r := range t.rewrites {
 		if r.pattern.MatchString(name) {
-			return r.pattern.ReplaceAllString(name, r.with)
+			return r.pattern.ReplaceAllString(name, r.replacement)
 		}
 	}
 	return name

@@ -47,8 +47,8 @@ func (n *Node) showCertificates(failed error) {
 	n.o.Part.Set(status.Degraded, words)
 }
 
-// ended reports whether a certificate has ended.
-func (n *Node) ended() bool {
+// certificateExpired reports whether a certificate has ended.
+func (n *Node) certificateExpired() bool {
 	now := n.o.Now()
 	ending := certend.Ending(n.Certificates(), now)
 	return len(ending) > 0 && now.After(ending[0].NotAfter)

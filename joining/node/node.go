@@ -372,8 +372,8 @@ func (n *Node) Run(ctx context.Context) error {
 		switch {
 		case n.stale:
 			pause = newsCheck
-		case n.due(): // repeatedly if new certificates do not last: the server's authority expires
-			if pause, soon = soon, min(2*soon, renewPause); n.ended() {
+		case n.renewalDue(): // repeatedly if new certificates do not last: the server's authority expires
+			if pause, soon = soon, min(2*soon, renewPause); n.certificateExpired() {
 				pause = min(pause, newsCheck)
 			}
 		default:
@@ -382,7 +382,7 @@ func (n *Node) Run(ctx context.Context) error {
 		if !timers.Sleep(ctx, pause) {
 			return nil
 		}
-		if !n.stale && !n.due() {
+		if !n.stale && !n.renewalDue() {
 			continue
 		}
 		failed = n.joinOnce(ctx)
@@ -403,9 +403,9 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// due reports whether a certificate should be renewed. All have the same age, unless writing one of them failed. Near
-// the end of an authority the servers may have a renewed one.
-func (n *Node) due() bool {
+// renewalDue reports whether a certificate should be renewed. All have the same age, unless writing one of them failed.
+// Near the end of an authority the servers may have a renewed one.
+func (n *Node) renewalDue() bool {
 	return len(certend.Ending(n.authorities(), n.o.Now())) > 0 || slices.ContainsFunc(n.pairs(), func(path string) bool {
 		pair, err := tls.LoadX509KeyPair(path, path)
 		return err != nil || n.dueFor(&pair, &pair)

@@ -65,7 +65,7 @@ func Send(ctx context.Context, q Call) (*Response, error) {
 	if request.Protocol == 0 {
 		request.Protocol = version.Protocol()
 	}
-	request.Node.Password = passwordFor(v.seen, request.Node.Password)
+	request.Node.Password = passwordFor(v.presentedRoot, request.Node.Password)
 	if q.Certificate == nil {
 		kind := q.Token.Role
 		if kind == "" { // a secret that an operator chose counts as the token for the requested role
@@ -115,9 +115,9 @@ func (q *Call) config(v *verifier) *tls.Config {
 
 // verifier decides whether the other end is a server of the cluster.
 type verifier struct {
-	token token.Token
-	root  *x509.Certificate // nil: the token's hash decides
-	seen  *x509.Certificate // the presented root that names the cluster
+	token         token.Token
+	root          *x509.Certificate // nil: the token's hash decides
+	presentedRoot *x509.Certificate // the presented root that names the cluster
 }
 
 var errNoServer = errors.New("is no server of a Coracle cluster")
@@ -145,7 +145,7 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	if err := verifyServer(s.PeerCertificates, roots, at); err != nil {
 		return fmt.Errorf("%w: %w", errNoServer, err)
 	}
-	v.seen = named
+	v.presentedRoot = named
 	return nil
 }
 
@@ -177,7 +177,7 @@ func passwordFor(root *x509.Certificate, password string) string {
 // sameRoot checks that the authority in a response is the one that signed the connection's certificate.
 func (v *verifier) sameRoot(serverCA []byte) error {
 	chain, _ := cert.ParseCertsPEM(serverCA)
-	if !slices.ContainsFunc(chain, v.seen.Equal) {
+	if !slices.ContainsFunc(chain, v.presentedRoot.Equal) {
 		return errors.New("the certificate authority in the server's response is not the one of its connection. Nothing from it was used")
 	}
 	return nil

@@ -66,7 +66,7 @@ func FuzzReadAnswer(f *testing.F) {
 		if err := read(bytes.NewReader(framed(body)), maxAnswer, a); err != nil {
 			return
 		}
-		v := verifier{seen: seen}
+		v := verifier{presentedRoot: seen}
 		if err := v.sameRoot(a.ServerCA); err == nil && !bytes.Contains(a.ServerCA, []byte("-----BEGIN ")) {
 			t.Errorf("%q names the authority", a.ServerCA)
 		}

@@ -4,6 +4,6 @@ package server
 
 // Bounds for the tests from outside.
 const (
-	Identify, Most, RefusalLogs = identify, most, refusalLogs
+	Identify, Most, RefusalLogs = identify, maxUnauthenticated, refusalLogs
 	PerSource, SourceBurst      = perSource, sourceBurst
 )

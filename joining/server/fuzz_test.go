@@ -87,7 +87,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if err != nil {
 			var log bytes.Buffer
-			a = &protocol.Response{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", short(q.Node.Name), "version", short(q.Program)), q, err)}
+			a = &protocol.Response{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", shortenText(q.Node.Name), "version", shortenText(q.Program)), q, err)}
 			testenv.False(t, log.Len() > 8<<10, "%d bytes in the log", log.Len())
 		}
 		testenv.Check(t, a.Write(io.Discard))

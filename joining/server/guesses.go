@@ -26,21 +26,21 @@ const (
 
 // guesses limits the rate at which tokens are tried.
 type guesses struct {
-	all *rate.Limiter
+	total *rate.Limiter
 
 	mu      sync.Mutex
 	sources map[netip.Addr]*rate.Limiter
 }
 
 func newGuesses() *guesses {
-	return &guesses{all: rate.NewLimiter(perServer, serverBurst), sources: map[netip.Addr]*rate.Limiter{}}
+	return &guesses{total: rate.NewLimiter(perServer, serverBurst), sources: map[netip.Addr]*rate.Limiter{}}
 }
 
 // wait waits for the turn of a machine at an address. It returns false if that takes too long.
 func (g *guesses) wait(ctx context.Context, from net.Addr) bool {
 	ctx, cancel := context.WithTimeout(ctx, maxGuessWait)
 	defer cancel()
-	return g.of(from).Wait(ctx) == nil && g.all.Wait(ctx) == nil
+	return g.limiterOf(from).Wait(ctx) == nil && g.total.Wait(ctx) == nil
 }
 
 // sourceOf returns the address for which a connection counts. IPv6 addresses count by their /64 network, since a
@@ -57,8 +57,8 @@ func sourceOf(from net.Addr) netip.Addr {
 	return source
 }
 
-// of returns the limiter of an address.
-func (g *guesses) of(from net.Addr) *rate.Limiter {
+// limiterOf returns the limiter of an address.
+func (g *guesses) limiterOf(from net.Addr) *rate.Limiter {
 	source := sourceOf(from)
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -20,8 +20,8 @@ type refusals struct {
 }
 
 type refused struct {
-	last  time.Time
-	since int // refusals since then that were not logged
+	lastLogged time.Time
+	unlogged   int // refusals since then that were not logged
 }
 
 // count reports whether a refusal is to be logged, and how many of the same source were not since the last one.
@@ -35,13 +35,13 @@ func (r *refusals) count(from net.Addr, now time.Time) (since int, line bool) {
 		if r.sources == nil || len(r.sources) >= maxSources {
 			r.sources = map[netip.Addr]*refused{}
 		}
-		r.sources[source] = &refused{last: now}
+		r.sources[source] = &refused{lastLogged: now}
 		return 0, true
-	case now.Sub(s.last) < refusalLogs:
-		s.since++
+	case now.Sub(s.lastLogged) < refusalLogs:
+		s.unlogged++
 		return 0, false
 	}
-	since = s.since
-	*s = refused{last: now}
+	since = s.unlogged
+	*s = refused{lastLogged: now}
 	return since, true
 }

@@ -34,9 +34,9 @@ import (
 const (
 	// identify limits how long a machine may take to authenticate.
 	identify = 10 * time.Second
-	// most is how many unauthenticated connections may be open. One more closes the oldest connection of the source
-	// that has the most, so that unknown clients that send nothing cannot keep machines out.
-	most = 1024
+	// maxUnauthenticated is how many unauthenticated connections may be open. One more closes the oldest connection of
+	// the source that has the most, so that unknown clients that send nothing cannot keep machines out.
+	maxUnauthenticated = 1024
 	// admitted is how many machines may be admitted at a time.
 	admitted = 32
 	// maxText limits each of a machine's texts in a line of the log, in bytes.
@@ -111,7 +111,7 @@ func New(o Options) *Server {
 
 // Run serves until ctx is done, and returns when no exchange is running.
 func (s *Server) Run(ctx context.Context) error {
-	if err := connlimit.Serve(ctx, s.o.Listener, most, s.serve); err != nil {
+	if err := connlimit.Serve(ctx, s.o.Listener, maxUnauthenticated, s.serve); err != nil {
 		return fmt.Errorf("waiting for machines that join: %w", err)
 	}
 	return nil
@@ -137,7 +137,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	if !known && !s.guesses.wait(ctx, raw.RemoteAddr()) {
 		return
 	}
-	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
+	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", shortenText(q.Node.Name), "version", shortenText(q.Program))
 	a, err := s.decide(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
 		a = &protocol.Response{Refusal: s.refusal(s.rateLimited(log, raw), q, err)}
@@ -185,7 +185,7 @@ func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *prot
 	reason := truncate.Text(r.Message, maxReason)
 	switch {
 	case q.Reach != nil:
-		log.Warn("a server cannot be reached at its advertised address", "address", short(q.Reach.Address), "reason", reason)
+		log.Warn("a server cannot be reached at its advertised address", "address", shortenText(q.Reach.Address), "reason", reason)
 	case r.Passing():
 		log.Info("a joining machine has to wait", "reason", reason)
 	default:
@@ -194,8 +194,8 @@ func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *prot
 	return r
 }
 
-// short limits a machine's text in the log.
-func short(text string) string { return truncate.Text(text, maxText) }
+// shortenText limits a machine's text in the log.
+func shortenText(text string) string { return truncate.Text(text, maxText) }
 
 // addressOf returns the address of a connection's other end, or the zero Addr if that is no IP address.
 func addressOf(c net.Conn) netip.Addr {
@@ -262,7 +262,7 @@ func checkVersion(q *protocol.Request) error {
 	}
 	return protocol.Refuse(protocol.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that "+
 		"of the server, %s with protocol %d. %s",
-		short(q.Program), remote, word, version.Get().Coracle, own, who)
+		shortenText(q.Program), remote, word, version.Get().Coracle, own, who)
 }
 
 // identify returns the token that the machine has proved. It returns nil if it has presented a node's certificate
@@ -316,7 +316,7 @@ func mayBecome(q *protocol.Request, known *token.Token) error {
 func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, p protocol.Proof) (*token.Token, error) {
 	expired := protocol.Refuse(protocol.CodeToken, "there is no token that expires with the id %q and this secret: it has expired, was "+
 		"deleted, or was mistyped. "+
-		"`coracle token create` on a server makes another one", short(p.ID))
+		"`coracle token create` on a server makes another one", shortenText(p.ID))
 	if s.o.Bootstrap == nil || !util.IsValidBootstrapTokenID(p.ID) {
 		return nil, expired
 	}

@@ -16,7 +16,7 @@ import (
 type applier struct {
 	table Table
 	// known is what the kernel has, as of the last apply. nil means unknown.
-	known map[Key]VirtualServer
+	applied map[Key]VirtualServer
 	// draining are virtual servers with draining real servers.
 	draining map[Key]bool
 	// lacking are schedulers that the kernel has reported as missing since the last full apply. DefaultScheduler
@@ -31,8 +31,8 @@ func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full b
 	if full {
 		clear(a.lacking) // the administrator may have loaded the module
 	}
-	known := a.known
-	a.known = nil // unknown until everything has succeeded
+	known := a.applied
+	a.applied = nil // unknown until everything has succeeded
 	present := func(k Key) (Server, bool) { v, ok := known[k]; return v.Server, ok }
 	if full || known == nil {
 		servers, err := a.table.Servers()
@@ -63,7 +63,7 @@ func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full b
 		if !ok {
 			continue
 		}
-		v = a.possible(v)
+		v = a.withKernelScheduler(v)
 		if before, ok := known[k]; ok && !a.draining[k] && before.Server == v.Server && slices.Equal(before.Reals, v.Reals) {
 			continue
 		}
@@ -73,7 +73,7 @@ func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full b
 				a.lacking = map[string]bool{}
 			}
 			a.lacking[v.Scheduler] = true
-			err = a.server(k, a.possible(v), present)
+			err = a.server(k, a.withKernelScheduler(v), present)
 		}
 		errs = append(errs, err)
 	}
@@ -82,12 +82,12 @@ func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full b
 	}
 	for _, k := range keys {
 		if v, ok := want[k]; ok {
-			known[k] = a.possible(v)
+			known[k] = a.withKernelScheduler(v)
 		} else {
 			delete(known, k)
 		}
 	}
-	a.known = known
+	a.applied = known
 	return nil
 }
 
@@ -103,8 +103,8 @@ func keysOf[A, B any](a map[Key]A, b map[Key]B) map[Key]bool {
 	return out
 }
 
-// possible returns the virtual server with a scheduler that the kernel has, as far as is known.
-func (a *applier) possible(v VirtualServer) VirtualServer {
+// withKernelScheduler returns the virtual server with a scheduler that the kernel has, as far as is known.
+func (a *applier) withKernelScheduler(v VirtualServer) VirtualServer {
 	if a.lacking[v.Scheduler] {
 		v.Scheduler = DefaultScheduler
 	}

@@ -127,7 +127,7 @@ func (k *kernel) service(key Key, s Server) *moby.Service {
 	return out
 }
 
-func (k *kernel) real(a netip.AddrPort, weight int) *moby.Destination {
+func (k *kernel) destination(a netip.AddrPort, weight int) *moby.Destination {
 	return &moby.Destination{
 		Address: net.IP(a.Addr().AsSlice()), Port: a.Port(), Weight: weight, AddressFamily: k.family,
 		ConnectionFlags: moby.ConnectionFlagMasq,
@@ -173,7 +173,7 @@ func (k *kernel) Reals(key Key) ([]Real, error) {
 }
 
 func (k *kernel) AddReal(key Key, a netip.AddrPort) error {
-	err := k.h.NewDestination(k.service(key, Server{}), k.real(a, 1))
+	err := k.h.NewDestination(k.service(key, Server{}), k.destination(a, 1))
 	if errors.Is(err, unix.EEXIST) {
 		return k.SetWeight(key, a, 1)
 	}
@@ -181,12 +181,12 @@ func (k *kernel) AddReal(key Key, a netip.AddrPort) error {
 }
 
 func (k *kernel) SetWeight(key Key, a netip.AddrPort, weight int) error {
-	return wrap(k.h.UpdateDestination(k.service(key, Server{}), k.real(a, weight)), "giving %s of the virtual server %s weight %d", a, key,
+	return wrap(k.h.UpdateDestination(k.service(key, Server{}), k.destination(a, weight)), "giving %s of the virtual server %s weight %d", a, key,
 		weight)
 }
 
 func (k *kernel) DeleteReal(key Key, a netip.AddrPort) error {
-	err := k.h.DelDestination(k.service(key, Server{}), k.real(a, 0))
+	err := k.h.DelDestination(k.service(key, Server{}), k.destination(a, 0))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return nil
 	}

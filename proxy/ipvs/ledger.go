@@ -105,7 +105,7 @@ func (l *ledger) add(p *portState) {
 		}
 		l.candidates[o.key] = slices.Insert(of, at, p)
 	}
-	l.want(p.members)
+	l.addMembers(p.members)
 }
 
 func (l *ledger) remove(p *portState) {
@@ -123,7 +123,7 @@ func (l *ledger) remove(p *portState) {
 			delete(l.candidates, o.key)
 		}
 	}
-	l.leave(p.members)
+	l.removeMembers(p.members)
 }
 
 // serve adds a candidate to the state.
@@ -133,7 +133,7 @@ func (l *ledger) serve(o *candidate) {
 	if o.local {
 		retain(l.state.Addresses, l.addresses, o.key.Addr, o.key.Addr)
 	}
-	l.want(o.members)
+	l.addMembers(o.members)
 }
 
 // withdraw removes a candidate from the state.
@@ -143,17 +143,17 @@ func (l *ledger) withdraw(o *candidate) {
 	if o.local {
 		release(l.state.Addresses, l.addresses, o.key.Addr, o.key.Addr)
 	}
-	l.leave(o.members)
+	l.removeMembers(o.members)
 }
 
-func (l *ledger) want(all members) {
+func (l *ledger) addMembers(all members) {
 	for _, m := range all {
 		retain(l.state.Sets[m.set], l.members, m.text, m)
 		l.touched.member(m)
 	}
 }
 
-func (l *ledger) leave(all members) {
+func (l *ledger) removeMembers(all members) {
 	for _, m := range all {
 		release(l.state.Sets[m.set], l.members, m.text, m)
 		l.touched.member(m)

@@ -17,8 +17,8 @@ func (f *family) tried(start time.Time) {
 	metrics.SyncProxyRulesLatency.WithLabelValues(string(f.name)).Observe(metrics.SinceInSeconds(start))
 }
 
-// served records that the kernel has the changes of these times, by the clock of the slices' writer.
-func (f *family) served(changes map[types.NamespacedName][]time.Time) {
+// recordLatency records that the kernel has the changes of these times, by the clock of the slices' writer.
+func (f *family) recordLatency(changes map[types.NamespacedName][]time.Time) {
 	metrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(f.name)).SetToCurrentTime()
 	for _, times := range changes {
 		for _, at := range times {

@@ -20,7 +20,7 @@ func TestSyncIsCountedWhereKubeProxyCounts(t *testing.T) {
 	metrics.RegisterMetrics(kubeproxyconfig.ProxyModeIPVS)
 	f := &family{name: corev1.IPv6Protocol}
 	f.tried(time.Now())
-	f.served(map[types.NamespacedName][]time.Time{{Namespace: "default", Name: "web"}: {time.Now(), time.Now()}})
+	f.recordLatency(map[types.NamespacedName][]time.Time{{Namespace: "default", Name: "web"}: {time.Now(), time.Now()}})
 	got := testenv.Must(legacyregistry.DefaultGatherer.Gather())(t)
 	counts := map[string]uint64{}
 	for _, of := range got {

@@ -223,10 +223,10 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
 		} else {
-			f.served(changes)
+			f.recordLatency(changes)
 		}
 		// A Service that the kernel rejects must not keep others from their health checks and their conntrack cleaning.
-		f.after(p.o, err == nil)
+		f.cleanUp(p.o, err == nil)
 	}
 	p.substitutes.report(p.o.Logger, p.o.Scheduler, p.families)
 	return errors.Join(errs...)
@@ -308,9 +308,9 @@ func (f *family) write(ctx context.Context, full bool) error {
 	return nil
 }
 
-// after does the work that can wait until connections are balanced correctly. Unless all are, conntrack has to be
+// cleanUp does the work that can wait until connections are balanced correctly. Unless all are, conntrack has to be
 // cleaned again.
-func (f *family) after(o Options, all bool) {
+func (f *family) cleanUp(o Options, all bool) {
 	if o.Health != nil {
 		o.Health.Updated(f.name)
 	}
@@ -360,7 +360,7 @@ func (p *Proxier) Intact() (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if f.apply.known != nil && len(servers) != len(f.apply.known) {
+		if f.apply.applied != nil && len(servers) != len(f.apply.applied) {
 			return false, nil
 		}
 	}

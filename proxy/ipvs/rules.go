@@ -91,7 +91,7 @@ func (v ruleView) chains() []chain {
 	ip := v.family.ip
 	at := ip + " daddr . meta l4proto . th dport "
 	sources := []string{"ct state new " + at + "@" + setGuarded + " " + at + ". " + ip + " saddr != @" + setAllowed + " drop"}
-	cluster := set(v.clusterCIDRs)
+	cluster := anonymousSet(v.clusterCIDRs)
 	mark := "mark set mark or " + masqueradeMark
 	nat := []string{
 		// A pod of another node belongs to the cluster, too: it keeps its address on its way to a cluster IP.
@@ -113,7 +113,7 @@ func (v ruleView) chains() []chain {
 	}
 	var unallocated []string
 	if len(v.serviceCIDRs) > 0 {
-		unallocated = []string{"ct state new " + ip + " daddr " + set(v.serviceCIDRs) + " drop"}
+		unallocated = []string{"ct state new " + ip + " daddr " + anonymousSet(v.serviceCIDRs) + " drop"}
 	}
 	return []chain{
 		{"filter-prerouting", knftables.FilterType, knftables.PreroutingHook, "dstnat-10", sources},
@@ -129,8 +129,8 @@ func (v ruleView) chains() []chain {
 	}
 }
 
-// set returns an anonymous nftables set.
-func set(prefixes []netip.Prefix) string {
+// anonymousSet returns an anonymous nftables set.
+func anonymousSet(prefixes []netip.Prefix) string {
 	var out []string
 	for _, p := range prefixes {
 		out = append(out, p.Masked().String())

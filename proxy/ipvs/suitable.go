@@ -102,7 +102,7 @@ func Find(schedulers []string, families []corev1.IPFamily) (Probe, error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		return p.try(schedulers, families)
+		return p.probe(schedulers, families)
 	})
 	if err != nil {
 		return p, fmt.Errorf("trying the kernel's IPVS in a network namespace of its own: %w", err)
@@ -110,8 +110,8 @@ func Find(schedulers []string, families []corev1.IPFamily) (Probe, error) {
 	return p, nil
 }
 
-// try sets the other fields, in the network namespace of its thread.
-func (p *Probe) try(schedulers []string, families []corev1.IPFamily) error {
+// probe sets the other fields, in the network namespace of its thread.
+func (p *Probe) probe(schedulers []string, families []corev1.IPFamily) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "trial"
 	p.Device = netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})

@@ -56,19 +56,19 @@ type Filter struct {
 func (f *Filter) Handle(ctx context.Context, rpc raft.RPC) bool {
 	switch m := rpc.Command.(type) {
 	case *raft.AppendEntriesRequest:
-		rpc.Command = f.after(m)
+		rpc.Command = f.withoutCovered(m)
 	case *raft.InstallSnapshotRequest:
 		return f.install(ctx, rpc, m)
 	}
 	return f.Raft(rpc)
 }
 
-// after returns a message without the entries that this server's snapshot covers. The rest begins with the entry after
-// those, so raft has nothing to compare.
+// withoutCovered returns a message without the entries that this server's snapshot covers. The rest begins with the
+// entry after those, so raft has nothing to compare.
 //
 // A newer snapshot may replace that one and shorten the log before raft handles the message. Then raft refuses the
 // message, and the leader sends it again.
-func (f *Filter) after(m *raft.AppendEntriesRequest) *raft.AppendEntriesRequest {
+func (f *Filter) withoutCovered(m *raft.AppendEntriesRequest) *raft.AppendEntriesRequest {
 	index, term := f.Snapshot()
 	if index == 0 || m.PrevLogEntry > index || m.PrevLogEntry == 0 && len(m.Entries) == 0 {
 		return m
@@ -98,7 +98,7 @@ func (f *Filter) install(ctx context.Context, rpc raft.RPC, m *raft.InstallSnaps
 		RPCHeader: m.RPCHeader, Term: m.Term, Leader: m.Leader, //nolint:staticcheck // passed on as it came
 		PrevLogEntry: m.LastLogIndex, PrevLogTerm: m.LastLogTerm, LeaderCommitIndex: m.LastLogIndex,
 	}
-	said, ok := f.deliver(ctx, raft.RPC{Command: f.after(question)})
+	said, ok := f.deliver(ctx, raft.RPC{Command: f.withoutCovered(question)})
 	if !ok {
 		return false
 	}

@@ -5,4 +5,6 @@ package appendfilter
 import "github.com/hashicorp/raft"
 
 // After is for the tests from outside.
-func (f *Filter) After(m *raft.AppendEntriesRequest) *raft.AppendEntriesRequest { return f.after(m) }
+func (f *Filter) After(m *raft.AppendEntriesRequest) *raft.AppendEntriesRequest {
+	return f.withoutCovered(m)
+}

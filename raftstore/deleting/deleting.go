@@ -12,7 +12,7 @@ import (
 type key struct{}
 
 // A Mark says whether the writes of a context are steps of a deletion. At first they are not.
-type Mark struct{ on atomic.Bool }
+type Mark struct{ marked atomic.Bool }
 
 // With returns a context with a mark of its own.
 func With(ctx context.Context) (context.Context, *Mark) {
@@ -21,10 +21,10 @@ func With(ctx context.Context) (context.Context, *Mark) {
 }
 
 // Set says whether the context's next writes are steps of a deletion.
-func (m *Mark) Set(on bool) { m.on.Store(on) }
+func (m *Mark) Set(on bool) { m.marked.Store(on) }
 
 // Of says whether a context's writes are steps of a deletion.
 func Of(ctx context.Context) bool {
 	m, _ := ctx.Value(key{}).(*Mark)
-	return m != nil && m.on.Load()
+	return m != nil && m.marked.Load()
 }

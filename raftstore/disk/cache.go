@@ -29,7 +29,7 @@ func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	if maxBytes == 0 {
 		maxBytes = cacheSize
 	}
-	d.cache.CompareAndSwap(nil, &cachedLog{Log: d.Log, max: maxBytes, writing: newTurn()})
+	d.cache.CompareAndSwap(nil, &cachedLog{Log: d.Log, max: maxBytes, writing: newWriteLock()})
 	return d.cache.Load()
 }
 
@@ -39,12 +39,12 @@ type cachedLog struct {
 	*Log
 	max int64
 
-	writing turn // held over a write to the log and the change of the cache that follows from it
+	writing writeLock // held over a write to the log and the change of the cache that follows from it
 
-	mu      sync.RWMutex // guards the fields below
-	first   uint64       // index of entries[0]
-	entries []raft.Log
-	bytes   int64
+	mu         sync.RWMutex // guards the fields below
+	firstIndex uint64       // index of entries[0]
+	entries    []raft.Log
+	bytes      int64
 
 	unread atomic.Int64 // bytes that were written since an entry was last read
 }
@@ -54,8 +54,8 @@ var (
 	_ raft.MonotonicLogStore = (*cachedLog)(nil)
 )
 
-// cost returns how many bytes an entry uses in memory.
-func cost(e *raft.Log) int64 {
+// memorySize returns how many bytes an entry uses in memory.
+func memorySize(e *raft.Log) int64 {
 	return int64(unsafe.Sizeof(*e)) + int64(len(e.Data)+len(e.Extensions))
 }
 
@@ -64,9 +64,9 @@ func (c *cachedLog) GetLog(index uint64, out *raft.Log) error {
 		c.unread.Store(0)
 	}
 	c.mu.RLock()
-	hit := index >= c.first && index-c.first < uint64(len(c.entries))
+	hit := index >= c.firstIndex && index-c.firstIndex < uint64(len(c.entries))
 	if hit {
-		*out = c.entries[index-c.first]
+		*out = c.entries[index-c.firstIndex]
 	}
 	c.mu.RUnlock()
 	if hit {
@@ -93,9 +93,9 @@ func (c *cachedLog) StoreLogs(entries []*raft.Log) error {
 
 // remember adds an entry, which the log has stored, and drops old ones to make room for it.
 func (c *cachedLog) remember(e *raft.Log) {
-	n := cost(e)
+	n := memorySize(e)
 	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadFraction
-	if !wanted || len(c.entries) > 0 && e.Index != c.first+uint64(len(c.entries)) {
+	if !wanted || len(c.entries) > 0 && e.Index != c.firstIndex+uint64(len(c.entries)) {
 		c.evictUpTo(len(c.entries))
 	}
 	if !wanted {
@@ -103,11 +103,11 @@ func (c *cachedLog) remember(e *raft.Log) {
 	}
 	drop := 0
 	for free := c.max - c.bytes; free < n; drop++ {
-		free += cost(&c.entries[drop])
+		free += memorySize(&c.entries[drop])
 	}
 	c.evictUpTo(drop)
 	if len(c.entries) == 0 {
-		c.first = e.Index
+		c.firstIndex = e.Index
 	}
 	// It is a copy, since the leader's entry is part of a larger object.
 	c.entries = append(c.entries, *e)
@@ -117,10 +117,10 @@ func (c *cachedLog) remember(e *raft.Log) {
 // evictUpTo drops the oldest n entries. Their places in memory are freed when append next moves the slice.
 func (c *cachedLog) evictUpTo(n int) {
 	for i := range n {
-		c.bytes -= cost(&c.entries[i])
+		c.bytes -= memorySize(&c.entries[i])
 		c.entries[i] = raft.Log{} // otherwise it would stay reachable
 	}
-	c.first, c.entries = c.first+uint64(n), c.entries[n:]
+	c.firstIndex, c.entries = c.firstIndex+uint64(n), c.entries[n:]
 	if len(c.entries) == 0 {
 		c.entries = nil
 	}
@@ -129,7 +129,7 @@ func (c *cachedLog) evictUpTo(n int) {
 // evictFrom drops all entries after the first n.
 func (c *cachedLog) evictFrom(n int) {
 	for i := n; i < len(c.entries); i++ {
-		c.bytes -= cost(&c.entries[i])
+		c.bytes -= memorySize(&c.entries[i])
 		c.entries[i] = raft.Log{}
 	}
 	c.entries = c.entries[:n]
@@ -149,13 +149,13 @@ func (c *cachedLog) evict(from, to uint64) {
 	if len(c.entries) == 0 || from > to {
 		return
 	}
-	last := c.first + uint64(len(c.entries)) - 1
+	last := c.firstIndex + uint64(len(c.entries)) - 1
 	switch {
-	case to < c.first || from > last:
-	case to >= last && from > c.first:
-		c.evictFrom(int(from - c.first))
-	case to < last && from <= c.first:
-		c.evictUpTo(int(to - c.first + 1))
+	case to < c.firstIndex || from > last:
+	case to >= last && from > c.firstIndex:
+		c.evictFrom(int(from - c.firstIndex))
+	case to < last && from <= c.firstIndex:
+		c.evictUpTo(int(to - c.firstIndex + 1))
 	default:
 		c.evictUpTo(len(c.entries))
 	}

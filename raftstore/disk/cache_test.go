@@ -57,8 +57,8 @@ func TestCachedLogMatchesDisk(t *testing.T) {
 			unread := cache.unread.Load()
 			for range rapid.IntRange(1, 5).Draw(t, "entries") {
 				e := drawEntry(t, next)
-				if wanted = unread < most/unreadFraction; cost(e) <= most {
-					unread += cost(e)
+				if wanted = unread < most/unreadFraction; memorySize(e) <= most {
+					unread += memorySize(e)
 				}
 				batch = append(batch, e)
 				next++
@@ -116,7 +116,7 @@ func checkCache(t *rapid.T, cache *cachedLog, next uint64, wanted bool) {
 	}
 	var held int64
 	for i := range cache.entries {
-		held += cost(&cache.entries[i])
+		held += memorySize(&cache.entries[i])
 	}
 	if held != cache.bytes || held > cache.max {
 		t.Fatalf("the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.max)
@@ -125,7 +125,7 @@ func checkCache(t *rapid.T, cache *cachedLog, next uint64, wanted bool) {
 	var newest raft.Log
 	if last, _ := cache.LastIndex(); last != 0 && len(cache.entries) == 0 {
 		testenv.NoError(t, cache.Log.GetLog(last, &newest))
-		if cost(&newest) <= cache.max && wanted && last+1 == next && cache.first == last {
+		if memorySize(&newest) <= cache.max && wanted && last+1 == next && cache.firstIndex == last {
 			t.Fatalf("entry %d is not in the cache", last)
 		}
 	}

@@ -204,9 +204,9 @@ func (d *Dir) raiseFormat() error {
 
 func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
-		dir: scanned.dir, writing: newTurn(), space: d.space, stall: d.stall, ctx: ctx, size: o.SegmentSize, grown: o.Grown,
+		dir: scanned.dir, writing: newWriteLock(), space: d.space, stall: d.stall, ctx: ctx, size: o.SegmentSize, grown: o.Grown,
 		flushed:  o.Flushed,
-		segments: scanned.segments, first: scanned.first, positions: scanned.positions, unlink: os.Remove,
+		segments: scanned.segments, firstIndex: scanned.firstIndex, positions: scanned.positions, unlink: os.Remove,
 	}
 	if l.grown == nil {
 		l.grown = func(int64) {}
@@ -221,7 +221,7 @@ func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 // create makes a new directory's files, the identity last. It replaces unused files in a directory without an identity:
 // they are left from an interrupted start.
 func create(o Options) (Identity, error) {
-	dir, id := o.Path, o.Identity.fill()
+	dir, id := o.Path, o.Identity.withRandomNames()
 	if err := checkUnused(dir); err != nil {
 		return id, err
 	}
@@ -280,7 +280,7 @@ func checkUnused(dir string) error {
 	if err := scanned.close(); err != nil {
 		return err
 	}
-	if len(scanned.segments) > 1 || scanned.segments[0].end > segmentHeader {
+	if len(scanned.segments) > 1 || scanned.segments[0].endOffset > segmentHeader {
 		return used
 	}
 	return nil

@@ -48,8 +48,8 @@ func openDirect(s *segment) (*os.File, error) {
 // writeDirect writes bytes after the last record, as segment.write does, followed by zeros up to the end of the sector
 // or zeroAhead. It returns false if segment.write has to write them. segment.write may be called after it in any case.
 func (l *Log) writeDirect(s *segment, b []byte) (done bool, err error) {
-	from := s.end &^ (sector - 1)
-	to := roundUp(s.end+int64(len(b)), sector)
+	from := s.endOffset &^ (sector - 1)
+	to := roundUp(s.endOffset+int64(len(b)), sector)
 	if l.direct.refused || len(b) > smallAppend || to > s.length {
 		return false, nil
 	}
@@ -61,7 +61,7 @@ func (l *Log) writeDirect(s *segment, b []byte) (done bool, err error) {
 		return false, nil
 	}
 	buf := l.direct.buf[:to-from]
-	n := copy(buf, s.rest)
+	n := copy(buf, s.tailBytes)
 	n += copy(buf[n:], b)
 	clear(buf[n:])
 	_, err = s.direct.WriteAt(buf, from)
@@ -85,12 +85,12 @@ func (l *Log) prepareDirect(s *segment) error {
 		skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
 		l.direct.buf = b[skip : skip+directBytes]
 	}
-	if s.rest == nil {
-		rest := make([]byte, s.end&(sector-1), sector)
-		if _, err := s.f.ReadAt(rest, s.end-int64(len(rest))); err != nil && len(rest) > 0 {
+	if s.tailBytes == nil {
+		rest := make([]byte, s.endOffset&(sector-1), sector)
+		if _, err := s.f.ReadAt(rest, s.endOffset-int64(len(rest))); err != nil && len(rest) > 0 {
 			return err
 		}
-		s.rest = rest
+		s.tailBytes = rest
 	}
 	if s.direct != nil {
 		return nil

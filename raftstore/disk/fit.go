@@ -52,7 +52,7 @@ func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
 	}
 	// Raft does not learn that the entries at the end are gone. It deletes them when the leader sends other entries for
 	// these indexes, if it finds some there.
-	if last := l.last(); running && last > s.index {
+	if last := l.lastIndex(); running && last > s.index {
 		l.doomed = last
 	}
 	l.positions, l.members, l.superseded = nil, nil, true
@@ -62,7 +62,7 @@ func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
 // agrees says whether the log's entries can stay beside a snapshot.
 func (l *Log) agrees(s snapshotEnd) (bool, error) {
 	l.mu.RLock()
-	empty, first, last := len(l.positions) == 0, l.first, l.last()
+	empty, first, last := len(l.positions) == 0, l.firstIndex, l.lastIndex()
 	l.mu.RUnlock()
 	if empty || first > s.index {
 		return true, nil
@@ -87,12 +87,12 @@ func (l *Log) admits(s snapshotEnd) error {
 	return nil
 }
 
-// beyond answers GetLog for entries that are not in the log. Of the last entry of the newest snapshot, it returns only
-// the term. That is all that raft needs to see that the entries after it are the leader's: raft does not check its
-// snapshot for that, and would request another snapshot for ever. The content is never used: before a leader sends
-// entries, it looks up the entry before them. Only entry 1 is sent without such a look-up, so no snapshot should end
-// there.
-func (l *Log) beyond(index uint64, out *raft.Log) error {
+// snapshotEntry answers GetLog for entries that are not in the log. Of the last entry of the newest snapshot, it
+// returns only the term. That is all that raft needs to see that the entries after it are the leader's: raft does not
+// check its snapshot for that, and would request another snapshot for ever. The content is never used: before a leader
+// sends entries, it looks up the entry before them. Only entry 1 is sent without such a look-up, so no snapshot should
+// end there.
+func (l *Log) snapshotEntry(index uint64, out *raft.Log) error {
 	switch {
 	case index == l.snapshot.index && index > 1:
 		*out = raft.Log{Index: index, Term: l.snapshot.term, Type: raft.LogNoop}
@@ -117,7 +117,7 @@ func (l *Log) Snapshot() (index, term uint64) {
 func (l *Log) continues(entries []*raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	last := l.last()
+	last := l.lastIndex()
 	if last == 0 {
 		last = l.snapshot.index
 		if len(entries) > 0 { // the snapshot covers all entries before these
@@ -137,7 +137,7 @@ func (l *Log) dropSuperseded() error {
 	if !l.superseded {
 		return nil
 	}
-	if err := l.cut(0); err != nil {
+	if err := l.truncateFrom(0); err != nil {
 		return err
 	}
 	l.superseded = false
@@ -145,11 +145,11 @@ func (l *Log) dropSuperseded() error {
 	return nil
 }
 
-// has says whether the log has the last entry of a snapshot, or was adapted to the same snapshot before.
-func (l *Log) has(s snapshotEnd) (bool, error) {
+// hasEnd says whether the log has the last entry of a snapshot, or was adapted to the same snapshot before.
+func (l *Log) hasEnd(s snapshotEnd) (bool, error) {
 	l.mu.RLock()
 	same := s.index == l.snapshot.index && s.term == l.snapshot.term
-	inLog := len(l.positions) > 0 && l.first <= s.index && s.index <= l.last()
+	inLog := len(l.positions) > 0 && l.firstIndex <= s.index && s.index <= l.lastIndex()
 	l.mu.RUnlock()
 	if same || !inLog {
 		return same, nil
@@ -164,7 +164,7 @@ func (l *Log) has(s snapshotEnd) (bool, error) {
 // and the unchanged log. So the log is adapted when raft has the new state: see Installed.
 func (d *Dir) completed(s snapshotEnd) error {
 	d.arrived = nil
-	has, err := d.Log.has(s)
+	has, err := d.Log.hasEnd(s)
 	switch {
 	case err != nil:
 		return fmt.Errorf("fit the log to a snapshot: %w", err)

@@ -88,8 +88,8 @@ func (id Identity) match(dir string, want Identity) error {
 	return nil
 }
 
-// fill sets random names in empty fields.
-func (id Identity) fill() Identity {
+// withRandomNames sets random names in empty fields.
+func (id Identity) withRandomNames() Identity {
 	if id.Cluster == "" {
 		id.Cluster = rand.Text()
 	}
@@ -158,7 +158,7 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 func (d *Dir) ChangeMember(to string) error {
 	id := d.Identity
 	id.Member = to
-	id = id.fill()
+	id = id.withRandomNames()
 	if err := writeIdentity(d.path, id); err != nil {
 		return err
 	}

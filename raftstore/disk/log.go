@@ -34,19 +34,19 @@ type Log struct {
 	trail   atomic.Pointer[trail]       // nil: none
 	flushed func(took time.Duration, bytes int)
 
-	writing turn     // held by the goroutine that appends or deletes
-	next    *segment // made, but not the tail yet; guarded by writing
+	writing     writeLock // held by the goroutine that appends or deletes
+	nextSegment *segment  // made, but not the tail yet; guarded by writing
 	// superseded says that the files hold entries that a snapshot made useless and that are no longer in positions.
 	// Guarded by writing.
 	superseded bool
 	direct     direct // of the tail; guarded by writing
 
-	mu        sync.RWMutex // guards the fields below; held only for memory and reads
-	segments  []*segment   // numbers without gaps; the last one is the tail
-	first     uint64       // index of the entry at positions[0]
-	positions []recordPosition
-	members   []members   // the changes of members in the log, in order
-	snapshot  snapshotEnd // end of the newest snapshot
+	mu         sync.RWMutex // guards the fields below; held only for memory and reads
+	segments   []*segment   // numbers without gaps; the last one is the tail
+	firstIndex uint64       // index of the entry at positions[0]
+	positions  []recordPosition
+	members    []members   // the changes of members in the log, in order
+	snapshot   snapshotEnd // end of the newest snapshot
 	// doomed is the index of the last entry that raft still takes to be in the log although a snapshot made it useless.
 	// It is used only while positions is empty.
 	doomed uint64
@@ -76,21 +76,21 @@ func (l *Log) FirstIndex() (uint64, error) {
 	if len(l.positions) == 0 {
 		return 0, nil
 	}
-	return l.first, nil
+	return l.firstIndex, nil
 }
 
 // LastIndex returns the index of the newest entry, 0 if there is none.
 func (l *Log) LastIndex() (uint64, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	return l.last(), nil
+	return l.lastIndex(), nil
 }
 
-func (l *Log) last() uint64 {
+func (l *Log) lastIndex() uint64 {
 	if len(l.positions) == 0 {
 		return 0
 	}
-	return l.first + uint64(len(l.positions)) - 1
+	return l.firstIndex + uint64(len(l.positions)) - 1
 }
 
 func (l *Log) tail() *segment { return l.segments[len(l.segments)-1] }
@@ -100,10 +100,10 @@ func (l *Log) tail() *segment { return l.segments[len(l.segments)-1] }
 func (l *Log) GetLog(index uint64, out *raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	if len(l.positions) == 0 || index < l.first || index > l.last() {
-		return l.beyond(index, out)
+	if len(l.positions) == 0 || index < l.firstIndex || index > l.lastIndex() {
+		return l.snapshotEntry(index, out)
 	}
-	p := l.positions[index-l.first]
+	p := l.positions[index-l.firstIndex]
 	s := l.segments[p.segment-uint32(l.segments[0].number)]
 	var h [recordHeader]byte
 	if _, err := s.f.ReadAt(h[:], int64(p.offset)); err != nil {
@@ -140,7 +140,7 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	defer l.stall.begin(&l.stall.log)()
+	defer l.stall.beginWrite(&l.stall.log)()
 	if err := l.continues(entries); err != nil {
 		return false, err
 	}
@@ -159,7 +159,7 @@ func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 	}
 	buf := make([]byte, 0, size)
 	for i, e := range entries {
-		r := record{segment: uint32(tail.number), offset: tail.end + int64(len(buf)), batch: tail.batch + 1}
+		r := record{segment: uint32(tail.number), offset: tail.endOffset + int64(len(buf)), batch: tail.batch + 1}
 		if i == len(entries)-1 {
 			r.flags = flagLast
 		}
@@ -169,10 +169,10 @@ func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 		return false, err
 	}
 	l.mu.Lock()
-	at := tail.end
+	at := tail.endOffset
 	for _, e := range entries {
 		if len(l.positions) == 0 {
-			l.first = e.Index
+			l.firstIndex = e.Index
 		}
 		l.positions = append(l.positions, recordPosition{uint32(tail.number), uint32(at)})
 		l.recordConfiguration(e)
@@ -218,12 +218,12 @@ func (l *Log) roomFor(size int64) (*segment, error) {
 	if tail.fits(size) && !tail.sealed {
 		return tail, nil
 	}
-	if l.next == nil {
+	if l.nextSegment == nil {
 		err := l.space.persist(l.ctx, func() (err error) {
 			if err := l.space.faults.Strike(l.ctx, l.space.clock, false); err != nil {
 				return err
 			}
-			l.next, err = createSegment(l.dir, tail.number+1, tail.batch+2, l.size, size)
+			l.nextSegment, err = createSegment(l.dir, tail.number+1, tail.batch+2, l.size, size)
 			return err
 		})
 		if err != nil {
@@ -235,8 +235,8 @@ func (l *Log) roomFor(size int64) (*segment, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.segments = append(l.segments, l.next)
-	l.next = nil
+	l.segments = append(l.segments, l.nextSegment)
+	l.nextSegment = nil
 	return l.tail(), nil
 }
 
@@ -245,7 +245,7 @@ func (l *Log) seal(s *segment) error {
 	if s.sealed {
 		return nil
 	}
-	r := record{kind: recordEnd, flags: flagLast, segment: uint32(s.number), offset: s.end, batch: s.batch + 1}
+	r := record{kind: recordEnd, flags: flagLast, segment: uint32(s.number), offset: s.endOffset, batch: s.batch + 1}
 	b := r.encode(nil)
 	if err := l.append(s, b); err != nil {
 		return err
@@ -278,7 +278,7 @@ func (l *Log) DeleteRange(from, to uint64) error {
 func (l *Log) deleteRange(from, to uint64) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	defer l.stall.begin(&l.stall.log)()
+	defer l.stall.beginWrite(&l.stall.log)()
 	to = l.beforeTrail(to)
 	first, _ := l.FirstIndex()
 	last, _ := l.LastIndex()
@@ -286,17 +286,17 @@ func (l *Log) deleteRange(from, to uint64) error {
 	case last == 0 || to < first || from > last || from > to:
 		return nil
 	case to >= last && from <= first:
-		if err := l.cut(0); err != nil {
+		if err := l.truncateFrom(0); err != nil {
 			return err
 		}
 		l.removeBefore(l.tail().number)
 		return nil
 	case to >= last:
-		return l.cut(from)
+		return l.truncateFrom(from)
 	case from <= first:
 		l.mu.Lock()
-		l.positions = slices.Clone(l.positions[to+1-l.first:])
-		l.first = to + 1
+		l.positions = slices.Clone(l.positions[to+1-l.firstIndex:])
+		l.firstIndex = to + 1
 		l.dropMembers(0, to)
 		number := uint64(l.positions[0].segment)
 		l.mu.Unlock()
@@ -306,13 +306,13 @@ func (l *Log) deleteRange(from, to uint64) error {
 	return fmt.Errorf("delete entries %d to %d of the log: they are in its middle", from, to)
 }
 
-// cut writes that the entries from an index on are void, or all of them if it is 0, and drops them.
-func (l *Log) cut(from uint64) error {
+// truncateFrom writes that the entries from an index on are void, or all of them if it is 0, and drops them.
+func (l *Log) truncateFrom(from uint64) error {
 	tail, err := l.roomFor(recordHeader)
 	if err != nil {
 		return err
 	}
-	r := record{kind: recordCut, flags: flagLast, index: from, term: l.snapshot.index, segment: uint32(tail.number), offset: tail.end,
+	r := record{kind: recordCut, flags: flagLast, index: from, term: l.snapshot.index, segment: uint32(tail.number), offset: tail.endOffset,
 		batch: tail.batch + 1}
 	b := r.encode(nil)
 	if err := l.append(tail, b); err != nil {
@@ -327,13 +327,13 @@ func (l *Log) cut(from uint64) error {
 
 // dropPositions drops the positions and members of cut entries.
 func (l *Log) dropPositions(from uint64) {
-	if from <= l.first {
+	if from <= l.firstIndex {
 		l.positions, l.members = nil, nil
 		return
 	}
 	l.dropMembers(from, math.MaxUint64)
-	if from <= l.last() {
-		l.positions = l.positions[:from-l.first]
+	if from <= l.lastIndex() {
+		l.positions = l.positions[:from-l.firstIndex]
 	}
 }
 
@@ -384,8 +384,8 @@ func (l *Log) close() error {
 	for _, s := range slices.Concat(l.removed, l.segments) {
 		err = errors.Join(err, s.close())
 	}
-	if l.next != nil {
-		err = errors.Join(err, l.next.close())
+	if l.nextSegment != nil {
+		err = errors.Join(err, l.nextSegment.close())
 	}
 	return err
 }

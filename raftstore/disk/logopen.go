@@ -24,9 +24,9 @@ type scannedLog struct {
 	emptied  uint64   // index up to which the log's cuts say that a snapshot existed
 	leftover []string // files that a crash has kept from being removed
 
-	first     uint64
-	positions []recordPosition
-	members   []uint64 // indexes of the entries that change members
+	firstIndex uint64
+	positions  []recordPosition
+	members    []uint64 // indexes of the entries that change members
 }
 
 // scanLog reads all segments of a directory and verifies them.
@@ -101,7 +101,7 @@ func (l *scannedLog) scan(number uint64, newest bool) error {
 	}
 	if torn {
 		if l.torn != nil {
-			return damaged(l.torn.path, "the record at byte %d has a wrong checksum", l.torn.end)
+			return damaged(l.torn.path, "the record at byte %d has a wrong checksum", l.torn.endOffset)
 		}
 		l.torn = s
 	}
@@ -109,9 +109,9 @@ func (l *scannedLog) scan(number uint64, newest bool) error {
 		return damaged(segmentPath(l.dir, number+1), "it is missing")
 	}
 	// A segment is sealed when its successor exists. A crash in between leaves an empty successor.
-	if len(before) > 0 && !before[len(before)-1].sealed && (s.end > segmentHeader || torn || !newest) {
+	if len(before) > 0 && !before[len(before)-1].sealed && (s.endOffset > segmentHeader || torn || !newest) {
 		prev := before[len(before)-1]
-		return damaged(prev.path, "the record at byte %d is gone, and later ones are there", prev.end)
+		return damaged(prev.path, "the record at byte %d is gone, and later ones are there", prev.endOffset)
 	}
 	return nil
 }
@@ -132,9 +132,9 @@ func (l *scannedLog) add(s *segment, r record) error {
 	switch r.kind {
 	case recordEntry:
 		if len(l.positions) == 0 {
-			l.first = r.index
+			l.firstIndex = r.index
 		}
-		if want := l.first + uint64(len(l.positions)); r.index != want {
+		if want := l.firstIndex + uint64(len(l.positions)); r.index != want {
 			return damaged(s.path, "log entry %d comes where %d should", r.index, want)
 		}
 		l.positions = append(l.positions, recordPosition{uint32(s.number), uint32(r.offset)})
@@ -143,10 +143,10 @@ func (l *scannedLog) add(s *segment, r record) error {
 		}
 		l.bytes, l.term = l.bytes+int64(r.payload), max(l.term, r.term)
 	case recordCut:
-		cut := Log{first: l.first, positions: l.positions}
+		cut := Log{firstIndex: l.firstIndex, positions: l.positions}
 		cut.dropPositions(r.index)
 		l.positions, l.emptied = cut.positions, max(l.emptied, r.term)
-		end := l.first + uint64(len(l.positions))
+		end := l.firstIndex + uint64(len(l.positions))
 		l.members = slices.DeleteFunc(l.members, func(index uint64) bool { return index >= end })
 	}
 	return nil
@@ -158,9 +158,9 @@ func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 	vars := filepath.Join(filepath.Dir(l.dir), varsFile)
 	term := max(l.term, s.term)
 	switch {
-	case len(l.positions) > 0 && l.first > s.index+1:
+	case len(l.positions) > 0 && l.firstIndex > s.index+1:
 		return damaged(l.dir, "it starts with log entry %d, and the newest snapshot ends with entry %d: entries are missing",
-			l.first, s.index)
+			l.firstIndex, s.index)
 	case len(l.positions) == 0 && l.emptied > s.index:
 		return damaged(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.emptied)
 	case term > 0 && len(v.values) == 0:

@@ -21,18 +21,18 @@ import (
 // A segment is one file of the log. It has a header, records, and zeros up to its length, which never changes. The
 // header is a magic string, the segment's number, its length, the number of its first batch, and the CRC-32C of these.
 type segment struct {
-	path   string
-	number uint64
-	f      *os.File
-	length int64
-	end    int64  // offset of the next record
-	batch  uint64 // of the last record before end, or the one before the segment's first
-	sealed bool   // its last record says that it has a successor
-	zeroed int64  // up to here the file was written, with zeros behind the records
+	path      string
+	number    uint64
+	f         *os.File
+	length    int64
+	endOffset int64  // offset of the next record
+	batch     uint64 // of the last record before endOffset, or the one before the segment's first
+	sealed    bool   // its last record says that it has a successor
+	zeroed    int64  // up to here the file was written, with zeros behind the records
 	// direct is a second descriptor of the file, for direct writes, or nil. It is guarded by Log.writing. It is changed
 	// only while Log.mu is held too.
-	direct *os.File
-	rest   []byte // the bytes from the beginning of end's sector up to end; nil if not known
+	direct    *os.File
+	tailBytes []byte // the bytes from the beginning of endOffset's sector up to endOffset; nil if not known
 }
 
 const (
@@ -82,14 +82,14 @@ func createSegment(dir string, number, batch uint64, length, need int64) (*segme
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create %s: %w", path, err), f.Close())
 	}
-	return &segment{path: path, number: number, f: f, length: length, end: segmentHeader, batch: batch - 1}, nil
+	return &segment{path: path, number: number, f: f, length: length, endOffset: segmentHeader, batch: batch - 1}, nil
 }
 
 // allocate sets a new file's length and reserves the space for it, all zeros.
 func allocate(f *os.File, length int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, length)
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		_, err = io.CopyN(f, zeros{}, length)
+		_, err = io.CopyN(f, zeroReader{}, length)
 	}
 	return err
 }
@@ -111,7 +111,7 @@ func openSegment(dir string, number uint64) (*segment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	s := &segment{path: path, number: number, f: f, end: segmentHeader}
+	s := &segment{path: path, number: number, f: f, endOffset: segmentHeader}
 	if err := s.readHeader(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -139,15 +139,15 @@ func (s *segment) readHeader() error {
 }
 
 // fits says whether a batch of this length fits, and after it the record that ends the segment.
-func (s *segment) fits(size int64) bool { return s.end+size+recordHeader <= s.length }
+func (s *segment) fits(size int64) bool { return s.endOffset+size+recordHeader <= s.length }
 
 // scan reads the records and passes each to fn, a whole batch at a time. It stops at bytes that are not a record. torn
 // says whether these are the rest of an append that a crash interrupted and that was never acknowledged. Any other
 // bytes that are not a record are damage.
 func (s *segment) scan(fn func(record) error) (torn bool, err error) {
-	in := bufio.NewReaderSize(io.NewSectionReader(s.f, s.end, s.length-s.end), 256<<10)
+	in := bufio.NewReaderSize(io.NewSectionReader(s.f, s.endOffset, s.length-s.endOffset), 256<<10)
 	var batch []record
-	for at := s.end; s.length-at >= recordHeader && !s.sealed; {
+	for at := s.endOffset; s.length-at >= recordHeader && !s.sealed; {
 		r, size, err := s.read(in, at)
 		if err != nil {
 			return false, err
@@ -170,7 +170,7 @@ func (s *segment) scan(fn func(record) error) (torn bool, err error) {
 			}
 		}
 		batch = batch[:0]
-		s.end, s.batch, s.sealed = at, r.batch, r.kind == recordEnd
+		s.endOffset, s.batch, s.sealed = at, r.batch, r.kind == recordEnd
 	}
 	return len(batch) > 0, nil
 }
@@ -266,11 +266,11 @@ func isZero(rest []byte, from, to int64) bool {
 
 // clean writes zeros over everything behind the last record, after a torn append.
 func (s *segment) clean() error {
-	rest, err := s.restFrom(s.end)
+	rest, err := s.restFrom(s.endOffset)
 	if err != nil {
 		return err
 	}
-	if _, err := s.f.WriteAt(make([]byte, len(rest)), s.end); err != nil {
+	if _, err := s.f.WriteAt(make([]byte, len(rest)), s.endOffset); err != nil {
 		return fmt.Errorf("clean %s: %w", s.path, err)
 	}
 	return s.f.Sync()
@@ -278,21 +278,21 @@ func (s *segment) clean() error {
 
 // appended moves end behind a batch that is on disk.
 func (s *segment) appended(b []byte) {
-	s.end, s.batch = s.end+int64(len(b)), s.batch+1
-	if n := int(s.end & (sector - 1)); n <= len(b) {
-		s.rest = append(s.rest[:0], b[len(b)-n:]...)
-	} else if s.rest != nil {
-		s.rest = append(s.rest, b...)
+	s.endOffset, s.batch = s.endOffset+int64(len(b)), s.batch+1
+	if n := int(s.endOffset & (sector - 1)); n <= len(b) {
+		s.tailBytes = append(s.tailBytes[:0], b[len(b)-n:]...)
+	} else if s.tailBytes != nil {
+		s.tailBytes = append(s.tailBytes, b...)
 	}
 }
 
 // write writes bytes after the last record. They are on disk after flush. It does not move end, so that it can be
 // repeated: a failed flush may have dropped the bytes.
 func (s *segment) write(b []byte) error {
-	if _, err := s.f.WriteAt(b, s.end); err != nil {
+	if _, err := s.f.WriteAt(b, s.endOffset); err != nil {
 		return err
 	}
-	end := s.end + int64(len(b))
+	end := s.endOffset + int64(len(b))
 	if end <= s.zeroed || len(b) > smallAppend {
 		return nil
 	}

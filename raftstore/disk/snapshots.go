@@ -194,25 +194,25 @@ func readSnapshotHeader(path string, f *os.File) (*raft.SnapshotMeta, *snapshotR
 		Configuration: h.Configuration, ConfigurationIndex: h.ConfigurationIndex, Size: state,
 	}
 	r := bufio.NewReaderSize(f, int(min(256<<10, state+snapshotTrailer)))
-	return meta, &snapshotReader{path: path, f: f, r: r, left: state, size: state, sum: crc32.New(castagnoli)}, nil
+	return meta, &snapshotReader{path: path, f: f, r: r, remaining: state, size: state, sum: crc32.New(castagnoli)}, nil
 }
 
 // snapshotReader reads the state, and then checks the trailer behind it.
 type snapshotReader struct {
-	path string
-	f    *os.File
-	r    *bufio.Reader
-	left int64
-	size int64
-	sum  hash.Hash32
+	path      string
+	f         *os.File
+	r         *bufio.Reader
+	remaining int64
+	size      int64
+	sum       hash.Hash32
 }
 
 func (r *snapshotReader) Read(p []byte) (int, error) {
-	if r.left == 0 {
-		return 0, r.end()
+	if r.remaining == 0 {
+		return 0, r.checkEnd()
 	}
-	n, err := r.r.Read(p[:min(int64(len(p)), r.left)])
-	r.left -= int64(n)
+	n, err := r.r.Read(p[:min(int64(len(p)), r.remaining)])
+	r.remaining -= int64(n)
 	r.sum.Write(p[:n])
 	if errors.Is(err, io.EOF) {
 		err = damaged(r.path, "it ends too early")
@@ -220,8 +220,8 @@ func (r *snapshotReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// end returns io.EOF if the state is what was written, else a DamageError.
-func (r *snapshotReader) end() error {
+// checkEnd returns io.EOF if the state is what was written, else a DamageError.
+func (r *snapshotReader) checkEnd() error {
 	var t [snapshotTrailer]byte
 	if _, err := io.ReadFull(r.r, t[:]); err != nil {
 		return damaged(r.path, "it ends too early")

@@ -61,7 +61,7 @@ func newSpace(o Options) *space {
 	return s
 }
 
-func (s *space) free() (int64, error) {
+func (s *space) freeBytes() (int64, error) {
 	if s.faults.Full() {
 		return 0, nil
 	}
@@ -84,7 +84,7 @@ func (s *space) admit() error {
 	if errors.Is(s.cause, ErrFailing) {
 		return s.cause // only a write that succeeds ends this
 	}
-	free, err := s.free()
+	free, err := s.freeBytes()
 	if err != nil {
 		return s.cause // the write itself will fail if the disk does
 	}
@@ -139,13 +139,13 @@ func (s *space) reserve() {
 }
 
 func fillWithZeros(f *os.File, size int64) error {
-	_, err := io.CopyN(f, zeros{}, size)
+	_, err := io.CopyN(f, zeroReader{}, size)
 	return err
 }
 
-type zeros struct{}
+type zeroReader struct{}
 
-func (zeros) Read(p []byte) (int, error) {
+func (zeroReader) Read(p []byte) (int, error) {
 	clear(p)
 	return len(p), nil
 }

@@ -20,8 +20,8 @@ type stall struct {
 	opened    time.Time
 	log, vars underWay // each has one writer at a time
 
-	mu    sync.Mutex
-	since time.Time // when the present window began
+	mu          sync.Mutex
+	windowStart time.Time // when the present window began
 	// slowest are the durations of the longest write of the present window and of the one before.
 	slowest [2]time.Duration
 	// began and took are those of the write that began last among those that have ended.
@@ -38,8 +38,8 @@ func (s *stall) flushed(took time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.clock.Now()
-	if now.Sub(s.since) > flushWindow {
-		s.since, s.slowest = now, [2]time.Duration{0, s.slowest[0]}
+	if now.Sub(s.windowStart) > flushWindow {
+		s.windowStart, s.slowest = now, [2]time.Duration{0, s.slowest[0]}
 	}
 	s.slowest[0] = max(s.slowest[0], took)
 	if began := now.Add(-took); began.After(s.began) {
@@ -58,8 +58,9 @@ type underWay struct{ atomic.Int64 }
 
 func newStall(c clock.PassiveClock) *stall { return &stall{clock: c, opened: c.Now()} }
 
-// begin notes that a write begins. The returned function notes its end. Only one goroutine at a time may use a slot.
-func (s *stall) begin(slot *underWay) (end func()) {
+// beginWrite notes that a write begins. The returned function notes its end. Only one goroutine at a time may use a
+// slot.
+func (s *stall) beginWrite(slot *underWay) (end func()) {
 	slot.Store(int64(s.clock.Since(s.opened)) + 1)
 	return func() { slot.Store(0) }
 }

@@ -33,12 +33,12 @@ func (l *Log) beforeTrail(to uint64) uint64 {
 // entriesWithin counts entries back from the index end for as long as they take no more than bytes on disk. The caller
 // holds mu.
 func (l *Log) entriesWithin(end uint64, bytes int64) uint64 {
-	if len(l.positions) == 0 || end < l.first {
+	if len(l.positions) == 0 || end < l.firstIndex {
 		return 0
 	}
-	end = min(end, l.last())
-	size := func(s uint32) uint32 { return uint32(l.segments[s-uint32(l.segments[0].number)].end) }
-	i := int(end - l.first)
+	end = min(end, l.lastIndex())
+	size := func(s uint32) uint32 { return uint32(l.segments[s-uint32(l.segments[0].number)].endOffset) }
+	i := int(end - l.firstIndex)
 	next := recordPosition{l.positions[i].segment, size(l.positions[i].segment)}
 	if i+1 < len(l.positions) && l.positions[i+1].segment == next.segment {
 		next = l.positions[i+1]

@@ -86,7 +86,7 @@ func guard(path string, err *error) func() {
 func (v *Vars) Set(key, value []byte) error {
 	v.writing.Lock()
 	defer v.writing.Unlock()
-	defer v.stall.begin(&v.stall.vars)()
+	defer v.stall.beginWrite(&v.stall.vars)()
 	switch string(key) {
 	case voteTerm:
 		v.voteTerm = slices.Clone(value)

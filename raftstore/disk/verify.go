@@ -111,7 +111,10 @@ func inspect(dir string) (*Inspection, error) {
 }
 
 func (i *Inspection) readLog(scanned *scannedLog, newest snapshotEnd) error {
-	i.log = &Log{dir: scanned.dir, writing: newTurn(), segments: scanned.segments, first: scanned.first, positions: scanned.positions}
+	i.log = &Log{
+		dir: scanned.dir, writing: newWriteLock(),
+		segments: scanned.segments, firstIndex: scanned.firstIndex, positions: scanned.positions,
+	}
 	i.LogBytes = scanned.bytes
 	if scanned.torn != nil {
 		i.Torn = scanned.torn.path
@@ -119,11 +122,11 @@ func (i *Inspection) readLog(scanned *scannedLog, newest snapshotEnd) error {
 	if err := i.log.fit(newest, false, func() {}); err != nil {
 		return err
 	}
-	i.LastIndex = i.log.last()
+	i.LastIndex = i.log.lastIndex()
 	if i.LastIndex == 0 {
 		return nil
 	}
-	i.FirstIndex = scanned.first
+	i.FirstIndex = scanned.firstIndex
 	var last raft.Log
 	err := i.log.GetLog(i.LastIndex, &last)
 	i.LastTerm = last.Term

@@ -90,7 +90,7 @@ func NextOfLeader(c LeaderCase) (LeaderAction, Progress) {
 	if c.Term == c.Before.Term && c.Commit > c.Before.Commit {
 		c.Before.Timeout = 0
 	}
-	_, a := first(LeaderRules, c)
+	_, a := firstRule(LeaderRules, c)
 	p := c.Before
 	switch a {
 	case Advanced:

@@ -144,14 +144,14 @@ type Rule[C, A any] struct {
 	Reason  string
 }
 
-func first[C, A any](rules []Rule[C, A], c C) (Rule[C, A], A) {
+func firstRule[C, A any](rules []Rule[C, A], c C) (Rule[C, A], A) {
 	i := slices.IndexFunc(rules, func(r Rule[C, A]) bool { return r.Applies(c) })
 	return rules[i], rules[i].Action(c)
 }
 
 // Next returns what a voter does next, and what it remembers.
 func Next(c Case) (Action, Memory) {
-	_, a := first(Rules, c)
+	_, a := firstRule(Rules, c)
 	m := c.Memory
 	if c.Stage == Check && (c.Exited || c.Unanswered) {
 		m.Delayed = true
@@ -225,76 +225,76 @@ func (c Case) refused() bool {
 	return unanswered > c.Voters/2
 }
 
-// in returns a condition that holds only in some stages.
-func in(stages Stage, condition func(Case) bool) func(Case) bool {
+// inStages returns a condition that holds only in some stages.
+func inStages(stages Stage, condition func(Case) bool) func(Case) bool {
 	return func(c Case) bool { return c.Stage&stages != 0 && condition(c) }
 }
 
 func always(Case) bool { return true }
 
-// do returns an action for a fixed time.
-func do(kind Kind, d time.Duration) func(Case) Action {
+// fixedAction returns an action for a fixed time.
+func fixedAction(kind Kind, d time.Duration) func(Case) Action {
 	return func(Case) Action { return Action{kind, d} }
 }
 
 // Rules are the rules of a voter, in order of precedence.
 var Rules = []Rule[Case, Action]{
-	{"leads", in(Check, func(c Case) bool { return c.Leads }), func(c Case) Action { return Action{Lead, c.MissAfter()} },
+	{"leads", inStages(Check, func(c Case) bool { return c.Leads }), func(c Case) Action { return Action{Lead, c.MissAfter()} },
 		"A leader misses no leader. It may have to step down."},
-	{"leader heard", in(Check, func(c Case) bool { return c.heard() > 0 }), func(c Case) Action { return Action{Wait, c.heard()} },
+	{"leader heard", inStages(Check, func(c Case) bool { return c.heard() > 0 }), func(c Case) Action { return Action{Wait, c.heard()} },
 		"There is a leader."},
-	{"pause", in(Check, func(c Case) bool { return c.Now.Before(c.PauseUntil) }),
+	{"pause", inStages(Check, func(c Case) bool { return c.Now.Before(c.PauseUntil) }),
 		func(c Case) Action { return Action{MeasureVotes, c.PauseUntil.Sub(c.Now)} },
 		"An election may be under way. Others go by how long it will take."},
-	{"woke up late", in(Check, func(c Case) bool { return c.WokeLate && !c.Delayed && !c.Exited && !c.Unanswered }),
-		do(Wait, wakeDelayPause), "Messages of the leader may not have been read yet."},
-	{"not eligible", in(Check, func(c Case) bool { return !c.Eligible }), do(Pause, CandidacyDelay),
+	{"woke up late", inStages(Check, func(c Case) bool { return c.WokeLate && !c.Delayed && !c.Exited && !c.Unanswered }),
+		fixedAction(Wait, wakeDelayPause), "Messages of the leader may not have been read yet."},
+	{"not eligible", inStages(Check, func(c Case) bool { return !c.Eligible }), fixedAction(Pause, CandidacyDelay),
 		"It would not be elected, or could not lead."},
 	// Right after a start no voter has reported how long its disk takes. A server with a fast disk would then begin a
 	// new term each time before the others have stored their votes for the last one.
-	{"raft elects", in(Check, func(c Case) bool { return !c.LeaderKnown || !c.Follower }), do(PollFlushes, 0),
+	{"raft elects", inStages(Check, func(c Case) bool { return !c.LeaderKnown || !c.Follower }), fixedAction(PollFlushes, 0),
 		"Raft decides who becomes a candidate here, and needs to know how long the voters' disks take."},
-	{"raft has flush times", in(RaftElects, always), do(Pause, CandidacyDelay), "They may change."},
-	{"leader missing", in(Check, always), do(Poll, 0), "A majority has to miss the leader too."},
+	{"raft has flush times", inStages(RaftElects, always), fixedAction(Pause, CandidacyDelay), "They may change."},
+	{"leader missing", inStages(Check, always), fixedAction(Poll, 0), "A majority has to miss the leader too."},
 
-	{"candidate may be slower", in(Polled|Repolled, func(c Case) bool {
+	{"candidate may be slower", inStages(Polled|Repolled, func(c Case) bool {
 		return c.Flush == 0 && slices.ContainsFunc(c.answers(), func(a Report) bool { return a.resolves(c.Own) && c.hindered(a, 0) })
-	}), do(MeasureFlush, 0), "A candidate may wait long for its votes. This voter's disk decides whether it would be faster."},
-	{"resolved", in(Polled|Repolled, Case.resolved), do(Pause, CandidacyDelay),
+	}), fixedAction(MeasureFlush, 0), "A candidate may wait long for its votes. This voter's disk decides whether it would be faster."},
+	{"resolved", inStages(Polled|Repolled, Case.resolved), fixedAction(Pause, CandidacyDelay),
 		"Another voter leads or has begun an election, though its new term may not be on its disk yet."},
-	{"former leader may vote", in(Polled, func(c Case) bool {
+	{"former leader may vote", inStages(Polled, func(c Case) bool {
 		agreed, _ := c.agreed()
 		return !c.LeaderAsked && agreed == c.Voters/2 && c.SinceContact > StalledAfter
-	}), do(PollWithLeader, 0), "A former leader that reached too few voters follows by now and can vote."},
-	{"refused as leader", in(Polled, Case.refused), do(Pause, CandidacyDelay),
+	}), fixedAction(PollWithLeader, 0), "A former leader that reached too few voters follows by now and can vote."},
+	{"refused as leader", inStages(Polled, Case.refused), fixedAction(Pause, CandidacyDelay),
 		"A majority got no answer from this server when it led. Another one is to lead."},
-	{"no majority yet", in(Polled, func(c Case) bool {
+	{"no majority yet", inStages(Polled, func(c Case) bool {
 		agreed, _ := c.agreed()
 		return agreed <= c.Voters/2 && c.Own.Exited
-	}), do(Pause, repollAfter), "The others are about to notice that the leader's process has exited."},
-	{"no majority", in(Polled, func(c Case) bool {
+	}), fixedAction(Pause, repollAfter), "The others are about to notice that the leader's process has exited."},
+	{"no majority", inStages(Polled, func(c Case) bool {
 		agreed, _ := c.agreed()
 		return agreed <= c.Voters/2
-	}), do(Pause, CandidacyDelay), "A majority hears the leader, or too few voters are reached."},
-	{"voters ahead", in(Polled, func(c Case) bool {
+	}), fixedAction(Pause, CandidacyDelay), "A majority hears the leader, or too few voters are reached."},
+	{"voters ahead", inStages(Polled, func(c Case) bool {
 		_, ahead := c.agreed()
 		return ahead > 0
 	}), func(c Case) Action {
 		_, ahead := c.agreed()
 		return Action{Await, time.Duration(ahead) * CandidacyDelay}
 	}, "Two candidates would share the votes."},
-	{"voter ahead is asking", in(Repolled, func(c Case) bool {
+	{"voter ahead is asking", inStages(Repolled, func(c Case) bool {
 		return c.Tries < maxYields && slices.ContainsFunc(c.Later, func(a Report) bool { return a.Polling && a.Follower && a.ahead(c.Own) })
-	}), do(Pause, CandidacyDelay), "That voter began later, since it waits longer for this leader, and becomes a candidate at the same time."},
-	{"overtaken", in(Polled|Awaited|Repolled, func(c Case) bool {
+	}), fixedAction(Pause, CandidacyDelay), "That voter began later, since it waits longer for this leader, and becomes a candidate at the same time."},
+	{"overtaken", inStages(Polled|Awaited|Repolled, func(c Case) bool {
 		return !c.Follower || c.Term != c.Own.Term || !c.MissesLeader()
-	}), do(Pause, CandidacyDelay), "Another voter has begun an election, or the leader is back."},
-	{"voters ahead did nothing", in(Awaited, always), do(PollAgain, 0), "A voter ahead may have begun an election that has not got here."},
-	{"turn", in(Polled|Repolled, always), do(BecomeCandidate, 0), "A majority misses the leader, and no voter has precedence."},
+	}), fixedAction(Pause, CandidacyDelay), "Another voter has begun an election, or the leader is back."},
+	{"voters ahead did nothing", inStages(Awaited, always), fixedAction(PollAgain, 0), "A voter ahead may have begun an election that has not got here."},
+	{"turn", inStages(Polled|Repolled, always), fixedAction(BecomeCandidate, 0), "A majority misses the leader, and no voter has precedence."},
 
-	{"candidacy begun", in(Begun, always), func(c Case) Action {
+	{"candidacy begun", inStages(Begun, always), func(c Case) Action {
 		return Action{Pause, c.Votes + time.Duration(c.Rank)*c.Election}
 	}, "An election needs every voter's disk. If this server became a candidate again before the election has ended, it would hinder it."},
-	{"candidacy not accepted", in(Refused, always), do(Pause, CandidacyDelay),
+	{"candidacy not accepted", inStages(Refused, always), fixedAction(Pause, CandidacyDelay),
 		"Raft may be giving another candidate its vote. A candidacy after that would depose the winner."},
 }

@@ -97,11 +97,11 @@ func walk[C any, A comparable](t *testing.T, rules []Rule[C, A], examples map[st
 		c, ok := examples[r.Name]
 		testenv.Require(t, ok, "rule %q has no example", r.Name)
 		testenv.True(t, strings.HasSuffix(r.Reason, "."), "the reason of %q is no sentence", r.Name)
-		got, action := first(rules, c)
+		got, action := firstRule(rules, c)
 		testenv.Equal(t, got.Name, r.Name, "the rule that decides the example of %q", r.Name)
 		without := slices.Delete(slices.Clone(rules), i, i+1)
 		if slices.ContainsFunc(without, func(o Rule[C, A]) bool { return o.Applies(c) }) {
-			other, instead := first(without, c)
+			other, instead := firstRule(without, c)
 			testenv.True(t, instead != action, "%q does the same as %q in its example", other.Name, r.Name)
 		}
 	}

@@ -98,7 +98,7 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 		stopUntil()
 		cancel()
 	}
-	following, created, w := n.begin(ctx, op)
+	following, created, w := n.startWatch(ctx, op)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if w == nil || n.closed {
@@ -106,7 +106,7 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 			w.Close()
 		}
 		release()
-		return ended(created)
+		return closedWatch(created)
 	}
 	if n.streams[stream] == nil {
 		n.streams[stream] = make(map[*watch.Watcher]struct{})
@@ -117,16 +117,16 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 		defer close(out)
 		defer release()
 		defer n.remove(stream, w)
-		f := &follower{api: n.api, w: w, ctx: ctx, following: following, out: out}
+		f := &follower{api: n.api, w: w, ctx: ctx, following: following, responses: out}
 		f.pace, _ = ctx.Value(paceKey{}).(Pace)
 		f.run(op.IsCreatedNotify(), created)
 	})
 	return out
 }
 
-// begin starts a watcher. If there is none, the response has the reason, or is nil if ctx has ended. The returned
+// startWatch starts a watcher. If there is none, the response has the reason, or is nil if ctx has ended. The returned
 // context ends with ctx, or when a leader is required and there is none.
-func (n *watcher) begin(ctx context.Context, op clientv3.Op) (following context.Context, _ *pb.WatchResponse, _ *watch.Watcher) {
+func (n *watcher) startWatch(ctx context.Context, op clientv3.Op) (following context.Context, _ *pb.WatchResponse, _ *watch.Watcher) {
 	following = ctx
 	if requiresLeader(ctx) {
 		var release func()
@@ -179,8 +179,8 @@ func (n *watcher) refusal(ctx context.Context, err error) *pb.WatchResponse {
 	return n.api.EndWatch(err)
 }
 
-// ended returns the channel of a watch that did not begin.
-func ended(why *pb.WatchResponse) clientv3.WatchChan {
+// closedWatch returns the channel of a watch that did not begin.
+func closedWatch(why *pb.WatchResponse) clientv3.WatchChan {
 	out := make(chan clientv3.WatchResponse, 1)
 	if why != nil {
 		why.Created = false // as etcd's client does
@@ -218,7 +218,7 @@ type follower struct {
 	w         *watch.Watcher
 	ctx       context.Context
 	following context.Context // ctx, or a context that also ends when there is no leader
-	out       chan<- clientv3.WatchResponse
+	responses chan<- clientv3.WatchResponse
 	pace      Pace // its Wait may be nil
 	passed    int  // bytes since Wait was last called
 }
@@ -239,14 +239,14 @@ func (f *follower) run(notify bool, created *pb.WatchResponse) {
 			f.send(toClient(f.api.WatchResponse(d)))
 			return
 		}
-		if !f.pass(d) {
+		if !f.sendDelivery(d) {
 			return
 		}
 	}
 }
 
-// pass sends a delivery, in several responses if there is a Pace.
-func (f *follower) pass(d watch.Delivery) bool {
+// sendDelivery sends a delivery, in several responses if there is a Pace.
+func (f *follower) sendDelivery(d watch.Delivery) bool {
 	rest := d.Events
 	for f.pace.Wait != nil && len(rest) > 0 {
 		n := f.waitSendable(rest)
@@ -282,7 +282,7 @@ func (f *follower) waitSendable(events []*mvccpb.Event) int {
 
 func (f *follower) send(r clientv3.WatchResponse) bool {
 	select {
-	case f.out <- r:
+	case f.responses <- r:
 		return true
 	case <-f.ctx.Done():
 		return false

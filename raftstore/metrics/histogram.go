@@ -16,15 +16,15 @@ const maxBuckets = 20
 // A Histogram counts durations in buckets. Each bucket's upper bound is twice that of the one before. Observe takes two
 // atomic additions.
 type Histogram struct {
-	first  time.Duration // upper bound of the first bucket
-	n      int           // number of buckets with an upper bound
-	counts [maxBuckets + 1]atomic.Uint64
-	sum    atomic.Int64 // nanoseconds
+	firstBound time.Duration // upper bound of the first bucket
+	n          int           // number of buckets with an upper bound
+	counts     [maxBuckets + 1]atomic.Uint64
+	sum        atomic.Int64 // nanoseconds
 }
 
 // NewHistogram returns a histogram of n buckets, at most 20. first is the upper bound of the first.
 func NewHistogram(first time.Duration, n int) *Histogram {
-	return &Histogram{first: first, n: min(n, maxBuckets)}
+	return &Histogram{firstBound: first, n: min(n, maxBuckets)}
 }
 
 // Observe counts a duration.
@@ -35,10 +35,10 @@ func (h *Histogram) Observe(d time.Duration) {
 
 // bucket returns the index of the first bucket whose upper bound is not less than d.
 func (h *Histogram) bucket(d time.Duration) int {
-	if d <= h.first {
+	if d <= h.firstBound {
 		return 0
 	}
-	return min(bits.Len64(uint64((d-1)/h.first)), h.n)
+	return min(bits.Len64(uint64((d-1)/h.firstBound)), h.n)
 }
 
 // Count returns how many durations were observed.
@@ -56,7 +56,7 @@ func (h *Histogram) metric(desc *prometheus.Desc, labels ...string) prometheus.M
 	var total uint64
 	for i := range h.n {
 		total += h.counts[i].Load()
-		buckets[(h.first << i).Seconds()] = total
+		buckets[(h.firstBound << i).Seconds()] = total
 	}
 	total += h.counts[h.n].Load()
 	sum := time.Duration(h.sum.Load()).Seconds()

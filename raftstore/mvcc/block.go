@@ -70,11 +70,11 @@ func (b *blockWriter) close() error {
 // blockReader returns the payloads of blocks as one stream. It returns no byte before its block's checksum was
 // verified.
 type blockReader struct {
-	r      io.Reader
-	number uint64
-	buf    []byte
-	rest   []byte
-	done   bool
+	r         io.Reader
+	number    uint64
+	buf       []byte
+	remaining []byte
+	done      bool
 }
 
 func newBlockReader(r io.Reader) *blockReader {
@@ -82,7 +82,7 @@ func newBlockReader(r io.Reader) *blockReader {
 }
 
 func (b *blockReader) Read(p []byte) (int, error) {
-	for len(b.rest) == 0 {
+	for len(b.remaining) == 0 {
 		if b.done {
 			return 0, io.EOF
 		}
@@ -90,8 +90,8 @@ func (b *blockReader) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	n := copy(p, b.rest)
-	b.rest = b.rest[n:]
+	n := copy(p, b.remaining)
+	b.remaining = b.remaining[n:]
 	return n, nil
 }
 
@@ -112,6 +112,6 @@ func (b *blockReader) next() error {
 		return fmt.Errorf("%w: block %d has a wrong checksum", ErrDamaged, b.number)
 	}
 	b.number++
-	b.rest, b.done = p, size == 0
+	b.remaining, b.done = p, size == 0
 	return nil
 }

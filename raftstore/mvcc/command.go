@@ -187,25 +187,25 @@ func eachCommand(entry []byte, fn func(c Command, kind byte, body []byte) error)
 }
 
 func eachOf(commands []byte, fn func(c Command, kind byte, body []byte) error) error {
-	in := frame{rest: commands}
-	for n := 0; len(in.rest) > 0; n++ {
+	in := frame{remaining: commands}
+	for n := 0; len(in.remaining) > 0; n++ {
 		kind, flags := in.byte(), in.byte()
-		if !in.bad && (kind < kindPut || kind > kindSession || flags&^(flagID|flagFence) != 0) {
+		if !in.malformed && (kind < kindPut || kind > kindSession || flags&^(flagID|flagFence) != 0) {
 			return fmt.Errorf("%w: command %d has kind %d and flags %#x", ErrFormat, n, kind, flags)
 		}
 		var c Command
 		if flags&flagID != 0 {
 			c.Session, c.Seq = in.uvarint(), in.uvarint()
 			back := in.uvarint()
-			in.bad = in.bad || c.Session == 0 || back > c.Seq
+			in.malformed = in.malformed || c.Session == 0 || back > c.Seq
 			c.Floor = c.Seq - back
 		}
 		if flags&flagFence != 0 {
 			c.Fence = in.uvarint()
-			in.bad = in.bad || c.Fence == 0
+			in.malformed = in.malformed || c.Fence == 0
 		}
 		body := in.field()
-		if in.bad {
+		if in.malformed {
 			return fmt.Errorf("%w: command %d is cut short or malformed", ErrFormat, n)
 		}
 		if err := fn(c, kind, body); err != nil {
@@ -215,40 +215,41 @@ func eachOf(commands []byte, fn func(c Command, kind byte, body []byte) error) e
 	return nil
 }
 
-// frame reads fields from the front of rest. Once too few bytes are left it is bad, and all further fields are zero.
+// frame reads fields from the front of remaining. Once too few bytes are left it is malformed, and all further fields
+// are zero.
 type frame struct {
-	rest []byte
-	bad  bool
+	remaining []byte
+	malformed bool
 }
 
 func (f *frame) byte() byte {
-	if f.bad || len(f.rest) == 0 {
-		f.bad = true
+	if f.malformed || len(f.remaining) == 0 {
+		f.malformed = true
 		return 0
 	}
-	b := f.rest[0]
-	f.rest = f.rest[1:]
+	b := f.remaining[0]
+	f.remaining = f.remaining[1:]
 	return b
 }
 
 func (f *frame) uvarint() uint64 {
-	n, size := binary.Uvarint(f.rest)
-	if f.bad || size <= 0 {
-		f.bad = true
+	n, size := binary.Uvarint(f.remaining)
+	if f.malformed || size <= 0 {
+		f.malformed = true
 		return 0
 	}
-	f.rest = f.rest[size:]
+	f.remaining = f.remaining[size:]
 	return n
 }
 
 // field reads a length and as many bytes.
 func (f *frame) field() []byte {
 	n := f.uvarint()
-	if f.bad || n > uint64(len(f.rest)) {
-		f.bad = true
+	if f.malformed || n > uint64(len(f.remaining)) {
+		f.malformed = true
 		return nil
 	}
-	b := f.rest[:n]
-	f.rest = f.rest[n:]
+	b := f.remaining[:n]
+	f.remaining = f.remaining[n:]
 	return b
 }

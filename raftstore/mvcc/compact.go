@@ -38,7 +38,7 @@ func (s *State) Prune() {
 		return
 	}
 	for _, v := range s.history[search(s.history, s.pruned+1):search(s.history, to+1)] {
-		s.cut(v)
+		s.dropPrevious(v)
 		if v.Deleted() && s.lookup(v.kv.Key) == v {
 			s.remove(v)
 			s.total -= v.Size()
@@ -48,10 +48,10 @@ func (s *State) Prune() {
 	// The slice is copied: views keep the old one, and sharing its memory would keep the dropped front reachable.
 	kept := s.history[search(s.history, to):]
 	s.history = append(make([]*Version, 0, len(kept)+64), kept...)
-	s.turns = s.turns.since(to)
+	s.existence = s.existence.keepSince(to)
 }
 
-func (s *State) cut(v *Version) {
+func (s *State) dropPrevious(v *Version) {
 	if p := v.prev.Swap(nil); p != nil {
 		s.total -= p.Size()
 	}

@@ -15,8 +15,8 @@ type keyspace struct {
 	tree *btree.BTreeG[*Version]
 	// dead has only the deletion marks of tree. frozenDead is a copy of dead, nil if dead has changed since.
 	dead, frozenDead *btree.BTreeG[*Version]
-	// turns are the creations and deletions of keys since the compaction. Views alias it, as they do the history.
-	turns turns
+	// existence has the creations and deletions of keys since the compaction. Views alias it, as they do the history.
+	existence existenceChanges
 }
 
 func newKeyspace() keyspace { return keyspace{tree: newTree(), dead: newTree()} }
@@ -26,7 +26,7 @@ func (k *keyspace) freeze() keyspace {
 	if k.frozenDead == nil {
 		k.frozenDead = k.dead.Copy()
 	}
-	return keyspace{tree: k.tree.Copy(), dead: k.frozenDead, turns: k.turns}
+	return keyspace{tree: k.tree.Copy(), dead: k.frozenDead, existence: k.existence}
 }
 
 // set makes v its key's newest version, and notes whether that created or deleted the key.
@@ -39,7 +39,7 @@ func (k *keyspace) set(v *Version, existed bool) {
 		k.notDead(v)
 	}
 	if v.Deleted() == existed {
-		k.turns = k.turns.add(turnOf(v))
+		k.existence = k.existence.withChange(existenceChangeOf(v))
 	}
 }
 
@@ -64,7 +64,7 @@ func (k *keyspace) notDead(v *Version) {
 // The result is the number of the tree's items without the deletion marks, less the keys created since the revision,
 // plus the keys deleted since.
 func (k *keyspace) count(key, end []byte, rev int64) int64 {
-	return items(k.tree, key, end) - items(k.dead, key, end) - k.turns.net(key, end, rev)
+	return items(k.tree, key, end) - items(k.dead, key, end) - k.existence.net(key, end, rev)
 }
 
 // items returns how many items of a tree are in [key, end).

@@ -116,7 +116,7 @@ func (s *State) applyRevoke(r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, 
 	if !ok {
 		return nil, rpctypes.ErrGRPCLeaseNotFound
 	}
-	w := s.begin()
+	w := s.beginWrite()
 	for _, k := range keys {
 		if v := s.get(k); v != nil {
 			w.delete(v)
@@ -126,5 +126,5 @@ func (s *State) applyRevoke(r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, 
 	delete(s.leases.byID, r.ID)
 	s.leases.mu.Unlock()
 	s.leaseList = nil
-	return &pb.LeaseRevokeResponse{Header: &pb.ResponseHeader{Revision: w.end()}}, nil
+	return &pb.LeaseRevokeResponse{Header: &pb.ResponseHeader{Revision: w.finishWrite()}}, nil
 }

@@ -27,9 +27,9 @@ func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.Range
 	case r.CountOnly && len(r.RangeEnd) > 0:
 		resp.Count = keys.count(r.Key, r.RangeEnd, rev)
 	case r.Limit > 0 && !r.CountOnly && !needsSort(r) && !filters(r):
-		first(keys, rev, r, resp)
+		readFirst(keys, rev, r, resp)
 	default:
-		whole(keys, rev, r, resp)
+		readAll(keys, rev, r, resp)
 	}
 	if rev < current && rev < compacted.Load() {
 		return nil, rpctypes.ErrGRPCCompacted // pruned while it was read
@@ -40,8 +40,8 @@ func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.Range
 	return resp, nil
 }
 
-// first answers with the first keys of a range, and counts the others without visiting them.
-func first(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
+// readFirst answers with the first keys of a range, and counts the others without visiting them.
+func readFirst(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
 	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
 		if resp.More = int64(len(resp.Kvs)) == r.Limit; !resp.More {
 			resp.Kvs = append(resp.Kvs, v.KV())
@@ -53,18 +53,18 @@ func first(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse
 	}
 }
 
-// whole visits every key of a range.
-func whole(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
+// readAll visits every key of a range.
+func readAll(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
 	early := !needsSort(r) // the limit can apply while walking
 	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
 		resp.Count++
 		switch {
 		case r.CountOnly:
 		case early && r.Limit > 0 && int64(len(resp.Kvs)) >= r.Limit:
-			if wanted(&v.kv, r) {
+			if matchesRevisions(&v.kv, r) {
 				resp.More = true
 			}
-		case wanted(&v.kv, r):
+		case matchesRevisions(&v.kv, r):
 			resp.Kvs = append(resp.Kvs, v.KV())
 		}
 		return true
@@ -82,7 +82,7 @@ func filters(r *pb.RangeRequest) bool {
 	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }
 
-func wanted(kv *mvccpb.KeyValue, r *pb.RangeRequest) bool {
+func matchesRevisions(kv *mvccpb.KeyValue, r *pb.RangeRequest) bool {
 	return (r.MinModRevision == 0 || kv.ModRevision >= r.MinModRevision) &&
 		(r.MaxModRevision == 0 || kv.ModRevision <= r.MaxModRevision) &&
 		(r.MinCreateRevision == 0 || kv.CreateRevision >= r.MinCreateRevision) &&

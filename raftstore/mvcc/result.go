@@ -72,12 +72,12 @@ func EncodeResultsWithin(results []Result, limit int) ([]byte, error) {
 
 // DecodeResults decodes what EncodeResults encoded. A known error is decoded to the very same value.
 func DecodeResults(b []byte) ([]Result, error) {
-	in := frame{rest: b}
+	in := frame{remaining: b}
 	if in.byte() != resultsFormat {
 		return nil, fmt.Errorf("%w: results of an unknown format", ErrFormat)
 	}
 	var results []Result
-	for len(in.rest) > 0 {
+	for len(in.remaining) > 0 {
 		r, err := decodeResult(&in)
 		if err != nil {
 			return nil, fmt.Errorf("%w: result %d: %w", ErrFormat, len(results), err)
@@ -106,7 +106,7 @@ func appendResult(b []byte, r Result) ([]byte, error) {
 
 func decodeResult(in *frame) (Result, error) {
 	kind, body := in.byte(), in.field()
-	if in.bad {
+	if in.malformed {
 		return Result{}, errors.New("it is cut short")
 	}
 	if kind == kindError {
@@ -127,12 +127,12 @@ func decodeResult(in *frame) (Result, error) {
 }
 
 func decodeError(body []byte) (Result, error) {
-	in := frame{rest: body}
+	in := frame{remaining: body}
 	code := in.uvarint()
-	if in.bad || code == uint64(codes.OK) || code > uint64(codes.Unauthenticated) {
+	if in.malformed || code == uint64(codes.OK) || code > uint64(codes.Unauthenticated) {
 		return Result{}, errors.New("it is an error without a code")
 	}
-	message := strings.ToValidUTF8(string(in.rest), "\uFFFD")
+	message := strings.ToValidUTF8(string(in.remaining), "\uFFFD")
 	if err, ok := knownErrors()[errorText{codes.Code(code), message}]; ok {
 		return Result{Err: err}, nil
 	}

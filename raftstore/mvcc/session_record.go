@@ -47,22 +47,22 @@ func (l *sessionLoader) load(in *recordReader, tag byte) {
 	switch tag {
 	case recordRaft:
 		if l.began {
-			in.fail("it says twice what was applied")
+			in.setError("it says twice what was applied")
 			return
 		}
 		l.began = true
 		s.applied, l.sessions = uint64(in.number()), uint64(in.number())
 		if l.sessions > maxSessions {
-			in.fail("%d sessions", l.sessions)
+			in.setError("%d sessions", l.sessions)
 		}
 	case recordSession:
 		ses := session{id: uint64(in.number()), name: string(in.field()), floor: uint64(in.number())}
 		l.finishSession(in)
 		if l.results = uint64(in.number()); l.results > maxRemembered {
-			in.fail("a session with %d answers", l.results)
+			in.setError("a session with %d answers", l.results)
 		}
 		if l.sessions == 0 || !l.fits(&ses) {
-			in.fail("session %d is out of place", ses.id)
+			in.setError("session %d is out of place", ses.id)
 			return
 		}
 		l.sessions--
@@ -70,7 +70,7 @@ func (l *sessionLoader) load(in *recordReader, tag byte) {
 	case recordAnswer:
 		seq, body := uint64(in.number()), in.field()
 		if l.results == 0 {
-			in.fail("answer %d is out of place", seq)
+			in.setError("answer %d is out of place", seq)
 		}
 		if in.err == nil {
 			l.results--
@@ -96,14 +96,14 @@ func (l *sessionLoader) fits(ses *session) bool {
 }
 
 func (l *sessionLoader) loadResult(in *recordReader, ses *session, seq uint64, body []byte) {
-	from := frame{rest: body}
+	from := frame{remaining: body}
 	res, err := decodeResult(&from)
-	if err != nil || len(from.rest) > 0 {
-		in.fail("answer %d of session %d cannot be read: %v", seq, ses.id, err)
+	if err != nil || len(from.remaining) > 0 {
+		in.setError("answer %d of session %d cannot be read: %v", seq, ses.id, err)
 		return
 	}
 	if i, ok := ses.find(seq); seq < ses.floor || ok || i < len(ses.results) {
-		in.fail("answer %d of session %d is out of order", seq, ses.id)
+		in.setError("answer %d of session %d is out of order", seq, ses.id)
 		return
 	}
 	ses.remember(seq, res)
@@ -111,13 +111,13 @@ func (l *sessionLoader) loadResult(in *recordReader, ses *session, seq uint64, b
 
 func (l *sessionLoader) finishSession(in *recordReader) {
 	if l.results != 0 {
-		in.fail("answers are missing")
+		in.setError("answers are missing")
 	}
 }
 
 func (l *sessionLoader) finish(in *recordReader) {
 	l.finishSession(in)
 	if l.sessions != 0 {
-		in.fail("sessions are missing")
+		in.setError("sessions are missing")
 	}
 }

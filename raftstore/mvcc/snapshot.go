@@ -207,14 +207,14 @@ func Restore(r io.Reader) (*State, error) {
 	s.compacted.Store(compacted)
 	s.pruned = max(compacted-1, 0) // so that Prune handles the versions of that revision
 	if in.err == nil && (s.rev < 1 || compacted < 0 || compacted > s.rev) {
-		in.fail("revision %d, compacted at %d", s.rev, compacted)
+		in.setError("revision %d, compacted at %d", s.rev, compacted)
 	}
 	s.load(&in)
 	s.Prune()
 	if in.err == nil {
 		switch _, err := in.r.ReadByte(); {
 		case err == nil:
-			in.fail("it goes on after its end")
+			in.setError("it goes on after its end")
 		case err != io.EOF: // not errors.Is: an ErrDamaged may wrap io.EOF
 			in.check(err)
 		}
@@ -245,31 +245,31 @@ func (s *State) load(in *recordReader) {
 			if tag == recordBase {
 				bases++
 				if old != nil || v.Deleted() || histories > 0 || v.kv.ModRevision >= last {
-					in.fail("key %q is out of place", v.kv.Key)
+					in.setError("key %q is out of place", v.kv.Key)
 					return
 				}
 			} else {
 				histories++
 				if v.kv.ModRevision < last || v.kv.ModRevision > s.rev {
-					in.fail("revision %d is out of order", v.kv.ModRevision)
+					in.setError("revision %d is out of order", v.kv.ModRevision)
 					return
 				}
 				last = v.kv.ModRevision
 			}
 			s.install(v, old)
 			if tag == recordBase {
-				s.history, s.turns = s.history[:0], turns{} // install has added it to both
+				s.history, s.existence = s.history[:0], existenceChanges{} // install has added it to both
 			}
 		case recordRaft, recordSession, recordAnswer:
 			sessions.load(in, tag)
 		case recordEnd:
 			sessions.finish(in)
 			if in.number() != leases || in.number() != bases || in.number() != histories {
-				in.fail("records are missing")
+				in.setError("records are missing")
 			}
 			return
 		default:
-			in.fail("unknown record %d", tag)
+			in.setError("unknown record %d", tag)
 		}
 	}
 }
@@ -279,7 +279,7 @@ type recordReader struct {
 	err error
 }
 
-func (in *recordReader) fail(format string, args ...any) {
+func (in *recordReader) setError(format string, args ...any) {
 	if in.err == nil {
 		in.err = fmt.Errorf("%w: "+format, append([]any{ErrDamaged}, args...)...)
 	}
@@ -319,7 +319,7 @@ func (in *recordReader) field() []byte {
 		return nil
 	}
 	if n < 0 || n > maxField {
-		in.fail("a field of %d bytes", n)
+		in.setError("a field of %d bytes", n)
 		return nil
 	}
 	if n <= blockSize {

@@ -94,10 +94,10 @@ type write struct {
 	changed bool
 }
 
-func (s *State) begin() *write { return &write{s: s, rev: s.rev + 1} }
+func (s *State) beginWrite() *write { return &write{s: s, rev: s.rev + 1} }
 
-// end sets the store's revision to the write's if there was any effect, and returns the store's revision.
-func (w *write) end() int64 {
+// finishWrite sets the store's revision to the write's if there was any effect, and returns the store's revision.
+func (w *write) finishWrite() int64 {
 	if w.changed {
 		w.s.rev = w.rev
 	}
@@ -132,9 +132,9 @@ func (s *State) applyPut(r *pb.PutRequest) (*pb.PutResponse, error) {
 	if err := s.checkPut(r); err != nil {
 		return nil, err
 	}
-	w := s.begin()
+	w := s.beginWrite()
 	resp := w.put(r)
-	w.end()
+	w.finishWrite()
 	return resp, nil
 }
 
@@ -174,9 +174,9 @@ func (w *write) put(r *pb.PutRequest) *pb.PutResponse {
 }
 
 func (s *State) applyDelete(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
-	w := s.begin()
+	w := s.beginWrite()
 	resp := w.deleteRange(r)
-	resp.Header = &pb.ResponseHeader{Revision: w.end()}
+	resp.Header = &pb.ResponseHeader{Revision: w.finishWrite()}
 	return resp, nil
 }
 

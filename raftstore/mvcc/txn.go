@@ -18,12 +18,12 @@ func (s *State) applyTxn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if _, err := s.checkTxn(r, path); err != nil {
 		return nil, err
 	}
-	w := s.begin()
+	w := s.beginWrite()
 	resp, _, err := w.txn(r, path)
 	if err != nil {
 		return nil, err
 	}
-	resp.Header.Revision = w.end()
+	resp.Header.Revision = w.finishWrite()
 	return resp, nil
 }
 

@@ -72,7 +72,7 @@ func (s *calls) Answers(ctx context.Context, address, method string) (body []byt
 	results := make(chan result, len(tries))
 	for _, c := range tries {
 		trying.Go(func() {
-			body, ok := s.try(ctx, c, method, began)
+			body, ok := s.callOnce(ctx, c, method, began)
 			results <- result{body, ok}
 		})
 	}
@@ -84,8 +84,8 @@ func (s *calls) Answers(ctx context.Context, address, method string) (body []byt
 	return nil, false
 }
 
-// try makes a call on a connection. It ends as soon as an attempt to connect fails.
-func (s *calls) try(ctx context.Context, c *caller, method string, began time.Time) (body []byte, answered bool) {
+// callOnce makes a call on a connection. It ends as soon as an attempt to connect fails.
+func (s *calls) callOnce(ctx context.Context, c *caller, method string, began time.Time) (body []byte, answered bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.mu.Lock()

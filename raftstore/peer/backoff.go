@@ -18,9 +18,9 @@ const (
 	// failedTries is the number of retransmissions after which a connection is given up: the next one would come later
 	// than a new connection takes. Of packets that are lost at random, three in a row are rare.
 	failedTries = 2
-	// silence is how long the kernel keeps a connection for calls on which the peer acknowledges nothing. It probes an
-	// idle connection after probeAfter. The kernel's timers for such times are late by up to an eighth.
-	silence, probeAfter = 10 * time.Second, 9 * time.Second
+	// idleTimeout is how long the kernel keeps a connection for calls on which the peer acknowledges nothing. It probes
+	// an idle connection after probeAfter. The kernel's timers for such times are late by up to an eighth.
+	idleTimeout, probeAfter = 10 * time.Second, 9 * time.Second
 )
 
 // retransmitter is a connection that reports retransmissions itself, where the kernel does not. The connections of
@@ -44,7 +44,7 @@ func endAfterSilence(c net.Conn) {
 		c = t.NetConn()
 	}
 	if p, ok := c.(prober); ok {
-		p.EndAfterSilence(silence)
+		p.EndAfterSilence(idleTimeout)
 		return
 	}
 	s, ok := c.(syscall.Conn)
@@ -59,8 +59,8 @@ func endAfterSilence(c net.Conn) {
 		for _, o := range []struct{ level, option, value int }{
 			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(probeAfter / time.Second)},
-			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int((silence - probeAfter) / time.Second)},
-			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence / time.Millisecond)}, // counts instead of a number of probes
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int((idleTimeout - probeAfter) / time.Second)},
+			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(idleTimeout / time.Millisecond)}, // counts instead of a number of probes
 		} {
 			_ = unix.SetsockoptInt(int(fd), o.level, o.option, o.value)
 		}

@@ -49,7 +49,7 @@ type calls struct {
 
 	mu      sync.Mutex
 	callers map[string]*caller   // by address; nil once the transport closes
-	left    map[*caller]struct{} // no new call begins on these, but some are under way
+	leaving map[*caller]struct{} // no new call begins on these, but some are under way
 }
 
 // message is the content of a call. An answer has no method.
@@ -143,8 +143,8 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 // close closes all connections for this server's calls.
 func (s *calls) close() {
 	s.mu.Lock()
-	callers := slices.AppendSeq(slices.Collect(maps.Values(s.callers)), maps.Keys(s.left))
-	s.callers, s.left = nil, nil
+	callers := slices.AppendSeq(slices.Collect(maps.Values(s.callers)), maps.Keys(s.leaving))
+	s.callers, s.leaving = nil, nil
 	s.mu.Unlock()
 	for _, c := range callers {
 		c.close()
@@ -192,7 +192,7 @@ func (c *caller) suspect(began time.Time, missed bool) {
 	if k == nil {
 		return
 	}
-	timeout, heard, since := k.conns.opts.Timeout, max(k.heard.Load(), k.conns.clock(k.made)), c.unanswered.Load()
+	timeout, heard, since := k.conns.opts.Timeout, max(k.heard.Load(), k.conns.clock(k.createdAt)), c.unanswered.Load()
 	if since <= heard {
 		since = k.conns.clock(began)
 		c.unanswered.Store(since)
@@ -241,7 +241,7 @@ func (s *calls) Call(ctx context.Context, address, method string, body []byte) (
 			address, method)
 	case code == codes.Unavailable:
 		if p := c.peer.Load(); p != nil {
-			p.fail(address)
+			p.recordFailure(address)
 		}
 		if refused := c.refused.Load(); refused != nil {
 			return nil, fmt.Errorf("call %s: %w", method, refused)
@@ -264,7 +264,7 @@ func (s *calls) enter(address string, began time.Time) (*caller, error) {
 	s.mu.Lock()
 	if s.callers[address] == c {
 		delete(s.callers, address)
-		s.left[c] = struct{}{}
+		s.leaving[c] = struct{}{}
 	}
 	s.mu.Unlock()
 	s.exit(c)
@@ -275,10 +275,10 @@ func (s *calls) enter(address string, began time.Time) (*caller, error) {
 func (s *calls) exit(c *caller) {
 	s.mu.Lock()
 	c.underWay--
-	_, left := s.left[c]
+	_, left := s.leaving[c]
 	last := left && c.underWay == 0
 	if last {
-		delete(s.left, c)
+		delete(s.leaving, c)
 	}
 	s.mu.Unlock()
 	if last {
@@ -295,10 +295,10 @@ func (s *calls) CloseCalls(address string) {
 	if c := s.callers[address]; c != nil {
 		found = append(found, c)
 	}
-	for c := range s.left {
+	for c := range s.leaving {
 		if c.address == address {
 			found = append(found, c)
-			delete(s.left, c)
+			delete(s.leaving, c)
 		}
 	}
 	delete(s.callers, address)
@@ -369,7 +369,7 @@ func (s *calls) dialCalls(ctx context.Context, c *caller) (net.Conn, error) {
 	p := s.peer(id)
 	c.peer.Store(p)
 	endAfterSilence(nc)
-	k := &conn{Conn: nc, conns: s.connections, peer: p, made: time.Now()}
+	k := &conn{Conn: nc, conns: s.connections, peer: p, createdAt: time.Now()}
 	c.conn.Store(k)
 	if !s.register(k) {
 		_ = k.Close()

@@ -64,8 +64,8 @@ func TestClockEndsNoConnection(t *testing.T) {
 		_, err := a.Call(ctx, address, "hang", nil)
 		done <- err
 	}()
-	const turn = silence + 2*time.Second // in which what keeps connections alive has its turn
-	time.Sleep(turn)                     // nothing may happen, so there is nothing to wait for
+	const turn = idleTimeout + 2*time.Second // in which what keeps connections alive has its turn
+	time.Sleep(turn)                         // nothing may happen, so there is nothing to wait for
 	for _, step := range []time.Duration{-400 * 24 * time.Hour, 800 * 24 * time.Hour} {
 		clock := unix.NsecToTimeval(time.Now().Add(step).UnixNano())
 		testenv.NoError(t, unix.Settimeofday(&clock))

@@ -37,7 +37,7 @@ type Offset struct {
 
 // Offset returns the newest comparison of this server's clock with another one's. It returns false if there was none.
 func (ps *peers) Offset(id raft.ServerID) (Offset, bool) {
-	if p := ps.known(id); p != nil {
+	if p := ps.find(id); p != nil {
 		if o := p.offset.Load(); o != nil {
 			return *o, true
 		}

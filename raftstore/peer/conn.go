@@ -25,7 +25,7 @@ type connections struct {
 	// incomingEnded is called when an incoming raft connection has ended.
 	incomingEnded func(*peer, error)
 
-	moved moved
+	movedServers movedServers
 	peers
 
 	mu     sync.Mutex
@@ -63,15 +63,15 @@ type conn struct {
 	target string // target of an outgoing raft connection
 	class  class
 	// incoming says that the peer sends raft's messages on this connection.
-	incoming bool
-	made     time.Time
-	until    time.Time    // the deadline of the message under way
-	wrote    atomic.Int64 // bytes
-	heard    atomic.Int64 // when something was last read, by Transport.clock
+	incoming        bool
+	createdAt       time.Time
+	messageDeadline time.Time    // the deadline of the message under way
+	wrote           atomic.Int64 // bytes
+	heard           atomic.Int64 // when something was last read, by Transport.clock
 
 	aborted  sync.Once
 	released sync.Once
-	done     func() // called when the owner has closed the connection, or nil
+	onClosed func() // called when the owner has closed the connection, or nil
 }
 
 // remoteAddr carries the caller's id to gRPC's handlers.
@@ -107,8 +107,8 @@ func (c *conn) Write(b []byte) (int, error) {
 	case classSnapshots:
 		_ = c.Conn.SetWriteDeadline(time.Now().Add(snapshotStall))
 	case classEntries:
-		c.until = c.until.Add(time.Duration(len(b)) * time.Second / entriesRate)
-		_ = c.Conn.SetDeadline(c.until)
+		c.messageDeadline = c.messageDeadline.Add(time.Duration(len(b)) * time.Second / entriesRate)
+		_ = c.Conn.SetDeadline(c.messageDeadline)
 	}
 	n, err := c.Conn.Write(b)
 	c.wrote.Add(int64(n))
@@ -123,7 +123,7 @@ func (c *conn) SetDeadline(t time.Time) error {
 	if c.class == classSnapshots {
 		return nil
 	}
-	c.until = t
+	c.messageDeadline = t
 	return c.Conn.SetDeadline(t)
 }
 
@@ -131,8 +131,8 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) Close() error {
 	c.abort()
 	c.released.Do(func() {
-		if c.done != nil {
-			c.done()
+		if c.onClosed != nil {
+			c.onClosed()
 		}
 	})
 	return nil
@@ -142,7 +142,7 @@ func (c *conn) Close() error {
 func (c *conn) abort() (first bool) {
 	c.aborted.Do(func() {
 		first = true
-		c.conns.drop(c)
+		c.conns.remove(c)
 		closeConn(c.Conn)
 	})
 	return first
@@ -178,7 +178,7 @@ func (cs *connections) spawn(f func()) bool {
 	return !cs.closed
 }
 
-func (cs *connections) drop(c *conn) {
+func (cs *connections) remove(c *conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	delete(cs.conns, c)
@@ -203,7 +203,7 @@ func (cs *connections) abortConns(match func(*conn) bool) {
 // the failure that showed that the peer has ended or restarted.
 func (cs *connections) purge(target string, c class, before time.Time) {
 	cs.abortConns(func(k *conn) bool {
-		return k.class == c && k.target == target && k.made.Before(before)
+		return k.class == c && k.target == target && k.createdAt.Before(before)
 	})
 }
 

@@ -28,7 +28,7 @@ type leaderObserver struct {
 	contact time.Time // when its last message arrived
 	gaps    gaps
 	changed []func()
-	ended   []func(raft.ServerID)
+	onEnd   []func(raft.ServerID)
 }
 
 // LeaderSeen returns the leader of the highest term from which a message arrived, or zero values. It does not matter
@@ -62,13 +62,13 @@ const (
 
 // gaps has the longest times between two messages of a leader: in the present window (gapWindow) and in the one before.
 type gaps struct {
-	since   time.Time // when the present window began
-	longest [2]time.Duration
+	windowStart time.Time // when the present window began
+	longest     [2]time.Duration
 }
 
 func (g *gaps) record(now time.Time, gap time.Duration) {
-	if now.Sub(g.since) > gapWindow {
-		g.since, g.longest = now, [2]time.Duration{0, g.longest[0]}
+	if now.Sub(g.windowStart) > gapWindow {
+		g.windowStart, g.longest = now, [2]time.Duration{0, g.longest[0]}
 	}
 	if gap < mostGap {
 		g.longest[0] = max(g.longest[0], gap)
@@ -120,14 +120,14 @@ const (
 func (l *leaderObserver) OnLeaderEnd(f func(raft.ServerID)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ended = append(l.ended, f)
+	l.onEnd = append(l.onEnd, f)
 }
 
 // connectionEnded is called when an incoming raft connection has ended with err. If it was the leader's,
 // connectionEnded checks whether the leader's process has ended.
 func (l *leaderObserver) connectionEnded(p *peer, err error) {
 	l.mu.Lock()
-	leads, address, callbacks := string(l.id) == p.id, l.address, l.ended
+	leads, address, callbacks := string(l.id) == p.id, l.address, l.onEnd
 	l.mu.Unlock()
 	if !leads || errors.Is(err, os.ErrDeadlineExceeded) || len(callbacks) == 0 || !l.dialing.CompareAndSwap(false, true) {
 		return

@@ -70,7 +70,7 @@ func (cs *connections) greet(c net.Conn, identified func()) {
 		closeConn(c)
 		return
 	}
-	k := &conn{Conn: c, conns: cs, peer: cs.peer(h.sender), made: time.Now()}
+	k := &conn{Conn: c, conns: cs, peer: cs.peer(h.sender), createdAt: time.Now()}
 	to := cs.callConns
 	if h.kind == kindSnapshots {
 		k.class = classIncomingSnapshots
@@ -80,7 +80,7 @@ func (cs *connections) greet(c net.Conn, identified func()) {
 	} else {
 		to, k.incoming = cs.raftConns, true
 		cs.handlers.Add(1)
-		k.done = cs.handlers.Done
+		k.onClosed = cs.handlers.Done
 	}
 	if !cs.register(k) || !to.put(k) {
 		_ = k.Close()
@@ -89,11 +89,11 @@ func (cs *connections) greet(c net.Conn, identified func()) {
 
 // occasionally gives a repeated log line level Info once in refusalLogs, otherwise Debug: a server that is refused
 // keeps trying.
-type occasionally struct{ last atomic.Int64 }
+type occasionally struct{ lastInfo atomic.Int64 }
 
 func (o *occasionally) level() slog.Level {
-	now, last := time.Now().UnixNano(), o.last.Load()
-	if now-last < int64(refusalLogs) || !o.last.CompareAndSwap(last, now) {
+	now, last := time.Now().UnixNano(), o.lastInfo.Load()
+	if now-last < int64(refusalLogs) || !o.lastInfo.CompareAndSwap(last, now) {
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo
@@ -144,7 +144,7 @@ func (cs *connections) connect(ctx context.Context, address string, h hello) (ne
 	}
 	a, err := cs.introduce(ctx, c, h)
 	if err == nil {
-		cs.moved.met(a.id, address)
+		cs.movedServers.recordAddress(a.id, address)
 	}
 	if err == nil && a.reason == "" {
 		return c, a.id, nil
@@ -220,13 +220,13 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 	if s.class == classSnapshots {
 		h.kind = kindSnapshots
 	}
-	at := s.conns.moved.where(id, address)
+	at := s.conns.movedServers.dialAddress(id, address)
 	c, _, err := s.conns.connect(ctx, at, h)
-	s.conns.moved.dialed(id, address, at, err)
+	s.conns.movedServers.recordDial(id, address, at, err)
 	if err != nil {
 		return nil, err
 	}
-	k := &conn{Conn: c, conns: s.conns, peer: s.conns.peer(id), target: string(to), class: s.class, made: time.Now()}
+	k := &conn{Conn: c, conns: s.conns, peer: s.conns.peer(id), target: string(to), class: s.class, createdAt: time.Now()}
 	if !s.conns.register(k) {
 		_ = k.Close()
 		return nil, &dialError{raft.ErrTransportShutdown}

@@ -8,50 +8,50 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// moved knows the servers that are no longer at the address that raft has for them. Raft learns a new address by a
-// change of members, which needs a leader. If most servers come back at other addresses, there would never be a leader.
-// But each handshake has a server's id. So a server that answers at another address, or gives its address when it asks
-// for a vote, is dialed there, and the handshake proves its id again.
-type moved struct {
+// movedServers knows the servers that are no longer at the address that raft has for them. Raft learns a new address by
+// a change of members, which needs a leader. If most servers come back at other addresses, there would never be a
+// leader. But each handshake has a server's id. So a server that answers at another address, or gives its address when
+// it asks for a vote, is dialed there, and the handshake proves its id again.
+type movedServers struct {
 	mu sync.Mutex
 	// seen is where a server was met last, by server id.
-	seen map[string]string
+	foundAt map[string]string
 	// unreachable is raft's address of a server, by server id, if the last attempt to connect there failed.
 	unreachable map[string]string
 }
 
-// met notes that a server is at an address, or says that it is.
-func (m *moved) met(id, address string) {
+// recordAddress notes that a server is at an address, or says that it is.
+func (m *movedServers) recordAddress(id, address string) {
 	if id == "" || address == "" {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.seen == nil {
-		m.seen, m.unreachable = make(map[string]string), make(map[string]string)
+	if m.foundAt == nil {
+		m.foundAt, m.unreachable = make(map[string]string), make(map[string]string)
 	}
-	m.seen[id] = address
+	m.foundAt[id] = address
 }
 
-// where returns the address to dial for a server that raft has at address. It is that address, unless connecting there
-// failed and the server was met at another one.
-func (m *moved) where(id, address string) string {
+// dialAddress returns the address to dial for a server that raft has at address. It is that address, unless connecting
+// there failed and the server was met at another one.
+func (m *movedServers) dialAddress(id, address string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if seen := m.seen[id]; seen != "" && m.unreachable[id] == address {
+	if seen := m.foundAt[id]; seen != "" && m.unreachable[id] == address {
 		return seen
 	}
 	return address
 }
 
-// dialed notes the outcome of an attempt to connect to a server.
-func (m *moved) dialed(id, raftAddress, address string, err error) {
+// recordDial notes the outcome of an attempt to connect to a server.
+func (m *movedServers) recordDial(id, raftAddress, address string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case m.seen == nil:
+	case m.foundAt == nil:
 	case address != raftAddress && err != nil: // it may be at raft's address again
-		delete(m.seen, id)
+		delete(m.foundAt, id)
 		delete(m.unreachable, id)
 	case address == raftAddress && err != nil:
 		m.unreachable[id] = raftAddress
@@ -62,5 +62,5 @@ func (m *moved) dialed(id, raftAddress, address string, err error) {
 
 // Where returns the address at which a server is dialed. a is the one that raft has.
 func (cs *connections) Where(id raft.ServerID, address raft.ServerAddress) raft.ServerAddress {
-	return raft.ServerAddress(cs.moved.where(string(id), string(address)))
+	return raft.ServerAddress(cs.movedServers.dialAddress(string(id), string(address)))
 }

@@ -109,7 +109,7 @@ func (p *peer) reply(term uint64) {
 // replied while it lacked none. Both are zero if it has confirmed nothing in the term. Unlike for [Transport.Contact],
 // answers to calls do not count: a process with a stalled disk still answers.
 func (ps *peers) Stored(id raft.ServerID, term uint64) (index uint64, at time.Time) {
-	p := ps.known(id)
+	p := ps.find(id)
 	if p == nil {
 		return 0, time.Time{}
 	}
@@ -121,8 +121,8 @@ func (ps *peers) Stored(id raft.ServerID, term uint64) (index uint64, at time.Ti
 	return p.log.match, p.log.stored
 }
 
-// due returns the message that sends the peer the commit index, and whether it has to be sent.
-func (p *peer) due() (raft.AppendEntriesRequest, bool) {
+// dueCommit returns the message that sends the peer the commit index, and whether it has to be sent.
+func (p *peer) dueCommit() (raft.AppendEntriesRequest, bool) {
 	l := &p.log
 	if l.inFlight > 0 || l.match == 0 || l.commit > l.match || l.sentCommit >= l.commit {
 		return raft.AppendEntriesRequest{}, false
@@ -136,7 +136,7 @@ func (p *peer) due() (raft.AppendEntriesRequest, bool) {
 // push sends a peer the commit index, if the peer lacks it and no other goroutine is sending it.
 func (t *Transport) push(p *peer) {
 	p.mu.Lock()
-	_, due := p.due()
+	_, due := p.dueCommit()
 	if !due || p.log.pushing || p.address == "" {
 		p.mu.Unlock()
 		return
@@ -149,7 +149,7 @@ func (t *Transport) push(p *peer) {
 func (t *Transport) pushAll(p *peer) {
 	for {
 		p.mu.Lock()
-		request, due := p.due()
+		request, due := p.dueCommit()
 		if !due {
 			p.log.pushing = false
 			p.mu.Unlock()

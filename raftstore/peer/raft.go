@@ -101,9 +101,9 @@ func (t *Transport) observe(rpc raft.RPC) {
 	case *raft.InstallSnapshotRequest:
 		t.record(m.RPCHeader, m.Term)
 	case *raft.RequestVoteRequest:
-		t.moved.met(string(m.ID), string(m.Addr))
+		t.movedServers.recordAddress(string(m.ID), string(m.Addr))
 	case *raft.RequestPreVoteRequest:
-		t.moved.met(string(m.ID), string(m.Addr))
+		t.movedServers.recordAddress(string(m.ID), string(m.Addr))
 	case *raft.TimeoutNowRequest:
 		if t.opts.OnTransfer != nil {
 			t.opts.OnTransfer()
@@ -173,7 +173,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	var fresh raft.AppendEntriesResponse
 	p := t.peer(string(id))
 	if !beat {
-		p.fill(args, t.opts.Next)
+		p.fitToSize(args, t.opts.Next)
 		proven(args)
 		p.sending(args)
 	}
@@ -184,7 +184,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	attempt := func() error {
 		began := time.Now()
 		if !beat {
-			p.sends(args)
+			p.recordSent(args)
 		}
 		err := t.send(id, a, c, once)
 		if !beat {
@@ -196,7 +196,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	err := attempt()
 	if err != nil && !beat && t.await(p, began) {
 		if err = t.withheld(); err == nil {
-			p.cut(args) // the message may have been too large for the link
+			p.shorten(args) // the message may have been too large for the link
 			proven(args)
 			err = attempt()
 		}
@@ -339,7 +339,7 @@ func (t *Transport) revive(id raft.ServerID, to raft.ServerAddress, began time.T
 			t.purge(string(to), classEntries, since)
 		}
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded): // context.DeadlineExceeded while dialing
-		p.miss(began)
+		p.recordMiss(began)
 	}
 }
 
@@ -372,7 +372,7 @@ func (t *Transport) recordOutcome(id raft.ServerID, a raft.ServerAddress, err er
 		p.noteReply(string(a))
 	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded),
 		err.Error() == errBusy.Error(): // sent by the other server, so only its text is left
-		if p.fail(string(a)) && t.ctx.Err() == nil {
+		if p.recordFailure(string(a)) && t.ctx.Err() == nil {
 			t.opts.Logger.Info("a server does not answer", "peer", id, "address", a, "error", err)
 		}
 	default: // raft's own error, sent by the other server

@@ -29,20 +29,20 @@ func entriesBytes(entries []*raft.Log) (bytes int) {
 	return bytes
 }
 
-// fill extends or shortens a message of raft's to the largest size allowed. next is Options.Next. When the message is
-// answered, raft continues after its last entry.
-func (p *peer) fill(r *raft.AppendEntriesRequest, next func(term, after uint64, bytes int) []*raft.Log) {
-	left := p.cut(r)
+// fitToSize extends or shortens a message of raft's to the largest size allowed. next is Options.Next. When the message
+// is answered, raft continues after its last entry.
+func (p *peer) fitToSize(r *raft.AppendEntriesRequest, next func(term, after uint64, bytes int) []*raft.Log) {
+	left := p.shorten(r)
 	if n := len(r.Entries); n > 0 && next != nil {
 		r.Entries = append(r.Entries, next(r.Term, r.Entries[n-1].Index, left)...)
 	}
 }
 
-// cut removes the entries that are too much for a message to the peer, but not the first one. It returns how many bytes
-// are left.
-func (p *peer) cut(r *raft.AppendEntriesRequest) (left int) {
+// shorten removes the entries that are too much for a message to the peer, but not the first one. It returns how many
+// bytes are left.
+func (p *peer) shorten(r *raft.AppendEntriesRequest) (left int) {
 	p.mu.Lock()
-	left = p.message
+	left = p.maxMessage
 	p.mu.Unlock()
 	for i, e := range r.Entries {
 		if left -= EntryBytes(e); left < 0 && i > 0 {
@@ -54,18 +54,18 @@ func (p *peer) cut(r *raft.AppendEntriesRequest) (left int) {
 	return left
 }
 
-// sends notes that a message is sent, and by how many bytes it exceeds the size that the peer is known to answer in
-// time. A single entry may be that large.
-func (p *peer) sends(r *raft.AppendEntriesRequest) {
+// recordSent notes that a message is sent, and by how many bytes it exceeds the size that the peer is known to answer
+// in time. A single entry may be that large.
+func (p *peer) recordSent(r *raft.AppendEntriesRequest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.excess = max(0, entriesBytes(r.Entries)-p.message)
+	p.excess = max(0, entriesBytes(r.Entries)-p.maxMessage)
 }
 
 // Transfer returns how much longer the message with entries that is under way to a server may take than one of a size
 // that the server is known to answer in time. It is 0 if there is no such message, or it is not larger.
 func (ps *peers) Transfer(id raft.ServerID) time.Duration {
-	p := ps.known(id)
+	p := ps.find(id)
 	if p == nil {
 		return 0
 	}
@@ -82,8 +82,8 @@ func (p *peer) paced(r *raft.AppendEntriesRequest, took, limit time.Duration, er
 	p.excess = 0
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		p.message = max(p.message/2, leastMessage)
-	case err == nil && took < limit/8 && entriesBytes(r.Entries) > p.message/2:
-		p.message = min(2*p.message, mostMessage)
+		p.maxMessage = max(p.maxMessage/2, leastMessage)
+	case err == nil && took < limit/8 && entriesBytes(r.Entries) > p.maxMessage/2:
+		p.maxMessage = min(2*p.maxMessage, mostMessage)
 	}
 }

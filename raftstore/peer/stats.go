@@ -22,15 +22,15 @@ type peer struct {
 	rtts           *metrics.Histogram // round-trip times of heartbeats
 	offset         atomic.Pointer[Offset]
 
-	mu       sync.Mutex
-	address  string
-	failures uint64
-	inARow   uint64
-	contact  time.Time
-	silent   time.Time // when the first of the unanswered heartbeats began
-	log      follower
-	message  int // most bytes of a message's entries, unless there is only one
-	excess   int // by how many bytes the message under way exceeds that
+	mu              sync.Mutex
+	address         string
+	failures        uint64
+	inARow          uint64
+	contact         time.Time
+	unansweredSince time.Time // when the first of the unanswered heartbeats began
+	log             follower
+	maxMessage      int // most bytes of a message's entries, unless there is only one
+	excess          int // by how many bytes the message under way exceeds that
 }
 
 // PeerStats is what the transport knows of another server.
@@ -76,7 +76,7 @@ func (ps *peers) Retain(ids []raft.ServerID) {
 // Contact returns when the server last answered anything, or the zero time. That proves that its process works, but not
 // its disk: see [Transport.Stored].
 func (ps *peers) Contact(id raft.ServerID) time.Time {
-	p := ps.known(id)
+	p := ps.find(id)
 	if p == nil {
 		return time.Time{}
 	}
@@ -85,8 +85,8 @@ func (ps *peers) Contact(id raft.ServerID) time.Time {
 	return p.contact
 }
 
-// known returns what is known of a server, nil if there was no contact yet.
-func (ps *peers) known(id raft.ServerID) *peer {
+// find returns what is known of a server, nil if there was no contact yet.
+func (ps *peers) find(id raft.ServerID) *peer {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	return ps.byID[string(id)]
@@ -103,7 +103,7 @@ func (ps *peers) peer(id string) *peer {
 	defer ps.mu.Unlock()
 	p := ps.byID[id]
 	if p == nil {
-		p = &peer{id: id, rtts: metrics.NewPeerHistogram(), message: firstMessage}
+		p = &peer{id: id, rtts: metrics.NewPeerHistogram(), maxMessage: firstMessage}
 		ps.byID[id] = p
 	}
 	return p
@@ -133,12 +133,12 @@ func (p *peer) noteReply(address string) {
 	}
 }
 
-// miss notes that a heartbeat, a pre-vote or a vote was not answered in time.
-func (p *peer) miss(began time.Time) {
+// recordMiss notes that a heartbeat, a pre-vote or a vote was not answered in time.
+func (p *peer) recordMiss(began time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.silent.IsZero() {
-		p.silent = began
+	if p.unansweredSince.IsZero() {
+		p.unansweredSince = began
 	}
 }
 
@@ -147,13 +147,13 @@ func (p *peer) miss(began time.Time) {
 func (p *peer) recovered() time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	since := p.silent
-	p.silent = time.Time{}
+	since := p.unansweredSince
+	p.unansweredSince = time.Time{}
 	return since
 }
 
-// fail notes a failure and returns whether it is the first in a row.
-func (p *peer) fail(address string) bool {
+// recordFailure notes a failure and returns whether it is the first in a row.
+func (p *peer) recordFailure(address string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.address = address

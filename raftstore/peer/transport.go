@@ -53,7 +53,7 @@ func New(o Options) (*Transport, error) {
 	}
 	t := newTransport(o)
 	t.rpcs, t.finished = make(chan raft.RPC), make(chan struct{})
-	t.callers, t.left = map[string]*caller{}, map[*caller]struct{}{}
+	t.callers, t.leaving = map[string]*caller{}, map[*caller]struct{}{}
 	t.incomingEnded = t.connectionEnded
 	t.beats = t.network(classBeats, o.Timeout, t.raftConns)
 	t.votes = t.network(classBeats, t.votesTime(), newQueue(o.Address))

@@ -25,10 +25,10 @@ func TestTroublesAreNamedForAWhile(t *testing.T) {
 	var tr recentFailures
 	said := func() string { return strings.Join(tr.texts(256<<20, 4000, now), "; ") }
 	testenv.Equal(t, said(), "", "without troubles it says")
-	tr.count(table.Limited{Memory: 5}, table.Limited{Memory: 8}, now)
+	tr.addCounts(table.Limited{Memory: 5}, table.Limited{Memory: 8}, now)
 	now = now.Add(9 * time.Minute)
-	tr.count(table.Limited{Memory: 8}, table.Limited{Memory: 10, Connections: 7, Requests: 9}, now)
-	tr.ended(errors.New("it reached its memory limit of 256 MiB"), now)
+	tr.addCounts(table.Limited{Memory: 8}, table.Limited{Memory: 10, Connections: 7, Requests: 9}, now)
+	tr.addExit(errors.New("it reached its memory limit of 256 MiB"), now)
 	for _, part := range []string{
 		"since 13:21:00 it has ended 1 times and was started again, the last time since it reached its memory limit of 256 MiB",
 		"since 13:12:00 5 connections and requests were refused or cut for lack of memory, of clients with many: --ingress-memory, which is 256Mi,",
@@ -39,7 +39,7 @@ func TestTroublesAreNamedForAWhile(t *testing.T) {
 	}
 	now = now.Add(10*time.Minute + time.Second)
 	testenv.Equal(t, said(), "", "ten minutes after the last one it says")
-	tr.count(table.Limited{}, table.Limited{Memory: 1}, now)
+	tr.addCounts(table.Limited{}, table.Limited{Memory: 1}, now)
 	testenv.Contains(t, said(), "since 13:31:01 1 connections", "of a later one it says")
 }
 

@@ -94,7 +94,7 @@ func (n *testNode) fails(err error) {
 func (n *testNode) goOffline() {
 	n.offline.Store(true)
 	n.fails(errOffline)
-	n.o.patience = 100 * time.Millisecond
+	n.o.bridgeDelay = 100 * time.Millisecond
 }
 
 func (n *testNode) goOnline() {
@@ -246,14 +246,14 @@ func TestLastTableGoesWithTheNode(t *testing.T) {
 	}
 }
 
-func kept(text string) *last {
-	return &last{Ports: []int{10054, 10055}, Sections: table.Sections{"host/ingress/a": json.RawMessage(strconv.Quote(text))}}
+func kept(text string) *savedTable {
+	return &savedTable{Ports: []int{10054, 10055}, Sections: table.Sections{"host/ingress/a": json.RawMessage(strconv.Quote(text))}}
 }
 
 // TestKeptTableIsRefused: a file that is damaged, half written, or of another version or cluster is not used.
 func TestKeptTableIsRefused(t *testing.T) {
 	dir := inTmpfs(t)
-	f := &lastFile{dir: dir, cluster: "c", log: slog.New(slog.DiscardHandler)}
+	f := &savedTableFile{dir: dir, cluster: "c", log: slog.New(slog.DiscardHandler)}
 	got, err := readLast(dir, "c")
 	testenv.True(t, got == nil && err == nil, "without a file there is %v, %v", got, err)
 	f.save(kept("x"))
@@ -286,9 +286,9 @@ func TestKeptTableIsRefused(t *testing.T) {
 // TestTableIsKeptInMemoryOnly: on a disk nothing is written, which is logged once.
 func TestTableIsKeptInMemoryOnly(t *testing.T) {
 	var log strings.Builder
-	f := &lastFile{dir: "/proc", log: slog.New(slog.NewTextHandler(&log, nil))} // of another kind than a tmpfs on every machine
+	f := &savedTableFile{dir: "/proc", log: slog.New(slog.NewTextHandler(&log, nil))} // of another kind than a tmpfs on every machine
 	for i := range 3 {
-		f.next = time.Time{}
+		f.nextWrite = time.Time{}
 		f.save(kept(strconv.Itoa(i)))
 	}
 	testenv.Equal(t, strings.Count(log.String(), "is on no tmpfs"), 1, "in %s, so often", log.String())
@@ -298,7 +298,7 @@ func TestTableIsKeptInMemoryOnly(t *testing.T) {
 func TestTableIsKeptSeldom(t *testing.T) {
 	dir := inTmpfs(t)
 	synctest.Test(t, func(t *testing.T) {
-		f := &lastFile{dir: dir, cluster: "c", log: slog.New(slog.DiscardHandler)}
+		f := &savedTableFile{dir: dir, cluster: "c", log: slog.New(slog.DiscardHandler)}
 		has := func() string {
 			l := testenv.Must(readLast(dir, "c"))(t)
 			return string(l.Sections["host/ingress/a"])

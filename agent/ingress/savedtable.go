@@ -32,9 +32,10 @@ const (
 	maxLast = 64 << 20
 )
 
-// last is the table that the proxy serves by, as it is in the file. The file lets another proxy serve when the agent
-// has restarted and no server answers. It holds keys, so it must be in memory: on a tmpfs, which a reboot empties.
-type last struct {
+// savedTable is the table that the proxy serves by, as it is in the file. The file lets another proxy serve when the
+// agent has restarted and no server answers. It holds keys, so it must be in memory: on a tmpfs, which a reboot
+// empties.
+type savedTable struct {
 	Format int `json:"format"`
 	// Cluster is Options.Cluster.
 	Cluster string `json:"cluster"`
@@ -45,32 +46,32 @@ type last struct {
 	Sections table.Sections `json:"sections"`
 }
 
-func (l *last) equal(other *last) bool {
+func (l *savedTable) equal(other *savedTable) bool {
 	return l.Cluster == other.Cluster && slices.Equal(l.Ports, other.Ports) && slices.Equal(l.UDP, other.UDP) &&
 		maps.EqualFunc(l.Sections, other.Sections, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
 }
 
-// lastFile writes and removes the file. One goroutine calls its methods.
-type lastFile struct {
+// savedTableFile writes and removes the file. One goroutine calls its methods.
+type savedTableFile struct {
 	dir, cluster string
 	log          *slog.Logger
-	written      *last     // what the file has; nil for none of this run
-	pending      *last     // what it does not have yet; nil for nothing
-	next         time.Time // of the next write
-	complaint    string    // the last logged reason for which there is no file
+	written      *savedTable // what the file has; nil for none of this run
+	pending      *savedTable // what it does not have yet; nil for nothing
+	nextWrite    time.Time   // of the next write
+	complaint    string      // the last logged reason for which there is no file
 }
 
 func lastPath(dir string) string { return filepath.Join(dir, "table") }
 
 // save writes the table, unless the file has it already. It returns the time after which to call flush; 0 for never.
-func (f *lastFile) save(l *last) (again time.Duration) {
+func (f *savedTableFile) save(l *savedTable) (again time.Duration) {
 	l.Format, l.Cluster = lastFormat, f.cluster
 	if f.written != nil && f.written.equal(l) {
 		f.pending = nil
 		return 0
 	}
 	f.pending = l
-	if rest := time.Until(f.next); rest > 0 {
+	if rest := time.Until(f.nextWrite); rest > 0 {
 		return rest
 	}
 	f.flush()
@@ -78,12 +79,12 @@ func (f *lastFile) save(l *last) (again time.Duration) {
 }
 
 // flush writes what keep has put off. A file that cannot be written is logged once and removed, since it is outdated.
-func (f *lastFile) flush() {
+func (f *savedTableFile) flush() {
 	if f.pending == nil {
 		return
 	}
 	l := f.pending
-	f.pending, f.next = nil, time.Now().Add(lastEvery)
+	f.pending, f.nextWrite = nil, time.Now().Add(lastEvery)
 	err := writeLast(f.dir, l)
 	if err == nil {
 		f.written, f.complaint = l, ""
@@ -98,7 +99,7 @@ func (f *lastFile) flush() {
 }
 
 // forget removes the file.
-func (f *lastFile) forget() {
+func (f *savedTableFile) forget() {
 	f.written, f.pending = nil, nil
 	if err := removeLast(f.dir); err != nil {
 		f.log.Warn("ingress: the kept routing table, which holds keys, could not be removed", "error", err)
@@ -106,7 +107,7 @@ func (f *lastFile) forget() {
 }
 
 // writeLast replaces the file.
-func writeLast(dir string, l *last) error {
+func writeLast(dir string, l *savedTable) error {
 	if err := inMemory(dir); err != nil {
 		return err
 	}
@@ -139,7 +140,7 @@ func inMemory(dir string) error {
 }
 
 // readLast reads the file. It returns nil where there is none.
-func readLast(dir, cluster string) (*last, error) {
+func readLast(dir, cluster string) (*savedTable, error) {
 	text, err := os.ReadFile(lastPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // as said above
@@ -148,7 +149,7 @@ func readLast(dir, cluster string) (*last, error) {
 		return nil, fmt.Errorf("reading the kept routing table: %w", err)
 	}
 	want, text, _ := bytes.Cut(text, []byte("\n"))
-	l := &last{}
+	l := &savedTable{}
 	switch sum := sha256.Sum256(text); {
 	case hex.EncodeToString(sum[:]) != string(want):
 		return nil, errors.New("the kept routing table is damaged: its checksum is another one")
