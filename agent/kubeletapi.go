@@ -88,7 +88,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 			if reported = err == nil; reported {
 				k.log.Error("the node is not ready; its pods keep running", "reason", why)
 			}
-			failed = nil // own is tried again before the next report
+			failed = nil // tryOwn is called again before the next report
 		}
 		pause := askAgain
 		if l := left(); l > 0 {

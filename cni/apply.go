@@ -25,30 +25,30 @@ func newNFT() (knftables.Interface, error) {
 type rulesApplier struct {
 	nft knftables.Interface
 	// network is the one for which the table is written. It is set before pods are served from it.
-	network   atomic.Pointer[network]
-	requested atomic.Uint64
-	mu        sync.Mutex
-	applied   uint64 // every request up to this one is in the table
-	written   *ruleset
-	services  []netip.Prefix // the result of serviceAddresses that the table has
-	verified  uint32         // the kernel's generation in which the table was last complete
+	network            atomic.Pointer[network]
+	requestCount       atomic.Uint64
+	mu                 sync.Mutex
+	appliedCount       uint64 // every request up to this one is in the table
+	writtenRules       *ruleset
+	services           []netip.Prefix // the result of serviceAddresses that the table has
+	verifiedGeneration uint32         // the kernel's generation in which the table was last complete
 }
 
 // applyRules makes the table contain the rules for the living sandboxes.
 func (pn *podNetwork) applyRules(ctx context.Context) error {
 	a := &pn.rules
-	mine := a.requested.Add(1)
+	mine := a.requestCount.Add(1)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.applied >= mine {
+	if a.appliedCount >= mine {
 		return nil
 	}
-	upTo := a.requested.Load() // the list below includes each earlier request, and its network
+	upTo := a.requestCount.Load() // the list below includes each earlier request, and its network
 	nw := a.network.Load()
 	var ports []hostPort
 	pods := slices.Clone(nw.podCIDRs)
 	for _, r := range pn.attachments.list() {
-		ports = append(ports, slices.DeleteFunc(r.hostPorts(), nw.reserves)...)
+		ports = append(ports, slices.DeleteFunc(r.hostPorts(), nw.reservesPort)...)
 		for _, ip := range r.IPs { // a pod from before the node got other CIDRs
 			if !slices.ContainsFunc(nw.podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {
 				pods = append(pods, netip.PrefixFrom(ip, ip.BitLen()))
@@ -59,12 +59,12 @@ func (pn *podNetwork) applyRules(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rs := desired(pods, pn.o.ClusterCIDRs, services, ports, pn.o.ReservedPorts)
+	rs := desiredTable(pods, pn.o.ClusterCIDRs, services, ports, pn.o.ReservedPorts)
 	nw.backend.rules(&rs, nw.paths)
 	if err := apply(ctx, a.nft, rs); err != nil {
 		return err
 	}
-	a.applied, a.written, a.services = upTo, &rs, services
+	a.appliedCount, a.writtenRules, a.services = upTo, &rs, services
 	return nil
 }
 

@@ -131,7 +131,7 @@ func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr, s s
 		return fmt.Errorf("giving the pod the address %s: %w", ip, err)
 	}
 	index := link.Attrs().Index
-	if err := h.NeighSet(permanent(index, gw, hostMAC)); err != nil {
+	if err := h.NeighSet(permanentNeighbour(index, gw, hostMAC)); err != nil {
 		return fmt.Errorf("telling the pod its gateway's MAC: %w", err)
 	}
 	toGateway := &netlink.Route{LinkIndex: index, Dst: hostNet(gw), Scope: netlink.SCOPE_LINK}

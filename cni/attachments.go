@@ -56,9 +56,9 @@ func (r *attachment) sandbox() (Sandbox, bool) {
 	return Sandbox{r.key().String(), namespace, name, r.UID, r.IPs}, namespace != "" && name != ""
 }
 
-// living reports whether the attachment's network namespace still exists. A runtime removes it only after DEL, and a
+// isAlive reports whether the attachment's network namespace still exists. A runtime removes it only after DEL, and a
 // reboot loses it. An attachment without a namespace is stale.
-func (r *attachment) living() bool {
+func (r *attachment) isAlive() bool {
 	var st unix.Statfs_t
 	if err := unix.Statfs(r.Netns, &st); err != nil {
 		return false
@@ -156,8 +156,8 @@ type keyLocks struct {
 }
 
 type keyLock struct {
-	mu   sync.Mutex
-	uses int
+	mu       sync.Mutex
+	useCount int
 }
 
 // lock waits for k and returns the function that unlocks it.
@@ -190,7 +190,7 @@ func (l *keyLocks) useLocked(k key) *keyLock {
 		kl = &keyLock{}
 		l.held[k] = kl
 	}
-	kl.uses++
+	kl.useCount++
 	return kl
 }
 
@@ -198,7 +198,7 @@ func (l *keyLocks) unlock(k key, kl *keyLock) {
 	kl.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if kl.uses--; kl.uses == 0 {
+	if kl.useCount--; kl.useCount == 0 {
 		delete(l.held, k)
 	}
 }

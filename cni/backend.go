@@ -90,9 +90,9 @@ func (in pathInput) family(p Peer) (v4, ok bool) {
 	return false, false
 }
 
-// acceptable removes pod networks that a Node must not have: those outside the cluster's networks, and those that
+// acceptablePeers removes pod networks that a Node must not have: those outside the cluster's networks, and those that
 // overlap this node's or an older peer's. It is pure.
-func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []unreachablePeer) {
+func acceptablePeers(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []unreachablePeer) {
 	var out []Peer
 	var unreachable []unreachablePeer
 	taken := slices.Clone(own)

@@ -78,7 +78,7 @@ type kernelEvents struct {
 	addrs      chan netlink.AddrUpdate
 	routes     chan netlink.RouteUpdate
 	neighbours chan netlink.NeighUpdate
-	drains     []func() // of the subscriptions that have begun
+	drainFuncs []func() // of the subscriptions that have begun
 }
 
 // subscribe begins all subscriptions. Also after an error, the begun ones have to be drained once done is closed.
@@ -99,14 +99,14 @@ func subscribe(done <-chan struct{}) (*kernelEvents, error) {
 		if err := s.begin(); err != nil {
 			return n, fmt.Errorf("following the kernel's network: %w", err)
 		}
-		n.drains = append(n.drains, s.drain)
+		n.drainFuncs = append(n.drainFuncs, s.drain)
 	}
 	return n, nil
 }
 
 // drain waits until netlink's goroutines have ended.
 func (n *kernelEvents) drain() {
-	for _, d := range n.drains {
+	for _, d := range n.drainFuncs {
 		d()
 	}
 }

@@ -89,7 +89,7 @@ func (n *node) start() {
 	n.o.PodCIDRs = n.cidrs
 	n.o.Logger = ktesting.NewLogger(n.t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	s := testenv.Must(NewServer(n.o))(n.t)
-	s.guard, s.hello = cmp.Or(n.guard, 100*time.Millisecond), cmp.Or(n.hello, s.hello)
+	s.guardPeriod, s.helloTimeout = cmp.Or(n.guard, 100*time.Millisecond), cmp.Or(n.hello, s.helloTimeout)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done, n.server = cancel, make(chan error, 1), s
 	go func() { n.done <- s.Run(ctx) }()

@@ -25,17 +25,17 @@ func (pn *podNetwork) heal(ctx context.Context, whole bool) {
 	if pn.network.Load() == nil {
 		return
 	}
-	nw, before := pn.tried, pn.reporter.tunnelErrors
+	nw, before := pn.triedNetwork, pn.reporter.tunnelErrors
 	// The table comes first: without it pods may send from any address. An error here does not mean that it is missing.
 	if ok, err := nft.Exists(ownTable()); err == nil && !ok || whole && !pn.rules.intact() {
 		pn.log.Info("The nftables table of the pod network was removed or changed by another program; writing it again")
 		if err := pn.applyRules(ctx); err != nil {
-			pn.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", pn.guard)
+			pn.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", pn.guardPeriod)
 		}
 	}
 	if pn.servicesMoved() {
 		if err := pn.applyRules(ctx); err != nil {
-			pn.log.Error(err, "Host ports may answer at addresses of new Services; trying again", "after", pn.guard)
+			pn.log.Error(err, "Host ports may answer at addresses of new Services; trying again", "after", pn.guardPeriod)
 		}
 	}
 	changes, err := pn.applyHost(nw)
@@ -44,7 +44,7 @@ func (pn *podNetwork) heal(ctx context.Context, whole bool) {
 			strings.Join(changes, ", "))
 	}
 	if err != nil {
-		pn.log.Error(err, "The node may not reach its pods; trying again", "after", pn.guard)
+		pn.log.Error(err, "The node may not reach its pods; trying again", "after", pn.guardPeriod)
 	}
 	if whole && len(pn.resizeErrors) > 0 {
 		pn.resizePods(pn.network.Load())
@@ -62,7 +62,7 @@ func (pn *podNetwork) applyHost(nw *network) (changes []string, err error) {
 	in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: pn.o.ServiceCIDRs}
 	in.paths, _ = nw.backend.desired(nw.paths)
 	for _, r := range pn.attachments.list() {
-		if r.living() { // objects of other pods vanish with their namespaces, and their DEL will follow
+		if r.isAlive() { // objects of other pods vanish with their namespaces, and their DEL will follow
 			in.pods = append(in.pods, r)
 		}
 	}
@@ -127,16 +127,16 @@ func (pn *podNetwork) reportPods(errs map[*attachment]error) {
 	pn.podErrors = now
 }
 
-// reserves reports whether a host port is the one at which the back end receives packets from other nodes. No new pod
-// gets that port. A running pod may have it if the cluster changed to this back end meanwhile.
-func (nw *network) reserves(p hostPort) bool {
+// reservesPort reports whether a host port is the one at which the back end receives packets from other nodes. No new
+// pod gets that port. A running pod may have it if the cluster changed to this back end meanwhile.
+func (nw *network) reservesPort(p hostPort) bool {
 	return p.Protocol == "udp" && int(p.Port) == nw.backend.port()
 }
 
 // warnOfHostPorts logs for which pods the back end uses a host port.
 func (pn *podNetwork) warnOfHostPorts(nw *network) {
 	for _, r := range pn.attachments.list() {
-		if r.living() && slices.ContainsFunc(r.hostPorts(), nw.reserves) {
+		if r.isAlive() && slices.ContainsFunc(r.hostPorts(), nw.reservesPort) {
 			pn.log.Info("A running pod's host port is where packets from other nodes come in now: it does not lead to the pod any more",
 				"pod", r.Pod, "port", nw.backend.port(), "backend", nw.name)
 		}
@@ -156,10 +156,10 @@ func (pn *podNetwork) warnOfFirewalls() {
 	}
 	found = needs.Concern(found)
 	now := hostfirewall.Describe(found)
-	if now == pn.firewalls {
+	if now == pn.reportedFirewalls {
 		return
 	}
-	pn.firewalls = now
+	pn.reportedFirewalls = now
 	if pn.o.Firewalls != nil {
 		pn.o.Firewalls(now)
 	}

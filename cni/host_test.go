@@ -258,7 +258,7 @@ func TestRemovedPodRoutesAreRepaired(t *testing.T) {
 		"the pod's route": func() error {
 			return netlink.RouteDel(&netlink.Route{Dst: hostNet(ip), LinkIndex: device.Attrs().Index, Scope: netlink.SCOPE_LINK})
 		},
-		"the pod's neighbour": func() error { return netlink.NeighDel(permanent(device.Attrs().Index, ip, nil)) },
+		"the pod's neighbour": func() error { return netlink.NeighDel(permanentNeighbour(device.Attrs().Index, ip, nil)) },
 		"the pod's device":    func() error { return netlink.LinkSetDown(device) },
 		"the bridge":          func() error { return removeDevice(Bridge) },
 		"forwarding":          func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0) },

@@ -29,7 +29,7 @@ func (hostGateway) desired(in pathInput) (out []desiredObject, unreachable []unr
 			case !in.underlay.onLink(via):
 				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("its address %s is in no network of %s: host-gw is for nodes "+
 					"of one segment, vxlan for others", via, device)})
-			case in.underlay.bare:
+			case in.underlay.barePackets:
 				unreachable = append(unreachable, unreachablePeer{p.Name, fmt.Sprintf("packets on %s do not say which node is the next one, as on a "+
 					"VPN's interface: host-gw is for nodes of one segment, vxlan for others", device)})
 			default:

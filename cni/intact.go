@@ -17,23 +17,23 @@ func (a *rulesApplier) intact() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	generation, err := nft.Generation()
-	if err != nil || a.written == nil || generation == a.verified {
+	if err != nil || a.writtenRules == nil || generation == a.verifiedGeneration {
 		return true
 	}
 	have, err := nft.Count(ownTable())
 	if err != nil {
 		return true
 	}
-	if !a.written.counts(have) {
+	if !a.writtenRules.hasCounts(have) {
 		return false
 	}
-	a.verified = generation
+	a.verifiedGeneration = generation
 	return true
 }
 
-// counts reports whether a table has as many of everything as the ruleset. Of a set of intervals it only checks that
+// hasCounts reports whether a table has as many of everything as the ruleset. Of a set of intervals it only checks that
 // there are any: the kernel has one or two elements for each interval.
-func (rs *ruleset) counts(have nft.Counts) bool {
+func (rs *ruleset) hasCounts(have nft.Counts) bool {
 	rules, elements, intervals := map[string]int{}, map[string]int{}, map[string]bool{}
 	for _, o := range rs.objects {
 		switch o := o.(type) {

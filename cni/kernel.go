@@ -154,7 +154,7 @@ func (k *kernel) ensure(o object) error {
 			if err != nil {
 				return err
 			}
-			return netlink.NeighSet(permanent(l.Attrs().Index, o.ip, mac))
+			return netlink.NeighSet(permanentNeighbour(l.Attrs().Index, o.ip, mac))
 		})
 	case shaper:
 		err = k.withDevice(o.device, func(l netlink.Link) error { return setShaper(l, o) })
@@ -272,7 +272,7 @@ func (k *kernel) remove(o object) error {
 			return netlink.RouteDel(r)
 		})
 	case neighbour:
-		err = k.withDevice(o.device, func(l netlink.Link) error { return netlink.NeighDel(permanent(l.Attrs().Index, o.ip, nil)) })
+		err = k.withDevice(o.device, func(l netlink.Link) error { return netlink.NeighDel(permanentNeighbour(l.Attrs().Index, o.ip, nil)) })
 	case shaper:
 		err = k.withDevice(o.device, removeShaper)
 	case redirect:
@@ -379,8 +379,8 @@ func writeSysctl(s sysctl) error {
 	return nil
 }
 
-// permanent returns a neighbour entry that the kernel never resolves and never deletes.
-func permanent(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+// permanentNeighbour returns a neighbour entry that the kernel never resolves and never deletes.
+func permanentNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	family := netlink.FAMILY_V4
 	if ip.Is6() {
 		family = netlink.FAMILY_V6

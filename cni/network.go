@@ -65,7 +65,7 @@ func (pn *podNetwork) configureLoop(ctx context.Context, changes <-chan struct{}
 		}
 		pn.log.Info("Pods wait for the node's pod CIDR")
 	}
-	guard, poll := time.NewTicker(pn.guard), time.NewTicker(pollPeriod)
+	guard, poll := time.NewTicker(pn.guardPeriod), time.NewTicker(pollPeriod)
 	defer guard.Stop()
 	defer poll.Stop()
 	polls := true // only for WireGuard
@@ -83,7 +83,7 @@ func (pn *podNetwork) configureLoop(ctx context.Context, changes <-chan struct{}
 				retry = time.After(configureRetry)
 			}
 		}
-		if encrypts := pn.tried != nil && pn.tried.name == clusterconfig.NetworkWireGuard; polls != encrypts {
+		if encrypts := pn.triedNetwork != nil && pn.triedNetwork.name == clusterconfig.NetworkWireGuard; polls != encrypts {
 			if polls = encrypts; polls {
 				poll.Reset(pollPeriod)
 			} else {
@@ -140,7 +140,7 @@ func (pn *podNetwork) configure(ctx context.Context, st networkState) error {
 	}
 	pn.reportPeers(unreachable)
 	old := pn.network.Load()
-	if nw.equal(old) && nw.equal(pn.tried) {
+	if nw.equal(old) && nw.equal(pn.triedNetwork) {
 		return nil
 	}
 	if err := pn.saveState(st); err != nil {
@@ -151,7 +151,7 @@ func (pn *podNetwork) configure(ctx context.Context, st networkState) error {
 			return err
 		}
 	}
-	pn.tried = nw
+	pn.triedNetwork = nw
 	if _, err := pn.applyHost(nw); err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func (pn *podNetwork) configure(ctx context.Context, st networkState) error {
 		pn.wg.close() // ends wireguard-go, whose device has been removed
 	}
 	if old == nil || old.name != nw.name {
-		pn.firewalls = "" // its port differs, so warnOfFirewalls has to log again
+		pn.reportedFirewalls = "" // its port differs, so warnOfFirewalls has to log again
 		pn.warnOfHostPorts(nw)
 		if pn.o.Changed != nil {
 			pn.o.Changed()
@@ -214,7 +214,7 @@ func (pn *podNetwork) desiredNetwork(st networkState) (*network, []unreachablePe
 	if nw.backend, err = pn.newBackend(nw.name); err != nil {
 		return nil, nil, err
 	}
-	nw.paths.peers, unreachable = acceptable(st.Peers, st.PodCIDRs, pn.o.ClusterCIDRs)
+	nw.paths.peers, unreachable = acceptablePeers(st.Peers, st.PodCIDRs, pn.o.ClusterCIDRs)
 	u, err := findUnderlay(pn.o.NodeIPs, pn.o.Interface)
 	if err != nil {
 		pn.reportUnderlay(err)

@@ -137,7 +137,7 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
 	var annotated []netip.Addr
 	for text := range strings.SplitSeq(n.Annotations[clusterconfig.UnderlayAnnotation], ",") {
-		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil && may(a.Unmap()) && routable(a) {
+		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil && may(a.Unmap()) && isRoutable(a) {
 			annotated = append(annotated, a.Unmap())
 		}
 	}
@@ -162,9 +162,9 @@ func oneOfEach(addrs []netip.Addr) []netip.Addr {
 
 // nodeAddresses returns the node's addresses of some types, or of all.
 func nodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) []netip.Addr {
-	return slices.DeleteFunc(clusterconfig.NodeAddresses(n, types...), func(a netip.Addr) bool { return !routable(a) })
+	return slices.DeleteFunc(clusterconfig.NodeAddresses(n, types...), func(a netip.Addr) bool { return !isRoutable(a) })
 }
 
-func routable(a netip.Addr) bool {
+func isRoutable(a netip.Addr) bool {
 	return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() && a.Is4()
 }

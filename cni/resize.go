@@ -19,7 +19,7 @@ import (
 func (pn *podNetwork) resizePods(nw *network) {
 	failed := map[key]bool{}
 	for _, r := range pn.attachments.list() {
-		if !r.living() {
+		if !r.isAlive() {
 			continue
 		}
 		err := pn.resizePod(r, nw)
@@ -29,7 +29,7 @@ func (pn *podNetwork) resizePods(nw *network) {
 		if failed[r.key()] = true; !pn.resizeErrors[r.key()] {
 			pn.log.Error(err,
 				"A running pod keeps its MTU; large packets of it may get lost until that can be changed, which is tried again", "pod",
-				r.Pod, "after", pn.guard)
+				r.Pod, "after", pn.guardPeriod)
 		}
 	}
 	pn.resizeErrors = failed

@@ -100,9 +100,9 @@ type ruleset struct {
 	content []knftables.Object // rules and elements
 }
 
-// desired computes the table from the node's and the cluster's pod CIDRs, Services' networks and addresses, the living
-// pods' host ports, and the ports on which the node itself listens. It is pure.
-func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
+// desiredTable computes the table from the node's and the cluster's pod CIDRs, Services' networks and addresses, the
+// living pods' host ports, and the ports on which the node itself listens. It is pure.
+func desiredTable(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
 	var rs ruleset
 	// Host ports come before Services' node ports, whose chains have priority dstnat (-100).
 	rs.base(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
@@ -114,7 +114,7 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 	rs.objects = append(rs.objects, &knftables.Chain{Name: chainHostPorts}, &knftables.Chain{Name: chainPodErrors})
 
 	// A pod may send from its own address only, and never to the host's loopback, which host ports make reachable.
-	pods := "iifname " + quoted(devicePrefix+"*")
+	pods := "iifname " + quote(devicePrefix+"*")
 	rs.rule(chainGuard, pods, "ip daddr 127.0.0.0/8 drop")
 	rs.rule(chainGuard, pods, "ip saddr 0.0.0.0 drop") // which the next rule would let the pod broadcast
 	rs.rule(chainGuard, pods, "meta nfproto ipv4 fib saddr . iif oif 0 drop")
@@ -133,11 +133,11 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	rs.output(reserved)
 	// A host process that connects to 127.0.0.1 must get a source address to which the pod can reply.
-	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
+	rs.rule(chainPostrouting, "oifname", quote(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
 	for _, f := range ruleFamilies() {
 		// No other sender may use a pod's address either, except by the device that leads to the pod: another machine
 		// on the segment may try it.
-		rs.rule(chainGuard, "iifname !=", quoted(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
+		rs.rule(chainGuard, "iifname !=", quote(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
 		rs.family(f, podCIDRs, clusterCIDRs, services, ports)
 	}
 	rs.rule(chainPodErrors, "counter drop")
@@ -257,4 +257,4 @@ func (rs *ruleset) rule(chain string, words ...any) {
 
 func (rs *ruleset) element(e *knftables.Element) { rs.content = append(rs.content, e) }
 
-func quoted(s string) string { return strconv.Quote(s) }
+func quote(s string) string { return strconv.Quote(s) }

@@ -125,7 +125,7 @@ add element inet coracle cluster6 { fd42::/56 }
 			expectForeignRules(t, nft)
 			for range 2 { // applying twice is applying once
 				testenv.NoError(t,
-					apply(context.Background(), nft, desired(c.pods, cluster, c.services, c.ports, []uint16{6443, 10250, 6443})))
+					apply(context.Background(), nft, desiredTable(c.pods, cluster, c.services, c.ports, []uint16{6443, 10250, 6443})))
 				if got, want := lines(nft.Dump()), lines(c.want); got != want {
 					t.Errorf("got\n%s\nwant\n%s", got, want)
 				}

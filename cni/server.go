@@ -125,9 +125,9 @@ func (pn *podNetwork) Sandboxes() []Sandbox {
 // Server serves CNI calls. Make one with NewServer.
 type Server struct {
 	*podNetwork
-	ipam  *ipam
-	keys  keyLocks
-	hello time.Duration // helloTimeout, except in tests
+	ipam         *ipam
+	keys         keyLocks
+	helloTimeout time.Duration // helloTimeout, except in tests
 }
 
 // podNetwork is the host's side of the pod network: it is set up for the nodes' state, and restored.
@@ -138,17 +138,17 @@ type podNetwork struct {
 	attachments *attachmentStore
 	rules       rulesApplier
 	wg          *wgDevice     // for the back end WireGuard; other nodes know its key also while another back end is used
-	guard       time.Duration // guardPeriod, except in tests
+	guardPeriod time.Duration // guardPeriod, except in tests
 	// removeLeftovers removes what was left of attachments that do not exist any more.
 	removeLeftovers func() error
 	// attaching is held for reading while a pod has a device without an attachment, or an attachment without a device.
 	// It is held for writing by code that takes a device without an attachment for a leftover.
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
-	// The rest is used by configureLoop only. tried is the last network that configure began to make. heal keeps this
-	// one: if configure failed half-way, keeping the one before would undo what succeeded.
-	tried     *network
-	firewalls string // as last reported
+	// The rest is used by configureLoop only. triedNetwork is the last network that configure began to make. heal keeps
+	// this one: if configure failed half-way, keeping the one before would undo what succeeded.
+	triedNetwork      *network
+	reportedFirewalls string // as last reported
 	// podErrors and resizeErrors are the pods whose errors were logged.
 	podErrors, resizeErrors map[key]bool
 }
@@ -183,9 +183,9 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	pn := &podNetwork{o: o, log: log, attachments: records, rules: rulesApplier{nft: program}, guard: guardPeriod,
+	pn := &podNetwork{o: o, log: log, attachments: records, rules: rulesApplier{nft: program}, guardPeriod: guardPeriod,
 		wg: newWGDevice(wireGuardDevice, wireGuard, log), reporter: reporter{log: log, send: o.Report}}
-	s := &Server{podNetwork: pn, ipam: addresses, hello: helloTimeout}
+	s := &Server{podNetwork: pn, ipam: addresses, helloTimeout: helloTimeout}
 	pn.removeLeftovers = func() error { return s.collect(nil) }
 	return s, nil
 }
@@ -208,7 +208,7 @@ func (s *Server) Run(ctx context.Context) error {
 	wg.Go(func() { s.followKernel(ctx, changes) })
 	nft.FollowDeletions(ctx, &wg, changes, func(err error) {
 		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is checked now and then",
-			"err", err, "every", s.guard)
+			"err", err, "every", s.guardPeriod)
 	}, ownTable())
 	wg.Go(func() { s.configureLoop(ctx, changes) })
 	for conn := s.accept(ctx, listener); conn != nil; conn = s.accept(ctx, listener) {
@@ -258,7 +258,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var req wire.Request
-	_ = conn.SetReadDeadline(time.Now().Add(s.hello))
+	_ = conn.SetReadDeadline(time.Now().Add(s.helloTimeout))
 	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })() // no call waits for an unresponsive plugin
 	if err := wire.Read(conn, &req); err != nil {
 		if !errors.Is(err, io.EOF) {

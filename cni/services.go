@@ -49,7 +49,7 @@ func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 func (pn *podNetwork) servicesMoved() bool {
 	now, err := serviceAddresses(pn.o.ServiceCIDRs)
 	if err != nil {
-		pn.log.Error(err, "Host ports may answer at addresses of new Services", "again", pn.guard)
+		pn.log.Error(err, "Host ports may answer at addresses of new Services", "again", pn.guardPeriod)
 		return false
 	}
 	pn.rules.mu.Lock()

@@ -74,7 +74,7 @@ func (rs *ruleset) noTunnelsOfPods() {
 	rs.base(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
 	for _, f := range ruleFamilies() {
 		outside := fmt.Sprintf("udp dport %d %s daddr != @%s", clusterconfig.VXLANPort, f.proto, f.name(setCluster))
-		rs.rule(chainTunnelOut, "iifname", quoted(devicePrefix+"*"), outside, "drop")
+		rs.rule(chainTunnelOut, "iifname", quote(devicePrefix+"*"), outside, "drop")
 		rs.rule(chainTunnelOut, "ct status dnat", outside, "drop")
 	}
 }
@@ -87,7 +87,7 @@ func (rs *ruleset) podsByTunnelOnly(u underlay) {
 			continue
 		}
 		for _, f := range ruleFamilies() {
-			rs.rule(chainGuard, "iifname", quoted(device), f.proto, "saddr @"+f.name(setCluster), "drop")
+			rs.rule(chainGuard, "iifname", quote(device), f.proto, "saddr @"+f.name(setCluster), "drop")
 		}
 	}
 }
@@ -98,11 +98,11 @@ func tunnelSet(outer4, inner4 bool) string {
 }
 
 func (rs *ruleset) tunnelSource(from netip.Addr, inside netip.Prefix) {
-	rs.element(&knftables.Element{Set: tunnelSet(from.Is4(), inside.Addr().Is4()), Key: []string{from.String(), numbers(inside)}})
+	rs.element(&knftables.Element{Set: tunnelSet(from.Is4(), inside.Addr().Is4()), Key: []string{from.String(), numberRange(inside)}})
 }
 
-// numbers writes a network as a range of numbers, to compare with raw payload.
-func numbers(p netip.Prefix) string {
+// numberRange writes a network as a range of numbers, to compare with raw payload.
+func numberRange(p netip.Prefix) string {
 	first := p.Masked().Addr().AsSlice()
 	last := p.Masked().Addr().AsSlice()
 	for bit := p.Bits(); bit < len(last)*8; bit++ {

@@ -23,9 +23,9 @@ type underlay struct {
 	// interfaces. It is empty otherwise.
 	secondDevice string
 	v4           bool // that address is the IPv4 one
-	// bare means that the device's packets have no link addresses, as with a VPN's tun: such packets cannot name a next
-	// hop.
-	bare bool
+	// barePackets means that the device's packets have no link addresses, as with a VPN's tun: such packets cannot name
+	// a next hop.
+	barePackets bool
 }
 
 // deviceOf returns the interface with this node's address of a family.
@@ -53,7 +53,7 @@ func (u underlay) onLink(a netip.Addr) bool {
 
 func (u underlay) equal(v underlay) bool {
 	return u.device == v.device && u.mtu == v.mtu && slices.Equal(u.addresses, v.addresses) &&
-		u.secondDevice == v.secondDevice && u.v4 == v.v4 && u.bare == v.bare
+		u.secondDevice == v.secondDevice && u.v4 == v.v4 && u.barePackets == v.barePackets
 }
 
 // findUnderlay returns the interface that the pattern names, or without a pattern the one that has the node's first
@@ -84,7 +84,7 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 			if u.device == "" {
 				u.device, u.mtu = l.Name, l.MTU
 			}
-			u.bare = u.bare || bare(l)
+			u.barePackets = u.barePackets || hasBarePackets(l)
 			if l.Name != u.device {
 				u.secondDevice, u.v4 = l.Name, ip.Is4()
 			}
@@ -120,7 +120,7 @@ func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (
 			continue
 		}
 		seen = append(seen, a.Name)
-		u := underlay{device: a.Name, mtu: a.MTU, bare: bare(a)}
+		u := underlay{device: a.Name, mtu: a.MTU, barePackets: hasBarePackets(a)}
 		for _, v4 := range []bool{true, false} {
 			for _, addr := range addrs {
 				if p, ok := prefixOf(addr.IPNet); ok && addr.LinkIndex == a.Index && p.Addr().Is4() == v4 && p.Addr().IsGlobalUnicast() {
@@ -139,9 +139,9 @@ func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (
 	return underlay{}, fmt.Errorf("the interface %s (--network-iface %s) is down or has no address", strings.Join(seen, ", "), pattern)
 }
 
-// bare reports whether a device passes bare packets to a program, or to WireGuard, without link addresses
+// hasBarePackets reports whether a device passes bare packets to a program, or to WireGuard, without link addresses
 // (ARPHRD_NONE).
-func bare(a *netlink.LinkAttrs) bool { return a.EncapType == "none" }
+func hasBarePackets(a *netlink.LinkAttrs) bool { return a.EncapType == "none" }
 
 // ownDevice reports whether a device belongs to the pod network.
 func ownDevice(name string) bool {

@@ -269,7 +269,7 @@ func (s *Server) detachKey(ctx context.Context, k key) error {
 // remains until the next apply, which follows in every caller except an ADD without free addresses.
 func (s *Server) collect(skip func(key) bool) error {
 	for _, r := range s.attachments.list() {
-		if skip != nil && skip(r.key()) || r.living() {
+		if skip != nil && skip(r.key()) || r.isAlive() {
 			continue
 		}
 		if err := s.collectOne(r.key()); err != nil {
@@ -298,7 +298,7 @@ func (s *Server) collectOne(k key) error {
 		return nil
 	}
 	defer unlock()
-	if r := s.attachments.get(k); r != nil && r.living() {
+	if r := s.attachments.get(k); r != nil && r.isAlive() {
 		return nil
 	}
 	s.attaching.RLock()

@@ -76,7 +76,7 @@ func (s *segment) pass(i int) (did string) {
 		if err := apply(context.Background(), program, rs); err != nil {
 			return err
 		}
-		if have, err := nft.Count(ownTable()); err != nil || !rs.counts(have) {
+		if have, err := nft.Count(ownTable()); err != nil || !rs.hasCounts(have) {
 			return fmt.Errorf("what was just written is not whole: %+v, %w", have, err)
 		}
 		return nil
@@ -85,7 +85,7 @@ func (s *segment) pass(i int) (did string) {
 }
 
 func desiredRules(in pathInput, b backend) ruleset {
-	rs := desired(in.podCIDRs, prefixes("10.42.0.0/16", "fd42::/48"), nil, nil, nil)
+	rs := desiredTable(in.podCIDRs, prefixes("10.42.0.0/16", "fd42::/48"), nil, nil, nil)
 	b.rules(&rs, in)
 	return rs
 }

@@ -126,7 +126,7 @@ route 10.42.2.0/24 via 192.0.2.2 dev eth0 src 10.42.1.1
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			in := waysOf(1, c.n, c.c)
-			in.underlay.bare = strings.HasSuffix(c.name, "a VPN")
+			in.underlay.barePackets = strings.HasSuffix(c.name, "a VPN")
 			got := render(c.c.backend.desired(in))
 			testenv.Equal(t, got, strings.TrimSpace(c.want), "")
 		})
@@ -142,7 +142,7 @@ func TestPeersWithForeignPodNetworksAreRefused(t *testing.T) {
 	unknownPeer.PodCIDRs = prefixes("192.168.0.0/16")
 	same := peerOf(5, c)
 	same.PodCIDRs = own
-	peers, trouble := acceptable([]Peer{peerOf(2, c), thief, unknownPeer, same}, own, prefixes("10.42.0.0/16", "fd42::/48"))
+	peers, trouble := acceptablePeers([]Peer{peerOf(2, c), thief, unknownPeer, same}, own, prefixes("10.42.0.0/16", "fd42::/48"))
 	var got []string
 	for _, p := range peers {
 		got = append(got, fmt.Sprint(p.Name, p.PodCIDRs))

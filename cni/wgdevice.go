@@ -38,7 +38,7 @@ type wgDevice struct {
 	// lastSet are the endpoints that were configured. The device's state has those that it found since.
 	lastSet        map[string]netip.AddrPort
 	inKernelLogged bool // it was logged that the kernel encrypts
-	// seen is the digest of the device's state at the last observe.
+	// observedDigest is the digest of the device's state at the last observe.
 	observedDigest [sha256.Size]byte
 }
 
@@ -172,7 +172,7 @@ func (d *wgDevice) observe(l netlink.Link, put func(object)) error {
 		key := p.PublicKey.String()
 		put(wgPeer{
 			device: d.name, key: key, endpoint: d.lastSet[key], allowed: joinNets(p.AllowedIPs),
-			keepalive: int(p.PersistentKeepaliveInterval / time.Second), shared: p.PresharedKey != wgtypes.Key{},
+			keepalive: int(p.PersistentKeepaliveInterval / time.Second), hasPresharedKey: p.PresharedKey != wgtypes.Key{},
 		})
 	}
 	return nil

@@ -121,9 +121,9 @@ func endpoint(in pathInput, p Peer) (at netip.AddrPort, every int) {
 	}
 	remote, _ := p.underlay(v4)
 	switch {
-	case in.underlay.onLink(remote) || private(own) == private(remote):
+	case in.underlay.onLink(remote) || isPrivate(own) == isPrivate(remote):
 		return netip.AddrPortFrom(remote, clusterconfig.WireGuardPort), every
-	case private(own):
+	case isPrivate(own):
 		return netip.AddrPortFrom(remote, clusterconfig.WireGuardPort), keepalive
 	default:
 		return netip.AddrPort{}, 0
@@ -133,7 +133,7 @@ func endpoint(in pathInput, p Peer) (at netip.AddrPort, every int) {
 // sharedAddresses are those of a provider's address translators (RFC 6598).
 var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
 
-func private(a netip.Addr) bool {
+func isPrivate(a netip.Addr) bool {
 	return a.IsPrivate() || a.IsLinkLocalUnicast() || sharedAddresses.Contains(a)
 }
 
@@ -161,10 +161,10 @@ type wgPeer struct {
 	name        string // for messages
 	// endpoint is the peer's configured endpoint. The device may have learned another one since. Invalid means that the
 	// device waits for the peer's first packet.
-	endpoint  netip.AddrPort
-	allowed   string // networks, in the order of the peer's pod networks
-	keepalive int    // seconds; 0: none
-	shared    bool   // it has a preshared key, which no other node knows
+	endpoint        netip.AddrPort
+	allowed         string // networks, in the order of the peer's pod networks
+	keepalive       int    // seconds; 0: none
+	hasPresharedKey bool   // it has a preshared key, which no other node knows
 }
 
 func (p wgPeer) id() string { return "wireguard peer " + p.key + " dev " + p.device }

@@ -30,9 +30,9 @@ const (
 	maxRounds = 250
 )
 
-// clients returns the directive with its arguments: the name by which a Server detects that a resolver leads back to
-// it, and the networks whose queries are answered beside the machine's own.
-func clients(o Options) string {
+// clientsLine returns the directive with its arguments: the name by which a Server detects that a resolver leads back
+// to it, and the networks whose queries are answered beside the machine's own.
+func clientsLine(o Options) string {
 	return strings.Join(append([]string{clientsDirective, loopName(o.id)}, networks(o)...), " ")
 }
 
@@ -210,8 +210,8 @@ func (s *Server) leadsBack(ctx context.Context, at netip.AddrPort) (bool, error)
 	return false, nil
 }
 
-// split separates remote resolvers from those on this machine.
-func split(resolvers []netip.AddrPort) (remote, here []netip.AddrPort) {
+// splitResolvers separates remote resolvers from those on this machine.
+func splitResolvers(resolvers []netip.AddrPort) (remote, here []netip.AddrPort) {
 	own := machineAddresses()
 	for _, r := range resolvers {
 		if r.Addr().IsLoopback() || own[r.Addr()] {
@@ -230,23 +230,23 @@ func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (
 	silent := false
 	for _, r := range resolvers {
 		loops := false
-		if _, here := split([]netip.AddrPort{r}); len(here) > 0 {
+		if _, here := splitResolvers([]netip.AddrPort{r}); len(here) > 0 {
 			var err error
 			if loops, err = s.leadsBack(ctx, r); err != nil {
-				loops, silent = s.looped[r], true
+				loops, silent = s.loopedResolvers[r], true
 			}
 		}
 		if !loops {
-			delete(s.looped, r)
+			delete(s.loopedResolvers, r)
 			out = append(out, r)
 			continue
 		}
-		if !s.looped[r] {
+		if !s.loopedResolvers[r] {
 			s.log.Error(fmt.Errorf("%s hands questions back to the cluster's DNS", r), "A resolver of this host is left out: what it is "+
 				"asked comes back here and would go round for ever. "+
 				"Have it ask a resolver outside, or name one with --resolv-conf; it is checked again every five minutes")
 		}
-		s.looped[r] = true
+		s.loopedResolvers[r] = true
 	}
 	if !silent {
 		s.retryAfter = 0

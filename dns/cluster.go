@@ -37,7 +37,7 @@ type cluster struct {
 	services, slices, namespaces cache.Indexer
 	nodes                        corelisters.NodeLister
 	synced                       []cache.DoneChecker
-	changed                      atomic.Int64 // when a Service or an EndpointSlice changed last, in Unix seconds
+	lastChange                   atomic.Int64 // when a Service or an EndpointSlice changed last, in Unix seconds
 	log                          klog.Logger
 }
 
@@ -58,12 +58,12 @@ func newCluster(i *netinformers.Informers, log klog.Logger) (*cluster, error) {
 		log:    log,
 		synced: []cache.DoneChecker{services.HasSyncedChecker(), slices.HasSyncedChecker(), namespaces.HasSyncedChecker()},
 	}
-	_, err = netinformers.Follow(func(any) { c.changed.Store(time.Now().Unix()) },
-		netinformers.Source{Informer: services, Matters: differ}, netinformers.Source{Informer: slices, Matters: differ})
+	_, err = netinformers.Follow(func(any) { c.lastChange.Store(time.Now().Unix()) },
+		netinformers.Source{Informer: services, Matters: versionChanged}, netinformers.Source{Informer: slices, Matters: versionChanged})
 	return c, err
 }
 
-func differ(old, now any) bool {
+func versionChanged(old, now any) bool {
 	a, was := old.(metav1.Object)
 	b, is := now.(metav1.Object)
 	return !was || !is || a.GetResourceVersion() != b.GetResourceVersion()
@@ -157,7 +157,7 @@ func endpointsOf(all []any) []*object.Endpoints {
 	})
 }
 
-func found(in cache.Indexer, index, value string) []any {
+func findIndexed(in cache.Indexer, index, value string) []any {
 	all, err := in.ByIndex(index, value)
 	if err != nil {
 		return nil // there is no such index, which newCluster has reported
@@ -183,7 +183,7 @@ func (c *cluster) SvcIndex(key string) []*object.Service {
 
 // SvcIndexReverse returns the Services with a cluster IP.
 func (c *cluster) SvcIndexReverse(ip string) []*object.Service {
-	return servicesOf(found(c.services, byClusterIP, ip))
+	return servicesOf(findIndexed(c.services, byClusterIP, ip))
 }
 
 // SvcExtIndexReverse returns the Services with an external IP. None of the linked plugins calls it, so there is no
@@ -202,12 +202,12 @@ func (c *cluster) SvcExtIndexReverse(ip string) (out []*object.Service) {
 
 // EpIndex returns the EndpointSlices of a Service, by a key of object.EndpointsKey.
 func (c *cluster) EpIndex(key string) []*object.Endpoints {
-	return endpointsOf(found(c.slices, byService, key))
+	return endpointsOf(findIndexed(c.slices, byService, key))
 }
 
 // EpIndexReverse returns the EndpointSlices with a ready endpoint at an address.
 func (c *cluster) EpIndexReverse(ip string) []*object.Endpoints {
-	return endpointsOf(found(c.slices, byAddress, ip))
+	return endpointsOf(findIndexed(c.slices, byAddress, ip))
 }
 
 // GetNamespaceByName returns an error where there is no such Namespace.
@@ -231,7 +231,7 @@ func (c *cluster) GetNodeByName(_ context.Context, name string) (*corev1.Node, e
 }
 
 // Modified returns when the cluster's names changed last, in Unix seconds: the serial number of the zone.
-func (c *cluster) Modified(kubernetes.ModifiedMode) int64 { return c.changed.Load() }
+func (c *cluster) Modified(kubernetes.ModifiedMode) int64 { return c.lastChange.Load() }
 
 // Run and Stop do nothing: the caches belong to the caller, and outlast every configuration.
 

@@ -253,7 +253,7 @@ func TestSerialIsTheTimeOfTheLastChange(t *testing.T) {
 		return nil
 	})
 	for _, service := range []string{"new", "web"} { // the second one changes
-		c.changed.Store(1)
+		c.lastChange.Store(1)
 		a.service(t, service, "10.43.0.11")
 		testenv.Eventually(t, 2*time.Minute, "it rises with the Service "+service, func() error {
 			if at := c.Modified(0); at == 1 {

@@ -23,8 +23,8 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line(".:%d {", Port)
-	line("    bind %s", join(o.Addresses))
-	line("    %s", clients(o))
+	line("    bind %s", joinStrings(o.Addresses))
+	line("    %s", clientsLine(o))
 	line("    %s", connections(o))
 	// The operator's directives replace ours: each of these may occur once.
 	if extra.main["errors"] == "" {
@@ -55,7 +55,7 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	if len(resolvers) > 0 {
 		// In the order of resolv.conf, as the host itself uses them. When all are known to be down, queries fail at
 		// once.
-		line("    forward . %s {", join(resolvers))
+		line("    forward . %s {", joinStrings(resolvers))
 		line("        policy sequential")
 		line("        max_concurrent 1000")
 		line("        failfast_all_unhealthy_upstreams")
@@ -68,7 +68,7 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	return b.String()
 }
 
-func join[T fmt.Stringer](items []T) string {
+func joinStrings[T fmt.Stringer](items []T) string {
 	var words []string
 	for _, i := range items {
 		words = append(words, i.String())

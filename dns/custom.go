@@ -33,12 +33,12 @@ const partCustom = "cluster dns configuration"
 
 const overrideSuffix, serverSuffix = ".override", ".server"
 
-// custom is the operator's configuration: the text of each section by its name in messages.
-type custom map[string]string
+// customConfig is the operator's configuration: the text of each section by its name in messages.
+type customConfig map[string]string
 
 // customFiles reads the operator's files. A missing folder has none.
-func customFiles(dir string) (custom, error) {
-	out := custom{}
+func customFiles(dir string) (customConfig, error) {
+	out := customConfig{}
 	if dir == "" {
 		return out, nil
 	}
@@ -78,7 +78,7 @@ type directives map[string][]caddyfile.Token
 // parse parses one section of the configuration. Server blocks get the port and the addresses of the cluster's DNS: the
 // Service leads to no others, and port 53 of the host is not ours.
 func (b *blocks) parse(o Options, name, text string) error {
-	if err := closed(name, text); err != nil {
+	if err := checkBraces(name, text); err != nil {
 		return err
 	}
 	if strings.HasSuffix(name, overrideSuffix) {
@@ -89,7 +89,7 @@ func (b *blocks) parse(o Options, name, text string) error {
 		if len(parsed) != 1 {
 			return fmt.Errorf("%s holds server blocks: those belong under a key that ends in %s", name, serverSuffix)
 		}
-		if err := allowed(name, parsed[0]); err != nil {
+		if err := checkAllowed(name, parsed[0]); err != nil {
 			return err
 		}
 		for d, tokens := range parsed[0].Tokens {
@@ -102,7 +102,7 @@ func (b *blocks) parse(o Options, name, text string) error {
 		return err
 	}
 	for _, block := range parsed {
-		if err := allowed(name, block); err != nil {
+		if err := checkAllowed(name, block); err != nil {
 			return err
 		}
 		var keys []string
@@ -110,18 +110,18 @@ func (b *blocks) parse(o Options, name, text string) error {
 			keys = append(keys, onOurPort(k))
 		}
 		all := directives(block.Tokens)
-		head := []string{"    " + clients(o)}
+		head := []string{"    " + clientsLine(o)}
 		if all["bind"] == nil {
-			head = append(head, "    bind "+join(o.Addresses))
+			head = append(head, "    bind "+joinStrings(o.Addresses))
 		}
 		b.otherBlocks = append(b.otherBlocks, strings.Join(keys, ", ")+" {\n"+strings.Join(head, "\n")+"\n"+all.text()+"}\n")
 	}
 	return nil
 }
 
-// allowed returns an error for a plugin that the operator may not use. CoreDNS' kubernetes plugin is linked in. Once it
-// is set up, even to check a configuration, it takes over the process' log.
-func allowed(name string, block caddyfile.ServerBlock) error {
+// checkAllowed returns an error for a plugin that the operator may not use. CoreDNS' kubernetes plugin is linked in.
+// Once it is set up, even to check a configuration, it takes over the process' log.
+func checkAllowed(name string, block caddyfile.ServerBlock) error {
 	for _, d := range []string{"kubernetes", directive, clientsDirective, connectionsDirective} {
 		if tokens := block.Tokens[d]; len(tokens) > 0 {
 			return fmt.Errorf("%s:%d: the plugin %s cannot be used here: the names of the cluster are answered without it", name,
@@ -131,9 +131,9 @@ func allowed(name string, block caddyfile.ServerBlock) error {
 	return nil
 }
 
-// closed returns an error where a brace is missing or one is too many. CoreDNS's parser takes the end of an inner block
-// for the end of both.
-func closed(name, text string) error {
+// checkBraces returns an error where a brace is missing or one is too many. CoreDNS's parser takes the end of an inner
+// block for the end of both.
+func checkBraces(name, text string) error {
 	d := caddyfile.NewDispenser(name, strings.NewReader(text))
 	var open []int // the lines of open braces
 	for d.Next() {
@@ -196,17 +196,17 @@ func (d directives) text() string {
 	return b.String()
 }
 
-// accept returns the sections of a configuration that work by themselves. For one that does not, the last working
-// version is kept, and errs has the error by name.
-func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
-	out, errs = custom{}, map[string]error{}
+// selectWorking returns the sections of a configuration that work by themselves. For one that does not, the last
+// working version is kept, and errs has the error by name.
+func (s *Server) selectWorking(have, now customConfig) (out customConfig, errs map[string]error) {
+	out, errs = customConfig{}, map[string]error{}
 	for name, text := range now {
 		if !isCustom(name) {
 			continue
 		}
 		before, ok := have[name]
 		if !ok || before != text {
-			if err := s.checkStart(&starting{anySocket: true}, nil, custom{name: text}); err != nil {
+			if err := s.checkStart(&starting{anySocket: true}, nil, customConfig{name: text}); err != nil {
 				if errs[name] = err; !ok {
 					continue
 				}
@@ -222,17 +222,17 @@ func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
 // in the order of their names. A section that does not work with those before it is left out, and errs has the error by
 // name. The order does not depend on what is in force now, so that a restart changes nothing. err means that CoreDNS
 // cannot start with no section either.
-func (s *Server) compatible(running *caddy.Instance, resolvers []netip.AddrPort) (out custom, errs map[string]error, err error) {
-	all := maps.Clone(s.files)
+func (s *Server) compatible(running *caddy.Instance, resolvers []netip.AddrPort) (out customConfig, errs map[string]error, err error) {
+	all := maps.Clone(s.fileSections)
 	maps.Copy(all, s.custom)
 	if s.checkStart(newStarting(running), resolvers, all) == nil {
 		return all, nil, nil
 	}
-	out, errs = custom{}, map[string]error{}
+	out, errs = customConfig{}, map[string]error{}
 	if err := s.checkStart(newStarting(running), resolvers, out); err != nil {
 		return nil, nil, err
 	}
-	for _, name := range slices.Concat(slices.Sorted(maps.Keys(s.files)), slices.Sorted(maps.Keys(s.custom))) {
+	for _, name := range slices.Concat(slices.Sorted(maps.Keys(s.fileSections)), slices.Sorted(maps.Keys(s.custom))) {
 		out[name] = all[name]
 		if err := s.checkStart(newStarting(running), resolvers, out); err != nil {
 			errs[name] = err
@@ -246,7 +246,7 @@ func (s *Server) compatible(running *caddy.Instance, resolvers []netip.AddrPort)
 // ConfigMap, as an Event. It does so when that has changed.
 func (s *Server) report(w *customWatch, refused map[string]error) {
 	now := map[string]string{}
-	for name, err := range s.invalid {
+	for name, err := range s.invalidSections {
 		now[name] = err.Error()
 	}
 	for name, err := range refused {
@@ -256,7 +256,7 @@ func (s *Server) report(w *customWatch, refused map[string]error) {
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(now)) {
 		lines = append(lines, name+": "+now[name])
-		if s.reported[name] == now[name] {
+		if s.reportedSections[name] == now[name] {
 			continue
 		}
 		s.log.Error(errors.New(now[name]), "A section of the operator's DNS configuration is not used; all others are", "configmap",
@@ -268,14 +268,14 @@ func (s *Server) report(w *customWatch, refused map[string]error) {
 	if len(now) > 0 {
 		s.o.Board.Part(partCustom).Set(status.Degraded, "not used is, while all other keys and files apply, "+strings.Join(lines, "; ")+
 			". Mend it in the ConfigMap "+CustomConfigMap+" of kube-system, or in the file")
-	} else if len(s.reported) > 0 {
+	} else if len(s.reportedSections) > 0 {
 		s.o.Board.Part(partCustom).Set(status.Running, "all keys and files are used again")
 	}
-	s.reported = now
+	s.reportedSections = now
 }
 
 // render combines working sections, in the order of their names.
-func (s *Server) render(sections custom) (blocks, error) {
+func (s *Server) render(sections customConfig) (blocks, error) {
 	b := blocks{main: map[string]string{}}
 	for _, name := range slices.Sorted(maps.Keys(sections)) {
 		if err := b.parse(s.o, name, sections[name]); err != nil {
@@ -288,14 +288,14 @@ func (s *Server) render(sections custom) (blocks, error) {
 // customWatch follows the ConfigMap.
 type customWatch struct {
 	events  record.EventRecorder
-	changes chan custom // capacity 1: only the newest content
+	changes chan customConfig // capacity 1: only the newest content
 	done    chan struct{}
 }
 
 // watchCustom starts a goroutine that ends with ctx. close waits for it.
 func watchCustom(ctx context.Context, o Options) *customWatch {
 	w := &customWatch{
-		events: recorder.New(ctx, o.Client, "coracle-dns"), changes: make(chan custom, 1), done: make(chan struct{}),
+		events: recorder.New(ctx, o.Client, "coracle-dns"), changes: make(chan customConfig, 1), done: make(chan struct{}),
 	}
 	go func() {
 		defer close(w.done)
@@ -312,5 +312,5 @@ func (w *customWatch) replaceWaiting(data clustersettings.Data) {
 	case <-w.changes:
 	default:
 	}
-	w.changes <- custom(data)
+	w.changes <- customConfig(data)
 }

@@ -100,7 +100,7 @@ func TestCustomKubernetesPluginIsRefused(t *testing.T) {
 		"c.override": "coracle " + s.o.id + " other.local",
 		"d.override": "coracle-clients x 0.0.0.0/0",
 	} {
-		if err := s.checkStart(&starting{anySocket: true}, nil, custom{name: text}); err == nil || !strings.Contains(err.Error(), "cannot be used here") {
+		if err := s.checkStart(&starting{anySocket: true}, nil, customConfig{name: text}); err == nil || !strings.Contains(err.Error(), "cannot be used here") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -39,7 +39,7 @@ func TestUnresponsiveResolverIsProbedAgain(t *testing.T) {
 		testenv.Check(t, <-done)
 	}()
 	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
-	s := &Server{o: Options{id: "one"}, log: klog.Background(), looped: map[netip.AddrPort]bool{}}
+	s := &Server{o: Options{id: "one"}, log: klog.Background(), loopedResolvers: map[netip.AddrPort]bool{}}
 	back, other := loopName("one"), "something else"
 	for _, step := range []struct {
 		what   string

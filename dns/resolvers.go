@@ -72,7 +72,7 @@ func (w *resolverWatch) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case e := <-w.files.Events():
-			if due == nil && w.concerns(e.Name) {
+			if due == nil && w.isWatched(e.Name) {
 				due = time.After(settleTime)
 			}
 			continue
@@ -106,7 +106,7 @@ func (w *resolverWatch) paths() []string {
 	return paths
 }
 
-func (w *resolverWatch) concerns(name string) bool { return slices.Contains(w.paths(), name) }
+func (w *resolverWatch) isWatched(name string) bool { return slices.Contains(w.paths(), name) }
 
 // follow watches the folders of the files, since files are replaced by renaming.
 func (w *resolverWatch) follow() {

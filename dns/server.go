@@ -83,16 +83,17 @@ type Options struct {
 type Server struct {
 	o   Options
 	log klog.Logger
-	// looped are resolvers that were logged because they lead back here. Only Run uses this and the fields below.
-	looped map[netip.AddrPort]bool
-	// soon is the pause until the next check for such resolvers, when one of them did not reply; 0 if all did.
-	retryAfter time.Duration
-	files      custom // the working files of ImportDir
-	custom     custom // the working keys of the ConfigMap
-	// invalid are the files and keys that do not work by themselves, and reported those that are not in force, with the
-	// reasons.
-	invalid  map[string]error
-	reported map[string]string
+	// loopedResolvers are resolvers that were logged because they lead back here. Only Run uses this and the fields
+	// below.
+	loopedResolvers map[netip.AddrPort]bool
+	// retryAfter is the pause until the next check for such resolvers, when one of them did not reply; 0 if all did.
+	retryAfter   time.Duration
+	fileSections customConfig // the working files of ImportDir
+	custom       customConfig // the working keys of the ConfigMap
+	// invalidSections are the files and keys that do not work by themselves, and reportedSections those that are not in
+	// force, with the reasons.
+	invalidSections  map[string]error
+	reportedSections map[string]string
 }
 
 // NewServer checks the options. It does not listen yet.
@@ -120,7 +121,7 @@ func NewServer(o Options) (*Server, error) {
 	}
 	o.id = strings.ToLower(rand.Text())
 	clusters.Store(o.id, names)
-	return &Server{o: o, log: log, looped: map[netip.AddrPort]bool{}}, nil
+	return &Server{o: o, log: log, loopedResolvers: map[netip.AddrPort]bool{}}, nil
 }
 
 // loopEvery is the interval of checks whether resolvers on this machine lead back here. loopSoon is the first pause
@@ -141,8 +142,8 @@ func (s *Server) Run(ctx context.Context) error {
 	var instance *caddy.Instance
 	defer func() { stop(instance) }()
 	resolvers := watch.current()
-	use, here := split(resolvers) // those on this machine are first checked for loops
-	var inForce custom
+	use, here := splitResolvers(resolvers) // those on this machine are first checked for loops
+	var inForce customConfig
 	for {
 		var retry, poll, again <-chan time.Time
 		sections, refused, err := s.compatible(instance, use)
@@ -192,7 +193,7 @@ func (s *Server) Run(ctx context.Context) error {
 			case changed := <-watch.changes:
 				if waiting = slices.Equal(changed, resolvers); !waiting {
 					resolvers = changed
-					use, here = split(resolvers)
+					use, here = splitResolvers(resolvers)
 				}
 			}
 		}
@@ -205,27 +206,27 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 	if err != nil {
 		s.log.Error(err, "The operator's DNS configuration is left out", "dir", s.o.ImportDir)
 	}
-	s.files, s.invalid = s.accept(nil, files)
+	s.fileSections, s.invalidSections = s.selectWorking(nil, files)
 	return watchCustom(ctx, s.o)
 }
 
 // apply takes over the ConfigMap's content, and returns whether that changes anything.
-func (s *Server) apply(data custom) (changed bool) {
-	now, errs := s.accept(s.custom, data)
+func (s *Server) apply(data customConfig) (changed bool) {
+	now, errs := s.selectWorking(s.custom, data)
 	invalid := map[string]error{}
-	for name, err := range s.invalid {
+	for name, err := range s.invalidSections {
 		if filepath.IsAbs(name) { // a file, which is read at the start only
 			invalid[name] = err
 		}
 	}
 	maps.Copy(invalid, errs)
-	changed = !maps.Equal(now, s.custom) || len(invalid)+len(s.invalid) > 0
-	s.custom, s.invalid = now, invalid
+	changed = !maps.Equal(now, s.custom) || len(invalid)+len(s.invalidSections) > 0
+	s.custom, s.invalidSections = now, invalid
 	return changed
 }
 
 // start starts CoreDNS, or replaces a running one without a gap.
-func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, sections custom) (*caddy.Instance, error) {
+func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, sections customConfig) (*caddy.Instance, error) {
 	extra, err := s.render(sections)
 	if err != nil {
 		return nil, err

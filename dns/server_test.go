@@ -397,7 +397,7 @@ func TestStopRightAfterStart(t *testing.T) {
 		Informers: shared, Client: client, Settings: clustersettings.NewCache(),
 	}))(t)
 	before := goleak.IgnoreCurrent()
-	text := fmt.Sprintf(".:%d {\n bind %s\n %s\n}\n", Port, listenAddr, clients(s.o))
+	text := fmt.Sprintf(".:%d {\n bind %s\n %s\n}\n", Port, listenAddr, clientsLine(s.o))
 	for range 20 {
 		instance := testenv.Must(s.launch(nil, text))(t)
 		next := testenv.Must(s.launch(instance, text))(t)

@@ -22,8 +22,8 @@ var starts sync.Map // of string and *starting
 // after the other and closes none of them when one cannot be opened. Those would share the port with the sockets of the
 // next attempt, and some of the queries would go to sockets without a reader. So all addresses are tried before.
 type starting struct {
-	trial bool
-	held  map[string]bool // by network and address: sockets of the instance that is replaced
+	trial           bool
+	replacedSockets map[string]bool // by network and address: sockets of the instance that is replaced
 	// anySocket leaves the addresses unchecked.
 	anySocket bool
 
@@ -39,12 +39,12 @@ var (
 
 // newStarting prepares a start that replaces the running instance, which may be nil.
 func newStarting(running *caddy.Instance) *starting {
-	s := &starting{held: map[string]bool{}}
+	s := &starting{replacedSockets: map[string]bool{}}
 	if running != nil {
 		for _, server := range running.Servers() {
 			for _, at := range []net.Addr{server.Addr(), server.LocalAddr()} {
 				if at != nil {
-					s.held[at.Network()+" "+at.String()] = true
+					s.replacedSockets[at.Network()+" "+at.String()] = true
 				}
 			}
 		}
@@ -86,7 +86,7 @@ func (s *starting) canListen(protocol, host, port string) error {
 	}
 	at := net.JoinHostPort(host, port)
 	packets := protocol == transport.QUIC || protocol == transport.HTTPS3
-	if streams := !packets; streams && !s.held["tcp "+at] {
+	if streams := !packets; streams && !s.replacedSockets["tcp "+at] {
 		l, err := net.Listen("tcp", at)
 		if err != nil {
 			return err
@@ -95,7 +95,7 @@ func (s *starting) canListen(protocol, host, port string) error {
 			return err
 		}
 	}
-	if packets = packets || protocol == transport.DNS; packets && !s.held["udp "+at] {
+	if packets = packets || protocol == transport.DNS; packets && !s.replacedSockets["udp "+at] {
 		l, err := net.ListenPacket("udp", at)
 		if err != nil {
 			return err
@@ -107,7 +107,7 @@ func (s *starting) canListen(protocol, host, port string) error {
 
 // checkStart returns the error that a start with these sections would have. CoreDNS reads all of the configuration and
 // opens no socket.
-func (s *Server) checkStart(st *starting, resolvers []netip.AddrPort, sections custom) error {
+func (s *Server) checkStart(st *starting, resolvers []netip.AddrPort, sections customConfig) error {
 	extra, err := s.render(sections)
 	if err != nil {
 		return err

@@ -104,7 +104,7 @@ type Member struct {
 	failed    chan error
 	transport *transport
 	search    *searcher
-	// ended means that Run has returned: memberlist's timers may fire a moment longer.
+	// runEnded means that Run has returned: memberlist's timers may fire a moment longer.
 	runEnded atomic.Bool
 	// resting is the memberlist that wake wakes. It is nil while memberlist is made, before stopProbes is called.
 	resting atomic.Pointer[memberlist.Memberlist]

@@ -143,7 +143,8 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
 	p := &Proxy{
-		backendReason: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/",
+		backendReason: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b),
+		guard: guardPeriod, root: "/",
 		wake: timers.NewSignal(),
 	}
 	for _, c := range o.ServiceCIDRs {

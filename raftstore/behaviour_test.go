@@ -51,7 +51,7 @@ func TestLeasesExpire(t *testing.T) {
 	}
 	until(ctx, t, "expired", func() bool {
 		clock.Step(time.Second)
-		_, ok := s.lessor.remaining(int64(short.ID))
+		_, ok := s.lessor.remainingTTL(int64(short.ID))
 		return !ok
 	})
 	testenv.Equal(t, collect(ctx, t, watch, 1)[0].Type, clientv3.EventTypeDelete, "")

@@ -36,11 +36,11 @@ func (r *replica) bootstrap(conf *raft.Config, logs raft.LogStore, transport raf
 // this server has log entries or a snapshot of that cluster, only the note keeps a later start, at which Options.Join
 // may be empty, from beginning a second cluster.
 func (ms *membership) join(noted bool) error {
-	ms.joins = true
+	ms.mustJoin = true
 	if noted {
 		return nil
 	}
-	peers := slices.Clone(ms.former)
+	peers := slices.Clone(ms.formerMembers)
 	for _, address := range ms.opts.Join {
 		address = dialAddress(raft.ServerAddress(address))
 		if !slices.ContainsFunc(peers, func(p disk.Peer) bool { return p.Address == address }) {

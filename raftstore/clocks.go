@@ -44,8 +44,8 @@ type clockJudge struct {
 	judging    atomic.Bool
 }
 
-// compared is called when this server's clock was compared with another one's.
-func (j *clockJudge) compared(_ raft.ServerID, o peer.Offset) {
+// onCompared is called when this server's clock was compared with another one's.
+func (j *clockJudge) onCompared(_ raft.ServerID, o peer.Offset) {
 	select {
 	case <-j.started:
 	default:
@@ -60,7 +60,7 @@ func (j *clockJudge) compared(_ raft.ServerID, o peer.Offset) {
 func (j *clockJudge) judge() {
 	defer j.judging.Store(false)
 	for {
-		by, off := j.ask(j.ctx)
+		by, off := j.askVoters(j.ctx)
 		if j.ctx.Err() != nil {
 			return
 		}
@@ -89,8 +89,9 @@ func (j *clockJudge) setOffset(by time.Duration, off bool) {
 	}
 }
 
-// ask compares this server's clock with those of the voters. It returns how far it is ahead of those of a majority.
-func (j *clockJudge) ask(ctx context.Context) (by time.Duration, off bool) {
+// askVoters compares this server's clock with those of the voters. It returns how far it is ahead of those of a
+// majority.
+func (j *clockJudge) askVoters(ctx context.Context) (by time.Duration, off bool) {
 	ctx, cancel := context.WithTimeout(ctx, 3*j.opts.ElectionTimeout)
 	defer cancel()
 	voters := j.voters()

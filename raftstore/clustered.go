@@ -46,14 +46,14 @@ func (s *Store) openPeers() (*clustered, error) {
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
 		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
-		elections:  &elections{raftTimeouts: &raftTimeouts{peers: others}, leader: s.leader, missed: timers.NewSignal()},
+		elections:  &elections{raftTimeouts: &raftTimeouts{peers: others}, leader: s.leader, leaderMissed: timers.NewSignal()},
 		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
 		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader, quota: s.quota},
 	}
 	p.elections.flushes.Store(&election.FlushTimes{})
 	judge := &clockJudge{peers: others, leadership: s.leadership}
 	var err error
-	if p.membership.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
+	if p.membership.formerMembers, err = disk.ReadPeers(r.opts.Dir); err != nil {
 		r.log.Warn("the saved addresses of the other servers cannot be used", "err", err)
 	}
 	others.Transport, err = peer.New(peer.Options{
@@ -68,13 +68,13 @@ func (s *Store) openPeers() (*clustered, error) {
 		Timeout: 5 * r.opts.ElectionTimeout,
 
 		Answered: s.leader.noteAnswered, Unanswered: p.elections.verifyLeader,
-		Wall: r.opts.Wall, Compared: judge.compared,
+		Wall: r.opts.Wall, Compared: judge.onCompared,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
 	}
 	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
-	others.OnLeader(s.leader.heard.Send)
+	others.OnLeader(s.leader.leaderHeard.Send)
 	others.OnLeaderEnd(func(id raft.ServerID) {
 		select {
 		case <-others.started:
@@ -112,7 +112,7 @@ func (p *clustered) close() {
 // published sends the commit index to the other servers, if this one leads.
 func (p *clustered) published() {
 	p.forwarder.leader.noteApplied(p.peers.fsm.view().Applied())
-	if term, index, ok := committed(p.leadership, p.peers.replica); ok {
+	if term, index, ok := committedIndex(p.leadership, p.peers.replica); ok {
 		p.peers.Committed(term, index)
 	}
 }

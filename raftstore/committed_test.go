@@ -15,11 +15,11 @@ func TestCommittedByTheNextLeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	lead, _ := s.leadership.get()
-	if term, index, ok := committed(s.leadership, s.replica); !ok || term != lead.Term || index != s.replica.fsm.view().Applied() {
+	if term, index, ok := committedIndex(s.leadership, s.replica); !ok || term != lead.Term || index != s.replica.fsm.view().Applied() {
 		t.Fatalf("as leader: term %d, entry %d, %v", term, index, ok)
 	}
 	s.leadership.setLeadership(Leadership{Leader: true, Term: lead.Term - 1}) // not noticed yet
-	if term, index, ok := committed(s.leadership, s.replica); ok {
+	if term, index, ok := committedIndex(s.leadership, s.replica); ok {
 		t.Fatalf("of another's: term %d, entry %d", term, index)
 	}
 }

@@ -75,8 +75,8 @@ func newCompactor(w *writer) *compactor {
 	}
 }
 
-// allowed returns how many bytes of history may stay.
-func (c *compactor) allowed(stats mvcc.Stats) int64 {
+// allowedBytes returns how many bytes of history may stay.
+func (c *compactor) allowedBytes(stats mvcc.Stats) int64 {
 	quota := c.quota()
 	return min(c.bytes, max(quota-stats.LiveBytes-c.margin, int64(leastByQuota*float64(quota))))
 }
@@ -97,7 +97,7 @@ func (c *compactor) published(view *mvcc.View) {
 	if futile < c.futile.Load() {
 		c.futile.Store(futile)
 	}
-	if now <= max(c.allowed(stats), c.futile.Load()) {
+	if now <= max(c.allowedBytes(stats), c.futile.Load()) {
 		return
 	}
 	c.wake.Send()
@@ -194,32 +194,32 @@ func markOf(view *mvcc.View) (rev int64) {
 func (c *compactor) bySize(ctx context.Context) error {
 	for {
 		view := c.view()
-		before, allowed := view.Stats().HistoryBytes(), c.allowed(view.Stats())
+		before, allowed := view.Stats().HistoryBytes(), c.allowedBytes(view.Stats())
 		if before <= allowed {
 			c.futile.Store(0)
 			return nil
 		}
-		to := leaving(view, allowed/2)
+		to := compactionLeaving(view, allowed/2)
 		if to <= view.Compacted() {
 			c.futile.Store(before + c.bytes/4)
 			return nil
 		}
 		err := c.compact(ctx, to)
-		if view = c.view(); err != nil || !pruned(view, to) {
+		if view = c.view(); err != nil || !isPruned(view, to) {
 			c.futile.Store(view.Stats().HistoryBytes() + c.bytes/4)
 			return err
 		}
 	}
 }
 
-// pruned says whether a compaction to a revision has removed all versions that it can remove.
-func pruned(view *mvcc.View, to int64) bool {
+// isPruned says whether a compaction to a revision has removed all versions that it can remove.
+func isPruned(view *mvcc.View, to int64) bool {
 	history := view.History(0)
 	return len(history) == 0 || history[0].Revision() >= to
 }
 
-// leaving returns the revision to which a compaction has to go to leave no more than bytes of history.
-func leaving(view *mvcc.View, bytes int64) int64 {
+// compactionLeaving returns the revision to which a compaction has to go to leave no more than bytes of history.
+func compactionLeaving(view *mvcc.View, bytes int64) int64 {
 	history := view.History(0)
 	var kept int64
 	for i := len(history) - 1; i >= 0; i-- {

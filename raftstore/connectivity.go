@@ -41,9 +41,9 @@ type reachRequest struct {
 	Majority bool `json:",omitempty"`
 }
 
-// reached asks all other members for their terms. It returns those that answered in time, and this server. A server
-// whose disk is stalled does not answer. If enough is not nil, reached returns as soon as enough returns true.
-func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) []raft.ServerID {
+// reachedMembers asks all other members for their terms. It returns those that answered in time, and this server. A
+// server whose disk is stalled does not answer. If enough is not nil, it returns as soon as enough returns true.
+func (p *peers) reachedMembers(ctx context.Context, enough func([]raft.ServerID) bool) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
 	others := p.withoutSelf(p.raft.GetConfiguration().Configuration().Servers)
@@ -67,7 +67,7 @@ func (e *elections) serveReach(ctx context.Context, q reachRequest) (reachReply,
 	if voters := e.voters(); q.Majority {
 		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }
 	}
-	return reachReply{Reached: e.reached(ctx, enough), Unfit: unfit}, nil
+	return reachReply{Reached: e.reachedMembers(ctx, enough), Unfit: unfit}, nil
 }
 
 // majorityReached says whether a majority of the voters is among those reached.
@@ -89,7 +89,7 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	}
 	c.nextSearch = time.Now().Add(connectivityPause)
-	own := s.reached(ctx, nil)
+	own := s.reachedMembers(ctx, nil)
 	best, most := s.mostConnected(ctx, servers, own)
 	if len(most) <= len(own) {
 		return
@@ -98,7 +98,7 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	if !timers.Sleep(ctx, peer.ReconnectsWithin) {
 		return
 	}
-	if len(s.reached(ctx, nil)) >= len(most) {
+	if len(s.reachedMembers(ctx, nil)) >= len(most) {
 		return
 	}
 	c.searchPause = min(max(2*c.searchPause, connectivityPause), maxConnectivityPause)
@@ -133,7 +133,7 @@ func (s *steward) reachingMajority(ctx context.Context, of []raft.Server, found 
 // askReach asks the servers in of which members they reach. It calls found for each that answers and reaches a majority
 // of all voters, for one after the other.
 func (s *steward) askReach(ctx context.Context, of []raft.Server, q reachRequest, found func(raft.Server, reachReply)) {
-	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice the timeout of reached, which each of them calls
+	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice the timeout of reachedMembers, which each of them calls
 	defer cancel()
 	voters := s.voters()
 	var mu sync.Mutex
@@ -161,20 +161,20 @@ type reportedLeader struct {
 func (ms *membership) checkCutOff(ctx context.Context, informed infoReply) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
-	before := ms.leader.reported.Load()
+	before := ms.leader.reportedLeader.Load()
 	if before == nil || before.removed || leader < 0 {
-		ms.leader.reported.Store(&reportedLeader{})
+		ms.leader.reportedLeader.Store(&reportedLeader{})
 		return
 	}
 	address := string(informed.Members[i].Address)
 	answer, err := callAt[reachReply](ctx, ms.Call, address, callReach, reachRequest{})
 	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || ms.leader.hasLeader() {
-		ms.leader.reported.Store(nil)
+		ms.leader.reportedLeader.Store(nil)
 		return
 	}
-	ms.leader.reported.Store(&reportedLeader{address: dialAddress(raft.ServerAddress(address))})
+	ms.leader.reportedLeader.Store(&reportedLeader{address: dialAddress(raft.ServerAddress(address))})
 	if ms.leader.hasLeader() { // a leader has been heard in the meantime
-		ms.leader.reported.Store(nil)
+		ms.leader.reportedLeader.Store(nil)
 		return
 	}
 	if before.address == "" {

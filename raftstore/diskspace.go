@@ -22,11 +22,11 @@ const diskSpaceTick = 5 * time.Second
 
 // diskSpace is what a leader knows of the disk space and the quotas of the voters.
 type diskSpace struct {
-	asked      time.Time
-	newest     uint64 // index of the log's last entry when they were asked
-	fullVoters int    // number of voters that reported a full disk then
-	quotas     map[raft.ServerID]*voterQuota
-	sent       int64 // the cluster's quota in bytes that was last sent to them
+	askedAt     time.Time
+	newestIndex uint64 // index of the log's last entry when they were asked
+	fullVoters  int    // number of voters that reported a full disk then
+	quotas      map[raft.ServerID]*voterQuota
+	sentQuota   int64 // the cluster's quota in bytes that was last sent to them
 }
 
 // checkDiskSpace asks the voters for their disk space and quotas. While writes are refused for lack of either, it does
@@ -34,11 +34,11 @@ type diskSpace struct {
 // nothing was written since the last time, or if no disk was full then and diskSpaceTick has not passed.
 func (s *steward) checkDiskSpace(ctx context.Context, r *diskSpace) {
 	newest, was, quota := s.raft.LastIndex(), s.quota.majorityFull.Load(), s.quota.cluster.Load()
-	if !was && !s.quota.refusesWrites() && quota == r.sent &&
-		(newest == r.newest || r.fullVoters == 0 && time.Since(r.asked) < diskSpaceTick) {
+	if !was && !s.quota.refusesWrites() && quota == r.sentQuota &&
+		(newest == r.newestIndex || r.fullVoters == 0 && time.Since(r.askedAt) < diskSpaceTick) {
 		return
 	}
-	r.asked, r.newest, r.sent = time.Now(), newest, quota
+	r.askedAt, r.newestIndex, r.sentQuota = time.Now(), newest, quota
 	servers := s.voters()
 	full, withSpace, quotas := s.diskSpaceOf(ctx, servers)
 	if ctx.Err() != nil {

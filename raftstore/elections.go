@@ -20,13 +20,13 @@ import (
 type elections struct {
 	*raftTimeouts
 	leader        *leaderBoard
-	exited        atomic.Pointer[exitedLeader] // the last leader whose process was found to have exited
+	exitedLeader  atomic.Pointer[exitedLeader] // the last leader whose process was found to have exited
 	lastCandidacy atomic.Pointer[candidacy]    // the last candidacy of this server
 	polling       atomic.Bool                  // the value of election.Report.Polling
 	verifying     atomic.Bool                  // a goroutine calls the leader, since a call got no answer
 	// recalling says that a goroutine calls a server that gave no answer when it led.
-	recalling atomic.Bool
-	missed    timers.Signal // sent when another voter misses the leader, or the leader has exited or gives no answer
+	recalling    atomic.Bool
+	leaderMissed timers.Signal // sent when another voter misses the leader, or the leader has exited or gives no answer
 }
 
 // wakeDelayLimit is how late this voter may wake up and still trust the time of the leader's last message.
@@ -59,14 +59,14 @@ func (e *elections) leaderGone(id raft.ServerID) {
 	if leader != id {
 		return
 	}
-	e.exited.Store(&exitedLeader{leader: id, term: term, exitedAt: time.Now()})
+	e.exitedLeader.Store(&exitedLeader{leader: id, term: term, exitedAt: time.Now()})
 	e.checkLeaderNow()
 }
 
 // leaderExited says whether the leader's process has exited. A message that the process sent before may still arrive up
 // to election.CandidacyDelay later.
 func (e *elections) leaderExited() bool {
-	found := e.exited.Load()
+	found := e.exitedLeader.Load()
 	if found == nil {
 		return false
 	}
@@ -123,13 +123,13 @@ func (e *elections) serveElectionState(ctx context.Context, q electionStateReque
 	if q.Reach {
 		ctx, cancel := context.WithTimeout(ctx, e.opts.ElectionTimeout)
 		defer cancel()
-		out.Reached = e.reached(ctx, nil)
+		out.Reached = e.reachedMembers(ctx, nil)
 	}
 	return out, nil
 }
 
 // checkLeaderNow makes monitorLeader check at once.
-func (e *elections) checkLeaderNow() { e.missed.Send() }
+func (e *elections) checkLeaderNow() { e.leaderMissed.Send() }
 
 // pollVoters asks the other voters, except one, for their reports. It returns those that arrive in time. With only, it
 // asks only the voters that gave these reports before.
@@ -176,7 +176,7 @@ func (e *elections) monitorLeader(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-e.missed:
+		case <-e.leaderMissed:
 		case <-timer.C:
 		}
 		wait, memory = e.checkLeader(ctx, memory, &progress, time.Since(due) > wakeDelayLimit)
@@ -297,10 +297,10 @@ const acceptTimeout = 5 * time.Millisecond
 // candidacy is a candidacy of this server. It was begun by the server, by its raft, or by a leader that transferred the
 // leadership.
 type candidacy struct {
-	startedAt time.Time
-	term      uint64        // raft's term before
-	measured  time.Duration // the newest measurement of measureVotes; only monitorLeader's goroutine uses it
-	voteFlush atomic.Int64  // election.Report.VoteFlush
+	startedAt    time.Time
+	term         uint64        // raft's term before
+	voteDuration time.Duration // the newest measurement of measureVotes; only monitorLeader's goroutine uses it
+	voteFlush    atomic.Int64  // election.Report.VoteFlush
 }
 
 // startElection makes this server a candidate. It returns false if raft was busy with something else.
@@ -370,8 +370,8 @@ func (e *elections) measureVotes(ctx context.Context) {
 	case now < election.StalledAfter:
 		return
 	}
-	last.voteFlush.Store(int64(min(now, last.measured)))
-	last.measured = now
+	last.voteFlush.Store(int64(min(now, last.voteDuration)))
+	last.voteDuration = now
 }
 
 // voters returns the servers that have a vote.

@@ -43,7 +43,7 @@ func (f *forwarder) write(ctx context.Context, c mvcc.Command) (any, error) {
 			}
 			continue
 		}
-		res, attempts, err := f.deliver(ctx, c)
+		res, attempts, err := f.deliverCommand(ctx, c)
 		done()
 		if err != nil || !errors.Is(res.Err, mvcc.ErrSession) && !errors.Is(res.Err, mvcc.ErrStale) {
 			return f.writer.outcome(ctx, res, err)
@@ -69,7 +69,7 @@ func (f *forwarder) openSession(ctx context.Context) error {
 	if f.session.isOpen() {
 		return nil
 	}
-	res, _, err := f.deliver(ctx, mvcc.Command{Request: wrapperspb.String(f.name)})
+	res, _, err := f.deliverCommand(ctx, mvcc.Command{Request: wrapperspb.String(f.name)})
 	if err = errors.Join(err, res.Err); err != nil {
 		return err
 	}
@@ -77,9 +77,9 @@ func (f *forwarder) openSession(ctx context.Context) error {
 	return nil
 }
 
-// deliver sends a command to the leader until a leader answers, which may be a later leader. attempts is how many times
-// a leader may have received it.
-func (f *forwarder) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
+// deliverCommand sends a command to the leader until a leader answers, which may be a later leader. attempts is how
+// many times a leader may have received it.
+func (f *forwarder) deliverCommand(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
 	for {
 		lead, moved, err := f.leader.await(ctx)
 		if attempts > 0 && errors.Is(err, rpctypes.ErrGRPCNoLeader) {

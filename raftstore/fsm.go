@@ -50,8 +50,8 @@ func (f *fsm) publish() {
 // view returns the newest applied state.
 func (f *fsm) view() *mvcc.View { return f.published.Load() }
 
-// wait returns the first view that holds the entry with this index. The entry must be one of commands.
-func (f *fsm) wait(ctx context.Context, index uint64) (*mvcc.View, error) {
+// waitApplied returns the first view that holds the entry with this index. The entry must be one of commands.
+func (f *fsm) waitApplied(ctx context.Context, index uint64) (*mvcc.View, error) {
 	for {
 		if view := f.view(); view.Applied() >= index { // without a channel, which is seldom necessary
 			return view, nil

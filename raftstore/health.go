@@ -26,18 +26,18 @@ func (h Health) Stalled() time.Duration { return h.dir.Stalled() }
 // Removed says whether the others have a leader and do not count this server as a member, as far as they could be
 // asked. A removed server no longer serves clients.
 func (h Health) Removed() bool {
-	w := h.leader.reported.Load()
+	w := h.leader.reportedLeader.Load()
 	return !h.leader.hasLeader() && w != nil && w.removed
 }
 
 // MembershipConfirmed says whether another server has confirmed since this start that this server is a member, and none
 // has denied it since. A server confirms it by leading this one, or when it is asked.
-func (h Health) MembershipConfirmed() bool { return h.leader.counted.Load() }
+func (h Health) MembershipConfirmed() bool { return h.leader.membershipConfirmed.Load() }
 
 // CutOff says whether the others count this server and have a leader that this server does not hear, or cannot call.
 // OtherLeader is then a server that reaches that leader.
 func (h Health) CutOff() bool {
-	w := h.leader.reported.Load()
+	w := h.leader.reportedLeader.Load()
 	return !h.leader.hasLeader() && w != nil && !w.removed && w.address != ""
 }
 
@@ -46,7 +46,7 @@ func (h Health) CutOff() bool {
 // It returns "" if there is none. This server may not know the leader as a member: while its disk is stalled it learns
 // of no new members.
 func (h Health) OtherLeader() string {
-	if w := h.leader.reported.Load(); w != nil && !h.leader.hasLeader() {
+	if w := h.leader.reportedLeader.Load(); w != nil && !h.leader.hasLeader() {
 		return w.address
 	}
 	lead, _ := h.leader.get()

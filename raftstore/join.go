@@ -36,17 +36,17 @@ type joinCall struct {
 // server leads, it admits others.
 type membership struct {
 	*peers
-	leadership *leadership
-	leader     *leaderBoard
-	quota      *quota
-	former     []disk.Peer // other members, as noted before this start
-	asking     sync.Mutex  // held while a goroutine asks whether this server was removed
-	joins      bool        // this server's directory was never part of a cluster, and may not begin one
-	joined     atomic.Bool // this server became a member since this start
+	leadership    *leadership
+	leader        *leaderBoard
+	quota         *quota
+	formerMembers []disk.Peer // other members, as noted before this start
+	asking        sync.Mutex  // held while a goroutine asks whether this server was removed
+	mustJoin      bool        // this server's directory was never part of a cluster, and may not begin one
+	hasJoined     atomic.Bool // this server became a member since this start
 }
 
 // hadPeers says whether there were other servers at an earlier start.
-func (ms *membership) hadPeers() bool { return len(ms.former) > 0 }
+func (ms *membership) hadPeers() bool { return len(ms.formerMembers) > 0 }
 
 // sameServer says whether a member is the server that has this id and is at this address. The member's address may
 // differ if it does not answer there, and was met at the other one.
@@ -140,8 +140,8 @@ func (ms *membership) announce(ctx context.Context) {
 	for failures := 0; ; failures++ {
 		err := ms.announceOnce(ctx, failures)
 		ms.leader.joinRefused.Store(refusalOf(err))
-		if err == nil && ms.joins {
-			ms.joined.Store(true)
+		if err == nil && ms.mustJoin {
+			ms.hasJoined.Store(true)
 			if err := ms.dir.Joined(); err != nil { // if this fails, the next start asks again
 				ms.log.Warn("this server has joined the store's cluster, but could not record that", "err", err)
 			}
@@ -181,7 +181,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
 		// A new server's membership may not be committed, and the next leader may undo it. Then no server would speak
 		// to it any more.
-		if server.ID == ms.id && server.Address == ms.address && !ms.joins {
+		if server.ID == ms.id && server.Address == ms.address && !ms.mustJoin {
 			return nil
 		}
 	}
@@ -210,7 +210,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 			return err
 		}
 	}
-	if !ms.joins {
+	if !ms.mustJoin {
 		info, err := callAt[infoReply](ctx, ms.Call, leader, callInfo, emptyReply{})
 		if err != nil {
 			return err
@@ -272,7 +272,7 @@ func (ms *membership) knownAddresses() []string {
 	for _, a := range ms.opts.Join {
 		add(a)
 	}
-	for _, former := range ms.former {
+	for _, former := range ms.formerMembers {
 		add(former.Address)
 	}
 	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
@@ -316,7 +316,7 @@ func (ms *membership) savePeers() {
 // reportRemoval notes and logs it if the others have a leader and do not count this server as a member. This server
 // learns of it in no other way: no server speaks to a removed one.
 func (ms *membership) reportRemoval(ctx context.Context) {
-	if ms.joins && !ms.joined.Load() || isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
+	if ms.mustJoin && !ms.hasJoined.Load() || isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
 		return // it was never a member, or no other server can remove it
 	}
 	if !ms.asking.TryLock() {
@@ -325,16 +325,16 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 	defer ms.asking.Unlock()
 	own, since := ms.dir.Log.Members()
 	best, ok := ms.bestInformed(ms.fetchInfo(ctx, ms.knownAddresses()))
-	switch before := ms.leader.reported.Load(); {
+	switch before := ms.leader.reportedLeader.Load(); {
 	case ms.leader.hasLeader():
 		return
 	case !ok && before != nil && !before.removed:
-		ms.leader.reported.Store(nil)
+		ms.leader.reportedLeader.Store(nil)
 		return
 	case !ok:
 		return
 	case hasMember(best.Members, ms.id):
-		ms.leader.counted.Store(true)
+		ms.leader.membershipConfirmed.Store(true)
 		ms.checkCutOff(ctx, best)
 		return
 	case len(own.Servers) == 0:
@@ -343,11 +343,11 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		func(m raft.Server) bool { return m.ID != ms.id && hasMember(best.Members, m.ID) }):
 		return // the answer is from before this server was added: the other server's disk is stalled
 	}
-	ms.leader.counted.Store(false)
-	before := ms.leader.reported.Swap(&reportedLeader{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
+	ms.leader.membershipConfirmed.Store(false)
+	before := ms.leader.reportedLeader.Swap(&reportedLeader{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
 	if ms.leader.hasLeader() { // a leader has been heard in the meantime
-		ms.leader.reported.Store(nil)
-		ms.leader.counted.Store(true)
+		ms.leader.reportedLeader.Store(nil)
+		ms.leader.membershipConfirmed.Store(true)
 		return
 	}
 	if before == nil || !before.removed {

@@ -39,27 +39,27 @@ type leaderBoard struct {
 	current leader
 	changes uint64
 	changed chan struct{} // closed and replaced at each change
-	// present ends when there has been no leader for leaderlessAfter. The next leader replaces it by a new one.
-	present    context.Context
-	endPresent context.CancelFunc
-	// missing is since when this server has had no leader that it can use. It is zero while there is one.
+	// leaderContext ends when there has been no leader for leaderlessAfter. The next leader replaces it by a new one.
+	leaderContext context.Context
+	endPresent    context.CancelFunc
+	// leaderlessSince is since when this server has had no leader that it can use. It is zero while there is one.
 	leaderlessSince   time.Time
 	leaderlessChanged chan struct{} // closed and replaced when leaderlessSince is set or cleared
 	// unanswered has the addresses of other servers that were the leader when a call to them got no answer, until one
 	// gets an answer.
 	unanswered    map[raft.ServerAddress]uint64 // with the newest term of these
 	anyUnanswered atomic.Bool                   // unanswered is not empty
-	// behind is the index of a committed entry for which a request has waited for too long, until this server has
+	// awaitedIndex is the index of a committed entry for which a request has waited for too long, until this server has
 	// applied it. It is 0 if there is none.
-	behind atomic.Uint64
+	awaitedIndex atomic.Uint64
 
-	refreshing sync.Mutex    // held while refresh finds out who leads
-	heard      timers.Signal // sent when the transport heard another leader
+	refreshing  sync.Mutex    // held while refresh finds out who leads
+	leaderHeard timers.Signal // sent when the transport heard another leader
 
-	// without is the last report of other servers that have a leader while this one has none that it can use. It is nil
-	// if they reported no leader, or if this server has one.
-	reported atomic.Pointer[reportedLeader]
-	counted  atomic.Bool // see Health.MembershipConfirmed
+	// reportedLeader is the last report of other servers that have a leader while this one has none that it can use. It
+	// is nil if they reported no leader, or if this server has one.
+	reportedLeader      atomic.Pointer[reportedLeader]
+	membershipConfirmed atomic.Bool // see Health.MembershipConfirmed
 	// joinRefused is why the leader did not admit this server when it asked last, nil if it did or was not asked.
 	joinRefused atomic.Pointer[string]
 
@@ -75,11 +75,11 @@ const askedAgainAfter = 10 * time.Second
 
 func newLeaderBoard(closing context.Context) *leaderBoard {
 	b := &leaderBoard{
-		closing: closing, changed: make(chan struct{}), heard: timers.NewSignal(),
+		closing: closing, changed: make(chan struct{}), leaderHeard: timers.NewSignal(),
 		leaderlessSince: time.Now(), leaderlessChanged: make(chan struct{}),
 		unanswered: map[raft.ServerAddress]uint64{},
 	}
-	b.present, b.endPresent = context.WithCancel(context.Background())
+	b.leaderContext, b.endPresent = context.WithCancel(context.Background())
 	return b
 }
 
@@ -96,7 +96,7 @@ func (b *leaderBoard) endStreams() {
 func (b *leaderBoard) presence() (known bool, present context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.current.exists(), b.present
+	return b.current.exists(), b.leaderContext
 }
 
 func (b *leaderBoard) setLeader(now leader) {
@@ -109,8 +109,8 @@ func (b *leaderBoard) setLeader(now leader) {
 		b.changes++
 	}
 	b.current = now
-	if now.exists() && b.present.Err() != nil {
-		b.present, b.endPresent = context.WithCancel(context.Background())
+	if now.exists() && b.leaderContext.Err() != nil {
+		b.leaderContext, b.endPresent = context.WithCancel(context.Background())
 	}
 	close(b.changed)
 	b.changed = make(chan struct{})
@@ -134,7 +134,7 @@ func (b *leaderBoard) noteUsable() {
 // usable says whether there is a leader that answers this server's calls, and whose entries arrive. b.mu is held.
 func (b *leaderBoard) usable() bool {
 	term, ok := b.unanswered[b.current.Address]
-	return b.current.Self || b.current.exists() && !(ok && term == b.current.Term) && b.behind.Load() == 0
+	return b.current.Self || b.current.exists() && !(ok && term == b.current.Term) && b.awaitedIndex.Load() == 0
 }
 
 // behindAfter is how long a request may wait until this server has applied a committed entry. After that the server
@@ -144,7 +144,7 @@ const behindAfter = 3 * time.Second
 // awaitApplied returns the first view that holds a committed command.
 func (b *leaderBoard) awaitApplied(ctx context.Context, f *fsm, index uint64) (*mvcc.View, error) {
 	began := time.Now()
-	view, err := f.wait(ctx, index)
+	view, err := f.waitApplied(ctx, index)
 	if err != nil && time.Since(began) >= behindAfter {
 		b.noteBehind(index)
 		b.noteApplied(f.view().Applied())
@@ -155,21 +155,21 @@ func (b *leaderBoard) awaitApplied(ctx context.Context, f *fsm, index uint64) (*
 func (b *leaderBoard) noteBehind(index uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.behind.Store(index)
+	b.awaitedIndex.Store(index)
 	b.noteUsable()
-	b.heard.Send()
+	b.leaderHeard.Send()
 }
 
 // noteApplied notes how far this server has applied the log.
 func (b *leaderBoard) noteApplied(index uint64) {
-	if behind := b.behind.Load(); behind == 0 || index < behind {
+	if behind := b.awaitedIndex.Load(); behind == 0 || index < behind {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.behind.Store(0)
+	b.awaitedIndex.Store(0)
 	b.noteUsable()
-	b.heard.Send()
+	b.leaderHeard.Send()
 }
 
 // noteUnanswered notes that the server at an address gives no answer to calls, as the leader of a term.
@@ -179,7 +179,7 @@ func (b *leaderBoard) noteUnanswered(address raft.ServerAddress, term uint64) {
 	b.unanswered[address] = term
 	b.anyUnanswered.Store(true)
 	b.noteUsable()
-	b.heard.Send()
+	b.leaderHeard.Send()
 }
 
 // noteAnswered notes that the server at an address has answered a call.
@@ -195,7 +195,7 @@ func (b *leaderBoard) noteAnswered(address string) {
 	delete(b.unanswered, raft.ServerAddress(address))
 	b.anyUnanswered.Store(len(b.unanswered) > 0)
 	b.noteUsable()
-	b.heard.Send()
+	b.leaderHeard.Send()
 }
 
 // retainUnanswered drops the notes about servers that are members no longer.
@@ -293,7 +293,7 @@ func (w *leaderWatch) refresh() {
 	if id, address, term := w.replication.LeaderSeen(); term > now.Term {
 		now = leader{ID: id, Address: address, Term: term}
 		if lead.Leader {
-			w.leadership.deposed(lead.Term)
+			w.leadership.endTerm(lead.Term)
 		}
 	}
 	w.leader.setLeader(now)
@@ -322,8 +322,8 @@ func (w *leaderWatch) run(ctx context.Context) {
 			leaderless.Reset(leaderlessAfter)
 		}
 		if had = has; had {
-			w.leader.reported.Store(nil)
-			w.leader.counted.Store(true)
+			w.leader.reportedLeader.Store(nil)
+			w.leader.membershipConfirmed.Store(true)
 		}
 		select {
 		case <-ctx.Done():
@@ -337,7 +337,7 @@ func (w *leaderWatch) run(ctx context.Context) {
 		case <-news:
 		case <-changed:
 			_, changed = w.leadership.get()
-		case <-w.leader.heard:
+		case <-w.leader.leaderHeard:
 		}
 	}
 }

@@ -23,19 +23,19 @@ type leadership struct {
 	closed  bool
 	changed chan struct{} // closed and replaced at each change
 	subs    []chan Leadership
-	// withheld says that subs receive no leadership.
-	withheld bool
+	// isWithheld says that subs receive no leadership.
+	isWithheld bool
 
 	// notices are raft's: leadership won or lost. Raft blocks when it is full, which is rare, since its reader is
 	// seldom behind.
 	notices chan bool
-	// overtaken receives a term of this server's leadership that is over, although raft has not noticed yet. Its
+	// endedTerms receives a term of this server's leadership that is over, although raft has not noticed yet. Its
 	// capacity is 1.
-	overtaken chan uint64
+	endedTerms chan uint64
 }
 
 func newLeadership() *leadership {
-	return &leadership{changed: make(chan struct{}), notices: make(chan bool, 16), overtaken: make(chan uint64, 1)}
+	return &leadership{changed: make(chan struct{}), notices: make(chan bool, 16), endedTerms: make(chan uint64, 1)}
 }
 
 func (l *leadership) setLeadership(now Leadership) {
@@ -56,10 +56,10 @@ func (l *leadership) setLeadership(now Leadership) {
 func (l *leadership) withhold(yes bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.withheld == yes {
+	if l.closed || l.isWithheld == yes {
 		return
 	}
-	l.withheld = yes
+	l.isWithheld = yes
 	for _, sub := range l.subs {
 		offerLatest(sub, l.shown())
 	}
@@ -67,7 +67,7 @@ func (l *leadership) withhold(yes bool) {
 
 // shown returns what subscribers receive. l.mu is held.
 func (l *leadership) shown() Leadership {
-	if l.withheld {
+	if l.isWithheld {
 		return Leadership{Term: l.current.Term}
 	}
 	return l.current
@@ -116,10 +116,10 @@ func (l *leadership) close() {
 	}
 }
 
-// deposed ends this server's leadership of a term although raft has not noticed yet that it is over.
-func (l *leadership) deposed(term uint64) {
+// endTerm ends this server's leadership of a term although raft has not noticed yet that it is over.
+func (l *leadership) endTerm(term uint64) {
 	select {
-	case l.overtaken <- term:
+	case l.endedTerms <- term:
 	default: // another term waits already
 	}
 }
@@ -152,11 +152,11 @@ func (d *duties) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case leads = <-d.leadership.notices:
-			leads, _ = newest(d.leadership.notices, leads)
+			leads, _ = newestNotice(d.leadership.notices, leads)
 			if lead, _ := d.leadership.get(); leads && lead.Leader && lead.Term == d.raft.CurrentTerm() {
 				continue // its duties run already
 			}
-		case term := <-d.leadership.overtaken:
+		case term := <-d.leadership.endedTerms:
 			if lead, _ := d.leadership.get(); !lead.Leader || lead.Term != term {
 				continue
 			}
@@ -185,7 +185,7 @@ func (d *duties) awaitBarrier() (term uint64, ok bool) {
 			d.log.Warn("lost the leadership before this server could serve as leader", "term", term, "err", err)
 		}
 		// Raft sent its notices of earlier terms before it accepted the barrier.
-		leads, more := newest(d.leadership.notices, true)
+		leads, more := newestNotice(d.leadership.notices, true)
 		switch {
 		case leads && err == nil && d.raft.CurrentTerm() == term:
 			return term, true
@@ -195,8 +195,8 @@ func (d *duties) awaitBarrier() (term uint64, ok bool) {
 	}
 }
 
-// newest returns the newest of the waiting notices, or before if none waits. more says whether any waited.
-func newest(notices <-chan bool, before bool) (leads, more bool) {
+// newestNotice returns the newest of the waiting notices, or before if none waits. more says whether any waited.
+func newestNotice(notices <-chan bool, before bool) (leads, more bool) {
 	for leads = before; ; more = true {
 		select {
 		case leads = <-notices:
@@ -222,11 +222,11 @@ func (d *duties) start(ctx context.Context, term uint64) (stop func()) {
 	}
 }
 
-// committed returns the index up to which this server, as leader of a term, knows the log to be committed. It reads the
-// view before raft's term. Raft saves a later leader's term before it accepts an entry from that leader. So if the term
-// is still the same, the view has no entry of a later leader. Such an entry is not in this leader's log, and followers
-// of this term must not learn of its index.
-func committed(l *leadership, r *replica) (term, index uint64, ok bool) {
+// committedIndex returns the index up to which this server, as leader of a term, knows the log to be committed. It
+// reads the view before raft's term. Raft saves a later leader's term before it accepts an entry from that leader. So
+// if the term is still the same, the view has no entry of a later leader. Such an entry is not in this leader's log,
+// and followers of this term must not learn of its index.
+func committedIndex(l *leadership, r *replica) (term, index uint64, ok bool) {
 	lead, _ := l.get()
 	if !lead.Leader {
 		return 0, 0, false

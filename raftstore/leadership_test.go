@@ -26,7 +26,7 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 		t.Fatal("the first server does not lead")
 	}
 	// The reader looks at its term, and passes over one that is not its own.
-	come := func() { s.leadership.overtaken <- 0 }
+	come := func() { s.leadership.endedTerms <- 0 }
 	taken := func(waiting func() int) {
 		for waiting() > 0 {
 			if ctx.Err() != nil {
@@ -37,14 +37,14 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 	}
 	s.leadership.mu.Lock() // so it is late
 	come()
-	taken(func() int { return len(s.leadership.overtaken) })
+	taken(func() int { return len(s.leadership.endedTerms) })
 	for _, leads := range []bool{true, false, true} {
 		s.leadership.notices <- leads
 	}
 	s.leadership.mu.Unlock()
 	taken(func() int { return len(s.leadership.notices) })
 	come()
-	taken(func() int { return len(s.leadership.overtaken) }) // the reader is done with the others
+	taken(func() int { return len(s.leadership.endedTerms) }) // the reader is done with the others
 	select {
 	case <-changed:
 		now, _ := s.leadership.get()

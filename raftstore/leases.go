@@ -51,7 +51,7 @@ func (l *leases) leaseHere(ctx context.Context, r leaseCall) (etcdapi.Lease, err
 		return etcdapi.Lease{}, err
 	}
 	keys, ttl, ok := view.Lease(r.ID)
-	left, known := l.lessor.remaining(r.ID)
+	left, known := l.lessor.remainingTTL(r.ID)
 	if !ok {
 		return etcdapi.Lease{}, nil
 	}
@@ -80,7 +80,7 @@ func (l *leases) leasesHere(ctx context.Context, _ emptyReply) ([]int64, error) 
 	ids := make([]int64, len(leases))
 	for i, lease := range leases {
 		ids[i] = lease.ID
-		left[lease.ID], _ = l.lessor.remaining(lease.ID)
+		left[lease.ID], _ = l.lessor.remainingTTL(lease.ID)
 	}
 	slices.SortFunc(ids, func(a, b int64) int { return cmp.Compare(left[a], left[b]) })
 	return ids, nil

@@ -41,13 +41,13 @@ type lessor struct {
 	clock  clock.WithTicker
 	revoke func(ctx context.Context, id int64) error
 
-	mu      sync.Mutex
-	leading bool
-	demoted chan struct{} // closed when the present term ends
-	leases  map[int64]*expiry
-	order   expiries      // the leases that are not being revoked
-	doomed  []*expiry     // the leases that are being revoked
-	wake    timers.Signal // sent when a lease expires earlier than all others
+	mu         sync.Mutex
+	leading    bool
+	termEnded  chan struct{} // closed when the present term ends
+	leases     map[int64]*expiry
+	expiryHeap expiries      // the leases that are not being revoked
+	revoking   []*expiry     // the leases that are being revoked
+	wake       timers.Signal // sent when a lease expires earlier than all others
 }
 
 // expiry is a lease with the time at which it expires.
@@ -66,7 +66,7 @@ func newLessor(c clock.WithTicker, revoke func(context.Context, int64) error) *l
 // promote begins a term of leadership with the existing leases.
 func (l *lessor) promote(leases func() []mvcc.Lease) {
 	l.mu.Lock()
-	l.leading, l.demoted = true, make(chan struct{}) // leases that are granted from now on are added
+	l.leading, l.termEnded = true, make(chan struct{}) // leases that are granted from now on are added
 	l.mu.Unlock()
 	for _, lease := range leases() {
 		l.add(lease.ID, lease.TTL)
@@ -78,11 +78,11 @@ func (l *lessor) demote() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.leading {
-		close(l.demoted)
+		close(l.termEnded)
 	}
 	l.leading = false
 	clear(l.leases)
-	l.order, l.doomed = nil, nil
+	l.expiryHeap, l.revoking = nil, nil
 }
 
 // observe is called with every command that was run, from whichever server, in the order of the log. Nothing else may
@@ -110,7 +110,7 @@ func (l *lessor) add(id, ttl int64) {
 	}
 	e := &expiry{id: id, ttl: ttl, expiresAt: l.fromNow(ttl), revoked: make(chan struct{})}
 	l.leases[id] = e
-	heap.Push(&l.order, e)
+	heap.Push(&l.expiryHeap, e)
 	if e.index > 0 {
 		return
 	}
@@ -129,7 +129,7 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 		l.mu.Unlock()
 		return 0, errNotLeader
 	}
-	e, demoted := l.leases[id], l.demoted
+	e, demoted := l.leases[id], l.termEnded
 	if e == nil {
 		l.mu.Unlock()
 		return 0, nil
@@ -137,7 +137,7 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 	if e.index >= 0 {
 		defer l.mu.Unlock()
 		e.expiresAt = l.fromNow(e.ttl)
-		heap.Fix(&l.order, e.index) // the lease expires later now: run wakes once without need
+		heap.Fix(&l.expiryHeap, e.index) // the lease expires later now: run wakes once without need
 		return e.ttl, nil
 	}
 	l.mu.Unlock()
@@ -161,13 +161,13 @@ func (l *lessor) removeLease(id int64) {
 	}
 	delete(l.leases, id)
 	if e.index >= 0 {
-		heap.Remove(&l.order, e.index)
+		heap.Remove(&l.expiryHeap, e.index)
 	}
 	close(e.revoked)
 }
 
-// remaining returns the time until a lease expires, and false if the lease is not known.
-func (l *lessor) remaining(id int64) (time.Duration, bool) {
+// remainingTTL returns the time until a lease expires, and false if the lease is not known.
+func (l *lessor) remainingTTL(id int64) (time.Duration, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.leases[id]
@@ -217,16 +217,16 @@ func (l *lessor) revokeAll(ctx context.Context, leases []*expiry) bool {
 func (l *lessor) expiredLeases() (expired []*expiry, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.doomed = slices.DeleteFunc(l.doomed, func(e *expiry) bool { return l.leases[e.id] != e })
+	l.revoking = slices.DeleteFunc(l.revoking, func(e *expiry) bool { return l.leases[e.id] != e })
 	now := l.clock.Now()
-	for len(l.doomed) < revokesInFlight && len(l.order) > 0 && !l.order[0].expiresAt.After(now) {
-		l.doomed = append(l.doomed, heap.Pop(&l.order).(*expiry))
+	for len(l.revoking) < revokesInFlight && len(l.expiryHeap) > 0 && !l.expiryHeap[0].expiresAt.After(now) {
+		l.revoking = append(l.revoking, heap.Pop(&l.expiryHeap).(*expiry))
 	}
 	wait = noExpiry
-	if len(l.order) > 0 {
-		wait = max(0, l.order[0].expiresAt.Sub(now)) + expiryGrain
+	if len(l.expiryHeap) > 0 {
+		wait = max(0, l.expiryHeap[0].expiresAt.Sub(now)) + expiryGrain
 	}
-	return slices.Clone(l.doomed), wait
+	return slices.Clone(l.revoking), wait
 }
 
 // expiries is a heap of leases, the earliest first.

@@ -57,7 +57,7 @@ func TestKeepAliveWaitsForRevocation(t *testing.T) {
 		if took := time.Since(start); took != 10*time.Second+expiryGrain+300*time.Millisecond {
 			t.Errorf("it was answered after %v, before the lease was gone", took)
 		}
-		if left, ok := l.remaining(1); !ok || left != 10*time.Second-expiryGrain-300*time.Millisecond {
+		if left, ok := l.remainingTTL(1); !ok || left != 10*time.Second-expiryGrain-300*time.Millisecond {
 			t.Errorf("the lease that was renewed has %v left, %v", left, ok)
 		}
 	})
@@ -195,15 +195,15 @@ func TestGrantedAgainWhileRevoked(t *testing.T) {
 		})
 		grant()
 		time.Sleep(11 * time.Second)
-		if _, ok := l.remaining(1); !ok || revoked != 1 {
+		if _, ok := l.remainingTTL(1); !ok || revoked != 1 {
 			t.Errorf("the second lease is not known, after %d revocations", revoked)
 		}
 		revoke(mvcc.ErrSession)
-		if _, ok := l.remaining(1); !ok {
+		if _, ok := l.remainingTTL(1); !ok {
 			t.Error("a revocation that was refused ended the lease")
 		}
 		revoke(rpctypes.ErrGRPCLeaseNotFound)
-		if _, ok := l.remaining(1); ok {
+		if _, ok := l.remainingTTL(1); ok {
 			t.Error("a lease that does not exist is known")
 		}
 	})

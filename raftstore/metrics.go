@@ -93,13 +93,13 @@ func (c countedSnapshots) Create(version raft.SnapshotVersion, index, term uint6
 	if err != nil {
 		return nil, err
 	}
-	return &countedSink{SnapshotSink: sink, counters: c.counters, began: time.Now()}, nil
+	return &countedSink{SnapshotSink: sink, counters: c.counters, beganAt: time.Now()}, nil
 }
 
 type countedSink struct {
 	raft.SnapshotSink
 	counters *metrics.Counters
-	began    time.Time
+	beganAt  time.Time
 	bytes    int64
 	done     bool
 }
@@ -114,7 +114,7 @@ func (s *countedSink) Write(p []byte) (int, error) {
 func (s *countedSink) Close() error {
 	err := s.SnapshotSink.Close()
 	if err == nil && !s.done {
-		s.counters.SnapshotDone(time.Since(s.began), s.bytes)
+		s.counters.SnapshotDone(time.Since(s.beganAt), s.bytes)
 	}
 	s.done = true
 	return err

@@ -36,8 +36,8 @@ type proposer struct {
 	// from 0 and in order, that are steps of a deletion.
 	send  func(entry []byte, deleting []int) (wait func() ([]mvcc.Result, error))
 	queue chan *proposal
-	// turn has a capacity of 1: a worker holds a token in it while it gathers and sends a batch. It is not a mutex,
-	// since a mutex that an idle worker holds would stop the time of tests (testing/synctest).
+	// batchToken has a capacity of 1: a worker holds a token in it while it gathers and sends a batch. It is not a
+	// mutex, since a mutex that an idle worker holds would stop the time of tests (testing/synctest).
 	batchToken chan struct{}
 	// leftover is the proposal that did not fit into the last batch. Guarded by batchToken.
 	leftover *proposal

@@ -26,12 +26,12 @@ func TestRefusedRevocationKeepsTheLease(t *testing.T) {
 	l.promote(func() []mvcc.Lease { return []mvcc.Lease{{ID: 7, TTL: 10}} })
 	for _, err := range []error{mvcc.ErrFenced, mvcc.ErrSession, mvcc.ErrStale} {
 		l.observe(mvcc.Command{Request: &pb.LeaseRevokeRequest{ID: 7}}, mvcc.Result{Err: err})
-		if _, known := l.remaining(7); !known {
+		if _, known := l.remainingTTL(7); !known {
 			t.Fatalf("after %v it never expires", err)
 		}
 	}
 	l.observe(mvcc.Command{Request: &pb.LeaseRevokeRequest{ID: 7}}, mvcc.Result{Response: &pb.LeaseRevokeResponse{}})
-	if _, known := l.remaining(7); known {
+	if _, known := l.remainingTTL(7); known {
 		t.Fatal("it was revoked, and is still waited for")
 	}
 }

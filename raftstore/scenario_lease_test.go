@@ -113,7 +113,7 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 		send(grant)
 		send(revoke)
 		send(grant)
-		if _, ok := s.lessor.remaining(id); ok {
+		if _, ok := s.lessor.remainingTTL(id); ok {
 			c.Errorf("seed %d: the lessor knows a lease that does not exist", c.seed)
 		}
 		testenv.Must(s.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{ID: id, TTL: ttl}))(c)

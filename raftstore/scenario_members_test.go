@@ -251,7 +251,7 @@ func TestScenarioEmptyLogBesideAStalledServer(t *testing.T) {
 			c.cutLink(n, late)
 		}
 		late.start(stalled.name)
-		peersOf(late.running()).membership.joined.Store(true) // the leader's answer came, and its first entry did not
+		peersOf(late.running()).membership.hasJoined.Store(true) // the leader's answer came, and its first entry did not
 		for range 20 {
 			c.pass(time.Second)
 			if late.running().Health().Removed() {

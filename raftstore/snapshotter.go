@@ -24,7 +24,7 @@ const (
 	// trailingBytes is how many bytes of entries stay in the log although a snapshot covers them, where there are other
 	// servers. A server that was down for a moment gets these instead of a whole snapshot.
 	trailingBytes = 16 << 20
-	// snapshotRetry is how long to wait after a snapshot failed. The wait doubles each time, up to snapshotPatience.
+	// snapshotRetry is how long to wait after a snapshot failed. The wait doubles each time, up to snapshotTimeout.
 	// Right after a start raft refuses a snapshot until it has seen the last change of members applied.
 	snapshotRetry   = time.Second
 	snapshotTimeout = time.Minute
@@ -37,7 +37,8 @@ type snapshotter struct {
 	wake timers.Signal // sent when a snapshot may be due
 	// writing is held while a snapshot is written, hence its capacity of 1.
 	writing chan struct{}
-	// appended counts the bytes appended since the start. When it reaches due, run checks whether to take a snapshot.
+	// appended counts the bytes appended since the start. When it reaches nextAt, run checks whether to take a
+	// snapshot.
 	appended, nextAt atomic.Int64
 }
 

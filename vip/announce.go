@@ -72,7 +72,7 @@ func Announce(ctx context.Context, a Announcement) error {
 	if err != nil {
 		return err
 	}
-	r := &responder{a: a, n: a.Interface.neighbour(a.Address), send: s.write, now: Now, defended: map[hw]Moment{}}
+	r := &responder{a: a, n: a.Interface.neighbour(a.Address), send: s.write, now: Now, defendedAt: map[hw]Moment{}}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var announcing sync.WaitGroup
@@ -103,11 +103,11 @@ type responder struct {
 	send func([]byte) error
 	now  func() Moment
 
-	mu          sync.Mutex
-	defendUntil Moment
-	quietUntil  Moment // no confirmation is requested before
-	defended    map[hw]Moment
-	failed      string
+	mu            sync.Mutex
+	defendUntil   Moment
+	quietUntil    Moment // no confirmation is requested before
+	defendedAt    map[hw]Moment
+	loggedFailure string
 }
 
 func (r *responder) announce(ctx context.Context) {
@@ -130,7 +130,7 @@ func (r *responder) hear(ctx context.Context, frame []byte) {
 	}
 	if r.transmit(ctx, r.n.announcements()...) {
 		r.mu.Lock()
-		r.defended[h.conflicting] = r.now()
+		r.defendedAt[h.conflicting] = r.now()
 		r.mu.Unlock()
 		if r.a.Conflict != nil {
 			r.a.Conflict(net.HardwareAddr(h.conflicting[:]))
@@ -144,9 +144,9 @@ func (r *responder) mustDefend(claimant hw) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	maps.DeleteFunc(r.defended, func(_ hw, at Moment) bool { return now >= at.After(defendEvery) })
-	_, answered := r.defended[claimant]
-	return !answered && len(r.defended) < maxClaimants
+	maps.DeleteFunc(r.defendedAt, func(_ hw, at Moment) bool { return now >= at.After(defendEvery) })
+	_, answered := r.defendedAt[claimant]
+	return !answered && len(r.defendedAt) < maxClaimants
 }
 
 // transmit sends frames if this machine may. If the last confirmation has expired it first requests another. It reads
@@ -179,15 +179,15 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 		}
 		sent = true
 	}
-	r.failed = ""
+	r.loggedFailure = ""
 	return sent
 }
 
 // logFailure logs why this machine did not send, when the reason has changed.
 func (r *responder) logFailure(err error) {
-	if err.Error() == r.failed {
+	if err.Error() == r.loggedFailure {
 		return
 	}
-	r.failed = err.Error()
+	r.loggedFailure = err.Error()
 	r.a.Logger.Debug("a question for an announced address is not answered", "address", r.a.Address, "reason", err)
 }

@@ -26,7 +26,7 @@ type shouter struct {
 
 func newShouter() *shouter {
 	s := &shouter{clock: 1000}
-	s.responder = &responder{n: four, defended: map[hw]Moment{}, now: func() Moment { return s.clock }, send: func([]byte) error { s.sent++; return nil }, a: Announcement{
+	s.responder = &responder{n: four, defendedAt: map[hw]Moment{}, now: func() Moment { return s.clock }, send: func([]byte) error { s.sent++; return nil }, a: Announcement{
 		Address: v4, Logger: slog.New(slog.DiscardHandler),
 		Confirm: func(context.Context) (Moment, error) {
 			s.confirmed++

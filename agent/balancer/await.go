@@ -38,7 +38,7 @@ func (b *Balancer) joinToServer(ctx context.Context, c net.Conn) {
 		_ = c.Close() // the client notices, and tries again
 		return
 	}
-	b.join(ctx, c, up, server, func() { b.doubt(server) })
+	b.forwardData(ctx, c, up, server, func() { b.recordSilentClose(server) })
 }
 
 // await finds a server for a connection from this machine. It does not wait for one if the client has closed the

@@ -68,20 +68,20 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	list := newServerList(o)
 	conns := &connTable{openConns: map[net.Conn]string{}, pairs: map[addressPair]int{}, localEnded: timers.NewSignal()}
 	b := &Balancer{
-		serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, proving: map[string]*proving{}},
+		serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, handshakes: map[string]*runningHandshake{}},
 		waiting: &connlimit.Table{Max: mostWaiting},
 	}
 	o.Part.Set(status.Waiting, "no server was used yet")
 	var err error
 	if b.listener, err = connlimit.Listen(ctx, "api-local", "tcp", o.Address, b.waiting); err != nil {
 		return nil, fmt.Errorf("the local address of the API, %s, cannot be used: %w%s. "+
-			"Stop what uses it, or choose another port with --lb-server-port", o.Address, err, user(o.Address, err))
+			"Stop what uses it, or choose another port with --lb-server-port", o.Address, err, userOfAddress(o.Address, err))
 	}
 	return b, nil
 }
 
-// user names the program that already uses the address, for the error.
-func user(address string, err error) string {
+// userOfAddress names the program that already uses the address, for the error.
+func userOfAddress(address string, err error) string {
 	at, parsed := netip.ParseAddrPort(address)
 	if parsed != nil || !errors.Is(err, unix.EADDRINUSE) {
 		return ""
@@ -124,7 +124,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 // dial connects to the first server that can be verified and accepts the connection. That server is then the one in
 // use. When the first one cannot be used, all others are verified concurrently, so unresponsive addresses cost the time
 // of one. verifying counts the goroutines that are still running on return. may returns an error for a verified server
-// that may not be used. The caller passes the connection to join.
+// that may not be used. The caller passes the connection to forwardData.
 func (b *Balancer) dial(ctx context.Context, servers []string, verifying *sync.WaitGroup,
 	may func(server string) error) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}

@@ -43,9 +43,9 @@ func (t *connTable) countLocal() (left func()) {
 	}
 }
 
-// join forwards data between a client's connection and one to a server. closedByServer, when set, is called when the
-// server ends the connection first, without having sent anything. It is called before the client sees that end.
-func (t *connTable) join(ctx context.Context, c, up net.Conn, server string, closedByServer func()) {
+// forwardData forwards data between a client's connection and one to a server. closedByServer, when set, is called when
+// the server ends the connection first, without having sent anything. It is called before the client sees that end.
+func (t *connTable) forwardData(ctx context.Context, c, up net.Conn, server string, closedByServer func()) {
 	defer c.Close()
 	defer up.Close()
 	t.mu.Lock()

@@ -58,5 +58,5 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 		_ = c.Close()
 		return
 	}
-	b.join(ctx, c, up, server, nil) // no closedByServer: any program that can reach this port can make a server close connections
+	b.forwardData(ctx, c, up, server, nil) // no closedByServer: any program that can reach this port can make a server close connections
 }

@@ -38,9 +38,9 @@ const (
 
 // probeState is what the checks have found out about a server since its last contact.
 type probeState struct {
-	heard           time.Time // the last contact; discounted time is not a contact
-	missed          int       // failed probes in a row
-	asked           time.Time // when the latest probe began
+	lastContact     time.Time // the last contact; discounted time is not a contact
+	failedProbes    int       // failed probes in a row
+	probeBegan      time.Time // when the latest probe began
 	lateProbes      int       // probes in a row that took longer than their timeout
 	hostUnreachable bool      // the server's machine could not be reached
 }
@@ -90,11 +90,11 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		return
 	}
 	yes, last := b.lastContact(server)
-	again := !last.Equal(l.heard)
-	l.heard = last
+	again := !last.Equal(l.lastContact)
+	l.lastContact = last
 	if yes {
 		if again {
-			l.missed, l.lateProbes = 0, 0
+			l.failedProbes, l.lateProbes = 0, 0
 			b.dropStale(server, l)
 		}
 		return
@@ -106,13 +106,13 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		return
 	}
 	began := b.now()
-	if began.Sub(l.asked) < probeEvery {
+	if began.Sub(l.probeBegan) < probeEvery {
 		return
 	}
-	l.asked = began
+	l.probeBegan = began
 	err := b.prove(ctx, server)
 	if err == nil {
-		l.missed, l.lateProbes = 0, 0
+		l.failedProbes, l.lateProbes = 0, 0
 		b.dropStale(server, l)
 		return
 	}
@@ -122,9 +122,9 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		return
 	}
 	l.lateProbes = 0
-	l.hostUnreachable = l.hostUnreachable || unreachable(err)
-	if l.missed++; l.missed >= probes && ctx.Err() == nil {
-		l.missed = 0
+	l.hostUnreachable = l.hostUnreachable || hostIsUnreachable(err)
+	if l.failedProbes++; l.failedProbes >= probes && ctx.Err() == nil {
+		l.failedProbes = 0
 		b.o.Logger.Warn("a server does not answer any more; its connections are closed", "server", server, "error", err)
 		b.dropServer(server)
 	}
@@ -143,9 +143,9 @@ func (b *Balancer) dropStale(server string, l *probeState) {
 	b.closeAll(server)
 }
 
-// unreachable reports whether a handshake failed because not even the kernel of the server's machine replied. The
+// hostIsUnreachable reports whether a handshake failed because not even the kernel of the server's machine replied. The
 // kernel replies for a process that is blocked or gets no processor time.
-func unreachable(err error) bool {
+func hostIsUnreachable(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNREFUSED)
 }

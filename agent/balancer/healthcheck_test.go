@@ -22,8 +22,8 @@ import (
 func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
 	t.Helper()
 	list, conns := newServerList(Options{Logger: slog.New(slog.DiscardHandler)}), &connTable{openConns: map[net.Conn]string{}}
-	list.servers, list.used = []string{"one", "other"}, "one"
-	b := &Balancer{serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, proving: map[string]*proving{}}}
+	list.servers, list.lastUsed = []string{"one", "other"}, "one"
+	b := &Balancer{serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, handshakes: map[string]*runningHandshake{}}}
 	client, up := net.Pipe()
 	t.Cleanup(func() { client.Close() })
 	b.openConns[up] = "one"
@@ -133,7 +133,7 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
-		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
+		b.handshakes["one"] = &runningHandshake{done: make(chan struct{})} // its machine does not answer
 		var l probeState
 		asks := func(late time.Duration) {
 			t.Helper()
@@ -141,16 +141,16 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 			synctest.Wait()
 		}
 		asks(delayThreshold)
-		testenv.False(t, l.missed != 1 || !l.hostUnreachable, "a question that was left open does not count: %+v", l)
+		testenv.False(t, l.failedProbes != 1 || !l.hostUnreachable, "a question that was left open does not count: %+v", l)
 		l = probeState{}
 		for i := range mostLate {
 			asks(time.Second)
-			if l.missed != 0 || l.hostUnreachable {
+			if l.failedProbes != 0 || l.hostUnreachable {
 				t.Fatalf("question %d was given up late, and counts: %+v", i, l)
 			}
 		}
 		asks(time.Second)
-		testenv.True(t, l.missed == 1, "%d questions were given up late, and the next one does not count either: %+v", mostLate, l)
+		testenv.True(t, l.failedProbes == 1, "%d questions were given up late, and the next one does not count either: %+v", mostLate, l)
 		leaves(t, closed, false, "the server was left")
 		asks(0)
 		leaves(t, closed, true, "two questions were left open, and the server is not left")
@@ -164,7 +164,7 @@ func TestAnswersDuringLateRequestAreReadFirst(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
 		b.Replied("one", true)
-		b.proving["one"] = &proving{done: make(chan struct{})}
+		b.handshakes["one"] = &runningHandshake{done: make(chan struct{})}
 		time.Sleep(responsiveWindow)
 		var l probeState
 		checkPaused(t, b, &l, pause, time.Second)
@@ -182,7 +182,7 @@ func TestDeadServerIsLeftDespiteLateRequests(t *testing.T) {
 		b, closed := oneInUse(t)
 		began := time.Now()
 		b.now = func() time.Time { return began.Add(time.Since(began) * 6 / 5) } // checks are late by a fifth of a second, questions by two
-		b.proving["one"] = &proving{done: make(chan struct{})}                   // its machine does not answer
+		b.handshakes["one"] = &runningHandshake{done: make(chan struct{})}       // its machine does not answer
 		b.Replied("one", true)
 		watching(t, b)
 		time.Sleep(5 * time.Minute) // fake time
@@ -197,7 +197,7 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
-		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
+		b.handshakes["one"] = &runningHandshake{done: make(chan struct{})} // its machine does not answer
 		b.Replied("one", true)
 		time.Sleep(responsiveWindow) // fake time
 		var l probeState
@@ -210,10 +210,10 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 		states(time.Second) // one that does not
 		states(0)           // heard, as it seems
 		leaves(t, closed, false, "its connections are closed, as if there were a way to its machine again")
-		testenv.False(t, l.missed != 1 || l.lateProbes != 1 || !l.hostUnreachable, "what was found out is forgotten: %+v", l)
+		testenv.False(t, l.failedProbes != 1 || l.lateProbes != 1 || !l.hostUnreachable, "what was found out is forgotten: %+v", l)
 		b.Replied("one", true)
 		states(0)
 		leaves(t, closed, true, "there is a way again, and the connections of before stay")
-		testenv.False(t, l.missed != 0 || l.lateProbes != 0 || l.hostUnreachable, "it has answered: %+v", l)
+		testenv.False(t, l.failedProbes != 0 || l.lateProbes != 0 || l.hostUnreachable, "it has answered: %+v", l)
 	})
 }

@@ -16,7 +16,7 @@ import (
 
 var errLoop = errors.New("its address leads back to this program itself")
 
-// addressPair has the addresses of a TCP connection. from is the end that opened it.
+// addressPair has the addresses of a TCP connection. opener is the end that opened it.
 type addressPair struct{ opener, acceptor string }
 
 // pairOfOpened returns the addresses of a connection that this program has opened. pairOfAccepted does for one that it

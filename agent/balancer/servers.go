@@ -46,13 +46,13 @@ type serverList struct {
 	o   Options
 	now func() time.Time // time.Now, or a test's clock, which jumps like that of a paused process
 
-	mu      sync.Mutex
-	servers []string // the server in use is the first
-	used    string   // the last server to which a connection was opened; at first the first
-	// named are servers that the cluster has listed, in this run or before. excluded are addresses that are said to be
+	mu       sync.Mutex
+	servers  []string // the server in use is the first
+	lastUsed string   // the last server to which a connection was opened; at first the first
+	// listed are servers that the cluster has listed, in this run or before. excluded are addresses that are said to be
 	// no servers.
 	listed, excluded map[string]bool
-	proved           map[string]proof
+	proofs           map[string]proof
 	unready          map[string]unready // servers that are not ready for clients
 	reason           string             // why no server could be used, as last logged; "" if one can
 }
@@ -60,8 +60,8 @@ type serverList struct {
 // newServerList reads the list that an earlier run has kept.
 func newServerList(o Options) *serverList {
 	l := &serverList{
-		o: o, now: time.Now, servers: unique(append([]string{o.Server}, readList(o.File)...)), used: o.Server,
-		listed: map[string]bool{}, excluded: map[string]bool{}, proved: map[string]proof{}, unready: map[string]unready{},
+		o: o, now: time.Now, servers: withoutDuplicates(append([]string{o.Server}, readList(o.File)...)), lastUsed: o.Server,
+		listed: map[string]bool{}, excluded: map[string]bool{}, proofs: map[string]proof{}, unready: map[string]unready{},
 	}
 	l.servers = l.servers[:min(len(l.servers), maxServers)]
 	for _, s := range l.servers {
@@ -72,14 +72,14 @@ func newServerList(o Options) *serverList {
 
 // proof is what is known of an address that has presented a server's certificate.
 type proof struct {
-	// at is when it last presented it, or replied over a connection on which it had.
+	// provedAt is when the server last presented the certificate, or replied over a connection on which it had.
 	provedAt time.Time
 	// namedInCertificate means that the certificate names the address: no agent has forwarded the connection.
 	namedInCertificate bool
-	// doubted means that it has closed a connection since without having sent anything.
-	doubted bool
-	// discounted is how much of the time since at does not count as unresponsive: this machine was late.
-	discounted time.Duration
+	// closedSilently means that the server has closed a connection since then without having sent anything.
+	closedSilently bool
+	// discountedTime is how much of the time since provedAt does not count as unresponsive: this machine was late.
+	discountedTime time.Duration
 	// averageGap is the average time between two replies over the node's own connection. The latest ones count most.
 	averageGap time.Duration
 }
@@ -108,10 +108,11 @@ func (l *serverList) Set(servers []string) error {
 	}
 	// However many servers are named: the one in use, the one that the operator named, and those that were verified are
 	// kept.
-	kept := unique(slices.Concat([]string{l.servers[0], l.o.Server}, l.latestProofs(), servers, l.servers))
+	kept := withoutDuplicates(slices.Concat([]string{l.servers[0], l.o.Server}, l.latestProofs(), servers, l.servers))
 	kept = kept[:min(len(kept), maxServers)]
 	gone := func(s string) bool { return !slices.Contains(kept, s) }
-	next := slices.DeleteFunc(unique(slices.Concat(l.servers[:1], servers, l.servers, kept)), gone) // the server in use stays in use
+	// the server in use stays in use
+	next := slices.DeleteFunc(withoutDuplicates(slices.Concat(l.servers[:1], servers, l.servers, kept)), gone)
 	l.removeAddresses(gone)
 	l.servers = next
 	slices.Sort(kept) // so that nothing is written when only the server in use changes
@@ -137,7 +138,7 @@ func (l *serverList) SetLastResort(agents []string) {
 func (l *serverList) Replied(server string, namedInCertificate bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.proved[server]
+	p := l.proofs[server]
 	if gap := l.now().Sub(p.provedAt); gap < maxGap {
 		p.averageGap += (gap - cmp.Or(p.averageGap, gap)) / 8
 		p.averageGap = cmp.Or(p.averageGap, gap)
@@ -146,15 +147,16 @@ func (l *serverList) Replied(server string, namedInCertificate bool) {
 	l.recordProof(server, p)
 }
 
-// doubt records that a server has closed a connection without having sent anything, as one does whose API server is
-// stopping or has not started. It has to present its certificate before the next connection is opened. It still counts
-// as responsive, and keeps its connections: a program on this machine that does not speak TLS causes this too.
-func (l *serverList) doubt(server string) {
+// recordSilentClose records that a server has closed a connection without having sent anything, as one does whose API
+// server is stopping or has not started. It has to present its certificate before the next connection is opened. It
+// still counts as responsive, and keeps its connections: a program on this machine that does not speak TLS causes this
+// too.
+func (l *serverList) recordSilentClose(server string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p, ok := l.proved[server]; ok {
-		p.doubted = true
-		l.proved[server] = p
+	if p, ok := l.proofs[server]; ok {
+		p.closedSilently = true
+		l.proofs[server] = p
 	}
 }
 
@@ -162,14 +164,14 @@ func (l *serverList) doubt(server string) {
 func (l *serverList) noteCertificate(server string, namedInCertificate bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.recordProof(server, proof{namedInCertificate: namedInCertificate, averageGap: l.proved[server].averageGap})
+	l.recordProof(server, proof{namedInCertificate: namedInCertificate, averageGap: l.proofs[server].averageGap})
 }
 
 // recordProof records a proof with the current time. The caller holds mu.
 func (l *serverList) recordProof(server string, p proof) {
 	if slices.Contains(l.servers, server) {
-		p.provedAt, p.discounted = l.now(), 0
-		l.proved[server] = p
+		p.provedAt, p.discountedTime = l.now(), 0
+		l.proofs[server] = p
 	}
 }
 
@@ -178,12 +180,12 @@ func (l *serverList) discountDelay(since time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
-	for server, p := range l.proved {
+	for server, p := range l.proofs {
 		if p.provedAt.IsZero() { // it was demoted
 			continue
 		}
-		p.discounted = min(p.discounted+now.Sub(timers.Later(since, p.provedAt)), now.Sub(p.provedAt))
-		l.proved[server] = p
+		p.discountedTime = min(p.discountedTime+now.Sub(timers.Later(since, p.provedAt)), now.Sub(p.provedAt))
+		l.proofs[server] = p
 	}
 }
 
@@ -192,9 +194,9 @@ func (l *serverList) moveToFront(server string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reason = ""
-	if server != l.used {
-		l.o.Logger.Info("the API is reached through another server", "server", server, "before", l.used)
-		l.used = server
+	if server != l.lastUsed {
+		l.o.Logger.Info("the API is reached through another server", "server", server, "before", l.lastUsed)
+		l.lastUsed = server
 	}
 	if i := slices.Index(l.servers, server); i > 0 {
 		l.servers = slices.Insert(slices.Delete(l.servers, i, i+1), 0, server)
@@ -209,8 +211,8 @@ func (l *serverList) demote(server string) {
 	if i := slices.Index(l.servers, server); i >= 0 {
 		l.servers = append(slices.Delete(l.servers, i, i+1), server)
 	}
-	if p, ok := l.proved[server]; ok {
-		l.proved[server] = proof{namedInCertificate: p.namedInCertificate}
+	if p, ok := l.proofs[server]; ok {
+		l.proofs[server] = proof{namedInCertificate: p.namedInCertificate}
 	}
 }
 
@@ -226,7 +228,7 @@ func (l *serverList) candidates() []string {
 			return 0
 		case l.responsive(s, verifiedTTL):
 			return 1
-		case l.proved[s].namedInCertificate:
+		case l.proofs[s].namedInCertificate:
 			return 2
 		case l.leftOut(s):
 			return 4
@@ -251,7 +253,7 @@ func (l *serverList) otherReady(but string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.servers {
-		if s != but && l.ready(s) && l.proved[s].namedInCertificate && l.responsive(s, recentReply) {
+		if s != but && l.ready(s) && l.proofs[s].namedInCertificate && l.responsive(s, recentReply) {
 			return s
 		}
 	}
@@ -263,26 +265,26 @@ func (l *serverList) otherReady(but string) string {
 func (l *serverList) lastContact(server string) (yes bool, last time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.proved[server]
-	return l.responsive(server, max(responsiveWindow, p.averageGap+extraGap)+p.discounted), p.provedAt
+	p := l.proofs[server]
+	return l.responsive(server, max(responsiveWindow, p.averageGap+extraGap)+p.discountedTime), p.provedAt
 }
 
 // responsive reports whether the server's last proof is younger than within. The caller holds mu.
 func (l *serverList) responsive(server string, within time.Duration) bool {
-	p, ok := l.proved[server]
+	p, ok := l.proofs[server]
 	return ok && l.now().Sub(p.provedAt) < within
 }
 
-// verified reports whether a server has proved a moment ago that it belongs to the cluster.
-func (l *serverList) verified(server string) bool {
+// recentlyVerified reports whether a server has proved a moment ago that it belongs to the cluster.
+func (l *serverList) recentlyVerified(server string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.responsive(server, verifiedTTL) && !l.proved[server].doubted
+	return l.responsive(server, verifiedTTL) && !l.proofs[server].closedSilently
 }
 
 // leftOut reports whether an address is excluded and has not presented a certificate for itself. The caller holds mu.
 func (l *serverList) leftOut(server string) bool {
-	return l.excluded[server] && !l.proved[server].namedInCertificate
+	return l.excluded[server] && !l.proofs[server].namedInCertificate
 }
 
 // checkNamed returns an error for an address at which another program than the server itself presented its
@@ -290,7 +292,7 @@ func (l *serverList) leftOut(server string) bool {
 func (l *serverList) checkNamed(server string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.proved[server].namedInCertificate {
+	if !l.proofs[server].namedInCertificate {
 		return fmt.Errorf("%s: %w", server, errForwarded)
 	}
 	return nil
@@ -300,21 +302,21 @@ func (l *serverList) checkNamed(server string) error {
 func (l *serverList) everReached() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.proved) > 0
+	return len(l.proofs) > 0
 }
 
 // latestProofs returns the addresses that have presented a certificate for themselves, the latest first, no more than
 // maxVerified. The caller holds mu.
 func (l *serverList) latestProofs() []string {
-	out := slices.DeleteFunc(slices.Sorted(maps.Keys(l.proved)), func(s string) bool { return !l.proved[s].namedInCertificate })
-	slices.SortStableFunc(out, func(x, y string) int { return l.proved[y].provedAt.Compare(l.proved[x].provedAt) })
+	out := slices.DeleteFunc(slices.Sorted(maps.Keys(l.proofs)), func(s string) bool { return !l.proofs[s].namedInCertificate })
+	slices.SortStableFunc(out, func(x, y string) int { return l.proofs[y].provedAt.Compare(l.proofs[x].provedAt) })
 	return out[:min(len(out), maxVerified)]
 }
 
 // removeAddresses removes what is known of addresses. The caller holds mu.
 func (l *serverList) removeAddresses(gone func(string) bool) {
 	maps.DeleteFunc(l.listed, func(s string, _ bool) bool { return gone(s) })
-	maps.DeleteFunc(l.proved, func(s string, _ proof) bool { return gone(s) })
+	maps.DeleteFunc(l.proofs, func(s string, _ proof) bool { return gone(s) })
 	maps.DeleteFunc(l.unready, func(s string, _ unready) bool { return gone(s) })
 }
 
@@ -346,7 +348,7 @@ func readList(file string) (kept []string) {
 	return kept[:min(len(kept), maxServers)]
 }
 
-func unique(in []string) []string {
+func withoutDuplicates(in []string) []string {
 	var out []string
 	for _, s := range in {
 		if s != "" && !slices.Contains(out, s) {

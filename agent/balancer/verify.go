@@ -38,14 +38,14 @@ type verifier struct {
 	list  *serverList
 	conns *connTable
 
-	mu      sync.Mutex
-	proving map[string]*proving // the running handshakes
-	closed  bool                // no new handshake begins
+	mu         sync.Mutex
+	handshakes map[string]*runningHandshake // the running handshakes
+	closed     bool                         // no new handshake begins
 }
 
-// proving is a running handshake. Other callers that need its result wait for it: two agents that took one another for
-// servers would otherwise start handshakes with one another without end.
-type proving struct {
+// runningHandshake is a running handshake. Other callers that need its result wait for it: two agents that took one
+// another for servers would otherwise start handshakes with one another without end.
+type runningHandshake struct {
 	cancel    context.CancelFunc
 	connected atomic.Bool   // the machine's kernel has replied
 	done      chan struct{} // closed at the end of the handshake
@@ -54,7 +54,7 @@ type proving struct {
 
 // ensureVerified returns an error if a server has not proved, now or a moment ago, that it belongs to the cluster.
 func (v *verifier) ensureVerified(ctx context.Context, server string) error {
-	if v.list.verified(server) {
+	if v.list.recentlyVerified(server) {
 		return nil
 	}
 	return v.prove(ctx, server)
@@ -63,7 +63,7 @@ func (v *verifier) ensureVerified(ctx context.Context, server string) error {
 // prove waits until a server has presented its certificate. It waits no longer than dialTimeout, while the handshake
 // may continue.
 func (v *verifier) prove(ctx context.Context, server string) error {
-	notInTime := func(p *proving) error {
+	notInTime := func(p *runningHandshake) error {
 		late := error(&net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded})
 		if p != nil && p.connected.Load() {
 			late = errors.New("it accepts connections, but has presented no certificate yet")
@@ -90,18 +90,18 @@ func (v *verifier) prove(ctx context.Context, server string) error {
 }
 
 // handshakeWith returns the running handshake with a server, or begins one. ctx does not end it.
-func (v *verifier) handshakeWith(ctx context.Context, server string) (*proving, error) {
+func (v *verifier) handshakeWith(ctx context.Context, server string) (*runningHandshake, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if p := v.proving[server]; p != nil {
+	if p := v.handshakes[server]; p != nil {
 		return p, nil
 	}
 	if v.closed {
 		return nil, net.ErrClosed
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.conns.timeoutOr(handshakeTimeout))
-	p := &proving{cancel: cancel, done: make(chan struct{})}
-	v.proving[server] = p
+	p := &runningHandshake{cancel: cancel, done: make(chan struct{})}
+	v.handshakes[server] = p
 	go func() { // Run waits for it
 		defer cancel()
 		state, err := v.handshake(ctx, server, &p.connected)
@@ -110,7 +110,7 @@ func (v *verifier) handshakeWith(ctx context.Context, server string) (*proving, 
 		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		delete(v.proving, server)
+		delete(v.handshakes, server)
 		close(p.done)
 	}()
 	return p, nil
@@ -120,7 +120,7 @@ func (v *verifier) handshakeWith(ctx context.Context, server string) (*proving, 
 func (v *verifier) endHandshakes() {
 	v.mu.Lock()
 	v.closed = true
-	left := slices.Collect(maps.Values(v.proving))
+	left := slices.Collect(maps.Values(v.handshakes))
 	v.mu.Unlock()
 	for _, p := range left {
 		p.cancel()

@@ -106,7 +106,7 @@ func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := oneInUse(t)
 		for _, address := range named {
-			b.proving[address] = &proving{done: make(chan struct{})} // a request to it gets no answer
+			b.handshakes[address] = &runningHandshake{done: make(chan struct{})} // a request to it gets no answer
 		}
 		began := time.Now()
 		var going sync.WaitGroup
@@ -129,7 +129,7 @@ func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 		b.o.Logger = slog.New(slog.NewTextHandler(said, nil))
 		b.servers = []string{"one", "two", "other"}
 		b.Replied("one", true)
-		b.proving["one"] = &proving{done: make(chan struct{})} // a request to it gets no answer
+		b.handshakes["one"] = &runningHandshake{done: make(chan struct{})} // a request to it gets no answer
 		watching(t, b)
 		for left := false; !left; {
 			b.Replied("other", true)
@@ -282,14 +282,14 @@ func TestDialFailureIsUnreachable(t *testing.T) {
 	// As long as a busy machine needs to connect to itself; one that says nothing costs all of that.
 	b := startAs(t, Options{Server: gone.Address}, func(b *Balancer) { b.testTimeout = 10 * time.Second })
 	for what, address := range map[string]string{"it refuses": gone.Address, "it says nothing": echo.Mute(t, "127.0.0.1:0")} {
-		if err := b.prove(t.Context(), address); err == nil || unreachable(err) {
+		if err := b.prove(t.Context(), address); err == nil || hostIsUnreachable(err) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	late, cancel := context.WithTimeout(t.Context(), -time.Second)
 	defer cancel()
-	if err := b.prove(late, echo.Mute(t, "127.0.0.1:0")); !unreachable(err) {
+	if err := b.prove(late, echo.Mute(t, "127.0.0.1:0")); !hostIsUnreachable(err) {
 		t.Errorf("no server has answered within the time: %v", err)
 	}
-	testenv.True(t, unreachable(fmt.Errorf("a server: %w", error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}))), "there is no route")
+	testenv.True(t, hostIsUnreachable(fmt.Errorf("a server: %w", error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}))), "there is no route")
 }

@@ -106,7 +106,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, errors.New("containerd: already started in this process, and its plugins cannot be set up twice")
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	version.Version = release(version.Version)
+	version.Version = releaseOf(version.Version)
 	s := &Server{opts: o, fatal: setTrap()}
 	if err := s.prepare(); err != nil {
 		return nil, err
@@ -146,9 +146,9 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	return s, nil
 }
 
-// release returns a version without "+unknown", which containerd appends where the linker was given no version. Our
+// releaseOf returns a version without "+unknown", which containerd appends where the linker was given no version. Our
 // build uses that release's sources. Nodes show the version in their status.
-func release(v string) string { return strings.TrimSuffix(v, "+unknown") }
+func releaseOf(v string) string { return strings.TrimSuffix(v, "+unknown") }
 
 // prepare makes what containerd requires: directories, its programs on PATH, a snapshotter that works.
 func (s *Server) prepare() error {
@@ -202,7 +202,7 @@ func (s *Server) waitReady(ctx context.Context) error {
 			return errors.New("containerd: its services were not set up in memory")
 		}
 		return nil
-	case err := <-s.fatal.failed:
+	case err := <-s.fatal.failure:
 		return fmt.Errorf("containerd: the CRI service did not start: %w", err)
 	case <-timer.C:
 		return fmt.Errorf("containerd: the CRI service was not ready within %s; containers keep running, see its log lines above: %w",
@@ -234,7 +234,7 @@ func (s *Server) Address() string { return s.opts.Address() }
 
 // Failed delivers the error of a part of containerd that cannot continue (upstream would exit the process). The rest of
 // the process should then stop in order and be started again. Containers are not affected.
-func (s *Server) Failed() <-chan error { return s.fatal.failed }
+func (s *Server) Failed() <-chan error { return s.fatal.failure }
 
 // Stop closes the sockets and services. Containers keep running, watched by their shims.
 func (s *Server) Stop() {

@@ -42,12 +42,12 @@ func TestFatalEndsOneGoroutine(t *testing.T) {
 	}
 	give("Failed to run CRI service")
 	give("and then another")
-	err := <-trap.failed
+	err := <-trap.failure
 	testenv.False(t, !errors.Is(err, cause) || !strings.Contains(err.Error(), "Failed to run CRI service"), "heard %v", err)
 	trap.expectEnd()
 	give("serve failure")
 	select {
-	case err := <-trap.failed:
+	case err := <-trap.failure:
 		t.Errorf("heard %v of what was meant to end", err)
 	default:
 	}
@@ -124,10 +124,10 @@ func TestContainerdConfigurationHasItsOptions(t *testing.T) {
 }
 
 func TestContainerdReleaseIsKnown(t *testing.T) {
-	if got := release(version.Version); strings.Contains(got, "unknown") || !strings.HasPrefix(got, "2.") {
+	if got := releaseOf(version.Version); strings.Contains(got, "unknown") || !strings.HasPrefix(got, "2.") {
 		t.Errorf("nodes would show containerd://%s", got)
 	}
-	testenv.Equal(t, release("2.9.0+vendor.1"), "2.9.0+vendor.1", "")
+	testenv.Equal(t, releaseOf("2.9.0+vendor.1"), "2.9.0+vendor.1", "")
 }
 
 func TestLongShimSocketDirIsShortened(t *testing.T) {

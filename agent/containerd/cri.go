@@ -39,17 +39,17 @@ type Lists struct{ cri criService }
 
 // ListPodSandbox implements CRI's call of that name.
 func (l Lists) ListPodSandbox(ctx context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	return ask(ctx, l.cri, l.cri.ListPodSandbox, r)
+	return callCRI(ctx, l.cri, l.cri.ListPodSandbox, r)
 }
 
 // ListContainers implements CRI's call of that name.
 func (l Lists) ListContainers(ctx context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	return ask(ctx, l.cri, l.cri.ListContainers, r)
+	return callCRI(ctx, l.cri, l.cri.ListContainers, r)
 }
 
 // Status implements CRI's call of that name.
 func (l Lists) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
-	return ask(ctx, l.cri, l.cri.Status, r)
+	return callCRI(ctx, l.cri, l.cri.Status, r)
 }
 
 // Pods serves the calls that end pods, within this process: a machine that goes down needs no socket for them.
@@ -57,26 +57,26 @@ type Pods struct{ Lists }
 
 // PodSandboxStatus implements CRI's call of that name.
 func (p Pods) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
-	return ask(ctx, p.cri, p.cri.PodSandboxStatus, r)
+	return callCRI(ctx, p.cri, p.cri.PodSandboxStatus, r)
 }
 
 // ExecSync implements CRI's call of that name.
 func (p Pods) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	return ask(ctx, p.cri, p.cri.ExecSync, r)
+	return callCRI(ctx, p.cri, p.cri.ExecSync, r)
 }
 
 // StopContainer implements CRI's call of that name.
 func (p Pods) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
-	return ask(ctx, p.cri, p.cri.StopContainer, r)
+	return callCRI(ctx, p.cri, p.cri.StopContainer, r)
 }
 
 // StopPodSandbox implements CRI's call of that name.
 func (p Pods) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
-	return ask(ctx, p.cri, p.cri.StopPodSandbox, r)
+	return callCRI(ctx, p.cri, p.cri.StopPodSandbox, r)
 }
 
-// ask does the same as upstream for each call over the socket.
-func ask[Q, A any](ctx context.Context, cri criService, call func(context.Context, Q) (A, error), question Q) (A, error) {
+// callCRI does the same as upstream for each call over the socket.
+func callCRI[Q, A any](ctx context.Context, cri criService, call func(context.Context, Q) (A, error), question Q) (A, error) {
 	var none A
 	if err := ctx.Err(); err != nil { // the service does not check
 		return none, status.FromContextError(err).Err()

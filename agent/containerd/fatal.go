@@ -12,15 +12,15 @@ import (
 )
 
 // fatalTrap replaces the exit of the process. containerd calls Fatal in its own goroutines when the CRI service or a
-// listener fails. The trap ends that goroutine alone and sends the message to failed.
+// listener fails. The trap ends that goroutine alone and sends the message to failure.
 type fatalTrap struct {
-	failed chan error // capacity 1: the first failure is the one that matters
-	ending atomic.Bool
+	failure  chan error // capacity 1: the first failure is the one that matters
+	ignoring atomic.Bool
 }
 
 // setTrap replaces the exit of logrus' one standard logger, which containerd and runc's libraries share.
 func setTrap() *fatalTrap {
-	trap := &fatalTrap{failed: make(chan error, 1)}
+	trap := &fatalTrap{failure: make(chan error, 1)}
 	std := logrus.StandardLogger()
 	std.AddHook(trap)
 	std.ExitFunc = func(int) { runtime.Goexit() }
@@ -30,7 +30,7 @@ func setTrap() *fatalTrap {
 // joinFailure joins a trapped failure, if there is one, with err, which is often only its consequence.
 func (t *fatalTrap) joinFailure(err error) error {
 	select {
-	case trapped := <-t.failed:
+	case trapped := <-t.failure:
 		return errors.Join(trapped, err)
 	default:
 		return err
@@ -38,14 +38,14 @@ func (t *fatalTrap) joinFailure(err error) error {
 }
 
 // expectEnd makes the trap ignore failures from now on: the listeners are about to be closed on purpose.
-func (t *fatalTrap) expectEnd() { t.ending.Store(true) }
+func (t *fatalTrap) expectEnd() { t.ignoring.Store(true) }
 
 // Levels implements logrus.Hook.
 func (t *fatalTrap) Levels() []logrus.Level { return []logrus.Level{logrus.FatalLevel} }
 
 // Fire implements logrus.Hook.
 func (t *fatalTrap) Fire(e *logrus.Entry) error {
-	if t.ending.Load() {
+	if t.ignoring.Load() {
 		return nil
 	}
 	err := errors.New(e.Message)
@@ -53,7 +53,7 @@ func (t *fatalTrap) Fire(e *logrus.Entry) error {
 		err = fmt.Errorf("%s: %w", e.Message, cause)
 	}
 	select {
-	case t.failed <- err:
+	case t.failure <- err:
 	default:
 	}
 	return nil

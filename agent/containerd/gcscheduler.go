@@ -44,10 +44,10 @@ type store interface {
 // runs. On a slow disk the pause would be minutes, while the kubelet evicts one pod after the other because the disk is
 // full. This scheduler sleeps until something is removed.
 type gcScheduler struct {
-	store   store
-	changed atomic.Int32  // since the last collection
-	removed timers.Signal // there is something to collect
-	asked   timers.Signal // a caller waits
+	store       store
+	changeCount atomic.Int32  // since the last collection
+	removal     timers.Signal // there is something to collect
+	requested   timers.Signal // a caller waits
 
 	mu      sync.Mutex
 	waiting []chan<- gcResult
@@ -59,10 +59,10 @@ type gcResult struct {
 }
 
 func newGCScheduler(s store) *gcScheduler {
-	c := &gcScheduler{store: s, removed: timers.NewSignal(), asked: timers.NewSignal()}
+	c := &gcScheduler{store: s, removal: timers.NewSignal(), requested: timers.NewSignal()}
 	s.RegisterMutationCallback(func(removed bool) {
-		if n := c.changed.Add(1); removed || n >= changes {
-			c.removed.Send()
+		if n := c.changeCount.Add(1); removed || n >= changes {
+			c.removal.Send()
 		}
 	})
 	return c
@@ -75,7 +75,7 @@ func (c *gcScheduler) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 	c.mu.Lock()
 	c.waiting = append(c.waiting, done)
 	c.mu.Unlock()
-	c.asked.Send()
+	c.requested.Send()
 	select {
 	case out := <-done:
 		return out.stats, out.err
@@ -97,14 +97,14 @@ func (c *gcScheduler) run(ctx context.Context) {
 			removed = nil
 			due.Reset(collectAfter)
 			continue
-		case <-c.asked:
+		case <-c.requested:
 			if !c.anyWaits() { // the collection that has just ended was for this request too
 				continue
 			}
 			due.Stop()
 		case <-due.C:
 		}
-		removed = c.removed
+		removed = c.removal
 		if err := c.collect(ctx); err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).Error("unreferenced content and snapshots could not be collected; retrying")
 			removed = nil
@@ -126,10 +126,10 @@ func (c *gcScheduler) collect(ctx context.Context) error {
 	c.waiting = nil
 	c.mu.Unlock()
 	select { // before it begins: it may miss what is removed meanwhile
-	case <-c.removed:
+	case <-c.removal:
 	default:
 	}
-	c.changed.Store(0)
+	c.changeCount.Store(0)
 	stats, err := c.store.GarbageCollect(ctx)
 	if err != nil {
 		err = fmt.Errorf("collect unreferenced content: %w", err)

@@ -17,9 +17,9 @@ import (
 // connect.
 const maxStreamless = 64
 
-// streamless are the connections without a stream. They belong to the process, as its one containerd does (started).
+// withoutStream are the connections without a stream. They belong to the process, as its one containerd does (started).
 // streamState has no other variables: the HTTP server runs already when it gets that function.
-var streamless = struct {
+var withoutStream = struct {
 	table connlimit.Table
 	open  sync.Map // net.Conn → func()
 }{table: connlimit.Table{Max: maxStreamless}}
@@ -36,7 +36,7 @@ func boundStreams(cri any) error {
 		return err
 	}
 	(*server).ConnState = streamState
-	connlimit.Note("container-streams", &net.TCPAddr{IP: clusterconfig.Loopback.AsSlice()}, &streamless.table)
+	connlimit.Note("container-streams", &net.TCPAddr{IP: clusterconfig.Loopback.AsSlice()}, &withoutStream.table)
 	return nil
 }
 
@@ -44,10 +44,10 @@ func boundStreams(cri any) error {
 func streamState(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		done, _ := streamless.table.Add(c.RemoteAddr(), func() { _ = c.Close() }) // the table is never closed
-		streamless.open.Store(c, done)
+		done, _ := withoutStream.table.Add(c.RemoteAddr(), func() { _ = c.Close() }) // the table is never closed
+		withoutStream.open.Store(c, done)
 	case http.StateHijacked, http.StateClosed:
-		if done, ok := streamless.open.LoadAndDelete(c); ok {
+		if done, ok := withoutStream.open.LoadAndDelete(c); ok {
 			done.(func())()
 		}
 	}

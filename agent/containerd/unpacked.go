@@ -47,7 +47,7 @@ func checkUnpacked(root, snapshotter string, pause []byte) error {
 		if snapshotter == "overlayfs" {
 			folder = filepath.Join(folder, "fs")
 		}
-		if err := compare(pause, folder); err != nil {
+		if err := compareLayer(pause, folder); err != nil {
 			return fmt.Errorf("the pause image: %w", err)
 		}
 	}
@@ -115,8 +115,8 @@ func pauseLayer(archive string) ([]byte, error) {
 	}
 }
 
-// compare returns an error if a file of the layer is not in the folder as it is in the layer.
-func compare(layer []byte, folder string) error {
+// compareLayer returns an error if a file of the layer is not in the folder as it is in the layer.
+func compareLayer(layer []byte, folder string) error {
 	for r := tar.NewReader(bytes.NewReader(layer)); ; {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {

@@ -45,10 +45,10 @@ type Folder struct {
 
 	newWatcher func() (*fsnotify.Watcher, error) // nil means fsnotify's; tests set it
 
-	index  map[string]entry
-	failed map[string]fs.FileInfo // these are not imported again until they change
-	// orphans are pinned images that no archive has, with the time since when.
-	orphans map[string]time.Time
+	index          map[string]entry
+	failedArchives map[string]fs.FileInfo // these are not imported again until they change
+	// orphanedImages are pinned images that no archive has, with the time since when.
+	orphanedImages map[string]time.Time
 }
 
 // errBusy means that a program is still writing the file.
@@ -60,7 +60,7 @@ func (f *Folder) open() error {
 	}
 	f.Settle = cmp.Or(f.Settle, DefaultSettle)
 	f.Logger = cmp.Or(f.Logger, slog.Default())
-	f.failed, f.orphans = map[string]fs.FileInfo{}, map[string]time.Time{}
+	f.failedArchives, f.orphanedImages = map[string]fs.FileInfo{}, map[string]time.Time{}
 	if err := os.MkdirAll(f.Dir, 0o755); err != nil {
 		return fmt.Errorf("images: make the images folder: %w", err)
 	}
@@ -97,7 +97,7 @@ func (f *Folder) scan(ctx context.Context) (busy []string, err error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if errors.Is(f.handle(ctx, name), errBusy) {
+		if errors.Is(f.importIfNew(ctx, name), errBusy) {
 			busy = append(busy, name)
 		}
 	}
@@ -124,8 +124,8 @@ func isArchive(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.ContainsFunc(extensions, func(ext string) bool { return strings.HasSuffix(name, ext) })
 }
 
-// handle imports one archive unless that is done, and logs the result. It returns errBusy, the failure, or nil.
-func (f *Folder) handle(ctx context.Context, name string) error {
+// importIfNew imports one archive unless that is done, and logs the result. It returns errBusy, the failure, or nil.
+func (f *Folder) importIfNew(ctx context.Context, name string) error {
 	start := time.Now()
 	e, fresh, err := f.importOne(ctx, name)
 	switch {
@@ -163,13 +163,13 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 	if err != nil {
 		return e, false, err
 	}
-	if last := f.failed[name]; last != nil && last.Size() == info.Size() && last.ModTime().Equal(info.ModTime()) {
+	if last := f.failedArchives[name]; last != nil && last.Size() == info.Size() && last.ModTime().Equal(info.ModTime()) {
 		return e, false, nil
 	}
 	if beingWritten(file) {
 		return e, false, errBusy
 	}
-	if done, err := f.imported(ctx, name, info, file); err != nil || done {
+	if done, err := f.isImported(ctx, name, info, file); err != nil || done {
 		return e, false, err
 	}
 	sum := sha256.New()
@@ -183,11 +183,11 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 			return e, false, errBusy // it changed during the import, which failed for that
 		}
 		if ctx.Err() == nil {
-			f.failed[name] = info
+			f.failedArchives[name] = info
 		}
 		return e, false, err
 	}
-	delete(f.failed, name)
+	delete(f.failedArchives, name)
 	if _, err := io.Copy(sum, file); err != nil { // the padding behind the archive's end
 		return e, false, err
 	}
@@ -195,9 +195,9 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 	return entry{info.Size(), info.ModTime(), hex.EncodeToString(sum.Sum(nil)), names}, true, nil
 }
 
-// imported reports whether the index and the store agree that there is nothing to do. A file of which only the time has
-// changed is recognised by its hash: that costs reading it, but not unpacking it.
-func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, file *os.File) (bool, error) {
+// isImported reports whether the index and the store agree that there is nothing to do. A file of which only the time
+// has changed is recognised by its hash: that costs reading it, but not unpacking it.
+func (f *Folder) isImported(ctx context.Context, name string, info fs.FileInfo, file *os.File) (bool, error) {
 	last, known := f.index[name]
 	if !known || last.Size != info.Size() {
 		return false, nil

@@ -25,8 +25,8 @@ import (
 // is known which content an archive itself had: a manifest may name content that a tenant pulled to this node.
 type heldBlobs struct {
 	content.Store
-	mu   sync.Mutex
-	held map[digest.Digest]bool
+	mu      sync.Mutex
+	written map[digest.Digest]bool
 }
 
 // Writer implements content.Ingester.
@@ -50,10 +50,10 @@ func (w *heldWriter) Commit(ctx context.Context, size int64, expected digest.Dig
 	if err == nil || errdefs.IsAlreadyExists(err) {
 		w.blobs.mu.Lock()
 		defer w.blobs.mu.Unlock()
-		if w.blobs.held == nil {
-			w.blobs.held = map[digest.Digest]bool{}
+		if w.blobs.written == nil {
+			w.blobs.written = map[digest.Digest]bool{}
 		}
-		w.blobs.held[d] = true
+		w.blobs.written[d] = true
 	}
 	return err
 }
@@ -147,5 +147,5 @@ func (r untilDone) Read(p []byte) (int, error) {
 func (h *heldBlobs) isWritten(d digest.Digest) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.held[d]
+	return h.written[d]
 }

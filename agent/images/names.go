@@ -77,8 +77,8 @@ func (w *writtenNames) record(im images.Image, was *images.Image) {
 	w.names[im.Name] = writtenName{was, im.Target.Digest}
 }
 
-// ready records that an image can be used: restore does not change its name.
-func (w *writtenNames) ready(im images.Image) {
+// markReady records that an image can be used: restore does not change its name.
+func (w *writtenNames) markReady(im images.Image) {
 	if w.names[im.Name].target == im.Target.Digest {
 		delete(w.names, im.Name)
 	}

@@ -168,7 +168,7 @@ func TestTakenNamesOfOthers(t *testing.T) {
 		put(is, name, "before")
 		ready := put(w, name, "the archive's")
 		if name == kept {
-			w.ready(ready)
+			w.markReady(ready)
 		}
 	}
 	put(is, pulled, "pulled")

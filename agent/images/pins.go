@@ -102,7 +102,7 @@ func (s Containerd) relabel(ctx context.Context, name string, to map[string]stri
 func (f *Folder) settlePins(ctx context.Context, now time.Time) time.Time {
 	next, err := f.trySettlePins(ctx, now)
 	if err != nil && ctx.Err() == nil {
-		clear(f.orphans) // an archive counts as missing from when the folder is readable again
+		clear(f.orphanedImages) // an archive counts as missing from when the folder is readable again
 		f.Logger.Warn("images: the archives cannot be compared with the imported images, which stay as they are; retrying", "error", err)
 		return now.Add(unpinAfter)
 	}
@@ -130,30 +130,30 @@ func (f *Folder) trySettlePins(ctx context.Context, now time.Time) (next time.Ti
 		from, wanted := f.archiveOf(image, was.Archive, present)
 		switch {
 		case wanted:
-			delete(f.orphans, image)
+			delete(f.orphanedImages, image)
 			if origin := (Origin{device, from}); origin != was {
 				err = f.Store.SetOrigin(ctx, image, origin)
 			}
 		case was.Archive == "", was.Device != device, present[was.Archive] && f.index[was.Archive].SHA256 == "":
-			delete(f.orphans, image) // of unknown origin; on another disk; of an archive that could not be read
-		case f.orphans[image].IsZero():
-			f.orphans[image] = now
-		case now.Sub(f.orphans[image]) >= unpinAfter:
+			delete(f.orphanedImages, image) // of unknown origin; on another disk; of an archive that could not be read
+		case f.orphanedImages[image].IsZero():
+			f.orphanedImages[image] = now
+		case now.Sub(f.orphanedImages[image]) >= unpinAfter:
 			f.Logger.Info("images: no archive has this image any more: it is removed when no pod uses it and disk space is short",
 				"image", image, "archive", was.Archive)
 			err = f.Store.Unpin(ctx, image)
-			delete(f.orphans, image)
+			delete(f.orphanedImages, image)
 		}
 		if err != nil {
 			return next, err
 		}
-		if since := f.orphans[image]; !since.IsZero() && (next.IsZero() || since.Add(unpinAfter).Before(next)) {
+		if since := f.orphanedImages[image]; !since.IsZero() && (next.IsZero() || since.Add(unpinAfter).Before(next)) {
 			next = since.Add(unpinAfter)
 		}
 	}
-	for image := range f.orphans {
+	for image := range f.orphanedImages {
 		if _, ok := pinned[image]; !ok {
-			delete(f.orphans, image) // it was removed by hand
+			delete(f.orphanedImages, image) // it was removed by hand
 		}
 	}
 	return next, nil

@@ -106,7 +106,7 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string, fr
 		if err := s.ready(ctx, im, blobs); err != nil {
 			return names, err
 		}
-		written.ready(im)
+		written.markReady(im)
 		names = append(names, im.Name)
 	}
 	return names, nil

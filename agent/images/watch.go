@@ -68,7 +68,7 @@ func (f *Folder) handleDue(ctx context.Context, now time.Time, due map[string]ti
 			continue
 		}
 		delete(due, name)
-		if errors.Is(f.handle(ctx, name), errBusy) {
+		if errors.Is(f.importIfNew(ctx, name), errBusy) {
 			due[name] = time.Now().Add(f.Settle)
 		}
 	}

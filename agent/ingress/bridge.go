@@ -24,10 +24,10 @@ import (
 // bridgeAfter is how long the caches may take to be filled before a proxy is started by the kept table.
 const bridgeAfter = 3 * time.Second
 
-// bridge makes sure that a proxy runs while no server fills the caches, until synced is closed or ctx is done. It keeps
-// the proxy of the run before. If that has ended, another one serves by the kept table, at the ports that the kernel
-// guards since the run before. Without the Node objects the kernel's rules cannot be written.
-func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
+// serveSavedTable makes sure that a proxy runs while no server fills the caches, until synced is closed or ctx is done.
+// It keeps the proxy of the run before. If that has ended, another one serves by the kept table, at the ports that the
+// kernel guards since the run before. Without the Node objects the kernel's rules cannot be written.
+func (n *Node) serveSavedTable(ctx context.Context, synced <-chan struct{}) error {
 	select {
 	case <-ctx.Done():
 		return nil
@@ -52,7 +52,7 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 		return fmt.Errorf("ingress: %w", err)
 	}
 	defer k.release()
-	k.sites = siteSockets(kept.Sections)
+	k.siteSockets = siteSockets(kept.Sections)
 	k.setHTTP3(kept.Sections[table.HTTP3Key(table.SiteIngress)] != nil)
 	if _, err := k.find(); err != nil {
 		return fmt.Errorf("ingress: %w", err)
@@ -61,7 +61,7 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { n.ask(asking) })
+	wg.Go(func() { n.requestTable(asking) })
 	s := &serving{Node: n, supervisor: k}
 	for s.showBridge(); ctx.Err() == nil; {
 		for k.current == nil && s.retry == nil && kept != nil && ctx.Err() == nil {
@@ -79,7 +79,7 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 			s.giveUp(err)
 		case <-s.retry:
 			s.retry = nil
-		case <-n.refused:
+		case <-n.credentialsRefused:
 			kept = nil
 			n.savedTable.forget()
 		case q := <-n.questions:
@@ -89,8 +89,8 @@ func (n *Node) bridge(ctx context.Context, synced <-chan struct{}) error {
 	return nil
 }
 
-// ask requests the table from a server again and again, until one has answered: it may refuse this node.
-func (n *Node) ask(ctx context.Context) {
+// requestTable requests the table from a server again and again, until one has answered: it may refuse this node.
+func (n *Node) requestTable(ctx context.Context) {
 	for {
 		body, err := n.stream(ctx)
 		if err == nil {
@@ -103,11 +103,12 @@ func (n *Node) ask(ctx context.Context) {
 	}
 }
 
-// stream requests the table from a server. If the server refuses the node, since it was revoked, refused receives.
+// stream requests the table from a server. If the server refuses the node, since it was revoked, credentialsRefused
+// receives.
 func (n *Node) stream(ctx context.Context) (io.ReadCloser, error) {
 	body, err := n.o.Stream(ctx)
 	if apierrors.IsUnauthorized(err) {
-		n.refused.Send()
+		n.credentialsRefused.Send()
 	}
 	return body, err
 }
@@ -116,15 +117,15 @@ func (n *Node) stream(ctx context.Context) (io.ReadCloser, error) {
 func (s *serving) startLast(ctx context.Context, kept *savedTable) {
 	k := s.supervisor
 	if err := k.start(false); err != nil {
-		s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.nextWait(0))
+		s.reportFailure(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.nextWait(0))
 		return
 	}
-	if err := kept.guarded(k); err != nil {
+	if err := kept.checkGuarded(k); err != nil {
 		err = errors.Join(err, k.kill(k.current))
 		k.current = nil
-		k.held.close()
-		k.held = nil
-		s.failed(err, s.restarts.nextWait(0))
+		k.sockets.close()
+		k.sockets = nil
+		s.reportFailure(err, s.restarts.nextWait(0))
 		return
 	}
 	if _, err := k.sendTable(ctx, kept.Sections); err != nil {
@@ -137,11 +138,11 @@ func (s *serving) startLast(ctx context.Context, kept *savedTable) {
 	s.showBridge()
 }
 
-// bridged sends the kept table to a proxy that has none, while the caches are filled and no server has sent the table.
-// It returns false if the proxy has failed.
-func (s *serving) bridged(ctx context.Context) bool {
+// sendSavedTable sends the kept table to a proxy that has none, while the caches are filled and no server has sent the
+// table. It returns false if the proxy has failed.
+func (s *serving) sendSavedTable(ctx context.Context) bool {
 	k := s.supervisor
-	if !k.current.launched || k.current.sent != nil {
+	if !k.current.startedHere || k.current.sent != nil {
 		return true
 	}
 	kept, err := readLast(s.o.Dir, s.o.Cluster)
@@ -160,8 +161,8 @@ func (s *serving) bridged(ctx context.Context) bool {
 	return true
 }
 
-// guarded returns an error if the kernel does not guard a port of the proxy.
-func (l *savedTable) guarded(k *supervisor) error {
+// checkGuarded returns an error if the kernel does not guard a port of the proxy.
+func (l *savedTable) checkGuarded(k *supervisor) error {
 	there, err := nft.Exists(NFTable())
 	if err != nil {
 		return err
@@ -195,7 +196,7 @@ func (s *serving) showBridge() {
 // keepLast keeps the table that the proxy serves by, while this machine is a node of the cluster.
 func (s *serving) keepLast() {
 	s.saveDue = nil
-	if _, err := s.o.Nodes.Lister().Get(s.o.NodeName); err != nil || s.unwelcome {
+	if _, err := s.o.Nodes.Lister().Get(s.o.NodeName); err != nil || s.credentialsRefused {
 		s.savedTable.forget()
 		return
 	}

@@ -20,7 +20,7 @@ import (
 // program of the machine. The first one keeps a port: a program as long as it listens, the ingress as long as it serves
 // the port.
 type portOwners struct {
-	ours map[int]bool
+	ownProcesses map[int]bool
 	// programs has the names of the programs that listen at some of the ports. A name is empty where it cannot be found
 	// out.
 	programs map[int]string
@@ -37,20 +37,20 @@ func (c *portOwners) update(ports []int, programs map[int]string, said string) {
 	ours := map[int]bool{}
 	for _, port := range ports {
 		_, listens := programs[port]
-		has, known := c.ours[port]
-		if !known && c.ours == nil {
+		has, known := c.ownProcesses[port]
+		if !known && c.ownProcesses == nil {
 			has = served && !slices.Contains(before, busyEntry(port))
 		}
 		ours[port] = has || !listens
 	}
-	c.ours, c.programs = ours, programs
+	c.ownProcesses, c.programs = ours, programs
 }
 
 // programsAtPorts returns the programs at ports that the node uses, or at those that it does not.
 func (c *portOwners) programsAtPorts(ours bool) map[int]string {
 	out := map[int]string{}
 	for port, name := range c.programs {
-		if c.ours[port] == ours {
+		if c.ownProcesses[port] == ours {
 			out[port] = name
 		}
 	}
@@ -60,8 +60,8 @@ func (c *portOwners) programsAtPorts(ours bool) map[int]string {
 // annotation returns the entries of busy ports for the Node's annotation, which follow the ports that it serves.
 func (c *portOwners) annotation() string {
 	out := ""
-	for _, port := range slices.Sorted(maps.Keys(c.ours)) {
-		if !c.ours[port] {
+	for _, port := range slices.Sorted(maps.Keys(c.ownProcesses)) {
+		if !c.ownProcesses[port] {
 			out += "," + busyEntry(port)
 		}
 	}

@@ -73,16 +73,16 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// join makes the group of a process and moves the process there.
-func (g groups) join(name string, pid int) error {
+// addProcess makes the group of a process and moves the process there.
+func (g groups) addProcess(name string, pid int) error {
 	var errs []error
 	for _, h := range g.hierarchies() {
-		errs = append(errs, h.join(name, pid))
+		errs = append(errs, h.addProcess(name, pid))
 	}
 	return errors.Join(errs...)
 }
 
-func (h hierarchy) join(name string, pid int) error {
+func (h hierarchy) addProcess(name string, pid int) error {
 	if _, err := os.Stat(filepath.Join(h.dir, "cgroup.procs")); err != nil {
 		return fmt.Errorf("finding control groups: %w", err)
 	}
@@ -124,8 +124,8 @@ func setLimit(path, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// killed reports whether the kernel has killed a process of the group for lack of memory.
-func (g groups) killed(name string) bool {
+// wasKilled reports whether the kernel has killed a process of the group for lack of memory.
+func (g groups) wasKilled(name string) bool {
 	for _, h := range g.hierarchies() {
 		for _, file := range []string{"memory.events", "memory.oom_control"} {
 			text, err := os.ReadFile(filepath.Join(h.dir, cgroupName, name, file))

@@ -66,10 +66,10 @@ func (s kernelState) rules() map[string][]string {
 	for _, p := range forbidden {
 		split(netip.MustParsePrefix(p), &services4, &services6)
 	}
-	ports := numbers(s.ports)
+	ports := numberSet(s.ports)
 	own := []string{"tcp dport { " + ports + " } ct original proto-dst { " + ports + " } "}
 	if len(s.udp) > 0 {
-		udp := numbers(s.udp)
+		udp := numberSet(s.udp)
 		own = append(own, "udp dport { "+udp+" } ct original proto-dst { "+udp+" } ")
 	}
 	mine := "meta skuid " + strconv.Itoa(User) + " ct direction original "
@@ -78,7 +78,7 @@ func (s kernelState) rules() map[string][]string {
 		family                        string
 		inside, pods, services, nodes []string
 	}{{"ip", inside4, pods4, services4, nodes4}, {"ip6", inside6, pods6, services6, nodes6}} {
-		inside := list(f.inside)
+		inside := setOf(f.inside)
 		for _, own := range own {
 			drop := "meta nfproto " + map[string]string{"ip": "ipv4", "ip6": "ipv6"}[f.family] + " " + own
 			if len(f.inside) > 0 {
@@ -89,13 +89,13 @@ func (s kernelState) rules() map[string][]string {
 		local := map[string]string{"ip": "127.0.0.0/8", "ip6": "::1"}[f.family]
 		// The machine's resolver often listens at loopback, such as 127.0.0.53. No endpoint is reached by UDP.
 		out["output"] = append(out["output"], mine+f.family+" daddr "+local+" udp dport 53 accept")
-		out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.services)+" } "+refuse)
+		out["output"] = append(out["output"], mine+f.family+" daddr { "+setOf(f.services)+" } "+refuse)
 		if source, ok := s.source(f.family == "ip"); ok && len(f.pods) > 0 {
 			snat := " snat " + f.family + " to " + source.String()
-			out["postrouting"] = append(out["postrouting"], mine+f.family+" daddr { "+list(f.pods)+" }"+snat)
+			out["postrouting"] = append(out["postrouting"], mine+f.family+" daddr { "+setOf(f.pods)+" }"+snat)
 		}
 		if len(f.nodes) > 0 && len(s.reserved) > 0 {
-			out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.nodes)+" } tcp dport { "+numbers(s.reserved)+" } "+
+			out["output"] = append(out["output"], mine+f.family+" daddr { "+setOf(f.nodes)+" } tcp dport { "+numberSet(s.reserved)+" } "+
 				refuse)
 		}
 	}
@@ -112,12 +112,12 @@ func (s kernelState) source(v4 bool) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-func list(all []string) string {
+func setOf(all []string) string {
 	slices.Sort(all)
 	return strings.Join(slices.Compact(all), ", ")
 }
 
-func numbers[N int | uint16](all []N) string {
+func numberSet[N int | uint16](all []N) string {
 	all = slices.Compact(slices.Sorted(slices.Values(all)))
 	out := make([]string, 0, len(all))
 	for _, n := range all {

@@ -64,7 +64,7 @@ func (k *supervisor) launch(s *sockets) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the ingress proxy ended at once; its log in %s says why: %w", log.Name(), err)
 	}
-	k.step("record")
+	k.onStep("record")
 	p, err := k.adopt(e)
 	if err != nil {
 		return nil, errors.Join(err, e.signal(syscall.SIGKILL))
@@ -80,17 +80,17 @@ func (k *supervisor) adopt(e entry) (*process, error) {
 		k.processes.Processes = before
 		return nil, err
 	}
-	if err := k.groups.join(strconv.Itoa(e.PID), e.PID); err != nil && !k.ungrouped {
+	if err := k.groups.addProcess(strconv.Itoa(e.PID), e.PID); err != nil && !k.ungrouped {
 		k.ungrouped = true
 		k.log("ingress: the proxy runs without a memory limit in its cgroup", "error", err)
 	}
-	k.step("connect")
+	k.onStep("connect")
 	p, err := connect(k.dir, e)
 	if err != nil {
 		k.processes.Processes = before
 		return nil, err
 	}
-	p.limits, p.limited, p.launched = k.limits, &table.Limited{}, true
+	p.limits, p.limitCounts, p.startedHere = k.limits, &table.Limited{}, true
 	p.reading.Go(p.read)
 	return p, nil
 }

@@ -88,9 +88,9 @@ type Node struct {
 	o           Options
 	wake        timers.Signal // an object has changed
 	tableEvents chan struct{} // capacity 1: one event means that another program may have deleted the kernel's table
-	// refused receives when a server has refused this node's credentials.
-	refused timers.Signal
-	// last is the file of the last table.
+	// credentialsRefused receives when a server has refused this node's credentials.
+	credentialsRefused timers.Signal
+	// savedTable is the file of the last table.
 	savedTable *savedTableFile
 	// questions are sent by the collectors of Metrics. It is unbuffered: the sender stops waiting when its context
 	// ends.
@@ -114,7 +114,7 @@ func New(o Options) (*Node, error) {
 	if n.o.Logger == nil {
 		n.o.Logger = slog.Default()
 	}
-	n.refused, n.savedTable = timers.NewSignal(), &savedTableFile{dir: o.Dir, cluster: o.Cluster, log: n.o.Logger}
+	n.credentialsRefused, n.savedTable = timers.NewSignal(), &savedTableFile{dir: o.Dir, cluster: o.Cluster, log: n.o.Logger}
 	if err := o.Services.Informer().AddIndexers(cache.Indexers{byGateway: indexGateway}); err != nil {
 		return nil, fmt.Errorf("ingress: adding an index of Services: %w", err)
 	}
@@ -165,7 +165,7 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 	})
 	n.o.Part.Set(status.Starting, "waiting for a server")
-	if err := n.bridge(ctx, synced); err != nil || ctx.Err() != nil {
+	if err := n.serveSavedTable(ctx, synced); err != nil || ctx.Err() != nil {
 		return err
 	}
 	for first := true; ; first = false {
@@ -180,7 +180,7 @@ func (n *Node) Run(ctx context.Context) error {
 			}
 		}
 		n.o.Part.Set(status.Running, "at rest: the cluster has no Ingress and no Gateway")
-		drained := n.drained()
+		drained := n.drainEnded()
 		for rest := true; rest; {
 			select {
 			case <-ctx.Done():
@@ -197,9 +197,9 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// drained returns a channel that receives when a stopped proxy's time to drain is over. It returns nil where no control
-// group is left.
-func (n *Node) drained() <-chan time.Time {
+// drainEnded returns a channel that receives when a stopped proxy's time to drain is over. It returns nil where no
+// control group is left.
+func (n *Node) drainEnded() <-chan time.Time {
 	for _, h := range n.groups().hierarchies() {
 		if _, err := os.Stat(filepath.Join(h.dir, cgroupName)); err == nil {
 			return time.After(drainTime)

@@ -30,24 +30,24 @@ const (
 // process is this run's connection to a proxy.
 type process struct {
 	entry
-	began time.Time // when this run started or found it
-	// launched means that this run has started it, so that it has no table from before.
-	launched bool
-	conn     *net.UnixConn
-	encoder  *json.Encoder
-	sent     table.Sections // nil before the first table of this connection
+	beganAt time.Time // when this run started or found it
+	// startedHere means that this run has started the proxy, which therefore has no table from before.
+	startedHere bool
+	conn        *net.UnixConn
+	encoder     *json.Encoder
+	sent        table.Sections // nil before the first table of this connection
 	// problems are those of the last response.
 	problems map[string]string
 	// answeredPID is the process ID that the process itself sent with its sockets. 0 means that it sent none.
 	answeredPID int
 	// limits are those that the process was started with. They are zero where it did not say them.
 	limits table.Limits
-	// limited is what it has counted so far. It is nil before an earlier run's process was asked.
-	limited   *table.Limited
-	responses chan table.Response // unbuffered: each change waits for its response
-	connEnded chan error          // capacity 1: a connection ends once
-	done      chan struct{}       // closed by close
-	reading   sync.WaitGroup
+	// limitCounts is what the proxy has counted so far. It is nil before an earlier run's process was asked.
+	limitCounts *table.Limited
+	responses   chan table.Response // unbuffered: each change waits for its response
+	connEnded   chan error          // capacity 1: a connection ends once
+	done        chan struct{}       // closed by close
+	reading     sync.WaitGroup
 }
 
 // connect opens the control connection.
@@ -57,7 +57,7 @@ func connect(dir string, e entry) (*process, error) {
 		return nil, fmt.Errorf("connecting with the ingress proxy: %w", err)
 	}
 	return &process{
-		entry: e, began: time.Now(), conn: conn, encoder: json.NewEncoder(conn),
+		entry: e, beganAt: time.Now(), conn: conn, encoder: json.NewEncoder(conn),
 		responses: make(chan table.Response), connEnded: make(chan error, 1), done: make(chan struct{}),
 	}, nil
 }

@@ -236,7 +236,7 @@ func (n *testNode) serve(k *supervisor) {
 }
 
 func (k *supervisor) url() string {
-	return fmt.Sprintf("http://127.0.0.1:%d/", k.held.ports()[table.HTTP])
+	return fmt.Sprintf("http://127.0.0.1:%d/", k.sockets.ports()[table.HTTP])
 }
 
 // ask asks once, on a connection of its own, and never a second time.

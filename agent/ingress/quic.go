@@ -47,7 +47,7 @@ func (k *supervisor) addQUIC(s, before *sockets) {
 
 // guardedUDP returns the UDP ports on which the proxy listens.
 func (k *supervisor) guardedUDP() []int {
-	if port := k.held.ports()[table.QUIC]; port > 0 {
+	if port := k.sockets.ports()[table.QUIC]; port > 0 {
 		return []int{port}
 	}
 	return nil
@@ -115,7 +115,7 @@ func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 // openQUIC opens a UDP socket beside the one whose descriptor is old. 0 means that there is none.
 func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 	if old > 0 {
-		if err := steer(old); err != nil {
+		if err := steerPackets(old); err != nil {
 			return 0, fmt.Errorf("filtering packets for the proxy at %s: %w", at, err)
 		}
 	}
@@ -144,10 +144,10 @@ func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 	return d, nil
 }
 
-// steer attaches a filter to a socket. Packets with the socket's mark go to the first socket at its address, and all
-// others to the second one, as soon as it exists. The filter's result is a socket's index in the order of binding. The
-// kernel ignores the filter where no socket has that index.
-func steer(first int) error {
+// steerPackets attaches a filter to a socket. Packets with the socket's mark go to the first socket at its address, and
+// all others to the second one, as soon as it exists. The filter's result is a socket's index in the order of binding.
+// The kernel ignores the filter where no socket has that index.
+func steerPackets(first int) error {
 	cookie, err := unix.GetsockoptUint64(first, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
 		return err

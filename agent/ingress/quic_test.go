@@ -26,7 +26,7 @@ import (
 )
 
 func (k *supervisor) http3URL() string {
-	return fmt.Sprintf("https://127.0.0.1:%d/", k.held.ports()[table.QUIC])
+	return fmt.Sprintf("https://127.0.0.1:%d/", k.sockets.ports()[table.QUIC])
 }
 
 // http3Client is one of HTTP/3 alone, with connections that end with the test.
@@ -162,7 +162,7 @@ func TestPortOfHTTP3IsTaken(t *testing.T) {
 	defer other.Close()
 	n := newHTTP3Node(t)
 	k := n.run()
-	if port := k.held.ports()[table.QUIC]; port == 0 || port == table.NodeHTTPSPort {
+	if port := k.sockets.ports()[table.QUIC]; port == 0 || port == table.NodeHTTPSPort {
 		t.Errorf("it has the port %d", port)
 	}
 	testenv.Check(t, ask(http3Client(t), k.http3URL()))

@@ -58,7 +58,7 @@ type savedTableFile struct {
 	written      *savedTable // what the file has; nil for none of this run
 	pending      *savedTable // what it does not have yet; nil for nothing
 	nextWrite    time.Time   // of the next write
-	complaint    string      // the last logged reason for which there is no file
+	loggedReason string      // the last logged reason for which there is no file
 }
 
 func lastPath(dir string) string { return filepath.Join(dir, "table") }
@@ -87,13 +87,13 @@ func (f *savedTableFile) flush() {
 	f.pending, f.nextWrite = nil, time.Now().Add(lastEvery)
 	err := writeLast(f.dir, l)
 	if err == nil {
-		f.written, f.complaint = l, ""
+		f.written, f.loggedReason = l, ""
 		return
 	}
 	f.written = nil
 	err = errors.Join(err, removeLast(f.dir))
-	if text := err.Error(); text != f.complaint {
-		f.complaint = text
+	if text := err.Error(); text != f.loggedReason {
+		f.loggedReason = text
 		f.log.Info("ingress: the routing table is not kept for a restart of the agent while no server answers", "error", err)
 	}
 }
@@ -118,11 +118,11 @@ func writeLast(dir string, l *savedTable) error {
 	if len(text) > maxLast {
 		return fmt.Errorf("the routing table has %d bytes, more than %d", len(text), maxLast)
 	}
-	return atomicfile.Write(lastPath(dir), sealed(text), 0o600)
+	return atomicfile.Write(lastPath(dir), withChecksum(text), 0o600)
 }
 
-// sealed returns the content of a file: a checksum in hexadecimal, a line break and the text.
-func sealed(text []byte) []byte {
+// withChecksum returns the content of a file: a checksum in hexadecimal, a line break and the text.
+func withChecksum(text []byte) []byte {
 	sum := sha256.Sum256(text)
 	return slices.Concat(hex.AppendEncode(nil, sum[:]), []byte("\n"), text)
 }

@@ -268,8 +268,8 @@ func TestKeptTableIsRefused(t *testing.T) {
 		{"empty", "", "c", "damaged"},
 		{"half written", string(whole[:len(whole)/2]), "c", "damaged"},
 		{"with another byte", strings.Replace(string(whole), "10054", "10056", 1), "c", "damaged"},
-		{"of a newer version", string(sealed([]byte(strings.Replace(text, `"format":1`, `"format":2`, 1)))), "c", "its format is 2, and this version reads 1"},
-		{"of another version altogether", string(sealed([]byte("[]"))), "c", "another version of coracle"},
+		{"of a newer version", string(withChecksum([]byte(strings.Replace(text, `"format":1`, `"format":2`, 1)))), "c", "its format is 2, and this version reads 1"},
+		{"of another version altogether", string(withChecksum([]byte("[]"))), "c", "another version of coracle"},
 		{"of another cluster", string(whole), "d", "another cluster"},
 	} {
 		write(c.text)

@@ -22,8 +22,8 @@ import (
 const (
 	// probeEvery is how often a proxy without other requests is probed.
 	probeEvery = 30 * time.Second
-	// gather is how long to wait for more changes after an object has changed.
-	gather = 10 * time.Millisecond
+	// gatherTime is how long to wait for more changes after an object has changed.
+	gatherTime = 10 * time.Millisecond
 	// drainTime is how long a stopped proxy may drain, plus a second.
 	drainTime = 31 * time.Second
 	// steadyAfter is how long a proxy must have served for the next to be started at once. longestBackoff limits the
@@ -53,17 +53,17 @@ type serving struct {
 	restarts, takeOvers backoff
 	// retry receives when the next attempt may begin. It is nil while nothing has failed.
 	retry <-chan time.Time
-	// refused is the error of the last failed take-over.
-	refused error
-	// begun means that there is a proxy, or would be if it could be started. rested means that none was needed.
-	begun, rested bool
-	portOwners    portOwners
-	// look means that it is time to check for other programs on the Service's ports.
-	look bool
-	// later receives when the last table is due to be written to its file.
+	// takeOverErr is the error of the last failed take-over.
+	takeOverErr error
+	// hasProxy means that there is a proxy, or would be if it could be started. neededNone means that none was needed.
+	hasProxy, neededNone bool
+	portOwners           portOwners
+	// checkPorts means that it is time to check for other programs on the Service's ports.
+	checkPorts bool
+	// saveDue receives when the last table is due to be written to its file.
 	saveDue <-chan time.Time
-	// unwelcome means that a server has refused this node's credentials since the last table.
-	unwelcome bool
+	// credentialsRefused means that a server has refused this node's credentials since the last table.
+	credentialsRefused bool
 }
 
 // serve runs until the cluster has no ingress any more, or ctx is done.
@@ -87,7 +87,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.o.Part.Set(status.Starting, "waiting for the routing table from a server")
 	probe := time.NewTicker(probeEvery)
 	defer probe.Stop()
-	s := &serving{Node: n, supervisor: k, look: true}
+	s := &serving{Node: n, supervisor: k, checkPorts: true}
 	for {
 		var reached <-chan struct{} // closed when the set of reachable nodes changes
 		if n.o.Unreachable != nil {
@@ -108,9 +108,9 @@ func (n *Node) serve(ctx context.Context) error {
 			return nil
 		case received := <-tables:
 			n.useTable(ctx, received)
-			s.unwelcome = false
-		case <-n.refused:
-			s.unwelcome = true
+			s.credentialsRefused = false
+		case <-n.credentialsRefused:
+			s.credentialsRefused = true
 			n.savedTable.forget()
 		case <-s.saveDue:
 		case err := <-ended:
@@ -119,7 +119,7 @@ func (n *Node) serve(ctx context.Context) error {
 			s.retry = nil
 		case <-reached:
 		case <-probe.C:
-			s.look = true
+			s.checkPorts = true
 			if k.current != nil {
 				if _, err := s.stats(ctx); err != nil && ctx.Err() == nil {
 					s.giveUp(err)
@@ -130,7 +130,7 @@ func (n *Node) serve(ctx context.Context) error {
 		case <-n.tableEvents:
 			n.tableDeleted()
 		case <-n.wake:
-			if !timers.Sleep(ctx, gather) {
+			if !timers.Sleep(ctx, gatherTime) {
 				return nil
 			}
 			if !n.isWanted() {
@@ -150,19 +150,19 @@ func (s *serving) isNeeded() bool { return s.hasService() || len(siteSockets(s.t
 func (s *serving) startWhenNeeded(ctx context.Context) error {
 	needed := s.isNeeded()
 	switch {
-	case needed && !s.begun:
-		s.supervisor.sites = siteSockets(s.table)
+	case needed && !s.hasProxy:
+		s.supervisor.siteSockets = siteSockets(s.table)
 		s.supervisor.setHTTP3(s.http3Port() > 0)
 		if err := s.supervisor.startProxy(); err != nil {
 			return fmt.Errorf("ingress: %w", err)
 		}
-		s.begun, s.rested = true, false
-	case !needed && s.table != nil && !s.rested:
+		s.hasProxy, s.neededNone = true, false
+	case !needed && s.table != nil && !s.neededNone:
 		s.supervisor.release()
 		if err := s.stop(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
-		*s = serving{Node: s.Node, supervisor: s.supervisor, rested: true}
+		*s = serving{Node: s.Node, supervisor: s.supervisor, neededNone: true}
 		s.supervisor.processes = processList{}
 		s.o.Part.Set(status.Running, "at rest: no Gateway has a listener to serve")
 	}
@@ -173,7 +173,7 @@ func (s *serving) startWhenNeeded(ctx context.Context) error {
 // error only where serve has to begin again.
 func (s *serving) sync(ctx context.Context) error {
 	k := s.supervisor
-	for s.begun && ctx.Err() == nil {
+	for s.hasProxy && ctx.Err() == nil {
 		k.setHTTP3(s.http3Port() > 0)
 		if s.table != nil { // before the first table, the sockets of the run before stay open
 			k.listen(siteSockets(s.table))
@@ -183,7 +183,7 @@ func (s *serving) sync(ctx context.Context) error {
 				return nil
 			}
 			if err := k.start(false); err != nil {
-				s.failed(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.nextWait(0))
+				s.reportFailure(fmt.Errorf("the proxy cannot be started: %w", err), s.restarts.nextWait(0))
 				continue
 			}
 		}
@@ -191,7 +191,7 @@ func (s *serving) sync(ctx context.Context) error {
 			return err
 		}
 		if s.table == nil {
-			if s.bridged(ctx) {
+			if s.sendSavedTable(ctx) {
 				return nil
 			}
 			continue
@@ -204,7 +204,7 @@ func (s *serving) sync(ctx context.Context) error {
 			if k.current != nil {
 				s.giveUp(err)
 			} else {
-				s.failed(err, s.restarts.nextWait(0))
+				s.reportFailure(err, s.restarts.nextWait(0))
 			}
 			continue
 		}
@@ -224,7 +224,7 @@ func (s *serving) sync(ctx context.Context) error {
 // guard makes the kernel guard the proxy's ports. The ports of a proxy that does not hand over its sockets are unknown,
 // and guarded since the run before.
 func (s *serving) guard(ctx context.Context) error {
-	if s.supervisor.held == nil {
+	if s.supervisor.sockets == nil {
 		return nil
 	}
 	if err := s.protect(ctx, s.supervisor.guarded(), s.supervisor.guardedUDP()); err != nil && ctx.Err() == nil {
@@ -243,7 +243,7 @@ func (s *serving) sendTable(ctx context.Context) (map[string]string, error) {
 	began := time.Now()
 	taken, err := k.takeOver(ctx, now)
 	if err == nil {
-		s.refused, s.takeOvers = nil, backoff{}
+		s.takeOverErr, s.takeOvers = nil, backoff{}
 		s.wake.Send() // for sockets of Gateways that could not be opened before
 		s.o.Logger.Info("ingress: another proxy has taken over", "pid", k.current.PID, "after", time.Since(began))
 		return taken, nil
@@ -252,7 +252,7 @@ func (s *serving) sendTable(ctx context.Context) (map[string]string, error) {
 		return nil, err
 	}
 	if ctx.Err() == nil {
-		s.refused = err
+		s.takeOverErr = err
 		wait := max(time.Second, s.takeOvers.nextWait(0))
 		s.retry = time.After(wait)
 		s.o.Logger.Warn("ingress: the new version of the proxy could not take over, so the old one keeps running; retrying", "after", wait,
@@ -263,10 +263,10 @@ func (s *serving) sendTable(ctx context.Context) (map[string]string, error) {
 
 // giveUp gives up a proxy that has ended, or does not respond.
 func (s *serving) giveUp(cause error) {
-	lived := time.Since(s.supervisor.current.began)
+	lived := time.Since(s.supervisor.current.beganAt)
 	cause = s.supervisor.giveUp(cause)
 	s.failures.addExit(cause, time.Now())
-	s.failed(fmt.Errorf("the proxy has ended: %w", cause), s.restarts.nextWait(lived))
+	s.reportFailure(fmt.Errorf("the proxy has ended: %w", cause), s.restarts.nextWait(lived))
 }
 
 // stats asks the proxy for its counters, and notes which limits its clients have met since the last time.
@@ -276,15 +276,15 @@ func (s *serving) stats(ctx context.Context) (*table.Stats, error) {
 	if stats == nil || err != nil {
 		return nil, err
 	}
-	if p.limited != nil {
-		s.failures.addCounts(*p.limited, stats.Limited, time.Now())
+	if p.limitCounts != nil {
+		s.failures.addCounts(*p.limitCounts, stats.Limited, time.Now())
 	}
-	p.limited = &stats.Limited
+	p.limitCounts = &stats.Limited
 	return stats, nil
 }
 
-// failed reports that there is no proxy, and sets when the next attempt begins.
-func (s *serving) failed(err error, wait time.Duration) {
+// reportFailure reports that there is no proxy, and sets when the next attempt begins.
+func (s *serving) reportFailure(err error, wait time.Duration) {
 	s.o.Logger.Error("ingress: the proxy is started again; until then connections wait", "after", wait, "error", err)
 	s.o.Part.Set(status.Failed, fmt.Sprintf("the proxy is started again after %s: %v", wait, err))
 	s.retry = nil
@@ -295,7 +295,7 @@ func (s *serving) failed(err error, wait time.Duration) {
 
 // writePorts writes to the Node on which ports it serves.
 func (s *serving) writePorts(ctx context.Context) error {
-	word := portsAnnotation(s.supervisor.held.ports())
+	word := portsAnnotation(s.supervisor.sockets.ports())
 	if word == "" {
 		return nil
 	}
@@ -313,16 +313,17 @@ func (s *serving) writePorts(ctx context.Context) error {
 	return nil
 }
 
-// findPortOwners finds out which of the Service's ports other programs of the machine use. It does so when look is set
-// or the ports have changed.
+// findPortOwners finds out which of the Service's ports other programs of the machine use. It does so when checkPorts
+// is set or the ports have changed.
 func (s *serving) findPortOwners(ctx context.Context) error {
 	ports := s.servicePorts()
-	known := func(port int) bool { _, ok := s.portOwners.ours[port]; return ok }
-	if !s.look && len(ports) == len(s.portOwners.ours) && !slices.ContainsFunc(ports, func(port int) bool { return !known(port) }) {
+	known := func(port int) bool { _, ok := s.portOwners.ownProcesses[port]; return ok }
+	if !s.checkPorts && len(ports) == len(s.portOwners.ownProcesses) &&
+		!slices.ContainsFunc(ports, func(port int) bool { return !known(port) }) {
 		return nil
 	}
 	said := ""
-	if s.portOwners.ours == nil {
+	if s.portOwners.ownProcesses == nil {
 		var err error
 		if said, err = s.o.Annotation(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -337,7 +338,7 @@ func (s *serving) findPortOwners(ctx context.Context) error {
 	}
 	before := s.portOwners.problem()
 	s.portOwners.update(ports, programs, said)
-	s.look = false
+	s.checkPorts = false
 	if now := s.portOwners.problem(); now != before && now != "" {
 		s.o.Logger.Warn("ingress: " + now)
 	}
@@ -359,7 +360,7 @@ func portsAnnotation(ports map[string]int) string {
 
 func (s *serving) showProblems(problems map[string]string) {
 	problems = maps.Clone(problems)
-	for key, text := range failedSites(s.supervisor.failed) {
+	for key, text := range failedSites(s.supervisor.failedSites) {
 		if problems == nil {
 			problems = map[string]string{}
 		}
@@ -373,8 +374,8 @@ func (s *serving) showProblems(problems map[string]string) {
 	}
 	text := fmt.Sprintf("%d hosts, process %d", hosts, s.supervisor.current.PID)
 	wrong := s.failures.texts(s.supervisor.groups.memory, s.supervisor.limits.Connections, time.Now())
-	if s.refused != nil {
-		wrong = append(wrong, fmt.Sprintf("it keeps running, since the new version could not take over: %v", s.refused))
+	if s.takeOverErr != nil {
+		wrong = append(wrong, fmt.Sprintf("it keeps running, since the new version could not take over: %v", s.takeOverErr))
 	}
 	for _, problem := range []string{s.portOwners.problem(), s.leftOutText()} {
 		if problem != "" {

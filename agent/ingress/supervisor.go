@@ -36,14 +36,14 @@ type supervisor struct {
 	http3           bool         // HTTP/3 is to be served
 	withoutQUIC     bool         // HTTP/3 is not served, since its sockets could not be opened
 	processes       processList
-	held            *sockets
-	// sites are the wanted sockets of Gateways' ports. failed are those that cannot be opened. changed is what the
-	// process has not received yet.
-	sites   map[string]int
-	failed  map[string]error
-	changed socketChange
-	current *process          // nil while there is none
-	step    func(name string) // for tests; it is called between the steps
+	sockets         *sockets
+	// siteSockets are the wanted sockets of Gateways' ports. failedSites are those that cannot be opened. pendingChange
+	// is what the process has not received yet.
+	siteSockets   map[string]int
+	failedSites   map[string]error
+	pendingChange socketChange
+	current       *process          // nil while there is none
+	onStep        func(name string) // for tests; it is called between the steps
 }
 
 func newSupervisor(o Options, g groups) (*supervisor, error) {
@@ -51,7 +51,7 @@ func newSupervisor(o Options, g groups) (*supervisor, error) {
 		return nil, fmt.Errorf("making the proxy's folder: %w", err)
 	}
 	return &supervisor{
-		dir: o.Dir, program: o.Program, listenAddresses: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {},
+		dir: o.Dir, program: o.Program, listenAddresses: o.NodeIPs, log: o.Logger.Info, groups: g, onStep: func(string) {},
 		limits: table.Limits{Memory: g.goLimit(), Connections: cmp.Or(o.MaxConnections, defaultConnections)},
 	}, nil
 }
@@ -88,7 +88,7 @@ func (k *supervisor) find() (patient bool, err error) {
 			patient = true
 			continue
 		}
-		k.current, k.held = p, s
+		k.current, k.sockets = p, s
 		k.log("ingress: the proxy of the previous run keeps running", "pid", p.PID, "handsSockets", s != nil)
 		break
 	}
@@ -111,39 +111,39 @@ func (k *supervisor) removeSockets() {
 
 // start starts a proxy where there is none, with the held sockets or with new ones.
 func (k *supervisor) start(patient bool) error {
-	if !k.serves(k.held) {
-		k.held.close()
+	if !k.serves(k.sockets) {
+		k.sockets.close()
 		s, err := listenAll(k.listenAddresses, patient)
 		if err != nil {
 			return err
 		}
 		k.addQUIC(s, nil)
-		k.held = s
+		k.sockets = s
 	}
-	k.failed = k.held.adjust(k.listenAddresses, k.sites, patient, &k.changed)
-	p, err := k.launch(k.held)
+	k.failedSites = k.sockets.adjust(k.listenAddresses, k.siteSockets, patient, &k.pendingChange)
+	p, err := k.launch(k.sockets)
 	if err != nil {
 		return err
 	}
-	k.current, k.changed = p, socketChange{} // it was started with all of them
-	k.log("ingress: the proxy was started", "pid", p.PID, "ports", k.held.ports())
+	k.current, k.pendingChange = p, socketChange{} // it was started with all of them
+	k.log("ingress: the proxy was started", "pid", p.PID, "ports", k.sockets.ports())
 	return nil
 }
 
 // listen opens and closes sockets of Gateways' ports. The proxy gets them with the next put. Without held sockets the
 // proxy gets none of them until another one takes over.
 func (k *supervisor) listen(sites map[string]int) {
-	k.sites = sites
-	if k.held.serve(k.listenAddresses) { // otherwise another process takes over first, at other addresses
-		k.failed = k.held.adjust(k.listenAddresses, sites, false, &k.changed)
+	k.siteSockets = sites
+	if k.sockets.serve(k.listenAddresses) { // otherwise another process takes over first, at other addresses
+		k.failedSites = k.sockets.adjust(k.listenAddresses, sites, false, &k.pendingChange)
 	}
 }
 
 // guarded returns the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed
 // yet.
 func (k *supervisor) guarded() []int {
-	out := slices.Collect(maps.Values(k.changed.closed))
-	for kind, port := range k.held.ports() {
+	out := slices.Collect(maps.Values(k.pendingChange.closed))
+	for kind, port := range k.sockets.ports() {
 		if kind != table.QUIC {
 			out = append(out, port)
 		}
@@ -153,11 +153,11 @@ func (k *supervisor) guarded() []int {
 
 // sendTable sends a table to the proxy. Then it orders other processes to drain that have no such order yet.
 func (k *supervisor) sendTable(ctx context.Context, t table.Sections) (map[string]string, error) {
-	problems, err := k.current.sendTable(ctx, t, k.held, k.changed)
+	problems, err := k.current.sendTable(ctx, t, k.sockets, k.pendingChange)
 	if err != nil {
 		return nil, err
 	}
-	k.changed = socketChange{}
+	k.pendingChange = socketChange{}
 	return problems, k.retire()
 }
 
@@ -169,7 +169,7 @@ func (k *supervisor) retire() error {
 		if e.PID == k.current.PID || e.Draining {
 			continue
 		}
-		k.step("retire")
+		k.onStep("retire")
 		if err := e.handedOver(); err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func (k *supervisor) retire() error {
 	if !changed {
 		return nil
 	}
-	k.step("record drain")
+	k.onStep("record drain")
 	return k.processes.write(k.dir)
 }
 
@@ -190,15 +190,15 @@ func (k *supervisor) outdated() bool {
 		return false
 	}
 	program, err := filepath.EvalSymlinks(k.program)
-	return err == nil && program != k.current.Program || k.held != nil && (!k.serves(k.held) || k.current.limits != k.limits)
+	return err == nil && program != k.current.Program || k.sockets != nil && (!k.serves(k.sockets) || k.current.limits != k.limits)
 }
 
 // takeOver starts a new process with the serving one's sockets. If that fails, the old one keeps serving.
 func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string]string, error) {
-	if k.held == nil { // the process is stuck
+	if k.sockets == nil { // the process is stuck
 		return k.replace(ctx, t)
 	}
-	s, err := k.held.movedTo(k.listenAddresses)
+	s, err := k.sockets.movedTo(k.listenAddresses)
 	if err != nil {
 		k.log("ingress: the ports are not free on the node's new addresses; listening on other addresses", "error", err)
 		s, err = listenAll(k.listenAddresses, false)
@@ -206,11 +206,11 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 	if err != nil {
 		return nil, err
 	}
-	k.addQUIC(s, k.held)
-	k.step("launch")
+	k.addQUIC(s, k.sockets)
+	k.onStep("launch")
 	p, err := k.launch(s)
 	if err == nil {
-		k.step("table")
+		k.onStep("table")
 		_, err = p.sendTable(ctx, t, s, socketChange{}) // it was started with all sockets
 		switch {
 		case err != nil && ctx.Err() != nil: // the next run uses it, unless it has no table
@@ -223,10 +223,10 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 		s.close()
 		return nil, fmt.Errorf("the new proxy: %w", err)
 	}
-	k.step("answer")
+	k.onStep("answer")
 	k.current.close()
-	k.held.close()
-	k.current, k.held, k.changed = p, s, socketChange{}
+	k.sockets.close()
+	k.current, k.sockets, k.pendingChange = p, s, socketChange{}
 	return p.problems, k.retire()
 }
 
@@ -247,7 +247,7 @@ func (k *supervisor) replace(ctx context.Context, t table.Sections) (map[string]
 	}
 	k.current.close()
 	k.current = nil
-	k.step("ended")
+	k.onStep("ended")
 	if err := k.start(true); err != nil {
 		return nil, err
 	}
@@ -259,7 +259,7 @@ func (k *supervisor) replace(ctx context.Context, t table.Sections) (map[string]
 func (k *supervisor) giveUp(cause error) error {
 	p := k.current
 	k.current = nil
-	if k.groups.killed(strconv.Itoa(p.PID)) {
+	if k.groups.wasKilled(strconv.Itoa(p.PID)) {
 		cause = fmt.Errorf("it reached its memory limit of %d MiB: %w", k.groups.memory>>20, cause)
 	}
 	if errors.Is(cause, os.ErrDeadlineExceeded) {
@@ -292,6 +292,6 @@ func (k *supervisor) release() {
 		k.current.close()
 		k.current = nil
 	}
-	k.held.close()
-	k.held = nil
+	k.sockets.close()
+	k.sockets = nil
 }

@@ -65,7 +65,7 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 		}, false, false},
 		"it does not answer": {func(n *testNode, k *supervisor) { _ = syscall.Kill(k.current.PID, syscall.SIGSTOP) }, false, true},
 		"another program has the ports": {func(n *testNode, k *supervisor) {
-			ports := k.held.ports()
+			ports := k.sockets.ports()
 			k.release()
 			_ = syscall.Kill(n.processes()[0], syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
@@ -84,7 +84,7 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n := newTestNode(t)
 			k := n.run()
-			pid, url, ports := k.current.PID, k.url(), k.held.ports()
+			pid, url, ports := k.current.PID, k.url(), k.sockets.ports()
 			c.prepare(n, k)
 			k.release()
 			if len(n.processes()) == 0 && !c.others {
@@ -101,9 +101,9 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			}
 			k = n.keeper()
 			testenv.NoError(t, k.startProxy())
-			if k.held == nil { // it is known by no answer, which takes half a minute; that is another test's
+			if k.sockets == nil { // it is known by no answer, which takes half a minute; that is another test's
 				k.current.close()
-				k.current.began = time.Now()
+				k.current.beganAt = time.Now()
 				p := k.current
 				k.current = nil
 				testenv.NoError(t, p.signal(syscall.SIGKILL))
@@ -128,8 +128,8 @@ func TestFirstVersionIsReplaced(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	url, pid := k.url(), k.current.PID
-	k.held.close() // as after an answer that did not come
-	k.held = nil
+	k.sockets.close() // as after an answer that did not come
+	k.sockets = nil
 	n.install("next")
 	n.serve(k)
 	testenv.False(t, k.url() != url || k.current.PID == pid, "process %d serves at %s, before %d at %s", k.current.PID, k.url(), pid, url)
@@ -175,14 +175,14 @@ func TestProxyFollowsChangedLimits(t *testing.T) {
 func TestProxyFollowsChangedNodeAddresses(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
-	pid, ports := k.current.PID, k.held.ports()
+	pid, ports := k.current.PID, k.sockets.ports()
 	k.release()
 	n.o.NodeIPs = append(n.o.NodeIPs, netip.MustParseAddr("127.0.0.2"))
 	k = n.run()
-	if k.current.PID == pid || !k.held.serve(n.o.NodeIPs) {
-		t.Errorf("process %d listens at %v", k.current.PID, k.held.addresses())
+	if k.current.PID == pid || !k.sockets.serve(n.o.NodeIPs) {
+		t.Errorf("process %d listens at %v", k.current.PID, k.sockets.addresses())
 	}
-	testenv.True(t, maps.Equal(k.held.ports(), ports), "the ports are %v, and were %v", k.held.ports(), ports)
+	testenv.True(t, maps.Equal(k.sockets.ports(), ports), "the ports are %v, and were %v", k.sockets.ports(), ports)
 	for _, ip := range n.o.NodeIPs {
 		testenv.Check(t, ask(fresh(), strings.Replace(k.url(), "127.0.0.1", ip.String(), 1)))
 	}
@@ -244,7 +244,7 @@ func TestProxysControlGroupIsLimited(t *testing.T) {
 		} else {
 			events = "memory/" + events
 		}
-		testenv.Fails(t, groups{root, defaultMemory}.join("4711", 4711), "%s: there are no files to write, and no error", version)
+		testenv.Fails(t, groups{root, defaultMemory}.addProcess("4711", 4711), "%s: there are no files to write, and no error", version)
 		at := func(file string) string {
 			if h, f, ok := strings.Cut(file, "/"); ok && h != ".." {
 				touch(filepath.Join(root, h, "cgroup.procs"))
@@ -255,13 +255,13 @@ func TestProxysControlGroupIsLimited(t *testing.T) {
 		for file := range files {
 			touch(at(file))
 		}
-		testenv.Check(t, groups{root, defaultMemory}.join("4711", 4711), "%s", version)
+		testenv.Check(t, groups{root, defaultMemory}.addProcess("4711", 4711), "%s", version)
 		for file, want := range files {
 			testenv.Equal(t, read(at(file)), want, "%s: %s holds", version, file)
 		}
 		for text, want := range map[string]bool{"low 0\noom 3\noom_kill 0\n": false, "oom_kill 1\n": true} {
 			testenv.NoError(t, os.WriteFile(at(events), []byte(text), 0o644))
-			testenv.Equal(t, groups{root, defaultMemory}.killed("4711"), want, "%s: %q says", version, text)
+			testenv.Equal(t, groups{root, defaultMemory}.wasKilled("4711"), want, "%s: %q says", version, text)
 		}
 	}
 }
@@ -278,9 +278,9 @@ func TestGroupOfTheKernel(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
-	if err := (groups{cgroupRoot, defaultMemory}).join(name, cmd.Process.Pid); err != nil {
+	if err := (groups{cgroupRoot, defaultMemory}).addProcess(name, cmd.Process.Pid); err != nil {
 		t.Skip(err)
 	}
 	testenv.Contains(t, string(testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid)))(t)), "/"+cgroupName+"/"+name, "the process is in")
-	testenv.False(t, groups{cgroupRoot, defaultMemory}.killed(name), "it counts as ended for its memory")
+	testenv.False(t, groups{cgroupRoot, defaultMemory}.wasKilled(name), "it counts as ended for its memory")
 }

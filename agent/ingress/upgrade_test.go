@@ -155,7 +155,7 @@ func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 				old := k.current.PID
 				n.install("next")
 				reached := false
-				k.step = func(name string) {
+				k.onStep = func(name string) {
 					if name != at || reached {
 						return
 					}

@@ -75,7 +75,7 @@ func Stop(ctx context.Context, o Options) (containers int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	first, second := o.waves(running)
+	first, second := o.splitWaves(running)
 	o.stopWave(ctx, first, deadline.Add(-min(secondWave, o.Within/2)))
 	o.stopWave(ctx, second, deadline)
 	err = o.stopSandboxes(ctx)
@@ -103,9 +103,9 @@ type pod struct {
 	containers []*runtimeapi.Container
 }
 
-// waves groups containers by their pods, and these by whether others need them: pods of kube-system and critical pods
-// come last.
-func (o Options) waves(containers []*runtimeapi.Container) (first, second []*pod) {
+// splitWaves groups containers by their pods, and these by whether others need them: pods of kube-system and critical
+// pods come last.
+func (o Options) splitWaves(containers []*runtimeapi.Container) (first, second []*pod) {
 	pods := map[string]*pod{}
 	for _, c := range containers {
 		uid := c.Labels[crilabels.KubernetesPodUIDLabel]

@@ -68,7 +68,7 @@ func serve(ctx context.Context, o Options) (netConf, []byte, *wire.Error) {
 	if req.Command == wire.CommandVersion {
 		// Only the version is read from the configuration here, and a runtime may send none.
 		_ = json.Unmarshal(stdin, &conf)
-		out, err := versions(conf.CNIVersion)
+		out, err := versionReply(conf.CNIVersion)
 		return conf, out, err
 	}
 	if err := json.Unmarshal(stdin, &conf); err != nil {
@@ -126,7 +126,7 @@ func noAgent(req wire.Request, err error) *wire.Error {
 	}
 }
 
-func versions(asked string) ([]byte, *wire.Error) {
+func versionReply(asked string) ([]byte, *wire.Error) {
 	asked = cmp.Or(asked, wire.Versions[len(wire.Versions)-1])
 	out, err := json.Marshal(struct {
 		CNIVersion        string   `json:"cniVersion"`

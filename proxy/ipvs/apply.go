@@ -15,7 +15,7 @@ import (
 // everything from the kernel.
 type applier struct {
 	table Table
-	// known is what the kernel has, as of the last apply. nil means unknown.
+	// applied is what the kernel has, as of the last apply. nil means unknown.
 	applied map[Key]VirtualServer
 	// draining are virtual servers with draining real servers.
 	draining map[Key]bool

@@ -29,7 +29,7 @@ func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	if maxBytes == 0 {
 		maxBytes = cacheSize
 	}
-	d.cache.CompareAndSwap(nil, &cachedLog{Log: d.Log, max: maxBytes, writing: newWriteLock()})
+	d.cache.CompareAndSwap(nil, &cachedLog{Log: d.Log, maxBytes: maxBytes, writing: newWriteLock()})
 	return d.cache.Load()
 }
 
@@ -37,7 +37,7 @@ func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 // log's. An entry is removed from the cache before the log deletes it, and added after the log has stored it.
 type cachedLog struct {
 	*Log
-	max int64
+	maxBytes int64
 
 	writing writeLock // held over a write to the log and the change of the cache that follows from it
 
@@ -46,7 +46,7 @@ type cachedLog struct {
 	entries    []raft.Log
 	bytes      int64
 
-	unread atomic.Int64 // bytes that were written since an entry was last read
+	unreadBytes atomic.Int64 // bytes that were written since an entry was last read
 }
 
 var (
@@ -60,8 +60,8 @@ func memorySize(e *raft.Log) int64 {
 }
 
 func (c *cachedLog) GetLog(index uint64, out *raft.Log) error {
-	if c.unread.Load() != 0 { // concurrent readers need not write it each time
-		c.unread.Store(0)
+	if c.unreadBytes.Load() != 0 { // concurrent readers need not write it each time
+		c.unreadBytes.Store(0)
 	}
 	c.mu.RLock()
 	hit := index >= c.firstIndex && index-c.firstIndex < uint64(len(c.entries))
@@ -86,15 +86,15 @@ func (c *cachedLog) StoreLogs(entries []*raft.Log) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range entries {
-		c.remember(e)
+		c.addEntry(e)
 	}
 	return nil
 }
 
-// remember adds an entry, which the log has stored, and drops old ones to make room for it.
-func (c *cachedLog) remember(e *raft.Log) {
+// addEntry adds an entry, which the log has stored, and drops old ones to make room for it.
+func (c *cachedLog) addEntry(e *raft.Log) {
 	n := memorySize(e)
-	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadFraction
+	wanted := n <= c.maxBytes && c.unreadBytes.Add(n)-n < c.maxBytes/unreadFraction
 	if !wanted || len(c.entries) > 0 && e.Index != c.firstIndex+uint64(len(c.entries)) {
 		c.evictUpTo(len(c.entries))
 	}
@@ -102,7 +102,7 @@ func (c *cachedLog) remember(e *raft.Log) {
 		return
 	}
 	drop := 0
-	for free := c.max - c.bytes; free < n; drop++ {
+	for free := c.maxBytes - c.bytes; free < n; drop++ {
 		free += memorySize(&c.entries[drop])
 	}
 	c.evictUpTo(drop)

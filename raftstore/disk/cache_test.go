@@ -54,7 +54,7 @@ func TestCachedLogMatchesDisk(t *testing.T) {
 		wanted := false // the newest entry, when it was stored
 		store := func(t *rapid.T) {
 			var batch []*raft.Log
-			unread := cache.unread.Load()
+			unread := cache.unreadBytes.Load()
 			for range rapid.IntRange(1, 5).Draw(t, "entries") {
 				e := drawEntry(t, next)
 				if wanted = unread < most/unreadFraction; memorySize(e) <= most {
@@ -91,7 +91,7 @@ func TestCachedLogMatchesDisk(t *testing.T) {
 				// One that ends before, in or behind the log, and agrees with it or not.
 				wanted = false
 				end := snapshotEnd{rapid.Uint64Range(d.Log.snapshot.index, next+5).Draw(t, "index"), 9, members{}}
-				testenv.NoError(t, d.fit(end))
+				testenv.NoError(t, d.fitToSnapshot(end))
 				if last, _ := cache.LastIndex(); last == 0 {
 					next = d.Log.snapshot.index + 1
 				}
@@ -118,14 +118,14 @@ func checkCache(t *rapid.T, cache *cachedLog, next uint64, wanted bool) {
 	for i := range cache.entries {
 		held += memorySize(&cache.entries[i])
 	}
-	if held != cache.bytes || held > cache.max {
-		t.Fatalf("the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.max)
+	if held != cache.bytes || held > cache.maxBytes {
+		t.Fatalf("the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.maxBytes)
 	}
 	// The newest entry is there, if it can be.
 	var newest raft.Log
 	if last, _ := cache.LastIndex(); last != 0 && len(cache.entries) == 0 {
 		testenv.NoError(t, cache.Log.GetLog(last, &newest))
-		if memorySize(&newest) <= cache.max && wanted && last+1 == next && cache.firstIndex == last {
+		if memorySize(&newest) <= cache.maxBytes && wanted && last+1 == next && cache.firstIndex == last {
 			t.Fatalf("entry %d is not in the cache", last)
 		}
 	}
@@ -245,7 +245,7 @@ func TestCoveredEntriesStayUpToTheTrail(t *testing.T) {
 		for i := uint64(1); i <= entries; i++ {
 			testenv.NoError(t, d.Log.StoreLog(&raft.Log{Index: i, Term: 1, Data: make([]byte, size)}))
 		}
-		testenv.NoError(t, d.fit(snapshotEnd{end, 1, members{}}))
+		testenv.NoError(t, d.fitToSnapshot(snapshotEnd{end, 1, members{}}))
 		return d
 	}
 	for _, test := range []struct {

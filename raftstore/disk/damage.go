@@ -18,6 +18,6 @@ func (e *DamageError) Error() string {
 		e.Path, e.Detail)
 }
 
-func damaged(path, format string, args ...any) error {
+func newDamageError(path, format string, args ...any) error {
 	return &DamageError{Path: path, Detail: fmt.Sprintf(format, args...)}
 }

@@ -92,10 +92,10 @@ func Open(o Options) (*Dir, error) {
 	o.Faults = cmp.Or[Faults](o.Faults, noFaults{})
 	o.Reserve, o.SegmentSize = cmp.Or(o.Reserve, defaultReserve), cmp.Or(o.SegmentSize, defaultSegment)
 	if err := finishStartOver(o.Path); err != nil {
-		return nil, unusable(o.Path, err)
+		return nil, unusableError(o.Path, err)
 	}
 	if err := os.MkdirAll(o.Path, 0o700); err != nil {
-		return nil, unusable(o.Path, err)
+		return nil, unusableError(o.Path, err)
 	}
 	held, err := lock(o.Path)
 	if err != nil {
@@ -120,7 +120,7 @@ func open(o Options) (*Dir, error) {
 	case err != nil:
 		return nil, err
 	}
-	if err := id.match(o.Path, o.Identity); err != nil {
+	if err := id.checkMatch(o.Path, o.Identity); err != nil {
 		return nil, err
 	}
 	snapshots, err := openSnapshots(filepath.Join(o.Path, snapshotsDir), o.Logger)
@@ -135,7 +135,7 @@ func open(o Options) (*Dir, error) {
 	if found, err := exists(vars); err != nil {
 		return nil, err
 	} else if !found {
-		return nil, damaged(vars, "it is missing")
+		return nil, newDamageError(vars, "it is missing")
 	}
 	variables, err := verifyVars(vars)
 	if err != nil {
@@ -168,11 +168,11 @@ func open(o Options) (*Dir, error) {
 		cancel()
 		return nil, errors.Join(err, bolt.Close(), scanned.close())
 	}
-	if scanned.torn != nil {
+	if scanned.tornSegment != nil {
 		o.Logger.Warn("dropped the end of the store's log, which a crash had left incomplete; it was never acknowledged",
-			"file", scanned.torn.path)
+			"file", scanned.tornSegment.path)
 	}
-	err = d.Log.fit(newest, false, func() {
+	err = d.Log.fitToSnapshot(newest, false, func() {
 		o.Logger.Info("a snapshot from another server replaced the entries of the log", "index", newest.index)
 	})
 	if err == nil {
@@ -182,7 +182,7 @@ func open(o Options) (*Dir, error) {
 		cancel()
 		return nil, errors.Join(err, bolt.Close(), scanned.close())
 	}
-	snapshots.admits, snapshots.completed = d.Log.admits, d.completed
+	snapshots.checkNewer, snapshots.onComplete = d.Log.checkNewer, d.onSnapshotComplete
 	if d.peers.saved, err = ReadPeers(o.Path); err != nil {
 		o.Logger.Warn("the saved addresses of the other servers cannot be used", "err", err)
 	} else {
@@ -196,7 +196,7 @@ func open(o Options) (*Dir, error) {
 func (d *Dir) raiseFormat() error {
 	err := writeIdentity(d.path, d.Identity)
 	if err != nil {
-		d.space.failed(err)
+		d.space.noteFailure(err)
 		err = writeIdentity(d.path, d.Identity)
 	}
 	return err
@@ -204,17 +204,17 @@ func (d *Dir) raiseFormat() error {
 
 func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
-		dir: scanned.dir, writing: newWriteLock(), space: d.space, stall: d.stall, ctx: ctx, size: o.SegmentSize, grown: o.Grown,
-		flushed:  o.Flushed,
-		segments: scanned.segments, firstIndex: scanned.firstIndex, positions: scanned.positions, unlink: os.Remove,
+		dir: scanned.dir, writing: newWriteLock(), space: d.space, stall: d.stall, ctx: ctx, size: o.SegmentSize, onGrown: o.Grown,
+		onFlushed: o.Flushed,
+		segments:  scanned.segments, firstIndex: scanned.firstIndex, positions: scanned.positions, unlink: os.Remove,
 	}
-	if l.grown == nil {
-		l.grown = func(int64) {}
+	if l.onGrown == nil {
+		l.onGrown = func(int64) {}
 	}
-	if l.flushed == nil {
-		l.flushed = func(time.Duration, int) {}
+	if l.onFlushed == nil {
+		l.onFlushed = func(time.Duration, int) {}
 	}
-	l.written.Store(scanned.bytes)
+	l.writtenBytes.Store(scanned.bytes)
 	return l
 }
 
@@ -234,14 +234,14 @@ func create(o Options) (Identity, error) {
 		err = os.Mkdir(log, 0o700)
 	}
 	if err != nil {
-		return id, unusable(dir, err)
+		return id, unusableError(dir, err)
 	}
 	s, err := createSegment(log, 1, 1, o.SegmentSize, 0)
 	if err != nil {
-		return id, unusable(dir, err)
+		return id, unusableError(dir, err)
 	}
 	if err := errors.Join(s.f.Close(), writeIdentity(dir, id)); err != nil {
-		return id, unusable(dir, err)
+		return id, unusableError(dir, err)
 	}
 	return id, atomicfile.SyncDir(filepath.Dir(dir))
 }
@@ -256,7 +256,7 @@ func createVars(path string) error {
 
 // checkUnused refuses a directory that has no identity although something was stored in it.
 func checkUnused(dir string) error {
-	used := damaged(filepath.Join(dir, identityFile), "it is missing, although the store was in use")
+	used := newDamageError(filepath.Join(dir, identityFile), "it is missing, although the store was in use")
 	vars := filepath.Join(dir, varsFile)
 	if found, err := exists(vars); err != nil {
 		return err

@@ -53,7 +53,7 @@ func (l *Log) writeDirect(s *segment, b []byte) (done bool, err error) {
 	if l.direct.refused || len(b) > smallAppend || to > s.length {
 		return false, nil
 	}
-	if to > s.zeroed {
+	if to > s.zeroedUpTo {
 		to = min(roundUp(to+zeroAhead, directAlign), s.length&^(sector-1))
 	}
 	if err := l.prepareDirect(s); err != nil {
@@ -67,7 +67,7 @@ func (l *Log) writeDirect(s *segment, b []byte) (done bool, err error) {
 	_, err = s.direct.WriteAt(buf, from)
 	switch {
 	case err == nil:
-		s.zeroed = max(s.zeroed, to)
+		s.zeroedUpTo = max(s.zeroedUpTo, to)
 		return true, nil
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed):
 		return false, err

@@ -21,18 +21,18 @@ type snapshotEnd struct {
 // stay. It never has gaps.
 func (l *Log) IsMonotonic() bool { return false }
 
-// fit adapts the log to a snapshot that is installed or that raft will start from. The snapshot's state is the state
-// machine's. Entries that agree with the snapshot stay. All entries go if the log ends before the snapshot does, or has
-// another entry at the snapshot's end: what the snapshot covers was committed, and the log holds something else.
-// Readers no longer find them at once. On disk they go with the next append. After a crash in between, Open decides the
-// same.
+// fitToSnapshot adapts the log to a snapshot that is installed or that raft will start from. The snapshot's state is
+// the state machine's. Entries that agree with the snapshot stay. All entries go if the log ends before the snapshot
+// does, or has another entry at the snapshot's end: what the snapshot covers was committed, and the log holds something
+// else. Readers no longer find them at once. On disk they go with the next append. After a crash in between, Open
+// decides the same.
 //
 // evict is called before entries go, if any do. running says that raft has already read the log's end.
 //
 // fit does not wait for an append that waits for the disk, unless it removes entries. Raft appends nothing in that
 // case.
-func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
-	agrees, err := l.agrees(s)
+func (l *Log) fitToSnapshot(s snapshotEnd, running bool, evict func()) error {
+	agrees, err := l.agreesWith(s)
 	if err != nil {
 		return err
 	}
@@ -53,14 +53,14 @@ func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
 	// Raft does not learn that the entries at the end are gone. It deletes them when the leader sends other entries for
 	// these indexes, if it finds some there.
 	if last := l.lastIndex(); running && last > s.index {
-		l.doomed = last
+		l.supersededUpTo = last
 	}
 	l.positions, l.members, l.superseded = nil, nil, true
 	return nil
 }
 
-// agrees says whether the log's entries can stay beside a snapshot.
-func (l *Log) agrees(s snapshotEnd) (bool, error) {
+// agreesWith says whether the log's entries can stay beside a snapshot.
+func (l *Log) agreesWith(s snapshotEnd) (bool, error) {
 	l.mu.RLock()
 	empty, first, last := len(l.positions) == 0, l.firstIndex, l.lastIndex()
 	l.mu.RUnlock()
@@ -77,8 +77,8 @@ func (l *Log) agrees(s snapshotEnd) (bool, error) {
 	return e.Term == s.term, nil
 }
 
-// admits refuses a snapshot that is older than the newest one.
-func (l *Log) admits(s snapshotEnd) error {
+// checkNewer refuses a snapshot that is older than the newest one.
+func (l *Log) checkNewer(s snapshotEnd) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if s.index < l.snapshot.index {
@@ -96,7 +96,7 @@ func (l *Log) snapshotEntry(index uint64, out *raft.Log) error {
 	switch {
 	case index == l.snapshot.index && index > 1:
 		*out = raft.Log{Index: index, Term: l.snapshot.term, Type: raft.LogNoop}
-	case index > l.snapshot.index && index <= l.doomed:
+	case index > l.snapshot.index && index <= l.supersededUpTo:
 		*out = raft.Log{Index: index, Type: raft.LogNoop} // its term is zero, so it differs from the leader's entry
 	default:
 		return raft.ErrLogNotFound
@@ -113,8 +113,8 @@ func (l *Log) Snapshot() (index, term uint64) {
 	return 0, 0
 }
 
-// continues returns an error unless entries follow the log's last entry without a gap.
-func (l *Log) continues(entries []*raft.Log) error {
+// checkContinues returns an error unless entries follow the log's last entry without a gap.
+func (l *Log) checkContinues(entries []*raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	last := l.lastIndex()
@@ -154,22 +154,22 @@ func (l *Log) hasEnd(s snapshotEnd) (bool, error) {
 	if same || !inLog {
 		return same, nil
 	}
-	return l.agrees(s)
+	return l.agreesWith(s)
 }
 
-// completed is called for each snapshot that is complete and on disk.
+// onSnapshotComplete is called for each snapshot that is complete and on disk.
 //
 // A snapshot of this server ends in the log, or where the last snapshot did: the log is adapted to it at once. A
 // snapshot from the leader ends elsewhere. Raft still has to read it. If that fails, raft continues with its old state
 // and the unchanged log. So the log is adapted when raft has the new state: see Installed.
-func (d *Dir) completed(s snapshotEnd) error {
+func (d *Dir) onSnapshotComplete(s snapshotEnd) error {
 	d.arrived = nil
 	has, err := d.Log.hasEnd(s)
 	switch {
 	case err != nil:
 		return fmt.Errorf("fit the log to a snapshot: %w", err)
 	case has:
-		return d.fit(s)
+		return d.fitToSnapshot(s)
 	}
 	d.arrived = &s
 	return nil
@@ -182,21 +182,21 @@ func (d *Dir) Installed() error {
 	if d.arrived == nil {
 		return nil // raft has started from that snapshot
 	}
-	if err := d.fit(*d.arrived); err != nil {
+	if err := d.fitToSnapshot(*d.arrived); err != nil {
 		return err
 	}
 	d.arrived = nil
 	return nil
 }
 
-// fit adapts the log and its cache to a new snapshot.
-func (d *Dir) fit(s snapshotEnd) error {
+// fitToSnapshot adapts the log and its cache to a new snapshot.
+func (d *Dir) fitToSnapshot(s snapshotEnd) error {
 	evict := func() {
 		if c := d.cache.Load(); c != nil {
 			c.evict(0, ^uint64(0))
 		}
 	}
-	if err := d.Log.fit(s, true, evict); err != nil {
+	if err := d.Log.fitToSnapshot(s, true, evict); err != nil {
 		return fmt.Errorf("fit the log to a snapshot: %w", err)
 	}
 	return nil

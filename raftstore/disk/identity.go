@@ -74,8 +74,8 @@ func (e *MismatchError) Error() string {
 		"Nothing was changed. Give this server the directory that is its own, or an empty one", e.Dir, e.What, e.Has, e.Want)
 }
 
-// match refuses a directory of another cluster, server or member. Empty fields of want match any.
-func (id Identity) match(dir string, want Identity) error {
+// checkMatch refuses a directory of another cluster, server or member. Empty fields of want match any.
+func (id Identity) checkMatch(dir string, want Identity) error {
 	if want.Cluster != "" && want.Cluster != id.Cluster {
 		return &MismatchError{dir, "cluster", id.Cluster, want.Cluster}
 	}
@@ -125,12 +125,12 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 	}
 	lines := strings.Split(string(data), "\n")
 	if len(lines) < 2 || lines[0] != "coracle store" {
-		return id, 0, damaged(path, "it does not start as it should")
+		return id, 0, newDamageError(path, "it does not start as it should")
 	}
 	// The format is read first: a newer format may differ in everything that follows.
 	version, err = strconv.Atoi(strings.TrimPrefix(lines[1], "format "))
 	if err != nil || version < 1 {
-		return id, 0, damaged(path, "it has no format number")
+		return id, 0, newDamageError(path, "it has no format number")
 	}
 	if version > FormatVersion {
 		return id, version, &FormatError{Dir: dir, Version: version}
@@ -145,7 +145,7 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 		}
 	}
 	if err != nil || string(id.encode(version)) != string(data) {
-		return id, version, damaged(path, "its checksum is wrong")
+		return id, version, newDamageError(path, "its checksum is wrong")
 	}
 	if version == 1 {
 		id.Member = id.Node

@@ -34,7 +34,7 @@ func lock(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "LOCK")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, unusable(dir, err)
+		return nil, unusableError(dir, err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -61,7 +61,7 @@ func notePID(f *os.File) error {
 	return err
 }
 
-func unusable(dir string, err error) error {
+func unusableError(dir string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("the disk of the store's directory %s is full: %w. Nothing was lost. Free some space and start again", dir, err)
 	}

@@ -27,12 +27,12 @@ type Log struct {
 	stall *stall
 	ctx   context.Context
 	size  int64 // of a new segment
-	// written counts the bytes of entries that were found or appended, for the snapshotter.
-	written atomic.Int64
-	grown   func(total int64)
-	newest  atomic.Pointer[snapshotEnd] // equal to snapshot, for readers that must not wait for mu
-	trail   atomic.Pointer[trail]       // nil: none
-	flushed func(took time.Duration, bytes int)
+	// writtenBytes counts the bytes of entries that were found or appended, for the snapshotter.
+	writtenBytes atomic.Int64
+	onGrown      func(total int64)
+	newest       atomic.Pointer[snapshotEnd] // equal to snapshot, for readers that must not wait for mu
+	trail        atomic.Pointer[trail]       // nil: none
+	onFlushed    func(took time.Duration, bytes int)
 
 	writing     writeLock // held by the goroutine that appends or deletes
 	nextSegment *segment  // made, but not the tail yet; guarded by writing
@@ -47,10 +47,10 @@ type Log struct {
 	positions  []recordPosition
 	members    []members   // the changes of members in the log, in order
 	snapshot   snapshotEnd // end of the newest snapshot
-	// doomed is the index of the last entry that raft still takes to be in the log although a snapshot made it useless.
-	// It is used only while positions is empty.
-	doomed uint64
-	closed bool
+	// supersededUpTo is the index of the last entry that raft still takes to be in the log although a snapshot made it
+	// useless. It is used only while positions is empty.
+	supersededUpTo uint64
+	closed         bool
 	// removed are segments that are no longer part of the log but whose files exist, in order. One goroutine at a time
 	// removes them (sweep).
 	removed  []*segment
@@ -107,18 +107,18 @@ func (l *Log) GetLog(index uint64, out *raft.Log) error {
 	s := l.segments[p.segment-uint32(l.segments[0].number)]
 	var h [recordHeader]byte
 	if _, err := s.f.ReadAt(h[:], int64(p.offset)); err != nil {
-		return damaged(s.path, "log entry %d cannot be read: %v", index, err)
+		return newDamageError(s.path, "log entry %d cannot be read: %v", index, err)
 	}
 	r, ok := decodeRecord(h[:], s.number, int64(p.offset))
 	if !ok || r.kind != recordEntry || r.index != index {
-		return damaged(s.path, "log entry %d has a wrong checksum", index)
+		return newDamageError(s.path, "log entry %d has a wrong checksum", index)
 	}
 	payload := make([]byte, r.payload)
 	if _, err := s.f.ReadAt(payload, int64(p.offset)+recordHeader); err != nil {
-		return damaged(s.path, "log entry %d cannot be read: %v", index, err)
+		return newDamageError(s.path, "log entry %d cannot be read: %v", index, err)
 	}
 	if crc32.Checksum(payload, castagnoli) != r.sum {
-		return damaged(s.path, "log entry %d has a wrong checksum", index)
+		return newDamageError(s.path, "log entry %d has a wrong checksum", index)
 	}
 	r.entry(payload, out)
 	return nil
@@ -141,7 +141,7 @@ func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	defer l.stall.beginWrite(&l.stall.log)()
-	if err := l.continues(entries); err != nil {
+	if err := l.checkContinues(entries); err != nil {
 		return false, err
 	}
 	dropped = l.superseded
@@ -178,10 +178,10 @@ func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 		l.recordConfiguration(e)
 		at += recordHeader + align(int64(len(e.Data)+len(e.Extensions)))
 	}
-	tail.appended(buf)
-	l.doomed = 0
+	tail.advanceEnd(buf)
+	l.supersededUpTo = 0
 	l.mu.Unlock()
-	l.grown(l.written.Add(bytes))
+	l.onGrown(l.writtenBytes.Add(bytes))
 	return dropped, nil
 }
 
@@ -205,8 +205,8 @@ func (l *Log) write(s *segment, records []byte) error {
 	err = errors.Join(l.space.faults.Strike(l.ctx, l.space.clock, false), s.flush())
 	if err == nil {
 		took := l.space.clock.Since(start)
-		l.stall.flushed(took)
-		l.flushed(took, len(records))
+		l.stall.noteFlush(took)
+		l.onFlushed(took, len(records))
 	}
 	return err
 }
@@ -252,7 +252,7 @@ func (l *Log) seal(s *segment) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.appended(b)
+	s.advanceEnd(b)
 	s.sealed = true
 	if s.direct != nil {
 		s.direct.Close() // all that was written with it is flushed
@@ -320,7 +320,7 @@ func (l *Log) truncateFrom(from uint64) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	tail.appended(b)
+	tail.advanceEnd(b)
 	l.dropPositions(from)
 	return nil
 }

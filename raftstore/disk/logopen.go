@@ -16,13 +16,13 @@ import (
 
 // scannedLog is the content of a log's files, before anything is changed.
 type scannedLog struct {
-	dir      string
-	segments []*segment
-	torn     *segment // segment that ends with an append that a crash interrupted
-	bytes    int64    // of entries
-	term     uint64   // greatest term of an entry
-	emptied  uint64   // index up to which the log's cuts say that a snapshot existed
-	leftover []string // files that a crash has kept from being removed
+	dir           string
+	segments      []*segment
+	tornSegment   *segment // segment that ends with an append that a crash interrupted
+	bytes         int64    // of entries
+	term          uint64   // greatest term of an entry
+	emptiedUpTo   uint64   // index up to which the log's cuts say that a snapshot existed
+	leftoverFiles []string // files that a crash has kept from being removed
 
 	firstIndex uint64
 	positions  []recordPosition
@@ -36,7 +36,7 @@ func scanLog(dir string) (*scannedLog, error) {
 		return nil, err
 	}
 	if len(numbers) == 0 {
-		return nil, damaged(dir, "there is no log in it")
+		return nil, newDamageError(dir, "there is no log in it")
 	}
 	l := &scannedLog{dir: dir}
 	numbers = l.setLeftoverAside(numbers)
@@ -61,7 +61,7 @@ func segmentNumbers(dir string) ([]uint64, error) {
 		}
 		n, err := strconv.ParseUint(name, 10, 64)
 		if err != nil {
-			return nil, damaged(filepath.Join(dir, e.Name()), "its name is not a segment's")
+			return nil, newDamageError(filepath.Join(dir, e.Name()), "its name is not a segment's")
 		}
 		numbers = append(numbers, n)
 	}
@@ -78,7 +78,7 @@ func (l *scannedLog) setLeftoverAside(numbers []uint64) []uint64 {
 		i--
 	}
 	for _, n := range numbers[:i] {
-		l.leftover = append(l.leftover, segmentPath(l.dir, n))
+		l.leftoverFiles = append(l.leftoverFiles, segmentPath(l.dir, n))
 	}
 	return numbers[i:]
 }
@@ -91,7 +91,7 @@ func (l *scannedLog) scan(number uint64, newest bool) error {
 	before := l.segments
 	l.segments = append(l.segments, s)
 	if len(before) > 0 {
-		if err := l.follows(before[len(before)-1], s); err != nil {
+		if err := l.checkFollows(before[len(before)-1], s); err != nil {
 			return err
 		}
 	}
@@ -100,30 +100,30 @@ func (l *scannedLog) scan(number uint64, newest bool) error {
 		return err
 	}
 	if torn {
-		if l.torn != nil {
-			return damaged(l.torn.path, "the record at byte %d has a wrong checksum", l.torn.endOffset)
+		if l.tornSegment != nil {
+			return newDamageError(l.tornSegment.path, "the record at byte %d has a wrong checksum", l.tornSegment.endOffset)
 		}
-		l.torn = s
+		l.tornSegment = s
 	}
 	if newest && s.sealed {
-		return damaged(segmentPath(l.dir, number+1), "it is missing")
+		return newDamageError(segmentPath(l.dir, number+1), "it is missing")
 	}
 	// A segment is sealed when its successor exists. A crash in between leaves an empty successor.
 	if len(before) > 0 && !before[len(before)-1].sealed && (s.endOffset > segmentHeader || torn || !newest) {
 		prev := before[len(before)-1]
-		return damaged(prev.path, "the record at byte %d is gone, and later ones are there", prev.endOffset)
+		return newDamageError(prev.path, "the record at byte %d is gone, and later ones are there", prev.endOffset)
 	}
 	return nil
 }
 
-// follows checks that no batch is missing between two segments. The seal counts as a batch.
-func (l *scannedLog) follows(prev, s *segment) error {
+// checkFollows checks that no batch is missing between two segments. The seal counts as a batch.
+func (l *scannedLog) checkFollows(prev, s *segment) error {
 	want := prev.batch
 	if !prev.sealed {
 		want++
 	}
 	if s.batch != want {
-		return damaged(s.path, "it starts with append %d, and the one before ends with %d", s.batch+1, prev.batch)
+		return newDamageError(s.path, "it starts with append %d, and the one before ends with %d", s.batch+1, prev.batch)
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func (l *scannedLog) add(s *segment, r record) error {
 			l.firstIndex = r.index
 		}
 		if want := l.firstIndex + uint64(len(l.positions)); r.index != want {
-			return damaged(s.path, "log entry %d comes where %d should", r.index, want)
+			return newDamageError(s.path, "log entry %d comes where %d should", r.index, want)
 		}
 		l.positions = append(l.positions, recordPosition{uint32(s.number), uint32(r.offset)})
 		if raft.LogType(r.logType) == raft.LogConfiguration {
@@ -145,7 +145,7 @@ func (l *scannedLog) add(s *segment, r record) error {
 	case recordCut:
 		cut := Log{firstIndex: l.firstIndex, positions: l.positions}
 		cut.dropPositions(r.index)
-		l.positions, l.emptied = cut.positions, max(l.emptied, r.term)
+		l.positions, l.emptiedUpTo = cut.positions, max(l.emptiedUpTo, r.term)
 		end := l.firstIndex + uint64(len(l.positions))
 		l.members = slices.DeleteFunc(l.members, func(index uint64) bool { return index >= end })
 	}
@@ -159,14 +159,14 @@ func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 	term := max(l.term, s.term)
 	switch {
 	case len(l.positions) > 0 && l.firstIndex > s.index+1:
-		return damaged(l.dir, "it starts with log entry %d, and the newest snapshot ends with entry %d: entries are missing",
+		return newDamageError(l.dir, "it starts with log entry %d, and the newest snapshot ends with entry %d: entries are missing",
 			l.firstIndex, s.index)
-	case len(l.positions) == 0 && l.emptied > s.index:
-		return damaged(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.emptied)
+	case len(l.positions) == 0 && l.emptiedUpTo > s.index:
+		return newDamageError(filepath.Join(filepath.Dir(l.dir), snapshotsDir), "a snapshot up to entry %d or later is missing", l.emptiedUpTo)
 	case term > 0 && len(v.values) == 0:
-		return damaged(vars, "the server's term is missing")
+		return newDamageError(vars, "the server's term is missing")
 	case term > v.term:
-		return damaged(vars, "it says that the server's term is %d, and there is an entry of term %d: it is an older copy", v.term, term)
+		return newDamageError(vars, "it says that the server's term is %d, and there is an entry of term %d: it is an older copy", v.term, term)
 	}
 	return nil
 }
@@ -174,12 +174,12 @@ func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 // repair finishes what a crash interrupted: it removes an append that was never acknowledged, removes old segments, and
 // seals a segment that has a successor.
 func (l *scannedLog) repair(into *Log) error {
-	if l.torn != nil {
-		if err := l.torn.clean(); err != nil {
+	if l.tornSegment != nil {
+		if err := l.tornSegment.zeroTail(); err != nil {
 			return err
 		}
 	}
-	for _, path := range l.leftover {
+	for _, path := range l.leftoverFiles {
 		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("remove an old segment of the log: %w", err)
 		}

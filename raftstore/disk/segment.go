@@ -21,14 +21,14 @@ import (
 // A segment is one file of the log. It has a header, records, and zeros up to its length, which never changes. The
 // header is a magic string, the segment's number, its length, the number of its first batch, and the CRC-32C of these.
 type segment struct {
-	path      string
-	number    uint64
-	f         *os.File
-	length    int64
-	endOffset int64  // offset of the next record
-	batch     uint64 // of the last record before endOffset, or the one before the segment's first
-	sealed    bool   // its last record says that it has a successor
-	zeroed    int64  // up to here the file was written, with zeros behind the records
+	path       string
+	number     uint64
+	f          *os.File
+	length     int64
+	endOffset  int64  // offset of the next record
+	batch      uint64 // of the last record before endOffset, or the one before the segment's first
+	sealed     bool   // its last record says that it has a successor
+	zeroedUpTo int64  // up to here the file was written, with zeros behind the records
 	// direct is a second descriptor of the file, for direct writes, or nil. It is guarded by Log.writing. It is changed
 	// only while Log.mu is held too.
 	direct    *os.File
@@ -125,15 +125,15 @@ func (s *segment) readHeader() error {
 	}
 	h := make([]byte, segmentHeader)
 	if _, err := s.f.ReadAt(h, 0); err != nil {
-		return damaged(s.path, "it is only %d bytes long", info.Size())
+		return newDamageError(s.path, "it is only %d bytes long", info.Size())
 	}
 	batch := binary.LittleEndian.Uint64(h[32:])
 	s.length, s.batch = int64(binary.LittleEndian.Uint64(h[24:])), batch-1
 	if string(h) != string(encodeSegmentHeader(s.number, s.length, batch)) {
-		return damaged(s.path, "its header has a wrong checksum")
+		return newDamageError(s.path, "its header has a wrong checksum")
 	}
 	if info.Size() != s.length {
-		return damaged(s.path, "it is %d bytes long and should have %d: it was truncated", info.Size(), s.length)
+		return newDamageError(s.path, "it is %d bytes long and should have %d: it was truncated", info.Size(), s.length)
 	}
 	return nil
 }
@@ -153,11 +153,11 @@ func (s *segment) scan(fn func(record) error) (torn bool, err error) {
 			return false, err
 		}
 		if r == nil {
-			torn, err := s.tail(at, size)
+			torn, err := s.checkTail(at, size)
 			return torn || len(batch) > 0, err
 		}
 		if r.batch != s.batch+1 {
-			return false, damaged(s.path, "the record at byte %d does not belong there", at)
+			return false, newDamageError(s.path, "the record at byte %d does not belong there", at)
 		}
 		at += size
 		batch = append(batch, *r)
@@ -187,7 +187,7 @@ func (s *segment) read(in *bufio.Reader, at int64) (*record, int64, error) {
 		return nil, recordHeader, nil
 	}
 	if at+r.size() > s.length {
-		return nil, 0, damaged(s.path, "the record at byte %d reaches beyond the end", at)
+		return nil, 0, newDamageError(s.path, "the record at byte %d reaches beyond the end", at)
 	}
 	sum := crc32.New(castagnoli)
 	if _, err := io.CopyN(sum, in, int64(r.payload)); err != nil {
@@ -202,20 +202,20 @@ func (s *segment) read(in *bufio.Reader, at int64) (*record, int64, error) {
 	return &r, r.size(), nil
 }
 
-// tail decides what is at an offset where a record of the given size, or at least its header, should be: nothing, a
-// torn append, or damage. An interrupted append leaves at least one sector unwritten, hence all zeros, and no record of
-// a later batch can be behind it.
-func (s *segment) tail(at, size int64) (torn bool, err error) {
+// checkTail decides what is at an offset where a record of the given size, or at least its header, should be: nothing,
+// a torn append, or damage. An interrupted append leaves at least one sector unwritten, hence all zeros, and no record
+// of a later batch can be behind it.
+func (s *segment) checkTail(at, size int64) (torn bool, err error) {
 	rest, err := s.restFrom(at)
 	if err != nil || len(rest) == 0 {
 		return false, err
 	}
-	if !unwritten(rest, at, size) {
-		return false, damaged(s.path, "the record at byte %d has a wrong checksum", at)
+	if !hasUnwritten(rest, at, size) {
+		return false, newDamageError(s.path, "the record at byte %d has a wrong checksum", at)
 	}
 	for i := 0; i+recordHeader <= len(rest); i += recordAlign {
 		if r, ok := decodeRecord(rest[i:], s.number, at+int64(i)); ok && r.batch > s.batch+1 {
-			return false, damaged(s.path, "the record at byte %d is gone, and later ones are there", at)
+			return false, newDamageError(s.path, "the record at byte %d is gone, and later ones are there", at)
 		}
 	}
 	return true, nil
@@ -242,9 +242,9 @@ func (s *segment) restFrom(at int64) ([]byte, error) {
 	return rest, nil
 }
 
-// unwritten says whether, in the first size bytes of rest, the bytes of some sector are all zeros. rest starts at the
-// given offset of the file, and the file has only zeros beyond rest.
-func unwritten(rest []byte, offset, size int64) bool {
+// hasUnwritten says whether, in the first size bytes of rest, the bytes of some sector are all zeros. rest starts at
+// the given offset of the file, and the file has only zeros beyond rest.
+func hasUnwritten(rest []byte, offset, size int64) bool {
 	for from := int64(0); from < size; {
 		to := min(size, (offset+from)/sector*sector+sector-offset)
 		if isZero(rest, from, to) {
@@ -264,8 +264,8 @@ func isZero(rest []byte, from, to int64) bool {
 	return true
 }
 
-// clean writes zeros over everything behind the last record, after a torn append.
-func (s *segment) clean() error {
+// zeroTail writes zeros over everything behind the last record, after a torn append.
+func (s *segment) zeroTail() error {
 	rest, err := s.restFrom(s.endOffset)
 	if err != nil {
 		return err
@@ -276,8 +276,8 @@ func (s *segment) clean() error {
 	return s.f.Sync()
 }
 
-// appended moves end behind a batch that is on disk.
-func (s *segment) appended(b []byte) {
+// advanceEnd moves end behind a batch that is on disk.
+func (s *segment) advanceEnd(b []byte) {
 	s.endOffset, s.batch = s.endOffset+int64(len(b)), s.batch+1
 	if n := int(s.endOffset & (sector - 1)); n <= len(b) {
 		s.tailBytes = append(s.tailBytes[:0], b[len(b)-n:]...)
@@ -293,14 +293,14 @@ func (s *segment) write(b []byte) error {
 		return err
 	}
 	end := s.endOffset + int64(len(b))
-	if end <= s.zeroed || len(b) > smallAppend {
+	if end <= s.zeroedUpTo || len(b) > smallAppend {
 		return nil
 	}
 	ahead := zeroBlock[:min(zeroAhead, s.length-end)]
 	if _, err := s.f.WriteAt(ahead, end); err != nil {
 		return err
 	}
-	s.zeroed = end + int64(len(ahead))
+	s.zeroedUpTo = end + int64(len(ahead))
 	return nil
 }
 

@@ -36,5 +36,5 @@ func (s *Snapshots) Newest() (size int64, completed time.Time) {
 func (d *Dir) Refusing() error {
 	d.space.mu.Lock()
 	defer d.space.mu.Unlock()
-	return d.space.cause
+	return d.space.refusal
 }

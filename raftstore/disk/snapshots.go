@@ -33,9 +33,9 @@ type Snapshots struct {
 	dir    string
 	log    *slog.Logger
 	strike func() error // the injected fault of a flush
-	// admits returns an error if a snapshot may not be started. completed is called when a snapshot is complete.
-	admits, completed func(snapshotEnd) error
-	unlink            func(path string) error // os.Remove, except in tests
+	// checkNewer returns an error if a snapshot may not be started. onComplete is called when a snapshot is complete.
+	checkNewer, onComplete func(snapshotEnd) error
+	unlink                 func(path string) error // os.Remove, except in tests
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -57,10 +57,10 @@ type snapshotHeader struct {
 
 func openSnapshots(dir string, log *slog.Logger) (*Snapshots, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, unusable(dir, err)
+		return nil, unusableError(dir, err)
 	}
 	fine := func(snapshotEnd) error { return nil }
-	s := &Snapshots{dir: dir, log: log, strike: func() error { return nil }, admits: fine, completed: fine, unlink: os.Remove}
+	s := &Snapshots{dir: dir, log: log, strike: func() error { return nil }, checkNewer: fine, onComplete: fine, unlink: os.Remove}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
@@ -153,7 +153,7 @@ func (s *Snapshots) open(id string) (*raft.SnapshotMeta, *snapshotReader, error)
 	}
 	meta, r, err := readSnapshotHeader(path, f)
 	if err == nil && id != snapshotID(meta.Index, meta.Term) {
-		err = damaged(path, "it is a snapshot of another moment than its name says")
+		err = newDamageError(path, "it is a snapshot of another moment than its name says")
 	}
 	if err != nil {
 		f.Close()
@@ -170,24 +170,24 @@ func readSnapshotHeader(path string, f *os.File) (*raft.SnapshotMeta, *snapshotR
 	}
 	start := make([]byte, len(snapshotMagic)+8)
 	if _, err := io.ReadFull(f, start); err != nil {
-		return nil, nil, damaged(path, "it is only %d bytes long", info.Size())
+		return nil, nil, newDamageError(path, "it is only %d bytes long", info.Size())
 	}
 	size := binary.LittleEndian.Uint32(start[len(snapshotMagic):])
 	if string(start[:len(snapshotMagic)]) != snapshotMagic || size > maxHeader {
-		return nil, nil, damaged(path, "it does not start as a snapshot does")
+		return nil, nil, newDamageError(path, "it does not start as a snapshot does")
 	}
 	header := make([]byte, size)
 	if _, err := io.ReadFull(f, header); err != nil {
-		return nil, nil, damaged(path, "it is only %d bytes long", info.Size())
+		return nil, nil, newDamageError(path, "it is only %d bytes long", info.Size())
 	}
 	var h snapshotHeader
 	if crc32.Checksum(header, castagnoli) != binary.LittleEndian.Uint32(start[len(snapshotMagic)+4:]) ||
 		json.Unmarshal(header, &h) != nil {
-		return nil, nil, damaged(path, "its header has a wrong checksum")
+		return nil, nil, newDamageError(path, "its header has a wrong checksum")
 	}
 	state := info.Size() - int64(len(start)) - int64(size) - snapshotTrailer
 	if state < 0 {
-		return nil, nil, damaged(path, "it is only %d bytes long", info.Size())
+		return nil, nil, newDamageError(path, "it is only %d bytes long", info.Size())
 	}
 	meta := &raft.SnapshotMeta{
 		Version: h.Version, Index: h.Index, Term: h.Term,
@@ -215,7 +215,7 @@ func (r *snapshotReader) Read(p []byte) (int, error) {
 	r.remaining -= int64(n)
 	r.sum.Write(p[:n])
 	if errors.Is(err, io.EOF) {
-		err = damaged(r.path, "it ends too early")
+		err = newDamageError(r.path, "it ends too early")
 	}
 	return n, err
 }
@@ -224,14 +224,14 @@ func (r *snapshotReader) Read(p []byte) (int, error) {
 func (r *snapshotReader) checkEnd() error {
 	var t [snapshotTrailer]byte
 	if _, err := io.ReadFull(r.r, t[:]); err != nil {
-		return damaged(r.path, "it ends too early")
+		return newDamageError(r.path, "it ends too early")
 	}
 	r.r.Reset(strings.NewReader(string(t[:]))) // so that another Read gets the same result
 	if binary.LittleEndian.Uint64(t[:]) != uint64(r.size) {
-		return damaged(r.path, "its length is not what was written: it was truncated or overwritten")
+		return newDamageError(r.path, "its length is not what was written: it was truncated or overwritten")
 	}
 	if binary.LittleEndian.Uint32(t[8:]) != r.sum.Sum32() {
-		return damaged(r.path, "its content has a wrong checksum")
+		return newDamageError(r.path, "its content has a wrong checksum")
 	}
 	return io.EOF
 }
@@ -243,7 +243,7 @@ func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64,
 	configuration raft.Configuration, configurationIndex uint64, _ raft.Transport,
 ) (raft.SnapshotSink, error) {
 	end := endOf(&raft.SnapshotMeta{Index: index, Term: term, Configuration: configuration, ConfigurationIndex: configurationIndex})
-	if err := s.admits(end); err != nil {
+	if err := s.checkNewer(end); err != nil {
 		return nil, err
 	}
 	header, err := json.Marshal(snapshotHeader{version, index, term, configuration, configurationIndex})
@@ -294,13 +294,13 @@ func (w *snapshotWriter) Close() error {
 	trailer = binary.LittleEndian.AppendUint32(trailer, w.sum.Sum32())
 	_, err := w.w.Write(trailer)
 	// While raft wrote this snapshot, a newer one may have arrived from the leader.
-	if err = errors.Join(err, w.w.Flush(), w.store.strike(), w.f.Sync(), w.store.admits(w.end)); err != nil {
+	if err = errors.Join(err, w.w.Flush(), w.store.strike(), w.f.Sync(), w.store.checkNewer(w.end)); err != nil {
 		return errors.Join(fmt.Errorf("complete snapshot %s: %w", w.id, err), w.Cancel())
 	}
 	w.done = true
 	err = errors.Join(w.f.Close(), os.Rename(w.f.Name(), w.store.path(w.id)), atomicfile.SyncDir(w.store.dir))
 	if err == nil {
-		err = w.store.completed(w.end)
+		err = w.store.onComplete(w.end)
 	}
 	if err != nil {
 		return fmt.Errorf("complete snapshot %s: %w", w.id, err)

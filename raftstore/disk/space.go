@@ -46,16 +46,16 @@ type space struct {
 	size   int64 // of the reserve, in bytes
 	faults Faults
 
-	mu       sync.Mutex
-	reserved bool
-	cause    error // why new writes are refused, or nil
-	checked  time.Time
+	mu         sync.Mutex
+	hasReserve bool
+	refusal    error // why new writes are refused, or nil
+	checkedAt  time.Time
 }
 
 func newSpace(o Options) *space {
 	s := &space{dir: o.Path, size: o.Reserve, log: o.Logger, clock: o.Clock, faults: o.Faults}
 	s.reserve()
-	if !s.reserved {
+	if !s.hasReserve {
 		s.refuse(ErrNoSpace)
 	}
 	return s
@@ -77,47 +77,47 @@ func (s *space) admit() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.clock.Now()
-	if now.Sub(s.checked) < checkEvery && !now.Before(s.checked) {
-		return s.cause
+	if now.Sub(s.checkedAt) < checkEvery && !now.Before(s.checkedAt) {
+		return s.refusal
 	}
-	s.checked = now
-	if errors.Is(s.cause, ErrFailing) {
-		return s.cause // only a write that succeeds ends this
+	s.checkedAt = now
+	if errors.Is(s.refusal, ErrFailing) {
+		return s.refusal // only a write that succeeds ends this
 	}
 	free, err := s.freeBytes()
 	if err != nil {
-		return s.cause // the write itself will fail if the disk does
+		return s.refusal // the write itself will fail if the disk does
 	}
 	need := s.size / 2
-	if !s.reserved {
+	if !s.hasReserve {
 		need += s.size
 	}
 	if free < need {
 		s.refuse(ErrNoSpace)
-		return s.cause
+		return s.refusal
 	}
-	if !s.reserved {
+	if !s.hasReserve {
 		s.reserve()
 	}
-	if s.reserved && s.cause != nil {
+	if s.hasReserve && s.refusal != nil {
 		s.log.Info("the store's disk has free space again: accepting writes", "free", free)
-		s.cause = nil
+		s.refusal = nil
 	}
-	return s.cause
+	return s.refusal
 }
 
 func (s *space) refuse(cause error) {
-	if s.cause == nil {
+	if s.refusal == nil {
 		s.log.Error("refusing writes to the store; reads go on", "cause", cause, "dir", s.dir)
 	}
-	s.cause = cause
+	s.refusal = cause
 }
 
 // reserve allocates the reserve file, if there is space for it.
 func (s *space) reserve() {
 	path := filepath.Join(s.dir, reserveFile)
 	if info, err := os.Stat(path); err == nil && info.Size() == s.size {
-		s.reserved = true
+		s.hasReserve = true
 		return
 	}
 	if s.faults.Full() {
@@ -135,7 +135,7 @@ func (s *space) reserve() {
 		os.Remove(path)
 		return
 	}
-	s.reserved = true
+	s.hasReserve = true
 }
 
 func fillWithZeros(f *os.File, size int64) error {
@@ -150,8 +150,8 @@ func (zeroReader) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// failed notes that a write failed. If the disk is full, it frees the reserve.
-func (s *space) failed(err error) {
+// noteFailure notes that a write failed. If the disk is full, it frees the reserve.
+func (s *space) noteFailure(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
@@ -161,18 +161,18 @@ func (s *space) failed(err error) {
 		return
 	}
 	s.refuse(ErrNoSpace)
-	if s.reserved {
-		s.reserved = false
+	if s.hasReserve {
+		s.hasReserve = false
 		os.Remove(filepath.Join(s.dir, reserveFile))
 	}
 }
 
-func (s *space) succeeded() {
+func (s *space) noteSuccess() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if errors.Is(s.cause, ErrFailing) {
+	if errors.Is(s.refusal, ErrFailing) {
 		s.log.Info("the store's disk accepts writes again")
-		s.cause = nil
+		s.refusal = nil
 	}
 }
 
@@ -184,9 +184,9 @@ func (s *space) persist(ctx context.Context, write func() error) error {
 		return nil
 	}
 	for damage := (*DamageError)(nil); !errors.As(err, &damage); {
-		s.failed(err)
+		s.noteFailure(err)
 		if err = write(); err == nil {
-			s.succeeded()
+			s.noteSuccess()
 			return nil
 		}
 		timer := s.clock.NewTimer(retryEvery)

@@ -17,24 +17,24 @@ import (
 // stall first.
 type stall struct {
 	clock     clock.PassiveClock
-	opened    time.Time
+	openedAt  time.Time
 	log, vars underWay // each has one writer at a time
 
 	mu          sync.Mutex
 	windowStart time.Time // when the present window began
 	// slowest are the durations of the longest write of the present window and of the one before.
 	slowest [2]time.Duration
-	// began and took are those of the write that began last among those that have ended.
-	began time.Time
-	took  time.Duration
+	// lastBegan and lastTook are those of the write that began last among those that have ended.
+	lastBegan time.Time
+	lastTook  time.Duration
 }
 
 // flushWindow is how long a slow write is remembered at least, while others follow it. Without further writes nothing
 // is forgotten.
 const flushWindow = 10 * time.Second
 
-// flushed notes the duration of a successful write to the disk.
-func (s *stall) flushed(took time.Duration) {
+// noteFlush notes the duration of a successful write to the disk.
+func (s *stall) noteFlush(took time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.clock.Now()
@@ -42,8 +42,8 @@ func (s *stall) flushed(took time.Duration) {
 		s.windowStart, s.slowest = now, [2]time.Duration{0, s.slowest[0]}
 	}
 	s.slowest[0] = max(s.slowest[0], took)
-	if began := now.Add(-took); began.After(s.began) {
-		s.began, s.took = began, took
+	if began := now.Add(-took); began.After(s.lastBegan) {
+		s.lastBegan, s.lastTook = began, took
 	}
 }
 
@@ -56,12 +56,12 @@ func (s *stall) flushDuration() time.Duration {
 // underWay is when a write began, in nanoseconds after opened, plus one. It is 0 if no write is under way.
 type underWay struct{ atomic.Int64 }
 
-func newStall(c clock.PassiveClock) *stall { return &stall{clock: c, opened: c.Now()} }
+func newStall(c clock.PassiveClock) *stall { return &stall{clock: c, openedAt: c.Now()} }
 
 // beginWrite notes that a write begins. The returned function notes its end. Only one goroutine at a time may use a
 // slot.
 func (s *stall) beginWrite(slot *underWay) (end func()) {
-	slot.Store(int64(s.clock.Since(s.opened)) + 1)
+	slot.Store(int64(s.clock.Since(s.openedAt)) + 1)
 	return func() { slot.Store(0) }
 }
 
@@ -74,7 +74,7 @@ func (s *stall) longest() time.Duration {
 	if oldest == 0 {
 		return 0
 	}
-	return s.clock.Since(s.opened) - time.Duration(oldest-1)
+	return s.clock.Since(s.openedAt) - time.Duration(oldest-1)
 }
 
 // Stalled returns for how long the oldest unfinished write of the log or of raft's variables has waited for the disk or
@@ -90,7 +90,7 @@ func (d *Dir) FlushDuration() time.Duration { return d.stall.flushDuration() }
 func (d *Dir) FlushedWithin(ago time.Duration) (took time.Duration, ok bool) {
 	d.stall.mu.Lock()
 	defer d.stall.mu.Unlock()
-	return d.stall.took, d.stall.clock.Since(d.stall.began) <= ago
+	return d.stall.lastTook, d.stall.clock.Since(d.stall.lastBegan) <= ago
 }
 
 // Flush writes a few bytes and flushes them, so that FlushedWithin returns a present duration. The bytes are this
@@ -99,7 +99,7 @@ func (d *Dir) Flush() error {
 	start := d.stall.clock.Now()
 	err := errors.Join(notePID(d.lock), d.space.faults.Strike(d.Vars.ctx, d.space.clock, false), unix.Fdatasync(int(d.lock.Fd())))
 	if err == nil {
-		d.stall.flushed(d.stall.clock.Since(start))
+		d.stall.noteFlush(d.stall.clock.Since(start))
 	}
 	return err
 }

@@ -155,15 +155,15 @@ func TestFlushDurationIsRecentMaximum(t *testing.T) {
 		testenv.Equal(t, d.FlushDuration(), want, "a write takes")
 	}
 	c.Step(time.Minute)
-	s.flushed(300 * time.Millisecond)
-	s.flushed(time.Millisecond)
+	s.noteFlush(300 * time.Millisecond)
+	s.noteFlush(time.Millisecond)
 	expect(300 * time.Millisecond)
 	c.Step(time.Hour) // nothing is learnt, and nothing forgotten
 	expect(300 * time.Millisecond)
-	s.flushed(2 * time.Millisecond)
+	s.noteFlush(2 * time.Millisecond)
 	expect(300 * time.Millisecond)
 	c.Step(flushWindow + time.Second)
-	s.flushed(3 * time.Millisecond)
+	s.noteFlush(3 * time.Millisecond)
 	expect(3 * time.Millisecond)
 	testenv.NoError(t, d.Log.StoreLog(&raft.Log{Index: 1, Term: 1})) // in no time, by this clock
 	expect(3 * time.Millisecond)

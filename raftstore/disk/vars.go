@@ -32,8 +32,8 @@ type Vars struct {
 	stall *stall
 	ctx   context.Context
 
-	writing sync.Mutex
-	broken  error // set when bbolt has panicked and still holds its locks; guarded by writing
+	writing   sync.Mutex
+	brokenErr error // set when bbolt has panicked and still holds its locks; guarded by writing
 	// voteTerm is kept until the candidate that got the vote is stored. Guarded by writing.
 	voteTerm []byte
 
@@ -66,13 +66,13 @@ func openBolt(path string) (*raftboltdb.BoltStore, error) {
 	})
 }
 
-// guard turns bbolt's reaction to a damaged page into an error: bbolt panics, or causes a memory fault.
-func guard(path string, err *error) func() {
+// recoverDamage turns bbolt's reaction to a damaged page into an error: bbolt panics, or causes a memory fault.
+func recoverDamage(path string, err *error) func() {
 	before := debug.SetPanicOnFault(true)
 	return func() {
 		debug.SetPanicOnFault(before)
 		if p := recover(); p != nil {
-			*err = damaged(path, "reading it failed: %v", p)
+			*err = newDamageError(path, "reading it failed: %v", p)
 		}
 	}
 }
@@ -106,7 +106,7 @@ func (v *Vars) Set(key, value []byte) error {
 func (v *Vars) set(key, value []byte) error {
 	sealed := append([]byte(nil), value...)
 	sealed = binary.LittleEndian.AppendUint32(sealed, variableSum(key, value))
-	err := v.broken
+	err := v.brokenErr
 	if err == nil {
 		err = v.space.persist(v.ctx, func() error { return v.write(key, sealed) })
 	}
@@ -126,12 +126,12 @@ func (v *Vars) write(key, sealed []byte) error {
 	}
 	var paniced error
 	err := func() (err error) {
-		defer guard(v.path, &paniced)()
+		defer recoverDamage(v.path, &paniced)()
 		return v.bolt.Set(key, sealed)
 	}()
-	v.broken = paniced
+	v.brokenErr = paniced
 	if err = errors.Join(err, paniced); err == nil {
-		v.stall.flushed(v.space.clock.Since(start))
+		v.stall.noteFlush(v.space.clock.Since(start))
 	}
 	return err
 }
@@ -155,8 +155,8 @@ func (v *Vars) Get(key []byte) ([]byte, error) {
 func (v *Vars) close() error {
 	v.writing.Lock()
 	defer v.writing.Unlock()
-	if v.broken != nil {
-		return v.broken
+	if v.brokenErr != nil {
+		return v.brokenErr
 	}
 	return v.bolt.Close()
 }
@@ -165,7 +165,7 @@ func (v *Vars) close() error {
 func openVariable(path string, key, sealed []byte) ([]byte, error) {
 	n := len(sealed) - sumSize
 	if n < 0 || variableSum(key, sealed[:n]) != binary.LittleEndian.Uint32(sealed[n:]) {
-		return nil, damaged(path, "the variable %s has a wrong checksum", key)
+		return nil, newDamageError(path, "the variable %s has a wrong checksum", key)
 	}
 	return sealed[:n:n], nil
 }
@@ -182,7 +182,7 @@ func (v *Vars) GetUint64(key []byte) (uint64, error) {
 		return 0, err
 	}
 	if len(value) != 8 {
-		return 0, damaged(v.path, "the variable %s is not a number", key)
+		return 0, newDamageError(v.path, "the variable %s is not a number", key)
 	}
 	return binary.BigEndian.Uint64(value), nil
 }
@@ -198,7 +198,7 @@ type savedVars struct {
 func verifyVars(path string) (saved savedVars, err error) {
 	if err := boltcheck.Check(path); err != nil {
 		if damage, ok := errors.AsType[*boltcheck.Error](err); ok {
-			err = damaged(path, "%s", damage.Detail)
+			err = newDamageError(path, "%s", damage.Detail)
 		}
 		return saved, err
 	}
@@ -206,11 +206,11 @@ func verifyVars(path string) (saved savedVars, err error) {
 	if err != nil {
 		return saved, fmt.Errorf("open %s: %w", path, err)
 	}
-	defer guard(path, &err)()
+	defer recoverDamage(path, &err)()
 	saved.values = make(map[string][]byte)
 	check := func(k, sealed []byte) error {
 		if !slices.Contains(variables, string(k)) {
-			return damaged(path, "it holds a variable %q, which the store does not write", k)
+			return newDamageError(path, "it holds a variable %q, which the store does not write", k)
 		}
 		value, err := openVariable(path, k, sealed)
 		if err == nil && string(k) == variables[0] && len(value) == 8 {

@@ -90,7 +90,7 @@ func inspect(dir string) (*Inspection, error) {
 	if found, err := exists(vars); err != nil {
 		return nil, err
 	} else if !found {
-		return nil, damaged(vars, "it is missing")
+		return nil, newDamageError(vars, "it is missing")
 	}
 	variables, err := verifyVars(vars)
 	if err != nil {
@@ -116,10 +116,10 @@ func (i *Inspection) readLog(scanned *scannedLog, newest snapshotEnd) error {
 		segments: scanned.segments, firstIndex: scanned.firstIndex, positions: scanned.positions,
 	}
 	i.LogBytes = scanned.bytes
-	if scanned.torn != nil {
-		i.Torn = scanned.torn.path
+	if scanned.tornSegment != nil {
+		i.Torn = scanned.tornSegment.path
 	}
-	if err := i.log.fit(newest, false, func() {}); err != nil {
+	if err := i.log.fitToSnapshot(newest, false, func() {}); err != nil {
 		return err
 	}
 	i.LastIndex = i.log.lastIndex()

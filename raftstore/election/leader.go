@@ -47,8 +47,8 @@ type LeaderCase struct {
 	Before    Progress
 }
 
-// waited returns how long nothing was confirmed, and how long that may last.
-func (c LeaderCase) waited() (waited, timeout time.Duration) {
+// waitedFor returns how long nothing was confirmed, and how long that may last.
+func (c LeaderCase) waitedFor() (waited, timeout time.Duration) {
 	return c.Now.Sub(c.Before.Since), max(c.Before.Timeout, StuckAfter)
 }
 
@@ -63,7 +63,7 @@ const (
 	StepDown
 )
 
-func act(a LeaderAction) func(LeaderCase) LeaderAction {
+func fixedLeaderAction(a LeaderAction) func(LeaderCase) LeaderAction {
 	return func(LeaderCase) LeaderAction { return a }
 }
 
@@ -71,18 +71,18 @@ func act(a LeaderAction) func(LeaderCase) LeaderAction {
 var LeaderRules = []Rule[LeaderCase, LeaderAction]{
 	{"progress", func(c LeaderCase) bool {
 		return c.Term != c.Before.Term || c.Confirmed != c.Before.Confirmed || c.Commit >= c.Last
-	}, act(Advanced), "Entries are confirmed, or there are none to confirm."},
+	}, fixedLeaderAction(Advanced), "Entries are confirmed, or there are none to confirm."},
 	{"not long", func(c LeaderCase) bool {
-		waited, timeout := c.waited()
+		waited, timeout := c.waitedFor()
 		return waited < timeout+c.Transfer
-	}, act(Stay), "A large entry takes its time on a narrow link."},
-	{"withholds", func(c LeaderCase) bool { return c.Withholds }, act(Stay), "It is giving its leadership up already."},
-	{"not asked", func(c LeaderCase) bool { return !c.Polled }, act(PollAll), "The others may do no better."},
+	}, fixedLeaderAction(Stay), "A large entry takes its time on a narrow link."},
+	{"withholds", func(c LeaderCase) bool { return c.Withholds }, fixedLeaderAction(Stay), "It is giving its leadership up already."},
+	{"not asked", func(c LeaderCase) bool { return !c.Polled }, fixedLeaderAction(PollAll), "The others may do no better."},
 	{"no better leader", func(c LeaderCase) bool {
-		waited, _ := c.waited()
+		waited, _ := c.waitedFor()
 		return waited < fasterBy*c.Flushes.Without
-	}, act(Stay), "Servers that do not answer, or that are writing to a slow disk, would do no better."},
-	{"stuck", func(LeaderCase) bool { return true }, act(StepDown), "A majority receives heartbeats but confirms no log entries."},
+	}, fixedLeaderAction(Stay), "Servers that do not answer, or that are writing to a slow disk, would do no better."},
+	{"stuck", func(LeaderCase) bool { return true }, fixedLeaderAction(StepDown), "A majority receives heartbeats but confirms no log entries."},
 }
 
 // NextOfLeader returns what a leader does next, and the progress that it remembers.
@@ -96,7 +96,7 @@ func NextOfLeader(c LeaderCase) (LeaderAction, Progress) {
 	case Advanced:
 		p.Term, p.Commit, p.Confirmed, p.Since = c.Term, c.Commit, c.Confirmed, c.Now
 	case StepDown:
-		_, timeout := c.waited()
+		_, timeout := c.waitedFor()
 		p.Timeout = min(2*timeout, maxStuck)
 	}
 	return a, p

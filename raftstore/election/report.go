@@ -43,15 +43,15 @@ func (a Report) HasLogOf(b Report) bool {
 	return cmp.Or(cmp.Compare(b.LogTerm, a.LogTerm), cmp.Compare(b.LogIndex, a.LogIndex)) <= 0
 }
 
-// ahead says whether a has precedence over b when both could become candidates.
-func (a Report) ahead(b Report) bool {
+// isAheadOf says whether a has precedence over b when both could become candidates.
+func (a Report) isAheadOf(b Report) bool {
 	return a.HasLogOf(b) && (!b.HasLogOf(a) || !a.ClockOff && b.ClockOff || a.ClockOff == b.ClockOff && a.ID < b.ID)
 }
 
-// resolves says whether the report a leaves nothing to do for the voter that asked. That is so if a leader exists in
-// that voter's term. It is also so if an election is under way in which that voter will be asked for its vote, unless
-// it just was.
-func (a Report) resolves(own Report) bool {
+// leavesNothing says whether the report a leaves nothing to do for the voter that asked. That is so if a leader exists
+// in that voter's term. It is also so if an election is under way in which that voter will be asked for its vote,
+// unless it just was.
+func (a Report) leavesNothing(own Report) bool {
 	later := a.Term > own.Term && (a.Leads || a.Candidate || own.SinceContact < StalledAfter) // otherwise that term's election has failed
 	return later || a.Term == own.Term && a.Leads || a.Candidate && a.HasLogOf(own)
 }

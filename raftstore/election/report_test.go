@@ -28,7 +28,7 @@ func TestReportResolvesAttempt(t *testing.T) {
 		"was a candidate, and is in an old term":      {Report{Term: 4, LogTerm: 4, LogIndex: 9, Follower: true}, false},
 		"begins a candidacy, its term is not new":     {Report{Term: 5, LogTerm: 4, LogIndex: 9, Candidate: true, Follower: true}, true},
 	} {
-		testenv.Equal(t, c.answer.resolves(own), c.want, "%s:", what)
+		testenv.Equal(t, c.answer.leavesNothing(own), c.want, "%s:", what)
 	}
 }
 
@@ -45,7 +45,7 @@ func TestReportsAreOrdered(t *testing.T) {
 		"a log of a later term":       {Report{ID: "c", LogTerm: 5, LogIndex: 2}, true},
 		"a long log of an older term": {Report{ID: "a", LogTerm: 3, LogIndex: 20}, false},
 	} {
-		testenv.Equal(t, c.a.ahead(b), c.want, "%s:", what)
-		testenv.True(t, c.want != b.ahead(c.a), "%s: both or neither come first", what)
+		testenv.Equal(t, c.a.isAheadOf(b), c.want, "%s:", what)
+		testenv.True(t, c.want != b.isAheadOf(c.a), "%s: both or neither come first", what)
 	}
 }

@@ -157,7 +157,7 @@ func Next(c Case) (Action, Memory) {
 		m.Delayed = true
 	}
 	switch {
-	case a.Kind == Lead, a.Kind == Wait && c.heard() > 0:
+	case a.Kind == Lead, a.Kind == Wait && c.contactLeft() > 0:
 		m = Memory{}
 	case a.Kind == Wait:
 		m.Delayed = true
@@ -170,8 +170,8 @@ func Next(c Case) (Action, Memory) {
 	return a, m
 }
 
-// heard returns how long the leader still counts as heard, 0 or less if it is missing.
-func (c Case) heard() time.Duration {
+// contactLeft returns how long the leader still counts as heard, 0 or less if it is missing.
+func (c Case) contactLeft() time.Duration {
 	if c.Exited || c.Unanswered {
 		return 0
 	}
@@ -186,36 +186,36 @@ func (c Case) answers() []Report {
 	return c.Answers
 }
 
-// agreed returns how many voters miss the leader, with this server, and ahead how many of them are ahead of it.
-func (c Case) agreed() (agreed, ahead int) {
+// countAgreed returns how many voters miss the leader, with this server, and ahead how many of them are ahead of it.
+func (c Case) countAgreed() (agreed, ahead int) {
 	agreed = 1
 	for _, a := range c.Answers {
 		if a.Leads || !a.Misses(c.AgreeAfter()) {
 			continue
 		}
-		if agreed++; a.Follower && a.ahead(c.Own) {
+		if agreed++; a.Follower && a.isAheadOf(c.Own) {
 			ahead++
 		}
 	}
 	return agreed, ahead
 }
 
-// hindered says whether a candidate may wait long for its votes, from a voter that it cannot reach, from a candidate of
-// the same term, or from one with a stalled disk that still answers. Where disks stalled a moment ago raft waits 12 to
-// 24 s for them. flush is that of this server's disk: this voter would be elected much sooner.
-func (c Case) hindered(candidate Report, flush time.Duration) bool {
+// mayBeHindered says whether a candidate may wait long for its votes, from a voter that it cannot reach, from a
+// candidate of the same term, or from one with a stalled disk that still answers. Where disks stalled a moment ago raft
+// waits 12 to 24 s for them. flush is that of this server's disk: this voter would be elected much sooner.
+func (c Case) mayBeHindered(candidate Report, flush time.Duration) bool {
 	return candidate.Candidate && candidate.Term <= c.Own.Term && candidate.VoteFlush > 0 && c.SinceContact > StalledAfter &&
 		candidate.VoteFlush > fasterBy*max(VoteFlush(c.Own, c.Answers, c.Voters), flush)
 }
 
-// resolved says whether an answer leaves nothing to do: another voter leads, or will be elected soon enough.
-func (c Case) resolved() bool {
-	return slices.ContainsFunc(c.answers(), func(a Report) bool { return a.resolves(c.Own) && !c.hindered(a, c.Flush) })
+// isResolved says whether an answer leaves nothing to do: another voter leads, or will be elected soon enough.
+func (c Case) isResolved() bool {
+	return slices.ContainsFunc(c.answers(), func(a Report) bool { return a.leavesNothing(c.Own) && !c.mayBeHindered(a, c.Flush) })
 }
 
-// refused says whether a majority of the voters reports that this server gave no answer as a leader. Then no leadership
-// is transferred to it either. If no other voter is elected, raft's own timers make it a candidate.
-func (c Case) refused() bool {
+// leaderRefused says whether a majority of the voters reports that this server gave no answer as a leader. Then no
+// leadership is transferred to it either. If no other voter is elected, raft's own timers make it a candidate.
+func (c Case) leaderRefused() bool {
 	unanswered := 0
 	for _, a := range c.Answers {
 		if a.AskerUnanswered {
@@ -241,7 +241,9 @@ func fixedAction(kind Kind, d time.Duration) func(Case) Action {
 var Rules = []Rule[Case, Action]{
 	{"leads", inStages(Check, func(c Case) bool { return c.Leads }), func(c Case) Action { return Action{Lead, c.MissAfter()} },
 		"A leader misses no leader. It may have to step down."},
-	{"leader heard", inStages(Check, func(c Case) bool { return c.heard() > 0 }), func(c Case) Action { return Action{Wait, c.heard()} },
+	{"leader heard", inStages(Check, func(c Case) bool { return c.contactLeft() > 0 }), func(c Case) Action {
+		return Action{Wait, c.contactLeft()}
+	},
 		"There is a leader."},
 	{"pause", inStages(Check, func(c Case) bool { return c.Now.Before(c.PauseUntil) }),
 		func(c Case) Action { return Action{MeasureVotes, c.PauseUntil.Sub(c.Now)} },
@@ -258,33 +260,37 @@ var Rules = []Rule[Case, Action]{
 	{"leader missing", inStages(Check, always), fixedAction(Poll, 0), "A majority has to miss the leader too."},
 
 	{"candidate may be slower", inStages(Polled|Repolled, func(c Case) bool {
-		return c.Flush == 0 && slices.ContainsFunc(c.answers(), func(a Report) bool { return a.resolves(c.Own) && c.hindered(a, 0) })
+		return c.Flush == 0 && slices.ContainsFunc(c.answers(), func(a Report) bool {
+			return a.leavesNothing(c.Own) && c.mayBeHindered(a, 0)
+		})
 	}), fixedAction(MeasureFlush, 0), "A candidate may wait long for its votes. This voter's disk decides whether it would be faster."},
-	{"resolved", inStages(Polled|Repolled, Case.resolved), fixedAction(Pause, CandidacyDelay),
+	{"resolved", inStages(Polled|Repolled, Case.isResolved), fixedAction(Pause, CandidacyDelay),
 		"Another voter leads or has begun an election, though its new term may not be on its disk yet."},
 	{"former leader may vote", inStages(Polled, func(c Case) bool {
-		agreed, _ := c.agreed()
+		agreed, _ := c.countAgreed()
 		return !c.LeaderAsked && agreed == c.Voters/2 && c.SinceContact > StalledAfter
 	}), fixedAction(PollWithLeader, 0), "A former leader that reached too few voters follows by now and can vote."},
-	{"refused as leader", inStages(Polled, Case.refused), fixedAction(Pause, CandidacyDelay),
+	{"refused as leader", inStages(Polled, Case.leaderRefused), fixedAction(Pause, CandidacyDelay),
 		"A majority got no answer from this server when it led. Another one is to lead."},
 	{"no majority yet", inStages(Polled, func(c Case) bool {
-		agreed, _ := c.agreed()
+		agreed, _ := c.countAgreed()
 		return agreed <= c.Voters/2 && c.Own.Exited
 	}), fixedAction(Pause, repollAfter), "The others are about to notice that the leader's process has exited."},
 	{"no majority", inStages(Polled, func(c Case) bool {
-		agreed, _ := c.agreed()
+		agreed, _ := c.countAgreed()
 		return agreed <= c.Voters/2
 	}), fixedAction(Pause, CandidacyDelay), "A majority hears the leader, or too few voters are reached."},
 	{"voters ahead", inStages(Polled, func(c Case) bool {
-		_, ahead := c.agreed()
+		_, ahead := c.countAgreed()
 		return ahead > 0
 	}), func(c Case) Action {
-		_, ahead := c.agreed()
+		_, ahead := c.countAgreed()
 		return Action{Await, time.Duration(ahead) * CandidacyDelay}
 	}, "Two candidates would share the votes."},
 	{"voter ahead is asking", inStages(Repolled, func(c Case) bool {
-		return c.Tries < maxYields && slices.ContainsFunc(c.Later, func(a Report) bool { return a.Polling && a.Follower && a.ahead(c.Own) })
+		return c.Tries < maxYields && slices.ContainsFunc(c.Later, func(a Report) bool {
+			return a.Polling && a.Follower && a.isAheadOf(c.Own)
+		})
 	}), fixedAction(Pause, CandidacyDelay), "That voter began later, since it waits longer for this leader, and becomes a candidate at the same time."},
 	{"overtaken", inStages(Polled|Awaited|Repolled, func(c Case) bool {
 		return !c.Follower || c.Term != c.Own.Term || !c.MissesLeader()

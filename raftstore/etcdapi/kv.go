@@ -53,7 +53,7 @@ func (a *API) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error
 	if err := a.checkPut(r); err != nil {
 		return nil, err
 	}
-	return answer[*pb.PutResponse](ctx, a, r)
+	return runCommand[*pb.PutResponse](ctx, a, r)
 }
 
 // DeleteRange serves etcd's KV.DeleteRange.
@@ -61,7 +61,7 @@ func (a *API) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.De
 	if len(r.Key) == 0 {
 		return nil, rpctypes.ErrGRPCEmptyKey
 	}
-	return answer[*pb.DeleteRangeResponse](ctx, a, r)
+	return runCommand[*pb.DeleteRangeResponse](ctx, a, r)
 }
 
 // Txn serves etcd's KV.Txn. A transaction that cannot write is answered like a range. If it has reads and all are
@@ -71,9 +71,9 @@ func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error
 		return nil, err
 	}
 	if !mvcc.ReadOnly(r) {
-		return answer[*pb.TxnResponse](ctx, a, r)
+		return runCommand[*pb.TxnResponse](ctx, a, r)
 	}
-	view, err := a.view(ctx, serializable(r) > 0)
+	view, err := a.view(ctx, countSerializable(r) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -87,17 +87,17 @@ func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error
 
 // Compact serves etcd's KV.Compact. It is always physical: what it drops is unreachable when it returns.
 func (a *API) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
-	return answer[*pb.CompactionResponse](ctx, a, r)
+	return runCommand[*pb.CompactionResponse](ctx, a, r)
 }
 
-// serializable returns the number of reads in a read-only transaction, or -1 if any of them is not serializable.
-func serializable(r *pb.TxnRequest) int {
+// countSerializable returns the number of reads in a read-only transaction, or -1 if any of them is not serializable.
+func countSerializable(r *pb.TxnRequest) int {
 	reads := 0
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
 			n := -1
 			if t := op.GetRequestTxn(); t != nil {
-				n = serializable(t)
+				n = countSerializable(t)
 			} else if op.GetRequestRange().GetSerializable() {
 				n = 1
 			}
@@ -110,10 +110,10 @@ func serializable(r *pb.TxnRequest) int {
 	return reads
 }
 
-type headed interface{ GetHeader() *pb.ResponseHeader }
+type headerResponse interface{ GetHeader() *pb.ResponseHeader }
 
-// answer runs a command and completes its response's header.
-func answer[T headed](ctx context.Context, a *API, req mvcc.Request) (T, error) {
+// runCommand runs a command and completes its response's header.
+func runCommand[T headerResponse](ctx context.Context, a *API, req mvcc.Request) (T, error) {
 	out, err := a.o.Store.Write(ctx, req)
 	if err != nil {
 		var none T

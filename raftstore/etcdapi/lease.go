@@ -26,7 +26,7 @@ func (a *API) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.Leas
 		if r.ID == 0 {
 			grant.ID = rand.Int64N(1<<62) + 1
 		}
-		resp, err := answer[*pb.LeaseGrantResponse](ctx, a, grant)
+		resp, err := runCommand[*pb.LeaseGrantResponse](ctx, a, grant)
 		if errors.Is(err, rpctypes.ErrGRPCLeaseExist) && r.ID == 0 {
 			continue // that id exists; another one is chosen
 		}
@@ -36,7 +36,7 @@ func (a *API) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.Leas
 
 // LeaseRevoke serves etcd's Lease.LeaseRevoke.
 func (a *API) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
-	return answer[*pb.LeaseRevokeResponse](ctx, a, r)
+	return runCommand[*pb.LeaseRevokeResponse](ctx, a, r)
 }
 
 // KeepAlive answers one message of etcd's keep-alive stream. The answer for a lease that does not exist has a TTL of 0.

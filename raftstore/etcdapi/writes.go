@@ -60,7 +60,7 @@ func collectWrites(ops []*pb.RequestOp) (w writes, err error) {
 			return w, err
 		}
 		nested := writes{union(yes.puts, no.puts), union(yes.deletes, no.deletes)}
-		if overlap(w.puts, nested.puts) || overlap(w.puts, nested.deletes) || overlap(w.deletes, nested.puts) {
+		if overlaps(w.puts, nested.puts) || overlaps(w.puts, nested.deletes) || overlaps(w.deletes, nested.puts) {
 			return w, rpctypes.ErrGRPCDuplicateKey
 		}
 		w = writes{union(w.puts, nested.puts), union(w.deletes, nested.deletes)}
@@ -91,7 +91,7 @@ func union(a, b adt.IntervalTree) adt.IntervalTree {
 	return a
 }
 
-func overlap(a, b adt.IntervalTree) (yes bool) {
+func overlaps(a, b adt.IntervalTree) (yes bool) {
 	if a.Len() < b.Len() {
 		a, b = b, a
 	}

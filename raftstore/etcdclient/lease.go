@@ -43,7 +43,7 @@ func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.B
 	if requiresLeader(ctx) {
 		following, release, err := l.api.WhileLeader(ctx)
 		if err != nil {
-			k.failed = err // as over a connection, where the stream is made first and then fails
+			k.openErr = err // as over a connection, where the stream is made first and then fails
 			return k, nil
 		}
 		context.AfterFunc(following, release)
@@ -58,7 +58,7 @@ type keepAliveStream struct {
 	api      *etcdapi.API
 	ctx      context.Context
 	requests chan *pb.LeaseKeepAliveRequest
-	failed   error // the error of a stream that failed from the beginning
+	openErr  error // the error of a stream that failed from the beginning
 	once     sync.Once
 }
 
@@ -70,8 +70,8 @@ func (k *keepAliveStream) CloseSend() error {
 }
 
 func (k *keepAliveStream) Send(r *pb.LeaseKeepAliveRequest) error {
-	if k.failed != nil {
-		return k.failed
+	if k.openErr != nil {
+		return k.openErr
 	}
 	select {
 	case k.requests <- r:
@@ -84,8 +84,8 @@ func (k *keepAliveStream) Send(r *pb.LeaseKeepAliveRequest) error {
 }
 
 func (k *keepAliveStream) Recv() (*pb.LeaseKeepAliveResponse, error) {
-	if k.failed != nil {
-		return nil, k.failed
+	if k.openErr != nil {
+		return nil, k.openErr
 	}
 	select {
 	case r, ok := <-k.requests:

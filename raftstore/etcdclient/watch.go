@@ -32,9 +32,9 @@ type watcher struct {
 	// streams groups watches as etcd's client groups them into gRPC streams: by their context's metadata.
 	// RequestProgress concerns one group.
 	streams map[string]map[*watch.Watcher]struct{}
-	// leaderless is when a watch that requires a leader was first refused since the last one began. It is zero if none
-	// was.
-	leaderless time.Time
+	// leaderlessSince is when a watch that requires a leader was first refused since the last one began. It is zero if
+	// none was.
+	leaderlessSince time.Time
 }
 
 // firstRefusal and lastRefusal are the shortest and the longest time that a watch waits for a leader before it is
@@ -149,7 +149,7 @@ func (n *watcher) whileLeader(ctx context.Context) (_ context.Context, release f
 		following, release, err := n.api.WhileLeader(ctx)
 		if err == nil {
 			n.mu.Lock()
-			n.leaderless = time.Time{}
+			n.leaderlessSince = time.Time{}
 			n.mu.Unlock()
 		}
 		if !errors.Is(err, rpctypes.ErrGRPCNoLeader) || !n.awaitLeader(ctx) {
@@ -162,10 +162,10 @@ func (n *watcher) whileLeader(ctx context.Context) (_ context.Context, release f
 // that the time between two refusals of a watch doubles.
 func (n *watcher) awaitLeader(ctx context.Context) bool {
 	n.mu.Lock()
-	if n.leaderless.IsZero() {
-		n.leaderless = time.Now()
+	if n.leaderlessSince.IsZero() {
+		n.leaderlessSince = time.Now()
 	}
-	wait := min(max(time.Since(n.leaderless), firstRefusal), lastRefusal)
+	wait := min(max(time.Since(n.leaderlessSince), firstRefusal), lastRefusal)
 	n.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -214,13 +214,13 @@ func toClient(r *pb.WatchResponse) clientv3.WatchResponse {
 
 // follower sends the events of one watch to its channel.
 type follower struct {
-	api       *etcdapi.API
-	w         *watch.Watcher
-	ctx       context.Context
-	following context.Context // ctx, or a context that also ends when there is no leader
-	responses chan<- clientv3.WatchResponse
-	pace      Pace // its Wait may be nil
-	passed    int  // bytes since Wait was last called
+	api         *etcdapi.API
+	w           *watch.Watcher
+	ctx         context.Context
+	following   context.Context // ctx, or a context that also ends when there is no leader
+	responses   chan<- clientv3.WatchResponse
+	pace        Pace // its Wait may be nil
+	bytesPassed int  // bytes since Wait was last called
 }
 
 func (f *follower) run(notify bool, created *pb.WatchResponse) {
@@ -265,8 +265,8 @@ func (f *follower) sendDelivery(d watch.Delivery) bool {
 // waitSendable returns how many of the events may be sent now. If these reach Bytes, it first calls Wait.
 func (f *follower) waitSendable(events []*mvccpb.Event) int {
 	for i, e := range events {
-		f.passed += len(e.Kv.Value) + len(e.PrevKv.GetValue())
-		if f.passed < f.pace.Bytes {
+		f.bytesPassed += len(e.Kv.Value) + len(e.PrevKv.GetValue())
+		if f.bytesPassed < f.pace.Bytes {
 			continue
 		}
 		value := e.Kv.Value
@@ -274,7 +274,7 @@ func (f *follower) waitSendable(events []*mvccpb.Event) int {
 			value = e.PrevKv.GetValue()
 		}
 		f.pace.Wait(f.following, value)
-		f.passed = 0
+		f.bytesPassed = 0
 		return i + 1
 	}
 	return len(events)

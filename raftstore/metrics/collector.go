@@ -28,7 +28,7 @@ func (*Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range durations {
 		out <- m.desc
 	}
-	for _, d := range labelled {
+	for _, d := range labelledMetrics {
 		out <- d
 	}
 }
@@ -45,11 +45,11 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	one := func(d *prometheus.Desc, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, gauge, 1, labels...)
 	}
-	one(labelled[0], s.Version)
-	one(labelled[1], runtime.Version())
-	one(labelled[2], strconv.FormatUint(s.Member, 16))
+	one(labelledMetrics[0], s.Version)
+	one(labelledMetrics[1], runtime.Version())
+	one(labelledMetrics[2], strconv.FormatUint(s.Member, 16))
 	for _, r := range refusals {
-		out <- prometheus.MustNewConstMetric(labelled[3], gauge, truth(s.Refusing == r), string(r))
+		out <- prometheus.MustNewConstMetric(labelledMetrics[3], gauge, boolValue(s.Refusing == r), string(r))
 	}
 	for _, p := range s.Peers {
 		to := strconv.FormatUint(p.Member, 16)
@@ -68,7 +68,7 @@ const (
 	counter = prometheus.CounterValue
 )
 
-func truth(b bool) float64 {
+func boolValue(b bool) float64 {
 	if b {
 		return 1
 	}
@@ -79,8 +79,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// labelled are the metrics with labels. The value of the first three is always 1.
-var labelled = []*prometheus.Desc{
+// labelledMetrics are the metrics with labels. The value of the first three is always 1.
+var labelledMetrics = []*prometheus.Desc{
 	desc("etcd_server_version", "Which version of etcd's contract is served. 1 for 'server_version' label with current version.",
 		"server_version"),
 	desc("etcd_server_go_version", "Which Go version server is running with. 1 for 'server_go_version' label with current version.",

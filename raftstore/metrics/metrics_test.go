@@ -75,7 +75,7 @@ func TestCountersAreCollected(t *testing.T) {
 		testenv.Equal(t, number(t, all, name), want, "%s is", name)
 	}
 	for _, m := range all["coracle_store_writes_refused"].Metric {
-		if got, want := m.Gauge.GetValue(), truth(m.Label[0].GetValue() == "quota"); got != want {
+		if got, want := m.Gauge.GetValue(), boolValue(m.Label[0].GetValue() == "quota"); got != want {
 			t.Errorf("refused because of %s: %v, want %v", m.Label[0].GetValue(), got, want)
 		}
 	}

@@ -36,11 +36,11 @@ var numbers = []struct {
 	value func(*Sample, *Counters) float64
 }{
 	{desc("etcd_server_has_leader", "Whether or not a leader exists. 1 is existence, 0 is not."), gauge,
-		func(s *Sample, _ *Counters) float64 { return truth(s.HasLeader) }},
+		func(s *Sample, _ *Counters) float64 { return boolValue(s.HasLeader) }},
 	{desc("etcd_server_is_leader", "Whether or not this member is a leader. 1 if is, 0 otherwise."), gauge,
-		func(s *Sample, _ *Counters) float64 { return truth(s.Leads) }},
+		func(s *Sample, _ *Counters) float64 { return boolValue(s.Leads) }},
 	{desc("etcd_server_is_learner", "Whether or not this member is a learner. 1 if is, 0 otherwise."), gauge,
-		func(s *Sample, _ *Counters) float64 { return truth(s.Learner) }},
+		func(s *Sample, _ *Counters) float64 { return boolValue(s.Learner) }},
 	{desc("etcd_server_leader_changes_seen_total", "The number of leader changes seen."), counter,
 		func(s *Sample, _ *Counters) float64 { return float64(s.LeaderChanges) }},
 	{desc("etcd_server_proposals_committed_total", "The index of the last log entry committed."), gauge, // as etcd's

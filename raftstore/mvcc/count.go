@@ -13,28 +13,29 @@ import (
 type keyspace struct {
 	// tree has every key's newest version. That may be a deletion mark, until compaction removes it.
 	tree *btree.BTreeG[*Version]
-	// dead has only the deletion marks of tree. frozenDead is a copy of dead, nil if dead has changed since.
-	dead, frozenDead *btree.BTreeG[*Version]
+	// deleted has only the deletion marks of tree. frozenDeleted is a copy of deleted, nil if deleted has changed
+	// since.
+	deleted, frozenDeleted *btree.BTreeG[*Version]
 	// existence has the creations and deletions of keys since the compaction. Views alias it, as they do the history.
 	existence existenceChanges
 }
 
-func newKeyspace() keyspace { return keyspace{tree: newTree(), dead: newTree()} }
+func newKeyspace() keyspace { return keyspace{tree: newTree(), deleted: newTree()} }
 
 // freeze returns a copy that does not change.
 func (k *keyspace) freeze() keyspace {
-	if k.frozenDead == nil {
-		k.frozenDead = k.dead.Copy()
+	if k.frozenDeleted == nil {
+		k.frozenDeleted = k.deleted.Copy()
 	}
-	return keyspace{tree: k.tree.Copy(), dead: k.frozenDead, existence: k.existence}
+	return keyspace{tree: k.tree.Copy(), deleted: k.frozenDeleted, existence: k.existence}
 }
 
 // set makes v its key's newest version, and notes whether that created or deleted the key.
 func (k *keyspace) set(v *Version, existed bool) {
 	k.tree.Set(v)
 	if v.Deleted() {
-		k.dead.Set(v)
-		k.frozenDead = nil
+		k.deleted.Set(v)
+		k.frozenDeleted = nil
 	} else if !existed {
 		k.notDead(v)
 	}
@@ -50,11 +51,11 @@ func (k *keyspace) remove(v *Version) {
 }
 
 func (k *keyspace) notDead(v *Version) {
-	if k.dead.Len() == 0 {
+	if k.deleted.Len() == 0 {
 		return
 	}
-	if _, was := k.dead.Delete(v); was {
-		k.frozenDead = nil
+	if _, was := k.deleted.Delete(v); was {
+		k.frozenDeleted = nil
 	}
 }
 
@@ -64,20 +65,20 @@ func (k *keyspace) notDead(v *Version) {
 // The result is the number of the tree's items without the deletion marks, less the keys created since the revision,
 // plus the keys deleted since.
 func (k *keyspace) count(key, end []byte, rev int64) int64 {
-	return items(k.tree, key, end) - items(k.dead, key, end) - k.existence.net(key, end, rev)
+	return countItems(k.tree, key, end) - countItems(k.deleted, key, end) - k.existence.net(key, end, rev)
 }
 
-// items returns how many items of a tree are in [key, end).
-func items(tree *btree.BTreeG[*Version], key, end []byte) int64 {
+// countItems returns how many items of a tree are in [key, end).
+func countItems(tree *btree.BTreeG[*Version], key, end []byte) int64 {
 	to := tree.Len()
 	if to > 0 && !isOpenEnd(end) {
-		to = rank(tree, end)
+		to = countBefore(tree, end)
 	}
-	return int64(max(0, to-rank(tree, key)))
+	return int64(max(0, to-countBefore(tree, key)))
 }
 
-// rank returns how many items of a tree are before a key.
-func rank(tree *btree.BTreeG[*Version], key []byte) int {
+// countBefore returns how many items of a tree are before a key.
+func countBefore(tree *btree.BTreeG[*Version], key []byte) int {
 	low, high := 0, tree.Len()
 	for low < high {
 		middle := int(uint(low+high) >> 1)

@@ -22,15 +22,15 @@ type Lease struct {
 // leaseTable is written by the goroutine that applies commands, and read by any.
 type leaseTable struct {
 	mu   sync.RWMutex
-	byID map[int64]*leased
+	byID map[int64]*leaseState
 }
 
-type leased struct {
+type leaseState struct {
 	ttl  int64
 	keys map[string]struct{}
 }
 
-func newLeaseTable() *leaseTable { return &leaseTable{byID: make(map[int64]*leased)} }
+func newLeaseTable() *leaseTable { return &leaseTable{byID: make(map[int64]*leaseState)} }
 
 func (t *leaseTable) has(id int64) bool {
 	t.mu.RLock()
@@ -104,7 +104,7 @@ func (s *State) applyGrant(r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, err
 		return nil, rpctypes.ErrGRPCLeaseExist
 	}
 	s.leases.mu.Lock()
-	s.leases.byID[r.ID] = &leased{ttl: r.TTL, keys: make(map[string]struct{})}
+	s.leases.byID[r.ID] = &leaseState{ttl: r.TTL, keys: make(map[string]struct{})}
 	s.leases.mu.Unlock()
 	s.leaseList = nil
 	return &pb.LeaseGrantResponse{Header: &pb.ResponseHeader{Revision: s.rev}, ID: r.ID, TTL: r.TTL}, nil

@@ -156,7 +156,7 @@ func (m *machine) compare(t *rapid.T, commands []Command, got, replica []Result,
 
 // complete checks a header and completes it, as the caller does.
 func (m *machine) complete(t *rapid.T, c Command, resp any, rev int64) {
-	r, ok := resp.(headed)
+	r, ok := resp.(headerResponse)
 	if !ok {
 		return
 	}

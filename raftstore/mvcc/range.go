@@ -26,7 +26,7 @@ func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.Range
 	switch {
 	case r.CountOnly && len(r.RangeEnd) > 0:
 		resp.Count = keys.count(r.Key, r.RangeEnd, rev)
-	case r.Limit > 0 && !r.CountOnly && !needsSort(r) && !filters(r):
+	case r.Limit > 0 && !r.CountOnly && !needsSort(r) && !filtersByRevision(r):
 		readFirst(keys, rev, r, resp)
 	default:
 		readAll(keys, rev, r, resp)
@@ -77,8 +77,8 @@ func readAll(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeRespon
 	}
 }
 
-// filters says whether a request selects keys by their revisions.
-func filters(r *pb.RangeRequest) bool {
+// filtersByRevision says whether a request selects keys by their revisions.
+func filtersByRevision(r *pb.RangeRequest) bool {
 	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }
 

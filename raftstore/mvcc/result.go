@@ -89,7 +89,7 @@ func DecodeResults(b []byte) ([]Result, error) {
 
 func appendResult(b []byte, r Result) ([]byte, error) {
 	if r.Err != nil {
-		code, message := describe(r.Err)
+		code, message := describeError(r.Err)
 		b = append(b, kindError)
 		b = binary.AppendUvarint(b, uint64(1+len(message)))
 		b = append(b, byte(code)) // a varint: all codes are below 128
@@ -120,7 +120,7 @@ func decodeResult(in *frame) (Result, error) {
 		return Result{}, err
 	}
 	// Callers complete the header.
-	if h, ok := m.(headed); ok && h.GetHeader() == nil {
+	if h, ok := m.(headerResponse); ok && h.GetHeader() == nil {
 		return Result{Response: withHeader(m, &pb.ResponseHeader{})}, nil
 	}
 	return Result{Response: m}, nil
@@ -139,8 +139,8 @@ func decodeError(body []byte) (Result, error) {
 	return Result{Err: status.Error(codes.Code(code), message)}, nil
 }
 
-// describe returns an error's code and message.
-func describe(err error) (codes.Code, string) {
+// describeError returns an error's code and message.
+func describeError(err error) (codes.Code, string) {
 	if etcd, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		return etcd.Code(), etcd.Error()
 	}
@@ -214,7 +214,7 @@ var knownErrors = sync.OnceValue(func() map[errorText]error {
 		rpctypes.ErrGRPCCorrupt, rpctypes.ErrGRPCNotSupportedForLearner, rpctypes.ErrGRPCBadLeaderTransferee,
 		rpctypes.ErrGRPCCanceled, rpctypes.ErrGRPCDeadlineExceeded, rpctypes.ErrGRPCPermissionDenied,
 	} {
-		code, message := describe(err)
+		code, message := describeError(err)
 		known[errorText{code, message}] = err
 	}
 	return known

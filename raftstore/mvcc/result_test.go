@@ -51,7 +51,7 @@ func TestErrorsKeepTheirTexts(t *testing.T) {
 		"coracle: the write was done at an earlier attempt, but its answer was too large to be kept": ErrResultDropped,
 		"coracle: a session needs the name of its server, of at most 1024 bytes":                     errSessionName,
 	} {
-		if code, text := describe(err); text != want {
+		if code, text := describeError(err); text != want {
 			t.Errorf("%v: %q, want %q", code, text, want)
 		}
 	}

@@ -53,17 +53,17 @@ const positionBits = 12
 // arrive slightly out of order, since many goroutines send commands. A late one is inserted at its place, into a copy
 // if that lies in the aliased front.
 type session struct {
-	id      uint64
-	name    string // of the server
-	floor   uint64 // every command below has its answer
-	bytes   int64  // of results
-	results []remembered
-	aliased int // number of results that views may alias
+	id             uint64
+	name           string // of the server
+	floor          uint64 // every command below has its answer
+	bytes          int64  // of results
+	results        []storedResult
+	aliasedResults int // number of results that views may alias
 }
 
-// remembered is the answer to a command. Its body has no header, since the caller that got the first answer completes
+// storedResult is the answer to a command. Its body has no header, since the caller that got the first answer completes
 // that. A nil body is that of a put without a previous value.
-type remembered struct {
+type storedResult struct {
 	seq      uint64
 	revision int64
 	body     any
@@ -100,8 +100,8 @@ func (s *State) applyCommand(c *Command, at, term uint64) Result {
 	res := s.apply(c.Request, at)
 	// The command may have replaced its own session, or moved it.
 	if ses = s.session(c.Session); ses != nil {
-		ses.remember(c.Seq, res)
-		ses.raise(c.Floor)
+		ses.storeResult(c.Seq, res)
+		ses.raiseFloor(c.Floor)
 		s.frozenSessions = nil
 	}
 	return res
@@ -111,7 +111,7 @@ func (s *State) applyCommand(c *Command, at, term uint64) Result {
 func (s *State) freezeSessions() []session {
 	if s.frozenSessions == nil {
 		for i := range s.sessions {
-			s.sessions[i].aliased = len(s.sessions[i].results)
+			s.sessions[i].aliasedResults = len(s.sessions[i].results)
 		}
 		s.frozenSessions = slices.Clone(s.sessions)
 	}
@@ -152,24 +152,24 @@ func (ses *session) find(seq uint64) (int, bool) {
 	if n == 0 || ses.results[n-1].seq < seq {
 		return n, false
 	}
-	return slices.BinarySearchFunc(ses.results, seq, func(a remembered, seq uint64) int { return cmp.Compare(a.seq, seq) })
+	return slices.BinarySearchFunc(ses.results, seq, func(a storedResult, seq uint64) int { return cmp.Compare(a.seq, seq) })
 }
 
-func (ses *session) result(seq uint64) (remembered, bool) {
+func (ses *session) result(seq uint64) (storedResult, bool) {
 	i, ok := ses.find(seq)
 	if !ok {
-		return remembered{}, false
+		return storedResult{}, false
 	}
 	return ses.results[i], true
 }
 
-func (ses *session) remember(seq uint64, res Result) {
-	a := remember(seq, res)
-	if i, _ := ses.find(seq); i >= ses.aliased {
+func (ses *session) storeResult(seq uint64, res Result) {
+	a := newStoredResult(seq, res)
+	if i, _ := ses.find(seq); i >= ses.aliasedResults {
 		ses.results = slices.Insert(ses.results, i, a)
 	} else {
-		ses.results = slices.Concat(ses.results[:i], []remembered{a}, ses.results[i:])
-		ses.aliased = 0
+		ses.results = slices.Concat(ses.results[:i], []storedResult{a}, ses.results[i:])
+		ses.aliasedResults = 0
 	}
 	ses.bytes += a.size()
 	n, bytes := 0, ses.bytes
@@ -177,12 +177,12 @@ func (ses *session) remember(seq uint64, res Result) {
 		bytes -= ses.results[n].size()
 	}
 	if n > 0 {
-		ses.raise(ses.results[n-1].seq + 1)
+		ses.raiseFloor(ses.results[n-1].seq + 1)
 	}
 }
 
-// raise raises the floor, and drops the answers to the commands below it.
-func (ses *session) raise(floor uint64) {
+// raiseFloor raises the floor, and drops the answers to the commands below it.
+func (ses *session) raiseFloor(floor uint64) {
 	if floor <= ses.floor {
 		return
 	}
@@ -191,19 +191,19 @@ func (ses *session) raise(floor uint64) {
 	for ; n < len(ses.results) && ses.results[n].seq < floor; n++ {
 		ses.bytes -= ses.results[n].size()
 	}
-	ses.results, ses.aliased = ses.results[n:], max(ses.aliased-n, 0)
+	ses.results, ses.aliasedResults = ses.results[n:], max(ses.aliasedResults-n, 0)
 	if len(ses.results) == 0 {
 		ses.results = nil
 	}
 }
 
-// remember returns an answer that does not change when the caller of the command changes its result.
-func remember(seq uint64, res Result) remembered {
+// newStoredResult returns an answer that does not change when the caller of the command changes its result.
+func newStoredResult(seq uint64, res Result) storedResult {
 	if res.Err != nil {
-		return remembered{seq: seq, err: res.Err}
+		return storedResult{seq: seq, err: res.Err}
 	}
-	a := remembered{seq: seq}
-	if h, ok := res.Response.(headed); ok {
+	a := storedResult{seq: seq}
+	if h, ok := res.Response.(headerResponse); ok {
 		a.revision = h.GetHeader().GetRevision()
 	}
 	if put, ok := res.Response.(*pb.PutResponse); ok && put.PrevKv == nil {
@@ -211,12 +211,12 @@ func remember(seq uint64, res Result) remembered {
 	}
 	a.body = withHeader(res.Response, nil)
 	if a.size() > maxResult {
-		return remembered{seq: seq, err: ErrResultDropped}
+		return storedResult{seq: seq, err: ErrResultDropped}
 	}
 	return a
 }
 
-func (a *remembered) size() int64 {
+func (a *storedResult) size() int64 {
 	const overhead = 64
 	if m, ok := a.body.(proto.Message); ok {
 		return overhead + int64(proto.Size(m))
@@ -225,7 +225,7 @@ func (a *remembered) size() int64 {
 }
 
 // result returns the answer as a result, with a new header.
-func (a *remembered) result() Result {
+func (a *storedResult) result() Result {
 	if a.err != nil {
 		return Result{Err: a.err, Repeated: true}
 	}
@@ -236,7 +236,7 @@ func (a *remembered) result() Result {
 	return Result{Response: withHeader(a.body, header), Repeated: true}
 }
 
-type headed interface{ GetHeader() *pb.ResponseHeader }
+type headerResponse interface{ GetHeader() *pb.ResponseHeader }
 
 // withHeader returns a shallow copy of a response with another header.
 func withHeader(resp any, h *pb.ResponseHeader) any {

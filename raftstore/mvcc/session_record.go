@@ -36,21 +36,21 @@ func (o *recordWriter) field(b []byte) {
 
 // sessionLoader reads the records that recordWriter.sessions wrote.
 type sessionLoader struct {
-	state    *State
-	began    bool   // the raft record was read
-	sessions uint64 // how many are still to be read
-	results  uint64 // how many are still to be read for the last session
+	state          *State
+	raftRecordRead bool   // the raft record was read
+	sessions       uint64 // how many are still to be read
+	results        uint64 // how many are still to be read for the last session
 }
 
 func (l *sessionLoader) load(in *recordReader, tag byte) {
 	s := l.state
 	switch tag {
 	case recordRaft:
-		if l.began {
+		if l.raftRecordRead {
 			in.setError("it says twice what was applied")
 			return
 		}
-		l.began = true
+		l.raftRecordRead = true
 		s.applied, l.sessions = uint64(in.number()), uint64(in.number())
 		if l.sessions > maxSessions {
 			in.setError("%d sessions", l.sessions)
@@ -61,7 +61,7 @@ func (l *sessionLoader) load(in *recordReader, tag byte) {
 		if l.results = uint64(in.number()); l.results > maxRemembered {
 			in.setError("a session with %d answers", l.results)
 		}
-		if l.sessions == 0 || !l.fits(&ses) {
+		if l.sessions == 0 || !l.hasSpace(&ses) {
 			in.setError("session %d is out of place", ses.id)
 			return
 		}
@@ -79,7 +79,7 @@ func (l *sessionLoader) load(in *recordReader, tag byte) {
 	}
 }
 
-func (l *sessionLoader) fits(ses *session) bool {
+func (l *sessionLoader) hasSpace(ses *session) bool {
 	if ses.id == 0 || ses.name == "" || len(ses.name) > maxSessionName {
 		return false
 	}
@@ -106,7 +106,7 @@ func (l *sessionLoader) loadResult(in *recordReader, ses *session, seq uint64, b
 		in.setError("answer %d of session %d is out of order", seq, ses.id)
 		return
 	}
-	ses.remember(seq, res)
+	ses.storeResult(seq, res)
 }
 
 func (l *sessionLoader) finishSession(in *recordReader) {
@@ -115,7 +115,7 @@ func (l *sessionLoader) finishSession(in *recordReader) {
 	}
 }
 
-func (l *sessionLoader) finish(in *recordReader) {
+func (l *sessionLoader) checkComplete(in *recordReader) {
 	l.finishSession(in)
 	if l.sessions != 0 {
 		in.setError("sessions are missing")

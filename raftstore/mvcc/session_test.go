@@ -184,7 +184,7 @@ func TestViewsKeepSessions(t *testing.T) {
 // viewBytes is what a view's snapshot says about sessions.
 func viewBytes(t *testing.T, v *View) []byte {
 	var b bytes.Buffer
-	out := recordWriter{w: bufio.NewWriter(&b), overtaken: &atomic.Bool{}}
+	out := recordWriter{w: bufio.NewWriter(&b), pinOvertaken: &atomic.Bool{}}
 	out.sessions(v)
 	if out.err == nil {
 		out.err = out.w.Flush()

@@ -111,7 +111,7 @@ func (s *Snapshot) Revision() int64 { return s.view.rev }
 // WriteTo writes the snapshot.
 func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	blocks := newBlockWriter(w)
-	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize), overtaken: &s.pin.overtaken}
+	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize), pinOvertaken: &s.pin.overtaken}
 	blocks.raw([]byte(snapshotMagic))
 	out.uvarints(s.view.rev, s.compacted)
 	for _, l := range s.view.leases {
@@ -155,15 +155,15 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 }
 
 type recordWriter struct {
-	w         *bufio.Writer
-	overtaken *atomic.Bool
-	err       error
-	buf       [binary.MaxVarintLen64]byte
+	w            *bufio.Writer
+	pinOvertaken *atomic.Bool
+	err          error
+	buf          [binary.MaxVarintLen64]byte
 }
 
 // byte begins a record.
 func (o *recordWriter) byte(b byte) {
-	if o.err == nil && o.overtaken.Load() {
+	if o.err == nil && o.pinOvertaken.Load() {
 		o.err = ErrOvertaken
 	}
 	o.bytes([]byte{b})
@@ -234,7 +234,7 @@ func (s *State) load(in *recordReader) {
 		switch tag := in.byte(); tag {
 		case recordLease:
 			id, ttl := in.number(), in.number()
-			s.leases.byID[id] = &leased{ttl: ttl, keys: make(map[string]struct{})}
+			s.leases.byID[id] = &leaseState{ttl: ttl, keys: make(map[string]struct{})}
 			leases++
 		case recordBase, recordHistory:
 			v := in.version()
@@ -263,7 +263,7 @@ func (s *State) load(in *recordReader) {
 		case recordRaft, recordSession, recordAnswer:
 			sessions.load(in, tag)
 		case recordEnd:
-			sessions.finish(in)
+			sessions.checkComplete(in)
 			if in.number() != leases || in.number() != bases || in.number() != histories {
 				in.setError("records are missing")
 			}

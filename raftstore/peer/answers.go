@@ -17,7 +17,7 @@ func (s *calls) silentAfter() time.Duration { return s.opts.Timeout * 2 / 5 }
 // heardSince says whether anything has arrived from the server since a call began.
 func (c *caller) heardSince(began time.Time) bool {
 	k := c.conn.Load()
-	return k != nil && k.heard.Load() > k.conns.clock(began)
+	return k != nil && k.lastRead.Load() > k.conns.clock(began)
 }
 
 // watch calls Options.Unanswered for a call that waits for long. stop ends that.
@@ -55,7 +55,7 @@ func (s *calls) Answers(ctx context.Context, address, method string) (body []byt
 	}
 	defer s.exit(c)
 	tries := []*caller{c}
-	if k := c.conn.Load(); k != nil && s.clock(began)-k.heard.Load() > int64(s.silentAfter()) {
+	if k := c.conn.Load(); k != nil && s.clock(began)-k.lastRead.Load() > int64(s.silentAfter()) {
 		if fresh, err := s.newCaller(address); err == nil {
 			defer fresh.close()
 			tries = append(tries, fresh)

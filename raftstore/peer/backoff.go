@@ -70,7 +70,7 @@ func endAfterSilence(c net.Conn) {
 // backsOff says whether data that is sent on the connection now waits for TCP's next retransmission, since packets were
 // lost. A peer that is slow to read or to answer still acknowledges, and is not meant.
 func (c *conn) backsOff(now time.Time) bool {
-	if c.conns.clock(now)-c.heard.Load() < int64(leastTimeout) {
+	if c.conns.clock(now)-c.lastRead.Load() < int64(leastTimeout) {
 		return false // the kernel need not be asked while answers arrive
 	}
 	return retransmits(c.Conn) >= failedTries

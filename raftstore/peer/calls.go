@@ -192,7 +192,7 @@ func (c *caller) suspect(began time.Time, missed bool) {
 	if k == nil {
 		return
 	}
-	timeout, heard, since := k.conns.opts.Timeout, max(k.heard.Load(), k.conns.clock(k.createdAt)), c.unanswered.Load()
+	timeout, heard, since := k.conns.opts.Timeout, max(k.lastRead.Load(), k.conns.clock(k.createdAt)), c.unanswered.Load()
 	if since <= heard {
 		since = k.conns.clock(began)
 		c.unanswered.Store(since)

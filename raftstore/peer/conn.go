@@ -66,8 +66,8 @@ type conn struct {
 	incoming        bool
 	createdAt       time.Time
 	messageDeadline time.Time    // the deadline of the message under way
-	wrote           atomic.Int64 // bytes
-	heard           atomic.Int64 // when something was last read, by Transport.clock
+	writtenBytes    atomic.Int64 // bytes
+	lastRead        atomic.Int64 // when something was last read, by Transport.clock
 
 	aborted  sync.Once
 	released sync.Once
@@ -86,7 +86,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	switch c.class {
 	case classSnapshots:
 		// The answer arrives when the snapshot has been restored.
-		restore := time.Duration(c.wrote.Load()/snapshotRate) * time.Second
+		restore := time.Duration(c.writtenBytes.Load()/snapshotRate) * time.Second
 		_ = c.Conn.SetReadDeadline(time.Now().Add(snapshotStall + restore))
 	case classIncomingSnapshots:
 		_ = c.Conn.SetReadDeadline(time.Now().Add(snapshotSilence))
@@ -94,7 +94,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.peer.received.Add(uint64(n))
 	if n > 0 {
-		c.heard.Store(c.conns.clock(time.Now()))
+		c.lastRead.Store(c.conns.clock(time.Now()))
 	}
 	if err != nil && c.incoming {
 		c.conns.incomingEnded(c.peer, err)
@@ -111,7 +111,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		_ = c.Conn.SetDeadline(c.messageDeadline)
 	}
 	n, err := c.Conn.Write(b)
-	c.wrote.Add(int64(n))
+	c.writtenBytes.Add(int64(n))
 	c.peer.sent.Add(uint64(n))
 	return n, err
 }

@@ -14,7 +14,7 @@ import (
 // it asks for a vote, is dialed there, and the handshake proves its id again.
 type movedServers struct {
 	mu sync.Mutex
-	// seen is where a server was met last, by server id.
+	// foundAt is the address at which a server was met last, by server id.
 	foundAt map[string]string
 	// unreachable is raft's address of a server, by server id, if the last attempt to connect there failed.
 	unreachable map[string]string
