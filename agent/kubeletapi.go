@@ -37,8 +37,8 @@ const (
 	reasonWithoutAPI = "KubeletWithoutAPI"
 )
 
-// kubeletAPI makes a node not ready whose kubelet alone has lost the API: such a kubelet cannot report it, and servers
-// still receive the node's messages. Servers that are down are no such case.
+// kubeletAPI reports a node as not ready if its kubelet alone has lost the API. Such a kubelet cannot report that
+// itself, and servers still receive messages of the node. Servers that are down are no such case.
 type kubeletAPI struct {
 	tryOwn     func(context.Context) error                 // sends a request the way the kubelet does
 	tryAnother func(context.Context) error                 // the same through another connection; nil if an API server replies at all

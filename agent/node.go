@@ -114,7 +114,7 @@ func readyCondition(node *corev1.Node, started time.Time) (ready bool, why strin
 	return false, "the kubelet has not reported yet"
 }
 
-// nodeClient returns a client for Nodes.
+// nodeClient returns a client for Node objects with the credentials of a kubeconfig.
 func nodeClient(kubeconfig string) (corev1client.NodeInterface, error) {
 	client, err := coreClient(kubeconfig)
 	if err != nil {

@@ -15,7 +15,7 @@ const (
 	// partSearchList is the status line about the search list that pods inherit. It does not exist until there is
 	// something wrong.
 	partSearchList = "search list"
-	// searchListCheck is how often it is checked.
+	// searchListCheck is how often the search list is checked.
 	searchListCheck = 10 * time.Minute
 )
 

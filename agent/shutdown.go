@@ -50,14 +50,14 @@ type Shutdown struct {
 	runOnce func() (string, error)
 }
 
-// NewShutdown makes a Shutdown for Options.
+// NewShutdown returns a Shutdown that has no node yet.
 func NewShutdown() *Shutdown {
 	s := &Shutdown{running: make(chan struct{}), nodeEnded: make(chan struct{})}
 	s.stopping, s.endKubelet = context.WithCancel(context.Background())
 	return s
 }
 
-// attach gives it the node, whose runtime runs.
+// attach sets the node to stop, once the runtime of the node runs.
 func (s *Shutdown) attach(o Options, runtime *containerd.Server) {
 	s.options, s.runtime = o, runtime
 	close(s.running)

@@ -33,8 +33,8 @@ const (
 	unmarkPause = time.Second
 )
 
-// markStopped writes on the Node that nothing of its pods is left on this machine, so that other nodes may have pods
-// that wait for their place or their volumes. It does so only if there are such pods, and never on a node with
+// markStopped writes on the Node that none of its pods is left on this machine. Other nodes may then start pods that
+// wait for the place or the volumes of these. It does so only if there are such pods, and never on a node with
 // autonomy.
 func (s *Shutdown) markStopped(ctx context.Context, pods map[string]*corev1.Pod) error {
 	ctx, cancel := context.WithTimeout(ctx, markTime)

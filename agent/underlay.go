@@ -92,8 +92,8 @@ func (o Options) networkExternal() []netip.Addr {
 	return o.ExternalIPs
 }
 
-// replaceFamilies replaces each address by the one of by with the same family, if there is one. A family of by without
-// an address in addrs is left out: the machine could not receive its packets.
+// replaceFamilies replaces each address of addrs by the address in by that has the same family, if there is one. An
+// address in by whose family addrs lacks is left out: the machine could not receive its packets.
 func replaceFamilies(addrs, by []netip.Addr) []netip.Addr {
 	out := slices.Clone(addrs)
 	for i, a := range out {

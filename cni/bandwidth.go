@@ -47,7 +47,7 @@ type askedBandwidth struct {
 	EgressBurst  uint64 `json:"egressBurst"`
 }
 
-// bandwidth holds a pod's limits.
+// bandwidth holds the limits of a pod's traffic in each direction.
 type bandwidth struct {
 	Ingress rate `json:"ingress,omitzero"`
 	Egress  rate `json:"egress,omitzero"`
@@ -59,7 +59,7 @@ type rate struct {
 	Burst uint64 `json:"burst"`
 }
 
-// bandwidth returns the wanted limits.
+// bandwidth returns the limits that the runtime passes for the pod. It fails if one is invalid.
 func (c pluginConf) bandwidth() (bandwidth, error) {
 	asked := c.RuntimeConfig.Bandwidth
 	if asked == nil {
@@ -249,7 +249,7 @@ func setRedirect(l, to netlink.Link) error {
 	return nil
 }
 
-// removeRedirect removes the device's ingress, if there is one.
+// removeRedirect removes the redirection of the packets that arrive at a device, if there is one.
 func removeRedirect(l netlink.Link) error {
 	err := netlink.QdiscDel(ingress(l))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {

@@ -48,7 +48,7 @@ func Cleanup(o CleanupOptions) error {
 	return errors.Join(errs...)
 }
 
-// removeRoutes removes those of our routes that were not removed with a device of ours.
+// removeRoutes removes our routes, except those that the kernel has removed with their device.
 func removeRoutes() error {
 	var errs []error
 	for _, family := range kernelFamilies() {

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// guardPeriod is the interval of checks for missing objects, beside the kernel's events.
+// guardPeriod is the interval of the checks for missing objects. The events of the kernel cause further checks.
 const guardPeriod = 30 * time.Second
 
 // heal repairs what another program removed: the nftables table, which a restart of a host firewall removes, or

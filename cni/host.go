@@ -22,7 +22,7 @@ import (
 
 // object is one object in the kernel. Objects are compared with ==.
 type object interface {
-	// id is unique in the kernel: a wanted object replaces the one with the same id.
+	// id is unique in the kernel: a desired object replaces the object with the same id.
 	id() string
 	// String returns the id and all wanted properties.
 	fmt.Stringer

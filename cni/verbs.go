@@ -127,7 +127,7 @@ func (s *Server) refuseReserved(ports []PortMapping, nw *network) error {
 	return nil
 }
 
-// allocate allocates addresses. When none is free it first collects those of dead sandboxes.
+// allocate allocates addresses. When none is free, it first releases the addresses of dead sandboxes.
 func (s *Server) allocate(k key, cidrs []netip.Prefix) ([]netip.Addr, error) {
 	ips, err := s.ipam.allocate(k, cidrs)
 	if errors.Is(err, errExhausted) {
@@ -326,7 +326,7 @@ func checkNames(req wire.Request) error {
 	return nil
 }
 
-// result returns the output of ADD.
+// result returns the output of ADD, in the CNI version that the caller's configuration has.
 func result(r *attachment, nw *network, version string) (any, error) {
 	out := &types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,

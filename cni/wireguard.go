@@ -130,7 +130,7 @@ func endpoint(in pathInput, p Peer) (at netip.AddrPort, every int) {
 	}
 }
 
-// sharedAddresses are those of a provider's address translators (RFC 6598).
+// sharedAddresses are the addresses behind a provider's address translators (RFC 6598).
 var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
 
 func isPrivate(a netip.Addr) bool {

@@ -116,14 +116,14 @@ func (g *gate) answer(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (in
 	return plugin.NextOrFailure(g.Name(), g.next, ctx, w, r)
 }
 
-// question is a question of a client.
+// question identifies a query: its client, its name and its type.
 type question struct {
 	client netip.Addr
 	name   string
 	kind   uint16
 }
 
-// openQuestions counts the questions that are not answered yet.
+// openQuestions counts equal queries that have no answer yet, to detect a loop of forwards.
 type openQuestions struct {
 	mu     sync.Mutex
 	counts map[question]int

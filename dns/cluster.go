@@ -31,8 +31,7 @@ const (
 )
 
 // cluster replaces the caches of CoreDNS' kubernetes plugin. It reads the caches that the node's network parts share,
-// and makes CoreDNS' objects on demand. Its methods are those of the plugin's interface dnsController, and mean the
-// same.
+// and makes CoreDNS' objects on demand. It implements the plugin's interface dnsController.
 type cluster struct {
 	services, slices, namespaces cache.Indexer
 	nodes                        corelisters.NodeLister

@@ -64,7 +64,7 @@ func isCustom(name string) bool {
 	return strings.HasSuffix(name, overrideSuffix) || strings.HasSuffix(name, serverSuffix)
 }
 
-// blocks are the additions to the Corefile.
+// blocks are what the operator's configuration adds to the Corefile.
 type blocks struct {
 	// main is the text of the directives of the cluster's block by their names. Each section's text begins with a line
 	// of its own: two sections may have the same directive in lines of the same number.
@@ -242,8 +242,8 @@ func (s *Server) compatible(running *caddy.Instance, resolvers []netip.AddrPort)
 	return out, errs, nil
 }
 
-// report reports which sections are not in force, on this machine's status line, in its log and, for a key of the
-// ConfigMap, as an Event. It does so when that has changed.
+// report reports which sections are not in force: on the status line, in the log and, for a key of the ConfigMap, as an
+// Event. It does so when the sections or their errors have changed.
 func (s *Server) report(w *customWatch, refused map[string]error) {
 	now := map[string]string{}
 	for name, err := range s.invalidSections {
@@ -285,7 +285,7 @@ func (s *Server) render(sections customConfig) (blocks, error) {
 	return b, nil
 }
 
-// customWatch follows the ConfigMap.
+// customWatch receives each change of CustomConfigMap, and writes events about it.
 type customWatch struct {
 	events  record.EventRecorder
 	changes chan customConfig // capacity 1: only the newest content

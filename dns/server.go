@@ -50,7 +50,7 @@ type Options struct {
 	Informers *netinformers.Informers
 	// Client has the network's identity. It writes events about CustomConfigMap.
 	Client kubernetes.Interface
-	// Settings follow CustomConfigMap.
+	// Settings receives each change of CustomConfigMap.
 	Settings clustersettings.Follower
 	// Domain of the cluster. Empty means cluster.local.
 	Domain string
@@ -79,14 +79,14 @@ type Options struct {
 	maxConnections int
 }
 
-// Server is one CoreDNS. Make it with NewServer, once for its Informers.
+// Server runs a CoreDNS in this process. Make it with NewServer, once for its Informers.
 type Server struct {
 	o   Options
 	log klog.Logger
 	// loopedResolvers are resolvers that were logged because they lead back here. Only Run uses this and the fields
 	// below.
 	loopedResolvers map[netip.AddrPort]bool
-	// retryAfter is the pause until the next check for such resolvers, when one of them did not reply; 0 if all did.
+	// retryAfter is the time until the next check for such resolvers if one of them did not reply. It is 0 if all did.
 	retryAfter   time.Duration
 	fileSections customConfig // the working files of ImportDir
 	custom       customConfig // the working keys of the ConfigMap

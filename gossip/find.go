@@ -239,7 +239,7 @@ func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{})
 	return nil
 }
 
-// mayAnswer reports whether a question is new and within the limits, of all senders and of its own.
+// mayAnswer reports whether a question is new, and within the limits of replies to its sender and to all senders.
 func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	if slices.Contains(s.seenChallenges, c) {
 		return false

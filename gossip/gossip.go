@@ -91,7 +91,7 @@ type Options struct {
 	resolver resolver // tests set it
 }
 
-// Member is this machine as a member.
+// Member takes part in the gossip for this machine, and knows the other members.
 type Member struct {
 	o      Options
 	list   *memberlist.Memberlist
@@ -215,7 +215,7 @@ func (m *Member) Update(f func(*Meta)) {
 	m.metaChanged.Send() // if a signal is pending, Run reads both changes at once
 }
 
-// SetKeys replaces the keys.
+// SetKeys replaces the keys that encrypt packets. The first one encrypts what this member sends.
 func (m *Member) SetKeys(k clusterconfig.GossipKeys) error {
 	if err := k.Validate(); err != nil {
 		return err

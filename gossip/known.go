@@ -12,8 +12,8 @@ import (
 // maxKnown is how many members the file has: each of them that replies knows all others.
 const maxKnown = 64
 
-// savedMember is one member in the file. It has no times and no states: those change while nothing changes that a cold
-// start needs.
+// savedMember is a member in the file. The file has no times and states, since a start does not need them and they
+// change often.
 type savedMember struct {
 	Name    string         `json:"name"`
 	Address netip.AddrPort `json:"address"`

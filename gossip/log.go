@@ -44,7 +44,7 @@ var advice = []struct{ line, words string }{
 
 func (l *libraryLog) std() *log.Logger { return log.New(l, "", 0) }
 
-// Write handles a line.
+// Write logs a line of memberlist at level Debug. A line that needs advice is logged as a warning, too.
 func (l *libraryLog) Write(line []byte) (int, error) {
 	text := visible(string(bytes.TrimSpace(line))) // it quotes what other members sent
 	l.logger.Log(context.Background(), slog.LevelDebug, text)
@@ -56,7 +56,7 @@ func (l *libraryLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// warnOnce logs a warning the first time.
+// warnOnce logs a warning unless it was logged before.
 func (l *libraryLog) warnOnce(words string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

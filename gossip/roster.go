@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// State is the state of a member.
+// State says whether a member answers, and if not, why.
 type State string
 
 // The states. Unresponsive means that members probed it without a reply: it is dead or cut off, which gossip cannot
@@ -26,7 +26,7 @@ const (
 	Remembered   State = "remembered"
 )
 
-// Info is what is known of a member.
+// Info is what this machine knows of a member.
 type Info struct {
 	Name string
 	// Address is where it is reached, by TCP and UDP.

@@ -42,7 +42,7 @@ const (
 
 type challenge [challengeSize]byte
 
-// searchText is the content of a datagram.
+// searchText is the content of a datagram of the search: a question, or the answer with the addresses of servers.
 type searchText struct {
 	kind      byte
 	challenge challenge
@@ -57,8 +57,8 @@ func newQuestion() (searchText, error) {
 	return q, nil
 }
 
-// seals returns the ciphers of a cluster's gossip keys, the one to send with first. Their keys are derived, so that
-// neither memberlist's packets nor these datagrams can be taken for the other.
+// seals returns the ciphers of a cluster's gossip keys, the one to send with first. The keys of the ciphers are
+// derived, so that neither memberlist's packets nor these datagrams can be taken for the other.
 func seals(keys clusterconfig.GossipKeys) ([]cipher.AEAD, error) {
 	var out []cipher.AEAD
 	for _, k := range keys.Keys {
@@ -79,7 +79,7 @@ func seals(keys clusterconfig.GossipKeys) ([]cipher.AEAD, error) {
 	return out, nil
 }
 
-// datagram encrypts a text.
+// datagram returns the encrypted datagram of a question or an answer. All datagrams have the same length.
 func (t *searchText) datagram(seal cipher.AEAD) ([]byte, error) {
 	text := make([]byte, 0, textSize)
 	text = append(append(text, t.kind), t.challenge[:]...)

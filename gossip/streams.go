@@ -67,8 +67,9 @@ func (t Trust) Config() *tls.Config {
 }
 
 // verify accepts the cluster's API servers and nodes, at either end. The dates of servers' certificates do not count: a
-// wrong clock must not keep servers from finding one another. So such a certificate is checked as at its own end. If
-// its authority was renewed, and this machine has the former one, it is checked as now.
+// wrong clock must not keep servers from finding one another. So a server's certificate is checked as of the end of its
+// validity. If that fails because this machine still has an authority that was renewed, the certificate is checked as
+// of now.
 func (t Trust) verify(s tls.ConnectionState) error {
 	if s.NegotiatedProtocol != ALPN || len(s.PeerCertificates) == 0 {
 		return errors.New("gossip: the other end is no member")
@@ -108,7 +109,7 @@ func (t Trust) now() time.Time {
 	return t.Now()
 }
 
-// tlsStreams are Streams over TCP and TLS.
+// tlsStreams accepts and opens TCP connections, and authenticates both ends by TLS.
 type tlsStreams struct {
 	listener        net.Listener
 	config          *tls.Config

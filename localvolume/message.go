@@ -19,14 +19,14 @@ import (
 var Target = netip.MustParseAddrPort("[100::c0ac:1e]:1")
 
 const (
-	// maxMessage limits a message, in bytes.
+	// maxMessage is the greatest length of a request or response, in bytes.
 	maxMessage = 16 << 10
 	// requestTimeout limits one request on both ends. Slower work, such as removing many files, is done after the
 	// response.
 	requestTimeout = 30 * time.Second
 )
 
-// Op is the requested operation.
+// Op is what a node is to do with the directory of a volume.
 type Op string
 
 const (
@@ -52,7 +52,7 @@ type Request struct {
 	Bytes int64 `json:"bytes,omitempty"`
 }
 
-// Response is the result. Error is empty after a success.
+// Response is the node's reply to a Request. Error is empty after a success.
 type Response struct {
 	// Path is the directory's path, or the folder's if the request had no name.
 	Path string `json:"path,omitempty"`

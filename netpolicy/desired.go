@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Result is a ruleset with its problems.
+// Result is the desired ruleset of a node, with the pods and namespaces to which it lets nothing pass.
 type Result struct {
 	Ruleset *Ruleset
 	// Unknown are the IDs of sandboxes that are closed because the API has not shown the pod, and so its labels, (yet).
@@ -87,7 +87,7 @@ type namespaceRules struct {
 	blocks     map[*networkingv1.IPBlock][]span
 }
 
-// selected is a selection with its name.
+// selected is a selection of pods, with the name of its set in the kernel.
 type selected struct {
 	selection
 	name string

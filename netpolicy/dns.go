@@ -17,7 +17,7 @@ import (
 type DNS struct {
 	// Servers are the node's own DNS servers, the destinations after translation.
 	Servers []netip.AddrPort
-	// Service are the addresses of the Service kube-dns.
+	// Service are the cluster IPs of the Service kube-dns, the destinations before translation.
 	Service []netip.Addr
 }
 
@@ -65,8 +65,8 @@ func (d DNS) isIn(spans []span) bool {
 		slices.ContainsFunc(d.Servers, func(a netip.AddrPort) bool { return contains(spans, a.Addr()) })
 }
 
-// elements returns the set elements with which the kernel recognizes packets to the DNS: address and port of each
-// server, for translated packets, and those of the Service, for clients whose packets are not translated.
+// elements returns the set elements by which the kernel recognizes packets to the DNS. For translated packets they are
+// the address and port of each server. For packets of clients that are not translated, they are those of the Service.
 func (d DNS) elements(v4 bool) map[string]bool {
 	out := map[string]bool{}
 	for _, a := range d.Servers {

@@ -19,7 +19,7 @@ type RejectedNamespace struct {
 // since the cause may have been temporary.
 const refusedFor = time.Minute
 
-// tableAlone returns a table with only the rules of this namespace.
+// tableAlone returns the table as it would be if only this namespace had policies.
 func (p *namespaceRules) tableAlone() []byte {
 	r := newRuleset()
 	for d := range p.ruleset.Pods {
@@ -74,7 +74,7 @@ func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context
 	return found
 }
 
-// refusedAt is a rejection and its time.
+// refusedAt is a namespace whose rules the kernel rejected, and when.
 type refusedAt struct {
 	RejectedNamespace
 	refusedTime time.Time

@@ -38,7 +38,7 @@ type Sandbox struct {
 	IPs                  []netip.Addr
 }
 
-// podKey names a pod.
+// podKey identifies a pod by its namespace and name.
 type podKey struct{ namespace, name string }
 
 // ref is a pod that policies can select, with its last known addresses.
@@ -157,7 +157,7 @@ func statusAddresses(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
 	return out
 }
 
-// network is a pod network of a Node.
+// network is one of a Node's pod CIDRs. Of two that overlap, the one with the lower rank is kept.
 type network struct {
 	cidr netip.Prefix
 	node string

@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Node is the node's end.
+// Node serves a node's end of a tunnel: it opens connections on the node for the server.
 type Node struct {
 	// Allowed reports whether an address is the node's own. A stream to another one is refused.
 	Allowed func(netip.AddrPort) bool
@@ -35,7 +35,7 @@ type Node struct {
 	// which only tests have, need different moments.
 	Until func(period time.Duration) time.Duration
 
-	// pingEvery and silence replace PingEvery and writeTimeout in tests, which wait for less.
+	// pingEvery and writeTimeout replace PingEvery and writeTimeout in tests, which wait for less.
 	pingEvery, writeTimeout time.Duration
 }
 

@@ -17,7 +17,7 @@ import (
 // opening is how many streams a server may be opening at a time.
 const opening = 128
 
-// Session is the server's end.
+// Session is a server's end of a tunnel: the server opens streams to addresses of the node.
 type Session struct {
 	yamux *yamux.Session
 	conn  *contactConn

@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	// Protocol is the ALPN name.
+	// Protocol is the ALPN protocol of tunnels.
 	Protocol = "coracle-node/1"
 	// PingEvery is the interval of a node's pings, which are its sign of life. By the replies the node detects an
 	// unresponsive server.

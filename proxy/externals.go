@@ -338,9 +338,10 @@ func (p *Proxy) ReserveTunnel(port int) {
 	})
 }
 
-// nodeTunnel records the UDP port for packets from other nodes that follows from the back end in a node's annotation.
-// It is 0 if there is none, or the node was deleted. After a change of back end some nodes learn of it later than
-// others, and keep sending as before. A node that is cut off from the API does so until it is connected again.
+// nodeTunnel records the UDP port at which a node receives packets of other nodes. The port follows from the back end
+// in the annotation of the node. It is 0 if there is none, or the node was deleted. After a change of back end some
+// nodes learn of it later than others, and send to the former port until then. A node that is cut off from the API does
+// so until it is connected again.
 func (p *Proxy) nodeTunnel(node string, port int) {
 	p.change(func() bool {
 		x := p.o.externals

@@ -35,8 +35,8 @@ const compactKey = "compact_rev_key"
 // when it first saw that mark, which is when the interval began or later. A new leader takes the interval's begin from
 // there: it may compact later than the old leader would have, never earlier.
 //
-// By size: whenever there is more history than allowed, whatever its age. Allowed is what the keys and a margin for the
-// next writes leave of the quota, if that is less than the limit for history (bytes): history is compacted before
+// By size: whenever there is more history than allowed, whatever its age. The limit is what the keys and a margin for
+// the next writes leave of the quota, if that is less than the limit for history (bytes): history is compacted before
 // writes are refused for lack of quota.
 type compactor struct {
 	clock   clock.WithTicker

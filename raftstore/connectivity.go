@@ -21,7 +21,7 @@ import (
 // transfer doubles the pause, up to maxConnectivityPause.
 const connectivityPause, maxConnectivityPause = 2 * time.Second, time.Minute
 
-// connectivity is a leader's state between two searches for a voter that reaches more members.
+// connectivity is when a leader may next search for a voter that reaches more members, and the pause after that search.
 type connectivity struct {
 	nextSearch  time.Time
 	searchPause time.Duration

@@ -36,11 +36,11 @@ const wakeDelayLimit = 50 * time.Millisecond
 type electionStateRequest struct {
 	// Within limits FlushDuration to writes that began at most so long ago.
 	Within time.Duration `json:",omitempty"`
-	// Reach asks for Reached.
+	// Reach asks the voter to report in Reached which members it reaches.
 	Reach bool `json:",omitempty"`
 	// Calls asks the voter to call that leader before it answers.
 	Calls *leaderCall `json:",omitempty"`
-	// Address is that of the server that asks.
+	// Address is the Raft address of the server that asks.
 	Address raft.ServerAddress `json:",omitempty"`
 }
 

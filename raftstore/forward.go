@@ -54,7 +54,7 @@ func (f *forwarder) write(ctx context.Context, c mvcc.Command) (any, error) {
 		if attempts > 1 {
 			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
 		}
-		// It was refused, hence not done: write tries again under another number.
+		// The command was refused, so it was not done. write tries again under another number.
 	}
 }
 

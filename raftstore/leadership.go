@@ -52,7 +52,8 @@ func (l *leadership) setLeadership(now Leadership) {
 	}
 }
 
-// withhold lets subscribers receive that this server does not lead, or what is so again.
+// withhold lets subscribers receive that this server does not lead, if yes is true. Otherwise they receive the real
+// leadership again.
 func (l *leadership) withhold(yes bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

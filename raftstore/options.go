@@ -53,7 +53,7 @@ type Options struct {
 	QuotaBytes int64
 	// Counters count what the store does, see Store.Collector. Nil: the store makes its own.
 	Counters *metrics.Counters
-	// Clock is set by tests.
+	// Clock replaces the real clock. Only tests set it.
 	Clock clock.WithTicker
 	// Wall returns what this machine's clock shows, which is compared with the clocks of the other servers. Default:
 	// time.Now.

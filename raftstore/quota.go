@@ -112,8 +112,8 @@ func (q *quota) logChange(over bool) {
 	}
 }
 
-// refusesWrites says whether this server leads and refuses writes for the quota: a write that it refused would still
-// not fit in.
+// refusesWrites says whether this server leads and refuses writes because of the quota. It does so while the largest
+// write that it refused would still exceed the quota.
 func (q *quota) refusesWrites() bool {
 	if lead, _ := q.leadership.get(); !lead.Leader {
 		return false

@@ -20,7 +20,7 @@ type session struct {
 	outstanding map[uint64]struct{}
 }
 
-// addNumber gives a command its session and number. It reports false if no session is open. done must be called once
+// addNumber gives a command its session and number. It reports false if no session is open. done must be called when
 // the command will not be sent again.
 func (s *session) addNumber(c *mvcc.Command) (done func(), ok bool) {
 	s.mu.Lock()
@@ -63,7 +63,7 @@ func (s *session) isOpen() bool {
 	return s.id != 0
 }
 
-// closeLost forgets a session that the state machine does not know.
+// closeLost closes a session that the state machine does not know.
 func (s *session) closeLost(id uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -17,12 +17,12 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
-// A MemberState is a member with its answer to Survey.
+// A MemberState is the state of a member, as the member reports it to Survey.
 type MemberState struct {
 	Member
 	// Answers says that the member answered this server. If it did not, the other fields are zero.
 	Answers bool
-	// Applied is the index of the newest log entry that the member has applied. Lag is how many entries that is behind
+	// Applied is the index of the newest log entry that the member has applied. Lag is by how many entries it is behind
 	// the newest entry that any member has applied, or that this server knows to be committed.
 	Applied, Lag uint64
 	// Version and Hostname are those of the member's Options.
@@ -33,8 +33,8 @@ type MemberState struct {
 	// how many the cluster may have, if the member leads.
 	Quota, ClusterQuota int64
 	Refusing            metrics.Refusal // why the member refuses writes
-	// ClockAhead is how far the member's clock is ahead of this server's, within ClockWithin. The latter is 0 if they
-	// were not compared: the member is of an older version, or slow.
+	// ClockAhead is how far the member's clock is ahead of this server's, within ClockWithin. ClockWithin is 0 if the
+	// clocks were not compared: the member is of an older version, or slow.
 	ClockAhead, ClockWithin time.Duration
 }
 

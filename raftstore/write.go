@@ -68,9 +68,9 @@ func (w *writer) runForClient(ctx context.Context, b bounds, c mvcc.Command) (mv
 	return w.proposer.propose(ctx, b, c)
 }
 
-// runOwn runs a command of the store's own in the term that this server leads. It waits until the command is done or
-// the term is over, however long the disk takes. A timeout would not help: the store repeats what has failed, and a
-// command that was given up may still be done later, after others.
+// runOwn runs a command that the store itself needs, in the term that this server leads. It waits until the command is
+// done or the term is over, however long the disk takes. A timeout would not help: the store repeats what has failed,
+// and a command that was given up may still be done later, after others.
 func (w *writer) runOwn(ctx context.Context, req mvcc.Request) (any, error) {
 	lead, _ := w.leadership.get()
 	return w.inTerm(ctx, mvcc.Command{Request: req}, lead.Term, nil)

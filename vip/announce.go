@@ -40,7 +40,7 @@ var announceAt = []time.Duration{0, 100 * time.Millisecond, 500 * time.Milliseco
 // Moment is a time by a clock that does not stop while the machine is suspended, and that cannot be set.
 type Moment time.Duration
 
-// Now reads that clock.
+// Now returns the present Moment. It returns the latest one possible if the clock cannot be read.
 func Now() Moment {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {

@@ -16,7 +16,7 @@ var (
 	noHW      = hw{}
 )
 
-// single reports whether it is the address of one interface.
+// single reports whether the address belongs to one interface: it is neither a group address nor zero.
 func (h hw) single() bool { return h[0]&1 == 0 && h != noHW }
 
 const (
@@ -34,7 +34,7 @@ const (
 // arpHeader is the beginning of an ARP packet for Ethernet and IPv4 (RFC 826).
 var arpHeader = []byte{0, arpEthernet, arpIPv4 >> 8, arpIPv4 & 0xff, 6, 4}
 
-// arp is an ARP packet.
+// arp has the fields of an ARP request or reply.
 type arp struct {
 	op                 uint16
 	senderHW, targetHW hw

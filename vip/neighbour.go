@@ -12,7 +12,7 @@ type neighbour struct {
 	from netip.Addr
 }
 
-// heard is the result of a frame.
+// heard is how a neighbour reacts to a frame.
 type heard struct {
 	// answer is the frame to reply with, nil if no reply is due.
 	answer []byte

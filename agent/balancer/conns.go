@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// connTable has the open connections.
+// connTable has the open connections to servers, and counts those from this machine.
 type connTable struct {
 	mu         sync.Mutex
 	openConns  map[net.Conn]string // by the server of each
@@ -26,7 +26,7 @@ type connTable struct {
 	testTimeout time.Duration // 0, or in tests a value for dialTimeout, handshakeTimeout and holdFor
 }
 
-// timeoutOr returns the limit usual, or in tests the longer one.
+// timeoutOr returns usual, or in tests testTimeout.
 func (t *connTable) timeoutOr(usual time.Duration) time.Duration { return cmp.Or(t.testTimeout, usual) }
 
 // countLocal counts a connection from this machine until the returned function is called.

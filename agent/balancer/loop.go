@@ -29,7 +29,7 @@ func pairOfAccepted(c net.Conn) addressPair {
 }
 
 // recordEnd records one end of a connection until removeEnd is called. It returns true if this program has the other
-// end, too, which is so for the second of the two calls.
+// end, too: the second of the two calls does.
 func (t *connTable) recordEnd(e addressPair) (loop bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -106,8 +106,8 @@ func (l *serverList) Set(servers []string) error {
 		l.listed[s] = true
 		delete(l.excluded, s)
 	}
-	// However many servers are named: the one in use, the one that the operator named, and those that were verified are
-	// kept.
+	// These stay, whatever the number of listed servers: the one in use, the one that the operator named, and the
+	// latest that were verified.
 	kept := withoutDuplicates(slices.Concat([]string{l.servers[0], l.o.Server}, l.latestProofs(), servers, l.servers))
 	kept = kept[:min(len(kept), maxServers)]
 	gone := func(s string) bool { return !slices.Contains(kept, s) }
@@ -120,8 +120,8 @@ func (l *serverList) Set(servers []string) error {
 	return atomicfile.WriteJSON(l.o.File, kept, 0o600)
 }
 
-// SetLastResort sets the addresses that are said to be agents', and so no servers', although the operator may have
-// named one of them: an agent forwards connections as long as it has a server. Such an address is used only if there is
+// SetLastResort sets the addresses that are said to belong to agents and not to servers. The operator may have named
+// one of them, since an agent forwards connections as long as it has a server. Such an address is used only if there is
 // no other one. An address that has presented a server's certificate for itself is no agent, whatever other sources
 // say.
 func (l *serverList) SetLastResort(agents []string) {

@@ -84,7 +84,7 @@ type RegistryAuth struct {
 // Address returns the path of the gRPC socket, which CRI clients, ctr and crictl use.
 func (o Options) Address() string { return filepath.Join(o.State, "containerd.sock") }
 
-// Server is a running containerd.
+// Server is the containerd that runs in this process.
 type Server struct {
 	opts             Options
 	snapshotter      string

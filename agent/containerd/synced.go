@@ -22,7 +22,7 @@ import (
 // counts as unpacked: a power cut would leave empty files otherwise, and containerd's records would call them unpacked.
 const syncedDiffer = "coracle-synced"
 
-// synced is a differ that flushes the file system of what it has unpacked.
+// synced is a differ of containerd. After it has unpacked a layer, it flushes the file system.
 type synced struct {
 	diff.Comparer
 	diff.Applier

@@ -23,8 +23,8 @@ import (
 )
 
 // checkUnpacked compares what the snapshotter's records call unpacked with what is on the disk. It returns an error if
-// a layer has no folder, or if the pause program, without which no pod starts, is not the one in the layer pause, which
-// may be nil. containerd must not run, and its records must be intact: bbolt panics on others.
+// a layer has no folder. It also does if the pause program, without which no pod starts, differs from the one in the
+// layer pause. pause may be nil. containerd must not run, and its records must be intact: bbolt panics on others.
 func checkUnpacked(root, snapshotter string, pause []byte) error {
 	dir := filepath.Join(root, "io.containerd.snapshotter.v1."+snapshotter)
 	layers, err := layerFolders(dir)

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// entry is the index entry of one archive.
+// entry is what the index says of one imported archive: the file as it was then, and the images in it.
 type entry struct {
 	Size    int64     `json:"size"`
 	ModTime time.Time `json:"modTime"`

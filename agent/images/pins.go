@@ -159,7 +159,7 @@ func (f *Folder) trySettlePins(ctx context.Context, now time.Time) (next time.Ti
 	return next, nil
 }
 
-// archiveOf returns an archive that is there and has an image, preferably the one of before.
+// archiveOf returns a present archive that has the image. It prefers the archive named before.
 func (f *Folder) archiveOf(image, before string, present map[string]bool) (archive string, ok bool) {
 	for name, e := range f.index {
 		if present[name] && e.hasImage(image) && (archive == "" || name == before || archive != before && name < archive) {

@@ -40,7 +40,7 @@ const (
 // its label is removed with it.
 const importedLabel = "coracle/imported"
 
-// Store is the node's image store.
+// Store imports images on the node, and pins those from archives so that they are not collected.
 type Store interface {
 	// Import reads one archive (docker-archive or OCI layout; plain, gzip or zstd) and returns the names of its images,
 	// which can be run when it returns. fallback is the name of an image for which the archive has only a tag, or no

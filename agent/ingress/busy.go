@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
-// portOwners records for each port of Ingresses and Gateways at this node's addresses who uses it: the node or another
-// program of the machine. The first one keeps a port: a program as long as it listens, the ingress as long as it serves
+// portOwners records for each port of Ingresses and Gateways whether this node or another program of the machine uses
+// it. The first one keeps a port: a program as long as it listens, the ingress as long as it serves
 // the port.
 type portOwners struct {
 	ownProcesses map[int]bool

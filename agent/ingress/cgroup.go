@@ -27,20 +27,21 @@ const (
 	maxThreads = 512
 )
 
-// groups are the proxies' control groups.
+// groups makes and removes the control groups of the ingress proxies. They limit memory, threads and processors.
 type groups struct {
 	root   string // where control groups are mounted
 	memory int64  // of each proxy, in bytes
 }
 
-// goLimit is the proxies' GOMEMLIMIT in bytes.
+// goLimit returns GOMEMLIMIT for a proxy, in bytes: three quarters of its group's limit.
 func (g groups) goLimit() int64 { return g.memory / 4 * 3 }
 
 // hierarchy is a mounted hierarchy with the limits that are set in it.
 type hierarchy struct {
 	dir    string
 	limits [][2]string // file and value
-	// optional means that the last limit may be unavailable: that of swap is, where the kernel does not count swap.
+	// optional means that the last limit may be unavailable. The limit of swap is, where the kernel does not count
+	// swap.
 	optional bool
 	// weight is the file and value of the processor weight, for the folder of all proxies. It may be unavailable.
 	weight [2]string

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nodestream"
 )
 
-// follow follows the stream of the table, and sends each state of it to tables, until ctx is done.
+// follow receives the stream of the table and sends each state of the table to tables, until ctx is done.
 func follow(ctx context.Context, stream func(context.Context) (io.ReadCloser, error), tables chan<- table.Sections, log *slog.Logger) {
 	nodestream.Client[table.Change]{
 		Open: stream, Logger: log,

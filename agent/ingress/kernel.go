@@ -31,7 +31,7 @@ var forbidden = []string{"127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"
 // refuse replies at once, so that a request fails without waiting.
 const refuse = "reject with icmpx admin-prohibited"
 
-// kernelState is the input of the rules.
+// kernelState is what the nftables rules of the ingress proxy are computed from.
 type kernelState struct {
 	ports, udp     []int // the ports on which the proxy listens
 	pods, services []netip.Prefix

@@ -39,7 +39,7 @@ type question struct {
 // none without a proxy.
 type Metrics struct{ n *Node }
 
-// Metrics returns the collector of the node's metrics.
+// Metrics returns a Prometheus collector of the counters of this node's proxy.
 func (n *Node) Metrics() *Metrics { return &Metrics{n} }
 
 // Describe implements prometheus.Collector.

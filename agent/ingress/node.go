@@ -83,14 +83,14 @@ type Options struct {
 	bridgeDelay time.Duration // bridgeAfter, for tests
 }
 
-// Node is a node's ingress.
+// Node runs the ingress of this node: a proxy process, its routing table and the kernel's rules.
 type Node struct {
 	o           Options
 	wake        timers.Signal // an object has changed
 	tableEvents chan struct{} // capacity 1: one event means that another program may have deleted the kernel's table
 	// credentialsRefused receives when a server has refused this node's credentials.
 	credentialsRefused timers.Signal
-	// savedTable is the file of the last table.
+	// savedTable is the file with the last table, by which a proxy can serve without a server.
 	savedTable *savedTableFile
 	// questions are sent by the collectors of Metrics. It is unbuffered: the sender stops waiting when its context
 	// ends.
@@ -101,7 +101,7 @@ type Node struct {
 	table table.Sections
 	// leftOut are the namespaces whose routes are closed in table, with their charges.
 	leftOut map[string]table.Charge
-	// backends are those of the table. nil means that they were not read yet.
+	// backends are the back ends that the table names. nil means that they were not read yet.
 	backends map[string]table.Backend
 	failures recentFailures
 	// annotation is the last known value of the Node's annotation.

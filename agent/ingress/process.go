@@ -36,7 +36,7 @@ type process struct {
 	conn        *net.UnixConn
 	encoder     *json.Encoder
 	sent        table.Sections // nil before the first table of this connection
-	// problems are those of the last response.
+	// problems are the proxy's problems, as of its last response.
 	problems map[string]string
 	// answeredPID is the process ID that the process itself sent with its sockets. 0 means that it sent none.
 	answeredPID int
@@ -50,7 +50,7 @@ type process struct {
 	reading     sync.WaitGroup
 }
 
-// connect opens the control connection.
+// connect opens the control connection to the proxy process of an entry.
 func connect(dir string, e entry) (*process, error) {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(dir, e.Socket), Net: "unix"})
 	if err != nil {

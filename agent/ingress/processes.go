@@ -26,7 +26,7 @@ type processList struct {
 	Processes []entry `json:"processes"`
 }
 
-// entry is one process.
+// entry is a proxy process in the list of processes.
 type entry struct {
 	PID     int    `json:"pid"`
 	Started uint64 `json:"started"` // after the machine's start, in ticks: another process may have the PID by now

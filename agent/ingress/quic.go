@@ -71,8 +71,8 @@ func (s *sockets) serveQUIC(at []netip.Addr) bool {
 	return len(have) == len(at) && !slices.ContainsFunc(have, func(a netip.AddrPort) bool { return !slices.Contains(at, a.Addr()) })
 }
 
-// listenQUIC opens a UDP socket at each address. The port is that of the sockets before, or the usual one, or another
-// where that one is in use.
+// listenQUIC opens a UDP socket at each address. The port is that of the sockets in before, if there are any. Otherwise
+// it is the usual port, or any other if that one is in use.
 func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 	port, count := uint16(table.NodeHTTPSPort), len(s.descriptors)
 	old := map[netip.Addr]int{}
@@ -112,7 +112,7 @@ func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 	return nil
 }
 
-// openQUIC opens a UDP socket beside the one whose descriptor is old. 0 means that there is none.
+// openQUIC opens a UDP socket. old is the descriptor of the present socket at that address, or 0 if there is none.
 func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 	if old > 0 {
 		if err := steerPackets(old); err != nil {

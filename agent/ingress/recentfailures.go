@@ -9,10 +9,11 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// recentWindow is how long after the last time the status line says that a limit was reached, or that the proxy ended.
+// recentWindow is how long the status line mentions a failure of the proxy, or a limit that was reached, after the last
+// time.
 const recentWindow = 10 * time.Minute
 
-// episode counts events of one kind. After the time lately without any, the next one begins it.
+// episode counts events of one kind. After recentWindow without an event, the next event begins a new episode.
 type episode struct {
 	count           uint64
 	firstAt, lastAt time.Time
@@ -35,7 +36,7 @@ func (e *episode) isRecent(now time.Time) bool {
 
 func (e *episode) beginTime() string { return e.firstAt.Format(time.TimeOnly) }
 
-// recentFailures are what clients of the node's proxies met lately.
+// recentFailures are the limits that clients of this node reached lately, and the failures of the proxy.
 type recentFailures struct {
 	memory, connections, requests episode
 	exits                         episode
@@ -49,13 +50,14 @@ func (t *recentFailures) addCounts(before, after table.Limited, now time.Time) {
 	t.requests.add(after.Requests-before.Requests, now)
 }
 
-// addExit adds an end of a proxy that was not asked for.
+// addExit counts that a proxy ended without an order to do so.
 func (t *recentFailures) addExit(cause error, now time.Time) {
 	t.exits.add(1, now)
 	t.exitCause = cause
 }
 
-// texts returns what the status line says. memory is the proxy's limit in bytes, connections that of connections.
+// texts returns what the status line says. memory is the limit of memory in bytes, connections the limit of
+// connections.
 func (t *recentFailures) texts(memory int64, connections int, now time.Time) (out []string) {
 	if t.exits.isRecent(now) {
 		out = append(out, fmt.Sprintf("since %s it has ended %d times and was started again, the last time since %v", t.exits.beginTime(),

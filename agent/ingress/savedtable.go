@@ -98,7 +98,7 @@ func (f *savedTableFile) flush() {
 	}
 }
 
-// forget removes the file.
+// forget removes the file, and what waits to be written to it.
 func (f *savedTableFile) forget() {
 	f.written, f.pending = nil, nil
 	if err := removeLast(f.dir); err != nil {
@@ -106,7 +106,7 @@ func (f *savedTableFile) forget() {
 	}
 }
 
-// writeLast replaces the file.
+// writeLast replaces the file of the last table. The folder must be in memory.
 func writeLast(dir string, l *savedTable) error {
 	if err := inMemory(dir); err != nil {
 		return err

@@ -122,7 +122,7 @@ func (s *sockets) rename(from, to string) {
 	}
 }
 
-// closeNamed closes the sockets with a name.
+// closeNamed closes all sockets of that name and removes them from the list.
 func (s *sockets) closeNamed(name string) {
 	for i := len(s.names) - 1; i >= 0; i-- {
 		if s.names[i] == name {

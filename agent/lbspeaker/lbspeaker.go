@@ -50,7 +50,7 @@ const (
 type Options struct {
 	// Client may read the ConfigMap.
 	Client kubernetes.Interface
-	// Settings follow the ConfigMap.
+	// Settings receives each change of the ConfigMap with the address pools.
 	Settings clustersettings.Follower
 	NodeName string
 	// Links lists the machine's interfaces. Announce announces an address. Both are vip's, and others in tests.
@@ -84,7 +84,7 @@ type Speaker struct {
 	findings findings
 }
 
-// New prepares a speaker.
+// New returns a speaker that announces nothing until Run is called. It fails if an option is missing.
 func New(o Options) (*Speaker, error) {
 	if o.Client == nil || o.Settings == nil || o.NodeName == "" || o.Links == nil || o.Announce == nil || o.Now == nil {
 		return nil, errors.New("lbspeaker: an option is missing")
@@ -100,7 +100,7 @@ func New(o Options) (*Speaker, error) {
 		proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 
-// running is an address that is announced.
+// running is an address that this node announces, on one of its interfaces.
 type running struct {
 	holder loadbalancer.Holder
 	iface  vip.Interface

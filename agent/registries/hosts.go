@@ -76,7 +76,7 @@ func (c *Config) target(entry, endpoint string, relay *Relay) string {
 	return u.String()
 }
 
-// mirror returns the settings of one mirror.
+// mirror returns the lines of hosts.toml for one mirror.
 func (c *Config) mirror(entry, endpoint, indent string) string {
 	// With override_path the URL's path is the whole path; without it containerd would add /v2.
 	text := indent + "capabilities = [\"pull\", \"resolve\"]\n" + indent + "override_path = true\n"
@@ -94,7 +94,7 @@ func defaultServer(name string) *url.URL {
 	return &url.URL{Scheme: "https", Host: name, Path: "/v2"}
 }
 
-// tls returns the TLS section for one host.
+// tls returns the lines of hosts.toml with the TLS settings of a host, or "" if it has none.
 func (c *Config) tls(host, indent string) string {
 	t := c.host(host).TLS
 	if t == nil {

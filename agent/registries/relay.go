@@ -39,7 +39,7 @@ type Relay struct {
 	routes map[string]*route // by the path element after the secret
 }
 
-// route is one mirror of one registry.
+// route leads the requests for one registry to one of its mirrors.
 type route struct {
 	endpoint *url.URL
 	rewrites []rewrite

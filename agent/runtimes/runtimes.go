@@ -33,7 +33,7 @@ const QueryTimeout = 10 * time.Second
 // are searched before PATH, since an operator's version replaces the distribution's.
 var operatorDirs = []string{"/usr/local/nvidia/toolkit", "/opt/kwasm/bin", "/opt/kata/bin"}
 
-// Runtime is an installed container runtime.
+// Runtime is a container runtime that was found on this machine, besides runc.
 type Runtime struct {
 	// Name is one of clusterconfig.Runtimes. It is the handler of the RuntimeClass.
 	Name string

@@ -47,7 +47,7 @@ func (n *Node) showCertificates(failed error) {
 	n.o.Part.Set(status.Degraded, words)
 }
 
-// certificateExpired reports whether a certificate has ended.
+// certificateExpired reports whether one of the machine's certificates has expired.
 func (n *Node) certificateExpired() bool {
 	now := n.o.Now()
 	ending := certend.Ending(n.Certificates(), now)

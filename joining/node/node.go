@@ -92,7 +92,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Node is a machine that has joined.
+// Node has the credentials and settings of a machine that has joined a cluster, and renews them.
 type Node struct {
 	o     Options
 	token token.Token
@@ -107,7 +107,7 @@ type Node struct {
 	gossip clusterconfig.GossipKeys
 }
 
-// state is the stored part of the last response.
+// state is the part of the last response that is kept in a file.
 type state struct {
 	// Node and Addresses are in the certificates.
 	Node      string                 `json:"node"`
@@ -404,7 +404,7 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // renewalDue reports whether a certificate should be renewed. All have the same age, unless writing one of them failed.
-// Near the end of an authority the servers may have a renewed one.
+// It also reports true shortly before an authority expires: the servers may have renewed it.
 func (n *Node) renewalDue() bool {
 	return len(certend.Ending(n.authorities(), n.o.Now())) > 0 || slices.ContainsFunc(n.pairs(), func(path string) bool {
 		pair, err := tls.LoadX509KeyPair(path, path)
@@ -435,7 +435,7 @@ func sameButDates(have, next *tls.Certificate) bool {
 		slices.EqualFunc(have.Certificate[1:], next.Certificate[1:], bytes.Equal)
 }
 
-// pairs returns the files with certificates.
+// pairs returns the paths of the files with the node's certificates and their keys.
 func (n *Node) pairs() []string {
 	return []string{n.Credentials.KubeletPair, n.Credentials.KubeletServing, n.Credentials.NetworkPair}
 }

@@ -29,7 +29,7 @@ import (
 // ErrUnreachable means that no server replied, or that the connection broke. The caller may try again.
 var ErrUnreachable = errors.New("no server answers")
 
-// Call is the input of Ask.
+// Call is one request to a server, with what authenticates both ends.
 type Call struct {
 	// Address is host:port of a server.
 	Address string

@@ -36,7 +36,7 @@ import (
 )
 
 const (
-	// Protocol is the ALPN name.
+	// Protocol is the ALPN protocol of connections on which a machine joins.
 	Protocol = "coracle-join/1"
 	// ServerName is the common name of the server's certificate. Nodes' certificates are of the same authority, with
 	// the node's name as their common name.
@@ -49,7 +49,7 @@ const (
 	Timeout = 30 * time.Second
 )
 
-// Request is a machine's request.
+// Request is what a machine sends to join, or to get a part of the response again.
 type Request struct {
 	// Role is the requested role. token.RoleAgent is a node without a server.
 	Role token.Role `json:"role"`
@@ -83,13 +83,13 @@ const WantGossipKeys = "gossip-keys"
 type Proof struct {
 	// Kind is the token's role. Empty means the certificate of the TLS handshake.
 	Kind token.Role `json:"kind,omitempty"`
-	// ID is the ID of a bootstrap token.
+	// ID is the public part of a bootstrap token. It is empty for other tokens.
 	ID string `json:"id,omitempty"`
 	// MAC is computed with the token's secret.
 	MAC []byte `json:"mac,omitempty"`
 }
 
-// Node describes a machine as a node.
+// Node is the name, addresses and certificate requests of a machine that becomes a node.
 type Node struct {
 	Name      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"`
@@ -120,7 +120,7 @@ type Response struct {
 	// Gossip are the keys of the gossip. It is nil from a server that has none yet, or is of an earlier version.
 	Gossip *clusterconfig.GossipKeys `json:"gossip,omitempty"`
 
-	// Server is for a machine that becomes a server.
+	// Server is set only for a machine that becomes a server.
 	Server *Server `json:"server,omitempty"`
 }
 
@@ -130,7 +130,7 @@ type Server struct {
 	// Files are the contents of the files that all servers share, by their path below the server's folder: authorities
 	// with their keys, the key of ServiceAccount tokens, encryption keys, join tokens.
 	Files map[string][]byte `json:"files"`
-	// Peers are the addresses of the servers' stores.
+	// Peers are the Raft addresses of the cluster's servers.
 	Peers []string `json:"peers"`
 	clusterconfig.ServerSettings
 	// Flags are flags that each server is given, and that have to be the same on all. It is nil from an earlier
@@ -138,7 +138,7 @@ type Server struct {
 	Flags map[string]string `json:"flags,omitempty"`
 }
 
-// Code is the reason for a refusal.
+// Code is the reason for a refusal, which the machine that asked acts on.
 type Code string
 
 // The codes. The reasons for which Passing is true end by themselves.
@@ -169,7 +169,7 @@ func (r *Refusal) Passing() bool {
 	return r.Code == CodeStarting || r.Code == CodeBusy || r.Code == CodeInternal
 }
 
-// Refuse makes a refusal.
+// Refuse returns a refusal whose message is formatted as by fmt.Sprintf.
 func Refuse(code Code, format string, args ...any) *Refusal {
 	return &Refusal{Code: code, Message: fmt.Sprintf(format, args...)}
 }
@@ -192,7 +192,7 @@ func (p Proof) Verify(s tls.ConnectionState, t token.Token) bool {
 	return err == nil && hmac.Equal(want, p.MAC)
 }
 
-// ServerProof returns the server's proof.
+// ServerProof returns the proof with which a server proves on a connection that it knows t.
 func ServerProof(s tls.ConnectionState, t token.Token, kind token.Role) ([]byte, error) {
 	return proof(s, fromServer, kind, t)
 }
@@ -213,16 +213,16 @@ func proof(s tls.ConnectionState, from string, kind token.Role, t token.Token) (
 	return mac.Sum(nil), nil
 }
 
-// ReadRequest reads a machine's request.
+// ReadRequest reads the one request of a connection. It refuses a longer one than maxRequest.
 func ReadRequest(r io.Reader) (*Request, error) {
 	q := &Request{}
 	return q, read(r, maxRequest, q)
 }
 
-// Write sends a response.
+// Write sends the response to the machine.
 func (a *Response) Write(w io.Writer) error { return write(w, maxAnswer, a) }
 
-// A message is its length in four bytes, the most significant first, and JSON.
+// read reads a message: its length in four bytes, the most significant first, and JSON.
 func read(r io.Reader, most uint32, v any) error {
 	var length [4]byte
 	if _, err := io.ReadFull(r, length[:]); err != nil {

@@ -57,7 +57,7 @@ func sourceOf(from net.Addr) netip.Addr {
 	return source
 }
 
-// limiterOf returns the limiter of an address.
+// limiterOf returns the limiter for attempts from the source of an address (see sourceOf).
 func (g *guesses) limiterOf(from net.Addr) *rate.Limiter {
 	source := sourceOf(from)
 	g.mu.Lock()

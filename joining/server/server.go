@@ -77,7 +77,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Machine is an authenticated machine with its request.
+// Machine is a request, with what the server knows of the authenticated machine that sent it.
 type Machine struct {
 	*protocol.Request
 	// Joined means that it presented the certificate of a node and no token.
@@ -89,7 +89,7 @@ type Machine struct {
 	From netip.Addr
 }
 
-// Server serves machines that join.
+// Server answers the requests of machines that join, or that renew their certificates.
 type Server struct {
 	o         Options
 	guesses   *guesses
@@ -206,7 +206,7 @@ func addressOf(c net.Conn) netip.Addr {
 	return at.Addr().Unmap()
 }
 
-// decide decides about a request.
+// decide checks the clock and the proof of a request, and returns the response. The error may be a refusal.
 func (s *Server) decide(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request,
 	identified func()) (*protocol.Response, error) {
 	now := s.o.Now()

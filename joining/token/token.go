@@ -29,7 +29,7 @@ const (
 	separator = "::"
 )
 
-// Role is the role that a token allows.
+// Role is what a machine may become with a token.
 type Role string
 
 // The roles. A bootstrap token's role is RoleBootstrap until the checking server looks up its purpose.
@@ -39,7 +39,7 @@ const (
 	RoleBootstrap Role = "bootstrap"
 )
 
-// Token is a parsed token.
+// Token has the fields of a join token.
 type Token struct {
 	// CAHash is the SHA-256 of the DER of the authority's root, in lower-case hex. It is empty when a bare secret was
 	// given.
@@ -48,7 +48,7 @@ type Token struct {
 	Role Role
 	// ID is set for bootstrap tokens only.
 	ID string
-	// Secret is the secret part of the token.
+	// Secret is the secret part of the token. A machine proves that it knows the secret.
 	Secret string
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// Real is a real server in the kernel.
+// Real is a real server of a virtual server, as the kernel has it.
 type Real struct {
 	Addr   netip.AddrPort
 	Weight int

@@ -13,8 +13,8 @@ import (
 	upstream "k8s.io/kubernetes/pkg/proxy"
 )
 
-// ledger is the desired state of one family, with which Service port requests which part of it. So the cost of a
-// Service's change depends on its own ports only, however many others there are.
+// ledger is the desired state of one family. It records which Service port requests which part of the state. So the
+// cost of a Service's change depends on its own ports only.
 type ledger struct {
 	view  View // of the last update, without Services and endpoints
 	ports map[upstream.ServicePortName]*portState

@@ -60,7 +60,7 @@ type Proxier struct {
 	serviceCIDRs []netip.Prefix
 }
 
-// family is the state of one address family.
+// family has the Services of one address family, and what the kernel has of them.
 type family struct {
 	name        corev1.IPFamily
 	netlink     int

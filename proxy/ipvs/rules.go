@@ -75,7 +75,7 @@ func (v ruleView) sets() []knftables.Object {
 	return out
 }
 
-// chain is a base chain with its rules.
+// chain is a base chain of nftables, with its hook and its rules.
 type chain struct {
 	name     string
 	kind     knftables.BaseChainType
@@ -129,7 +129,7 @@ func (v ruleView) chains() []chain {
 	}
 }
 
-// anonymousSet returns an anonymous nftables set.
+// anonymousSet returns the prefixes as nftables' text of an anonymous set.
 func anonymousSet(prefixes []netip.Prefix) string {
 	var out []string
 	for _, p := range prefixes {

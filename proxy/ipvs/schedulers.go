@@ -16,7 +16,7 @@ import (
 // SchedulerAnnotation is the annotation with which a Service names the scheduler of its virtual servers.
 const SchedulerAnnotation = "coracle.dev/ipvs-scheduler"
 
-// DefaultScheduler is round robin.
+// DefaultScheduler is the scheduler of virtual servers that name none: round robin.
 const DefaultScheduler = "rr"
 
 // Schedulers are the schedulers that a Service or the node may name: round robin, weighted round robin, least

@@ -48,7 +48,7 @@ type Options struct {
 	SegmentSize int64
 }
 
-// Faults are injected faults of a disk.
+// Faults injects faults into a disk's writes.
 type Faults interface {
 	// Strike delays a flush until ctx is done at most. It returns the error with which the flush must fail.
 	Strike(ctx context.Context, c clock.Clock, snapshot bool) error

@@ -14,10 +14,10 @@ type members struct {
 	all   raft.Configuration
 }
 
-// Members returns the newest members in the log, or else in the newest snapshot, and the index of the log entry that
-// set them; 0 if there is none. They may not be committed yet. Raft works with these members, and accepts a change that
-// names this index only while it does (Raft.AddVoter, prevIndex). Raft itself does not provide the index: that of its
-// GetConfiguration is always 0.
+// Members returns the newest members in the log, or else in the newest snapshot. They may not be committed yet. It also
+// returns the index of the log entry that set them, or 0 if there is none. Raft accepts a change that names this index
+// (Raft.AddVoter, prevIndex) only while these are its newest members. Raft itself does not provide the index: the one
+// of its GetConfiguration is always 0.
 func (l *Log) Members() (raft.Configuration, uint64) {
 	l.mu.RLock()
 	newest := l.snapshot.members

@@ -37,7 +37,7 @@ const (
 
 // Kinds of records.
 const (
-	// recordEntry is one log entry.
+	// recordEntry holds one entry of Raft's log.
 	recordEntry = 1
 	// recordCut makes all entries from its index on void. The index 0 means all entries of the log. Its field term
 	// holds the index at which the newest snapshot ended at that time.

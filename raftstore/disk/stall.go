@@ -58,7 +58,7 @@ type underWay struct{ atomic.Int64 }
 
 func newStall(c clock.PassiveClock) *stall { return &stall{clock: c, openedAt: c.Now()} }
 
-// beginWrite notes that a write begins. The returned function notes its end. Only one goroutine at a time may use a
+// beginWrite records that a write begins. The returned function records its end. Only one goroutine at a time may use a
 // slot.
 func (s *stall) beginWrite(slot *underWay) (end func()) {
 	slot.Store(int64(s.clock.Since(s.openedAt)) + 1)

@@ -105,14 +105,14 @@ type Attempt struct {
 	Flush          time.Duration // how long a write takes on this server's disk now; 0 if not measured
 }
 
-// Case is all that a decision is made by.
+// Case is the input of the rules: what the server observes, remembers and has asked.
 type Case struct {
 	Observation
 	Memory
 	Attempt
 }
 
-// Kind says what to do.
+// Kind is the kind of an Action.
 type Kind int
 
 // The actions.
@@ -170,7 +170,7 @@ func Next(c Case) (Action, Memory) {
 	return a, m
 }
 
-// contactLeft returns how long the leader still counts as heard, 0 or less if it is missing.
+// contactLeft returns the time until the leader counts as missing. It is 0 or less if the leader is missing already.
 func (c Case) contactLeft() time.Duration {
 	if c.Exited || c.Unanswered {
 		return 0
@@ -178,7 +178,7 @@ func (c Case) contactLeft() time.Duration {
 	return c.MissAfter() - c.SinceContact
 }
 
-// answers returns the newest answers.
+// answers returns the answers of the newest poll: Later after a second one, otherwise Answers.
 func (c Case) answers() []Report {
 	if c.Stage == Repolled {
 		return c.Later
@@ -186,7 +186,7 @@ func (c Case) answers() []Report {
 	return c.Answers
 }
 
-// countAgreed returns how many voters miss the leader, with this server, and ahead how many of them are ahead of it.
+// countAgreed returns how many voters miss the leader, including this server, and how many of these are ahead of it.
 func (c Case) countAgreed() (agreed, ahead int) {
 	agreed = 1
 	for _, a := range c.Answers {
@@ -232,7 +232,7 @@ func inStages(stages Stage, condition func(Case) bool) func(Case) bool {
 
 func always(Case) bool { return true }
 
-// fixedAction returns an action for a fixed time.
+// fixedAction returns an action that does not depend on the case.
 func fixedAction(kind Kind, d time.Duration) func(Case) Action {
 	return func(Case) Action { return Action{kind, d} }
 }

@@ -76,7 +76,7 @@ type Cluster interface {
 	AwaitLeader(ctx context.Context) error
 }
 
-// ServerStatus describes a server.
+// ServerStatus is the state of a server for etcd's Maintenance.Status.
 type ServerStatus struct {
 	Committed uint64 // index of the last entry that is known to be committed
 	Applied   uint64 // index of the last entry that was applied
@@ -106,7 +106,7 @@ type Options struct {
 	RequestTimeout time.Duration
 }
 
-// API serves etcd's requests.
+// API serves requests of etcd's v3 contract from a store, without a connection.
 type API struct{ o Options }
 
 // New returns the API of a store.

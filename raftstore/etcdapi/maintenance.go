@@ -42,7 +42,7 @@ func (a *API) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVRespon
 }
 
 // Alarm serves etcd's Maintenance.Alarm. There is one alarm: no space, on the disk or within the quota. It is active
-// for as long as that is so. A client cannot set it, and an attempt to clear it fails while it is active.
+// while there is no space. A client cannot set it, and an attempt to clear it fails while it is active.
 func (a *API) Alarm(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	stands := a.o.Store.EtcdStatus().NoSpace && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE)
 	resp := &pb.AlarmResponse{Header: a.Header()}

@@ -38,7 +38,7 @@ func (l lease) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest, _ ...g
 
 func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.LeaseKeepAliveRequest,
 	pb.LeaseKeepAliveResponse], error) {
-	// Its capacity is 1, so that one message can wait: the client sends without receiving.
+	// The capacity of requests is 1, so that one message can wait: the client sends without receiving.
 	k := &keepAliveStream{api: l.api, ctx: ctx, requests: make(chan *pb.LeaseKeepAliveRequest, 1)}
 	if requiresLeader(ctx) {
 		following, release, err := l.api.WhileLeader(ctx)

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// clusterServer is the store's Cluster service.
+// clusterServer serves etcd's Cluster service over gRPC.
 type clusterServer struct {
 	pb.UnimplementedClusterServer
 	api *etcdapi.API

@@ -9,7 +9,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// kvServer is the store's KV service.
+// kvServer serves etcd's KV service over gRPC.
 type kvServer struct {
 	pb.UnsafeKVServer
 	*etcdapi.API

@@ -9,7 +9,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// leaseServer is the store's Lease service.
+// leaseServer serves etcd's Lease service over gRPC.
 type leaseServer struct {
 	pb.UnsafeLeaseServer
 	*etcdapi.API

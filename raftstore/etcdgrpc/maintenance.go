@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// maintenanceServer is the store's Maintenance service.
+// maintenanceServer serves etcd's Maintenance service over gRPC.
 type maintenanceServer struct {
 	pb.UnimplementedMaintenanceServer
 	api *etcdapi.API

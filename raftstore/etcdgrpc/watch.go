@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
-// watchServer is the store's Watch service.
+// watchServer serves etcd's Watch service over gRPC.
 type watchServer struct {
 	pb.UnimplementedWatchServer
 	api *etcdapi.API

@@ -22,7 +22,7 @@ func With(ctx context.Context, term uint64, refused func()) context.Context {
 	return context.WithValue(ctx, key{}, fence{term, refused})
 }
 
-// TermOf returns the term of WithTerm, or 0.
+// TermOf returns the term that WithTerm or With set in the context, or 0.
 func TermOf(ctx context.Context) uint64 {
 	f, _ := ctx.Value(key{}).(fence)
 	return f.term

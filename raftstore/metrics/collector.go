@@ -33,7 +33,7 @@ func (*Collector) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect sends the metrics.
+// Collect sends the present values of all metrics.
 func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	s := c.source.Sample()
 	for _, m := range numbers {

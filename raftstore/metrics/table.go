@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// durations are the histograms.
+// durations are the metrics that are histograms of durations.
 var durations = []struct {
 	desc *prometheus.Desc
 	of   func(*Counters) *Histogram

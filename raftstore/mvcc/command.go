@@ -73,7 +73,7 @@ func CommandSize(c Command) int {
 	return size
 }
 
-// AppendCommand adds a command to an entry.
+// AppendCommand appends the encoded command to an entry of Raft's log.
 func AppendCommand(entry []byte, c Command) ([]byte, error) {
 	kind, err := kindOf(c.Request)
 	if err != nil {

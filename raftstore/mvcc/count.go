@@ -44,7 +44,7 @@ func (k *keyspace) set(v *Version, existed bool) {
 	}
 }
 
-// remove removes a deletion mark.
+// remove removes a deletion mark, which compaction has made unnecessary, from both trees.
 func (k *keyspace) remove(v *Version) {
 	k.tree.Delete(v)
 	k.notDead(v)

@@ -43,7 +43,7 @@ type changePage struct {
 	net               []int32 // net[i] is the sum of byKey[:i]
 }
 
-// withChange returns the changes with one more.
+// withChange returns the changes, and next after them.
 func (t existenceChanges) withChange(next existenceChange) existenceChanges {
 	t.recent = append(t.recent, next)
 	if len(t.recent) == changesPerPage {
@@ -74,7 +74,7 @@ func (t existenceChanges) net(key, end []byte, rev int64) (n int64) {
 	return n
 }
 
-// netAfter returns the same as existenceChanges.net, for one page.
+// netAfter returns how many more keys of [key, end) the page has created than deleted after a revision.
 func (p *changePage) netAfter(key, end []byte, rev int64) (n int64) {
 	from, to := p.search(key), len(p.byKey)
 	if !isOpenEnd(end) {
@@ -96,7 +96,7 @@ func (p *changePage) search(key []byte) int {
 	return sort.Search(len(p.byKey), func(i int) bool { return bytes.Compare(p.byKey[i].key, key) >= 0 })
 }
 
-// keepSince returns the changes after a revision, and less than a page of earlier ones. The others are not kept in
+// keepSince returns the changes after a revision, and less than a page of earlier ones. It does not keep the others in
 // memory.
 func (t existenceChanges) keepSince(rev int64) existenceChanges {
 	drop := 0

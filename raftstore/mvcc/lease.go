@@ -92,7 +92,7 @@ func (t *leaseTable) keys(id int64) ([][]byte, int64, bool) {
 func (v *View) Leases() []Lease { return v.leases }
 
 // Lease returns the keys attached to a lease, in order, and the TTL in seconds that it was granted. Unlike all else in
-// a view, these are the present ones and not those of the view's revision.
+// a view, these are of the present and not of the revision of the view.
 func (v *View) Lease(id int64) (keys [][]byte, ttl int64, ok bool) { return v.shared.leases.keys(id) }
 
 // HasLease says whether a lease exists at present.

@@ -40,7 +40,7 @@ func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.Range
 	return resp, nil
 }
 
-// readFirst answers with the first keys of a range, and counts the others without visiting them.
+// readFirst answers with the first keys of a range. It counts the others without visiting them.
 func readFirst(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
 	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
 		if resp.More = int64(len(resp.Kvs)) == r.Limit; !resp.More {
@@ -53,7 +53,7 @@ func readFirst(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResp
 	}
 }
 
-// readAll visits every key of a range.
+// readAll answers with the keys of a range that match the filters. It visits every key.
 func readAll(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
 	early := !needsSort(r) // the limit can apply while walking
 	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {

@@ -107,7 +107,7 @@ func (s *State) applyCommand(c *Command, at, term uint64) Result {
 	return res
 }
 
-// freezeSessions returns the sessions for a view.
+// freezeSessions returns a copy of the sessions that does not change any more, for a view.
 func (s *State) freezeSessions() []session {
 	if s.frozenSessions == nil {
 		for i := range s.sessions {

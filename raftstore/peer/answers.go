@@ -46,7 +46,7 @@ func (s *calls) outcome(ctx context.Context, c *caller, began time.Time, err err
 
 // Answers calls the server at an address and says whether it gives any answer before ctx ends. An error from that
 // server is an answer. The body is that of an answer without an error. An earlier failure to connect does not count:
-// Answers connects again. It does so too where nothing has arrived lately on the connection that there is.
+// Answers connects again. It also does if nothing has arrived lately on the present connection.
 func (s *calls) Answers(ctx context.Context, address, method string) (body []byte, answered bool) {
 	began := time.Now()
 	c, err := s.caller(address)

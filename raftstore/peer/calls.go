@@ -91,7 +91,7 @@ func (m *message) decode(b []byte) error {
 	return nil
 }
 
-// serveCalls starts the server side of calls.
+// serveCalls starts the gRPC server that answers the calls of other servers.
 func (s *calls) serveCalls() {
 	s.server = grpc.NewServer(
 		grpc.ForceServerCodecV2(messages{}),

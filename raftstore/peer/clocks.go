@@ -23,8 +23,8 @@ const (
 	compareEvery = 2 * time.Second
 	// exact is how long a call that compares clocks may take. A longer one would not say enough.
 	exact = 10 * time.Second
-	// stepped is by how much the difference between two clocks changes if one of them was set. The next call compares
-	// again then, so that the other server learns of it.
+	// stepped is the change of the difference between two clocks that shows that one of them was set. The next call
+	// compares again then, so that the other server learns of it.
 	stepped = time.Second
 )
 
@@ -61,7 +61,7 @@ func (s *calls) wall() time.Time {
 	return time.Now()
 }
 
-// comparison is a call that compares clocks.
+// comparison is a call that also compares the clocks of its two ends.
 type comparison struct {
 	began  time.Time // by Go's monotonic clock
 	wall   time.Time
@@ -91,7 +91,7 @@ func (q *comparison) options() []grpc.CallOption {
 	return []grpc.CallOption{grpc.Header(&q.answer)}
 }
 
-// compared notes the outcome of a comparison.
+// compared records how far the peer's clock is ahead of this server's, as the answer of the call shows.
 func (s *calls) compared(c *caller, q *comparison) {
 	p := c.peer.Load()
 	if q == nil || p == nil || len(q.answer.Get(clockHeader)) != 1 {
@@ -109,7 +109,7 @@ func (s *calls) compared(c *caller, q *comparison) {
 	s.noteOffset(p, Offset{By: by, Within: took/2 + time.Millisecond, At: time.Now()})
 }
 
-// answerClock answers a call that compares clocks.
+// answerClock sends what this server's clock shows, if a call asks for that.
 func (s *calls) answerClock(ctx context.Context, from string) {
 	in, _ := metadata.FromIncomingContext(ctx)
 	question := in.Get(clockHeader)

@@ -29,7 +29,7 @@ const (
 	headLength = len(magic) + 2
 )
 
-// kind is what a connection is for.
+// kind says whether a connection carries calls or raft's messages.
 type kind byte
 
 const (

@@ -207,7 +207,7 @@ type streams struct {
 	class class
 }
 
-// Dial connects to a target.
+// Dial connects to the server that a target names, and does the handshake.
 func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error) {
 	timeout := s.conns.opts.Timeout
 	if s.class != classBeats {

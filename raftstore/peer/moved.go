@@ -10,8 +10,8 @@ import (
 
 // movedServers knows the servers that are no longer at the address that raft has for them. Raft learns a new address by
 // a change of members, which needs a leader. If most servers come back at other addresses, there would never be a
-// leader. But each handshake has a server's id. So a server that answers at another address, or gives its address when
-// it asks for a vote, is dialed there, and the handshake proves its id again.
+// leader. But each handshake has the id of a server. So a server that answers at another address, or gives its address
+// when it asks for a vote, is dialed there. The handshake proves its id again.
 type movedServers struct {
 	mu sync.Mutex
 	// foundAt is the address at which a server was met last, by server id.
@@ -20,7 +20,7 @@ type movedServers struct {
 	unreachable map[string]string
 }
 
-// recordAddress notes that a server is at an address, or says that it is.
+// recordAddress records the address at which a server was met, or which the server says that it has.
 func (m *movedServers) recordAddress(id, address string) {
 	if id == "" || address == "" {
 		return

@@ -27,7 +27,7 @@ const (
 	// snapshotStall is how long a snapshot may make no progress.
 	snapshotStall = 20 * time.Second
 	// snapshotSilence is how long a server that receives a snapshot waits for more of it. It waits in raft's main loop,
-	// so it neither votes nor stands for election in that time.
+	// so it neither votes nor becomes a candidate in that time.
 	snapshotSilence = 5 * time.Second
 	// snapshotRate, in bytes per second, is the least rate at which a peer is expected to restore a snapshot.
 	snapshotRate = 2 << 20

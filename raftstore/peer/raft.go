@@ -343,7 +343,7 @@ func (t *Transport) revive(id raft.ServerID, to raft.ServerAddress, began time.T
 	}
 }
 
-// cause unwraps msgpack's errors to those of the connection, as they have no Unwrap.
+// cause returns the error of the connection that an error of msgpack wraps. Errors of msgpack have no method Unwrap.
 func cause(err error) error {
 	if c, ok := err.(interface{ Cause() error }); ok && c.Cause() != nil {
 		return c.Cause()

@@ -23,7 +23,7 @@ type Member struct {
 	Full     bool // its disk is known to be full
 }
 
-// Action is what to do with a member.
+// Action is the kind of a Change.
 type Action int
 
 // The actions. Keep means that no change is needed.
@@ -34,7 +34,7 @@ const (
 	Remove
 )
 
-// A Change is the next change, of one member.
+// A Change promotes, demotes or removes one member.
 type Change struct {
 	Action Action
 	Member Member

@@ -79,7 +79,7 @@ type Stats struct {
 	Delivered uint64 // number of events that watchers have received
 }
 
-// Stats returns the present numbers.
+// Stats counts the watches and their queued versions.
 func (h *Hub) Stats() Stats {
 	out := Stats{Delivered: h.delivered.Load()}
 	h.mu.Lock()
