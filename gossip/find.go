@@ -132,11 +132,11 @@ type searcher struct {
 
 	mu             sync.Mutex
 	seals          []cipher.AEAD
-	asked          challenge // of the open question
-	found          []netip.AddrPort
-	heard          timers.Signal // a reply was received
+	openChallenge  challenge // of the open question
+	foundServers   []netip.AddrPort
+	replyReceived  timers.Signal // a reply was received
 	seenChallenges []challenge
-	may            allowance
+	replyLimits    allowance
 }
 
 func newSearcher(m *Member) *searcher {
@@ -148,7 +148,7 @@ func newSearcher(m *Member) *searcher {
 	if r == nil {
 		r = net.DefaultResolver
 	}
-	return &searcher{m: m, n: n, resolver: r, heard: timers.NewSignal(), may: newAllowance()}
+	return &searcher{m: m, n: n, resolver: r, replyReceived: timers.NewSignal(), replyLimits: newAllowance()}
 }
 
 func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {
@@ -166,21 +166,21 @@ func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {
 func (m *Member) Found() []netip.AddrPort {
 	m.search.mu.Lock()
 	defer m.search.mu.Unlock()
-	return slices.Clone(m.search.found)
+	return slices.Clone(m.search.foundServers)
 }
 
 // reset deletes what was found.
 func (s *searcher) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.found, s.asked = nil, challenge{}
+	s.foundServers, s.openChallenge = nil, challenge{}
 }
 
 // deleteAddress deletes an address that did not reply: a wrong one must not take the place of one in the next reply.
 func (s *searcher) deleteAddress(address netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.found = slices.DeleteFunc(s.found, func(a netip.AddrPort) bool { return a == address })
+	s.foundServers = slices.DeleteFunc(s.foundServers, func(a netip.AddrPort) bool { return a == address })
 }
 
 // search looks up the addresses of names, and then asks the machine's networks for servers. It waits a moment for
@@ -188,7 +188,7 @@ func (s *searcher) deleteAddress(address netip.AddrPort) {
 func (s *searcher) search(ctx context.Context) {
 	found := resolve(ctx, s.resolver, s.m.o.Names)
 	s.mu.Lock()
-	s.found = appendNew(found, s.found[:min(len(s.found), maxFound)])
+	s.foundServers = appendNew(found, s.foundServers[:min(len(s.foundServers), maxFound)])
 	ciphers := s.seals
 	s.mu.Unlock()
 	q, err := newQuestion()
@@ -204,7 +204,7 @@ func (s *searcher) search(ctx context.Context) {
 		known = append(known, i.Address.Port())
 	}
 	s.mu.Lock()
-	s.asked = q.challenge
+	s.openChallenge = q.challenge
 	s.mu.Unlock()
 	if sent, err := s.n.send(datagram, ports(s.m.o.Packets, known)); sent == 0 {
 		s.m.o.Logger.Debug("gossip: the multicast query was not sent", "error", err)
@@ -212,7 +212,7 @@ func (s *searcher) search(ctx context.Context) {
 	}
 	select {
 	case <-ctx.Done():
-	case <-s.heard:
+	case <-s.replyReceived:
 	case <-time.After(answerTimeout):
 	}
 }
@@ -227,12 +227,12 @@ func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{})
 	}
 	switch t.kind {
 	case kindAnswer:
-		if t.challenge == s.asked {
-			s.found = appendNew(s.found, t.servers)
-			s.heard.Send() // the signal may be pending already
+		if t.challenge == s.openChallenge {
+			s.foundServers = appendNew(s.foundServers, t.servers)
+			s.replyReceived.Send() // the signal may be pending already
 		}
 	case kindQuestion:
-		if t.challenge != s.asked && s.mayAnswer(t.challenge, from, time.Now()) {
+		if t.challenge != s.openChallenge && s.mayAnswer(t.challenge, from, time.Now()) {
 			return func(closed <-chan struct{}) { s.answer(closed, seal, t.challenge, from) }
 		}
 	}
@@ -248,7 +248,7 @@ func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	if u, ok := from.(*net.UDPAddr); ok {
 		sender = u.AddrPort().Addr().Unmap()
 	}
-	if !s.may.allow(sender, now) {
+	if !s.replyLimits.allow(sender, now) {
 		return false
 	}
 	s.seenChallenges = append(s.seenChallenges[max(0, len(s.seenChallenges)-seenQuestions+1):], c)

@@ -100,14 +100,15 @@ type Member struct {
 	log    *libraryLog
 	// metaChanged wakes Run when Meta has changed; capacity 1: a second change is sent with the first.
 	metaChanged timers.Signal
-	// failed has the error of a socket that broke; capacity 1: the first is reported.
-	failed    chan error
-	transport *transport
-	search    *searcher
+	// socketFailure has the error of a socket that broke; capacity 1: the first is reported.
+	socketFailure chan error
+	transport     *transport
+	search        *searcher
 	// runEnded means that Run has returned: memberlist's timers may fire a moment longer.
 	runEnded atomic.Bool
-	// resting is the memberlist that wake wakes. It is nil while memberlist is made, before stopProbes is called.
-	resting atomic.Pointer[memberlist.Memberlist]
+	// stoppedProbes is the memberlist whose probes wake starts again. It is nil while memberlist is made, before
+	// stopProbes is called.
+	stoppedProbes atomic.Pointer[memberlist.Memberlist]
 
 	mu   sync.Mutex
 	meta Meta
@@ -126,7 +127,7 @@ func New(o Options) (*Member, error) {
 	}
 	m := &Member{
 		o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
-		metaChanged: timers.NewSignal(), failed: make(chan error, 1), meta: o.Meta,
+		metaChanged: timers.NewSignal(), socketFailure: make(chan error, 1), meta: o.Meta,
 	}
 	m.meta.Protocol, m.meta.KeyGeneration = uint64(version.Protocol()), o.Keys.Generation
 	for _, k := range readKnown(o.File) {
@@ -147,7 +148,7 @@ func New(o Options) (*Member, error) {
 	if err := m.search.setKeys(o.Keys); err != nil {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}
-	m.transport = newTransport(&o, m.search.receive, func(err error) { m.failed <- err }, m.dialed)
+	m.transport = newTransport(&o, m.search.receive, func(err error) { m.socketFailure <- err }, m.dialed)
 	if m.list, err = memberlist.Create(m.config()); err != nil {
 		return nil, errors.Join(fmt.Errorf("gossip: %w", err), m.transport.Shutdown())
 	}
@@ -244,13 +245,13 @@ func (m *Member) SetKeys(k clusterconfig.GossipKeys) error {
 func (m *Member) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
-	running.Go(func() { m.find(ctx) })
+	running.Go(func() { m.findUnresponsive(ctx) })
 	running.Go(func() { m.saveMembers(ctx) })
 	var err error
 	for ctx.Err() == nil && err == nil {
 		select {
 		case <-ctx.Done():
-		case err = <-m.failed:
+		case err = <-m.socketFailure:
 		case <-m.metaChanged:
 			if err := m.list.UpdateNode(leaveTimeout); err != nil { // the next exchange sends it all the same
 				m.o.Logger.Debug("gossip: this machine's new metadata could not be sent at once", "error", err)
@@ -287,9 +288,9 @@ func (m *Member) saveMembers(ctx context.Context) {
 	}
 }
 
-// find dials unresponsive members periodically: memberlist deletes them, and the two halves of a partitioned cluster
-// would not find one another again.
-func (m *Member) find(ctx context.Context) {
+// findUnresponsive dials unresponsive members periodically: memberlist deletes them, and the two halves of a
+// partitioned cluster would not find one another again.
+func (m *Member) findUnresponsive(ctx context.Context) {
 	alone, lost := askAlone, 0
 	for {
 		if m.o.Lost != nil && m.o.Lost() {
@@ -301,7 +302,7 @@ func (m *Member) find(ctx context.Context) {
 			m.search.reset()
 		}
 		m.roster.prune(pruneAfter, maxSilent)
-		for _, address := range m.candidates() {
+		for _, address := range m.searchTargets() {
 			if ctx.Err() != nil {
 				return
 			}
@@ -323,8 +324,9 @@ func (m *Member) find(ctx context.Context) {
 	}
 }
 
-// candidates returns addresses at which no live member is known: the found servers, and some of the others at random.
-func (m *Member) candidates() []netip.AddrPort {
+// searchTargets returns addresses at which no live member is known: the found servers, and some of the others at
+// random.
+func (m *Member) searchTargets() []netip.AddrPort {
 	live := map[netip.AddrPort]bool{m.o.Address: true}
 	var out []netip.AddrPort
 	for _, i := range m.Members() {

@@ -366,7 +366,7 @@ func TestMemberWithBadNameIsRefused(t *testing.T) {
 		h = g.net.host(at(51))
 		o.Address, o.Packets, o.Streams = at(51), h, h
 		bad := &Member{o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
-			metaChanged: make(chan struct{}, 1), failed: make(chan error, 1)}
+			metaChanged: make(chan struct{}, 1), socketFailure: make(chan error, 1)}
 		var err error
 		bad.ring, err = memberlist.NewKeyring(g.keys.Keys, g.keys.Keys[0])
 		testenv.NoError(t, err)

@@ -24,8 +24,8 @@ type libraryLog struct {
 // maxLogged limits how many different warnings are logged: other machines choose the content of some.
 const maxLogged = 256
 
-// visible replaces characters that a terminal would interpret by question marks.
-func visible(text string) string {
+// withoutControl replaces characters that a terminal would interpret by question marks.
+func withoutControl(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return '?'
@@ -46,7 +46,7 @@ func (l *libraryLog) std() *log.Logger { return log.New(l, "", 0) }
 
 // Write logs a line of memberlist at level Debug. A line that needs advice is logged as a warning, too.
 func (l *libraryLog) Write(line []byte) (int, error) {
-	text := visible(string(bytes.TrimSpace(line))) // it quotes what other members sent
+	text := withoutControl(string(bytes.TrimSpace(line))) // it quotes what other members sent
 	l.logger.Log(context.Background(), slog.LevelDebug, text)
 	for _, a := range advice {
 		if strings.Contains(text, a.line) {

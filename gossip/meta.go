@@ -139,16 +139,16 @@ func (m *Meta) decodeField(tag uint64, value []byte) (ok bool) {
 	case tagVersion:
 		m.Version, ok = printable(value), true
 	case tagProtocol:
-		m.Protocol, ok = number(value)
+		m.Protocol, ok = decodeNumber(value)
 	case tagKeyGeneration:
-		m.KeyGeneration, ok = number(value)
+		m.KeyGeneration, ok = decodeNumber(value)
 	default:
 		ok = true
 	}
 	return ok
 }
 
-func number(value []byte) (uint64, bool) {
+func decodeNumber(value []byte) (uint64, bool) {
 	n, size := protowire.ConsumeVarint(value)
 	return n, size == len(value)
 }

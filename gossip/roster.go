@@ -38,7 +38,7 @@ type Info struct {
 	Self bool
 	Meta
 
-	bye time.Time // when it announced that it stops
+	stoppedAt time.Time // when it announced that it stops
 }
 
 // byeLasts is how long after that announcement an unresponsive member counts as stopped, and not as lost.
@@ -96,8 +96,8 @@ func (r *roster) noteLeaving(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m, ok := r.members[name]; ok {
-		m.bye = r.now()
-		if m.State == Unresponsive && m.bye.Sub(m.Since) < byeLasts {
+		m.stoppedAt = r.now()
+		if m.State == Unresponsive && m.stoppedAt.Sub(m.Since) < byeLasts {
 			m.State = Left
 		}
 		r.members[name] = m
@@ -109,7 +109,7 @@ func (r *roster) noteLeaving(name string) {
 func (r *roster) markUnresponsive(name string) Info {
 	_, after := r.update(name, func(i *Info) {
 		i.State = Unresponsive
-		if !i.bye.IsZero() && r.now().Sub(i.bye) < byeLasts {
+		if !i.stoppedAt.IsZero() && r.now().Sub(i.stoppedAt) < byeLasts {
 			i.State = Left
 		}
 	})
@@ -141,11 +141,11 @@ func (r *roster) list() []Info {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.SortedFunc(maps.Values(r.members), func(a, b Info) int {
-		return cmp.Or(cmp.Compare(order(a.Role), order(b.Role)), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(roleOrder(a.Role), roleOrder(b.Role)), cmp.Compare(a.Name, b.Name))
 	})
 }
 
-func order(r Role) int {
+func roleOrder(r Role) int {
 	if r == RoleServer {
 		return 0
 	}

@@ -20,7 +20,7 @@ func deschedule(*memberlist.Memberlist)
 
 // stopProbes stops probes and gossip until wake is called.
 func (m *Member) stopProbes() {
-	m.resting.Store(m.list)
+	m.stoppedProbes.Store(m.list)
 	deschedule(m.list)
 	if m.list.NumMembers() > 1 { // another one joined before wake could be called
 		m.wake()
@@ -29,7 +29,7 @@ func (m *Member) stopProbes() {
 
 // wake starts probes and gossip. It does nothing when they run.
 func (m *Member) wake() {
-	if list := m.resting.Load(); list != nil {
+	if list := m.stoppedProbes.Load(); list != nil {
 		schedule(list)
 	}
 }

@@ -112,7 +112,7 @@ func sender(n int) net.Addr {
 // TestSearchAnswersAreRateLimited: a question is answered once, and no more of them than can do harm.
 func TestSearchAnswersAreRateLimited(t *testing.T) {
 	now := time.Now()
-	s := &searcher{may: newAllowance()}
+	s := &searcher{replyLimits: newAllowance()}
 	answered := 0
 	for i := range 1000 {
 		if s.mayAnswer(challenge{byte(i), byte(i >> 8)}, sender(i), now) {
@@ -132,7 +132,7 @@ func TestSearchAnswersAreRateLimited(t *testing.T) {
 // no other one from an answer; and what is remembered of machines has a bound.
 func TestReplayingMachineDoesNotBlockOthersAnswers(t *testing.T) {
 	now := time.Now()
-	s := &searcher{may: newAllowance()}
+	s := &searcher{replyLimits: newAllowance()}
 	answered := 0
 	for i := range 6000 {
 		now = now.Add(10 * time.Millisecond)
@@ -150,9 +150,9 @@ func TestReplayingMachineDoesNotBlockOthersAnswers(t *testing.T) {
 		now = now.Add(time.Second / answersPerSecond)
 		s.mayAnswer(challenge{3, byte(i), byte(i >> 8)}, sender(i), now)
 	}
-	testenv.False(t, len(s.may.senders) > maxSenders, "%d machines are remembered", len(s.may.senders))
-	if s.may.allow(netip.MustParseAddr("10.9.0.1"), now.Add(time.Hour)); len(s.may.senders) != 1 {
-		t.Errorf("%d machines are remembered after an hour", len(s.may.senders))
+	testenv.False(t, len(s.replyLimits.senders) > maxSenders, "%d machines are remembered", len(s.replyLimits.senders))
+	if s.replyLimits.allow(netip.MustParseAddr("10.9.0.1"), now.Add(time.Hour)); len(s.replyLimits.senders) != 1 {
+		t.Errorf("%d machines are remembered after an hour", len(s.replyLimits.senders))
 	}
 }
 
@@ -166,7 +166,7 @@ func TestWrongAddressesAreForgotten(t *testing.T) {
 			wrong[i] = netip.AddrPortFrom(netip.MustParseAddr("10.9.0.1"), uint16(1000+i))
 		}
 		m.search.mu.Lock()
-		m.search.found = wrong
+		m.search.foundServers = wrong
 		m.search.mu.Unlock()
 		time.Sleep(10 * time.Minute)
 		if found := m.Found(); len(found) > 0 {

@@ -127,11 +127,11 @@ func NewStreams(l net.Listener, t Trust) Streams {
 		listener: l, config: t.Config(), unauthenticated: connlimit.Table{Max: maxUnauthenticated},
 		ready: make(chan net.Conn), closed: make(chan struct{}),
 	}
-	s.running.Go(s.listen)
+	s.running.Go(s.acceptConns)
 	return s
 }
 
-func (s *tlsStreams) listen() {
+func (s *tlsStreams) acceptConns() {
 	for {
 		raw, err := s.listener.Accept()
 		if err != nil {

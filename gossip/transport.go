@@ -25,10 +25,10 @@ type transport struct {
 	packets net.PacketConn
 	streams Streams
 	// search handles datagrams of machines that search for servers. It returns a function that replies, or nil.
-	search func(b []byte, from net.Addr) func(closed <-chan struct{})
-	failed func(error)
-	// dialed is called before a stream to a member is opened.
-	dialed func(to memberlist.Address, timeout time.Duration)
+	search    func(b []byte, from net.Addr) func(closed <-chan struct{})
+	onFailure func(error)
+	// onDial is called before a stream to a member is opened.
+	onDial func(to memberlist.Address, timeout time.Duration)
 
 	packetCh chan *memberlist.Packet
 	streamCh chan net.Conn
@@ -47,7 +47,7 @@ var _ memberlist.NodeAwareTransport = (*transport)(nil)
 func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error),
 	dialed func(memberlist.Address, time.Duration)) *transport {
 	t := &transport{
-		address: o.Address, packets: o.Packets, streams: o.Streams, search: search, failed: failed, dialed: dialed,
+		address: o.Address, packets: o.Packets, streams: o.Streams, search: search, onFailure: failed, onDial: dialed,
 		// Unbuffered: memberlist has queues of its own.
 		packetCh: make(chan *memberlist.Packet), streamCh: make(chan net.Conn), closed: make(chan struct{}),
 	}
@@ -91,7 +91,7 @@ func (t *transport) DialTimeout(address string, timeout time.Duration) (net.Conn
 
 // DialAddressTimeout calls DialTimeout.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	t.dialed(a, timeout)
+	t.onDial(a, timeout)
 	return t.DialTimeout(a.Addr, timeout)
 }
 
@@ -159,7 +159,7 @@ func (t *transport) isClosed(err error) bool {
 	default:
 	}
 	if errors.Is(err, net.ErrClosed) {
-		t.failed(err)
+		t.onFailure(err)
 		return true
 	}
 	return false

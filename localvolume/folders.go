@@ -48,9 +48,9 @@ type Options struct {
 
 // Folders are a node's folders with local volumes. It is safe for concurrent use.
 type Folders struct {
-	o      Options
-	kick   timers.Signal // there is something to remove
-	giving sync.Mutex    // held while a volume is given its own project
+	o                Options
+	removalDue       timers.Signal // there is something to remove
+	assigningProject sync.Mutex    // held while a volume is given its own project
 }
 
 // New describes a node's folders. It makes none of them before they are needed.
@@ -59,7 +59,7 @@ func New(o Options) *Folders {
 		o.Free = freeBytesOf
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	return &Folders{o: o, kick: timers.NewSignal()}
+	return &Folders{o: o, removalDue: timers.NewSignal()}
 }
 
 // Do executes a request. An error is for users: it describes the problem on this node.
@@ -73,7 +73,7 @@ func (f *Folders) Do(r Request) (Response, error) {
 	}
 	switch {
 	case r.Op == Space:
-		return f.space(r.Folder)
+		return f.spaceOf(r.Folder)
 	case !isVolume(r.Name):
 		return Response{}, fmt.Errorf("%q is not the name of a volume's directory", r.Name)
 	case r.Op == Make:
@@ -103,7 +103,7 @@ func (f *Folders) open(folder string) (*os.Root, error) {
 	return root, nil
 }
 
-func (f *Folders) space(folder string) (Response, error) {
+func (f *Folders) spaceOf(folder string) (Response, error) {
 	root, err := f.open(folder)
 	if err != nil {
 		return Response{}, err
@@ -160,7 +160,7 @@ func (f *Folders) make(r Request) (Response, error) {
 		err = root.Chmod(r.Name, volumeMode) // not by Mkdir, which applies the umask
 	}
 	if err == nil {
-		a.Quota, err = f.limit(root, r.Name, r.Bytes)
+		a.Quota, err = f.setLimit(root, r.Name, r.Bytes)
 	}
 	if err == nil {
 		err = syncFolder(root) // it must still exist after a power cut once the API reports it
@@ -253,7 +253,7 @@ func (f *Folders) remove(r Request) (Response, error) {
 	if err := syncFolder(root); err != nil {
 		return Response{}, fmt.Errorf("removing the volume's directory: %w", err)
 	}
-	f.kick.Send()
+	f.removalDue.Send()
 	return a, nil
 }
 
@@ -285,7 +285,7 @@ func notMounted(path string) error {
 // be nil, shows its state.
 func (f *Folders) Run(ctx context.Context, part *status.Part) {
 	for {
-		err := f.clean(ctx)
+		err := f.removeRenamed(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -300,14 +300,14 @@ func (f *Folders) Run(ctx context.Context, part *status.Part) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-f.kick:
+		case <-f.removalDue:
 		case <-retry:
 		}
 	}
 }
 
-// clean removes renamed directories in all folders.
-func (f *Folders) clean(ctx context.Context) error {
+// removeRenamed removes renamed directories in all folders.
+func (f *Folders) removeRenamed(ctx context.Context) error {
 	var errs []error
 	for _, folder := range f.o.Paths {
 		dir, err := os.Open(folder)

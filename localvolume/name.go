@@ -25,15 +25,15 @@ func Name(persistentVolume, namespace, claim string) string {
 	return name[:min(len(name), maxName)]
 }
 
-// names matches the names that Name returns: a UID, a namespace (no dots) and a claim, all of which the API server
-// checks.
-var names = regexp.MustCompile(`^pvc-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}_[a-z0-9]([-a-z0-9]*[a-z0-9])?_[a-z0-9][-.a-z0-9]*$`)
+// namePattern matches the names that Name returns: a UID, a namespace (no dots) and a claim, all of which the API
+// server checks.
+var namePattern = regexp.MustCompile(`^pvc-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}_[a-z0-9]([-a-z0-9]*[a-z0-9])?_[a-z0-9][-.a-z0-9]*$`)
 
 // removingPrefix starts the name of a directory that is to be removed. No volume's name starts like that.
 const removingPrefix = ".removing-"
 
 // isVolume reports whether a directory's name is a volume's.
-func isVolume(name string) bool { return len(name) <= maxName && names.MatchString(name) }
+func isVolume(name string) bool { return len(name) <= maxName && namePattern.MatchString(name) }
 
 // isManaged reports whether this package makes such names.
 func isManaged(name string) bool { return isVolume(name) || strings.HasPrefix(name, removingPrefix) }

@@ -93,9 +93,9 @@ func enforcesProjects(dir *os.File) bool {
 	return quotactl(dir, getQuotaState, 0, unsafe.Pointer(&s)) == nil && s.flags&projectsEnforced != 0
 }
 
-// limits reports whether the volumes of a folder get limits. They do not in a folder that already belongs to a project:
-// the operator has one limit for all of them.
-func limits(folder *os.File) bool {
+// hasLimits reports whether the volumes of a folder get limits. They do not in a folder that already belongs to a
+// project: the operator has one limit for all of them.
+func hasLimits(folder *os.File) bool {
 	if !enforcesProjects(folder) {
 		return false
 	}
@@ -125,15 +125,15 @@ func isOurProject(project uint32) bool {
 	return project >= firstProject && project-firstProject < projects
 }
 
-// limit limits a volume to so many bytes, and returns whether its filesystem supports that. It is idempotent, also
+// setLimit limits a volume to so many bytes, and returns whether its filesystem supports that. It is idempotent, also
 // after an interruption at any point.
-func (f *Folders) limit(root *os.Root, name string, bytes int64) (bool, error) {
+func (f *Folders) setLimit(root *os.Root, name string, bytes int64) (bool, error) {
 	folder, err := root.Open(".")
 	if err != nil {
 		return false, err
 	}
 	defer folder.Close()
-	if !limits(folder) {
+	if !hasLimits(folder) {
 		return false, nil
 	}
 	dir, err := root.Open(name)
@@ -141,8 +141,8 @@ func (f *Folders) limit(root *os.Root, name string, bytes int64) (bool, error) {
 		return false, err
 	}
 	defer dir.Close()
-	f.giving.Lock()
-	defer f.giving.Unlock()
+	f.assigningProject.Lock()
+	defer f.assigningProject.Unlock()
 	project, err := giveProject(folder, dir, name)
 	if err == nil {
 		err = setLimit(folder, project, bytes)

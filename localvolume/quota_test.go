@@ -125,7 +125,7 @@ func testLimitRemoved(t *testing.T, folder string) {
 	project := projectOf(int(dir.Fd()), name)
 	testenv.Require(t, project != 0, "the volume has no project")
 	do(t, f, Request{Op: Remove, Name: name})
-	testenv.Check(t, f.clean(t.Context()))
+	testenv.Check(t, f.removeRenamed(t.Context()))
 	testenv.Eventually(t, 2*time.Minute, "nothing is left of the quota of a volume that was removed", func() error { // XFS counts what is gone a moment longer
 		var q diskQuota
 		err := quotactl(dir, getQuota, project, unsafe.Pointer(&q))
@@ -171,7 +171,7 @@ func testStolen(t *testing.T, folder string) {
 	testenv.NoError(t, errors.Join(err, err2, ioctl(mine, fsSetXattr, &a)))
 	testenv.False(t, do(t, f, Request{Op: Grow, Name: thief, Bytes: 64 << 20}).Quota, "another volume's limit was raised")
 	do(t, f, Request{Op: Remove, Name: thief})
-	testenv.Check(t, f.clean(t.Context()))
+	testenv.Check(t, f.removeRenamed(t.Context()))
 	if n, err := fill(t, filepath.Join(folder, victim), "8M"); err == nil || n > 4<<20 {
 		t.Errorf("the other volume, of 4 MiB, took %d bytes, %v", n, err)
 	}
@@ -204,7 +204,7 @@ func testFolderOfProject(t *testing.T, folder string) {
 	}
 	testenv.False(t, do(t, f, Request{Op: Grow, Name: volume, Bytes: 8 << 20}).Quota, "and it grows")
 	do(t, f, Request{Op: Remove, Name: volume})
-	testenv.Check(t, f.clean(t.Context()))
+	testenv.Check(t, f.removeRenamed(t.Context()))
 }
 
 func testNotEnforced(t *testing.T, folder string) {

@@ -83,7 +83,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 		return err
 	}
 	child := os.NewFile(uintptr(fd), name)
-	err = r.empty(child, depth)
+	err = r.removeEntries(child, depth)
 	if closeErr := child.Close(); err == nil {
 		err = closeErr
 	}
@@ -99,9 +99,9 @@ func (r *remover) remove(dir int, name string, depth int) error {
 // mostStuck is how many entries of one directory that cannot be removed are skipped.
 const mostStuck = 100
 
-// empty removes a directory's entries. One that cannot be removed does not prevent the others: their removal frees
-// space on the disk.
-func (r *remover) empty(dir *os.File, depth int) error {
+// removeEntries removes a directory's entries. One that cannot be removed does not prevent the others: their removal
+// frees space on the disk.
+func (r *remover) removeEntries(dir *os.File, depth int) error {
 	stuck := map[string]bool{}
 	var first error
 	for {

@@ -137,10 +137,10 @@ func TestRemoveKeepsMountedContent(t *testing.T) {
 		refuses(t, f, Request{Op: Remove, Name: volume}, "mounted at "+at)
 		// Mounted a moment later, when the volume was set aside already.
 		testenv.Check(t, os.Rename(a.Path, filepath.Join(folder, asideName(volume, 0))))
-		testenv.ErrorIs(t, f.clean(t.Context()), errMounted, "cleaning")
+		testenv.ErrorIs(t, f.removeRenamed(t.Context()), errMounted, "cleaning")
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(outside, "file")))(t)), "x", "what was mounted has")
 		testenv.Check(t, unix.Unmount(filepath.Join(folder, asideName(volume, 0), "sub", "mount"), 0))
-		testenv.Check(t, f.clean(t.Context()))
+		testenv.Check(t, f.removeRenamed(t.Context()))
 		if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
 		}
@@ -173,7 +173,7 @@ func TestUndeletableFileBlocksNoOtherRemoval(t *testing.T) {
 				write(t, filepath.Join(set, in, strconv.Itoa(i)), "")
 			}
 		}
-		testenv.ErrorIs(t, f.clean(t.Context()), errMounted, "cleaning")
+		testenv.ErrorIs(t, f.removeRenamed(t.Context()), errMounted, "cleaning")
 		left := 0
 		err := filepath.WalkDir(set, func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.Name() == "stuck" {
@@ -218,7 +218,7 @@ func TestFullOrReadOnlyDiskIsNamed(t *testing.T) {
 		}
 		// A full disk is where removing matters most.
 		testenv.Check(t, testenv.Err(f.Do(Request{Op: Remove, Name: volume})))
-		testenv.Check(t, f.clean(t.Context()))
+		testenv.Check(t, f.removeRenamed(t.Context()))
 		left, err := os.ReadDir(folder)
 		if err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() != second }) {
 			t.Errorf("left: %v, %v", left, err)

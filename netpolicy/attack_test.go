@@ -102,12 +102,12 @@ func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 					d = egress
 				}
 				for _, ip := range b.IPs {
-					if got := r.Ruleset.Pods[d][ip]; (got == closed) != (b.Namespace == "mallory") || got == "" {
+					if got := r.Ruleset.Pods[d][ip]; (got == closedChain) != (b.Namespace == "mallory") || got == "" {
 						t.Errorf("%s has the chain %q", b.Namespace, got)
 					}
 				}
 			}
-			if _, ok := r.Ruleset.Chains[closed]; !ok || len(r.Ruleset.Chains) != 2 {
+			if _, ok := r.Ruleset.Chains[closedChain]; !ok || len(r.Ruleset.Chains) != 2 {
 				t.Errorf("the chains are %v", slices.Collect(maps.Keys(r.Ruleset.Chains)))
 			}
 		})
@@ -239,7 +239,7 @@ func TestUnknownPodsAreClosed(t *testing.T) {
 	} {
 		w.Sandboxes = []Sandbox{c.b}
 		r := Desired(w.State, DefaultLimits())
-		testenv.False(t, r.Unknown["s"] != c.unknown || (r.Ruleset.Pods[egress][ip] == closed) != c.unknown, "%s: %v", c.name, r)
+		testenv.False(t, r.Unknown["s"] != c.unknown || (r.Ruleset.Pods[egress][ip] == closedChain) != c.unknown, "%s: %v", c.name, r)
 	}
 	// Its mirror in the API has another UID than a static pod; one whose record is of an earlier version has none.
 	mirror := w.pod("x", "static", "n1", 6, nil)

@@ -30,7 +30,7 @@ func DefaultLimits() Limits {
 	return Limits{RulesOfPod: 5_000, Rules: 20_000, Elements: 50_000, Work: 5_000_000, Node: 100_000}
 }
 
-func (p *namespaceRules) exceed(format string, args ...any) {
+func (p *namespaceRules) setExceeded(format string, args ...any) {
 	if p.exceeded == "" {
 		p.exceeded = fmt.Sprintf(format, args...)
 	}
@@ -38,7 +38,7 @@ func (p *namespaceRules) exceed(format string, args ...any) {
 
 func (p *namespaceRules) charge(account *int, n, limit int, what string) {
 	if *account += n; *account > limit {
-		p.exceed("more than %d %s", limit, what)
+		p.setExceeded("more than %d %s", limit, what)
 	}
 }
 
@@ -64,9 +64,10 @@ func (p *namespaceRules) addedElements(to *Ruleset) (n int) {
 	return n
 }
 
-// admit adds the rules of the namespaces to r, the smallest namespace first. Once the sum exceeds the node's limit, it
-// closes the restricted pods of that namespace and of all larger ones. r.OverBudget gets the reason for each namespace.
-func admit(namespaces []*namespaceRules, limits Limits, r Result) {
+// addNamespaces adds the rules of the namespaces to r, the smallest namespace first. Once the sum exceeds the node's
+// limit, it closes the restricted pods of that namespace and of all larger ones. r.OverBudget gets the reason for each
+// namespace.
+func addNamespaces(namespaces []*namespaceRules, limits Limits, r Result) {
 	slices.SortFunc(namespaces, func(a, b *namespaceRules) int {
 		return cmp.Or(cmp.Compare(ruleWeight*a.rules+a.elements, ruleWeight*b.rules+b.elements), cmp.Compare(a.namespace, b.namespace))
 	})
@@ -74,7 +75,7 @@ func admit(namespaces []*namespaceRules, limits Limits, r Result) {
 	for _, p := range namespaces {
 		if p.exceeded == "" {
 			if total += p.addedElements(r.Ruleset); total > limits.Node {
-				p.exceed("with those of all namespaces more than %d rules and elements", limits.Node)
+				p.setExceeded("with those of all namespaces more than %d rules and elements", limits.Node)
 				p.close()
 			}
 		}

@@ -55,13 +55,13 @@ func Desired(s State, limits Limits) Result {
 			blocks: map[*networkingv1.IPBlock][]span{},
 		}
 		p.compute(local[namespace])
-		if refused, ok := s.Refused[namespace]; ok && p.exceeded == "" && refused.Hash == hash(string(p.tableAlone())) {
-			p.exceed("the kernel refuses them: %s", refused.Why)
+		if refused, ok := s.Refused[namespace]; ok && p.exceeded == "" && refused.Hash == hashName(string(p.tableAlone())) {
+			p.setExceeded("the kernel refuses them: %s", refused.Why)
 			p.close()
 		}
 		namespaces = append(namespaces, p)
 	}
-	admit(namespaces, limits, r)
+	addNamespaces(namespaces, limits, r)
 	r.namespaces = namespaces
 	return r
 }
@@ -98,8 +98,8 @@ func (p *namespaceRules) compute(sandboxes []Sandbox) {
 		pod := p.c.podOf(b)
 		if pod == nil {
 			p.unknown[b.ID] = true
-			p.restrict(b, ingress, closed)
-			p.restrict(b, egress, closed)
+			p.restrict(b, ingress, closedChain)
+			p.restrict(b, egress, closedChain)
 			continue
 		}
 		for _, d := range []direction{ingress, egress} {
@@ -125,7 +125,7 @@ func (p *namespaceRules) close() {
 	p.ruleset = newRuleset()
 	for d := range was.Pods {
 		for ip := range was.Pods[d] {
-			p.ruleset.Pods[d][ip] = closed
+			p.ruleset.Pods[d][ip] = closedChain
 		}
 	}
 }
@@ -135,12 +135,12 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 	restricted := false
 	var rules []Rule
 	for _, policy := range p.c.policies[p.namespace] {
-		if !applies(policy, d) || !p.selectorOf(policy).Matches(labels.Set(pod.Labels)) {
+		if !appliesTo(policy, d) || !p.selectorOf(policy).Matches(labels.Set(pod.Labels)) {
 			continue
 		}
 		restricted = true
 		if p.exceeded != "" {
-			return closed, true
+			return closedChain, true
 		}
 		if rules = append(rules, p.policyRules(policy, d, pod)...); len(rules) > 2*p.limits.RulesOfPod {
 			if rules = sortRules(rules); len(rules) > p.limits.RulesOfPod {
@@ -156,13 +156,13 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 		return "", false // everything is allowed, which is no restriction
 	}
 	if len(rules) > p.limits.RulesOfPod {
-		p.exceed("more than %d rules for one pod", p.limits.RulesOfPod)
+		p.setExceeded("more than %d rules for one pod", p.limits.RulesOfPod)
 	}
 	words := []string{d.String()}
 	for _, r := range rules {
 		words = append(words, r.key())
 	}
-	name := d.String() + "-" + hash(words...)
+	name := d.String() + "-" + hashName(words...)
 	if _, ok := p.ruleset.Chains[name]; !ok {
 		p.ruleset.Chains[name] = Chain{d, rules}
 		p.charge(&p.rules, len(rules)+1, p.limits.Rules, "rules")
@@ -183,7 +183,7 @@ func (p *namespaceRules) selectorOf(policy *networkingv1.NetworkPolicy) labels.S
 		p.spendWork(cost)
 		return out
 	}
-	if !p.spendWork(cost * reading) {
+	if !p.spendWork(cost * parseCost) {
 		return labels.Everything() // each pod that it may select is closed
 	}
 	out := selector(&policy.Spec.PodSelector)
@@ -196,7 +196,7 @@ func (p *namespaceRules) selectionOf(peer *networkingv1.NetworkPolicyPeer) selec
 	if out, ok := p.selections[peer]; ok {
 		return out
 	}
-	if !p.spendWork((1 + costOf(peer.NamespaceSelector) + costOf(peer.PodSelector)) * reading) {
+	if !p.spendWork((1 + costOf(peer.NamespaceSelector) + costOf(peer.PodSelector)) * parseCost) {
 		return selected{selection{namespace: p.namespace, pods: labels.Nothing(), cost: 1}, "over the budget"}
 	}
 	s := selectionOf(p.namespace, *peer)
@@ -210,7 +210,7 @@ func (p *namespaceRules) spansOf(b *networkingv1.IPBlock) []span {
 	if out, ok := p.blocks[b]; ok {
 		return out
 	}
-	if !p.spendWork((1 + len(b.Except)) * reading) {
+	if !p.spendWork((1 + len(b.Except)) * parseCost) {
 		return nil
 	}
 	out := spansOf(b)
@@ -218,9 +218,9 @@ func (p *namespaceRules) spansOf(b *networkingv1.IPBlock) []span {
 	return out
 }
 
-// applies reports whether a policy restricts the direction. The API sets policyTypes. Without it the meaning is the
+// appliesTo reports whether a policy restricts the direction. The API sets policyTypes. Without it the meaning is the
 // same.
-func applies(policy *networkingv1.NetworkPolicy, d direction) bool {
+func appliesTo(policy *networkingv1.NetworkPolicy, d direction) bool {
 	types := policy.Spec.PolicyTypes
 	if len(types) == 0 {
 		return d == ingress || len(policy.Spec.Egress) > 0
@@ -239,10 +239,10 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 				return nil
 			}
 			// Named ports are looked up in the pod itself.
-			g := groups(r.Ports, func(proto, name string) []string { return portNumbers(pod, proto, name) })
-			out = append(out, p.cached(policy, d, i, g, func() []Rule {
+			g := groupPorts(r.Ports, func(proto, name string) []string { return portNumbers(pod, proto, name) })
+			out = append(out, p.cachedRules(policy, d, i, g, func() []Rule {
 				none := len(r.Ports) > 0 && len(g) == 0
-				return p.cross(append(p.peersOf(r.From, none), p.proxyEnds(r.From, none)...), g, len(r.Ports) == 0)
+				return p.combinePorts(append(p.peersOf(r.From, none), p.proxyEnds(r.From, none)...), g, len(r.Ports) == 0)
 			})...)
 		}
 		return out
@@ -251,14 +251,14 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 		if !p.spendWork(1) {
 			return nil
 		}
-		out = append(out, p.cached(policy, d, i, nil, func() []Rule { return p.egressRule(r) })...)
+		out = append(out, p.cachedRules(policy, d, i, nil, func() []Rule { return p.egressRule(r) })...)
 	}
 	return out
 }
 
-// cached calls f for the rules that one rule of a policy gives for the ports g, and caches the result: all pods of
+// cachedRules calls f for the rules that one rule of a policy gives for the ports g, and caches the result: all pods of
 // a Deployment have the same rules.
-func (p *namespaceRules) cached(
+func (p *namespaceRules) cachedRules(
 	policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan,
 	f func() []Rule,
 ) []Rule {
@@ -277,15 +277,15 @@ func (p *namespaceRules) cached(
 func (p *namespaceRules) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
 	// Named ports are looked up in the peers: each number needs a set of the pods that have it.
 	p.spendWork(len(r.Ports))
-	g := groups(r.Ports, func(string, string) []string { return nil })
-	out := p.cross(p.peersOf(r.To, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
+	g := groupPorts(r.Ports, func(string, string) []string { return nil })
+	out := p.combinePorts(p.peersOf(r.To, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
 	for _, port := range r.Ports {
 		if port.Port != nil && port.Port.Type == intstr.String {
 			out = append(out, p.namedEgress(r.To, protocol(port.Protocol), port.Port.StrVal)...)
 		}
 	}
 	if p.toDNS(r.To) {
-		for _, proto := range p.dns.admits(r.Ports) {
+		for _, proto := range p.dns.protocolsOf(r.Ports) {
 			out = append(out, p.dnsRules(proto)...)
 		}
 	}
@@ -382,8 +382,8 @@ func (p *namespaceRules) namedPorts(key string, refs []ref, proto, name string) 
 	return out
 }
 
-// groups returns the ports of a rule by protocol. nil for a protocol means all of its ports.
-func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name string) []string) map[string][]portSpan {
+// groupPorts returns the ports of a rule by protocol. nil for a protocol means all of its ports.
+func groupPorts(all []networkingv1.NetworkPolicyPort, resolve func(proto, name string) []string) map[string][]portSpan {
 	out := map[string][]portSpan{}
 	whole := map[string]bool{}
 	for _, port := range all {
@@ -398,7 +398,7 @@ func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name strin
 				out[proto] = append(out[proto], portSpan{uint16(n), uint16(n)})
 			}
 		default:
-			if s, ok := numbers(port); ok {
+			if s, ok := numericPorts(port); ok {
 				out[proto] = append(out[proto], s)
 			}
 		}
@@ -441,8 +441,8 @@ func (p *namespaceRules) peersOf(peers []networkingv1.NetworkPolicyPeer, none bo
 	return append(out, p.blockSets(union(blocks))...)
 }
 
-// cross combines each end with each group of ports.
-func (p *namespaceRules) cross(ends []peerSet, groups map[string][]portSpan, any bool) []Rule {
+// combinePorts combines each end with each group of ports.
+func (p *namespaceRules) combinePorts(ends []peerSet, groups map[string][]portSpan, any bool) []Rule {
 	var out []Rule
 	for _, e := range ends {
 		if any {
@@ -477,7 +477,7 @@ func (p *namespaceRules) podSets(key string, refs []ref) []peerSet {
 		if f == 6 {
 			kind = addresses6
 		}
-		name := p.insert("p"+strconv.Itoa(f)+"-"+hash(key), kind, func() map[string]bool {
+		name := p.insert("p"+strconv.Itoa(f)+"-"+hashName(key), kind, func() map[string]bool {
 			elems := map[string]bool{}
 			for _, r := range refs {
 				for _, ip := range r.ips {
@@ -508,7 +508,7 @@ func (p *namespaceRules) blockSets(spans []span) []peerSet {
 		}
 		if len(elems) > 0 {
 			words := strings.Join(slices.Sorted(maps.Keys(elems)), ",")
-			out = append(out, peerSet{f, p.insert("b"+strconv.Itoa(f)+"-"+hash(words), kind, func() map[string]bool { return elems })})
+			out = append(out, peerSet{f, p.insert("b"+strconv.Itoa(f)+"-"+hashName(words), kind, func() map[string]bool { return elems })})
 		}
 	}
 	return out
@@ -530,7 +530,7 @@ func (p *namespaceRules) portSet(spans []portSpan) string {
 		}
 		elems[text] = true
 	}
-	return "@" + p.insert("q-"+hash(strings.Join(slices.Sorted(maps.Keys(elems)), ",")), ports, func() map[string]bool { return elems })
+	return "@" + p.insert("q-"+hashName(strings.Join(slices.Sorted(maps.Keys(elems)), ",")), ports, func() map[string]bool { return elems })
 }
 
 // insert adds a set with that name, unless it exists.

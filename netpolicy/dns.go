@@ -32,8 +32,8 @@ var (
 	dnsNames  = map[string]string{"udp": "dns", "tcp": "dns-tcp"}
 )
 
-// admits returns the protocols of the DNS (tcp, udp) that a rule with these ports admits.
-func (d DNS) admits(all []networkingv1.NetworkPolicyPort) []string {
+// protocolsOf returns the protocols of the DNS (tcp, udp) that a rule with these ports admits.
+func (d DNS) protocolsOf(all []networkingv1.NetworkPolicyPort) []string {
 	if len(all) == 0 {
 		return []string{"tcp", "udp"}
 	}
@@ -48,7 +48,7 @@ func (d DNS) admits(all []networkingv1.NetworkPolicyPort) []string {
 		if p.Port != nil && p.Port.Type == intstr.String {
 			ok = p.Port.StrVal == name
 		} else if p.Port != nil {
-			s, valid := numbers(p)
+			s, valid := numericPorts(p)
 			ok = valid && s.first <= dnsPort && dnsPort <= s.last
 		}
 		if ok {
@@ -71,12 +71,12 @@ func (d DNS) elements(v4 bool) map[string]bool {
 	out := map[string]bool{}
 	for _, a := range d.Servers {
 		if a.Addr().Is4() == v4 {
-			out[pair(a)] = true
+			out[portElement(a)] = true
 		}
 	}
 	for _, a := range d.Service {
 		if a.Is4() == v4 {
-			out[pair(netip.AddrPortFrom(a, dnsPort))] = true
+			out[portElement(netip.AddrPortFrom(a, dnsPort))] = true
 		}
 	}
 	return out

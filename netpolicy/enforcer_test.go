@@ -47,7 +47,7 @@ func startWith(t *testing.T, api *fake.Clientset, guard time.Duration, keep stri
 	informers := testenv.Must(netinformers.New(netinformers.Options{Client: api, NodeName: "n1", AllNodes: true, Policies: true}))(t)
 	board := status.NewBoard(time.Now)
 	e := testenv.Must(New(Options{Informers: informers, Part: board.Part("network policies"), StateFile: keep}))(t)
-	e.guard, e.wait = guard, patience
+	e.guard, e.admitWait = guard, patience
 	e.Restore(sandboxes)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2) // both ends are read
@@ -166,11 +166,11 @@ func TestAdmitTimesOutForUnknownPod(t *testing.T) {
 	w.namespace("x", nil)
 	w.policy(t, "x", "deny", `{podSelector: {}}`)
 	e := start(t, w.api())
-	e.wait = 50 * time.Millisecond // whenever that is: nothing comes
+	e.admitWait = 50 * time.Millisecond // whenever that is: nothing comes
 	err := e.Admit(t.Context(), Sandbox{ID: "a", Namespace: "x", Name: "unheard-of", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.9")}})
 	testenv.WantError(t, err, "try again later")
 	// A namespace without policies has nothing to wait for.
-	e.wait = patience
+	e.admitWait = patience
 	testenv.Check(t,
 		e.Admit(t.Context(), Sandbox{ID: "b", Namespace: "y", Name: "free", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.10")}}))
 	ctx, cancel := context.WithCancel(t.Context())

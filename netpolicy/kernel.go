@@ -29,13 +29,13 @@ func (t *table) apply(ctx context.Context, to *Ruleset) error {
 	if err := t.write(ctx, to); err != nil {
 		return err
 	}
-	t.absent.Store(to.empty())
+	t.absent.Store(to.isEmpty())
 	return nil
 }
 
 func (t *table) write(ctx context.Context, to *Ruleset) error {
 	if t.applied != nil {
-		text := difference(t.applied, to)
+		text := changeCommands(t.applied, to)
 		if len(text) == 0 {
 			t.applied = to
 			return nil
@@ -47,7 +47,7 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 		// Another program has changed the table: write all of it.
 	}
 	t.applied = nil
-	if to.empty() {
+	if to.isEmpty() {
 		// A host without any policy need not even have a kernel that supports such tables.
 		if ok, err := nft.Exists(kernelTable); err != nil || !ok {
 			t.applied = to
@@ -64,8 +64,8 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 // run makes the embedded nft, the first on the PATH, execute all of the commands or none.
 func run(ctx context.Context, text []byte) error { return runNFT(ctx, text, "-f", "-") }
 
-// check returns an error if nft or the kernel would reject the commands.
-func check(ctx context.Context, text []byte) error { return runNFT(ctx, text, "-c", "-f", "-") }
+// checkNFT returns an error if nft or the kernel would reject the commands.
+func checkNFT(ctx context.Context, text []byte) error { return runNFT(ctx, text, "-c", "-f", "-") }
 
 func runNFT(ctx context.Context, text []byte, args ...string) error {
 	cmd := exec.CommandContext(ctx, "nft", args...)
@@ -84,7 +84,7 @@ func runNFT(ctx context.Context, text []byte, args ...string) error {
 // changed any table of this host. Otherwise it counts chains' rules and sets' elements. It returns true if the kernel
 // cannot be asked.
 func (t *table) intact() bool {
-	if t.applied == nil || t.applied.empty() {
+	if t.applied == nil || t.applied.isEmpty() {
 		return true
 	}
 	generation, err := nft.Generation()
@@ -95,7 +95,7 @@ func (t *table) intact() bool {
 	if err != nil {
 		return true
 	}
-	if !t.applied.counts(have) {
+	if !t.applied.hasCounts(have) {
 		t.applied = nil
 		return false
 	}
@@ -103,11 +103,11 @@ func (t *table) intact() bool {
 	return true
 }
 
-// counts reports whether a table has as many of everything as the ruleset. Elements of intervals are not counted: the
-// kernel has one or two for each.
-func (r *Ruleset) counts(have nft.Counts) bool {
+// hasCounts reports whether a table has as many of everything as the ruleset. Elements of intervals are not counted:
+// the kernel has one or two for each.
+func (r *Ruleset) hasCounts(have nft.Counts) bool {
 	chains := map[string]int{}
-	for _, f := range frame {
+	for _, f := range baseChains {
 		chains[f.chain] = len(f.rules)
 	}
 	for name, c := range r.Chains {

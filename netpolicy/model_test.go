@@ -85,7 +85,7 @@ func (r *Ruleset) chainAllows(name string, other netip.Addr, c connection) bool 
 			return false
 		}
 		if rule.DNS {
-			return set.Elems[pair(netip.AddrPortFrom(other, uint16(c.port)))]
+			return set.Elems[portElement(netip.AddrPortFrom(other, uint16(c.port)))]
 		}
 		return setHas(set, other)
 	})

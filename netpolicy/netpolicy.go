@@ -66,23 +66,23 @@ const (
 
 // Enforcer keeps the table. Make one with New.
 type Enforcer struct {
-	o     Options
-	log   klog.Logger
-	watch *watch
-	table table
-	guard time.Duration // guardPeriod, except in tests
-	wait  time.Duration // admitTimeout, except in tests
+	o         Options
+	log       klog.Logger
+	watch     *watch
+	table     table
+	guard     time.Duration // guardPeriod, except in tests
+	admitWait time.Duration // admitTimeout, except in tests
 	// Each has one pending wake-up for any number of changes. deletions receives the kernel's events of the table's
 	// deletion.
-	wake, urgent, deletions timers.Signal
+	wake, urgentWake, deletions timers.Signal
 
-	mu           sync.Mutex
-	sandboxes    map[string]Sandbox
-	waiters      map[string]*waiter
-	written      bool                 // the table was written in this run; only Run's loop uses it
-	refused      map[string]refusedAt // by namespace; only Run's loop uses it
-	writeErr     error                // of the last attempt to write the table
-	loggedBudget string               // the last logged message about budgets
+	mu                sync.Mutex
+	sandboxes         map[string]Sandbox
+	waiters           map[string]*waiter
+	written           bool                 // the table was written in this run; only Run's loop uses it
+	refusedNamespaces map[string]refusedAt // by namespace; only Run's loop uses it
+	writeErr          error                // of the last attempt to write the table
+	loggedBudget      string               // the last logged message about budgets
 }
 
 // waiter is the start of a pod, which waits until the pod's rules are in effect.
@@ -103,9 +103,9 @@ func New(o Options) (*Enforcer, error) {
 		o.Logger = klog.Background()
 	}
 	e := &Enforcer{
-		o: o, log: o.Logger.WithName("netpolicy"), guard: guardPeriod, wait: admitTimeout,
-		wake: timers.NewSignal(), urgent: timers.NewSignal(), deletions: timers.NewSignal(),
-		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{}, refused: map[string]refusedAt{},
+		o: o, log: o.Logger.WithName("netpolicy"), guard: guardPeriod, admitWait: admitTimeout,
+		wake: timers.NewSignal(), urgentWake: timers.NewSignal(), deletions: timers.NewSignal(),
+		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{}, refusedNamespaces: map[string]refusedAt{},
 	}
 	var err error
 	if e.watch, err = follow(o.Informers, e.wake.Send); err != nil {
@@ -129,7 +129,7 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	w := &waiter{done: make(chan struct{})}
 	e.mu.Lock()
 	e.sandboxes[b.ID] = b
-	if e.watch.hasNoPolicies() && e.idle() {
+	if e.watch.hasNoPolicies() && e.hasNoTable() {
 		e.mu.Unlock()
 		return nil // no pod is restricted
 	}
@@ -140,8 +140,8 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 		defer e.mu.Unlock()
 		delete(e.waiters, b.ID)
 	}()
-	e.urgent.Send()
-	timeout := time.NewTimer(e.wait)
+	e.urgentWake.Send()
+	timeout := time.NewTimer(e.admitWait)
 	defer timeout.Stop()
 	select {
 	case <-w.done:
@@ -181,8 +181,8 @@ func (e *Enforcer) Release(id string) {
 	}
 }
 
-// idle reports whether the table is known not to exist. The caller holds mu.
-func (e *Enforcer) idle() bool { return e.table.absent.Load() }
+// hasNoTable reports whether the table is known not to exist. The caller holds mu.
+func (e *Enforcer) hasNoTable() bool { return e.table.absent.Load() }
 
 // Run keeps the table up to date until ctx is done. The table stays. Run may be called again when the first call has
 // returned.
@@ -212,7 +212,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-e.wake:
-		case <-e.urgent:
+		case <-e.urgentWake:
 		case <-retry.C:
 		case <-e.deletions:
 			if e.table.intact() {
@@ -232,15 +232,15 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		switch {
 		case pause == retryPause:
 			retry.Reset(retryPause)
-		case len(e.refused) > 0:
+		case len(e.refusedNamespaces) > 0:
 			retry.Reset(refusedFor)
 		}
 		rest := time.NewTimer(min(pause, maxPause))
 		select {
 		case <-ctx.Done():
 		case <-rest.C:
-		case <-e.urgent:
-			e.urgent.Send() // for the select above
+		case <-e.urgentWake:
+			e.urgentWake.Send() // for the select above
 		case <-e.deletions:
 			e.deletions.Send()
 		}
@@ -258,7 +258,7 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	s.Refused = e.refusals()
 	r := Desired(s, e.o.Limits)
 	err = e.table.apply(ctx, r.Ruleset)
-	if err != nil && ctx.Err() == nil && e.rejectedAmong(ctx, r, check) {
+	if err != nil && ctx.Err() == nil && e.rejectedAmong(ctx, r, checkNFT) {
 		s.Refused = e.refusals()
 		r = Desired(s, e.o.Limits)
 		err = e.table.apply(ctx, r.Ruleset)

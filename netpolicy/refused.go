@@ -35,8 +35,8 @@ func (p *namespaceRules) tableAlone() []byte {
 func (r *Ruleset) closeThoseWithout() {
 	for d := range r.Pods {
 		for _, chain := range r.Pods[d] {
-			if chain == closed {
-				r.Chains[closed] = Chain{}
+			if chain == closedChain {
+				r.Chains[closedChain] = Chain{}
 			}
 		}
 	}
@@ -47,7 +47,7 @@ func frameOnly(of *Ruleset) []byte {
 	r := newRuleset()
 	for d := range of.Pods {
 		for ip := range of.Pods[d] {
-			r.Pods[d][ip] = closed
+			r.Pods[d][ip] = closedChain
 		}
 	}
 	r.closeThoseWithout()
@@ -67,7 +67,7 @@ func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context
 		}
 		text := p.tableAlone()
 		if err := try(ctx, text); err != nil && ctx.Err() == nil {
-			e.refused[p.namespace] = refusedAt{RejectedNamespace{hash(string(text)), err.Error()}, time.Now()}
+			e.refusedNamespaces[p.namespace] = refusedAt{RejectedNamespace{hashName(string(text)), err.Error()}, time.Now()}
 			found = true
 		}
 	}
@@ -83,9 +83,9 @@ type refusedAt struct {
 // refusals returns the rejections that are not older than refusedFor, by namespace, and deletes the others.
 func (e *Enforcer) refusals() map[string]RejectedNamespace {
 	out := map[string]RejectedNamespace{}
-	for namespace, r := range e.refused {
+	for namespace, r := range e.refusedNamespaces {
 		if time.Since(r.refusedTime) > refusedFor {
-			delete(e.refused, namespace)
+			delete(e.refusedNamespaces, namespace)
 			continue
 		}
 		out[namespace] = r.RejectedNamespace

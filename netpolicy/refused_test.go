@@ -25,14 +25,14 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	w.policy(t, "x", "bad", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0/24}}]}]}`)
 	w.policy(t, "y", "good", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 198.51.100.0/24}}]}]}`)
 	r := Desired(w.State, DefaultLimits())
-	e := &Enforcer{refused: map[string]refusedAt{}}
+	e := &Enforcer{refusedNamespaces: map[string]refusedAt{}}
 	bad := func(_ context.Context, text []byte) error {
 		if bytes.Contains(text, []byte("192.0.2.")) {
 			return errors.New("no such thing")
 		}
 		return nil
 	}
-	testenv.Require(t, e.rejectedAmong(t.Context(), r, bad) && len(e.refused) == 1, "refused are %v", e.refused)
+	testenv.Require(t, e.rejectedAmong(t.Context(), r, bad) && len(e.refusedNamespaces) == 1, "refused are %v", e.refusedNamespaces)
 	w.Refused = e.refusals()
 	r = Desired(w.State, DefaultLimits())
 	if why := r.OverBudget["x"]; !strings.Contains(why, "no such thing") || len(r.OverBudget) != 1 {
@@ -41,7 +41,7 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	testenv.True(t, bad(t.Context(), renderReplacement(r.Ruleset)) == nil, "what is refused is in the table still")
 	for _, b := range w.Sandboxes {
 		for _, ip := range b.IPs {
-			testenv.Equal(t, (r.Ruleset.Pods[ingress][ip] == closed), (b.Namespace == "x"), "a pod of %s has the chain", b.Namespace)
+			testenv.Equal(t, (r.Ruleset.Pods[ingress][ip] == closedChain), (b.Namespace == "x"), "a pod of %s has the chain", b.Namespace)
 		}
 	}
 	w.Policies = w.Policies[1:]
@@ -49,8 +49,8 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	if r := Desired(w.State, DefaultLimits()); len(r.OverBudget) != 0 {
 		t.Errorf("with other policies it is closed: %v", r.OverBudget)
 	}
-	if e := (&Enforcer{refused: map[string]refusedAt{}}); e.rejectedAmong(t.Context(), r, func(context.Context, []byte) error { return errors.New("no memory") }) {
-		t.Errorf("what no namespace caused is laid to %v", e.refused)
+	if e := (&Enforcer{refusedNamespaces: map[string]refusedAt{}}); e.rejectedAmong(t.Context(), r, func(context.Context, []byte) error { return errors.New("no memory") }) {
+		t.Errorf("what no namespace caused is laid to %v", e.refusedNamespaces)
 	}
 }
 

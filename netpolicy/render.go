@@ -38,10 +38,10 @@ const (
 // only.
 const noAddress = "192.0.0.8"
 
-// midway matches a TCP packet that belongs to no connection that conntrack knows, and that opens none.
-const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
+// midConnection matches a TCP packet that belongs to no connection that conntrack knows, and that opens none.
+const midConnection = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 
-// frame are the chains that all packets pass. They do not depend on any policy.
+// baseChains are the chains that all packets pass. They do not depend on any policy.
 //
 // The hooks follow the translation of Services. forward handles routed packets. input handles packets to the node,
 // after IPVS there, which takes packets to a Service. output handles packets that IPVS sends on. Connections that the
@@ -61,7 +61,7 @@ const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 // a connection and routers may send them. A restricted pod that is neither end may not: it could otherwise reach an end
 // to which it may not connect. Packets that conntrack cannot assign to a connection are filtered by their own
 // addresses: they match no rule with more than a protocol.
-var frame = []struct {
+var baseChains = []struct {
 	chain, hook string
 	rules       []string
 }{
@@ -87,7 +87,7 @@ var frame = []struct {
 	{chainJudge, "", []string{
 		"meta l4proto { icmp, ipv6-icmp } ct state related jump " + chainError,
 		"ct state invalid,untracked goto " + chainStray,
-		midway + " jump " + chainMidway,
+		midConnection + " jump " + chainMidway,
 		"ct original ip saddr vmap @out4", "ct reply ip saddr vmap @in4",
 		"ct original ip6 saddr vmap @out6", "ct reply ip6 saddr vmap @in6",
 	}},
@@ -101,7 +101,7 @@ var frame = []struct {
 	{chainNode, "", []string{"ip daddr @outs4 goto " + chainRefuse, "ip6 daddr @outs6 goto " + chainRefuse, "return"}},
 	{chainOutput, "type filter hook output priority filter; policy accept;", []string{
 		"meta skuid " + strconv.Itoa(clusterconfig.IngressUser) + " ct direction original goto " + chainJudge,
-		"fib saddr type local " + midway + " jump " + chainNode,
+		"fib saddr type local " + midConnection + " jump " + chainNode,
 		"fib saddr type local return", "ip saddr " + noAddress + " return", "tcp flags & rst == rst ct state related return",
 		"jump " + chainJudge,
 	}},
@@ -128,14 +128,14 @@ type script struct{ bytes.Buffer }
 
 const tableRef = "inet " + nft.PolicyTable
 
-func (s *script) line(format string, args ...any) { fmt.Fprintf(&s.Buffer, format+"\n", args...) }
+func (s *script) addLine(format string, args ...any) { fmt.Fprintf(&s.Buffer, format+"\n", args...) }
 
 // batch is the number of elements in one command.
 const batch = 1000
 
-func (s *script) elements(verb, set string, elems []string) {
+func (s *script) addElements(verb, set string, elems []string) {
 	for part := range slices.Chunk(elems, batch) {
-		s.line("%s element %s %s { %s }", verb, tableRef, set, strings.Join(part, ", "))
+		s.addLine("%s element %s %s { %s }", verb, tableRef, set, strings.Join(part, ", "))
 	}
 }
 
@@ -143,34 +143,34 @@ func (s *script) elements(verb, set string, elems []string) {
 // one.
 func renderReplacement(r *Ruleset) []byte {
 	var s script
-	s.line("add table %s", tableRef)
-	s.line("delete table %s", tableRef)
-	if !r.empty() {
+	s.addLine("add table %s", tableRef)
+	s.addLine("delete table %s", tableRef)
+	if !r.isEmpty() {
 		s.table("add", r)
 	}
 	return s.Bytes()
 }
 
-// fresh returns the commands that make the table. They fail if there is one. They delete nothing, so the kernel does
-// not wait until no processor uses the old table: a pod waits for this.
-func fresh(r *Ruleset) []byte {
+// createCommands returns the commands that make the table. They fail if there is one. They delete nothing, so the
+// kernel does not wait until no processor uses the old table: a pod waits for this.
+func createCommands(r *Ruleset) []byte {
 	var s script
 	s.table("create", r)
 	return s.Bytes()
 }
 
 func (s *script) table(verb string, r *Ruleset) {
-	s.line("%s table %s", verb, tableRef)
+	s.addLine("%s table %s", verb, tableRef)
 	for _, f := range frameSets {
-		s.line("add %s %s %s { %s }", f.kind, tableRef, f.name, f.as)
+		s.addLine("add %s %s %s { %s }", f.kind, tableRef, f.name, f.as)
 	}
-	for _, f := range frame {
-		s.line("add chain %s %s%s", tableRef, f.chain, hookOf(f.hook))
+	for _, f := range baseChains {
+		s.addLine("add chain %s %s%s", tableRef, f.chain, hookOf(f.hook))
 	}
-	s.change(newRuleset(), r)
-	for _, f := range frame { // after the maps that they name
+	s.addChange(newRuleset(), r)
+	for _, f := range baseChains { // after the maps that they name
 		for _, rule := range f.rules {
-			s.line("add rule %s %s %s", tableRef, f.chain, rule)
+			s.addLine("add rule %s %s %s", tableRef, f.chain, rule)
 		}
 	}
 }
@@ -182,39 +182,40 @@ func hookOf(hook string) string {
 	return " { " + hook + " }"
 }
 
-// difference returns the commands that change one ruleset's table to another's. It returns nothing when they are equal.
-func difference(from, to *Ruleset) []byte {
+// changeCommands returns the commands that change one ruleset's table to another's. It returns nothing when they are
+// equal.
+func changeCommands(from, to *Ruleset) []byte {
 	switch {
-	case from.empty() && !to.empty():
-		return fresh(to)
-	case to.empty() && !from.empty():
+	case from.isEmpty() && !to.isEmpty():
+		return createCommands(to)
+	case to.isEmpty() && !from.isEmpty():
 		return renderReplacement(to)
 	}
 	var s script
-	if !to.empty() {
-		s.change(from, to)
+	if !to.isEmpty() {
+		s.addChange(from, to)
 	}
 	return s.Bytes()
 }
 
-// change adds new objects before those that refer to them, and removes old ones after that.
-func (s *script) change(from, to *Ruleset) {
+// addChange adds new objects before those that refer to them, and removes old ones after that.
+func (s *script) addChange(from, to *Ruleset) {
 	for _, name := range slices.Sorted(maps.Keys(to.Sets)) {
 		set := to.Sets[name]
 		was, there := from.Sets[name]
 		if !there {
-			s.line("add set %s %s { %s }", tableRef, name, setTypes[set.Kind])
+			s.addLine("add set %s %s { %s }", tableRef, name, setTypes[set.Kind])
 		}
-		s.elements("delete", name, missingIn(was.Elems, set.Elems))
-		s.elements("add", name, missingIn(set.Elems, was.Elems))
+		s.addElements("delete", name, missingIn(was.Elems, set.Elems))
+		s.addElements("add", name, missingIn(set.Elems, was.Elems))
 	}
 	for _, name := range slices.Sorted(maps.Keys(to.Chains)) {
 		if _, there := from.Chains[name]; there {
 			continue
 		}
-		s.line("add chain %s %s", tableRef, name)
+		s.addLine("add chain %s %s", tableRef, name)
 		for _, rule := range to.Chains[name].text() {
-			s.line("add rule %s %s %s", tableRef, name, rule)
+			s.addLine("add rule %s %s %s", tableRef, name, rule)
 		}
 	}
 	s.pods(mapIn, from.Pods[ingress], to.Pods[ingress])
@@ -222,18 +223,18 @@ func (s *script) change(from, to *Ruleset) {
 	s.loopbackRules(from.addresses(), to.addresses())
 	for _, f := range []int{4, 6} {
 		a, b := outElements(from, f), outElements(to, f)
-		s.elements("delete", fmt.Sprint(setOut, f), missingIn(a, b))
-		s.elements("add", fmt.Sprint(setOut, f), missingIn(b, a))
+		s.addElements("delete", fmt.Sprint(setOut, f), missingIn(a, b))
+		s.addElements("add", fmt.Sprint(setOut, f), missingIn(b, a))
 	}
 	for _, name := range slices.Sorted(maps.Keys(from.Chains)) {
 		if _, stays := to.Chains[name]; !stays {
-			s.line("flush chain %s %s", tableRef, name)
-			s.line("delete chain %s %s", tableRef, name)
+			s.addLine("flush chain %s %s", tableRef, name)
+			s.addLine("delete chain %s %s", tableRef, name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(from.Sets)) {
 		if _, stays := to.Sets[name]; !stays {
-			s.line("delete set %s %s", tableRef, name)
+			s.addLine("delete set %s %s", tableRef, name)
 		}
 	}
 }
@@ -265,8 +266,8 @@ func (s *script) pods(name string, from, to map[netip.Addr]string) {
 	for _, f := range []int{4, 6} {
 		slices.Sort(removed[f])
 		slices.Sort(come[f])
-		s.elements("delete", fmt.Sprint(name, f), removed[f])
-		s.elements("add", fmt.Sprint(name, f), come[f])
+		s.addElements("delete", fmt.Sprint(name, f), removed[f])
+		s.addElements("add", fmt.Sprint(name, f), come[f])
 	}
 }
 
@@ -284,8 +285,8 @@ func (r *Ruleset) addresses() map[netip.Addr]bool {
 func (s *script) loopbackRules(from, to map[netip.Addr]bool) {
 	for _, f := range []int{4, 6} {
 		a, b := selfElements(from, f), selfElements(to, f)
-		s.elements("delete", fmt.Sprint(setSelf, f), missingIn(a, b))
-		s.elements("add", fmt.Sprint(setSelf, f), missingIn(b, a))
+		s.addElements("delete", fmt.Sprint(setSelf, f), missingIn(a, b))
+		s.addElements("add", fmt.Sprint(setSelf, f), missingIn(b, a))
 	}
 }
 

@@ -71,9 +71,9 @@ const (
 	dns6
 )
 
-// closed is the chain of pods for which nothing can be allowed: their policies exceed the budget, or the API has not
-// shown the pod.
-const closed = "closed"
+// closedChain is the chain of pods for which nothing can be allowed: their policies exceed the budget, or the API has
+// not shown the pod.
+const closedChain = "closed"
 
 func newRuleset() *Ruleset {
 	return &Ruleset{
@@ -82,11 +82,11 @@ func newRuleset() *Ruleset {
 	}
 }
 
-// empty reports whether no pod is restricted: then there is no table.
-func (r *Ruleset) empty() bool { return len(r.Pods[ingress])+len(r.Pods[egress]) == 0 }
+// isEmpty reports whether no pod is restricted: then there is no table.
+func (r *Ruleset) isEmpty() bool { return len(r.Pods[ingress])+len(r.Pods[egress]) == 0 }
 
-// hash returns a name for words: 120 bits, so that an attacker cannot find two selections with the same name.
-func hash(words ...string) string {
+// hashName returns a name for words: 120 bits, so that an attacker cannot find two selections with the same name.
+func hashName(words ...string) string {
 	h := sha256.New()
 	for _, w := range words {
 		h.Write([]byte(w))

@@ -22,7 +22,7 @@ func (e *Enforcer) save() error {
 	if e.o.StateFile == "" || e.table.applied == nil { // the table is unknown: the stored one may still be right
 		return nil
 	}
-	if e.table.applied.empty() {
+	if e.table.applied.isEmpty() {
 		return e.removeSaved()
 	}
 	if err := atomicfile.Write(e.o.StateFile, renderReplacement(e.table.applied), 0o600); err != nil {

@@ -46,9 +46,9 @@ func costOf(s *metav1.LabelSelector) int {
 	return cost
 }
 
-// reading is how many times as much as one comparison it costs to parse a selector, since each of its values is
+// parseCost is how many times as much as one comparison it costs to parse a selector, since each of its values is
 // checked.
-const reading = 10
+const parseCost = 10
 
 // selector parses a selector. One that the API should have rejected selects nothing.
 func selector(s *metav1.LabelSelector) labels.Selector {
@@ -148,8 +148,8 @@ func protocolName(p corev1.Protocol) string {
 	return ""
 }
 
-// numbers returns the ports of a policy's numeric port. It returns false when the API should have rejected them.
-func numbers(p networkingv1.NetworkPolicyPort) (portSpan, bool) {
+// numericPorts returns the ports of a policy's numeric port. It returns false when the API should have rejected them.
+func numericPorts(p networkingv1.NetworkPolicyPort) (portSpan, bool) {
 	first := p.Port.IntVal
 	last := first
 	if p.EndPort != nil {
@@ -177,4 +177,6 @@ func portNumbers(p *corev1.Pod, proto, name string) []string {
 	return out
 }
 
-func pair(a netip.AddrPort) string { return a.Addr().String() + " . " + strconv.Itoa(int(a.Port())) }
+func portElement(a netip.AddrPort) string {
+	return a.Addr().String() + " . " + strconv.Itoa(int(a.Port()))
+}

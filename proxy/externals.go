@@ -59,7 +59,7 @@ type externals struct {
 type filtered struct {
 	received *corev1.Service
 	excluded excluded
-	went     *corev1.Service
+	passedOn *corev1.Service
 	loggedAs string
 }
 
@@ -92,7 +92,7 @@ func (x *externals) handleService(old, svc *corev1.Service, notify notifier) {
 	x.requestedPorts.update(key, before.received, svc, touched)
 	if svc == nil {
 		delete(x.filtered, key)
-		notify(before.went, nil)
+		notify(before.passedOn, nil)
 	} else {
 		x.filter(key, svc, notify)
 	}
@@ -149,11 +149,11 @@ func (x *externals) filter(key types.NamespacedName, svc *corev1.Service, notify
 			"problem", now.loggedAs)
 	}
 	same := before.received == svc && before.excluded.equal(now.excluded)
-	if now.went = before.went; !same {
-		now.went = now.excluded.removeFrom(svc)
+	if now.passedOn = before.passedOn; !same {
+		now.passedOn = now.excluded.removeFrom(svc)
 	}
 	if x.filtered[key] = now; !same {
-		notify(before.went, now.went)
+		notify(before.passedOn, now.passedOn)
 	}
 }
 

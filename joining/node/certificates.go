@@ -24,7 +24,7 @@ func (n *Node) authorities() []certend.Certificate {
 // before their end, unless their authority ends as well.
 func (n *Node) Certificates() []certend.Certificate {
 	out := n.authorities()
-	for _, file := range n.pairs() {
+	for _, file := range n.pairFiles() {
 		if certs, _ := certend.Read(filepath.Base(file), file); len(certs) > 0 {
 			out = append(out, certs[0]) // the others are the authority's
 		}

@@ -24,7 +24,7 @@ func (n *Node) GossipKeys() clusterconfig.GossipKeys {
 
 // ReachedAtStart reports whether this machine reached a server when it started, and so has the current keys. It must be
 // called before Run.
-func (n *Node) ReachedAtStart() bool { return !n.stale }
+func (n *Node) ReachedAtStart() bool { return !n.noReply }
 
 // RefreshGossipKeys requests the current gossip keys from the servers, one after the other, with the node's
 // certificate, and stores them.

@@ -99,9 +99,9 @@ type Node struct {
 	// Credentials names the files of the credentials. Settings are the cluster's.
 	Credentials nodecreds.Files
 	Settings    clusterconfig.Settings
-	// stale means that no server has replied in this run. renewed means that a response had other certificates of
-	// authorities than this machine had.
-	stale, renewed bool
+	// noReply means that no server has replied in this run. authoritiesRenewed means that a response had other
+	// certificates of authorities than this machine had.
+	noReply, authoritiesRenewed bool
 
 	mu     sync.Mutex // guards gossip and the state file
 	gossip clusterconfig.GossipKeys
@@ -135,7 +135,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 		return nil, errors.New("--token: this is the token for servers, with which a machine gets the cluster's keys; it was not sent. " +
 			"A node joins with the one for agents: `coracle token print` on a server shows it")
 	}
-	if !n.load() || n.repoint() != nil { // a response provides all that is missing
+	if !n.loadState() || n.updateServer() != nil { // a response provides all that is missing
 		return n, n.joinUntilAccepted(ctx)
 	}
 	err = n.joinWithin(ctx, atStart)
@@ -147,14 +147,14 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 	case errors.As(err, &refusal) && !refusal.Passing() && refusal.Code != protocol.CodeClock:
 		return nil, fmt.Errorf("the cluster at %s no longer accepts this machine as the node %s: %w", o.Server.Host, o.NodeName, err)
 	default:
-		n.stale = true
+		n.noReply = true
 		o.Logger.Warn("the cluster cannot be asked for its settings; the node starts with those it received last", "server", o.Server.Host, "reason", err)
 	}
 	return n, nil
 }
 
-// repoint writes the given address of the API to the credentials: it may have changed.
-func (n *Node) repoint() error {
+// updateServer writes the given address of the API to the credentials: it may have changed.
+func (n *Node) updateServer() error {
 	serverCA, err := os.ReadFile(n.Credentials.ServerCAFile)
 	if err != nil {
 		return err
@@ -296,11 +296,11 @@ func (n *Node) saveResponse(a *protocol.Response, k *keys) error {
 			}
 		}
 		serverCA = certend.Later(have, serverCA) // this server may not have the renewed one yet
-		n.renewed = n.renewed || !bytes.Equal(have, serverCA)
+		n.authoritiesRenewed = n.authoritiesRenewed || !bytes.Equal(have, serverCA)
 	}
 	if have, err := os.ReadFile(f.ClientCAFile); err == nil {
 		clientCA = certend.Later(have, clientCA)
-		n.renewed = n.renewed || !bytes.Equal(have, clientCA)
+		n.authoritiesRenewed = n.authoritiesRenewed || !bytes.Equal(have, clientCA)
 	}
 	if err := f.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA}); err != nil {
 		return err
@@ -337,8 +337,8 @@ func sameCluster(a, b []byte) bool {
 	return errX == nil && errY == nil && x[len(x)-1].Equal(y[len(y)-1])
 }
 
-// load reads what an earlier run has stored, and returns whether the node can start with that.
-func (n *Node) load() bool {
+// loadState reads what an earlier run has stored, and returns whether the node can start with that.
+func (n *Node) loadState() bool {
 	var s state
 	if found, _ := atomicfile.ReadJSON(n.stateFile(), &s); !found {
 		return false
@@ -348,7 +348,7 @@ func (n *Node) load() bool {
 		!slices.Equal(s.External, n.o.External) {
 		return false
 	}
-	for _, path := range n.pairs() {
+	for _, path := range n.pairFiles() {
 		pair, err := tls.LoadX509KeyPair(path, path)
 		if err != nil || n.o.Now().After(pair.Leaf.NotAfter) {
 			return false
@@ -364,13 +364,13 @@ func (n *Node) load() bool {
 // Run renews the certificates until ctx is done.
 func (n *Node) Run(ctx context.Context) error {
 	last, soon := "", firstPause
-	n.renewed = false // the node's parts have not started before
+	n.authoritiesRenewed = false // the node's parts have not started before
 	var failed error
 	for {
 		n.showCertificates(failed)
 		pause := n.untilEnd(timers.Until(dateCheck))
 		switch {
-		case n.stale:
+		case n.noReply:
 			pause = newsCheck
 		case n.renewalDue(): // repeatedly if new certificates do not last: the server's authority expires
 			if pause, soon = soon, min(2*soon, renewPause); n.certificateExpired() {
@@ -382,18 +382,18 @@ func (n *Node) Run(ctx context.Context) error {
 		if !timers.Sleep(ctx, pause) {
 			return nil
 		}
-		if !n.stale && !n.renewalDue() {
+		if !n.noReply && !n.renewalDue() {
 			continue
 		}
 		failed = n.joinOnce(ctx)
 		switch err := failed; {
-		case err == nil && n.renewed && n.o.Restart != nil:
+		case err == nil && n.authoritiesRenewed && n.o.Restart != nil:
 			n.o.Logger.Info("the servers have renewed authorities; the node's parts start again with their certificates")
 			n.o.Restart()
 			return nil
 		case err == nil:
-			n.stale, last = false, ""
-		case ctx.Err() == nil && !n.stale:
+			n.noReply, last = false, ""
+		case ctx.Err() == nil && !n.noReply:
 			soon = min(soon, newsCheck)
 			if err.Error() != last {
 				last = err.Error()
@@ -406,7 +406,7 @@ func (n *Node) Run(ctx context.Context) error {
 // renewalDue reports whether a certificate should be renewed. All have the same age, unless writing one of them failed.
 // It also reports true shortly before an authority expires: the servers may have renewed it.
 func (n *Node) renewalDue() bool {
-	return len(certend.Ending(n.authorities(), n.o.Now())) > 0 || slices.ContainsFunc(n.pairs(), func(path string) bool {
+	return len(certend.Ending(n.authorities(), n.o.Now())) > 0 || slices.ContainsFunc(n.pairFiles(), func(path string) bool {
 		pair, err := tls.LoadX509KeyPair(path, path)
 		return err != nil || n.dueFor(&pair, &pair)
 	})
@@ -435,8 +435,8 @@ func sameButDates(have, next *tls.Certificate) bool {
 		slices.EqualFunc(have.Certificate[1:], next.Certificate[1:], bytes.Equal)
 }
 
-// pairs returns the paths of the files with the node's certificates and their keys.
-func (n *Node) pairs() []string {
+// pairFiles returns the paths of the files with the node's certificates and their keys.
+func (n *Node) pairFiles() []string {
 	return []string{n.Credentials.KubeletPair, n.Credentials.KubeletServing, n.Credentials.NetworkPair}
 }
 

@@ -133,7 +133,7 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	if err := v.token.VerifyCA(named); err != nil {
 		return err
 	}
-	root := renewed(s.PeerCertificates)
+	root := renewedRoot(s.PeerCertificates)
 	at := root.NotBefore                   // not this machine's clock: if that is wrong, the server's refusal explains it
 	for _, c := range s.PeerCertificates { // a leaf may be dated back to before its authority was made
 		if c.NotBefore.After(at) {
@@ -149,10 +149,10 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	return nil
 }
 
-// renewed returns the root by which a chain is verified. The last certificate names the cluster. After a renewal that
-// is the first root, which may have ended, and the present one is before it, with the same key. Otherwise they are the
-// same.
-func renewed(chain []*x509.Certificate) *x509.Certificate {
+// renewedRoot returns the root by which a chain is verified. The last certificate names the cluster. After a renewal
+// that is the first root, which may have ended, and the present one is before it, with the same key. Otherwise they are
+// the same.
+func renewedRoot(chain []*x509.Certificate) *x509.Certificate {
 	named := chain[len(chain)-1]
 	if len(chain) > 2 {
 		c := chain[len(chain)-2]

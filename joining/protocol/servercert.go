@@ -43,7 +43,7 @@ func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, erro
 				return errors.New("it is not the certificate of a server for nodes")
 			}
 			if err := verifyServer(s.PeerCertificates, roots, now()); err != nil {
-				return &RefusedCertificateError{Reason: reason(s.PeerCertificates, authorities, now(), err), err: err}
+				return &RefusedCertificateError{Reason: refusalReason(s.PeerCertificates, authorities, now(), err), err: err}
 			}
 			return nil
 		},
@@ -65,9 +65,9 @@ func (e *RefusedCertificateError) Error() string { return e.Reason }
 
 func (e *RefusedCertificateError) Unwrap() error { return e.err }
 
-// reason says why a chain of a server is refused: dates come first, since the error of package x509 names no authority
-// that has ended.
-func reason(chain, authorities []*x509.Certificate, now time.Time, err error) string {
+// refusalReason says why a chain of a server is refused: dates come first, since the error of package x509 names no
+// authority that has ended.
+func refusalReason(chain, authorities []*x509.Certificate, now time.Time, err error) string {
 	if len(chain) == 0 {
 		return err.Error()
 	}
@@ -76,10 +76,10 @@ func reason(chain, authorities []*x509.Certificate, now time.Time, err error) st
 	for _, c := range slices.Concat(issuers, chain) {
 		switch {
 		case now.After(c.NotAfter):
-			return fmt.Sprintf("the certificate of %s ended on %s, by this machine's clock (%s)", c.Subject, day(c.NotAfter), day(now))
+			return fmt.Sprintf("the certificate of %s ended on %s, by this machine's clock (%s)", c.Subject, formatDay(c.NotAfter), formatDay(now))
 		case now.Before(c.NotBefore):
 			return fmt.Sprintf("the certificate of %s is valid only from %s on, and this machine's clock shows %s", c.Subject,
-				day(c.NotBefore), day(now))
+				formatDay(c.NotBefore), formatDay(now))
 		}
 	}
 	if len(issuers) == 0 {
@@ -88,7 +88,7 @@ func reason(chain, authorities []*x509.Certificate, now time.Time, err error) st
 	return err.Error()
 }
 
-func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
+func formatDay(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
 
 // verifyServer checks a chain, the leaf first. Nodes may have certificates of the same authority, with other common
 // names.

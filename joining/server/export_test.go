@@ -4,6 +4,6 @@ package server
 
 // Bounds for the tests from outside.
 const (
-	Identify, Most, RefusalLogs = identify, maxUnauthenticated, refusalLogs
+	Identify, Most, RefusalLogs = identifyTimeout, maxUnauthenticated, refusalLogs
 	PerSource, SourceBurst      = perSource, sourceBurst
 )

@@ -74,7 +74,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		admitted = nil
 		identified := false
-		a, err := s.decide(t.Context(), state, netip.Addr{}, q, func() { identified = true })
+		a, err := s.checkRequest(t.Context(), state, netip.Addr{}, q, func() { identified = true })
 		switch {
 		case (err == nil) != (a != nil):
 			t.Fatalf("%v and %v", a, err)

@@ -32,13 +32,13 @@ import (
 )
 
 const (
-	// identify limits how long a machine may take to authenticate.
-	identify = 10 * time.Second
+	// identifyTimeout limits how long a machine may take to authenticate.
+	identifyTimeout = 10 * time.Second
 	// maxUnauthenticated is how many unauthenticated connections may be open. One more closes the oldest connection of
 	// the source that has the most, so that unknown clients that send nothing cannot keep machines out.
 	maxUnauthenticated = 1024
-	// admitted is how many machines may be admitted at a time.
-	admitted = 32
+	// maxAdmitted is how many machines may be admitted at a time.
+	maxAdmitted = 32
 	// maxText limits each of a machine's texts in a line of the log, in bytes.
 	maxText = 64
 	// maxReason limits a refusal there, which may quote the machine.
@@ -47,9 +47,9 @@ const (
 	// larger difference they would not be valid on the machine.
 	maxSkew = 30 * time.Minute
 
-	// authentication is the usage that a bootstrap token needs to authenticate a machine
+	// authenticationUsage is the usage that a bootstrap token needs to authenticate a machine
 	// (k8s.io/cluster-bootstrap/token/api, KnownTokenUsages).
-	authentication = "authentication"
+	authenticationUsage = "authentication"
 
 	nodeUser  = "system:node:"
 	nodeGroup = "system:nodes"
@@ -106,7 +106,7 @@ func New(o Options) *Server {
 		o.Revoked = func() nodecreds.Revoked { return nil }
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	return &Server{o: o, guesses: newGuesses(), admitting: make(chan struct{}, admitted)}
+	return &Server{o: o, guesses: newGuesses(), admitting: make(chan struct{}, maxAdmitted)}
 }
 
 // Run serves until ctx is done, and returns when no exchange is running.
@@ -121,7 +121,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	ctx, cancel := context.WithTimeout(ctx, protocol.Timeout)
 	defer cancel()
-	_ = raw.SetDeadline(time.Now().Add(identify)) // a connection without deadlines fails at once
+	_ = raw.SetDeadline(time.Now().Add(identifyTimeout)) // a connection without deadlines fails at once
 	conn := tls.Server(raw, s.config())
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return // a port scan, or a machine that found that this is not its cluster
@@ -138,7 +138,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 		return
 	}
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", shortenText(q.Node.Name), "version", shortenText(q.Program))
-	a, err := s.decide(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
+	a, err := s.checkRequest(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
 		a = &protocol.Response{Refusal: s.refusal(s.rateLimited(log, raw), q, err)}
 	}
@@ -206,8 +206,8 @@ func addressOf(c net.Conn) netip.Addr {
 	return at.Addr().Unmap()
 }
 
-// decide checks the clock and the proof of a request, and returns the response. The error may be a refusal.
-func (s *Server) decide(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request,
+// checkRequest checks the clock and the proof of a request, and returns the response. The error may be a refusal.
+func (s *Server) checkRequest(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request,
 	identified func()) (*protocol.Response, error) {
 	now := s.o.Now()
 	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {
@@ -220,7 +220,7 @@ func (s *Server) decide(ctx context.Context, state tls.ConnectionState, from net
 			"Set the one that is wrong (NTP) and start again", q.Time.UTC().Format(time.DateTime), skew.Abs().Round(time.Minute), word)
 	}
 	revoked := s.o.Revoked()
-	known, err := s.identify(ctx, state, q, revoked)
+	known, err := s.identifyToken(ctx, state, q, revoked)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +235,7 @@ func (s *Server) decide(ctx context.Context, state tls.ConnectionState, from net
 	case s.admitting <- struct{}{}:
 		defer func() { <-s.admitting }()
 	default:
-		return nil, protocol.Refuse(protocol.CodeBusy, "%d machines are being admitted at this moment", admitted)
+		return nil, protocol.Refuse(protocol.CodeBusy, "%d machines are being admitted at this moment", maxAdmitted)
 	}
 	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil, Generation: revoked[q.Node.Name], From: from})
 	if err != nil {
@@ -265,9 +265,9 @@ func checkVersion(q *protocol.Request) error {
 		shortenText(q.Program), remote, word, version.Get().Coracle, own, who)
 }
 
-// identify returns the token that the machine has proved. It returns nil if it has presented a node's certificate
+// identifyToken returns the token that the machine has proved. It returns nil if it has presented a node's certificate
 // instead.
-func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *protocol.Request,
+func (s *Server) identifyToken(ctx context.Context, state tls.ConnectionState, q *protocol.Request,
 	revoked nodecreds.Revoked) (*token.Token, error) {
 	switch q.Proof.Kind {
 	case "":
@@ -325,7 +325,7 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 		return nil, fmt.Errorf("looking up the token: %w", err)
 	}
 	t := b.Token("")
-	if !ok || !slices.Contains(b.Usages, authentication) || !p.Verify(state, t) {
+	if !ok || !slices.Contains(b.Usages, authenticationUsage) || !p.Verify(state, t) {
 		return nil, expired
 	}
 	if b.Expired(s.o.Now()) {

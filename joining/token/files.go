@@ -50,8 +50,8 @@ func Ensure(o Options) (Set, error) {
 		s    Set
 		errs [2]error
 	)
-	s.Server, errs[0] = o.ensure(ServerFile, RoleServer, o.Server)
-	s.Agent, errs[1] = o.ensure(AgentFile, RoleAgent, o.Agent)
+	s.Server, errs[0] = o.ensureToken(ServerFile, RoleServer, o.Server)
+	s.Agent, errs[1] = o.ensureToken(AgentFile, RoleAgent, o.Agent)
 	if err := errors.Join(errs[:]...); err != nil {
 		return Set{}, err
 	}
@@ -62,7 +62,7 @@ func Ensure(o Options) (Set, error) {
 	return s, linkNodeToken(o.Dir)
 }
 
-func (o Options) ensure(file string, role Role, given string) (Token, error) {
+func (o Options) ensureToken(file string, role Role, given string) (Token, error) {
 	path := filepath.Join(o.Dir, file)
 	t, err := o.read(path, role)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -75,7 +75,7 @@ func (o Options) ensure(file string, role Role, given string) (Token, error) {
 	missing := err != nil
 	switch {
 	case given != "":
-		want, err := o.chosen(role, given)
+		want, err := o.completeToken(role, given)
 		if err != nil {
 			return Token{}, err
 		}
@@ -114,8 +114,8 @@ func (o Options) read(path string, role Role) (Token, error) {
 	return t, nil
 }
 
-// chosen converts the operator's value to a full token of this cluster.
-func (o Options) chosen(role Role, given string) (Token, error) {
+// completeToken converts the operator's value to a full token of this cluster.
+func (o Options) completeToken(role Role, given string) (Token, error) {
 	flag := map[Role]string{RoleServer: "--token", RoleAgent: "--agent-token"}[role]
 	t, err := Parse(given)
 	if err != nil {

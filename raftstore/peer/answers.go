@@ -53,7 +53,7 @@ func (s *calls) Answers(ctx context.Context, address, method string) (body []byt
 	if err != nil {
 		return nil, false
 	}
-	defer s.exit(c)
+	defer s.endCall(c)
 	tries := []*caller{c}
 	if k := c.conn.Load(); k != nil && s.clock(began)-k.lastRead.Load() > int64(s.silentAfter()) {
 		if fresh, err := s.newCaller(address); err == nil {

@@ -163,10 +163,10 @@ type caller struct {
 	unanswered atomic.Int64
 	// suspected is how many connections suspect has ended since a call was answered.
 	suspected atomic.Int32
-	// compared is when clocks were last compared, by connections.clock, or 0 if they have to be.
-	compared atomic.Int64
-	underWay int           // number of calls; guarded by calls.mu
-	failed   chan struct{} // closed and replaced when an attempt to connect fails; guarded by calls.mu
+	// lastCompared is when clocks were last compared, by connections.clock, or 0 if they have to be.
+	lastCompared atomic.Int64
+	underWay     int           // number of calls; guarded by calls.mu
+	failed       chan struct{} // closed and replaced when an attempt to connect fails; guarded by calls.mu
 }
 
 // ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
@@ -177,7 +177,7 @@ func (c *caller) close() {
 	_ = c.client.Close()
 }
 
-// suspect is called when a call was given up. It ends the connection if nothing has arrived on it since that call
+// suspectLoss is called when a call was given up. It ends the connection if nothing has arrived on it since that call
 // began, or since the first of several such calls in a row, and if that was longer ago than a timeout. Packets may be
 // lost without an error, and TCP may not retransmit for as long as the loss has lasted. The next call makes a new
 // connection. missed says that the call was to a leader that the voters may have missed. Then it is enough that nothing
@@ -187,7 +187,7 @@ func (c *caller) close() {
 // If nothing arrives on a new connection either, no packets are lost, but the server is slow. It could never answer the
 // longest calls if its connections were ended each time, so the timeout doubles each time. A loss of packets in that
 // time is noticed by TCP (endAfterSilence).
-func (c *caller) suspect(began time.Time, missed bool) {
+func (c *caller) suspectLoss(began time.Time, missed bool) {
 	k := c.conn.Load()
 	if k == nil {
 		return
@@ -213,18 +213,18 @@ func (c *caller) suspect(began time.Time, missed bool) {
 // DeadlineExceeded from ctx. A call that fails may have been handled even so, unless it was refused.
 func (s *calls) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
 	began := time.Now()
-	c, err := s.enter(address, began)
+	c, err := s.beginCall(address, began)
 	if err != nil {
 		return nil, err
 	}
-	defer s.exit(c)
+	defer s.endCall(c)
 	var reply message
 	sent, clocks := s.compare(ctx, c)
 	stop := s.watch(c, began)
 	err = c.client.Invoke(sent, callMethod, &message{method: method, body: body}, &reply, clocks.options()...)
 	stop()
 	s.outcome(ctx, c, began, err)
-	s.compared(c, clocks)
+	s.recordComparison(c, clocks)
 	if err == nil {
 		c.suspected.Store(0)
 		if p := c.peer.Load(); p != nil {
@@ -233,7 +233,7 @@ func (s *calls) Call(ctx context.Context, address, method string, body []byte) (
 		return reply.body, nil
 	}
 	if ctx.Err() != nil {
-		c.suspect(began, errors.Is(context.Cause(ctx), ErrLeaderMoved))
+		c.suspectLoss(began, errors.Is(context.Cause(ctx), ErrLeaderMoved))
 	}
 	switch code := status.Code(err); {
 	case c.closed.Load() && ctx.Err() == nil && code == codes.Canceled:
@@ -250,10 +250,10 @@ func (s *calls) Call(ctx context.Context, address, method string, body []byte) (
 	return nil, err
 }
 
-// enter returns the connection for a new call. exit must be called when the call ends. If the connection waits for
+// beginCall returns the connection for a new call. exit must be called when the call ends. If the connection waits for
 // TCP's next retransmission, it is left to the calls under way on it, which TCP may have delivered long ago. This call
 // and later ones get a new connection.
-func (s *calls) enter(address string, began time.Time) (*caller, error) {
+func (s *calls) beginCall(address string, began time.Time) (*caller, error) {
 	c, err := s.caller(address)
 	if err != nil {
 		return nil, err
@@ -267,12 +267,12 @@ func (s *calls) enter(address string, began time.Time) (*caller, error) {
 		s.leaving[c] = struct{}{}
 	}
 	s.mu.Unlock()
-	s.exit(c)
+	s.endCall(c)
 	return s.caller(address)
 }
 
-// exit is called when a call ends. It closes a connection that enter has left, after the last call on it.
-func (s *calls) exit(c *caller) {
+// endCall is called when a call ends. It closes a connection that enter has left, after the last call on it.
+func (s *calls) endCall(c *caller) {
 	s.mu.Lock()
 	c.underWay--
 	_, left := s.leaving[c]

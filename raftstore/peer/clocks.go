@@ -21,11 +21,11 @@ const (
 	clockHeader  = "coracle-clock"
 	clockUnknown = "?"
 	compareEvery = 2 * time.Second
-	// exact is how long a call that compares clocks may take. A longer one would not say enough.
-	exact = 10 * time.Second
-	// stepped is the change of the difference between two clocks that shows that one of them was set. The next call
+	// maxComparison is how long a call that compares clocks may take. A longer one would not say enough.
+	maxComparison = 10 * time.Second
+	// clockStep is the change of the difference between two clocks that shows that one of them was set. The next call
 	// compares again then, so that the other server learns of it.
-	stepped = time.Second
+	clockStep = time.Second
 )
 
 // An Offset is how far another server's clock is ahead of this server's. It is negative if that clock is behind.
@@ -48,8 +48,8 @@ func (ps *peers) Offset(id raft.ServerID) (Offset, bool) {
 // CompareClocks has the next call to an address compare the clocks, however short a time ago they were compared.
 func (s *calls) CompareClocks(address string) {
 	if c, err := s.caller(address); err == nil {
-		c.compared.Store(0)
-		s.exit(c)
+		c.lastCompared.Store(0)
+		s.endCall(c)
 	}
 }
 
@@ -70,8 +70,8 @@ type comparison struct {
 
 // compare makes a call a comparison of clocks, if one is due. It returns nil otherwise.
 func (s *calls) compare(ctx context.Context, c *caller) (context.Context, *comparison) {
-	now, last := s.clock(time.Now()), c.compared.Load()
-	if last != 0 && now-last < int64(compareEvery) || !c.compared.CompareAndSwap(last, max(now, 1)) {
+	now, last := s.clock(time.Now()), c.lastCompared.Load()
+	if last != 0 && now-last < int64(compareEvery) || !c.lastCompared.CompareAndSwap(last, max(now, 1)) {
 		return ctx, nil
 	}
 	question := clockUnknown
@@ -91,20 +91,20 @@ func (q *comparison) options() []grpc.CallOption {
 	return []grpc.CallOption{grpc.Header(&q.answer)}
 }
 
-// compared records how far the peer's clock is ahead of this server's, as the answer of the call shows.
-func (s *calls) compared(c *caller, q *comparison) {
+// recordComparison records how far the peer's clock is ahead of this server's, as the answer of the call shows.
+func (s *calls) recordComparison(c *caller, q *comparison) {
 	p := c.peer.Load()
 	if q == nil || p == nil || len(q.answer.Get(clockHeader)) != 1 {
 		return
 	}
 	took := time.Since(q.began)
 	ms, err := strconv.ParseInt(q.answer.Get(clockHeader)[0], 10, 64)
-	if err != nil || took > exact {
+	if err != nil || took > maxComparison {
 		return
 	}
 	by := time.UnixMilli(ms).Sub(q.wall.Round(0)) - took/2
-	if before := p.offset.Load(); before == nil || (before.By-by).Abs() > stepped+before.Within+took/2 {
-		c.compared.Store(0)
+	if before := p.offset.Load(); before == nil || (before.By-by).Abs() > clockStep+before.Within+took/2 {
+		c.lastCompared.Store(0)
 	}
 	s.noteOffset(p, Offset{By: by, Within: took/2 + time.Millisecond, At: time.Now()})
 }

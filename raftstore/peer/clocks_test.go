@@ -26,7 +26,7 @@ func TestBothEndsCompareClocks(t *testing.T) {
 			}
 			o.Handle = func(_ context.Context, _, method string, body []byte) ([]byte, error) {
 				if method == "slow" {
-					time.Sleep(exact + time.Second) // fake time
+					time.Sleep(maxComparison + time.Second) // fake time
 				}
 				return body, nil
 			}
@@ -82,7 +82,7 @@ func TestOlderServersCompareNoClocks(t *testing.T) {
 			if answer != nil {
 				q.answer = map[string][]string{clockHeader: answer}
 			}
-			a.compared(c, q)
+			a.recordComparison(c, q)
 			after, _ := a.Offset(b.id)
 			testenv.Equal(t, after, before, "with the answer %q", answer)
 		}

@@ -29,7 +29,7 @@
 //     can accept. It blocks for ever after a refusal, and a failed message counts as contact there. So it is not used:
 //     raft sends a message when the one before is answered.
 //   - Raft bounds a message by the number of its entries. Here it has as many entries as fit a size, which follows what
-//     the peer answers in time. See peer.fill.
+//     the peer answers in time. See peer.fitToSize.
 //   - Its deadline for entries is the same for any size. Here it grows with the size.
 //   - After a loss of packets, TCP retransmits on a connection at growing intervals. When heartbeats arrive on a new
 //     connection, the old ones are ended.
@@ -43,7 +43,7 @@
 //   - Raft sends again what this server's snapshot covers, and installs snapshots that the server does not need. See
 //     appendfilter.Filter.
 //   - Raft dials the address in its configuration, which it can only change once there is a leader. A server that does
-//     not answer there is dialed where it was met last. See moved.
+//     not answer there is dialed where it was met last. See movedServers.
 //   - Closing it leaves its connections, and so their goroutines. Transport closes them.
 //
 // Calls go through gRPC without generated code: one method, whose message is a name and bytes. There is one connection

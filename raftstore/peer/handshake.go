@@ -201,8 +201,8 @@ func noEOF(err error) error {
 	return err
 }
 
-// judge returns the reason to refuse a connection, or "".
-func (o *Options) judge(h hello) string {
+// checkHello returns the reason to refuse a connection, or "".
+func (o *Options) checkHello(h hello) string {
 	switch {
 	case h.receiver != "" && h.receiver != o.ID:
 		if o.ID == "" {

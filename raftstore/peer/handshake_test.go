@@ -67,7 +67,7 @@ func FuzzHello(f *testing.F) {
 			t.Fatalf("%q became %q", used, again)
 		}
 		o := Options{Cluster: "c", ID: "b.1"}
-		if h.kind != kindCalls && o.judge(h) == "" && (h.cluster != o.Cluster || h.receiver != o.ID || h.sender == "") {
+		if h.kind != kindCalls && o.checkHello(h) == "" && (h.cluster != o.Cluster || h.receiver != o.ID || h.sender == "") {
 			t.Fatalf("%+v was taken", h)
 		}
 	})

@@ -21,14 +21,14 @@ type leaderObserver struct {
 	*connections
 	dialing atomic.Bool // a goroutine checks whether the leader's process has ended
 
-	mu      sync.Mutex
-	id      raft.ServerID
-	address raft.ServerAddress
-	term    uint64
-	contact time.Time // when its last message arrived
-	gaps    gaps
-	changed []func()
-	onEnd   []func(raft.ServerID)
+	mu          sync.Mutex
+	id          raft.ServerID
+	address     raft.ServerAddress
+	term        uint64
+	lastContact time.Time // when its last message arrived
+	gaps        gaps
+	changed     []func()
+	onEnd       []func(raft.ServerID)
 }
 
 // LeaderSeen returns the leader of the highest term from which a message arrived, or zero values. It does not matter
@@ -44,7 +44,7 @@ func (l *leaderObserver) LeaderSeen() (id raft.ServerID, address raft.ServerAddr
 func (l *leaderObserver) LeaderContact() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.contact
+	return l.lastContact
 }
 
 // LeaderGap returns the longest time between two messages of a leader, over the last ten to twenty seconds in which
@@ -88,9 +88,9 @@ func (l *leaderObserver) record(from raft.RPCHeader, term uint64) {
 	l.mu.Lock()
 	if now := time.Now(); term >= l.term {
 		if term == l.term {
-			l.gaps.record(now, now.Sub(l.contact))
+			l.gaps.record(now, now.Sub(l.lastContact))
 		}
-		l.contact = now
+		l.lastContact = now
 	}
 	if term < l.term || term == l.term && string(l.id) == string(from.ID) && string(l.address) == string(from.Addr) {
 		l.mu.Unlock()
@@ -134,7 +134,7 @@ func (l *leaderObserver) connectionEnded(p *peer, err error) {
 	}
 	l.spawn(func() {
 		defer l.dialing.Store(false)
-		if l.refuses(string(address)) {
+		if l.leaderRefuses(string(address)) {
 			for _, f := range callbacks {
 				f(raft.ServerID(p.id))
 			}
@@ -142,8 +142,8 @@ func (l *leaderObserver) connectionEnded(p *peer, err error) {
 	})
 }
 
-// refuses says whether no process listens at an address any more.
-func (l *leaderObserver) refuses(address string) bool {
+// leaderRefuses says whether no process listens at an address any more.
+func (l *leaderObserver) leaderRefuses(address string) bool {
 	pause := lostFirst
 	for range lostDials {
 		ctx, cancel := context.WithTimeout(l.ctx, lostDial)

@@ -50,13 +50,13 @@ func (cs *connections) accept() {
 		}
 		wait = 0
 		identified, _ := unidentified.Add(c.RemoteAddr(), func() { closeConn(c) }) // the table is never closed
-		cs.tasks.Go(func() { cs.greet(c, identified) })
+		cs.tasks.Go(func() { cs.acceptHello(c, identified) })
 	}
 }
 
-// greet does the listening side of the handshake and passes the connection to raft or to the calls' server. It calls
-// identified when the handshake is over.
-func (cs *connections) greet(c net.Conn, identified func()) {
+// acceptHello does the listening side of the handshake and passes the connection to raft or to the calls' server. It
+// calls identified when the handshake is over.
+func (cs *connections) acceptHello(c net.Conn, identified func()) {
 	remote := c.RemoteAddr().String()
 	h, err := cs.handshake(c)
 	identified()
@@ -107,7 +107,7 @@ func (cs *connections) handshake(c net.Conn) (hello, error) {
 	h, err := readHello(c)
 	reply := reply{id: cs.opts.ID}
 	if err == nil {
-		reply.reason = cs.opts.judge(h)
+		reply.reason = cs.opts.checkHello(h)
 	} else if bad, ok := errors.AsType[*badHello](err); ok {
 		reply.reason = bad.reason
 	} else {
@@ -142,7 +142,7 @@ func (cs *connections) connect(ctx context.Context, address string, h hello) (ne
 		cs.logTLS(ctx, address, err)
 		return nil, "", &dialError{fmt.Errorf("connect to the server at %s: %w", address, err)}
 	}
-	a, err := cs.introduce(ctx, c, h)
+	a, err := cs.sendHello(ctx, c, h)
 	if err == nil {
 		cs.movedServers.recordAddress(a.id, address)
 	}
@@ -168,7 +168,7 @@ func (cs *connections) logTLS(ctx context.Context, address string, err error) {
 	}
 }
 
-func (cs *connections) introduce(ctx context.Context, c net.Conn, h hello) (reply, error) {
+func (cs *connections) sendHello(ctx context.Context, c net.Conn, h hello) (reply, error) {
 	defer context.AfterFunc(ctx, func() { closeConn(c) })()
 	b, err := h.encode()
 	if err != nil {

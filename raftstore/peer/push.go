@@ -48,11 +48,11 @@ func (t *Transport) Committed(term, index uint64) {
 	}
 }
 
-// proven bounds the commit index of a message by the last entry that the follower certainly has when it accepts the
-// message, as the Raft paper requires. Raft 1.8.0 sends the newest commit index, which may be beyond the entries of the
-// message. The follower then commits as far as its own log goes, whether these are the leader's entries or ones that a
-// former leader left there.
-func proven(r *raft.AppendEntriesRequest) {
+// boundCommit bounds the commit index of a message by the last entry that the follower certainly has when it accepts
+// the message, as the Raft paper requires. Raft 1.8.0 sends the newest commit index, which may be beyond the entries of
+// the message. The follower then commits as far as its own log goes, whether these are the leader's entries or ones
+// that a former leader left there.
+func boundCommit(r *raft.AppendEntriesRequest) {
 	last := r.PrevLogEntry
 	if n := len(r.Entries); n > 0 {
 		last = r.Entries[n-1].Index
@@ -168,9 +168,9 @@ func (t *Transport) pushAll(p *peer) {
 	}
 }
 
-// await waits until the peer has answered something since a given time, or until replyTimeout has passed. It reports
+// awaitReply waits until the peer has answered something since a given time, or until replyTimeout has passed. It reports
 // whether the peer has answered.
-func (t *Transport) await(p *peer, since time.Time) bool {
+func (t *Transport) awaitReply(p *peer, since time.Time) bool {
 	ctx, cancel := context.WithTimeout(t.ctx, replyTimeout)
 	defer cancel()
 	ticker := time.NewTicker(replyPoll)
@@ -182,7 +182,7 @@ func (t *Transport) await(p *peer, since time.Time) bool {
 		case <-ticker.C:
 		}
 		p.mu.Lock()
-		back := p.contact.After(since)
+		back := p.lastContact.After(since)
 		p.mu.Unlock()
 		if back {
 			return true

@@ -174,7 +174,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	p := t.peer(string(id))
 	if !beat {
 		p.fitToSize(args, t.opts.Next)
-		proven(args)
+		boundCommit(args)
 		p.sending(args)
 	}
 	once := func(to raft.ServerAddress) error {
@@ -188,16 +188,16 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 		}
 		err := t.send(id, a, c, once)
 		if !beat {
-			p.paced(args, time.Since(began), t.entriesTime(), err)
+			p.adjustSize(args, time.Since(began), t.entriesTime(), err)
 		}
 		return err
 	}
 	began := time.Now()
 	err := attempt()
-	if err != nil && !beat && t.await(p, began) {
+	if err != nil && !beat && t.awaitReply(p, began) {
 		if err = t.withheld(); err == nil {
 			p.shorten(args) // the message may have been too large for the link
-			proven(args)
+			boundCommit(args)
 			err = attempt()
 		}
 	}
@@ -302,7 +302,7 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args
 	if err := t.withheld(); err != nil {
 		return err
 	}
-	err := cause(t.snapshots.InstallSnapshot(id, target(id, a), args, resp, data))
+	err := causeOf(t.snapshots.InstallSnapshot(id, target(id, a), args, resp, data))
 	t.recordOutcome(id, a, err)
 	return err
 }
@@ -315,8 +315,8 @@ func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once f
 	var start time.Time
 	for range maxPool + 2 {
 		start = time.Now()
-		err = cause(once(to))
-		if err == nil || !broken(err) || t.ctx.Err() != nil {
+		err = causeOf(once(to))
+		if err == nil || !isBroken(err) || t.ctx.Err() != nil {
 			break
 		}
 		t.purge(string(to), c, start)
@@ -343,16 +343,16 @@ func (t *Transport) revive(id raft.ServerID, to raft.ServerAddress, began time.T
 	}
 }
 
-// cause returns the error of the connection that an error of msgpack wraps. Errors of msgpack have no method Unwrap.
-func cause(err error) error {
+// causeOf returns the error of the connection that an error of msgpack wraps. Errors of msgpack have no method Unwrap.
+func causeOf(err error) error {
 	if c, ok := err.(interface{ Cause() error }); ok && c.Cause() != nil {
 		return c.Cause()
 	}
 	return err
 }
 
-// broken says whether an established connection failed, other than by timeout.
-func broken(err error) bool {
+// isBroken says whether an established connection failed, other than by timeout.
+func isBroken(err error) bool {
 	if _, dial := errors.AsType[*dialError](err); dial || errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
 	}
@@ -370,7 +370,7 @@ func (t *Transport) recordOutcome(id raft.ServerID, a raft.ServerAddress, err er
 	switch {
 	case err == nil:
 		p.noteReply(string(a))
-	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded),
+	case dial, isBroken(err), errors.Is(err, os.ErrDeadlineExceeded),
 		err.Error() == errBusy.Error(): // sent by the other server, so only its text is left
 		if p.recordFailure(string(a)) && t.ctx.Err() == nil {
 			t.opts.Logger.Info("a server does not answer", "peer", id, "address", a, "error", err)

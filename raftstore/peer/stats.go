@@ -26,7 +26,7 @@ type peer struct {
 	address         string
 	failures        uint64
 	inARow          uint64
-	contact         time.Time
+	lastContact     time.Time
 	unansweredSince time.Time // when the first of the unanswered heartbeats began
 	log             follower
 	maxMessage      int // most bytes of a message's entries, unless there is only one
@@ -82,7 +82,7 @@ func (ps *peers) Contact(id raft.ServerID) time.Time {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.contact
+	return p.lastContact
 }
 
 // find returns what is known of a server, nil if there was no contact yet.
@@ -118,7 +118,7 @@ func (p *peer) stats() PeerStats {
 		BytesSent:     p.sent.Load(),
 		BytesReceived: p.received.Load(),
 		Failures:      p.failures,
-		LastContact:   p.contact,
+		LastContact:   p.lastContact,
 		RTT:           p.rtts,
 	}
 }
@@ -127,7 +127,7 @@ func (p *peer) stats() PeerStats {
 func (p *peer) noteReply(address string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.contact, p.inARow = time.Now(), 0
+	p.lastContact, p.inARow = time.Now(), 0
 	if address != "" {
 		p.address = address
 	}
