@@ -250,9 +250,9 @@ func (s *calls) Call(ctx context.Context, address, method string, body []byte) (
 	return nil, err
 }
 
-// beginCall returns the connection for a new call. exit must be called when the call ends. If the connection waits for
-// TCP's next retransmission, it is left to the calls under way on it, which TCP may have delivered long ago. This call
-// and later ones get a new connection.
+// beginCall returns the connection for a new call. endCall must be called when the call ends. If the connection waits
+// for TCP's next retransmission, it is left to the calls under way on it, which TCP may have delivered long ago. This
+// call and later ones get a new connection.
 func (s *calls) beginCall(address string, began time.Time) (*caller, error) {
 	c, err := s.caller(address)
 	if err != nil {
@@ -271,7 +271,7 @@ func (s *calls) beginCall(address string, began time.Time) (*caller, error) {
 	return s.caller(address)
 }
 
-// endCall is called when a call ends. It closes a connection that enter has left, after the last call on it.
+// endCall is called when a call ends. It closes a connection that beginCall has left, after the last call on it.
 func (s *calls) endCall(c *caller) {
 	s.mu.Lock()
 	c.underWay--

@@ -39,7 +39,7 @@
 //     main loop. While that waits for a disk, the transport answers the heartbeats of the leader that raft follows, as
 //     Options.Follows says. See Transport.handleHeartbeat.
 //   - Raft may send a commit index beyond what its message proves the follower to have. Here it is bounded by that. See
-//     proven.
+//     boundCommit.
 //   - Raft sends again what this server's snapshot covers, and installs snapshots that the server does not need. See
 //     appendfilter.Filter.
 //   - Raft dials the address in its configuration, which it can only change once there is a leader. A server that does
