@@ -30,8 +30,8 @@ const (
 // StopRest is how much longer than the pods' time a stop and the end of the process may take.
 const StopRest = 45 * time.Second
 
-// Shutdown stops the pods of a node when its machine goes down. It outlives the node: it says why it cannot stop pods
-// of one that has not started, or has ended.
+// Shutdown stops the pods of a node when its machine goes down. It outlives the node: if the node has not started, or
+// has ended, it says why it cannot stop pods.
 type Shutdown struct {
 	running   chan struct{} // closed when the runtime runs
 	nodeEnded chan struct{} // closed when the node has ended

@@ -27,7 +27,7 @@ type multicast struct {
 	links func() ([]net.Interface, error)
 }
 
-// setInterface makes packets to an IPv4 group leave by a link. Nothing else on this socket goes to such a group.
+// setInterface makes packets to an IPv4 group leave by a link. Nothing else on this socket is sent to such a group.
 func (n *multicast) setInterface(link net.Interface) error {
 	socket, ok := n.packets.(syscall.Conn)
 	if !ok {

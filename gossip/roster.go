@@ -74,7 +74,7 @@ func (r *roster) update(name string, f func(*Info)) (before, after Info) {
 	return before, after
 }
 
-// mayJoin reports whether a member may join: it is alive already, or fewer than most are.
+// mayJoin reports whether a member may join: it is alive already, or fewer than most members are alive.
 func (r *roster) mayJoin(name string, most int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

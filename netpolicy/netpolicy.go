@@ -181,7 +181,7 @@ func (e *Enforcer) Release(id string) {
 	}
 }
 
-// hasNoTable reports whether the table is known not to exist. The caller holds mu.
+// hasNoTable reports whether the kernel is known to have no table of ours. The caller holds mu.
 func (e *Enforcer) hasNoTable() bool { return e.table.absent.Load() }
 
 // Run keeps the table up to date until ctx is done. The table stays. Run may be called again when the first call has

@@ -71,7 +71,8 @@ func (j *clockJudge) judge() {
 	}
 }
 
-// setOffset notes the outcome. A leader's loops stop before the steward transfers the leadership.
+// setOffset records how far the clock is off, if it is. The loops of a leader stop before the steward transfers the
+// leadership.
 func (j *clockJudge) setOffset(by time.Duration, off bool) {
 	was := j.clockOff.isOff()
 	if off {

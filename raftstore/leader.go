@@ -27,7 +27,7 @@ type leader struct {
 	Self bool
 }
 
-// exists says whether there is a leader.
+// exists says whether l is a known leader, and not the zero value.
 func (l leader) exists() bool { return l.Self || l.Address != "" }
 
 // errMoved says that the leader that something was sent to does not lead any more, as far as this server knows.

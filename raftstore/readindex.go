@@ -37,7 +37,7 @@ func (r *reads) linearizable(ctx context.Context) (*mvcc.View, error) {
 	return r.leader.awaitApplied(ctx, r.fsm, index)
 }
 
-// reads finds read indexes. One round is under way at a time. Reads that begin meanwhile share the next round, which
+// reads finds read indexes. One round is under way at a time. Reads that begin during a round share the next one, which
 // begins after all of them.
 type reads struct {
 	*peers

@@ -25,8 +25,8 @@ const (
 	mostWaiting = 256
 )
 
-// joinToServer joins a connection from this machine to one to a server. It waits for a server if one could be used in
-// this run before.
+// joinToServer connects a connection from this machine to a server, and forwards the data. It waits for a server if one
+// could be used in this run before.
 func (b *Balancer) joinToServer(ctx context.Context, c net.Conn) {
 	defer b.removeEnd(pairOfAccepted(c))
 	if b.recordEnd(pairOfAccepted(c)) {

@@ -166,7 +166,7 @@ func (b *Balancer) verifyAll(ctx context.Context, servers []string, verifying *s
 	return func(server string) error { return <-outcomes[server] }
 }
 
-// dropServer closes a server's connections and moves it to the end of the list.
+// dropServer closes the connections to a server and moves the server to the end of the list.
 func (b *Balancer) dropServer(server string) {
 	b.demote(server)
 	b.closeAll(server)

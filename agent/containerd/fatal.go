@@ -27,7 +27,8 @@ func setTrap() *fatalTrap {
 	return trap
 }
 
-// joinFailure joins a trapped failure, if there is one, with err, which is often only its consequence.
+// joinFailure returns err, joined with the trapped failure if there is one. err is often only the consequence of that
+// failure.
 func (t *fatalTrap) joinFailure(err error) error {
 	select {
 	case trapped := <-t.failure:

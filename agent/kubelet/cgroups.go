@@ -16,8 +16,8 @@ import (
 // does so every two seconds and in each hierarchy of cgroup v1. The cgroup of a pod that ends is removed with the pod.
 const cgroupsEvery = 10 * time.Second
 
-// rareCgroups lets the kubelet search for pods' cgroups at most once every cgroupsEvery. A call before that gets an
-// empty list. Only the kubelet's removal of unknown cgroups uses it; other parts use upstream's.
+// rareCgroups lets the kubelet search for the cgroups of pods at most once every cgroupsEvery. A call before that gets
+// an empty list. Only the removal of unknown cgroups uses it. Other parts of the kubelet use the manager of upstream.
 type rareCgroups struct {
 	cm.ContainerManager
 	nextSearch *time.Time // without a lock: only one loop of the kubelet uses it

@@ -103,7 +103,7 @@ func keysOf[A, B any](a map[Key]A, b map[Key]B) map[Key]bool {
 	return out
 }
 
-// withKernelScheduler returns the virtual server with a scheduler that the kernel has, as far as is known.
+// withKernelScheduler returns the virtual server with a scheduler that, as far as is known, the kernel has.
 func (a *applier) withKernelScheduler(v VirtualServer) VirtualServer {
 	if a.lacking[v.Scheduler] {
 		v.Scheduler = DefaultScheduler

@@ -308,8 +308,8 @@ func (f *family) write(ctx context.Context, full bool) error {
 	return nil
 }
 
-// cleanUp does the work that can wait until connections are balanced correctly. Unless all are, conntrack has to be
-// cleaned again.
+// cleanUp does the work that can wait until connections are balanced correctly. If all is false, conntrack has to be
+// cleaned once more.
 func (f *family) cleanUp(o Options, all bool) {
 	if o.Health != nil {
 		o.Health.Updated(f.name)

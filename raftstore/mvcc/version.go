@@ -43,7 +43,7 @@ func (v *Version) Before() *mvccpb.KeyValue {
 	return &p.kv
 }
 
-// at returns the version of the key that was the newest at rev, or nil if the key did not exist then.
+// at returns the version that was the newest of its key at rev, or nil if the key did not exist then.
 func (v *Version) at(rev int64) *Version {
 	for v != nil && v.kv.ModRevision > rev {
 		v = v.prev.Load()
