@@ -70,13 +70,13 @@ type Finding struct {
 	Message   string         `json:"message"`
 }
 
-// order is the order of effects in a Report.
-var order = []compile.Effect{compile.EffectRefused, compile.EffectBroken, compile.EffectDifferent, compile.EffectIgnored}
+// effectOrder is the order of effects in a Report.
+var effectOrder = []compile.Effect{compile.EffectRefused, compile.EffectBroken, compile.EffectDifferent, compile.EffectIgnored}
 
-// controllers are those whose Ingresses coracle can take over.
-var controllers = []string{"k8s.io/ingress-nginx", "traefik.io/ingress-controller"}
+// foreignControllers are those whose Ingresses coracle can take over.
+var foreignControllers = []string{"k8s.io/ingress-nginx", "traefik.io/ingress-controller"}
 
-// Run reads the objects and judges them. The error says why nothing could be judged.
+// Run reads the objects and checks them. It returns an error if it could check none.
 func Run(ctx context.Context, o Options) (Report, error) {
 	g := &gatherer{o: o, r: Report{Findings: []Finding{}, Notes: []string{}}, files: o.Objects}
 	if g.files == nil {
@@ -108,7 +108,7 @@ func (g *gatherer) adopt() {
 		if class.Annotations[networkingv1.AnnotationIsDefaultIngressClass] == "true" {
 			unnamed = class.Name
 		}
-		if !slices.Contains(controllers, class.Spec.Controller) || class.Annotations[compile.AdoptedAnnotation] == "true" {
+		if !slices.Contains(foreignControllers, class.Spec.Controller) || class.Annotations[compile.AdoptedAnnotation] == "true" {
 			continue
 		}
 		own := class.DeepCopy()
@@ -169,7 +169,7 @@ func (g *gatherer) report(r compile.Result) {
 	}
 	slices.SortStableFunc(g.r.Findings, func(a, b Finding) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name),
-			cmp.Compare(slices.Index(order, a.Effect), slices.Index(order, b.Effect)))
+			cmp.Compare(slices.Index(effectOrder, a.Effect), slices.Index(effectOrder, b.Effect)))
 	})
 }
 
@@ -188,8 +188,8 @@ func (g *gatherer) add(kind string, of types.NamespacedName, f compile.Finding) 
 	g.r.Findings = append(g.r.Findings, Finding{kind, of.Namespace, of.Name, effect, f.Reason, f.Field, f.Message})
 }
 
-// sorted returns the values of a map in the order of their names.
-func sorted[T any](m map[types.NamespacedName]T) []T {
+// sortedValues returns the values of a map in the order of their names.
+func sortedValues[T any](m map[types.NamespacedName]T) []T {
 	var out []T
 	byName := func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }
 	for _, name := range slices.SortedFunc(maps.Keys(m), byName) {

@@ -27,8 +27,8 @@ type gatherer struct {
 	servicesRead bool
 }
 
-// denied reports whether an error is one of missing rights.
-func denied(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }
+// isDenied reports whether an error is one of missing rights.
+func isDenied(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }
 
 // read reads the objects that are not read by their names. Objects of files take the place of the cluster's.
 func (g *gatherer) read(ctx context.Context) error {
@@ -57,7 +57,7 @@ func (g *gatherer) read(ctx context.Context) error {
 	}
 	maps.Copy(classes, g.files.classes)
 	maps.Copy(g.services, g.files.services)
-	g.state.Ingresses, g.state.Classes = sorted(ingresses), sorted(classes)
+	g.state.Ingresses, g.state.Classes = sortedValues(ingresses), sortedValues(classes)
 	if m := g.files.configMaps[g.o.Defaults]; m != nil {
 		g.state.Defaults = m
 	}
@@ -78,7 +78,7 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 	classes map[types.NamespacedName]*networkingv1.IngressClass) error {
 	list, err := g.o.Client.NetworkingV1().Ingresses(g.o.Namespace).List(ctx, metav1.ListOptions{})
 	switch {
-	case denied(err) && g.o.Namespace == "":
+	case isDenied(err) && g.o.Namespace == "":
 		return fmt.Errorf("the Ingresses of all namespaces may not be read; name a namespace by -n NAMESPACE: %w", err)
 	case err != nil:
 		return fmt.Errorf("reading Ingresses: %w", err)
@@ -91,7 +91,7 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 	}
 	of, err := g.o.Client.NetworkingV1().IngressClasses().List(ctx, metav1.ListOptions{})
 	switch {
-	case denied(err):
+	case isDenied(err):
 		g.addNote("IngressClasses may not be read: the classes %s, nginx and traefik are taken as served", compile.Class)
 	case err != nil:
 		return fmt.Errorf("reading IngressClasses: %w", err)
@@ -102,7 +102,7 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 	}
 	services, err := g.o.Client.CoreV1().Services(g.o.Namespace).List(ctx, metav1.ListOptions{})
 	switch {
-	case denied(err):
+	case isDenied(err):
 		g.addNote("Services may not be read, and were not looked for")
 	case err != nil:
 		return fmt.Errorf("reading Services: %w", err)
@@ -116,7 +116,7 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 	switch {
 	case err == nil:
 		g.state.Defaults = m
-	case denied(err):
+	case isDenied(err):
 		g.addNote("the ConfigMap %s with defaults for all Ingresses may not be read; there may be one", g.o.Defaults)
 	case apierrors.IsNotFound(err) && g.o.Defaults != compile.Defaults && g.files.configMaps[g.o.Defaults] == nil:
 		return fmt.Errorf("there is no ConfigMap %s, which --defaults names", g.o.Defaults)
@@ -126,7 +126,8 @@ func (g *gatherer) readCluster(ctx context.Context, ingresses map[types.Namespac
 	return nil
 }
 
-// readNamed reads the Secrets and ConfigMaps that Ingresses name. If one of them may not be read, none is judged.
+// readNamed reads the Secrets and ConfigMaps that Ingresses name. If the user may not read one of them, no
+// Ingress is checked.
 func (g *gatherer) readNamed(ctx context.Context) (err error) {
 	var secret func(types.NamespacedName) (*corev1.Secret, error)
 	var configMap func(types.NamespacedName) (*corev1.ConfigMap, error)
@@ -162,7 +163,7 @@ func existingNamed[T any](g *gatherer, what string, wanted map[types.NamespacedN
 		switch {
 		case err == nil:
 			out[name] = o
-		case denied(err):
+		case isDenied(err):
 			g.addNote("%s may not be read: what depends on them was not checked", what)
 			return nil, nil
 		case !apierrors.IsNotFound(err):

@@ -121,7 +121,7 @@ type users struct {
 const userCost = 16
 
 // usersOf adds the section of the users that an Ingress needs. Without the section the proxy closes the route.
-func (c *compiler) usersOf(a annotated) error {
+func (c *compiler) usersOf(a annotatedIngress) error {
 	u := a.options.users
 	if u == nil {
 		return nil
@@ -139,12 +139,12 @@ func (c *compiler) usersOf(a annotated) error {
 			"the Secret %s %s: the Ingress' routes answer 503", u.secret.Name, read.flaw)})
 		return nil
 	}
-	for _, bad := range read.bad {
+	for _, bad := range read.badUsers {
 		c.find(a.ing, Finding{ReasonUsers, nginxPrefix + "auth-secret", fmt.Sprintf(
-			"the user %.60q of the Secret %s cannot log in: %s", bad.user, u.secret.Name, bad.why)})
+			"the user %.60q of the Secret %s cannot log in: %s", bad.user, u.secret.Name, bad.reason)})
 	}
 	key := table.UsersKey(u.secret.Namespace, u.secret.Name, u.form)
-	if !c.secretRoom(u.secret.Namespace, key, read.size) {
+	if !c.reserveSecret(u.secret.Namespace, key, read.size) {
 		c.find(a.ing, tooLarge(u.secret.Namespace,
 			fmt.Sprintf("the users of the Secret %s are left out, and the Ingress' routes answer 503", u.secret.Name)))
 		return nil
@@ -161,14 +161,14 @@ type usersKey struct {
 
 // readUsers is the result of reading a Secret with users.
 type readUsers struct {
-	flaw    string          // why there are none; empty for users
-	section json.RawMessage // of the table
-	size    int             // what the section costs, in bytes of a Secret
-	bad     []badUser       // maxBadUsers at most
+	flaw     string          // why there are none; empty for users
+	section  json.RawMessage // of the table
+	size     int             // what the section costs, in bytes of a Secret
+	badUsers []badUser       // maxBadUsers at most
 }
 
 // badUser is a user who cannot log in.
-type badUser struct{ user, why string }
+type badUser struct{ user, reason string }
 
 // usersOf returns the users in a Secret, which may be nil, from the cache if they are in it. Many Ingresses may name
 // one Secret.
@@ -187,8 +187,8 @@ func (m *Memory) usersOf(s *corev1.Secret, form string) (readUsers, error) {
 				if err == nil {
 					good[user] = found[user]
 					r.size += len(user) + len(found[user]) + userCost
-				} else if len(r.bad) < maxBadUsers {
-					r.bad = append(r.bad, badUser{user, err.Error()})
+				} else if len(r.badUsers) < maxBadUsers {
+					r.badUsers = append(r.badUsers, badUser{user, err.Error()})
 				}
 			}
 			var err error

@@ -76,7 +76,7 @@ func (c *compiler) acmeHint(ing *networkingv1.Ingress) string {
 func (c *compiler) orders() error {
 	owners, by := c.owners(), map[types.NamespacedName]*Order{}
 	var byAge []*Order // by that of the oldest Ingress
-	for _, a := range c.all {
+	for _, a := range c.ingresses {
 		ing := a.ing
 		if !asksACME(ing) {
 			continue
@@ -169,7 +169,7 @@ func (c *compiler) owners() map[string]string {
 			out[name] = namespace
 		}
 	}
-	for _, a := range c.all {
+	for _, a := range c.ingresses {
 		for _, r := range a.ing.Spec.Rules {
 			add(r.Host, a.ing.Namespace)
 		}

@@ -78,7 +78,7 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 		case a.Support == Refused:
 			o.refuseFor(name,
 				"the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what "+
-					"they get.%s", name, hint(a))
+					"they get.%s", name, hintFor(a))
 		case a.Support == Ignored:
 			ignored = append(ignored, short)
 		default:
@@ -101,8 +101,8 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 	return o
 }
 
-// hint returns the sentence of an event that says what to do instead.
-func hint(a Annotation) string {
+// hintFor returns the sentence of an event that says what to do instead.
+func hintFor(a Annotation) string {
 	if a.Note == snippetNote {
 		return " Snippets cannot be served; headers of responses, which most of them set, are for the application to send," +
 			" or the annotation custom-headers sets them."

@@ -30,7 +30,7 @@ func (o *options) mirrors() {
 			text, rest = scheme+"://"+place[:at]+"/", place[at:]
 		}
 	}
-	if _, err := variable.Parse(rest); err != nil || !visible(rest) {
+	if _, err := variable.Parse(rest); err != nil || !isVisible(rest) {
 		o.refuseAnnotation("mirror-target", "which is no URL that can be served")
 	}
 	switch why := o.server(text, &e); {
@@ -129,7 +129,7 @@ func (o *options) replacement(name, from, to string) *table.Replacement {
 		o.refuseAnnotation(name, "which cannot be served, since "+err.Error())
 	case strings.HasPrefix(from, "~"):
 		o.refuseAnnotation(name, "and expressions are not served")
-	case strings.Contains(from, "$") || !visible(from) || !visible(to) || strings.Contains(to, ";"):
+	case strings.Contains(from, "$") || !isVisible(from) || !isVisible(to) || strings.Contains(to, ";"):
 		o.refuseAnnotation(name, "which holds what is no plain text")
 	}
 	return &table.Replacement{From: from, To: to}

@@ -90,7 +90,7 @@ func (c *compiler) sessions() error {
 			}
 		}
 	}
-	for _, a := range c.all {
+	for _, a := range c.ingresses {
 		s := table.Sessions{Persistent: a.options.persistent, Canary: canaries[a.ing]}
 		if a.options.policy.Affinity == nil || a.options.refused != "" || !s.Persistent && !s.Canary {
 			continue
@@ -133,7 +133,7 @@ func (o *options) canaryOf() {
 // canaries sets the canary backends of routes that have the host and the path of a canary Ingress. Only an Ingress of
 // the same namespace may take requests.
 func (c *compiler) canaries() {
-	for _, a := range c.all {
+	for _, a := range c.ingresses {
 		if a.options.canary == nil || a.options.refused != "" || c.closed[a.ing] != "" {
 			continue
 		}
@@ -150,7 +150,7 @@ func (c *compiler) canaries() {
 }
 
 // canary sets the backend for one path of a canary Ingress, at the route with that path.
-func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressPath) {
+func (c *compiler) canary(a annotatedIngress, name string, p *networkingv1.HTTPIngressPath) {
 	path := cmp.Or(p.Path, "/")
 	exact := p.PathType != nil && *p.PathType == networkingv1.PathTypeExact
 	var main *route
@@ -178,6 +178,6 @@ func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressP
 	one := *a.options.canary
 	one.Backend = table.Backend{Namespace: a.ing.Namespace, Service: p.Backend.Service.Name, Port: port,
 		Protocol: main.Backends[0].Protocol, TLS: main.Backends[0].TLS}
-	main.canary, main.legacy, main.others = &one, a.options.legacy, a.options.size
+	main.canary, main.legacy, main.sharedBytes = &one, a.options.legacy, a.options.size
 	c.service(a.ing, fieldRules, one.Backend, "its requests answer 503")
 }

@@ -17,15 +17,16 @@ const (
 	classAnnotation = "kubernetes.io/ingress.class"
 )
 
-// adopted are the names of other controllers' classes that are served as long as no IngressClass has that name.
-var adopted = []string{"nginx", "traefik"}
+// adoptedControllers are the names of other controllers' classes that are served as long as no IngressClass has that
+// name.
+var adoptedControllers = []string{"nginx", "traefik"}
 
 // classes says, by name, which classes are served.
 type classes map[string]bool
 
 func servedClasses(all []*networkingv1.IngressClass) classes {
 	out := classes{Class: true}
-	for _, name := range adopted {
+	for _, name := range adoptedControllers {
 		out[name] = true
 	}
 	for _, c := range all {

@@ -140,39 +140,39 @@ const (
 
 // compiler builds a Result.
 type compiler struct {
-	s       State
-	r       Result
-	hosts   map[string]*host // of SiteIngress
-	all     []annotated
-	ownerOf map[string]*networkingv1.Ingress // by host: the oldest Ingress with the host in a rule
-	// spent is what each namespace has taken of maxTable. spentInAll is the sum over all namespaces.
-	spent      map[string]int
-	spentInAll int
-	secrets    map[string]bool // whether the section of a Secret fitted into maxTable, by its key
-	common     *headers        // for all Ingresses; nil for none
-	shadow     int             // what findShadowed has taken of maxShadow
+	s         State
+	r         Result
+	hosts     map[string]*host // of SiteIngress
+	ingresses []annotatedIngress
+	ownerOf   map[string]*networkingv1.Ingress // by host: the oldest Ingress with the host in a rule
+	// usedMemory is what each namespace has used of maxTable. totalMemory is the sum over all namespaces.
+	usedMemory  map[string]int
+	totalMemory int
+	secrets     map[string]bool // whether the section of a Secret fitted into maxTable, by its key
+	common      *headers        // for all Ingresses; nil for none
+	shadow      int             // what findShadowed has taken of maxShadow
 
 	expressions map[chargedKey]bool              // whether the program of an expression fitted
 	closed      map[*networkingv1.Ingress]string // why all routes of an Ingress are closed
 }
 
-// annotated is an Ingress with the settings of its annotations.
-type annotated struct {
+// annotatedIngress is an Ingress with the settings of its annotations.
+type annotatedIngress struct {
 	ing     *networkingv1.Ingress
 	options *options
 }
 
 // host collects what a host's section is made from.
 type host struct {
-	namespace    string // of the Ingress that named it first
-	certificate  string
-	secret       types.NamespacedName // of the certificate
-	routes       []*route
-	ownerOfRoute map[routeKey]string // the object that owns a path
-	stream       *table.Stream
-	secure       bool // an Ingress of the host has spec.tls, whether its Secret can be used or not
-	asks         bool // clients are asked for certificates
-	regex        bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
+	namespace       string // of the Ingress that named it first
+	certificate     string
+	secret          types.NamespacedName // of the certificate
+	routes          []*route
+	ownerOfRoute    map[routeKey]string // the object that owns a path
+	stream          *table.Stream
+	secure          bool // an Ingress of the host has spec.tls, whether its Secret can be used or not
+	wantsClientCert bool // clients are asked for certificates
+	regex           bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
 }
 
 // routeKey identifies a route of a host. Only one Ingress may have it.
@@ -185,23 +185,23 @@ type routeKey struct {
 // route is a table.Route with the values that its order and its form follow from.
 type route struct {
 	table.Route
-	fallback bool // an Ingress' default backend, which comes after all paths
-	ing      *networkingv1.Ingress
-	options  *options
-	written  string // the path in the Ingress
-	steps    int    // of its expression
-	specific bool   // of pathType ImplementationSpecific
-	canary   *table.Canary
-	legacy   bool     // the canary has no regard to sessions
-	headers  *headers // of ConfigMaps; nil for none
-	fallen   *table.Fallback
-	clients  *table.Clients // of another Ingress of the host, where its own has none
-	others   int            // bytes of the texts of other Ingresses: of canary and clients
+	fallback    bool // an Ingress' default backend, which comes after all paths
+	ing         *networkingv1.Ingress
+	options     *options
+	written     string // the path in the Ingress
+	steps       int    // of its expression
+	specific    bool   // of pathType ImplementationSpecific
+	canary      *table.Canary
+	legacy      bool     // the canary has no regard to sessions
+	headers     *headers // of ConfigMaps; nil for none
+	fallen      *table.Fallback
+	clients     *table.Clients // of another Ingress of the host, where its own has none
+	sharedBytes int            // bytes of the texts of other Ingresses: of canary and clients
 }
 
 // Desired compiles the state.
 func Desired(s State) (Result, error) {
-	c := &compiler{s: s, hosts: map[string]*host{}, ownerOf: map[string]*networkingv1.Ingress{}, spent: map[string]int{}, r: Result{
+	c := &compiler{s: s, hosts: map[string]*host{}, ownerOf: map[string]*networkingv1.Ingress{}, usedMemory: map[string]int{}, r: Result{
 		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
 	}}
 	c.secrets, c.expressions, c.closed = map[string]bool{}, map[chargedKey]bool{}, map[*networkingv1.Ingress]string{}
@@ -229,7 +229,7 @@ func Desired(s State) (Result, error) {
 	for name, h := range c.hosts {
 		out := table.Host{
 			Certificate: h.certificate, Final: c.final(h), Routes: make([]table.Route, 0, len(h.routes)), Stream: h.stream,
-			AskClients: h.asks,
+			AskClients: h.wantsClientCert,
 		}
 		for _, r := range h.routes {
 			out.Routes = append(out.Routes, r.Route)
@@ -248,7 +248,7 @@ func Desired(s State) (Result, error) {
 	if err := c.orders(); err != nil {
 		return c.r, err
 	}
-	return c.r, c.r.Sections.PutCharges("ingress", c.spent, c.youngest)
+	return c.r, c.r.Sections.PutCharges("ingress", c.usedMemory, c.youngestObject)
 }
 
 // servedIngresses returns the Ingresses of served classes, the oldest first.
@@ -290,9 +290,9 @@ func Wanted(s State) map[types.NamespacedName]bool {
 	return out
 }
 
-// order compares routes as Ingress v1 does: the longer path first, and of two paths with the same length an exact one.
-// The paths of challenges come before all others, since no expression may have precedence over them.
-func order(a, b *route) int {
+// compareRoutes compares routes as Ingress v1 does: the longer path first, and of two paths with the same length an
+// exact one. The paths of challenges come before all others, since no expression may have precedence over them.
+func compareRoutes(a, b *route) int {
 	if x, y := a.challenge(), b.challenge(); x != y {
 		if y {
 			return 1
@@ -319,8 +319,8 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) error {
 		c.find(ing, Finding{ReasonTooLarge, fieldTLS, fmt.Sprintf("spec.tls names more than %d hosts and Secrets: what comes after them is "+
 			"left out (several Ingresses, or a certificate with a wildcard, mend it)", maxTLS)})
 	}
-	a := annotated{ing, o}
-	c.all = append(c.all, a)
+	a := annotatedIngress{ing, o}
+	c.ingresses = append(c.ingresses, a)
 	for _, e := range o.expressions {
 		if !c.charged(ing.Namespace, e) {
 			problem := tooLarge(ing.Namespace, "the expressions in annotations of this Ingress are not compiled, so that its routes answer "+

@@ -50,7 +50,7 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 		value := strings.TrimSpace(m.Data[key])
 		k, known := configKeyOf(key)
 		switch {
-		case !known && tunes(key) || known && k.Support == Ignored:
+		case !known && isTuningKey(key) || known && k.Support == Ignored:
 			ignored = append(ignored, key)
 		case !known:
 			unknown = append(unknown, key)
@@ -108,7 +108,7 @@ func (d *defaults) key(key, value string, rules Rules) {
 		d.hidden = (&options{annotations: map[string]string{key: value}}).list(key)
 		if slices.ContainsFunc(d.hidden, func(name string) bool {
 			return !headerName.MatchString(name) ||
-				reserved[strings.ToLower(name)]
+				reservedHeaders[strings.ToLower(name)]
 		}) {
 			d.reportValue(key, value, "in which a name is no header that can be left out")
 		}
@@ -205,7 +205,7 @@ func (o *options) inherit(d *defaults) {
 	maps.Copy(o.annotations, d.auth)
 }
 
-// begins reports whether a path begins with one of some texts, as ingress-nginx compares them.
-func begins(path string, with []string) bool {
+// hasAnyPrefix reports whether a path begins with one of some texts, as ingress-nginx compares them.
+func hasAnyPrefix(path string, with []string) bool {
 	return slices.ContainsFunc(with, func(text string) bool { return strings.HasPrefix(path, text) })
 }

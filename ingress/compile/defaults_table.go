@@ -90,8 +90,8 @@ var ConfigKeys = []ConfigKey{
 	{"whitelist-source-range", Done, "whitelist-source-range", ""},
 }
 
-// tuning are keys that only tune, by their note. A name that ends with - stands for all keys that begin with it.
-var tuning = []struct{ names, note string }{
+// tuningKeys are keys that only tune, by their note. A name that ends with - stands for all keys that begin with it.
+var tuningKeys = []struct{ names, note string }{
 	{"access-log-params access-log-path disable-access-log enable-access-log-for-default-backend enable-syslog error-log-level " +
 		"error-log-path" +
 		" http-access-log-path log-format- relax- skip-access-log-urls stream-access-log-path syslog-", logNote},
@@ -108,9 +108,9 @@ var tuning = []struct{ names, note string }{
 		"variables-hash- worker-", workerNote},
 }
 
-// tunes reports whether a key only tunes something that cannot be tuned in coracle.
-func tunes(key string) bool {
-	for _, t := range tuning {
+// isTuningKey reports whether a key only tunes something that cannot be tuned in coracle.
+func isTuningKey(key string) bool {
+	for _, t := range tuningKeys {
 		for name := range strings.FieldsSeq(t.names) {
 			if key == name || strings.HasSuffix(name, "-") && strings.HasPrefix(key, name) {
 				return true

@@ -10,7 +10,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// Effect is what a Finding means for who moves from another ingress controller.
+// Effect is what a Finding means for a user who moves from another ingress controller.
 type Effect string
 
 const (

@@ -39,7 +39,7 @@ func (o *options) external() {
 	}
 	e.ResponseHeaders = o.list("auth-response-headers")
 	for _, name := range e.ResponseHeaders {
-		if !headerName.MatchString(name) || reserved[strings.ToLower(name)] {
+		if !headerName.MatchString(name) || reservedHeaders[strings.ToLower(name)] {
 			o.refuseAnnotation("auth-response-headers", "in which a name is no header that can be copied")
 		}
 	}
@@ -47,14 +47,14 @@ func (o *options) external() {
 	e.RequestRedirect = o.annotations["auth-request-redirect"]
 	e.SignIn = signIn(o.annotations["auth-signin"], o.annotations["auth-signin-redirect-param"])
 	for _, a := range []struct{ name, text string }{{"auth-request-redirect", e.RequestRedirect}, {"auth-signin", e.SignIn}} {
-		if _, err := variable.Parse(a.text); err != nil || !visible(a.text) || !web(a.text) {
+		if _, err := variable.Parse(a.text); err != nil || !isVisible(a.text) || !isWebURL(a.text) {
 			o.refuseAnnotation(a.name, "which is no URL that can be served")
 		}
 	}
 }
 
-// reserved are headers of one connection or of message framing.
-var reserved = map[string]bool{
+// reservedHeaders are headers of one connection or of message framing.
+var reservedHeaders = map[string]bool{
 	"connection": true, "content-length": true, "host": true, "keep-alive": true, "te": true, "trailer": true, "transfer-encoding": true,
 	"upgrade":          true,
 	"proxy-connection": true, "expect": true, "proxy-authenticate": true, "proxy-authorization": true, "http2-settings": true,
@@ -64,7 +64,7 @@ var reserved = map[string]bool{
 // cluster.
 func (o *options) server(text string, e *table.External) (why string) {
 	scheme, rest, ok := strings.Cut(text, "://")
-	if !ok || scheme != "http" && scheme != "https" && scheme != "$scheme" || !visible(text) || strings.Contains(text, "#") {
+	if !ok || scheme != "http" && scheme != "https" && scheme != "$scheme" || !isVisible(text) || strings.Contains(text, "#") {
 		return "which is no URL of http or https"
 	}
 	if _, err := variable.Parse(text); err != nil {

@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// challenges is the prefix of the paths of ACME, which are neither redirected nor authenticated, and open to all
+// challengePath is the prefix of the paths of ACME, which are neither redirected nor authenticated, and open to all
 // clients.
-const challenges = "/.well-known/acme-challenge"
+const challengePath = "/.well-known/acme-challenge"
 
 // length returns the text whose length orders routes.
 func (r *route) length() string {
@@ -50,7 +50,7 @@ func (r *route) policy() {
 		p.Rewrite = ""
 	}
 	r.headers.setHeaders(&p)
-	if r.options.global && begins(r.written, r.options.defaults.noAuth) {
+	if r.options.global && hasAnyPrefix(r.written, r.options.defaults.noAuth) {
 		p.External = nil
 	}
 	if r.challenge() {
@@ -64,7 +64,7 @@ func (r *route) policy() {
 
 // challenge reports whether the route is only for challenges of ACME.
 func (r *route) challenge() bool {
-	rest, ok := strings.CutPrefix(r.written, challenges)
+	rest, ok := strings.CutPrefix(r.written, challengePath)
 	return ok && (rest == "" || rest[0] == '/') && !strings.Contains(rest, "|")
 }
 
@@ -73,10 +73,10 @@ func (c *compiler) finishHost(name string, h *host) {
 	for _, r := range h.routes {
 		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())
 	}
-	h.stream, h.asks = c.stream(name, h), c.shareClients(h)
+	h.stream, h.wantsClientCert = c.stream(name, h), c.shareClients(h)
 	own := slices.Clone(h.routes) // without those that slash adds
 	for _, r := range own {
-		if !r.challenge() && !begins(r.written, r.options.defaults.noRedirect) {
+		if !r.challenge() && !hasAnyPrefix(r.written, r.options.defaults.noRedirect) {
 			r.RedirectHTTPS = r.options.redirectOf(name != "" && (h.secure || h.stream != nil))
 		}
 		switch {
@@ -97,7 +97,7 @@ func (c *compiler) finishHost(name string, h *host) {
 			r.policy()
 		}
 	}
-	slices.SortStableFunc(h.routes, order)
+	slices.SortStableFunc(h.routes, compareRoutes)
 	c.findCostly(name, h)
 	c.findShadowed(name, h)
 }
@@ -137,7 +137,7 @@ var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 // names adds the hosts that annotations name. Hosts of rules have precedence.
 func (c *compiler) names() {
 	owner := map[string]string{}
-	for _, a := range c.all {
+	for _, a := range c.ingresses {
 		aliases := a.options.aliases
 		for _, rule := range a.ing.Spec.Rules {
 			name, ok := hostName(rule.Host)
@@ -158,7 +158,7 @@ func (c *compiler) names() {
 
 // alias adds another name of a host. It serves only the routes and the certificate of the Ingress' own namespace: a
 // tenant that shares a host may not publish other tenants' routes at names that these have not chosen.
-func (c *compiler) alias(a annotated, text string, h *host, owner map[string]string) {
+func (c *compiler) alias(a annotatedIngress, text string, h *host, owner map[string]string) {
 	name, ok := hostName(text)
 	switch {
 	case !ok || !dnsName.MatchString(name):
@@ -174,11 +174,11 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	case !c.mayHaveHost(a.ing, name):
 		return
 	}
-	other, cost := &host{namespace: a.ing.Namespace, asks: h.asks}, 0
+	other, cost := &host{namespace: a.ing.Namespace, wantsClientCert: h.wantsClientCert}, 0
 	for _, r := range h.routes {
 		if r.ing != nil && r.ing.Namespace == a.ing.Namespace {
 			other.routes = append(other.routes, r)
-			cost += r.options.routeCost(r.Path) + r.headers.memoryCost() + textFactor*r.others
+			cost += r.options.routeCost(r.Path) + r.headers.memoryCost() + textFactor*r.sharedBytes
 		}
 	}
 	if strings.HasPrefix(h.certificate, table.CertificateKey(a.ing.Namespace, "")) {

@@ -122,7 +122,7 @@ func (c *compiler) headers(of *headers, field string, name types.NamespacedName)
 	for _, key := range slices.Sorted(maps.Keys(m.Data)) {
 		value := m.Data[key]
 		control := strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
-		if !headerName.MatchString(key) || reserved[strings.ToLower(key)] || control {
+		if !headerName.MatchString(key) || reservedHeaders[strings.ToLower(key)] || control {
 			of.field, of.refused = field, fmt.Sprintf("the ConfigMap %s with headers has %.60q, which is no header that can be sent:"+
 				" the routes that need it answer 503", name, key)
 			return nil

@@ -20,7 +20,7 @@ import (
 // at the same time.
 type Memory struct {
 	options, lastOptions           map[*networkingv1.Ingress]*options
-	certificates, lastCertificates map[*corev1.Secret]judged
+	certificates, lastCertificates map[*corev1.Secret]checkedSecret
 	expressions, lastExpressions   map[expressionKey]readExpression
 	users, lastUsers               map[usersKey]readUsers
 
@@ -28,8 +28,8 @@ type Memory struct {
 	configMap *corev1.ConfigMap // the one that defaults was read from
 }
 
-// judged is the result of checking a Secret as a certificate.
-type judged struct {
+// checkedSecret is the result of checking a Secret as a certificate.
+type checkedSecret struct {
 	flaw    string          // why it is invalid; empty for a valid certificate
 	section json.RawMessage // of the table; nil for an invalid one
 	names   []string        // DNS names in lower case, or the common name if it has none
@@ -40,7 +40,7 @@ type judged struct {
 
 // isFor reports whether the certificate is for a host. For a wildcard host the result is true, since the certificate
 // may be for some of its names.
-func (j judged) isFor(host string) bool {
+func (j checkedSecret) isFor(host string) bool {
 	_, domain, _ := strings.Cut(host, ".")
 	wildcard := "*." + domain
 	return strings.HasPrefix(host, "*.") || slices.Contains(j.names, host) || slices.Contains(j.names, wildcard)
@@ -50,7 +50,7 @@ func (j judged) isFor(host string) bool {
 func (m *Memory) evictUnused(s State) {
 	m.useDefaults(s)
 	m.lastOptions, m.options = m.options, make(map[*networkingv1.Ingress]*options, len(m.options))
-	m.lastCertificates, m.certificates = m.certificates, make(map[*corev1.Secret]judged, len(m.certificates))
+	m.lastCertificates, m.certificates = m.certificates, make(map[*corev1.Secret]checkedSecret, len(m.certificates))
 	m.lastExpressions, m.expressions = m.expressions, make(map[expressionKey]readExpression, len(m.expressions))
 	m.lastUsers, m.users = m.users, make(map[usersKey]readUsers, len(m.users))
 }
@@ -92,7 +92,7 @@ func (m *Memory) optionsOf(ing *networkingv1.Ingress) *options {
 }
 
 // certificateOf returns the result of checking a Secret, which may be nil, from the cache if it is in it.
-func (m *Memory) certificateOf(s *corev1.Secret) judged {
+func (m *Memory) certificateOf(s *corev1.Secret) checkedSecret {
 	c, ok := m.certificates[s]
 	if ok {
 		return c

@@ -26,5 +26,5 @@ type Annotation struct {
 const (
 	snippetNote = "Snippets are text of nginx's configuration, of which there is none here; they cannot be served."
 	wafNote     = "There is no ModSecurity here; a firewall for web applications has to stand before the cluster or beside the application."
-	streams     = "Bodies are never kept on disk, and pieces are sent as they come."
+	streamsNote = "Bodies are never kept on disk, and pieces are sent as they come."
 )

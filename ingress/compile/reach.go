@@ -19,7 +19,7 @@ import (
 // targets adds findings about what annotations make the proxies connect to beside the backends of paths. It is called
 // when all hosts are known.
 func (c *compiler) targets() {
-	for _, a := range c.all {
+	for _, a := range c.ingresses {
 		o := a.options
 		if o.refused != "" {
 			continue

@@ -28,7 +28,7 @@ func (o *options) redirects() {
 		code := o.number(r.name+"-code", 300, 308, r.code)
 		if _, err := variable.Parse(location); err != nil {
 			o.refuseAnnotation(r.name, "which cannot be served, since "+err.Error())
-		} else if !visible(location) || !web(location) {
+		} else if !isVisible(location) || !isWebURL(location) {
 			o.refuseAnnotation(r.name, "which is no URL of http or https")
 		}
 		if strings.HasPrefix(location, "/") && !relative {
@@ -39,21 +39,21 @@ func (o *options) redirects() {
 		}
 	}
 	if root, ok := o.annotations["app-root"]; ok {
-		if !strings.HasPrefix(root, "/") || !visible(root) || strings.Contains(root, "$") {
+		if !strings.HasPrefix(root, "/") || !isVisible(root) || strings.Contains(root, "$") {
 			o.refuseAnnotation("app-root", "which is no path that begins with a slash")
 		}
 		o.policy.AppRoot = root
 	}
 }
 
-// group matches a reference to a capture group of the regular expression ($1 to $9). It also matches a $ that no such
-// digit follows.
-var group = regexp.MustCompile(`\$([1-9])?`)
+// groupPattern matches a reference to a capture group of the regular expression ($1 to $9). It also matches a $ that no
+// such digit follows.
+var groupPattern = regexp.MustCompile(`\$([1-9])?`)
 
 // rewrites reads the annotations that change requests to backends.
 func (o *options) rewrites() {
 	if target, ok := o.annotations["rewrite-target"]; ok {
-		groups := group.FindAllString(target, -1)
+		groups := groupPattern.FindAllString(target, -1)
 		if len(groups) > variable.MaxVariables {
 			o.refuseAnnotation("rewrite-target", fmt.Sprintf("which has more than %d groups of the expression", variable.MaxVariables))
 		}
@@ -65,7 +65,7 @@ func (o *options) rewrites() {
 		}
 		if strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://") {
 			o.refuseAnnotation("rewrite-target", "which is on another host (temporal-redirect redirects)")
-		} else if !visible(target) {
+		} else if !isVisible(target) {
 			o.refuseAnnotation("rewrite-target", "which is no path")
 		}
 		o.policy.Rewrite = target
@@ -75,21 +75,21 @@ func (o *options) rewrites() {
 		to   *string
 	}{{"upstream-vhost", &o.policy.UpstreamHost}, {"x-forwarded-prefix", &o.policy.ForwardedPrefix}} {
 		*a.to = o.annotations[a.name]
-		if !visible(*a.to) || strings.Contains(*a.to, "$") {
+		if !isVisible(*a.to) || strings.Contains(*a.to, "$") {
 			o.refuseAnnotation(a.name, "which is no plain value of a header")
 		}
 	}
 	o.aliases = o.list("server-alias")
 }
 
-// visible reports whether a text has neither spaces nor control characters, and 4,096 bytes at most.
-func visible(text string) bool {
+// isVisible reports whether a text has neither spaces nor control characters, and 4,096 bytes at most.
+func isVisible(text string) bool {
 	return len(text) <= 4096 && strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
 }
 
-// web reports whether the target of a redirect is of http or https. Where its scheme holds variables, the proxy decides
-// later.
-func web(target string) bool {
+// isWebURL reports whether the target of a redirect is of http or https. Where its scheme holds variables, the proxy
+// decides later.
+func isWebURL(target string) bool {
 	scheme := table.SchemeOf(target)
 	return scheme == "" || scheme == "http" || scheme == "https" || strings.Contains(scheme, "$")
 }

@@ -29,17 +29,17 @@ const (
 // reserve reserves memory of the table for a namespace. It returns false when the memory does not suffice. Older
 // Ingresses come first.
 func (c *compiler) reserve(namespace string, cost int) bool {
-	if c.spent[namespace]+cost > maxTable/2 || c.spentInAll+cost > maxTable {
+	if c.usedMemory[namespace]+cost > maxTable/2 || c.totalMemory+cost > maxTable {
 		return false
 	}
-	c.spent[namespace] += cost
-	c.spentInAll += cost
+	c.usedMemory[namespace] += cost
+	c.totalMemory += cost
 	return true
 }
 
-// secretRoom reserves the memory of a Secret's section, once for all Ingresses that name the Secret. It is called in
+// reserveSecret reserves the memory of a Secret's section, once for all Ingresses that name the Secret. It is called in
 // the order of the Ingresses' age.
-func (c *compiler) secretRoom(namespace, key string, size int) bool {
+func (c *compiler) reserveSecret(namespace, key string, size int) bool {
 	if _, known := c.secrets[key]; !known {
 		c.secrets[key] = c.reserve(namespace, routeCost+secretFactor*size)
 	}
@@ -54,7 +54,7 @@ func (c *compiler) certificate(secret types.NamespacedName) bool {
 	if section == nil {
 		return true
 	}
-	if !c.secretRoom(secret.Namespace, key, len(section)) {
+	if !c.reserveSecret(secret.Namespace, key, len(section)) {
 		return false
 	}
 	c.r.Sections[key] = section
@@ -104,9 +104,9 @@ func costOf(ing *networkingv1.Ingress, o *options) int {
 	return cost
 }
 
-// youngest returns the youngest Ingress of a namespace that takes memory.
-func (c *compiler) youngest(namespace string) (out table.Object) {
-	for _, a := range c.all {
+// youngestObject returns the youngest Ingress of a namespace that takes memory.
+func (c *compiler) youngestObject(namespace string) (out table.Object) {
+	for _, a := range c.ingresses {
 		if a.ing.Namespace == namespace {
 			out = table.Object{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "Ingress", Name: a.ing.Name,
 				UID: string(a.ing.UID)}

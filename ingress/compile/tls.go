@@ -19,8 +19,8 @@ import (
 // keyAuthorities is the key of a Secret's data that holds authorities, in PEM.
 const keyAuthorities = "ca.crt"
 
-// guards are the annotations that cannot apply to connections that are forwarded unread.
-var guards = []string{
+// guardAnnotations are the annotations that cannot apply to connections that are forwarded unread.
+var guardAnnotations = []string{
 	"allowlist-source-range", "auth-secret", "auth-tls-secret", "auth-type", "auth-url", "denylist-source-range",
 	"limit-connections", "limit-rpm", "limit-rps",
 	"whitelist-source-range",
@@ -31,7 +31,7 @@ func (o *options) passthrough(ing *networkingv1.Ingress) {
 	if o.flag("ssl-passthrough", &o.streams); !o.streams {
 		return
 	}
-	for _, name := range guards {
+	for _, name := range guardAnnotations {
 		if _, ok := o.annotations[name]; ok {
 			o.refuseFor(nginxPrefix+"ssl-passthrough",
 				"the annotation %sssl-passthrough passes connections on without reading requests, so that %s cannot hold:"+
@@ -190,7 +190,7 @@ func (o *options) clientCertificates() {
 	}
 	if c.ErrorPage = o.annotations["auth-tls-error-page"]; c.ErrorPage != "" {
 		scheme, rest, _ := strings.Cut(c.ErrorPage, "://")
-		if scheme != "http" && scheme != "https" || rest == "" || !visible(rest) || strings.Contains(rest, "$") {
+		if scheme != "http" && scheme != "https" || rest == "" || !isVisible(rest) || strings.Contains(rest, "$") {
 			o.refuseAnnotation("auth-tls-error-page", "which is no URL of http or https without variables")
 		}
 	}
@@ -199,7 +199,7 @@ func (o *options) clientCertificates() {
 }
 
 // tlsOf adds the sections of the Secrets that an Ingress names for TLS to backends and for clients' certificates.
-func (c *compiler) tlsOf(a annotated) error {
+func (c *compiler) tlsOf(a annotatedIngress) error {
 	o := a.options
 	if o.tlsSecret.Name != "" {
 		c.r.Wanted[o.tlsSecret] = true
@@ -261,7 +261,7 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, field string, secret
 	}
 	c.ending(ing, field, s, c.s.Memory.certificateOf(s).authorities, "authority", so)
 	key := table.AuthoritiesKey("secret", secret.Namespace, secret.Name)
-	if !c.secretRoom(secret.Namespace, key, len(s.Data[keyAuthorities])) {
+	if !c.reserveSecret(secret.Namespace, key, len(s.Data[keyAuthorities])) {
 		what := fmt.Sprintf("the authorities of the Secret %s are left out, and %s", secret.Name, so)
 		c.find(ing, tooLarge(secret.Namespace, what))
 		return nil
@@ -309,7 +309,7 @@ func (c *compiler) shareClients(h *host) (asks bool) {
 		if f := first[r.ing.Namespace]; f != nil && r.options.nginx && r.options.policy.Clients == nil {
 			r.clients = f.options.policy.Clients
 			texts := len(r.clients.Subject) + len(r.clients.ErrorPage)
-			if r.others += texts; c.closed[f.ing] != "" {
+			if r.sharedBytes += texts; c.closed[f.ing] != "" {
 				r.Refused = c.closed[f.ing]
 			} else if !c.reserve(r.ing.Namespace, textFactor*texts) {
 				problem := tooLarge(r.ing.Namespace, "a route with another Ingress' settings for clients' certificates answers 503")

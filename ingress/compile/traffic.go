@@ -77,9 +77,9 @@ func (o *options) limits() {
 }
 
 var (
-	origin     = regexp.MustCompile(`^[A-Za-z][-+.A-Za-z0-9]*://(\*\.)?[-A-Za-z0-9.\[\]:]+$`)
-	nameList   = regexp.MustCompile(`^[-A-Za-z0-9_]+([ ]*,[ ]*[-A-Za-z0-9_]+)*$`)
-	exposeList = regexp.MustCompile(`^([-A-Za-z0-9_]+|\*)([ ]*,[ ]*([-A-Za-z0-9_]+|\*))*$`)
+	originPattern = regexp.MustCompile(`^[A-Za-z][-+.A-Za-z0-9]*://(\*\.)?[-A-Za-z0-9.\[\]:]+$`)
+	nameList      = regexp.MustCompile(`^[-A-Za-z0-9_]+([ ]*,[ ]*[-A-Za-z0-9_]+)*$`)
+	exposeList    = regexp.MustCompile(`^([-A-Za-z0-9_]+|\*)([ ]*,[ ]*([-A-Za-z0-9_]+|\*))*$`)
 )
 
 // cors reads the annotations about requests of scripts from other origins.
@@ -114,7 +114,7 @@ func (o *options) cors() {
 		c.Origins = []string{"*"}
 	}
 	for _, text := range c.Origins {
-		if text != "*" && text != "null" && !origin.MatchString(text) {
+		if text != "*" && text != "null" && !originPattern.MatchString(text) {
 			o.refuseAnnotation("cors-allow-origin", "in which a part is no origin")
 		}
 	}

@@ -46,11 +46,11 @@ func (a *authentication) access(r *route) bool {
 	if len(p.allow)+len(p.deny) > 0 {
 		client := a.client()
 		_, err := netip.ParseAddr(client)
-		if len(p.deny) > 0 && (err != nil || within(client, p.deny)) {
+		if len(p.deny) > 0 && (err != nil || inNetworks(client, p.deny)) {
 			a.answer(http.StatusForbidden, "the client's address is not let in")
 			return false
 		}
-		inside = len(p.allow) > 0 && within(client, p.allow)
+		inside = len(p.allow) > 0 && inNetworks(client, p.allow)
 	}
 	switch {
 	case inside && p.SatisfyAny:
@@ -100,7 +100,7 @@ func (o *objects) applyUsers(key string, value json.RawMessage, present bool) er
 		return nil
 	}
 	var from table.Users
-	if err := strict(value, &from); err != nil {
+	if err := unmarshalStrict(value, &from); err != nil {
 		return fmt.Errorf("reading users: %w", err)
 	}
 	s.list.Store(&userList{hashes: from.Hashes, verified: map[[sha256.Size]byte]struct{}{}})

@@ -92,20 +92,20 @@ func (p *Proxy) applyHost(next *routingBuilder, key string, value json.RawMessag
 		return fmt.Errorf("%q is not the key of a host", key)
 	}
 	var from table.Host
-	if err := strict(value, &from); err != nil {
+	if err := unmarshalStrict(value, &from); err != nil {
 		// A host that cannot be read may have restricted access, so it is closed.
 		err = fmt.Errorf("reading the host: %w", err)
-		next.put(&host{site: site, name: name, stats: p.objects.statsOf(key), final: true, routes: []*route{{refused: err.Error()}}})
+		next.setHost(&host{site: site, name: name, stats: p.objects.statsOf(key), final: true, routes: []*route{{refused: err.Error()}}})
 		return err
 	}
 	h, err := compiler{p.objects}.compile(site, name, &from)
 	h.stats = p.objects.statsOf(key)
-	next.put(h)
+	next.setHost(h)
 	return err
 }
 
-// strict reads JSON. It returns an error for a field that this version does not know.
-func strict(value json.RawMessage, to any) error {
+// unmarshalStrict reads JSON. It returns an error for a field that this version does not know.
+func unmarshalStrict(value json.RawMessage, to any) error {
 	d := json.NewDecoder(bytes.NewReader(value))
 	d.DisallowUnknownFields()
 	return d.Decode(to)
@@ -124,7 +124,7 @@ func (o *objects) applyCertificate(key string, value json.RawMessage, present bo
 		c.pair.Store(nil)
 		return fmt.Errorf("reading the certificate: %w", err)
 	}
-	return c.set(&from)
+	return c.load(&from)
 }
 
 func (o *objects) applyEndpoints(key string, value json.RawMessage, present bool) error {
@@ -133,12 +133,12 @@ func (o *objects) applyEndpoints(key string, value json.RawMessage, present bool
 	var from table.Endpoints
 	if present {
 		if err := json.Unmarshal(value, &from); err != nil {
-			s.set(nil)
+			s.setAddresses(nil)
 			return fmt.Errorf("reading the endpoints: %w", err)
 		}
 	}
 	list, err := addresses(from.Addresses, o.upstream.refuse)
-	s.set(list)
+	s.setAddresses(list)
 	return err
 }
 

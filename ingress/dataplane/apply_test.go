@@ -89,10 +89,10 @@ func TestChangeOfEndpointsKeepsRoutes(t *testing.T) {
 		section(t, service("b/").Key(), table.Endpoints{Addresses: []string{"10.0.0.1:80", "10.0.0.2:80"}}),
 	})
 	r := routeOf(p, "s", "a", "/")
-	kept := r.backends[0].endpoints.all()[1]
+	kept := r.backends[0].endpoints.endpoints()[1]
 	p.Apply([]table.Change{section(t, service("b/").Key(), table.Endpoints{Addresses: []string{"10.0.0.2:80", "10.0.0.3:80"}})})
 	testenv.Equal(t, routeOf(p, "s", "a", "/"), r, "the route was built again:")
-	if list := r.backends[0].endpoints.all(); len(list) != 2 || list[0] != kept || list[1].address != "10.0.0.3:80" {
+	if list := r.backends[0].endpoints.endpoints(); len(list) != 2 || list[0] != kept || list[1].address != "10.0.0.3:80" {
 		t.Errorf("the endpoints are %v", list)
 	}
 	p.Apply([]table.Change{{Key: table.HostKey("s", "a")}, {Key: service("b/").Key()}})
@@ -137,7 +137,7 @@ func TestBadTableSectionsAreReported(t *testing.T) {
 			t.Errorf("the host %s is not closed", name)
 		}
 	}
-	if list := p.objects.endpoints[service("b/").Key()].all(); len(list) != 1 {
+	if list := p.objects.endpoints[service("b/").Key()].endpoints(); len(list) != 1 {
 		t.Errorf("%d endpoints, want the one that may be dialled", len(list))
 	}
 	testenv.Equal(t, len(p.current.Load().trusted), 1, "the good network of trusted proxies is lost:")

@@ -34,14 +34,14 @@ func (o *objects) applyAuthorities(key string, value json.RawMessage, present bo
 		return nil
 	}
 	var from table.Authorities
-	if err := strict(value, &from); err != nil {
+	if err := unmarshalStrict(value, &from); err != nil {
 		return fmt.Errorf("reading authorities: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(from.Certificates)) {
 		return errors.New("the authorities hold no certificate")
 	}
-	a.trusted.Store(&trustedPool{pool: pool, known: map[[sha256.Size]byte]verification{}})
+	a.trusted.Store(&trustedPool{pool: pool, verified: map[[sha256.Size]byte]verification{}})
 	return nil
 }
 
@@ -62,7 +62,7 @@ type backendTLS struct {
 	shared
 }
 
-// tlsClients are the clients of HTTP/1.1 and of HTTP/2.
+// tlsClients holds a transport for HTTP/1.1 and one for HTTP/2.
 type tlsClients struct{ http1, http2 *http.Transport }
 
 func (c *tlsClients) closeIdle() {
@@ -99,12 +99,12 @@ func (o *objects) resetTLS(of func(*backendTLS) bool) {
 }
 
 func (b *backendTLS) marked(sweep uint64) {
-	b.mark = sweep
+	b.lastSweep = sweep
 	if b.authorities != nil {
-		b.authorities.mark = sweep
+		b.authorities.lastSweep = sweep
 	}
 	if b.certificate != nil {
-		b.certificate.mark = sweep
+		b.certificate.lastSweep = sweep
 	}
 }
 

@@ -105,7 +105,7 @@ func TestLeftDialsAreBounded(t *testing.T) {
 			cancel()
 			all.Wait()
 			waitUntil(t, "most attempts have ended", func() bool { return dialling(t) <= maxLeft })
-			testenv.Equal(t, set.all()[0].failed.Load(), 0, "an attempt that was cut short counts as failed at")
+			testenv.Equal(t, set.endpoints()[0].failed.Load(), 0, "an attempt that was cut short counts as failed at")
 			p.upstream.http1.CloseIdleConnections()
 			testenv.NoError(t, netlink.LinkSetDown(testenv.Must(netlink.LinkByName("hole"))(t)))
 			testenv.NoError(t, netlink.LinkSetUp(testenv.Must(netlink.LinkByName("hole"))(t)))
@@ -122,8 +122,8 @@ func dialling(t *testing.T) int {
 // TestOneRequestTriesAFailedEndpointAgain once its pause is over; the others wait for what it finds.
 func TestOneRequestTriesAFailedEndpointAgain(t *testing.T) {
 	s := &endpointSet{}
-	s.set([]string{"10.0.0.1:80", "10.0.0.2:80"})
-	failed, now := s.all()[0], time.Unix(1_000_000, 0)
+	s.setAddresses([]string{"10.0.0.1:80", "10.0.0.2:80"})
+	failed, now := s.endpoints()[0], time.Unix(1_000_000, 0)
 	failed.failed.Store(now.UnixNano())
 	for by, pick := range map[string]func(time.Time) *endpoint{
 		"turns":  func(now time.Time) *endpoint { return s.nextInTurn(nil, now) },

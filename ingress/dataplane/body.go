@@ -12,37 +12,37 @@ import (
 // requestBody is the body of a request to a backend. The transport does not close it, so that another attempt can send
 // it as long as nothing was read. net/http closes the client's body after the request.
 type requestBody struct {
-	request *request
-	inner   io.Reader
-	began   atomic.Bool
-	reading atomic.Bool
-	done    atomic.Bool
-	failed  atomic.Bool
-	limit   int64 // in bytes; 0 for none
-	read    atomic.Int64
-	excess  atomic.Bool // the limit was exceeded
-	mirrors []*mirrorBody
+	request  *request
+	inner    io.Reader
+	began    atomic.Bool
+	reading  atomic.Bool
+	done     atomic.Bool
+	failed   atomic.Bool
+	limit    int64 // in bytes; 0 for none
+	read     atomic.Int64
+	tooLarge atomic.Bool // the limit was exceeded
+	mirrors  []*mirrorBody
 }
 
-var errExcess = errors.New("the request's body is greater than the route allows")
+var errBodyTooLarge = errors.New("the request's body is greater than the route allows")
 
 var errBodyBegan = errors.New("a part of the request's body has been sent already")
 
 // Read reads from the client.
 func (b *requestBody) Read(to []byte) (int, error) {
 	b.began.Store(true)
-	b.request.timeouts.moved()
+	b.request.timeouts.recordBytes()
 	b.reading.Store(true)
 	n, err := b.inner.Read(to)
 	b.reading.Store(false)
 	if n > 0 {
-		b.request.timeouts.moved()
+		b.request.timeouts.recordBytes()
 	}
 	b.mirror(to[:n])
 	if read := b.read.Add(int64(n)); b.limit > 0 && read > b.limit {
-		b.excess.Store(true)
+		b.tooLarge.Store(true)
 		b.failed.Store(true)
-		return 0, errExcess
+		return 0, errBodyTooLarge
 	}
 	switch {
 	case errors.Is(err, io.EOF):
@@ -61,8 +61,8 @@ func (b *requestBody) Read(to []byte) (int, error) {
 // Close does nothing.
 func (b *requestBody) Close() error { return nil }
 
-// again is the GetBody of the request. net/http calls it before it sends the request on another connection.
-func (b *requestBody) again() (io.ReadCloser, error) {
+// reopen is the request's GetBody. net/http calls it before it sends the request on another connection.
+func (b *requestBody) reopen() (io.ReadCloser, error) {
 	if b.began.Load() {
 		return nil, errBodyBegan
 	}

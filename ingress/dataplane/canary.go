@@ -34,8 +34,8 @@ func (c compiler) compileCanary(from *table.Canary) (*canary, error) {
 	return out, err
 }
 
-// selects reports whether the request goes to the canary: by the header, else by the cookie, else at random. A header
-// that is too long for the rest of the request's steps selects no canary.
+// selects reports whether the request goes to the canary. The header decides, or the cookie if there is no header, or
+// chance if there is neither. A header that is too long for the request's remaining steps selects no canary.
 func (c *canary) selects(in *http.Request, from *steps) bool {
 	if values := in.Header.Values(c.Header); c.Header != "" && len(values) > 0 {
 		switch said := values[0]; {
@@ -45,7 +45,7 @@ func (c *canary) selects(in *http.Request, from *steps) bool {
 			}
 		case c.pattern != nil:
 			v := c.pattern.compare(said, from)
-			from.finish()
+			from.releaseQueue()
 			switch v {
 			case matches:
 				return true

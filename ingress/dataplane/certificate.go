@@ -23,8 +23,8 @@ type certificate struct {
 	shared
 }
 
-// set reads the section. If the section holds no valid certificate, there is none afterwards.
-func (c *certificate) set(from *table.Certificate) error {
+// load reads the table's section. If the section holds no valid certificate, c has none afterwards.
+func (c *certificate) load(from *table.Certificate) error {
 	pair, err := tls.X509KeyPair([]byte(from.Chain), []byte(from.Key))
 	if err != nil {
 		c.pair.Store(nil)
@@ -54,10 +54,10 @@ func (p *Proxy) streamTLS(site string) *tls.Config {
 					}
 				}
 			}
-			if pair := p.standard.pair.Load(); pair != nil {
+			if pair := p.defaultCert.pair.Load(); pair != nil {
 				return pair, nil
 			}
-			return p.own, nil
+			return p.fallbackCert, nil
 		},
 	}
 	if s := p.current.Load().sites[site]; s != nil && s.clients != nil {

@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// token matches what an authority may put into the path of a challenge: base64url (RFC 8555, section 8.3). Browsers
-// interpret no such text as anything else.
-var token = regexp.MustCompile(`^[-_A-Za-z0-9]{1,256}$`)
+// tokenPattern matches what an authority may put into the path of a challenge: base64url (RFC 8555, section 8.3).
+// Browsers interpret no such text as anything else.
+var tokenPattern = regexp.MustCompile(`^[-_A-Za-z0-9]{1,256}$`)
 
 // applyChallenges replaces the account that answers challenges for one host.
 func applyChallenges(next *routingBuilder, key string, value json.RawMessage, present bool) error {
@@ -28,7 +28,7 @@ func applyChallenges(next *routingBuilder, key string, value json.RawMessage, pr
 	if err := json.Unmarshal(value, &from); err != nil {
 		return fmt.Errorf("reading the account that answers challenges: %w", err)
 	}
-	if !token.MatchString(from.Thumbprint) {
+	if !tokenPattern.MatchString(from.Thumbprint) {
 		return fmt.Errorf("%.100q is no thumbprint of an account's key", from.Thumbprint)
 	}
 	accounts[host] = from.Thumbprint
@@ -41,11 +41,11 @@ func applyChallenges(next *routingBuilder, key string, value json.RawMessage, pr
 func (x *exchange) challenge(host string, r *route) bool {
 	thumbprint := x.routing.accounts[host]
 	if thumbprint == "" || x.listener.site != table.SiteIngress || r != nil && r.challenges &&
-		x.routing.sites[x.listener.site].has(host, r) {
+		x.routing.sites[x.listener.site].hasRoute(host, r) {
 		return false
 	}
 	text, ok := strings.CutPrefix(x.path.match, table.ChallengesPath)
-	if !ok || !token.MatchString(text) || x.in.Method != http.MethodGet && x.in.Method != http.MethodHead {
+	if !ok || !tokenPattern.MatchString(text) || x.in.Method != http.MethodGet && x.in.Method != http.MethodHead {
 		return false
 	}
 	x.answerText(http.StatusOK, text+"."+thumbprint)

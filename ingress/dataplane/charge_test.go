@@ -228,7 +228,7 @@ func TestCostlyRequestsOfOneTenantDelayNoOther(t *testing.T) {
 		waitUntil(t, "the flood waits", func() bool {
 			f.comparisons.mu.Lock()
 			defer f.comparisons.mu.Unlock()
-			return f.comparisons.of[c.key].users == flood+1
+			return f.comparisons.byKey[c.key].users == flood+1
 		})
 		exchanged{url: c.other + path, headers: c.client, body: "w " + path}.check(t, f)
 		testenv.Equal(t, len(done), 0, "answered while one of the flood was being compared:")
@@ -237,7 +237,7 @@ func TestCostlyRequestsOfOneTenantDelayNoOther(t *testing.T) {
 		for range flood {
 			<-done
 		}
-		testenv.Equal(t, len(f.comparisons.of), 0, "turns that are left over:")
+		testenv.Equal(t, len(f.comparisons.byKey), 0, "turns that are left over:")
 	}
 }
 

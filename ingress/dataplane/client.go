@@ -17,15 +17,15 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// certified is a compiled table.Clients.
-type certified struct {
+// clientVerification is a compiled table.Clients.
+type clientVerification struct {
 	*table.Clients
 	authorities *authorities
 	subject     *pattern // nil for any
 }
 
-func (c compiler) compileClients(from *table.Clients) (*certified, error) {
-	out := &certified{Clients: from, authorities: objectOf(c.authorities, from.Authorities)}
+func (c compiler) compileClients(from *table.Clients) (*clientVerification, error) {
+	out := &clientVerification{Clients: from, authorities: objectOf(c.authorities, from.Authorities)}
 	if from.Subject != "" {
 		var err error
 		if out.subject, err = c.patternOf(from.Subject, expression.Anywhere); err != nil {
@@ -57,7 +57,7 @@ func (r *request) certificates() []*x509.Certificate {
 
 // certify reports whether the client's certificate lets the request pass. If it does not, certify has answered the
 // request.
-func (a *authentication) certify(c *certified) bool {
+func (a *authentication) certify(c *clientVerification) bool {
 	trusted := c.authorities.trusted.Load()
 	if trusted == nil {
 		a.answer(http.StatusServiceUnavailable,
@@ -92,7 +92,7 @@ func (a *authentication) certify(c *certified) bool {
 			name = all[0].Subject.String()
 		}
 		fits := len(name) <= maxSubject && c.subject.compare(name, &a.steps) == matches
-		if a.steps.finish(); !fits {
+		if a.steps.releaseQueue(); !fits {
 			a.answer(http.StatusForbidden, "the certificate is not one that this route lets in")
 			return false
 		}
@@ -109,10 +109,10 @@ func (r *request) sniMismatch() bool {
 	s := r.routing.sites[r.listener.site]
 	name, _ := hostName(r.in.Host)
 	h := s.find(serverName(r.in.TLS))
-	return h != s.find(name) && (h == nil || !h.asks)
+	return h != s.find(name) && (h == nil || !h.wantsClientCert)
 }
 
-func (a *authentication) uncertified(c *certified, why string) {
+func (a *authentication) uncertified(c *clientVerification, why string) {
 	if c.ErrorPage != "" {
 		a.redirect(http.StatusFound, c.ErrorPage)
 		return
@@ -134,7 +134,7 @@ func reason(err error) string {
 
 // present sets the headers for a backend that describe the client's certificate. They replace such headers from the
 // client.
-func (c *certified) present(in *request, verified string, h http.Header) {
+func (c *clientVerification) present(in *request, verified string, h http.Header) {
 	for _, name := range []string{headerVerify, headerSubject, headerIssuer, headerCert} {
 		delete(h, name)
 	}
@@ -164,8 +164,8 @@ func printable(text string) string {
 // maxTrusted limits how many results for certificates are cached for one set of authorities.
 const maxTrusted = 4096
 
-// distrust is the time for which the result for an untrusted certificate is cached.
-const distrust = time.Minute
+// distrustTime is the time for which the result for an untrusted certificate is cached.
+const distrustTime = time.Minute
 
 // trustedPool holds the certificates of authorities, and a cache of results for clients' certificates. Verifying a
 // certificate takes longer than a request. A client may send, with each request of a connection, a chain that takes
@@ -173,14 +173,14 @@ const distrust = time.Minute
 type trustedPool struct {
 	pool *x509.CertPool
 
-	mu    sync.Mutex
-	known map[[sha256.Size]byte]verification
+	mu       sync.Mutex
+	verified map[[sha256.Size]byte]verification
 }
 
-// verification is a cached result. It is valid until the end of the chain's validity, or for distrust.
+// verification is a cached result. It is valid until expiry.
 type verification struct {
-	err error // nil for a certificate that is trusted
-	end time.Time
+	err    error // nil for a certificate that is trusted
+	expiry time.Time
 }
 
 // verify returns an error when a client's certificate is not trusted. all is not empty.
@@ -191,18 +191,18 @@ func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
 	}
 	key := [sha256.Size]byte(sum.Sum(nil))
 	t.mu.Lock()
-	v, known := t.known[key]
+	v, known := t.verified[key]
 	t.mu.Unlock()
-	if known && now.Before(v.end) {
+	if known && now.Before(v.expiry) {
 		return v.err
 	}
 	v = t.verifyChain(all, now)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.known) >= maxTrusted {
-		clear(t.known)
+	if len(t.verified) >= maxTrusted {
+		clear(t.verified)
 	}
-	t.known[key] = v
+	t.verified[key] = v
 	return v.err
 }
 
@@ -216,7 +216,7 @@ func (t *trustedPool) verifyChain(all []*x509.Certificate, now time.Time) verifi
 	}
 	chains, err := all[0].Verify(o)
 	if err != nil {
-		return verification{fmt.Errorf("verifying a client's certificate: %w", err), now.Add(distrust)}
+		return verification{fmt.Errorf("verifying a client's certificate: %w", err), now.Add(distrustTime)}
 	}
 	end := all[0].NotAfter
 	for _, c := range chains[0] {

@@ -20,11 +20,11 @@ import (
 // comparisonWait is the value of comparisons.wait, except in tests.
 const comparisonWait = 10 * time.Second
 
-// comparisons limits how many passwords, and requests with expressions beyond freeSteps, are compared at a time: half
-// of the processors, so that other requests are served. Of each tenant one at a time is compared or waits for a
-// processor.
+// comparisons limits how many passwords are compared at a time, and how many requests with expressions beyond
+// freeSteps. They use half of the processors, so that other requests are served. Of each tenant, only one at a time is
+// compared or waits for a processor.
 type comparisons struct {
-	turns
+	keyQueues
 	processors chan struct{}
 	wait       time.Duration // limits how long a login or a request waits
 	loginKey   [32]byte      // of the hashes by which correct logins are remembered
@@ -32,13 +32,14 @@ type comparisons struct {
 
 func newComparisons() *comparisons {
 	c := &comparisons{
-		turns: turns{of: map[string]*turn{}}, processors: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), wait: comparisonWait,
+		keyQueues: keyQueues{byKey: map[string]*keyQueue{}}, wait: comparisonWait,
+		processors: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	_, _ = rand.Read(c.loginKey[:]) // never fails
 	return c
 }
 
-// acquire waits for the turn of a key and for a processor. ok is false when neither came within c.wait.
+// acquire waits for the place of a key and then for a processor. ok is false when it did not get both within c.wait.
 func (c *comparisons) acquire(ctx context.Context, key string) (release func(), ok bool) {
 	place, release := c.join(key)
 	limit := time.NewTimer(c.wait)
@@ -95,32 +96,33 @@ func (c *comparisons) verify(ctx context.Context, namespace string, list *userLi
 	return good, nil
 }
 
-// turns lets one request of each key at a time go on.
-type turns struct {
-	mu sync.Mutex
-	of map[string]*turn
+// keyQueues lets one request of each key run at a time. The others wait.
+type keyQueues struct {
+	mu    sync.Mutex
+	byKey map[string]*keyQueue
 }
 
-type turn struct {
+type keyQueue struct {
 	place chan struct{}
-	users int // who have it or wait for it
+	users int // requests that hold the place or wait for it
 }
 
-// join returns the place for a key. leave must be called when the place is not used any more.
-func (t *turns) join(key string) (place chan struct{}, leave func()) {
+// join returns the place for a key. A request that sends to the channel holds the place. leave must be called when the
+// place is not used any more.
+func (t *keyQueues) join(key string) (place chan struct{}, leave func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	one := t.of[key]
+	one := t.byKey[key]
 	if one == nil {
-		one = &turn{place: make(chan struct{}, 1)}
-		t.of[key] = one
+		one = &keyQueue{place: make(chan struct{}, 1)}
+		t.byKey[key] = one
 	}
 	one.users++
 	return one.place, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if one.users--; one.users == 0 {
-			delete(t.of, key)
+			delete(t.byKey, key)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func (c *conditions) plainMet(in *http.Request) bool {
 		return false
 	}
 	for i := range c.plain {
-		if value, ok := c.plain[i].of(in); !ok || value != c.plain[i].value {
+		if value, ok := c.plain[i].valueIn(in); !ok || value != c.plain[i].value {
 			return false
 		}
 	}
@@ -83,7 +83,7 @@ func (c *conditions) plainMet(in *http.Request) bool {
 func (c *conditions) patternsMet(in *http.Request, from *steps) verdict {
 	out := matches
 	for i := range c.patterns {
-		value, ok := c.patterns[i].of(in)
+		value, ok := c.patterns[i].valueIn(in)
 		if !ok {
 			return differs
 		}
@@ -97,9 +97,9 @@ func (c *conditions) patternsMet(in *http.Request, from *steps) verdict {
 	return out
 }
 
-// of returns the value of the condition's header or parameter, and whether there is one. Values of a header that was
-// sent several times are joined with commas.
-func (c *condition) of(in *http.Request) (string, bool) {
+// valueIn returns the value of the condition's header or parameter, and whether there is one. Values of a header that
+// was sent several times are joined with commas.
+func (c *condition) valueIn(in *http.Request) (string, bool) {
 	if c.query {
 		return parameter(in.URL.RawQuery, c.name)
 	}
@@ -129,8 +129,8 @@ func parameter(query, name string) (string, bool) {
 	return "", false
 }
 
-// mark records, for a sweep, that the patterns are in use. c may be nil.
-func (c *conditions) mark(sweep uint64) {
+// markInUse records, for a sweep, that the patterns are in use. c may be nil.
+func (c *conditions) markInUse(sweep uint64) {
 	if c == nil {
 		return
 	}

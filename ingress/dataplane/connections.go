@@ -16,11 +16,11 @@ import (
 // of the source with most idle ones. While none is idle, it is the one that has been busy for longest, of the source
 // with most connections, if that keeps no fewer than the new one's source then has. All operations take constant time.
 type connections struct {
-	most int
+	limit int
 
-	mu  sync.Mutex
-	all int
-	of  map[netip.Addr]*source
+	mu      sync.Mutex
+	total   int
+	sources map[netip.Addr]*source
 	// ranks orders the sources by their numbers of idle connections, and by those of all connections.
 	ranks [2]ranking
 }
@@ -39,9 +39,9 @@ type source struct {
 // counted is a connection that counts for a limit.
 type counted struct {
 	limit *connections
-	// The mutex of limit guards what follows. cut closes the connection. It is nil while the connection cannot be
-	// closed to make room. source is nil once the connection does not count any more. in is the chain that has it.
-	cut           func()
+	// The mutex of limit guards what follows. closeConn is nil while the connection cannot be closed in favour of
+	// another one. source is nil once the connection does not count any more. in is the chain that has the connection.
+	closeConn     func()
 	source        *source
 	in            *chain
 	before, after *counted
@@ -75,51 +75,52 @@ func (l *chain) remove(c *counted) {
 	c.in, c.before, c.after = nil, nil, nil
 }
 
-// ranking orders sources by one of their counts, the greatest first. above[n] is how many have a count above n.
+// ranking orders sources by one of their counts, the greatest first. countsAbove[n] is how many sources have a count
+// above n.
 type ranking struct {
-	by    int
-	order []*source
-	above []int
+	countIndex  int
+	order       []*source
+	countsAbove []int
 }
 
 func (r *ranking) swap(i, j int) {
 	r.order[i], r.order[j] = r.order[j], r.order[i]
-	r.order[i].places[r.by], r.order[j].places[r.by] = i, j
+	r.order[i].places[r.countIndex], r.order[j].places[r.countIndex] = i, j
 }
 
 // add adds a source whose count is 0. remove removes one.
 func (r *ranking) add(s *source) {
-	s.places[r.by] = len(r.order)
+	s.places[r.countIndex] = len(r.order)
 	r.order = append(r.order, s)
 }
 
 func (r *ranking) remove(s *source) {
 	last := len(r.order) - 1
-	r.swap(s.places[r.by], last)
+	r.swap(s.places[r.countIndex], last)
 	r.order[last] = nil
 	r.order = r.order[:last]
 }
 
-// more increments the count of a source: it becomes the last of those with a greater one. less decrements it.
-func (r *ranking) more(s *source) {
-	n := s.counts[r.by]
-	if n == len(r.above) {
-		r.above = append(r.above, 0)
+// increment increments the count of a source, and moves the source behind those with a greater count.
+func (r *ranking) increment(s *source) {
+	n := s.counts[r.countIndex]
+	if n == len(r.countsAbove) {
+		r.countsAbove = append(r.countsAbove, 0)
 	}
-	r.swap(s.places[r.by], r.above[n])
-	r.above[n]++
-	s.counts[r.by]++
+	r.swap(s.places[r.countIndex], r.countsAbove[n])
+	r.countsAbove[n]++
+	s.counts[r.countIndex]++
 }
 
-func (r *ranking) less(s *source) {
-	s.counts[r.by]--
-	n := s.counts[r.by]
-	r.above[n]--
-	r.swap(s.places[r.by], r.above[n])
+func (r *ranking) decrement(s *source) {
+	s.counts[r.countIndex]--
+	n := s.counts[r.countIndex]
+	r.countsAbove[n]--
+	r.swap(s.places[r.countIndex], r.countsAbove[n])
 }
 
 func newConnections(most int) connections {
-	return connections{most: most, of: map[netip.Addr]*source{}, ranks: [2]ranking{{by: byIdle}, {by: bySize}}}
+	return connections{limit: most, sources: map[netip.Addr]*source{}, ranks: [2]ranking{{countIndex: byIdle}, {countIndex: bySize}}}
 }
 
 // acquire counts a connection. c is nil when there are too many. The caller closes another connection by cut, which is
@@ -127,12 +128,12 @@ func newConnections(most int) connections {
 func (l *connections) acquire(address netip.Addr) (c *counted, cut func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.full(address) || l.all >= l.most {
+	if l.sourceIsFull(address) || l.total >= l.limit {
 		victim := l.victim(address)
 		if victim == nil {
 			return nil, nil
 		}
-		cut = victim.cut
+		cut = victim.closeConn
 		l.remove(victim)
 	}
 	c = &counted{limit: l}
@@ -140,13 +141,14 @@ func (l *connections) acquire(address netip.Addr) (c *counted, cut func()) {
 	return c, cut
 }
 
-// full reports whether a source has as many connections as one may have. The caller holds mu, as for what follows.
-func (l *connections) full(address netip.Addr) bool {
-	return address.IsValid() && l.size(address) >= max(1, l.most/2)
+// sourceIsFull reports whether a source has as many connections as it may have. The caller holds mu, also for the
+// methods below.
+func (l *connections) sourceIsFull(address netip.Addr) bool {
+	return address.IsValid() && l.size(address) >= max(1, l.limit/2)
 }
 
 func (l *connections) size(address netip.Addr) int {
-	if s := l.of[address]; s != nil {
+	if s := l.sources[address]; s != nil {
 		return s.counts[bySize]
 	}
 	return 0
@@ -154,13 +156,13 @@ func (l *connections) size(address netip.Addr) int {
 
 // victim returns the connection that makes room for one of a source. It returns nil if none does.
 func (l *connections) victim(address netip.Addr) *counted {
-	if l.full(address) {
-		return l.of[address].chains[byIdle].first // others' connections are not its business
+	if l.sourceIsFull(address) {
+		return l.sources[address].chains[byIdle].first // others' connections are not its business
 	}
 	if order := l.ranks[byIdle].order; len(order) > 0 && order[0].chains[byIdle].first != nil {
 		return order[0].chains[byIdle].first
 	}
-	for _, s := range l.ranks[bySize].order[:min(2, len(l.of))] { // of trusted proxies no busy one is closed
+	for _, s := range l.ranks[bySize].order[:min(2, len(l.sources))] { // of trusted proxies no busy one is closed
 		if s.address.IsValid() {
 			if s.counts[bySize] > l.size(address)+1 {
 				return s.chains[busy].first
@@ -173,44 +175,44 @@ func (l *connections) victim(address netip.Addr) *counted {
 
 // add makes a connection count for a source.
 func (l *connections) add(c *counted, address netip.Addr) {
-	s := l.of[address]
+	s := l.sources[address]
 	if s == nil {
 		s = &source{address: address}
-		l.of[address] = s
+		l.sources[address] = s
 		for i := range l.ranks {
 			l.ranks[i].add(s)
 		}
 	}
-	l.all++
-	l.ranks[bySize].more(s)
+	l.total++
+	l.ranks[bySize].increment(s)
 	c.source = s
 }
 
 // remove makes a connection count no more.
 func (l *connections) remove(c *counted) {
 	s := c.source
-	l.put(c, nil)
-	l.all--
-	l.ranks[bySize].less(s)
+	l.moveToChain(c, nil)
+	l.total--
+	l.ranks[bySize].decrement(s)
 	if c.source = nil; s.counts[bySize] == 0 {
 		for i := range l.ranks {
 			l.ranks[i].remove(s)
 		}
-		delete(l.of, s.address)
+		delete(l.sources, s.address)
 	}
 }
 
-// put moves a connection to a chain of its source; nil for none.
-func (l *connections) put(c *counted, to *chain) {
+// moveToChain moves a connection to a chain of its source, or out of its chain if the new one is nil.
+func (l *connections) moveToChain(c *counted, to *chain) {
 	idle := &c.source.chains[byIdle]
 	if c.in == idle {
-		l.ranks[byIdle].less(c.source)
+		l.ranks[byIdle].decrement(c.source)
 	}
 	if c.in != nil {
 		c.in.remove(c)
 	}
 	if to == idle {
-		l.ranks[byIdle].more(c.source)
+		l.ranks[byIdle].increment(c.source)
 	}
 	if to != nil {
 		to.add(c)
@@ -228,7 +230,7 @@ func (l *connections) count(address netip.Addr) int {
 func (l *connections) exceeds(address netip.Addr, many int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.size(address) >= many || l.all >= 4*many
+	return l.size(address) >= many || l.total >= 4*many
 }
 
 // opened says how the connection is closed. It may be closed to make room from now on, and is idle.
@@ -236,8 +238,8 @@ func (c *counted) opened(cut func()) {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
 	if c.source != nil {
-		c.cut = cut
-		c.limit.put(c, &c.source.chains[byIdle])
+		c.closeConn = cut
+		c.limit.moveToChain(c, &c.source.chains[byIdle])
 	}
 }
 
@@ -245,7 +247,7 @@ func (c *counted) opened(cut func()) {
 func (c *counted) setBusy(now bool) {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
-	if c.source == nil || c.cut == nil {
+	if c.source == nil || c.closeConn == nil {
 		return
 	}
 	to := &c.source.chains[byIdle]
@@ -253,7 +255,7 @@ func (c *counted) setBusy(now bool) {
 		to = &c.source.chains[busy]
 	}
 	if c.in != to {
-		c.limit.put(c, to)
+		c.limit.moveToChain(c, to)
 	}
 }
 
@@ -275,18 +277,18 @@ func (c *counted) countFor(address netip.Addr) (cut func(), ok bool) {
 	if c.source == nil {
 		return nil, false
 	}
-	if l.full(address) {
+	if l.sourceIsFull(address) {
 		victim := l.victim(address)
 		if victim == nil {
 			return nil, false
 		}
-		cut = victim.cut
+		cut = victim.closeConn
 		l.remove(victim)
 	}
 	l.remove(c)
 	l.add(c, address)
-	if c.cut != nil {
-		l.put(c, &c.source.chains[busy])
+	if c.closeConn != nil {
+		l.moveToChain(c, &c.source.chains[busy])
 	}
 	return cut, true
 }

@@ -84,12 +84,12 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 			waitUntil(t, "all are idle", func() bool {
 				of.mu.Lock()
 				defer of.mu.Unlock()
-				for address := range of.of {
-					if of.of[address].counts != [2]int{8, 8} {
+				for address := range of.sources {
+					if of.sources[address].counts != [2]int{8, 8} {
 						return false
 					}
 				}
-				return of.all == 16
+				return of.total == 16
 			})
 			testenv.Equal(t, f.stats.Refused.Load(), 0, "are closed while there is room:")
 			if held == "h3" {
@@ -155,7 +155,7 @@ func TestConnectionLimitsAgreeWithAModel(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	l := newConnections(12)
-	l.most = 12
+	l.limit = 12
 	addresses := []netip.Addr{{}, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")}
 	type state struct {
 		address netip.Addr
@@ -220,10 +220,10 @@ func TestConnectionLimitsAgreeWithAModel(t *testing.T) {
 				delete(open, some)
 			}
 		}
-		testenv.Equal(t, l.all, len(open), "count:")
+		testenv.Equal(t, l.total, len(open), "count:")
 		for _, a := range addresses {
 			size, idle := count(a)
-			if s := l.of[a]; s == nil {
+			if s := l.sources[a]; s == nil {
 				testenv.Equal(t, size, 0, "connections of a source that is not known:")
 			} else {
 				testenv.Equal(t, s.counts, [2]int{idle, size}, "idle and all connections of %v:", a)
@@ -231,7 +231,7 @@ func TestConnectionLimitsAgreeWithAModel(t *testing.T) {
 		}
 		for i := range l.ranks {
 			order := l.ranks[i].order
-			testenv.Equal(t, len(order), len(l.of), "sources of a ranking:")
+			testenv.Equal(t, len(order), len(l.sources), "sources of a ranking:")
 			for j := range order[:max(0, len(order)-1)] {
 				testenv.True(t, order[j].counts[i] >= order[j+1].counts[i], "a ranking is not in order")
 			}

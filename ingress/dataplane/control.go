@@ -94,7 +94,7 @@ func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 
 // transaction is what an agent sent since its last Commit.
 type transaction struct {
-	whole   table.Sections // the initial sections; nil after the first Commit
+	initial table.Sections // the initial sections; nil after the first Commit
 	changes []table.Change
 	listen  []Socket
 	close   []string
@@ -110,7 +110,7 @@ func (c *Control) follow(conn net.Conn) error {
 	receiver := &table.Receiver{Conn: unix}
 	defer receiver.Close()
 	reader := bufio.NewReaderSize(receiver, 64<<10)
-	pending := transaction{whole: table.Sections{}}
+	pending := transaction{initial: table.Sections{}}
 	defer func() {
 		for _, s := range pending.listen {
 			s.close() // it was not committed
@@ -133,8 +133,8 @@ func (c *Control) follow(conn net.Conn) error {
 			err = c.handOver(unix)
 		case len(change.Listen)+len(change.Close) > 0:
 			err = pending.sockets(change, receiver)
-		case !change.Commit && pending.whole != nil:
-			pending.whole.Apply(change)
+		case !change.Commit && pending.initial != nil:
+			pending.initial.Apply(change)
 		case !change.Commit:
 			pending.changes = append(pending.changes, change)
 		default:
@@ -172,8 +172,8 @@ func (t *transaction) sockets(c table.Change, from *table.Receiver) error {
 
 // commit makes a transaction take effect. A site is in the table before its sockets accept connections.
 func (c *Control) commit(t transaction) (problems map[string]string) {
-	if t.whole != nil {
-		problems = c.Proxy.Replace(t.whole)
+	if t.initial != nil {
+		problems = c.Proxy.Replace(t.initial)
 	} else {
 		problems = c.Proxy.Apply(t.changes)
 	}

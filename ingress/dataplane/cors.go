@@ -77,8 +77,8 @@ func (w *response) preflight(c *table.CORS) bool {
 	case !allowed: // without the headers that would allow the request itself
 	default:
 		for name, value := range map[string]string{
-			"Access-Control-Allow-Methods": named(c, c.Methods, method),
-			"Access-Control-Allow-Headers": named(c, c.Headers, w.request.in.Header.Get("Access-Control-Request-Headers")),
+			"Access-Control-Allow-Methods": allowedList(c, c.Methods, method),
+			"Access-Control-Allow-Headers": allowedList(c, c.Headers, w.request.in.Header.Get("Access-Control-Request-Headers")),
 			"Access-Control-Max-Age":       strconv.Itoa(c.MaxAgeSeconds),
 		} {
 			if value != "" || !c.Gateway {
@@ -92,9 +92,9 @@ func (w *response) preflight(c *table.CORS) bool {
 	return true
 }
 
-// named returns a list of methods or of headers. In place of "*" it returns those that the client asks for, where
-// browsers do not accept "*".
-func named(c *table.CORS, list, asked string) string {
+// allowedList returns the list of allowed methods or headers for a response. Where browsers do not accept "*", it
+// returns those that the client asked for.
+func allowedList(c *table.CORS, list, asked string) string {
 	if c.Gateway && c.Credentials && list == "*" {
 		return asked
 	}

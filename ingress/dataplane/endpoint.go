@@ -33,9 +33,9 @@ func (e *endpoint) paused(now time.Time) bool {
 	return failed != 0 && now.Sub(time.Unix(0, failed)) <= failurePause
 }
 
-// take reports whether a request may try the endpoint, which is not paused. Where the last attempt failed, take begins
-// another pause, so that of several requests one may.
-func (e *endpoint) take(now time.Time) bool {
+// tryAcquire reports whether a request may try the endpoint. After a failed attempt and its pause, only one of several
+// requests may: tryAcquire begins another pause.
+func (e *endpoint) tryAcquire(now time.Time) bool {
 	failed := e.failed.Load()
 	return failed == 0 || !e.paused(now) && e.failed.CompareAndSwap(failed, now.UnixNano())
 }
@@ -50,15 +50,15 @@ func (e *endpoint) connected() {
 // endpointSet holds the current endpoints of a backend. Routes hold a pointer to it, so that a change of its addresses
 // rebuilds no route.
 type endpointSet struct {
-	list atomic.Pointer[[]*endpoint]
-	next atomic.Uint32
+	list      atomic.Pointer[[]*endpoint]
+	nextIndex atomic.Uint32
 	shared
 }
 
-// set replaces the addresses. Endpoints whose address remains keep their state.
-func (s *endpointSet) set(addresses []string) {
+// setAddresses replaces the addresses. Endpoints whose address remains keep their state.
+func (s *endpointSet) setAddresses(addresses []string) {
 	old := map[string]*endpoint{}
-	for _, e := range s.all() {
+	for _, e := range s.endpoints() {
 		old[e.address] = e
 	}
 	list := make([]*endpoint, 0, len(addresses))
@@ -72,7 +72,7 @@ func (s *endpointSet) set(addresses []string) {
 	s.list.Store(&list)
 }
 
-func (s *endpointSet) all() []*endpoint {
+func (s *endpointSet) endpoints() []*endpoint {
 	if list := s.list.Load(); list != nil {
 		return *list
 	}
@@ -82,18 +82,18 @@ func (s *endpointSet) all() []*endpoint {
 // nextInTurn returns the next endpoint in turn that was not tried yet. An endpoint whose last connection attempt failed
 // comes only when no other is left. It returns nil when all were tried.
 func (s *endpointSet) nextInTurn(tried []*endpoint, now time.Time) *endpoint {
-	list := s.all()
+	list := s.endpoints()
 	if len(list) == 0 {
 		return nil
 	}
-	start := int(s.next.Add(1)-1) % len(list)
+	start := int(s.nextIndex.Add(1)-1) % len(list)
 	var second *endpoint
 	for i := range list {
 		e := list[(start+i)%len(list)]
 		if slices.Contains(tried, e) {
 			continue
 		}
-		if e.take(now) {
+		if e.tryAcquire(now) {
 			return e
 		}
 		if second == nil {
@@ -106,7 +106,7 @@ func (s *endpointSet) nextInTurn(tried []*endpoint, now time.Time) *endpoint {
 // nextByHash returns the endpoint of highestHash, as long as no other request tries it after a failure.
 func (s *endpointSet) nextByHash(key string, tried []*endpoint, now time.Time) *endpoint {
 	for {
-		if e := s.highestHash(key, tried, now); e == nil || e.paused(now) || e.take(now) {
+		if e := s.highestHash(key, tried, now); e == nil || e.paused(now) || e.tryAcquire(now) {
 			return e
 		}
 	}
@@ -118,7 +118,7 @@ func (s *endpointSet) nextByHash(key string, tried []*endpoint, now time.Time) *
 func (s *endpointSet) highestHash(key string, tried []*endpoint, now time.Time) *endpoint {
 	var best, second *endpoint
 	var bestHash, secondHash uint64
-	for _, e := range s.all() {
+	for _, e := range s.endpoints() {
 		if slices.Contains(tried, e) {
 			continue
 		}

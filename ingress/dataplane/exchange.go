@@ -24,7 +24,7 @@ const maxUnread = 256 << 10
 // errIdle is the cause when an exchange ends because no byte moved for too long.
 var errIdle = errors.New("nothing moved for too long")
 
-// exchange is one request with its response.
+// exchange serves one request of a client, from its routing to the end of the response.
 type exchange struct {
 	request
 	response
@@ -48,8 +48,8 @@ type exchange struct {
 }
 
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
-	x := &exchange{began: time.Now(), stats: &h.proxy.objects.others}
-	x.request.begin(h, in)
+	x := &exchange{began: time.Now(), stats: &h.proxy.objects.uncountedStats}
+	x.request.init(h, in)
 	x.response = response{request: &x.request, writer: w, ctl: http.NewResponseController(w)}
 	x.authentication = authentication{request: &x.request, response: &x.response}
 	return x
@@ -93,7 +93,7 @@ func (x *exchange) acquire() bool {
 		x.answer(http.StatusRequestHeaderFieldsTooLarge, "the header of the request has too many fields")
 		return false
 	}
-	if x.in.ProtoMajor < 2 && !x.proxy.limits.memory.above(scarce) {
+	if x.in.ProtoMajor < 2 && !x.proxy.limits.memory.exceeds(sourcesLimited) {
 		return true
 	}
 	var source netip.Addr
@@ -166,7 +166,7 @@ func (x *exchange) serve() {
 	}
 	x.stats = x.statsOf(s, name)
 	r, v := s.route(name, x.path.match, x.in, &x.steps)
-	x.steps.finish()
+	x.steps.releaseQueue()
 	switch {
 	case s.closed != "":
 		x.answer(http.StatusServiceUnavailable, "the port is closed; the events of its object say why")
@@ -218,10 +218,10 @@ func (x *exchange) prepare() {
 	if x.policy != nil && x.policy.IdleSeconds > 0 {
 		idle = time.Duration(x.policy.IdleSeconds) * time.Second
 	}
-	x.timeouts.idle.begin(idle, x.expire)
+	x.timeouts.idle.startTimer(idle, x.expire)
 	if x.policy != nil && x.policy.longest > 0 {
 		x.timeouts.deadline = &watch{}
-		x.timeouts.deadline.begin(x.policy.longest, x.expire)
+		x.timeouts.deadline.startTimer(x.policy.longest, x.expire)
 	}
 
 	if x.in.ContentLength != 0 {
@@ -268,7 +268,7 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out.RequestURI, out.TransferEncoding, out.Close = "", nil, false
 	out.Body, out.GetBody = http.NoBody, nil
 	if x.in.ContentLength != 0 {
-		out.Body, out.GetBody = &x.body, x.body.again
+		out.Body, out.GetBody = &x.body, x.body.reopen
 	}
 	return out
 }

@@ -43,7 +43,7 @@ func (o *objects) patternOf(text string, form expression.Form) (*pattern, error)
 // marked records, for a sweep, that the pattern is in use. It may be nil.
 func (p *pattern) marked(sweep uint64) {
 	if p != nil {
-		p.mark = sweep
+		p.lastSweep = sweep
 	}
 }
 
@@ -61,7 +61,7 @@ const (
 // compare compares a text, and takes the steps for it.
 func (p *pattern) compare(text string, from *steps) verdict {
 	switch {
-	case !from.take(p.Steps * len(text)):
+	case !from.spend(p.Steps * len(text)):
 		return undecided
 	case p.MatchString(text):
 		return matches

@@ -23,13 +23,13 @@ type external struct {
 	method                string
 	endpoints             *endpointSet // of the Service; nil for Self and for outside names
 	self                  bool
-	always                bool
+	alwaysSetCookie       bool
 	headers               []string // in canonical form
 	sent                  *modification
 }
 
 func (c compiler) compileExternal(from *table.External) (*external, error) {
-	out := &external{method: from.Method, self: from.Self, always: from.AlwaysSetCookie}
+	out := &external{method: from.Method, self: from.Self, alwaysSetCookie: from.AlwaysSetCookie}
 	out.method = cmp.Or(out.method, http.MethodGet)
 	redirect := from.RequestRedirect
 	redirect = cmp.Or(redirect, "$request_uri")
@@ -90,7 +90,7 @@ func (a *authentication) askServer(r *route) bool {
 		if v := res.Header["Www-Authenticate"]; len(v) > 0 {
 			a.writer.Header()["Www-Authenticate"] = v
 		}
-		if e.always {
+		if e.alwaysSetCookie {
 			a.addCookies()
 		}
 		a.answer(res.StatusCode, "the authentication server does not let this request in")
@@ -144,7 +144,7 @@ func (a *authentication) ownEndpoints(r *route, target *url.URL) (*endpointSet, 
 	name, _ := hostName(a.in.Host)
 	from := a.newSteps()
 	found, v := a.routing.sites[a.listener.site].route(name, path.match, a.in, &from)
-	from.finish()
+	from.releaseQueue()
 	switch {
 	case v != matches || found.refused != "" || len(found.backends) != 1 || found.backends[0].invalid || found.backends[0].http2 ||
 		found.backends[0].tls:
@@ -187,7 +187,7 @@ func (x *exchange) changeResponseHeaders(status int) {
 	case 200, 201, 204, 206, 301, 302, 303, 304, 307, 308:
 		x.addCookies()
 	default:
-		if e := x.policy.external; e != nil && e.always {
+		if e := x.policy.external; e != nil && e.alwaysSetCookie {
 			x.addCookies()
 		}
 	}

@@ -34,7 +34,7 @@ func (c compiler) compileFallback(from *table.Fallback) (*fallback, error) {
 
 // choose returns the backend that serves the request: the fallback where b has no endpoint and the fallback has one.
 func (f *fallback) choose(b *backend) *backend {
-	if b != nil && (b.invalid || len(b.endpoints.all()) > 0) || len(f.backend.endpoints.all()) == 0 {
+	if b != nil && (b.invalid || len(b.endpoints.endpoints()) > 0) || len(f.backend.endpoints.endpoints()) == 0 {
 		return b
 	}
 	return &f.backend

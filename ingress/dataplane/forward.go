@@ -45,7 +45,7 @@ func (x *exchange) forward(r *route) {
 	}
 	transport := x.proxy.upstream.client(b)
 	if x.grpc {
-		x.timeouts.idle.rest()
+		x.timeouts.idle.pause()
 	}
 	var res *http.Response
 	err := x.selection.attempt(b.endpoints, func(e *endpoint) (err error) {
@@ -72,7 +72,7 @@ func (x *exchange) failed(err error) {
 		x.answerOrFallback(http.StatusGatewayTimeout, "the backend did not answer in time")
 	case x.in.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client has closed the connection
-	case x.body.excess.Load():
+	case x.body.tooLarge.Load():
 		x.answer(http.StatusRequestEntityTooLarge, "the body of the request is greater than the route allows")
 	case x.body.failed.Load():
 		x.answer(http.StatusBadRequest, "the body of the request could not be read")
@@ -139,7 +139,7 @@ func (x *exchange) respond(res *http.Response) {
 		x.timeouts.streams.Store(true)
 	}
 	x.answering.Store(true)
-	x.timeouts.idle.moved()
+	x.timeouts.idle.recordBytes()
 	x.status = res.StatusCode
 	x.announceEnd(h)
 	x.writer.WriteHeader(res.StatusCode)
@@ -171,7 +171,7 @@ var (
 // copy sends the body. It sends each piece as soon as it is read.
 func (x *exchange) copy(res *http.Response) {
 	var buf []byte
-	if x.timeouts.streams.Load() || x.proxy.limits.memory.above(plenty) {
+	if x.timeouts.streams.Load() || x.proxy.limits.memory.exceeds(copiesLimited) {
 		b := smallBuffers.Get().(*smallBuffer)
 		defer smallBuffers.Put(b)
 		buf = b[:]
@@ -186,18 +186,18 @@ func (x *exchange) copy(res *http.Response) {
 	}
 	for {
 		if x.timeouts.streams.Load() {
-			x.timeouts.idle.rest()
+			x.timeouts.idle.pause()
 		}
 		n, err := res.Body.Read(buf)
 		if n > 0 {
-			x.timeouts.idle.moved() // from here the client has to read, however long the backend sent nothing
+			x.timeouts.idle.recordBytes() // from here the client has to read, however long the backend sent nothing
 			if _, err := x.writer.Write(buf[:n]); err != nil {
 				panic(http.ErrAbortHandler)
 			}
 			if left -= int64(n); left != 0 && err == nil {
 				x.flush()
 			}
-			x.timeouts.idle.moved()
+			x.timeouts.idle.recordBytes()
 		}
 		if errors.Is(err, io.EOF) {
 			return

@@ -58,7 +58,7 @@ func newFixtureAt(t testing.TB, o Options, sites [2]string, changes ...table.Cha
 func newFixtureOfMemory(t testing.TB, o Options, most int64, used func() int64, changes ...table.Change) *fixture {
 	t.Helper()
 	p := newProxy(t, o)
-	p.limits.memory.most, p.limits.memory.read, p.limits.memory.collect = most, used, func() {} // before anything serves
+	p.limits.memory.limit, p.limits.memory.read, p.limits.memory.collect = most, used, func() {} // before anything serves
 	return serve(t, p, [2]string{"s", "s"}, changes...)
 }
 
@@ -268,7 +268,8 @@ func routeOf(p *Proxy, site, host, path string) *route {
 	if s == nil {
 		return nil
 	}
-	r, _ := s.route(host, path, httptest.NewRequest(http.MethodGet, "http://h/", nil), &steps{left: expression.MaxRequest, free: expression.MaxRequest})
+	in := httptest.NewRequest(http.MethodGet, "http://h/", nil)
+	r, _ := s.route(host, path, in, &steps{remaining: expression.MaxRequest, freeLeft: expression.MaxRequest})
 	return r
 }
 

@@ -82,10 +82,10 @@ func peer(remote string, trusted []netip.Prefix) (address string, fromProxy bool
 	if len(trusted) == 0 {
 		return address, false
 	}
-	return address, within(address, trusted)
+	return address, inNetworks(address, trusted)
 }
 
-func within(address string, networks []netip.Prefix) bool {
+func inNetworks(address string, networks []netip.Prefix) bool {
 	a, err := netip.ParseAddr(address)
 	if err != nil {
 		return false
@@ -151,7 +151,7 @@ func realIP(list string, trusted []netip.Prefix) string {
 	for {
 		at := strings.LastIndexByte(list, ',')
 		last := textproto.TrimString(list[at+1:])
-		if at < 0 || len(trusted) == 0 || !within(last, trusted) {
+		if at < 0 || len(trusted) == 0 || !inNetworks(last, trusted) {
 			return last
 		}
 		list = list[:at]

@@ -131,25 +131,25 @@ type quicConnection struct {
 	counted []*counted // by the limits for HTTP/3 and for all connections
 
 	mu       sync.Mutex
-	served   int // requests under way
+	requests int // requests under way
 	idle     *time.Timer
 	idleTime time.Duration
 }
 
-// begin and end are called around each request.
-func (c *quicConnection) begin() {
+// beginRequest is called before each request, and endRequest after it.
+func (c *quicConnection) beginRequest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.served++; c.served == 1 {
+	if c.requests++; c.requests == 1 {
 		c.setBusy(true)
 	}
 	c.idle.Stop()
 }
 
-func (c *quicConnection) end() {
+func (c *quicConnection) endRequest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.served--; c.served == 0 {
+	if c.requests--; c.requests == 0 {
 		c.setBusy(false)
 		c.idle.Reset(c.idleTime)
 	}
@@ -164,13 +164,13 @@ func (c *quicConnection) setBusy(busy bool) {
 
 // quicHandshake is what a connection takes of the limits, from its first packet on.
 type quicHandshake struct {
-	once    sync.Once
-	done    func()
-	source  netip.Addr // the source that the connection counts for
-	counted []*counted
+	releaseOnce sync.Once
+	release     func()
+	source      netip.Addr // the source that the connection counts for
+	counted     []*counted
 }
 
-func (h *quicHandshake) finished() { h.once.Do(h.done) }
+func (h *quicHandshake) finished() { h.releaseOnce.Do(h.release) }
 
 // Keys of a connection's context.
 type (
@@ -223,7 +223,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 		}
 		p.handshakes.await(within)
 		_ = l.Close() // it refuses handshakes that are under way
-		h.ended(<-done)
+		h.logEnd(<-done)
 	}
 	h.alternative.sockets.Add(-1)
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.options.DrainTimeout)
@@ -234,18 +234,18 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 
 // handshakes counts the QUIC handshakes under way.
 type handshakes struct {
-	open atomic.Int64
-	none timers.Signal // open has become 0
+	open     atomic.Int64
+	finished timers.Signal // open has become 0
 }
 
 // await waits until no handshake is under way, for the given time at most.
 func (h *handshakes) await(within time.Duration) {
 	longest := time.NewTimer(within)
 	defer longest.Stop()
-	defer h.none.Send() // wakes the process' other sockets
+	defer h.finished.Send() // wakes the process' other sockets
 	for h.open.Load() > 0 {
 		select {
-		case <-h.none:
+		case <-h.finished:
 		case <-longest.C:
 			return
 		}
@@ -268,8 +268,8 @@ func derive(key []byte, purpose string) (out [32]byte) {
 // serveHTTP3 answers a request that came over HTTP/3.
 func (h *listener) serveHTTP3(w http.ResponseWriter, in *http.Request) {
 	if c, ok := in.Context().Value(connectionKey{}).(*quicConnection); ok {
-		c.begin()
-		defer c.end()
+		c.beginRequest()
+		defer c.endRequest()
 	}
 	h.ServeHTTP(w, in)
 }
@@ -318,9 +318,9 @@ func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context
 	}
 	p.handshakes.open.Add(1)
 	p.stats.Connections.Add(1)
-	s := &quicHandshake{source: source, counted: []*counted{one, other}, done: func() {
+	s := &quicHandshake{source: source, counted: []*counted{one, other}, release: func() {
 		if p.handshakes.open.Add(-1) == 0 {
-			p.handshakes.none.Send()
+			p.handshakes.finished.Send()
 		}
 	}}
 	context.AfterFunc(ctx, func() {
@@ -367,7 +367,7 @@ type quicSocket struct {
 // ReadBatch implements the interface by which quic-go reads packets.
 func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
 	n, err := s.batches.ReadBatch(packets, flags)
-	if s.proxy.limits.memory.needs(short) {
+	if s.proxy.limits.memory.aboveAfterGC(sourcesShed) {
 		s.proxy.limits.shedQUIC()
 	}
 	return n, err

@@ -95,7 +95,7 @@ func TestHTTP3EndsGracefully(t *testing.T) {
 	waitUntil(t, "no connection is left and none counts", func() bool { // contexts end in goroutines of their own
 		p.limits.connections.mu.Lock()
 		defer p.limits.connections.mu.Unlock()
-		return p.Stats().Connections.Load() == 0 && p.limits.connections.all == 0
+		return p.Stats().Connections.Load() == 0 && p.limits.connections.total == 0
 	})
 }
 
@@ -131,7 +131,7 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 	var refused *quic.TransportError
 	testenv.False(t, !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused, "a connection beyond the limit: %v", err)
 	f.limits.connections.mu.Lock()
-	counted := f.limits.connections.all
+	counted := f.limits.connections.total
 	f.limits.connections.mu.Unlock()
 	if counted != 2 || f.stats.Refused.Load() == 0 { // each packet counts of those that begin a connection
 		t.Errorf("%d connections count, %d were refused", counted, f.stats.Refused.Load())
@@ -140,7 +140,7 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 	waitUntil(t, "the limit has room again", func() bool {
 		f.limits.connections.mu.Lock()
 		defer f.limits.connections.mu.Unlock()
-		return f.limits.connections.all == 1
+		return f.limits.connections.total == 1
 	})
 	testenv.Check(t, testenv.Err(dialQUIC(t, f.http3)))
 	waitUntil(t, "no handshake is under way", func() bool { return f.handshakes.open.Load() == 0 })
@@ -308,7 +308,7 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 		t.Errorf("with memory it is answered with %d", status)
 	}
 	used.Store(2000)
-	waitUntil(t, "no memory is left", func() bool { return p.limits.memory.above(none) })
+	waitUntil(t, "no memory is left", func() bool { return p.limits.memory.exceeds(requestsRefused) })
 	if status, _ := get(t, c, "https://a.example"); status != http.StatusServiceUnavailable {
 		t.Errorf("without memory it is answered with %d", status)
 	}

@@ -14,24 +14,24 @@ import (
 // requestLimit limits the requests under way of clients that may have several on one connection, in total and for each
 // source, as connections does with connections.
 type requestLimit struct {
-	most int
+	limit int
 
-	mu  sync.Mutex
-	all int
-	of  map[netip.Addr]int
+	mu       sync.Mutex
+	total    int
+	bySource map[netip.Addr]int
 }
 
 // acquire counts a request. It returns false when there are too many. An invalid source has no limit of its own.
 func (l *requestLimit) acquire(source netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all >= l.most || l.of[source] >= max(1, l.most/2) {
+	if l.total >= l.limit || l.bySource[source] >= max(1, l.limit/2) {
 		return false
 	}
 	if source.IsValid() {
-		l.of[source]++
+		l.bySource[source]++
 	}
-	l.all++
+	l.total++
 	return true
 }
 
@@ -39,18 +39,18 @@ func (l *requestLimit) acquire(source netip.Addr) bool {
 func (l *requestLimit) release(source netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.all--
-	if l.of[source] > 1 {
-		l.of[source]--
+	l.total--
+	if l.bySource[source] > 1 {
+		l.bySource[source]--
 	} else {
-		delete(l.of, source)
+		delete(l.bySource, source)
 	}
 }
 
 func (l *requestLimit) count(source netip.Addr) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.of[source]
+	return l.bySource[source]
 }
 
 // sourceOf returns the source that a connection counts for.
@@ -139,8 +139,8 @@ func (c *countedTCP) read(from io.Reader, to []byte) (int, error) {
 		c.began.Store(true)
 		c.setBusy(true)
 	}
-	if p := c.proxy; err == nil && p.limits.memory.above(short) && p.limits.memory.needs(short) {
-		if p.limits.exceedsShare(c.address()) || p.limits.memory.above(none) && p.limits.memory.needs(none) {
+	if p := c.proxy; err == nil && p.limits.memory.exceeds(sourcesShed) && p.limits.memory.aboveAfterGC(sourcesShed) {
+		if p.limits.exceedsShare(c.address()) || p.limits.memory.exceeds(requestsRefused) && p.limits.memory.aboveAfterGC(requestsRefused) {
 			p.stats.Limited.Memory.Add(1)
 			_ = c.Close() // net/http forgets an error of the first read, in which it looks for HTTP/2
 			return 0, errMemory

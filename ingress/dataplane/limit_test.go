@@ -40,7 +40,7 @@ func TestConnectionsAreLimitedByAddressAndInAll(t *testing.T) {
 			one.uncount() // closing twice counts once
 		}
 	}
-	testenv.False(t, l.all != 0 || len(l.of) != 0, "%d connections of %v are left", l.all, l.of)
+	testenv.False(t, l.total != 0 || len(l.sources) != 0, "%d connections of %v are left", l.total, l.sources)
 }
 
 func TestSourceOfAConnection(t *testing.T) {
@@ -67,7 +67,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	waitUntil(t, "the limit has room again", func() bool {
 		f.limits.connections.mu.Lock()
 		defer f.limits.connections.mu.Unlock()
-		return f.limits.connections.all == 1
+		return f.limits.connections.total == 1
 	})
 	dialWebsocket(t, f, true, "")
 }

@@ -13,12 +13,12 @@ import (
 
 // limits are the limits of clients' connections and requests, and of the memory that they take.
 type limits struct {
-	most        int // connections
-	stats       *Stats
-	memory      *memoryBudget
-	connections connections
-	requests    requestLimit // under way, of clients that may have several on one connection
-	shedAt      atomic.Int64 // when shed last closed connections
+	maxConnections int
+	stats          *Stats
+	memory         *memoryBudget
+	connections    connections
+	requests       requestLimit // under way, of clients that may have several on one connection
+	shedAt         atomic.Int64 // when shed last closed connections
 
 	quic       connections
 	quicOpen   map[*quicConnection]struct{} // after their handshake; quic.mu guards it
@@ -27,15 +27,15 @@ type limits struct {
 
 func newLimits(most int, stats *Stats) *limits {
 	return &limits{
-		most: most, stats: stats, memory: newMemoryBudget(), connections: newConnections(most),
-		requests: requestLimit{most: most, of: map[netip.Addr]int{}},
+		maxConnections: most, stats: stats, memory: newMemoryBudget(), connections: newConnections(most),
+		requests: requestLimit{limit: most, bySource: map[netip.Addr]int{}},
 		quic:     newConnections(max(1, most/quicFraction)), quicOpen: map[*quicConnection]struct{}{},
 	}
 }
 
 // table returns the limits that the process was started with.
 func (l *limits) table() table.Limits {
-	return table.Limits{Memory: l.memory.most, Connections: l.most}
+	return table.Limits{Memory: l.memory.limit, Connections: l.maxConnections}
 }
 
 // admit counts a new connection of a source, which may close another one. It returns nil for one that is refused.
@@ -60,14 +60,14 @@ func (l *limits) admit(to *connections, source netip.Addr) *counted {
 // only sources with few connections and requests get it.
 func (l *limits) hasMemory(source netip.Addr) bool {
 	switch {
-	case !l.memory.above(scarce):
+	case !l.memory.exceeds(sourcesLimited):
 		return true
 	case l.exceedsShare(source):
-		return !l.memory.needs(scarce)
-	case l.memory.needs(none):
+		return !l.memory.aboveAfterGC(sourcesLimited)
+	case l.memory.aboveAfterGC(requestsRefused):
 		return false
 	}
-	if l.memory.needs(short) {
+	if l.memory.aboveAfterGC(sourcesShed) {
 		l.shed()
 	}
 	return true
@@ -75,7 +75,7 @@ func (l *limits) hasMemory(source netip.Addr) bool {
 
 // exceedsShare reports whether a source has more than a sixteenth of MaxConnections in connections and requests.
 func (l *limits) exceedsShare(source netip.Addr) bool {
-	return l.connections.count(source)+l.requests.count(source) > max(1, l.most/16)
+	return l.connections.count(source)+l.requests.count(source) > max(1, l.maxConnections/16)
 }
 
 // heaviest returns an eighth, plus one, of the connections of the source that has most connections and requests: those
@@ -85,7 +85,7 @@ func (l *limits) heaviest() (cut []func()) {
 	defer l.connections.mu.Unlock()
 	var most *source
 	heaviest := 0
-	for address, s := range l.connections.of {
+	for address, s := range l.connections.sources {
 		if n := s.counts[bySize] + l.requests.count(address); n > heaviest {
 			most, heaviest = s, n
 		}
@@ -96,7 +96,7 @@ func (l *limits) heaviest() (cut []func()) {
 	for _, list := range []*chain{&most.chains[busy], &most.chains[byIdle]} {
 		for c := list.first; c != nil && len(cut) <= most.counts[bySize]/8; c = c.after {
 			if !c.quic { // see shedQUIC
-				cut = append(cut, c.cut)
+				cut = append(cut, c.closeConn)
 			}
 		}
 	}
@@ -106,7 +106,7 @@ func (l *limits) heaviest() (cut []func()) {
 // shed closes some connections of the source that has most, so that other sources can be served.
 func (l *limits) shed() {
 	l.shedQUIC()
-	if !due(&l.shedAt) {
+	if !claimMoment(&l.shedAt) {
 		return
 	}
 	for _, cut := range l.heaviest() {
@@ -120,7 +120,7 @@ func (l *limits) shed() {
 // they hold is unknown: a stream whose header does not end takes 50 KB, and a stream that was not accepted is counted
 // nowhere.
 func (l *limits) shedQUIC() {
-	if !due(&l.quicShedAt) {
+	if !claimMoment(&l.quicShedAt) {
 		return
 	}
 	for _, c := range l.heaviestQUIC() {

@@ -83,16 +83,16 @@ func siteOf(name string) (site, kind string, ok bool) {
 type Listeners struct {
 	proxy *Proxy
 
-	mu      sync.Mutex
-	sockets []*served
-	serving context.Context // nil before Serve
-	fail    context.CancelCauseFunc
-	ended   bool
-	running sync.WaitGroup // counts sockets that are served, and those that drain after Remove
+	mu          sync.Mutex
+	sockets     []*servedSocket
+	serving     context.Context // nil before Serve
+	stopServing context.CancelCauseFunc
+	ended       bool
+	running     sync.WaitGroup // counts sockets that are served, and those that drain after Remove
 }
 
-// served is a socket. stop ends serving it, and is nil before that has begun.
-type served struct {
+// servedSocket is a socket with the function that stops serving it. stop is nil before the socket is served.
+type servedSocket struct {
 	Socket
 	stop context.CancelFunc
 }
@@ -110,7 +110,7 @@ func (l *Listeners) Serve(ctx context.Context) error {
 	serving, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	l.mu.Lock()
-	l.serving, l.fail = serving, fail
+	l.serving, l.stopServing = serving, fail
 	for _, s := range l.sockets {
 		l.start(s)
 	}
@@ -127,7 +127,7 @@ func (l *Listeners) Serve(ctx context.Context) error {
 }
 
 // start serves a socket. The caller holds mu.
-func (l *Listeners) start(s *served) {
+func (l *Listeners) start(s *servedSocket) {
 	ctx, stop := context.WithCancel(l.serving)
 	s.stop = stop
 	site, kind, _ := siteOf(s.Name)
@@ -140,7 +140,7 @@ func (l *Listeners) start(s *served) {
 			err = l.proxy.Serve(ctx, site, kind == table.HTTPS, s.Listener)
 		}
 		if err != nil && ctx.Err() == nil {
-			l.fail(err)
+			l.stopServing(err)
 		}
 	})
 }
@@ -154,7 +154,7 @@ func (l *Listeners) Add(sockets []Socket) {
 			s.close() // it has accepted nothing
 			continue
 		}
-		one := &served{Socket: s}
+		one := &servedSocket{Socket: s}
 		l.sockets = append(l.sockets, one)
 		if l.serving != nil {
 			l.start(one)
@@ -167,7 +167,7 @@ func (l *Listeners) Add(sockets []Socket) {
 func (l *Listeners) Remove(names []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sockets = slices.DeleteFunc(l.sockets, func(s *served) bool {
+	l.sockets = slices.DeleteFunc(l.sockets, func(s *servedSocket) bool {
 		if !slices.Contains(names, s.Name) {
 			return false
 		}

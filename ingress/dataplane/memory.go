@@ -16,7 +16,7 @@ import (
 // the process and with it all connections. The memory of a connection differs by a factor of five, from an idle one to
 // one over TLS whose client does not read. The number of connections alone is thus no limit.
 type memoryBudget struct {
-	most    int64 // GOMEMLIMIT in bytes; 0 for none
+	limit   int64 // GOMEMLIMIT in bytes; 0 for none
 	readAt  atomic.Int64
 	used    atomic.Int64
 	read    func() int64
@@ -37,7 +37,7 @@ const (
 func newMemoryBudget() *memoryBudget {
 	m := &memoryBudget{read: runtimeMemory, collect: runtime.GC}
 	if most := debug.SetMemoryLimit(-1); most < math.MaxInt64 {
-		m.most = most
+		m.limit = most
 	}
 	return m
 }
@@ -51,11 +51,11 @@ func runtimeMemory() int64 {
 	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64() - samples[2].Value.Uint64())
 }
 
-// needs reports whether more than so many sixteenths of the limit are in use without garbage, which stays for minutes
-// after a burst. Where above is true, it collects garbage first: not in each call, since that takes processor time and
-// the caller waits for it.
-func (m *memoryBudget) needs(sixteenths int64) bool {
-	if !m.above(sixteenths) {
+// aboveAfterGC reports whether more than so many sixteenths of the limit are in use, without garbage. Garbage stays for
+// minutes after a burst. If exceeds is true, aboveAfterGC thus collects garbage first. It does not collect in each
+// call, since a collection takes processor time and the caller waits for it.
+func (m *memoryBudget) aboveAfterGC(sixteenths int64) bool {
+	if !m.exceeds(sixteenths) {
 		return false
 	}
 	m.mu.Lock()
@@ -66,34 +66,34 @@ func (m *memoryBudget) needs(sixteenths int64) bool {
 		m.nextCollect = began.Add(max(collectEvery, collectShare*took))
 		m.used.Store(m.read())
 	}
-	return m.above(sixteenths)
+	return m.exceeds(sixteenths)
 }
 
-// above reports whether more than so many sixteenths of the limit are in use, with garbage.
-func (m *memoryBudget) above(sixteenths int64) bool {
-	if m.most == 0 {
+// exceeds reports whether more than so many sixteenths of the limit are in use, with garbage.
+func (m *memoryBudget) exceeds(sixteenths int64) bool {
+	if m.limit == 0 {
 		return false
 	}
-	if due(&m.readAt) {
+	if claimMoment(&m.readAt) {
 		m.used.Store(m.read())
 	}
-	return m.used.Load() > m.most/16*sixteenths
+	return m.used.Load() > m.limit/16*sixteenths
 }
 
-// due reports whether at, the time of an action, is readEvery ago, and sets it to now. Of several callers one gets
-// true.
-func due(at *atomic.Int64) bool {
+// claimMoment reports whether the last action, at the time at, was readEvery ago or earlier. It then sets at to now.
+// Only one of several callers gets true.
+func claimMoment(at *atomic.Int64) bool {
 	now, last := time.Now().UnixNano(), at.Load()
 	return now >= last+int64(readEvery) && at.CompareAndSwap(last, now)
 }
 
 // Fractions of GOMEMLIMIT, in sixteenths. The kernel ends the process at 21 of them.
 const (
-	// plenty is the use above which copies of bodies take small buffers.
-	plenty = 8
-	// scarce is the use above which sources with many connections get no more. short is that above which they lose
-	// some.
-	scarce, short = 11, 15
-	// none is the use above which no request is accepted, and nothing more is received.
-	none = 17
+	// copiesLimited is the use above which copies of bodies take small buffers.
+	copiesLimited = 8
+	// sourcesLimited is the use above which sources with many connections get no more. sourcesShed is the use above
+	// which they lose some.
+	sourcesLimited, sourcesShed = 11, 15
+	// requestsRefused is the use above which no request is accepted, and nothing more is received.
+	requestsRefused = 17
 )

@@ -59,7 +59,7 @@ func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 	for _, c := range []struct {
 		level        int64
 		much, little bool
-	}{{scarce - 1, true, true}, {scarce, false, true}, {short, false, true}, {none, false, false}} {
+	}{{sourcesLimited - 1, true, true}, {sourcesLimited, false, true}, {sourcesShed, false, true}, {requestsRefused, false, false}} {
 		level(c.level)
 		testenv.Equal(t, served(much), c.much, "with %d sixteenths in use the source that has much is served:", c.level)
 		testenv.Equal(t, served(little), c.little, "with %d sixteenths in use the other source is served:", c.level)
@@ -89,7 +89,7 @@ func TestHeadersOfManySourcesMakeRoom(t *testing.T) {
 		all = append(all, conn)
 	}
 	waitUntil(t, "all are counted", func() bool { return f.stats.Connections.Load() == 40 })
-	used.Store(none << 20)
+	used.Store(requestsRefused << 20)
 	waitUntil(t, "some are closed", func() bool {
 		f.limits.memory.readAt.Store(0)
 		for _, conn := range all {
@@ -108,7 +108,7 @@ func TestNothingIsReceivedWithoutMemory(t *testing.T) {
 	conn := dialFrom(t, "127.0.0.2", f.http)
 	testenv.Must(io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nX-A: "))(t)
 	waitUntil(t, "it is counted", func() bool { return f.stats.Connections.Load() == 1 })
-	used.Store((none + 1) << 20)
+	used.Store((requestsRefused + 1) << 20)
 	f.limits.memory.readAt.Store(0)
 	f.limits.shedAt.Store(time.Now().Add(time.Hour).UnixNano()) // nothing is shed
 	testenv.Must(io.WriteString(conn, "a"))(t)
@@ -203,7 +203,7 @@ func TestGarbageIsCollectedAtTimes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var collected time.Duration
 		took := 10 * time.Millisecond
-		m := &memoryBudget{most: 1600, read: func() int64 { return 1600 }, collect: func() {
+		m := &memoryBudget{limit: 1600, read: func() int64 { return 1600 }, collect: func() {
 			time.Sleep(took) // fake time
 			collected += took
 		}}
@@ -211,7 +211,7 @@ func TestGarbageIsCollectedAtTimes(t *testing.T) {
 			began := time.Now()
 			collected = 0
 			for time.Since(began) < time.Minute {
-				testenv.True(t, m.needs(short), "memory is not needed that lives")
+				testenv.True(t, m.aboveAfterGC(sourcesShed), "memory is not needed that lives")
 				time.Sleep(time.Millisecond) // fake time
 			}
 			testenv.True(t, collected > 0 && collected <= time.Minute/collectShare+took, "collecting of %s each took %s of a minute", took, collected)

@@ -50,7 +50,7 @@ func (o *objects) statsOf(key string) *hostStats {
 	case s != nil:
 		return s
 	case len(o.counted) >= table.MaxCountedHosts:
-		return &o.others
+		return &o.uncountedStats
 	}
 	s = &hostStats{}
 	o.counted[key] = s
@@ -62,7 +62,7 @@ func (r *request) statsOf(s *siteRoutes, name string) *hostStats {
 	if h := s.find(name); h != nil && h.stats != nil {
 		return h.stats
 	}
-	return &r.proxy.objects.others
+	return &r.proxy.objects.uncountedStats
 }
 
 // Report returns the current counters.
@@ -82,6 +82,6 @@ func (p *Proxy) Report() *table.Stats {
 		out.Hosts = append(out.Hosts, s.read(site, name))
 	}
 	slices.SortFunc(out.Hosts, func(a, b table.HostStats) int { return strings.Compare(a.Site+"/"+a.Host, b.Site+"/"+b.Host) })
-	out.Hosts = append(out.Hosts, p.objects.others.read("", table.OtherHosts))
+	out.Hosts = append(out.Hosts, p.objects.uncountedStats.read("", table.OtherHosts))
 	return out
 }

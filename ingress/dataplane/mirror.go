@@ -46,7 +46,7 @@ type mirror struct {
 	url                    variable.Text // empty for the request's own
 	noBody                 bool
 	numerator, denominator uint64
-	turn                   atomic.Uint64
+	requests               atomic.Uint64
 	open                   atomic.Int64
 }
 
@@ -71,14 +71,14 @@ func (c compiler) compileMirror(from *table.Mirror) (*mirror, error) {
 // mirror sends a copy of the request to each mirror whose turn it is. It does not wait for the mirrors.
 func (x *exchange) mirror() {
 	for _, m := range x.policy.mirrors {
-		if m.backend.invalid || spread(&m.turn, m.denominator) >= m.numerator {
+		if m.backend.invalid || spread(&m.requests, m.denominator) >= m.numerator {
 			continue
 		}
 		open, all := m.open.Add(1), x.proxy.mirrors.open.Add(1)
 		c := m.copyOf(x)
 		if c.req == nil || open > maxMirrors/2 || all > maxMirrors || !x.listener.mirror(c.run) {
 			x.proxy.stats.MirrorsDropped.Add(1)
-			c.end()
+			c.finish()
 			continue
 		}
 		if c.body != nil {
@@ -98,17 +98,17 @@ func (h *listener) mirror(run func(context.Context)) bool {
 	return true
 }
 
-// mirrored is a copy of a request on its way to a mirror.
-type mirrored struct {
-	proxy *Proxy
-	to    *mirror
-	req   *http.Request
-	body  *mirrorBody // nil for a request without a body
+// mirrorRequest is a copy of a request on its way to a mirror.
+type mirrorRequest struct {
+	proxy  *Proxy
+	mirror *mirror
+	req    *http.Request
+	body   *mirrorBody // nil for a request without a body
 }
 
 // copyOf makes a copy of a request.
-func (m *mirror) copyOf(x *exchange) *mirrored {
-	c := &mirrored{proxy: x.proxy, to: m}
+func (m *mirror) copyOf(x *exchange) *mirrorRequest {
+	c := &mirrorRequest{proxy: x.proxy, mirror: m}
 	c.req = &http.Request{
 		Method: x.in.Method, Host: x.in.Host, Header: x.out.Clone(), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		URL: &url.URL{Scheme: "http", Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery, ForceQuery: x.in.URL.ForceQuery},
@@ -134,40 +134,40 @@ func (m *mirror) copyOf(x *exchange) *mirrored {
 	if m.noBody {
 		delete(c.req.Header, "Content-Length")
 	} else if x.in.ContentLength != 0 {
-		c.body = &mirrorBody{all: &x.proxy.mirrors}
+		c.body = &mirrorBody{mirrors: &x.proxy.mirrors}
 		c.body.filled.L = &c.body.mu
 		c.req.Body, c.req.ContentLength = c.body, x.in.ContentLength
 	}
 	return c
 }
 
-// end stops counting the copy for the limits, and drops its body.
-func (c *mirrored) end() {
+// finish stops counting the copy for the limits, and drops its body.
+func (c *mirrorRequest) finish() {
 	if c.body != nil {
 		c.body.discard()
 	}
-	c.to.open.Add(-1)
+	c.mirror.open.Add(-1)
 	c.proxy.mirrors.open.Add(-1)
 }
 
 // run sends the copy and discards the response. It ends at the latest when no byte of the body was received for
 // Options.IdleTimeout.
-func (c *mirrored) run(ctx context.Context) {
-	defer c.end()
+func (c *mirrorRequest) run(ctx context.Context) {
+	defer c.finish()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	limit := time.AfterFunc(c.proxy.options.IdleTimeout, cancel)
 	defer limit.Stop()
 	if c.body != nil {
 		c.body.onRead(func() { limit.Reset(c.proxy.options.IdleTimeout) })
-		defer context.AfterFunc(ctx, func() { c.body.end(context.Cause(ctx)) })()
+		defer context.AfterFunc(ctx, func() { c.body.finish(context.Cause(ctx)) })()
 	}
 	var err error
-	if c.to.backend.endpoints == nil {
+	if c.mirror.backend.endpoints == nil {
 		err = c.send(ctx, c.proxy.upstream.outside, c.req.URL.Host)
 	} else {
-		err = selection{}.attempt(c.to.backend.endpoints, func(e *endpoint) error {
-			return c.send(e.context(ctx), c.proxy.upstream.client(&c.to.backend), e.address)
+		err = selection{}.attempt(c.mirror.backend.endpoints, func(e *endpoint) error {
+			return c.send(e.context(ctx), c.proxy.upstream.client(&c.mirror.backend), e.address)
 		}, func() bool { return c.body == nil || !c.body.read.Load() })
 	}
 	if err != nil {
@@ -177,7 +177,7 @@ func (c *mirrored) run(ctx context.Context) {
 }
 
 // send sends the copy to an address.
-func (c *mirrored) send(ctx context.Context, by *http.Transport, address string) error {
+func (c *mirrorRequest) send(ctx context.Context, by *http.Transport, address string) error {
 	out := c.req.WithContext(ctx)
 	target := *c.req.URL
 	target.Host = address
@@ -197,21 +197,21 @@ func (c *mirrored) send(ctx context.Context, by *http.Transport, address string)
 // mirrorBody is the copy of a request's body, filled while the client sends it. It holds the bytes that the mirror has
 // not read yet.
 type mirrorBody struct {
-	all  *mirrors
-	read atomic.Bool // the mirror has begun to read the body
+	mirrors *mirrors
+	read    atomic.Bool // the mirror has begun to read the body
 
-	mu     sync.Mutex
-	filled sync.Cond
-	held   bytes.Buffer
-	err    error // why no more bytes follow; io.EOF at the body's end; nil before
-	moved  func()
+	mu      sync.Mutex
+	filled  sync.Cond
+	held    bytes.Buffer
+	err     error // why no more bytes follow; io.EOF at the body's end; nil before
+	onPiece func()
 }
 
 // onRead makes write call f for each piece of the body.
 func (b *mirrorBody) onRead(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.moved = f
+	b.onPiece = f
 }
 
 // write adds a piece. If the mirror reads too slowly, write ends the body. It does not wait for the mirror.
@@ -226,18 +226,18 @@ func (b *mirrorBody) write(piece []byte) {
 		return
 	}
 	b.held.Write(piece)
-	if b.all.memory.Add(int64(len(piece))) > maxMirrorMemory {
+	if b.mirrors.memory.Add(int64(len(piece))) > maxMirrorMemory {
 		b.stop(errMirrorLag)
 		return
 	}
-	if b.moved != nil {
-		b.moved()
+	if b.onPiece != nil {
+		b.onPiece()
 	}
 	b.filled.Signal()
 }
 
-// end says that no more bytes follow. A nil cause is the end of the body. Only the first call counts.
-func (b *mirrorBody) end(cause error) {
+// finish records that no more bytes follow. A nil cause means the end of the body. Only the first call has an effect.
+func (b *mirrorBody) finish(cause error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if cause == nil {
@@ -252,13 +252,13 @@ func (b *mirrorBody) end(cause error) {
 func (b *mirrorBody) stop(cause error) {
 	b.err = cause
 	if !errors.Is(cause, io.EOF) {
-		b.drop()
+		b.dropHeld()
 	}
 	b.filled.Signal()
 }
 
-func (b *mirrorBody) drop() {
-	b.all.memory.Add(-int64(b.held.Len()))
+func (b *mirrorBody) dropHeld() {
+	b.mirrors.memory.Add(-int64(b.held.Len()))
 	b.held = bytes.Buffer{}
 }
 
@@ -274,7 +274,7 @@ func (b *mirrorBody) Read(to []byte) (int, error) {
 		b.filled.Wait()
 	}
 	n, _ := b.held.Read(to)
-	b.all.memory.Add(-int64(n))
+	b.mirrors.memory.Add(-int64(n))
 	return n, nil
 }
 
@@ -307,6 +307,6 @@ func (b *requestBody) mirror(piece []byte) {
 // endMirrors ends the bodies of all mirrors.
 func (b *requestBody) endMirrors(cause error) {
 	for _, m := range b.mirrors {
-		m.end(cause)
+		m.finish(cause)
 	}
 }

@@ -33,7 +33,7 @@ func compileHeaders(from *table.Headers, request bool) (*modification, error) {
 	}
 	out := &modification{}
 	for _, name := range from.Remove {
-		name, err := changeable(name)
+		name, err := changeableHeader(name)
 		if err != nil {
 			return nil, err
 		}
@@ -47,7 +47,7 @@ func compileHeaders(from *table.Headers, request bool) (*modification, error) {
 		to   *[]headerValue
 	}{{from.Set, &out.set}, {from.Add, &out.add}} {
 		for _, h := range list.from {
-			name, err := changeable(h.Name)
+			name, err := changeableHeader(h.Name)
 			switch {
 			case err != nil:
 				return nil, err
@@ -68,8 +68,9 @@ func compileHeaders(from *table.Headers, request bool) (*modification, error) {
 	return out, nil
 }
 
-// changeable returns a header's name in canonical form. It returns an error for a header that a route may not change.
-func changeable(name string) (string, error) {
+// changeableHeader returns a header's name in canonical form. It returns an error for a header that a route may not
+// change.
+func changeableHeader(name string) (string, error) {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !isToken(r) }) {
 		return "", fmt.Errorf("%q is not the name of a header", name)
 	}

@@ -90,7 +90,7 @@ func TestAffinityCookieHasConfiguredAttributes(t *testing.T) {
 // TestRankMovesFewKeys removes an endpoint, and lets another one fail.
 func TestRankMovesFewKeys(t *testing.T) {
 	s := &endpointSet{}
-	s.set([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"})
+	s.setAddresses([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"})
 	now := time.Unix(1_000_000, 0)
 	before, count := map[string]string{}, map[string]int{}
 	for i := range 1000 {
@@ -101,8 +101,8 @@ func TestRankMovesFewKeys(t *testing.T) {
 	for address, n := range count {
 		testenv.False(t, n < 150 || n > 350, "%s has %d of 1000 keys", address, n)
 	}
-	s.set([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.4:80"})
-	s.all()[0].failed.Store(now.UnixNano())
+	s.setAddresses([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.4:80"})
+	s.endpoints()[0].failed.Store(now.UnixNano())
 	for key, was := range before {
 		switch is := s.nextByHash(key, nil, now).address; {
 		case is == "10.0.0.1:80":
@@ -111,7 +111,7 @@ func TestRankMovesFewKeys(t *testing.T) {
 			t.Fatalf("the key %s went from %s to %s", key, was, is)
 		}
 	}
-	testenv.True(t, s.nextByHash("x", s.all(), now) == nil, "an endpoint is tried twice")
+	testenv.True(t, s.nextByHash("x", s.endpoints(), now) == nil, "an endpoint is tried twice")
 }
 
 func TestCanaryAnnotationsChooseBackend(t *testing.T) {

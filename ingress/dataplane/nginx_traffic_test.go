@@ -74,7 +74,7 @@ func TestRateLimitAnnotations(t *testing.T) {
 
 func TestLimiterRefillsAndEvictsClients(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
-	l := &limiter{from: &table.Limit{PerSecond: 2, Burst: 1, Connections: 4}, clients: map[string]*account{}}
+	l := &limiter{limit: &table.Limit{PerSecond: 2, Burst: 1, Connections: 4}, clients: map[string]*account{}}
 	take := func(n int) (passed int) {
 		for range n {
 			if release := l.acquire("a", now); release != nil {
@@ -97,7 +97,7 @@ func TestLimiterRefillsAndEvictsClients(t *testing.T) {
 func TestLimiterEvictsIdleClientsFirst(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	for _, limit := range []table.Limit{{PerSecond: 1, Burst: 1}, {PerMinute: 1, Burst: 1}, {Connections: 1}} {
-		l := &limiter{from: &limit, clients: map[string]*account{}}
+		l := &limiter{limit: &limit, clients: map[string]*account{}}
 		for i := range maxClients {
 			l.acquire(fmt.Sprint(i), now)()
 		}

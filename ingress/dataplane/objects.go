@@ -11,17 +11,17 @@ import (
 // objects are what routes share: what sections of the table have become, expressions and limiters. Routes point to
 // them, so that a changed section rebuilds no route. Proxy.mu guards them.
 type objects struct {
-	upstream     *upstream
-	endpoints    map[string]*endpointSet
-	certificates map[string]*certificate
-	authorities  map[string]*authorities
-	tls          map[string]*backendTLS // by their table.BackendTLS in JSON
-	patterns     map[patternKey]*pattern
-	users        map[string]*userSet
-	limiters     map[string]*limiter   // by object
-	counted      map[string]*hostStats // by the keys of hosts
-	others       hostStats             // of hosts that are not in counted
-	sweeps       uint64
+	upstream       *upstream
+	endpoints      map[string]*endpointSet
+	certificates   map[string]*certificate
+	authorities    map[string]*authorities
+	tls            map[string]*backendTLS // by their table.BackendTLS in JSON
+	patterns       map[patternKey]*pattern
+	users          map[string]*userSet
+	limiters       map[string]*limiter   // by object
+	counted        map[string]*hostStats // by the keys of hosts
+	uncountedStats hostStats             // of hosts that are not in counted
+	sweeps         uint64
 }
 
 func newObjects(u *upstream) *objects {
@@ -34,11 +34,11 @@ func newObjects(u *upstream) *objects {
 
 // shared says whether an object is needed. Apply owns it.
 type shared struct {
-	mark    uint64 // the sweep that last found it in use
-	present bool   // the table has a section for it
+	lastSweep uint64 // the sweep that last found it in use
+	present   bool   // the table has a section for it
 }
 
-func (s *shared) unused(sweep uint64) bool { return !s.present && s.mark != sweep }
+func (s *shared) unused(sweep uint64) bool { return !s.present && s.lastSweep != sweep }
 
 // objectOf returns the object of a section, which need not exist yet.
 func objectOf[T any](all map[string]*T, key string) *T {
@@ -56,13 +56,13 @@ type compiler struct{ *objects }
 // sweep evicts the objects that no section and no host of a routing names.
 func (o *objects) sweep(by *routing) {
 	o.sweeps++
-	objectOf(o.certificates, table.DefaultCertificate).mark = o.sweeps
+	objectOf(o.certificates, table.DefaultCertificate).lastSweep = o.sweeps
 	for _, s := range by.sites {
 		if s.clients != nil {
-			s.clients.authorities.mark = o.sweeps
+			s.clients.authorities.lastSweep = o.sweeps
 		}
 		for _, h := range s.hosts {
-			h.mark(o.sweeps)
+			h.markInUse(o.sweeps)
 		}
 	}
 	evict(o.endpoints, o.sweeps)
@@ -83,20 +83,20 @@ func evict[K comparable, T interface{ unused(sweep uint64) bool }](all map[K]T, 
 	maps.DeleteFunc(all, func(_ K, object T) bool { return object.unused(sweep) })
 }
 
-// mark records, for a sweep, that the objects which the host holds are in use.
-func (h *host) mark(sweep uint64) {
+// markInUse records, for a sweep, that the objects which the host holds are in use.
+func (h *host) markInUse(sweep uint64) {
 	if h.certificate != nil {
-		h.certificate.mark = sweep
+		h.certificate.lastSweep = sweep
 	}
 	if h.stream != nil {
-		h.stream.mark(sweep)
+		h.stream.markInUse(sweep)
 	}
 	for _, r := range h.routes {
-		r.mark(sweep)
+		r.markInUse(sweep)
 		r.expression.marked(sweep)
-		r.conditions.mark(sweep)
+		r.conditions.markInUse(sweep)
 		if r.policy != nil {
-			r.policy.mark(sweep)
+			r.policy.markInUse(sweep)
 		}
 	}
 }

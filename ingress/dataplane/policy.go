@@ -29,9 +29,9 @@ type policy struct {
 	request                  *modification // of headers; nil for none
 	response                 *modification
 	mirrors                  []*mirror
-	clients                  *certified   // nil where clients need no certificate
-	fallback                 *fallback    // nil for none
-	moved                    *replacement // of Location; nil for none
+	clients                  *clientVerification // nil where clients need no certificate
+	fallback                 *fallback           // nil for none
+	locationChange           *replacement        // of Location; nil for none
 	cookieDomain, cookiePath *replacement
 	longest                  time.Duration // time of a request; 0 for no limit
 }
@@ -59,10 +59,10 @@ func (c compiler) compilePolicy(object string, from *table.Policy) (*policy, err
 			return nil, err
 		}
 	}
-	if out.allow, err = prefixes(from.Allow); err != nil {
+	if out.allow, err = parseNetworks(from.Allow); err != nil {
 		return nil, err
 	}
-	if out.deny, err = prefixes(from.Deny); err != nil {
+	if out.deny, err = parseNetworks(from.Deny); err != nil {
 		return nil, err
 	}
 	if out.hashBy, err = variable.Parse(from.HashBy); err != nil {
@@ -74,7 +74,7 @@ func (c compiler) compilePolicy(object string, from *table.Policy) (*policy, err
 		}
 	}
 	if from.Limit != nil {
-		if out.except, err = prefixes(from.Limit.Except); err != nil {
+		if out.except, err = parseNetworks(from.Limit.Except); err != nil {
 			return nil, err
 		}
 		out.limiter = c.limiter(object, from.Limit)
@@ -133,35 +133,35 @@ func (x *exchange) applyPolicy(r *route) {
 		return
 	}
 	if p.path != nil {
-		x.path.forward = p.path.of(x.path, r)
+		x.path.forward = p.path.apply(x.path, r)
 	}
 	x.forward(r)
 }
 
-// mark records, for a sweep, that the objects which the policy holds are in use.
-func (p *policy) mark(sweep uint64) {
+// markInUse records, for a sweep, that the objects which the policy holds are in use.
+func (p *policy) markInUse(sweep uint64) {
 	if p.canary != nil {
-		p.canary.backend.mark(sweep)
+		p.canary.backend.markInUse(sweep)
 		p.canary.pattern.marked(sweep)
 	}
 	for _, m := range p.mirrors {
-		m.backend.mark(sweep)
+		m.backend.markInUse(sweep)
 	}
 	if p.clients != nil {
-		p.clients.authorities.mark = sweep
+		p.clients.authorities.lastSweep = sweep
 		p.clients.subject.marked(sweep)
 	}
 	if p.fallback != nil {
-		p.fallback.backend.mark(sweep)
+		p.fallback.backend.markInUse(sweep)
 	}
 	if p.limiter != nil {
-		p.limiter.mark = sweep
+		p.limiter.lastSweep = sweep
 	}
 	if p.users != nil {
-		p.users.mark = sweep
+		p.users.lastSweep = sweep
 	}
 	if p.external != nil && p.external.endpoints != nil {
-		p.external.endpoints.mark = sweep
+		p.external.endpoints.lastSweep = sweep
 	}
 }
 
@@ -213,7 +213,7 @@ func (c compiler) compileChanges(to *policy) (err error) {
 			return err
 		}
 	}
-	if to.moved, err = compileReplacement(to.Location); err != nil {
+	if to.locationChange, err = compileReplacement(to.Location); err != nil {
 		return err
 	}
 	if to.cookieDomain, err = compileReplacement(to.CookieDomain); err != nil {
@@ -231,8 +231,8 @@ func (c compiler) compileChanges(to *policy) (err error) {
 	return nil
 }
 
-// prefixes parses networks.
-func prefixes(all []string) ([]netip.Prefix, error) {
+// parseNetworks parses networks.
+func parseNetworks(all []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range all {
 		n, err := netip.ParsePrefix(text)

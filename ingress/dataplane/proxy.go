@@ -62,10 +62,10 @@ const (
 
 // Proxy routes requests by its table. Its methods may be called from several goroutines.
 type Proxy struct {
-	options Options
-	own     *tls.Certificate
-	// standard is the table's default certificate.
-	standard    *certificate
+	options      Options
+	fallbackCert *tls.Certificate
+	// defaultCert is the table's default certificate.
+	defaultCert *certificate
 	current     atomic.Pointer[routing]
 	upstream    *upstream
 	stats       Stats
@@ -74,7 +74,7 @@ type Proxy struct {
 	mirrors     mirrors
 	handshakes  handshakes
 	ending      chan struct{} // End closes it
-	end         sync.Once
+	endOnce     sync.Once
 	complained  atomic.Bool // the log has a message about a trusted proxy without the PROXY protocol
 
 	mu           sync.Mutex // guards what follows, for Apply
@@ -129,14 +129,15 @@ func New(o Options) (*Proxy, error) {
 	}
 	o.MaxConnections = cmp.Or(o.MaxConnections, 4000)
 	p := &Proxy{
-		options: o, own: own, ending: make(chan struct{}), handshakes: handshakes{none: timers.NewSignal()}, comparisons: newComparisons(),
-		sections: table.Sections{}, problems: map[string]string{}, alternatives: map[string]*alternative{},
+		options: o, fallbackCert: own, ending: make(chan struct{}), handshakes: handshakes{finished: timers.NewSignal()},
+		comparisons: newComparisons(),
+		sections:    table.Sections{}, problems: map[string]string{}, alternatives: map[string]*alternative{},
 	}
 	p.current.Store(&routing{sites: map[string]*siteRoutes{}})
 	p.limits = newLimits(o.MaxConnections, &p.stats)
-	p.upstream = newUpstream(o, func(a netip.Addr) bool { return within(a.String(), p.current.Load().cluster) }, &p.stats.DialFailures)
+	p.upstream = newUpstream(o, func(a netip.Addr) bool { return inNetworks(a.String(), p.current.Load().cluster) }, &p.stats.DialFailures)
 	p.objects = newObjects(p.upstream)
-	p.standard = objectOf(p.objects.certificates, table.DefaultCertificate)
+	p.defaultCert = objectOf(p.objects.certificates, table.DefaultCertificate)
 	return p, nil
 }
 
@@ -145,7 +146,7 @@ func (p *Proxy) Stats() *Stats { return &p.stats }
 
 // http2Server limits the bytes of bodies that a client's connection may hold in memory while no backend reads them.
 func http2Server() *http.HTTP2Config {
-	c := pings()
+	c := http2Pings()
 	c.MaxReceiveBufferPerConnection, c.MaxReceiveBufferPerStream = 128<<10, 128<<10
 	return c
 }

@@ -364,7 +364,7 @@ func TestCertificatesAreChosenByServerName(t *testing.T) {
 		pair := testenv.Must(tls.X509KeyPair([]byte(c.Chain), []byte(c.Key)))(t)
 		return string(pair.Certificate[0])
 	}
-	own := string(f.own.Certificate[0])
+	own := string(f.fallbackCert.Certificate[0])
 	for name, want := range map[string]string{
 		"a.example.org": raw(exact), "A.Example.org": raw(exact), "b.example.org": raw(wild), "a.b.example.org": own, "none.example.org": own, "": own,
 	} {

@@ -182,7 +182,7 @@ func TestProxyProtocolLimits(t *testing.T) {
 	waitUntil(t, "the refused connection is not counted", func() bool {
 		f.limits.connections.mu.Lock()
 		defer f.limits.connections.mu.Unlock()
-		return f.limits.connections.all == 2
+		return f.limits.connections.total == 2
 	})
 	for _, client := range []int{2, 3} {
 		if _, ok := open(client); !ok {

@@ -14,7 +14,7 @@ const maxClients = 16384
 
 // limiter counts the requests of clients at the routes of one object.
 type limiter struct {
-	from *table.Limit
+	limit *table.Limit
 
 	mu      sync.Mutex
 	clients map[string]*account
@@ -25,16 +25,16 @@ type limiter struct {
 // the time last. A bucket of golang.org/x/time/rate would take 80 bytes, and all of an account takes 48.
 type account struct {
 	second, minute float64
-	last           time.Time
+	updatedAt      time.Time
 	open           int
 }
 
 // leak lowers the levels of the buckets by the time since last.
 func (l *limiter) leak(c *account, now time.Time) {
-	past := now.Sub(c.last).Seconds()
-	c.second = max(0, c.second-past*float64(l.from.PerSecond))
-	c.minute = max(0, c.minute-past*float64(l.from.PerMinute)/60)
-	c.last = now
+	past := now.Sub(c.updatedAt).Seconds()
+	c.second = max(0, c.second-past*float64(l.limit.PerSecond))
+	c.minute = max(0, c.minute-past*float64(l.limit.PerMinute)/60)
+	c.updatedAt = now
 }
 
 // acquire returns nil for a request that exceeds a limit. Otherwise release must be called when the request has ended.
@@ -44,11 +44,11 @@ func (l *limiter) acquire(address string, now time.Time) (release func()) {
 	c := l.clients[address]
 	if c == nil {
 		l.evict(now)
-		c = &account{last: now}
+		c = &account{updatedAt: now}
 		l.clients[address] = c
 	}
 	l.leak(c, now)
-	f := l.from
+	f := l.limit
 	burst := float64(f.Burst)
 	if f.Connections > 0 && c.open >= f.Connections || f.PerMinute > 0 && c.minute > burst*float64(f.PerMinute) ||
 		f.PerSecond > 0 && c.second > burst*float64(f.PerSecond) {
@@ -95,9 +95,9 @@ func (l *limiter) evict(now time.Time) {
 // limiter returns the limiter of an object. It makes a new one when the limits have changed.
 func (o *objects) limiter(object string, from *table.Limit) *limiter {
 	l := o.limiters[object]
-	if l == nil || l.from.PerSecond != from.PerSecond || l.from.PerMinute != from.PerMinute || l.from.Connections != from.Connections ||
-		l.from.Burst != from.Burst {
-		l = &limiter{from: from, clients: map[string]*account{}}
+	if l == nil || l.limit.PerSecond != from.PerSecond || l.limit.PerMinute != from.PerMinute || l.limit.Connections != from.Connections ||
+		l.limit.Burst != from.Burst {
+		l = &limiter{limit: from, clients: map[string]*account{}}
 		o.limiters[object] = l
 	}
 	return l
@@ -106,7 +106,7 @@ func (o *objects) limiter(object string, from *table.Limit) *limiter {
 // limited reports whether the request exceeds a limit.
 func (x *exchange) limited(p *policy) bool {
 	address := x.client()
-	if len(p.except) > 0 && within(address, p.except) {
+	if len(p.except) > 0 && inNetworks(address, p.except) {
 		return false
 	}
 	x.releaseLimiter = p.limiter.acquire(x.clientKey(), time.Now())

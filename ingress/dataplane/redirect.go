@@ -44,8 +44,8 @@ func (p *policy) replacesPrefix() bool {
 	return p.path != nil && p.path.prefix || p.redirectPath != nil && p.redirectPath.prefix
 }
 
-// of returns the changed path of a request that matched r, in forward form.
-func (c *pathChange) of(path cleanPath, r *route) string {
+// apply returns the changed path of a request that matched r, in forward form.
+func (c *pathChange) apply(path cleanPath, r *route) string {
 	if !c.prefix {
 		return c.value
 	}
@@ -81,7 +81,7 @@ func (r *request) location(to *table.Redirect, path *pathChange, from *route) st
 	}
 	target := r.requestURI()
 	if path != nil {
-		target = path.of(r.path, from)
+		target = path.apply(r.path, from)
 		if r.in.URL.RawQuery != "" {
 			target += "?" + r.in.URL.RawQuery
 		}

@@ -50,7 +50,7 @@ func (r *replacement) prefix(in *request, text string) (string, bool) {
 
 // rewriteResponse changes the redirect targets and the cookies in the header of a backend's response, as nginx does.
 func (p *policy) rewriteResponse(in *request, h http.Header) {
-	if p.moved != nil {
+	if p.locationChange != nil {
 		for _, name := range [...]string{"Location", "Refresh"} {
 			values := h[name]
 			for i, text := range values {
@@ -62,7 +62,7 @@ func (p *policy) rewriteResponse(in *request, h http.Header) {
 					}
 					before, text = text[:at+4], text[at+4:]
 				}
-				if changed, ok := p.moved.prefix(in, text); ok && isHeaderValue(changed) {
+				if changed, ok := p.locationChange.prefix(in, text); ok && isHeaderValue(changed) {
 					values[i] = before + changed
 				}
 			}

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// request is the request of a client.
+// request is a client's request, with what routing and policies need to know of it.
 type request struct {
 	listener  *listener
 	proxy     *Proxy
@@ -26,8 +26,8 @@ type request struct {
 	expanded  int   // bytes of the request that texts of the route have repeated
 }
 
-// begin reads what does not depend on the route.
-func (r *request) begin(h *listener, in *http.Request) {
+// init reads what does not depend on the route.
+func (r *request) init(h *listener, in *http.Request) {
 	r.listener, r.proxy, r.routing, r.in = h, h.proxy, h.proxy.current.Load(), in
 	delete(in.Header, headerProxy)
 	r.steps = r.newSteps()

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// response is the response to a client.
+// response writes the response to a client.
 type response struct {
 	request   *request
 	writer    http.ResponseWriter
@@ -109,7 +109,7 @@ func (w *response) sendInformational(code int, header textproto.MIMEHeader) erro
 	w.writer.WriteHeader(code)
 	clear(h)
 	w.request.listener.setCommonHeaders(h, w.request.in)
-	w.request.timeouts.moved()
+	w.request.timeouts.recordBytes()
 	return nil
 }
 

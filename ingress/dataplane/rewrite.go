@@ -13,8 +13,8 @@ func (x *exchange) rewrite(r *route) bool {
 	if r.expression != nil {
 		from := x.newSteps()
 		from.host = x.steps.host
-		defer from.finish()
-		if !from.take(r.expression.Steps * len(x.path.match)) {
+		defer from.releaseQueue()
+		if !from.spend(r.expression.Steps * len(x.path.match)) {
 			x.answer(http.StatusServiceUnavailable, "too many requests with paths as long wait for their rewrite")
 			return false
 		}

@@ -19,7 +19,7 @@ type routing struct {
 	sites map[string]*siteRoutes
 	// accounts answer challenges. They hold the thumbprint of an account's key by host.
 	accounts map[string]string
-	// sessions are those of objects.
+	// sessions holds the table.Sessions, by object.
 	sessions map[string]*table.Sessions
 	trusted  []netip.Prefix
 	proxied  bool           // connections of trusted proxies begin with a header of the PROXY protocol
@@ -28,15 +28,15 @@ type routing struct {
 
 // host is a compiled table.Host.
 type host struct {
-	site, name  string
-	namespace   string       // of all routes; empty where there are several
-	certificate *certificate // nil for the proxy's own
-	routes      []*route
-	stats       *hostStats
-	final       bool    // requests that no route matches are not tried at the site's default host
-	asks        bool    // clients are asked for certificates
-	deep        bool    // the name is a wildcard for one label or more
-	stream      *stream // of a host whose connections are forwarded unread; nil for others
+	site, name      string
+	namespace       string       // of all routes; empty where there are several
+	certificate     *certificate // nil for the proxy's own
+	routes          []*route
+	stats           *hostStats
+	final           bool    // requests that no route matches are not tried at the site's default host
+	wantsClientCert bool    // clients are asked for certificates
+	anyDepth        bool    // the name is a wildcard for one label or more
+	stream          *stream // of a host whose connections are forwarded unread; nil for others
 }
 
 // route is a compiled table.Route.
@@ -60,7 +60,7 @@ type route struct {
 type pool struct {
 	backends []backend
 	total    uint64 // sum of the weights
-	turn     atomic.Uint64
+	requests atomic.Uint64
 }
 
 // noPath is the path of a route whose own path cannot be read. No request has it, so that the other routes of the host
@@ -79,20 +79,20 @@ type backend struct {
 	response  *modification
 }
 
-// mark records, for a sweep, that the objects which the backend holds are in use.
-func (b *backend) mark(sweep uint64) {
+// markInUse records, for a sweep, that the objects which the backend holds are in use.
+func (b *backend) markInUse(sweep uint64) {
 	if b.endpoints != nil {
-		b.endpoints.mark = sweep
+		b.endpoints.lastSweep = sweep
 	}
 	if b.client != nil {
 		b.client.marked(sweep)
 	}
 }
 
-// mark records, for a sweep, that the backends are in use.
-func (p *pool) mark(sweep uint64) {
+// markInUse records, for a sweep, that the backends are in use.
+func (p *pool) markInUse(sweep uint64) {
 	for i := range p.backends {
-		p.backends[i].mark(sweep)
+		p.backends[i].markInUse(sweep)
 	}
 }
 
@@ -129,7 +129,7 @@ func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *request) bo
 		return false
 	}
 	from := in.newSteps()
-	defer from.finish()
+	defer from.releaseQueue()
 	other, v := s.route(name, lenient, in.in, &from)
 	return other != nil && other != r && (v == undecided || other.restricts()) && (other.object != r.object || !r.restricts())
 }
@@ -190,7 +190,7 @@ func (p *pool) choose() *backend {
 	if p.total == 0 {
 		return nil
 	}
-	at := spread(&p.turn, p.total)
+	at := spread(&p.requests, p.total)
 	for i := range p.backends {
 		if at < p.backends[i].weight {
 			return &p.backends[i]
@@ -210,7 +210,7 @@ func spread(turn *atomic.Uint64, total uint64) uint64 {
 // compile makes a host of its section. Routes that cannot be read are closed. The error names the first of them.
 func (c compiler) compile(site, name string, from *table.Host) (*host, error) {
 	h := &host{
-		site: site, name: name, asks: from.AskClients, final: from.Final || from.Stream != nil, deep: from.AnyDepth &&
+		site: site, name: name, wantsClientCert: from.AskClients, final: from.Final || from.Stream != nil, anyDepth: from.AnyDepth &&
 			strings.HasPrefix(name, "*."), routes: make([]*route, 0, len(from.Routes)),
 	}
 	if from.Certificate != "" {

@@ -18,7 +18,7 @@ type dialError struct{ error }
 
 func (e *dialError) Unwrap() error { return e.error }
 
-// selection is how a request chooses endpoints.
+// selection has the endpoint of the client's session, and the key by which another endpoint is chosen.
 type selection struct {
 	key   string    // selects the endpoint by a hash; empty for endpoints in turn
 	bound *endpoint // the endpoint of the client's session, before those that key selects; nil for none
@@ -54,7 +54,7 @@ func (s selection) pick(set *endpointSet, tried []*endpoint) *endpoint {
 	switch {
 	case s.key == "":
 		return set.nextInTurn(tried, now)
-	case s.bound != nil && len(tried) == 0 && s.bound.take(now):
+	case s.bound != nil && len(tried) == 0 && s.bound.tryAcquire(now):
 		return s.bound
 	}
 	return set.nextByHash(s.key, tried, now)

@@ -42,7 +42,7 @@ type listener struct {
 var ErrHandedOver = errors.New("another process serves on the sockets")
 
 // End shortens running and later drains with Options.HandoverTimeout: from now on they take Options.DrainTimeout.
-func (p *Proxy) End() { p.end.Do(func() { close(p.ending) }) }
+func (p *Proxy) End() { p.endOnce.Do(func() { close(p.ending) }) }
 
 // Serve serves a site on l, with TLS or without, until ctx is done or l fails. It then accepts no more connections. It
 // waits for requests and tunnels at most as long as Options.DrainTimeout and closes the remaining ones. It returns nil
@@ -55,7 +55,7 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 	server := p.server(h)
 	bounded := net.Listener(&limitListener{Listener: l, proxy: p, plain: !secure})
 	if secure {
-		bounded = &helloListener{Listener: bounded, of: h}
+		bounded = &helloListener{Listener: bounded, listener: h}
 	}
 	done := make(chan error, 1) // so that the goroutine can end when ctx did
 	go func() {
@@ -74,13 +74,13 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 	}
 	if !errors.Is(context.Cause(ctx), ErrHandedOver) {
 		h.drain(ctx, server, p.options.DrainTimeout)
-		h.ended(<-done)
+		h.logEnd(<-done)
 		return nil
 	}
 	h.leaving.Store(true)
 	_ = l.Close()
-	h.ended(<-done) // accepted connections are counted from here on
-	h.leave()
+	h.logEnd(<-done) // accepted connections are counted from here on
+	h.awaitIdle()
 	h.drain(ctx, server, p.options.HandoverTimeout)
 	return nil
 }
@@ -99,8 +99,9 @@ func (p *Proxy) listener(ctx context.Context, site string, secure bool) (h *list
 	}
 }
 
-// leave waits until no connection is left, idle connections have reached their time-out, or the process is to end.
-func (h *listener) leave() {
+// awaitIdle waits until no connection is left, until idle connections have reached their timeout, or until the process
+// is to end.
+func (h *listener) awaitIdle() {
 	idle := time.NewTimer(h.proxy.options.KeepAlive)
 	defer idle.Stop()
 	for h.connections.Load() > 0 {
@@ -114,8 +115,8 @@ func (h *listener) leave() {
 	}
 }
 
-// ended logs why a server ended whose end was requested.
-func (h *listener) ended(err error) {
+// logEnd logs the error of a server that was asked to end.
+func (h *listener) logEnd(err error) {
 	h.proxy.options.Logger.Debug("a listener has ended", "site", h.site, "cause", err)
 }
 

@@ -109,7 +109,7 @@ func (s *selection) resume(sessions *table.Sessions, b *backend, canary string) 
 	if b == nil || b.endpoints == nil {
 		return false
 	}
-	for _, e := range b.endpoints.all() {
+	for _, e := range b.endpoints.endpoints() {
 		if its == tag(sessions, random, canary, e.address) {
 			s.bound = e
 			return true

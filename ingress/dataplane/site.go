@@ -14,10 +14,10 @@ import (
 
 // siteRoutes are the hosts of a site with a compiled table.Site. They do not change once requests are routed by them.
 type siteRoutes struct {
-	hosts   map[string]*host
-	streams int // hosts whose connections are streams
-	wild    int // hosts with a wildcard
-	deep    int // hosts with a wildcard for one label or more
+	hosts         map[string]*host
+	streams       int // hosts whose connections are streams
+	wildcards     int // hosts with a wildcard
+	deepWildcards int // hosts with a wildcard for one label or more
 	// listeners are the host names of the listeners. It is nil where the site does not separate its listeners.
 	listeners map[string]struct{}
 	clients   *clients // nil where clients are not asked for a certificate
@@ -31,26 +31,26 @@ type clients struct {
 	optional    bool
 }
 
-// find returns the host that serves a name: the name itself, else a wildcard for its first label, else one for more
-// labels, else "". It returns nil when there is none.
+// find returns the host that serves a name. The name itself has precedence over a wildcard for its first label, that
+// over a wildcard for more labels, and that over "". find returns nil when there is none.
 func (s *siteRoutes) find(name string) *host {
 	if h := s.hosts[name]; h != nil {
 		return h
 	}
-	for rest, first := name, true; s.wild > 0 && (first || s.deep > 0); first = false {
+	for rest, first := name, true; s.wildcards > 0 && (first || s.deepWildcards > 0); first = false {
 		var ok bool
 		if _, rest, ok = strings.Cut(rest, "."); !ok || rest == "" {
 			break
 		}
-		if h := s.hosts["*."+rest]; h != nil && (first || h.deep) {
+		if h := s.hosts["*."+rest]; h != nil && (first || h.anyDepth) {
 			return h
 		}
 	}
 	return s.hosts[""]
 }
 
-// has reports whether a route belongs to the host with exactly this name.
-func (s *siteRoutes) has(name string, r *route) bool {
+// hasRoute reports whether a route belongs to the host with exactly this name.
+func (s *siteRoutes) hasRoute(name string, r *route) bool {
 	h := s.hosts[name]
 	return h != nil && slices.Contains(h.routes, r)
 }
@@ -96,7 +96,7 @@ func (s *siteRoutes) count(h *host, by int) {
 	for _, c := range []struct {
 		counter *int
 		counts  bool
-	}{{&s.streams, h.stream != nil}, {&s.wild, strings.HasPrefix(h.name, "*.")}, {&s.deep, h.deep}} {
+	}{{&s.streams, h.stream != nil}, {&s.wildcards, strings.HasPrefix(h.name, "*.")}, {&s.deepWildcards, h.anyDepth}} {
 		if c.counts {
 			*c.counter += by
 		}
@@ -141,8 +141,8 @@ func (e *routingBuilder) site(name string) *siteRoutes {
 	return e.sites[name]
 }
 
-// put adds or replaces a host.
-func (e *routingBuilder) put(h *host) {
+// setHost adds or replaces a host.
+func (e *routingBuilder) setHost(h *host) {
 	s := e.site(h.site)
 	s.count(s.hosts[h.name], -1)
 	s.count(h, 1)
@@ -175,7 +175,7 @@ func (p *Proxy) applySite(next *routingBuilder, key string, value json.RawMessag
 		return nil
 	}
 	var from table.Site
-	if err := strict(value, &from); err != nil {
+	if err := unmarshalStrict(value, &from); err != nil {
 		// A site that cannot be read may have restricted access, so it is closed.
 		err = fmt.Errorf("reading the site: %w", err)
 		s.closed = err.Error()

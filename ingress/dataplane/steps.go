@@ -8,54 +8,55 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/expression"
 )
 
-// freeSteps is the number of steps that a request may take without a turn: some milliseconds of a processor at most.
+// freeSteps is the number of steps that a request may take without waiting: some milliseconds of a processor at most.
 const freeSteps = 64 << 10
 
-// steps are those that a request may still take to be compared with expressions. Beyond freeSteps the request waits for
-// a turn, of which a tenant has one at a time, and for a processor. Half of the processors thus stay for requests that
-// need none, however many a tenant's clients send.
+// steps are those that a request may still take to be compared with expressions. After freeSteps the request waits for
+// the place of its tenant, which one request has at a time, and for a processor. So half of the processors stay free
+// for other requests, however many requests a tenant's clients send.
 type steps struct {
-	request    *request
-	host       *host // whose routes the request is compared with
-	left, free int
-	end        func() // ends the turn; nil without one
+	request             *request
+	host                *host // whose routes the request is compared with
+	remaining, freeLeft int
+	release             func() // releases the place and the processor; nil without them
 }
 
 func (r *request) newSteps() steps {
-	return steps{request: r, left: expression.MaxRequest, free: freeSteps}
+	return steps{request: r, remaining: expression.MaxRequest, freeLeft: freeSteps}
 }
 
-// take returns false when fewer than n steps are left, or when no turn came.
-func (s *steps) take(n int) bool {
+// spend takes n steps. It returns false when fewer are left, or when waiting failed.
+func (s *steps) spend(n int) bool {
 	switch {
-	case n > s.left:
+	case n > s.remaining:
 		return false
-	case n <= s.free:
-		s.free -= n
-	case s.end == nil && !s.wait():
+	case n <= s.freeLeft:
+		s.freeLeft -= n
+	case s.release == nil && !s.wait():
 		return false
 	}
-	s.left -= n
+	s.remaining -= n
 	return true
 }
 
-// wait waits for a turn. The turn is that of the namespace to which the host's routes belong. If they belong to several
-// it is that of the client's address, so that the requests for one namespace do not wait for those for another.
+// wait waits for the place of a tenant and for a processor. The tenant is the namespace to which the host's routes
+// belong. If they belong to several, it is the client's address. So the requests for one namespace do not wait for
+// those for another.
 func (s *steps) wait() (ok bool) {
 	r := s.request
 	key := s.host.namespace
 	if key == "" {
 		key = "client " + r.clientKey()
 	}
-	s.end, ok = r.proxy.comparisons.acquire(r.in.Context(), key)
+	s.release, ok = r.proxy.comparisons.acquire(r.in.Context(), key)
 	return ok
 }
 
-// finish ends the turn. The steps may be taken from again.
-func (s *steps) finish() {
-	if s.end != nil {
-		s.end()
-		s.end = nil
+// releaseQueue releases the place and the processor. spend may be called again.
+func (s *steps) releaseQueue() {
+	if s.release != nil {
+		s.release()
+		s.release = nil
 	}
 }
 

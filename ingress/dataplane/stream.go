@@ -34,7 +34,7 @@ func (c compiler) compileStream(from *table.Stream) (*stream, error) {
 // helloListener accepts connections of which a site's streams can take possession once the client has named the host.
 type helloListener struct {
 	net.Listener
-	of *listener
+	listener *listener
 }
 
 // Accept returns the next connection.
@@ -43,10 +43,10 @@ func (l *helloListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s := l.of.proxy.current.Load().sites[l.of.site]; s == nil || s.streams == 0 {
+	if s := l.listener.proxy.current.Load().sites[l.listener.site]; s == nil || s.streams == 0 {
 		return conn, nil
 	}
-	return &helloConn{Conn: conn, of: l.of}, nil
+	return &helloConn{Conn: conn, listener: l.listener}, nil
 }
 
 // helloConn keeps the bytes read from a connection until the client's first message is complete. When a stream takes
@@ -54,9 +54,9 @@ func (l *helloListener) Accept() (net.Conn, error) {
 // closes it.
 type helloConn struct {
 	net.Conn
-	of       *listener
+	listener *listener
 	hello    []byte // owned by the handshake's goroutine
-	whole    bool   // hello is complete; owned as hello
+	complete bool   // hello is complete; owned as hello
 	isStream atomic.Bool
 }
 
@@ -68,16 +68,16 @@ var errTunnelClosed = errors.New("the tunnel has been closed")
 
 // becomeStream makes the connection a stream to the host.
 func (c *helloConn) becomeStream(h *host) error {
-	c.whole = true
+	c.complete = true
 	c.isStream.Store(true)
 	_ = c.Conn.SetDeadline(time.Time{}) // removes the handshake's deadline; a connection that cannot have one fails at once
-	c.of.stream(c.Conn, c.hello, h)
+	c.listener.stream(c.Conn, c.hello, h)
 	c.hello = nil
 	return errBecameStream
 }
 
 // release leaves the connection to the HTTP server.
-func (c *helloConn) release() { c.whole, c.hello = true, nil }
+func (c *helloConn) release() { c.complete, c.hello = true, nil }
 
 // Read reads from the client.
 func (c *helloConn) Read(to []byte) (int, error) {
@@ -85,7 +85,7 @@ func (c *helloConn) Read(to []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	n, err := c.Conn.Read(to)
-	if !c.whole {
+	if !c.complete {
 		c.hello = append(c.hello, to[:n]...)
 	}
 	return n, err
@@ -140,7 +140,7 @@ func (l *listener) stream(client net.Conn, hello []byte, h *host) {
 		t.close()
 		return
 	}
-	t.left.Store(2)
+	t.openDirections.Store(2)
 	go func() {
 		if err := l.connect(ctx, t, hello, h); err != nil {
 			l.proxy.options.Logger.Debug("a stream failed", "site", l.site, "host", h.name, "error", err)
@@ -168,7 +168,7 @@ func (l *listener) connect(ctx context.Context, t *tunnel, hello []byte, h *host
 			return fmt.Errorf("shaking hands with a client: %w", err)
 		}
 		hello = nil
-		if !t.use(conn, nil) {
+		if !t.setConns(conn, nil) {
 			return errTunnelClosed
 		}
 	}
@@ -190,7 +190,7 @@ func (l *listener) connect(ctx context.Context, t *tunnel, hello []byte, h *host
 		}
 		conn = secured
 	}
-	if !t.use(t.client, conn) {
+	if !t.setConns(t.client, conn) {
 		return errTunnelClosed
 	}
 	go t.pipe(conn, t.client, hello)

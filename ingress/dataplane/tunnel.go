@@ -128,7 +128,7 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 		t.released()
 		return
 	}
-	t.left.Store(2)
+	t.openDirections.Store(2)
 	go t.pipe(conn, client, bytes.Clone(late))
 	go t.pipe(client, conn, append(head.Bytes(), early...))
 }
@@ -139,7 +139,7 @@ type tunnel struct {
 	listener        *listener
 	client, backend net.Conn
 	stall           time.Duration // how long a peer may not read, or not send after the other has ended
-	left            atomic.Int32  // directions that have not ended
+	openDirections  atomic.Int32  // directions that have not ended
 	half            atomic.Bool   // one direction has ended
 	release         func()        // removes the tunnel from a limiter's counts; nil for none
 	cancel          func()        // ends the attempt to connect; nil for none
@@ -172,8 +172,8 @@ func (t *tunnel) close() {
 	}
 }
 
-// use sets the connections. When the tunnel was closed, it closes backend and returns false. backend may be nil.
-func (t *tunnel) use(client, backend net.Conn) bool {
+// setConns sets the connections. When the tunnel was closed, it closes backend and returns false. backend may be nil.
+func (t *tunnel) setConns(client, backend net.Conn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.client, t.backend = client, backend
@@ -200,7 +200,7 @@ func (t *tunnel) pipe(to, from net.Conn, first []byte) {
 	}
 	t.half.Store(true)
 	_ = to.SetReadDeadline(time.Now().Add(t.stall)) // the other direction renews the deadline with each piece
-	if t.left.Add(-1) == 0 {
+	if t.openDirections.Add(-1) == 0 {
 		t.close()
 		t.listener.remove(t)
 	}
@@ -208,7 +208,7 @@ func (t *tunnel) pipe(to, from net.Conn, first []byte) {
 
 // copy copies what it reads from the connection from. It returns nil at the end of from.
 func (t *tunnel) copy(to, from net.Conn) error {
-	read, err := reader(from)
+	read, err := pieceReader(from)
 	if err != nil {
 		return err
 	}
@@ -235,10 +235,10 @@ func (t *tunnel) write(to net.Conn, piece []byte) error {
 	return err
 }
 
-// reader returns a function that reads one piece from a connection and passes it to use. For a TCP connection it takes
-// a buffer from the pool only once there are bytes to read. TLS reads into a small buffer that the tunnel holds, since
-// TLS does not report whether it has more decrypted bytes.
-func reader(conn net.Conn) (func(use func([]byte) error) (int, error), error) {
+// pieceReader returns a function that reads one piece from a connection and passes it to use. For a TCP connection it
+// takes a buffer from the pool only once there are bytes to read. TLS reads into a small buffer that the tunnel holds,
+// since TLS does not report whether it has more decrypted bytes.
+func pieceReader(conn net.Conn) (func(use func([]byte) error) (int, error), error) {
 	plain, ok := conn.(syscall.Conn)
 	if !ok {
 		held := make([]byte, 4<<10)

@@ -46,7 +46,7 @@ func (u *upstream) transport(h2c bool) *http.Transport {
 		Proxy: nil, DialContext: u.dial, Protocols: &protocols,
 		DisableCompression: true, ExpectContinueTimeout: time.Second, MaxResponseHeaderBytes: maxResponseHeader,
 		MaxIdleConns: 2048, MaxIdleConnsPerHost: 512, IdleConnTimeout: time.Minute,
-		HTTP2: pings(),
+		HTTP2: http2Pings(),
 	}
 }
 
@@ -93,7 +93,7 @@ func (u *upstream) outsideTransport(dialTimeout time.Duration) *http.Transport {
 	return t
 }
 
-// pings detects HTTP/2 peers that no longer respond while streams send nothing.
-func pings() *http.HTTP2Config {
+// http2Pings detects HTTP/2 peers that no longer respond while streams send nothing.
+func http2Pings() *http.HTTP2Config {
 	return &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}
 }

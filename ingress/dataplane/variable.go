@@ -79,7 +79,7 @@ func (r *request) value(name string) string {
 		return r.in.Method
 	}
 	if key, ok := strings.CutPrefix(name, "arg_"); ok {
-		return argument(r.in.URL.RawQuery, key)
+		return queryArgument(r.in.URL.RawQuery, key)
 	}
 	if key, ok := strings.CutPrefix(name, "cookie_"); ok {
 		if c, err := r.in.Cookie(key); err == nil {
@@ -91,8 +91,8 @@ func (r *request) value(name string) string {
 	return strings.Join(r.in.Header.Values(key), ", ")
 }
 
-// argument returns the first value of a query's argument, as it was sent.
-func argument(query, key string) string {
+// queryArgument returns the first value of a query's argument, as it was sent.
+func queryArgument(query, key string) string {
 	for pair := range strings.SplitSeq(query, "&") {
 		if name, value, _ := strings.Cut(pair, "="); strings.EqualFold(name, key) {
 			return value

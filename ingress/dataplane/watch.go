@@ -9,24 +9,24 @@ import (
 	"time"
 )
 
-// never is the value of last while time without bytes is allowed.
+// never is the value of lastBytes while time without bytes is allowed.
 const never = math.MaxInt64
 
-// watch calls expire, once, when no byte moved for limit. A call of moved costs an atomic store, not a change of the
-// timer.
+// watch calls expire once when no byte moved for the time limit. A call of recordBytes costs an atomic store, and not a
+// change of the timer.
 type watch struct {
-	limit  time.Duration
-	expire func()
-	start  time.Time
-	last   atomic.Int64 // since start, or never
+	limit     time.Duration
+	expire    func()
+	start     time.Time
+	lastBytes atomic.Int64 // since start, or never
 
 	mu      sync.Mutex // held while expire runs, so that stop waits for it
 	timer   *time.Timer
 	stopped bool
 }
 
-// begin starts the watch. With a limit of 0 it never expires.
-func (w *watch) begin(limit time.Duration, expire func()) {
+// startTimer starts the watch. With a limit of 0 it never expires.
+func (w *watch) startTimer(limit time.Duration, expire func()) {
 	w.limit, w.expire = limit, expire
 	if limit == 0 {
 		return
@@ -37,15 +37,15 @@ func (w *watch) begin(limit time.Duration, expire func()) {
 	w.timer = time.AfterFunc(limit, w.check)
 }
 
-// moved records that bytes moved.
-func (w *watch) moved() {
+// recordBytes records that bytes moved.
+func (w *watch) recordBytes() {
 	if w.limit != 0 {
-		w.last.Store(int64(time.Since(w.start)))
+		w.lastBytes.Store(int64(time.Since(w.start)))
 	}
 }
 
-// rest stops the time until moved is called.
-func (w *watch) rest() { w.last.Store(never) }
+// pause stops the time until recordBytes is called.
+func (w *watch) pause() { w.lastBytes.Store(never) }
 
 func (w *watch) check() {
 	w.mu.Lock()
@@ -54,7 +54,7 @@ func (w *watch) check() {
 		return
 	}
 	left := w.limit
-	if last := w.last.Load(); last != never {
+	if last := w.lastBytes.Load(); last != never {
 		left -= time.Since(w.start) - time.Duration(last)
 	}
 	if left > 0 {
@@ -83,10 +83,10 @@ type timeouts struct {
 	streams  atomic.Bool // time without bytes is allowed
 }
 
-// moved records that bytes moved, unless time without bytes is allowed.
-func (t *timeouts) moved() {
+// recordBytes records that bytes moved, unless time without bytes is allowed.
+func (t *timeouts) recordBytes() {
 	if !t.streams.Load() {
-		t.idle.moved()
+		t.idle.recordBytes()
 	}
 }
 

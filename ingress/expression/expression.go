@@ -78,13 +78,13 @@ func Read(text string, form Form, charge func(Expression) bool) error {
 	if len(text) > MaxLength {
 		return fmt.Errorf("it is longer than %d bytes", MaxLength)
 	}
-	if _, err := steps(text); err != nil {
+	if _, err := countSteps(text); err != nil {
 		return err
 	}
 	e := Expression{text: text, form: form}
 	if !e.literal() {
 		var err error
-		if e.Steps, err = steps(e.Source()); err != nil {
+		if e.Steps, err = countSteps(e.Source()); err != nil {
 			return err
 		}
 	}
@@ -128,7 +128,7 @@ func (p *Pattern) MatchString(text string) bool {
 	case p.program != nil:
 		return p.program.MatchString(text)
 	case p.fold:
-		return strings.EqualFold(beginning(text, p.runes), p.literal)
+		return strings.EqualFold(firstRunes(text, p.runes), p.literal)
 	}
 	return strings.HasPrefix(text, p.literal)
 }
@@ -142,8 +142,8 @@ func (p *Pattern) Groups(text string) []int {
 	return p.program.FindStringSubmatchIndex(text)
 }
 
-// beginning returns the first runes of a text.
-func beginning(text string, runes int) string {
+// firstRunes returns the first runes of a text.
+func firstRunes(text string, runes int) string {
 	at := 0
 	for ; runes > 0 && at < len(text); runes-- {
 		_, n := utf8.DecodeRuneInString(text[at:])
@@ -152,25 +152,25 @@ func beginning(text string, runes int) string {
 	return text[:at]
 }
 
-// steps returns the approximate size of an expression's program.
-func steps(source string) (int, error) {
+// countSteps returns the approximate size of an expression's program.
+func countSteps(source string) (int, error) {
 	tree, err := syntax.Parse(source, syntax.Perl)
 	if err != nil {
 		return 0, err //nolint:wrapcheck // it says what is wrong with the expression
 	}
-	n := size(tree)
+	n := syntaxSize(tree)
 	if n > MaxSize {
 		return 0, fmt.Errorf("its repetitions and classes make it larger than %d steps, and a request would take too long", MaxSize)
 	}
 	return n, nil
 }
 
-// size returns the approximate number of instructions of a tree's program. 4 ranges of a class count as one. The result
-// is MaxSize + 1 at most.
-func size(re *syntax.Regexp) int {
+// syntaxSize returns the approximate number of instructions of a tree's program. 4 ranges of a class count as one. The
+// result is MaxSize + 1 at most.
+func syntaxSize(re *syntax.Regexp) int {
 	n := 0
 	for _, sub := range re.Sub {
-		n += 1 + size(sub)
+		n += 1 + syntaxSize(sub)
 		if n > MaxSize {
 			return MaxSize + 1
 		}

@@ -150,7 +150,7 @@ func FuzzYoungest(f *testing.F) {
 			size += len(s)
 		}
 		testenv.True(t, size*textCost <= 2*maxTable, "the table has %d bytes", size)
-		last := slices.MaxFunc(slices.Concat(objectsOf(w.HTTPRoutes), objectsOf(w.GRPCRoutes)), older)
+		last := slices.MaxFunc(slices.Concat(objectsOf(w.HTTPRoutes), objectsOf(w.GRPCRoutes)), compareAge)
 		w.HTTPRoutes = slices.DeleteFunc(w.HTTPRoutes, func(o *gatewayv1.HTTPRoute) bool { return metav1.Object(o) == last })
 		w.GRPCRoutes = slices.DeleteFunc(w.GRPCRoutes, func(o *gatewayv1.GRPCRoute) bool { return metav1.Object(o) == last })
 		without := testenv.Must(Desired(w.State))(t)
@@ -230,7 +230,7 @@ func TestExpressionsOfOneRouteAreBounded(t *testing.T) {
 		}
 	}
 	read := 0
-	(&Memory{now: forgetful()}).matchesOf(w.HTTPRoutes[0], 10, func(_ int, steps *int) ([]match, problem) {
+	(&Memory{current: noCache()}).matchesOf(w.HTTPRoutes[0], 10, func(_ int, steps *int) ([]match, problem) {
 		read++
 		return httpMatches(matches, steps)
 	})

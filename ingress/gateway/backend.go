@@ -34,7 +34,7 @@ func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out 
 		Name: string(ref.Name)}
 	from, to := referrer{r.kind, r.object.GetNamespace()}, referent{"Service", name}
 	if !c.permitted(from, to) {
-		return out, problem{string(gatewayv1.RouteReasonRefNotPermitted), refused(from, to)}
+		return out, problem{string(gatewayv1.RouteReasonRefNotPermitted), refusedReference(from, to)}
 	}
 	r.services[name] = true
 	service := c.service(name)
@@ -66,7 +66,7 @@ func (c *compiler) protocol(r *route, b *table.Backend, service types.Namespaced
 			return problem{}
 		}
 		b.TLS = new(policy.tls)
-		return policy.usable()
+		return policy.problemForUse()
 	}
 	known, ok := appProtocols[ptr.Deref(port.AppProtocol, "")]
 	switch {
@@ -81,7 +81,7 @@ func (c *compiler) protocol(r *route, b *table.Backend, service types.Namespaced
 	b.Protocol = known.plain
 	if policy != nil {
 		b.Protocol, b.TLS = known.tls, new(policy.tls)
-		return policy.usable()
+		return policy.problemForUse()
 	}
 	return problem{}
 }
@@ -91,8 +91,8 @@ func isKubernetes(appProtocol string) bool {
 	return len(appProtocol) >= len(domain) && appProtocol[:len(domain)] == domain
 }
 
-// usable returns the reason for which the policy permits no connection.
-func (p *policy) usable() problem {
+// problemForUse returns the reason why the policy permits no connection.
+func (p *policy) problemForUse() problem {
 	if p.flaw.ok() {
 		return problem{}
 	}

@@ -33,20 +33,20 @@ const (
 
 // budget counts the memory that namespaces have taken of a limit.
 type budget struct {
-	most, all int
-	of        map[string]int
+	limit, total int
+	byNamespace  map[string]int
 }
 
 // reserve takes memory for a namespace. It returns false when the memory does not suffice. A namespace may have half.
 func (r *budget) reserve(namespace string, cost int) bool {
-	if r.of[namespace]+cost > r.most/2 || r.all+cost > r.most {
+	if r.byNamespace[namespace]+cost > r.limit/2 || r.total+cost > r.limit {
 		return false
 	}
-	if r.of == nil {
-		r.of = map[string]int{}
+	if r.byNamespace == nil {
+		r.byNamespace = map[string]int{}
 	}
-	r.of[namespace] += cost
-	r.all += cost
+	r.byNamespace[namespace] += cost
+	r.total += cost
 	return true
 }
 
@@ -54,15 +54,15 @@ func (r *budget) reserve(namespace string, cost int) bool {
 // the youngest first. A route takes memory at each of its hosts, and a Gateway may have many. A route that adds a host
 // also pays for the older routes at that host, so that no route is left out because of a younger one.
 func (c *compiler) bound() {
-	sites := map[*gateway]map[int32]*filling{}
+	sites := map[*gateway]map[int32]*siteFilling{}
 	for _, g := range c.gateways {
-		sites[g] = map[int32]*filling{}
+		sites[g] = map[int32]*siteFilling{}
 		for port, s := range g.ports() {
 			sites[g][port] = newFilling(s)
 		}
 	}
-	room, shared, refused := budget{most: maxTable}, sharedSteps{}, map[*route]bool{}
-	for _, r := range slices.SortedStableFunc(slices.Values(c.routes), func(a, b *route) int { return older(a.object, b.object) }) {
+	room, shared, refused := budget{limit: maxTable}, sharedSteps{}, map[*route]bool{}
+	for _, r := range slices.SortedStableFunc(slices.Values(c.routes), func(a, b *route) int { return compareAge(a.object, b.object) }) {
 		cost, total, hosts := 0, 0, 0
 		for _, a := range r.attachments() {
 			if f := sites[a.listener.gateway][a.listener.spec.Port]; f != nil {
@@ -136,8 +136,8 @@ func (c *compiler) boundSecrets() {
 			}
 		}})
 	}
-	slices.SortStableFunc(users, func(a, b user) int { return older(a.object, b.object) })
-	room, taken := budget{most: maxSecrets}, map[string]bool{}
+	slices.SortStableFunc(users, func(a, b user) int { return compareAge(a.object, b.object) })
+	room, taken := budget{limit: maxSecrets}, map[string]bool{}
 	for _, u := range users {
 		u.read(func(key string, size int) bool {
 			if !taken[key] {
@@ -151,22 +151,22 @@ func (c *compiler) boundSecrets() {
 
 // addCharges adds what namespaces have taken of a limit to the result's charges.
 func (c *compiler) addCharges(of budget) {
-	for namespace, n := range of.of {
-		c.spent[namespace] += n
+	for namespace, n := range of.byNamespace {
+		c.usedMemory[namespace] += n
 	}
 }
 
-// youngest returns the youngest route of a namespace, or one of its Gateways where it has no route.
-func (c *compiler) youngest(namespace string) table.Object {
+// youngestRoute returns the youngest route of a namespace, or one of its Gateways where it has no route.
+func (c *compiler) youngestRoute(namespace string) table.Object {
 	var found metav1.Object
 	kind := gatewayv1.Kind("Gateway")
 	for _, r := range c.routes {
-		if r.object.GetNamespace() == namespace && (found == nil || older(found, r.object) < 0) {
+		if r.object.GetNamespace() == namespace && (found == nil || compareAge(found, r.object) < 0) {
 			found, kind = r.object, r.kind
 		}
 	}
 	for name, g := range c.gateways {
-		if kind == "Gateway" && name.Namespace == namespace && (found == nil || older(found, g.object) < 0) {
+		if kind == "Gateway" && name.Namespace == namespace && (found == nil || compareAge(found, g.object) < 0) {
 			found = g.object
 		}
 	}
@@ -190,8 +190,8 @@ func (c *compiler) boundListeners() {
 	for _, s := range c.sets {
 		owners = append(owners, owner{s.object, s.listeners})
 	}
-	slices.SortStableFunc(owners, func(a, b owner) int { return older(a.object, b.object) })
-	room := budget{most: maxListeners}
+	slices.SortStableFunc(owners, func(a, b owner) int { return compareAge(a.object, b.object) })
+	room := budget{limit: maxListeners}
 	for _, o := range owners {
 		for _, l := range o.listeners {
 			if l.accepted.ok() && !room.reserve(l.owner.namespace, matchCost*(1+l.names())) {
@@ -240,14 +240,15 @@ func (r *route) leaveOut(why problem) {
 	}
 }
 
-// filling is a site whose hosts are counted while routes are added one after the other.
-type filling struct {
+// siteFilling counts the hosts of a site, and the cost of its routes, while routes are added one after the other.
+type siteFilling struct {
 	site  *site
 	hosts map[string]bool
-	// under counts, for a name at a listener, the hosts that it covers. costs is the cost of the routes with that name.
-	under, costs map[hostAtListener]int
-	added        map[*attachment]*addition
-	has          map[hostAtListener]map[*route]bool // the routes that are counted in costs
+	// coveredHosts counts, for a name at a listener, the hosts that it covers. costs is the cost of the routes with
+	// that name.
+	coveredHosts, costs map[hostAtListener]int
+	added               map[*attachment]*attachmentHosts
+	counted             map[hostAtListener]map[*route]bool // the routes that are counted in costs
 }
 
 // hostAtListener is a host name at a listener.
@@ -256,21 +257,21 @@ type hostAtListener struct {
 	name     string
 }
 
-// addition is what one attachment added to a site.
-type addition struct {
+// attachmentHosts has the hosts and the costs that one attachment added to a site.
+type attachmentHosts struct {
 	hosts []string
 	costs []hostAtListener
 	cost  int
 }
 
 // newFilling returns a filling with the hosts that a site has without routes.
-func newFilling(s *site) *filling {
-	f := &filling{
-		site: s, hosts: map[string]bool{}, under: map[hostAtListener]int{}, costs: map[hostAtListener]int{},
-		added: map[*attachment]*addition{}, has: map[hostAtListener]map[*route]bool{},
+func newFilling(s *site) *siteFilling {
+	f := &siteFilling{
+		site: s, hosts: map[string]bool{}, coveredHosts: map[hostAtListener]int{}, costs: map[hostAtListener]int{},
+		added: map[*attachment]*attachmentHosts{}, counted: map[hostAtListener]map[*route]bool{},
 	}
 	for host := range s.hosts {
-		if s.own[host] {
+		if s.listenerHosts[host] {
 			f.addHost(host, 1)
 		}
 	}
@@ -278,11 +279,11 @@ func newFilling(s *site) *filling {
 }
 
 // addHost adds a host, or removes it if by is -1. It returns the cost of the present routes at that host.
-func (f *filling) addHost(host string, by int) (costs int) {
+func (f *siteFilling) addHost(host string, by int) (costs int) {
 	f.hosts[host] = by > 0
 	l := f.site.listenerOf(host)
-	for name := range patterns(host) {
-		f.under[hostAtListener{l, name}] += by
+	for name := range coveringNames(host) {
+		f.coveredHosts[hostAtListener{l, name}] += by
 		costs += f.costs[hostAtListener{l, name}]
 	}
 	return costs
@@ -290,11 +291,11 @@ func (f *filling) addHost(host string, by int) (costs int) {
 
 // add adds the hosts of an attachment. n is the number of hosts that its route gets. others is the cost of the older
 // routes at new hosts.
-func (f *filling) add(a *attachment, cost int) (n, others int) {
+func (f *siteFilling) add(a *attachment, cost int) (n, others int) {
 	if f.added[a] != nil || f.site.listeners[a.listener.host] != a.listener {
 		return 0, 0
 	}
-	one := &addition{cost: cost}
+	one := &attachmentHosts{cost: cost}
 	f.added[a] = one
 	for _, host := range a.hosts {
 		if !f.hosts[host] {
@@ -304,22 +305,22 @@ func (f *filling) add(a *attachment, cost int) (n, others int) {
 	}
 	for _, host := range a.hosts {
 		place := hostAtListener{a.listener, host}
-		if f.has[place][a.route] || slices.ContainsFunc(a.hosts, func(other string) bool { return other != host && covers(other, host) }) {
+		if f.counted[place][a.route] || slices.ContainsFunc(a.hosts, func(other string) bool { return other != host && covers(other, host) }) {
 			continue
 		}
-		if f.has[place] == nil {
-			f.has[place] = map[*route]bool{}
+		if f.counted[place] == nil {
+			f.counted[place] = map[*route]bool{}
 		}
-		f.has[place][a.route] = true
+		f.counted[place][a.route] = true
 		f.costs[place] += cost
 		one.costs = append(one.costs, place)
-		n += f.under[place]
+		n += f.coveredHosts[place]
 	}
 	return n, others
 }
 
 // undo removes what an attachment has added.
-func (f *filling) undo(a *attachment) {
+func (f *siteFilling) undo(a *attachment) {
 	one := f.added[a]
 	if one == nil {
 		return
@@ -327,7 +328,7 @@ func (f *filling) undo(a *attachment) {
 	delete(f.added, a)
 	for _, place := range one.costs {
 		f.costs[place] -= one.cost
-		delete(f.has[place], a.route)
+		delete(f.counted[place], a.route)
 	}
 	for _, host := range one.hosts {
 		f.addHost(host, -1)
@@ -336,18 +337,18 @@ func (f *filling) undo(a *attachment) {
 
 // memoryCost returns the memory of a route at one host, in bytes.
 func (r *route) memoryCost() int {
-	out := matchCost + textCost*(size(r.streams.passed)+size(r.streams.terminated))
+	out := matchCost + textCost*(textSize(r.streams.passed)+textSize(r.streams.terminated))
 	for _, rule := range r.rules {
-		each := matchCost + textCost*(size(rule.policy)+size(rule.backends))
+		each := matchCost + textCost*(textSize(rule.policy)+textSize(rule.backends))
 		for _, m := range rule.matches {
-			out += each + textCost*(len(m.Path)+size(m.Headers)+size(m.Query)) + stepCost*m.steps
+			out += each + textCost*(len(m.Path)+textSize(m.Headers)+textSize(m.Query)) + stepCost*m.steps
 		}
 	}
 	return out
 }
 
-// size returns the approximate bytes of text in a piece of a table.
-func size[T any](v T) int {
+// textSize returns the approximate bytes of text in a piece of a table.
+func textSize[T any](v T) int {
 	if reflect.ValueOf(v).IsZero() {
 		return 0
 	}
@@ -361,13 +362,13 @@ func size[T any](v T) int {
 // Memory is a cache of results that the next Desired need not compute again: checks of Secrets and authorities, and
 // compiled expressions. A result is valid while its object is the same. Objects must not change, as those of informers
 // do not. Two calls must not use it at the same time.
-type Memory struct{ now, last remembered }
+type Memory struct{ current, previous cachedResults }
 
-// remembered are the cached results of objects.
-type remembered struct {
+// cachedResults holds the results of checks and compilations, by object.
+type cachedResults struct {
 	judged  map[*corev1.Secret]judgement
 	holds   map[metav1.Object]bool
-	matches map[metav1.Object]matching
+	matches map[metav1.Object]ruleMatches
 }
 
 // judgement is the result of checking a Secret as a certificate.
@@ -376,22 +377,22 @@ type judgement struct {
 	flaw  string          // why it cannot be used; empty for a valid certificate
 }
 
-// matching is the matches of the rules of a route.
-type matching struct {
+// ruleMatches holds the matches of a route, by rule.
+type ruleMatches struct {
 	rules    [][]match
 	flaws    []problem // by rule
 	tooLarge bool      // the expressions are too large; rules is nil
 }
 
-func forgetful() remembered {
-	return remembered{map[*corev1.Secret]judgement{}, map[metav1.Object]bool{}, map[metav1.Object]matching{}}
+func noCache() cachedResults {
+	return cachedResults{map[*corev1.Secret]judgement{}, map[metav1.Object]bool{}, map[metav1.Object]ruleMatches{}}
 }
 
 // evictUnused evicts the results that the last call has not used.
-func (m *Memory) evictUnused() { m.last, m.now = m.now, forgetful() }
+func (m *Memory) evictUnused() { m.previous, m.current = m.current, noCache() }
 
-// recall returns the cached result of an object. If there is none, it calls find.
-func recall[K comparable, V any](now, last map[K]V, of K, find func() V) V {
+// cachedResult returns the cached result of an object. If there is none, it calls find.
+func cachedResult[K comparable, V any](now, last map[K]V, of K, find func() V) V {
 	v, ok := now[of]
 	if !ok {
 		if v, ok = last[of]; !ok {
@@ -403,7 +404,7 @@ func recall[K comparable, V any](now, last map[K]V, of K, find func() V) V {
 }
 
 func (m *Memory) judge(s *corev1.Secret) judgement {
-	return recall(m.now.judged, m.last.judged, s, func() judgement {
+	return cachedResult(m.current.judged, m.previous.judged, s, func() judgement {
 		leaf, flaw := certificate.Parse(s)
 		if flaw != "" {
 			return judgement{flaw: flaw}
@@ -414,17 +415,17 @@ func (m *Memory) judge(s *corev1.Secret) judgement {
 
 // holds reports whether the text of an object consists of certificates.
 func (m *Memory) holds(of metav1.Object, text string) bool {
-	return recall(m.now.holds, m.last.holds, of, func() bool { return holdsCertificates(text) })
+	return cachedResult(m.current.holds, m.previous.holds, of, func() bool { return holdsCertificates(text) })
 }
 
 // matchesOf returns the matches of the rules of a route. It ends when their expressions exceed maxSteps.
-func (m *Memory) matchesOf(of metav1.Object, rules int, read func(rule int, steps *int) ([]match, problem)) matching {
-	return recall(m.now.matches, m.last.matches, of, func() (out matching) {
+func (m *Memory) matchesOf(of metav1.Object, rules int, read func(rule int, steps *int) ([]match, problem)) ruleMatches {
+	return cachedResult(m.current.matches, m.previous.matches, of, func() (out ruleMatches) {
 		steps := 0
 		for i := range rules {
 			found, flaw := read(i, &steps)
 			if steps > maxSteps {
-				return matching{tooLarge: true}
+				return ruleMatches{tooLarge: true}
 			}
 			out.rules, out.flaws = append(out.rules, found), append(out.flaws, flaw)
 		}

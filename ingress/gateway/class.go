@@ -18,8 +18,8 @@ const BundleVersionAnnotation = "gateway.networking.k8s.io/bundle-version"
 // BundleVersion is the supported version of the Gateway API. A cluster gets the CRDs of this version.
 const BundleVersion = "v1.6.3"
 
-// supported are the supported features, which do not depend on the cluster.
-var supported = []features.FeatureName{
+// supportedNames are the names of the supported features. They do not depend on the cluster.
+var supportedNames = []features.FeatureName{
 	features.SupportBackendTLSPolicy,
 	features.SupportBackendTLSPolicySANValidation,
 	features.SupportGRPCRoute,
@@ -67,8 +67,8 @@ var supported = []features.FeatureName{
 
 // supportedFeatures returns the supported features sorted by name, as the API requires.
 func supportedFeatures() []gatewayv1.SupportedFeature {
-	out := make([]gatewayv1.SupportedFeature, 0, len(supported))
-	for _, f := range supported {
+	out := make([]gatewayv1.SupportedFeature, 0, len(supportedNames))
+	for _, f := range supportedNames {
 		out = append(out, gatewayv1.SupportedFeature{Name: gatewayv1.FeatureName(f)})
 	}
 	slices.SortFunc(out, func(a, b gatewayv1.SupportedFeature) int { return strings.Compare(string(a.Name), string(b.Name)) })
@@ -88,18 +88,18 @@ func (c *compiler) classes() map[gatewayv1.ObjectName]problem {
 				"parameters, remove it"}
 		}
 		out[gatewayv1.ObjectName(class.Name)] = p
-		want := []metav1.Condition{condition(gatewayv1.GatewayClassConditionStatusAccepted, gatewayv1.GatewayClassReasonAccepted, p,
+		want := []metav1.Condition{newCondition(gatewayv1.GatewayClassConditionStatusAccepted, gatewayv1.GatewayClassReasonAccepted, p,
 			"Gateways of this class are served")}
 		if have := c.s.CRDVersion; have != "" {
 			var unknown problem
-			if minor(have) != minor(BundleVersion) {
+			if minorVersion(have) != minorVersion(BundleVersion) {
 				unknown = problem{
 					string(gatewayv1.GatewayClassReasonUnsupportedVersion),
 					fmt.Sprintf("the cluster has CRDs of the Gateway API %s: %s is supported, others as far as they are the same", have,
 						BundleVersion),
 				}
 			}
-			want = append(want, condition(gatewayv1.GatewayClassConditionStatusSupportedVersion,
+			want = append(want, newCondition(gatewayv1.GatewayClassConditionStatusSupportedVersion,
 				gatewayv1.GatewayClassReasonSupportedVersion, unknown,
 				"the cluster has CRDs of the Gateway API "+have))
 		}
@@ -111,8 +111,8 @@ func (c *compiler) classes() map[gatewayv1.ObjectName]problem {
 	return out
 }
 
-// minor returns a version without the text after its last dot.
-func minor(version string) string {
+// minorVersion returns a version without the text after its last dot.
+func minorVersion(version string) string {
 	if at := strings.LastIndexByte(version, '.'); at > 0 {
 		return version[:at]
 	}

@@ -8,8 +8,8 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// occupied are the hosts that listeners have taken at a port.
-type occupied struct {
+// occupiedHosts are the hosts that listeners have taken at a port.
+type occupiedHosts struct {
 	tls   bool
 	hosts map[string]*listener
 }
@@ -17,7 +17,7 @@ type occupied struct {
 // resolveConflicts finds listeners that want the same port and host. The Gateway's own have precedence over those of
 // ListenerSets, and earlier ListenerSets over later ones. If two listeners of one object conflict, neither is served.
 func (g *gateway) resolveConflicts() {
-	ports := map[int32]*occupied{}
+	ports := map[int32]*occupiedHosts{}
 	g.resolve(ports, g.listeners)
 	for _, s := range g.sets {
 		g.resolve(ports, s.listeners)
@@ -30,7 +30,7 @@ func (g *gateway) resolveConflicts() {
 }
 
 // resolve adds the listeners of one object to those of earlier objects.
-func (g *gateway) resolve(ports map[int32]*occupied, listeners []*listener) {
+func (g *gateway) resolve(ports map[int32]*occupiedHosts, listeners []*listener) {
 	var free []*listener
 	for _, l := range listeners {
 		if !l.supportsProtocol() || l.accepted.reason == string(gatewayv1.ListenerReasonUnsupportedValue) {
@@ -64,7 +64,7 @@ func (g *gateway) resolve(ports map[int32]*occupied, listeners []*listener) {
 		if l.conflict.ok() {
 			at := ports[l.spec.Port]
 			if at == nil {
-				at = &occupied{tls: l.tls(), hosts: map[string]*listener{}}
+				at = &occupiedHosts{tls: l.tls(), hosts: map[string]*listener{}}
 				ports[l.spec.Port] = at
 			}
 			at.hosts[l.host] = l
@@ -96,9 +96,9 @@ func (l *listener) conflictsWith(other *listener, message string) {
 }
 
 // findOverlaps marks listeners with TLS that have hosts in common.
-func (o *occupied) findOverlaps() {
+func (o *occupiedHosts) findOverlaps() {
 	for host, l := range o.hosts {
-		for pattern := range patterns(host) {
+		for pattern := range coveringNames(host) {
 			if other := o.hosts[pattern]; other != nil && other != l {
 				l.overlaps, other.overlaps = true, true
 			}

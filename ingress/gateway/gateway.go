@@ -109,7 +109,7 @@ type compiler struct {
 	policies    policies
 	allPolicies []*policy
 	routes      []*route
-	spent       map[string]int // bytes of the proxies' memory, by namespace
+	usedMemory  map[string]int // bytes of the proxies' memory, by namespace
 }
 
 // Desired compiles the state.
@@ -117,8 +117,8 @@ func Desired(s State) (Result, error) {
 	c := &compiler{
 		s: s, gateways: map[types.NamespacedName]*gateway{}, sets: map[types.NamespacedName]*listenerSet{},
 		namespaces: map[string]labels.Set{}, grants: map[string][]*gatewayv1.ReferenceGrant{},
-		spent:    map[string]int{},
-		services: map[types.NamespacedName]*corev1.Service{}, gatewayOf: map[types.NamespacedName]*gatewayv1.Gateway{},
+		usedMemory: map[string]int{},
+		services:   map[types.NamespacedName]*corev1.Service{}, gatewayOf: map[types.NamespacedName]*gatewayv1.Gateway{},
 		r: Result{
 			Sections: table.Sections{}, ClassStatus: map[string]gatewayv1.GatewayClassStatus{},
 			GatewayStatus:     map[types.NamespacedName]gatewayv1.GatewayStatus{},
@@ -181,16 +181,16 @@ func Desired(s State) (Result, error) {
 	for _, r := range c.routes {
 		c.routeStatus(r)
 	}
-	return c.r, c.r.Sections.PutCharges("gateway", c.spent, c.youngest)
+	return c.r, c.r.Sections.PutCharges("gateway", c.usedMemory, c.youngestRoute)
 }
 
 // byAge returns the objects in the order of their precedence: the oldest first, those of the same age by namespace and
 // name.
 func byAge[T metav1.Object](objects []T) []T {
-	return slices.SortedFunc(slices.Values(objects), func(a, b T) int { return older(a, b) })
+	return slices.SortedFunc(slices.Values(objects), func(a, b T) int { return compareAge(a, b) })
 }
 
-func older(a, b metav1.Object) int {
+func compareAge(a, b metav1.Object) int {
 	at, bt := a.GetCreationTimestamp(), b.GetCreationTimestamp()
 	return cmp.Or(at.Compare(bt.Time), strings.Compare(a.GetNamespace(), b.GetNamespace()), strings.Compare(a.GetName(), b.GetName()))
 }

@@ -167,15 +167,15 @@ func (g *gateway) acceptance() metav1.Condition {
 	const reason = gatewayv1.GatewayReasonListenersNotValid
 	switch p := g.accepted; {
 	case !p.ok():
-		return condition(gatewayv1.GatewayConditionAccepted, reason, p, "")
+		return newCondition(gatewayv1.GatewayConditionAccepted, reason, p, "")
 	case !some:
-		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{string(reason), "no listener is valid: " +
+		return newCondition(gatewayv1.GatewayConditionAccepted, reason, problem{string(reason), "no listener is valid: " +
 			strings.Join(bad, ", ")}, "")
 	case len(bad) > 0:
-		return condition(gatewayv1.GatewayConditionAccepted, reason, problem{},
+		return newCondition(gatewayv1.GatewayConditionAccepted, reason, problem{},
 			"the Gateway is served without listeners that are not valid: "+strings.Join(bad, ", "))
 	}
-	return condition(gatewayv1.GatewayConditionAccepted, gatewayv1.GatewayReasonAccepted, problem{}, "the Gateway is valid")
+	return newCondition(gatewayv1.GatewayConditionAccepted, gatewayv1.GatewayReasonAccepted, problem{}, "the Gateway is valid")
 }
 
 // requested returns the requested addresses of the Gateway.
@@ -244,9 +244,9 @@ func (c *compiler) finishGateway(g *gateway) error {
 	addresses := g.addresses()
 	want := []metav1.Condition{
 		accepted,
-		condition(gatewayv1.GatewayConditionProgrammed, gatewayv1.GatewayReasonProgrammed, g.programmed(accepted, addresses),
+		newCondition(gatewayv1.GatewayConditionProgrammed, gatewayv1.GatewayReasonProgrammed, g.programmed(accepted, addresses),
 			"nodes serve the Gateway"),
-		condition(gatewayv1.GatewayConditionResolvedRefs, gatewayv1.GatewayReasonResolvedRefs, g.refs, "all references are resolved"),
+		newCondition(gatewayv1.GatewayConditionResolvedRefs, gatewayv1.GatewayReasonResolvedRefs, g.refs, "all references are resolved"),
 	}
 	if g.insecure {
 		want = append(want, metav1.Condition{
@@ -323,9 +323,9 @@ func (c *compiler) finishSet(s *listenerSet) {
 	}
 	status := *s.object.Status.DeepCopy()
 	status.Conditions = mergeConditions(status.Conditions, s.object.Generation, c.s.Now, []metav1.Condition{
-		condition(gatewayv1.ListenerSetConditionAccepted, gatewayv1.ListenerSetReasonAccepted, accepted,
+		newCondition(gatewayv1.ListenerSetConditionAccepted, gatewayv1.ListenerSetReasonAccepted, accepted,
 			"the ListenerSet is part of the Gateway"),
-		condition(gatewayv1.ListenerSetConditionProgrammed, gatewayv1.ListenerSetReasonProgrammed, programmed,
+		newCondition(gatewayv1.ListenerSetConditionProgrammed, gatewayv1.ListenerSetReasonProgrammed, programmed,
 			"nodes serve the ListenerSet"),
 	})
 	have := map[gatewayv1.SectionName][]metav1.Condition{}

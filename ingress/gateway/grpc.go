@@ -28,7 +28,7 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 		f := &spec.Filters[i]
 		switch {
 		case seen[f.Type] && f.Type != gatewayv1.GRPCRouteFilterRequestMirror:
-			flaw = firstProblem(flaw, incompatible("the filter %s is there twice", f.Type))
+			flaw = firstProblem(flaw, incompatibleFilters("the filter %s is there twice", f.Type))
 		case f.Type == gatewayv1.GRPCRouteFilterRequestHeaderModifier && f.RequestHeaderModifier != nil:
 			out.policy.RequestHeaders = headersOf(f.RequestHeaderModifier)
 		case f.Type == gatewayv1.GRPCRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil:
@@ -36,7 +36,7 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 		case f.Type == gatewayv1.GRPCRouteFilterRequestMirror && f.RequestMirror != nil:
 			c.mirror(r, f.RequestMirror, &out.policy)
 		default:
-			flaw = firstProblem(flaw, unsupported("the filter %s is not served", f.Type))
+			flaw = firstProblem(flaw, unsupportedValue("the filter %s is not served", f.Type))
 		}
 		seen[f.Type] = true
 	}
@@ -97,7 +97,7 @@ func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 	case gatewayv1.GRPCMethodMatchExact:
 		switch {
 		case strings.Contains(service+method, "/"):
-			return unsupported("the service %.100q or the method %.100q has a slash", service, method)
+			return unsupportedValue("the service %.100q or the method %.100q has a slash", service, method)
 		case service != "" && method != "":
 			m.Kind, m.Path, m.rank = table.PathExact, "/"+service+"/"+method, rankExact
 		case service != "":
@@ -114,7 +114,7 @@ func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 		}
 		return m.expression("service", service, "^/(?:"+cmp.Or(service, anything)+")/(?:"+cmp.Or(method, anything)+")$")
 	default:
-		return unsupported("the type %q of a method is not known", *spec.Type)
+		return unsupportedValue("the type %q of a method is not known", *spec.Type)
 	}
 	return problem{}
 }

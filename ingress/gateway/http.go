@@ -23,13 +23,13 @@ const (
 	rankPrefix
 )
 
-// unsupported returns the problem of a value that is not supported.
-func unsupported(format string, args ...any) problem {
+// unsupportedValue returns the problem of a value that is not supported.
+func unsupportedValue(format string, args ...any) problem {
 	return problem{string(gatewayv1.RouteReasonUnsupportedValue), fmt.Sprintf(format, args...)}
 }
 
-// incompatible returns the problem of filters that cannot be combined.
-func incompatible(format string, args ...any) problem {
+// incompatibleFilters returns the problem of filters that cannot be combined.
+func incompatibleFilters(format string, args ...any) problem {
 	return problem{string(gatewayv1.RouteReasonIncompatibleFilters), fmt.Sprintf(format, args...)}
 }
 
@@ -42,7 +42,7 @@ func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
 }
 
 // read adds the rules with their matches.
-func (r *route) read(found matching, rules int, read func(i int) (rule, problem)) {
+func (r *route) read(found ruleMatches, rules int, read func(i int) (rule, problem)) {
 	if found.tooLarge {
 		r.invalid = firstProblem(r.invalid, problem{
 			"TooLarge", fmt.Sprintf("the expressions of the route have more than %d steps, which is more than one namespace may have",
@@ -86,7 +86,7 @@ func (r *route) judge(flaws []problem) {
 	case len(texts) == len(flaws):
 		r.invalid = firstProblem(r.invalid, problem{some.reason, strings.Join(texts, "; ")})
 	default:
-		r.partly = problem{string(gatewayv1.RouteReasonUnsupportedValue), strings.Join(texts, "; ")}
+		r.partialProblem = problem{string(gatewayv1.RouteReasonUnsupportedValue), strings.Join(texts, "; ")}
 	}
 }
 
@@ -94,8 +94,8 @@ func (r *route) judge(flaws []problem) {
 func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, flaw problem) {
 	flaw = c.httpFilters(r, spec, &out.policy)
 	if spec.Timeouts != nil {
-		request, p := millis(spec.Timeouts.Request)
-		backend, q := millis(spec.Timeouts.BackendRequest)
+		request, p := readMillis(spec.Timeouts.Request)
+		backend, q := readMillis(spec.Timeouts.BackendRequest)
 		out.policy.RequestMillis, out.policy.BackendMillis = request, backend
 		flaw = firstProblem(flaw, p, q)
 	}
@@ -114,14 +114,14 @@ func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, 
 	return out, flaw
 }
 
-// millis reads a time-out.
-func millis(d *gatewayv1.Duration) (int, problem) {
+// readMillis reads a time-out.
+func readMillis(d *gatewayv1.Duration) (int, problem) {
 	if d == nil {
 		return 0, problem{}
 	}
 	t, err := time.ParseDuration(string(*d))
 	if err != nil || t < 0 {
-		return 0, unsupported("the time-out %q is no duration", *d)
+		return 0, unsupportedValue("the time-out %q is no duration", *d)
 	}
 	return int((t + time.Millisecond - 1) / time.Millisecond), problem{}
 }
@@ -168,7 +168,7 @@ func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 		kind, value = ptr.Deref(spec.Type, kind), ptr.Deref(spec.Value, value)
 	}
 	if kind != gatewayv1.PathMatchRegularExpression && !strings.HasPrefix(value, "/") {
-		return unsupported("the path %.100q does not begin with a slash", value)
+		return unsupportedValue("the path %.100q does not begin with a slash", value)
 	}
 	switch kind {
 	case gatewayv1.PathMatchExact:
@@ -181,7 +181,7 @@ func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 		}
 		m.rank = rankRegex
 	default:
-		return unsupported("the type %q of a path is not known", kind)
+		return unsupportedValue("the type %q of a path is not known", kind)
 	}
 	m.length = len(m.Path)
 	return problem{}
@@ -200,7 +200,7 @@ func (m *match) expression(of, value, path string) problem {
 }
 
 func noExpression(of, value string, err error) problem {
-	return unsupported("the %s %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references: %.200v",
+	return unsupportedValue("the %s %.100q cannot be served as an expression of RE2's, which has no lookaheads and no back references: %.200v",
 		of, value, err)
 }
 
@@ -224,7 +224,7 @@ func (m *match) condition(to *[]table.Condition, of, name, kind, value string, f
 		}
 		*to = append(*to, table.Condition{Name: name, Value: value, Regex: true})
 	default:
-		return unsupported("the type %q of a %s is not known", kind, of)
+		return unsupportedValue("the type %q of a %s is not known", kind, of)
 	}
 	return problem{}
 }
@@ -235,7 +235,7 @@ func (c *compiler) httpFilters(r *route, spec *gatewayv1.HTTPRouteRule, out *tab
 	for i := range spec.Filters {
 		f := &spec.Filters[i]
 		if seen[f.Type] && f.Type != gatewayv1.HTTPRouteFilterRequestMirror {
-			return incompatible("the filter %s is there twice", f.Type)
+			return incompatibleFilters("the filter %s is there twice", f.Type)
 		}
 		seen[f.Type] = true
 		switch {
@@ -253,17 +253,17 @@ func (c *compiler) httpFilters(r *route, spec *gatewayv1.HTTPRouteRule, out *tab
 		case f.Type == gatewayv1.HTTPRouteFilterCORS && f.CORS != nil:
 			out.CORS = corsOf(f.CORS)
 		default:
-			return unsupported("the filter %s is not served", f.Type)
+			return unsupportedValue("the filter %s is not served", f.Type)
 		}
 		if !flaw.ok() {
 			return flaw
 		}
 	}
 	if seen[gatewayv1.HTTPRouteFilterURLRewrite] && seen[gatewayv1.HTTPRouteFilterRequestRedirect] {
-		return incompatible("the filters URLRewrite and RequestRedirect cannot be together")
+		return incompatibleFilters("the filters URLRewrite and RequestRedirect cannot be together")
 	}
 	if len(spec.BackendRefs) > 0 && seen[gatewayv1.HTTPRouteFilterRequestRedirect] {
-		return incompatible("the filter RequestRedirect and backendRefs cannot be together")
+		return incompatibleFilters("the filter RequestRedirect and backendRefs cannot be together")
 	}
 	return problem{}
 }
@@ -278,7 +278,7 @@ func backendFilters(filters []gatewayv1.HTTPRouteFilter, b *table.Backend) probl
 		case f.Type == gatewayv1.HTTPRouteFilterResponseHeaderModifier && f.ResponseHeaderModifier != nil && b.ResponseHeaders == nil:
 			b.ResponseHeaders = headersOf(f.ResponseHeaderModifier)
 		default:
-			return unsupported("the filter %s of a backend is not served, or there twice: RequestHeaderModifier and "+
+			return unsupportedValue("the filter %s of a backend is not served, or there twice: RequestHeaderModifier and "+
 				"ResponseHeaderModifier are served once", f.Type)
 		}
 	}
@@ -321,10 +321,10 @@ func redirectOf(f *gatewayv1.HTTPRequestRedirectFilter, matches []gatewayv1.HTTP
 	switch out.Status {
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 	default:
-		return out, unsupported("the status %d of a redirect is not known", out.Status)
+		return out, unsupportedValue("the status %d of a redirect is not known", out.Status)
 	}
 	if out.Scheme != "" && out.Scheme != schemeHTTP && out.Scheme != schemeHTTPS {
-		return out, unsupported("the scheme %q of a redirect is not known", out.Scheme)
+		return out, unsupportedValue("the scheme %q of a redirect is not known", out.Scheme)
 	}
 	var flaw problem
 	out.Path, flaw = pathChange(f.Path, matches)
@@ -361,12 +361,12 @@ func pathChange(f *gatewayv1.HTTPPathModifier, matches []gatewayv1.HTTPRouteMatc
 	case f.Type == gatewayv1.PrefixMatchHTTPPathModifier && f.ReplacePrefixMatch != nil:
 		for _, m := range matches {
 			if m.Path != nil && ptr.Deref(m.Path.Type, gatewayv1.PathMatchPathPrefix) != gatewayv1.PathMatchPathPrefix {
-				return nil, unsupported("replacePrefixMatch needs matches of the type PathPrefix")
+				return nil, unsupportedValue("replacePrefixMatch needs matches of the type PathPrefix")
 			}
 		}
 		return &table.PathChange{Prefix: true, Value: *f.ReplacePrefixMatch}, problem{}
 	}
-	return nil, unsupported("the type %q of a change of a path is not known, or has no value", f.Type)
+	return nil, unsupportedValue("the type %q of a change of a path is not known, or has no value", f.Type)
 }
 
 // defaultMaxAge is the time for which browsers cache a response to a preflight request, in seconds.
@@ -374,7 +374,7 @@ const defaultMaxAge = 5
 
 func corsOf(f *gatewayv1.HTTPCORSFilter) *table.CORS {
 	out := &table.CORS{
-		Gateway: true, Methods: joined(f.AllowMethods), Headers: joined(f.AllowHeaders), Expose: joined(f.ExposeHeaders),
+		Gateway: true, Methods: joinTexts(f.AllowMethods), Headers: joinTexts(f.AllowHeaders), Expose: joinTexts(f.ExposeHeaders),
 		MaxAgeSeconds: int(f.MaxAge), Credentials: ptr.Deref(f.AllowCredentials, false),
 	}
 	for _, o := range f.AllowOrigins {
@@ -386,7 +386,7 @@ func corsOf(f *gatewayv1.HTTPCORSFilter) *table.CORS {
 	return out
 }
 
-func joined[T ~string](parts []T) string {
+func joinTexts[T ~string](parts []T) string {
 	texts := make([]string, 0, len(parts))
 	for _, p := range parts {
 		texts = append(texts, string(p))

@@ -40,7 +40,7 @@ type listener struct {
 	index    map[string][]*route // cache of byHost
 }
 
-// clients is how clients' certificates are verified.
+// clients describes how the certificates of clients are verified.
 type clients struct {
 	authorities
 	optional bool
@@ -206,9 +206,9 @@ func (l *listener) conditions() []metav1.Condition {
 		conflicted.Status, conflicted.Reason, conflicted.Message = metav1.ConditionTrue, l.conflict.reason, l.conflict.message
 	}
 	out := []metav1.Condition{
-		condition(gatewayv1.ListenerConditionAccepted, gatewayv1.ListenerReasonAccepted, l.accepted, "the listener is valid"),
-		condition(gatewayv1.ListenerConditionProgrammed, gatewayv1.ListenerReasonProgrammed, l.programmed(), "nodes serve the listener"),
-		condition(gatewayv1.ListenerConditionResolvedRefs, gatewayv1.ListenerReasonResolvedRefs, l.refs, "all references are resolved"),
+		newCondition(gatewayv1.ListenerConditionAccepted, gatewayv1.ListenerReasonAccepted, l.accepted, "the listener is valid"),
+		newCondition(gatewayv1.ListenerConditionProgrammed, gatewayv1.ListenerReasonProgrammed, l.programmed(), "nodes serve the listener"),
+		newCondition(gatewayv1.ListenerConditionResolvedRefs, gatewayv1.ListenerReasonResolvedRefs, l.refs, "all references are resolved"),
 		conflicted,
 	}
 	if l.overlaps {

@@ -10,7 +10,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// dnsName matches the names of hosts, except "", which is for all hosts. A wildcard as the first label stands for one
+// dnsName matches the names of hosts, except "", which means all hosts. A wildcard as the first label stands for one
 // label or more.
 var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
@@ -41,8 +41,8 @@ func intersect(a, b string) (string, bool) {
 	return "", false
 }
 
-// patterns returns the names that cover a name, the most specific first: itself, then wildcards, and then "".
-func patterns(name string) iter.Seq[string] {
+// coveringNames returns the names that cover a name, the most specific first: itself, then wildcards, and then "".
+func coveringNames(name string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		if name == "" {
 			yield("")

@@ -15,18 +15,18 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// policy is a BackendTLSPolicy.
+// policy is a BackendTLSPolicy with the results of checking it.
 type policy struct {
-	object   *gatewayv1.BackendTLSPolicy
-	flaw     problem // of its validation
-	missing  problem // of a target
-	accepted problem
-	refs     problem
-	tls      table.BackendTLS // without the proxy's own certificate
-	found    authorities
-	// beaten is the name of the older policy that has one of the targets.
-	beaten  string
-	targets map[types.NamespacedName]bool
+	object        *gatewayv1.BackendTLSPolicy
+	flaw          problem // of its validation
+	missingTarget problem // of a target
+	accepted      problem
+	refs          problem
+	tls           table.BackendTLS // without the proxy's own certificate
+	found         authorities
+	// olderPolicy is the name of an older policy with one of the same targets.
+	olderPolicy string
+	targets     map[types.NamespacedName]bool
 	// ancestors are the Gateways with routes to a target. They may be more than the status may have.
 	ancestors map[types.NamespacedName]bool
 }
@@ -68,7 +68,7 @@ func (c *compiler) readPolicies() {
 			}
 			at := target{types.NamespacedName{Namespace: object.Namespace, Name: string(t.Name)}, string(ptr.Deref(t.SectionName, ""))}
 			if other := c.policies[at]; other != nil && other != p {
-				p.beaten = other.object.Name
+				p.olderPolicy = other.object.Name
 			} else {
 				c.policies[at] = p
 			}
@@ -76,7 +76,7 @@ func (c *compiler) readPolicies() {
 			missing = firstProblem(missing, c.missingTarget(at))
 		}
 		c.validation(p)
-		p.missing = missing
+		p.missingTarget = missing
 	}
 }
 
@@ -84,11 +84,11 @@ func (c *compiler) readPolicies() {
 func (c *compiler) judgePolicies() {
 	for _, p := range c.allPolicies {
 		var beaten problem
-		if p.beaten != "" {
+		if p.olderPolicy != "" {
 			beaten = problem{string(gatewayv1.PolicyReasonConflicted), fmt.Sprintf("the older BackendTLSPolicy %s has the same target",
-				p.beaten)}
+				p.olderPolicy)}
 		}
-		p.accepted = firstProblem(beaten, p.flaw, p.missing)
+		p.accepted = firstProblem(beaten, p.flaw, p.missingTarget)
 	}
 }
 
@@ -180,9 +180,9 @@ func (c *compiler) finishPolicies() error {
 			}
 			out = append(out, gatewayv1.PolicyAncestorStatus{AncestorRef: ref, ControllerName: ControllerName,
 				Conditions: mergeConditions(before, p.object.Generation, c.s.Now, []metav1.Condition{
-					condition(gatewayv1.PolicyConditionAccepted, gatewayv1.PolicyReasonAccepted, p.accepted,
+					newCondition(gatewayv1.PolicyConditionAccepted, gatewayv1.PolicyReasonAccepted, p.accepted,
 						"connections to the target are made as the policy says"),
-					condition(gatewayv1.BackendTLSPolicyConditionResolvedRefs, gatewayv1.BackendTLSPolicyReasonResolvedRefs, p.refs,
+					newCondition(gatewayv1.BackendTLSPolicyConditionResolvedRefs, gatewayv1.BackendTLSPolicyReasonResolvedRefs, p.refs,
 						"all references are resolved"),
 				})})
 		}

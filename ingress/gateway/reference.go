@@ -48,7 +48,7 @@ func (c *compiler) permitted(from referrer, to referent) bool {
 	})
 }
 
-func refused(from referrer, to referent) string {
+func refusedReference(from referrer, to referent) string {
 	return fmt.Sprintf("the %s %s is in another namespace, where no ReferenceGrant permits it to the kind %s of the namespace %s", to.kind,
 		to.NamespacedName, from.kind, from.namespace)
 }
@@ -68,7 +68,7 @@ func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectRefere
 	}
 	name := types.NamespacedName{Namespace: string(ptr.Deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
 	if to := (referent{"Secret", name}); !c.permitted(from, to) {
-		return keyPair{}, problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
+		return keyPair{}, problem{string(gatewayv1.ListenerReasonRefNotPermitted), refusedReference(from, to)}
 	}
 	secret := c.secret(name)
 	if secret == nil {
@@ -156,7 +156,7 @@ func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, 
 			"core group are read", to.Name, to.kind, group)}
 	}
 	if !c.permitted(from, to) {
-		return "", problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
+		return "", problem{string(gatewayv1.ListenerReasonRefNotPermitted), refusedReference(from, to)}
 	}
 	var object metav1.Object
 	if to.kind == "ConfigMap" {

@@ -31,8 +31,8 @@ type route struct {
 	streams  streams // of a TLSRoute
 	resolved problem
 	// invalid is the reason for which no rule can be served. partly is the problem of some rules.
-	invalid problem
-	partly  problem
+	invalid        problem
+	partialProblem problem
 	// services are the Services that the route names and may name.
 	services map[types.NamespacedName]bool
 }
@@ -68,8 +68,8 @@ type attachment struct {
 	route    *route
 	listener *listener
 	hosts    []string // the hosts that both have
-	// lost is the problem that a route of another kind has some of the hosts.
-	lost problem
+	// conflict is set if a route of another kind has some of the hosts.
+	conflict problem
 }
 
 func (r *route) id() string {
@@ -182,8 +182,8 @@ func (c *compiler) attach() {
 	for _, r := range c.routes {
 		for _, p := range r.parents {
 			p.attached = slices.DeleteFunc(p.attached, func(a *attachment) bool {
-				p.refused = firstProblem(p.refused, a.lost)
-				return !a.lost.ok()
+				p.refused = firstProblem(p.refused, a.conflict)
+				return !a.conflict.ok()
 			})
 			if len(p.attached) > 0 {
 				p.refused = problem{}
@@ -269,7 +269,7 @@ func (r *route) hostsAt(l *listener) []string {
 // order sorts the routes of a listener by age. Where an HTTPRoute and a GRPCRoute have hosts in common, it rejects the
 // younger one.
 func (l *listener) order() {
-	slices.SortStableFunc(l.attached, func(a, b *attachment) int { return older(a.route.object, b.route.object) })
+	slices.SortStableFunc(l.attached, func(a, b *attachment) int { return compareAge(a.route.object, b.route.object) })
 	has := map[gatewayv1.Kind]bool{}
 	for _, a := range l.attached {
 		has[a.route.kind] = true
@@ -287,18 +287,18 @@ func (l *listener) order() {
 		}
 		for _, h := range a.hosts {
 			lost := covering[other][h]
-			for name := range patterns(h) {
+			for name := range coveringNames(h) {
 				lost = lost || taken[other][name]
 			}
 			if lost {
-				a.lost = problem{"HostnameConflict", fmt.Sprintf("an older %s has hosts of the route at the listener %s", other,
+				a.conflict = problem{"HostnameConflict", fmt.Sprintf("an older %s has hosts of the route at the listener %s", other,
 					l.spec.Name)}
 				return true
 			}
 		}
 		for _, h := range a.hosts {
 			taken[kind][h] = true
-			for name := range patterns(h) {
+			for name := range coveringNames(h) {
 				covering[kind][name] = true
 			}
 		}
@@ -332,13 +332,13 @@ func (c *compiler) routeStatus(r *route) {
 			}
 		}
 		want := []metav1.Condition{
-			condition(gatewayv1.RouteConditionAccepted, gatewayv1.RouteReasonAccepted, p.refused, "the route is attached"),
-			condition(gatewayv1.RouteConditionResolvedRefs, gatewayv1.RouteReasonResolvedRefs, r.resolved, "all references are resolved"),
+			newCondition(gatewayv1.RouteConditionAccepted, gatewayv1.RouteReasonAccepted, p.refused, "the route is attached"),
+			newCondition(gatewayv1.RouteConditionResolvedRefs, gatewayv1.RouteReasonResolvedRefs, r.resolved, "all references are resolved"),
 		}
-		if p.refused.ok() && !r.partly.ok() {
+		if p.refused.ok() && !r.partialProblem.ok() {
 			want = append(want, metav1.Condition{
-				Type: string(gatewayv1.RouteConditionPartiallyInvalid), Status: metav1.ConditionTrue, Reason: r.partly.reason,
-				Message: r.partly.message,
+				Type: string(gatewayv1.RouteConditionPartiallyInvalid), Status: metav1.ConditionTrue, Reason: r.partialProblem.reason,
+				Message: r.partialProblem.message,
 			})
 		}
 		out = append(out, gatewayv1.RouteParentStatus{

@@ -17,16 +17,16 @@ const longestLabel = 63
 
 // ServiceName returns the name of the Service of a Gateway, in the Gateway's namespace.
 func ServiceName(gateway string) string {
-	return shorten("gateway-"+strings.ReplaceAll(gateway, ".", "-"), gateway, strings.Contains(gateway, "."))
+	return shortenName("gateway-"+strings.ReplaceAll(gateway, ".", "-"), gateway, strings.Contains(gateway, "."))
 }
 
 // LabelValue returns the value of ServiceLabel: the Gateway's name. A name that is too long for a label is shortened
 // and gets a hash.
-func LabelValue(gateway string) string { return shorten(gateway, gateway, false) }
+func LabelValue(gateway string) string { return shortenName(gateway, gateway, false) }
 
-// shorten returns a text that fits into a label. A longer text is cut off and ends with a hash of the name that it
+// shortenName returns a text that fits into a label. A longer text is cut off and ends with a hash of the name that it
 // comes from; with always, each does.
-func shorten(text, of string, always bool) string {
+func shortenName(text, of string, always bool) string {
 	if len(text) <= longestLabel && !always {
 		return text
 	}

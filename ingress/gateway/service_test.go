@@ -57,7 +57,7 @@ func TestHostNamesIntersectWithListeners(t *testing.T) {
 		"a.b.c": "a.b.c *.b.c *.c -", "*.b.c": "*.b.c *.c -", "*.c": "*.c -", "c": "c -", "": "-",
 	} {
 		var got []string
-		for p := range patterns(name) {
+		for p := range coveringNames(name) {
 			if p == "" {
 				p = "-"
 			}

@@ -13,11 +13,11 @@ import (
 
 // site is a port of a Gateway.
 type site struct {
-	name      string
-	gateway   *gateway
-	listeners map[string]*listener // by the name of their hosts
-	hosts     map[string]bool
-	own       map[string]bool // the hosts that do not come from routes
+	name          string
+	gateway       *gateway
+	listeners     map[string]*listener // by the name of their hosts
+	hosts         map[string]bool
+	listenerHosts map[string]bool // the hosts that do not come from routes
 }
 
 // maxNames limits the hosts that the certificates of one listener add.
@@ -34,12 +34,12 @@ func (g *gateway) ports() map[int32]*site {
 		if s == nil {
 			s = &site{
 				name: Site(g.object.Namespace, g.object.Name, l.spec.Port), gateway: g,
-				listeners: map[string]*listener{}, hosts: map[string]bool{}, own: map[string]bool{},
+				listeners: map[string]*listener{}, hosts: map[string]bool{}, listenerHosts: map[string]bool{},
 			}
 			out[l.spec.Port] = s
 		}
 		s.listeners[l.host] = l
-		s.hosts[l.host], s.own[l.host] = true, true
+		s.hosts[l.host], s.listenerHosts[l.host] = true, true
 		for _, a := range l.attached {
 			for _, h := range a.hosts {
 				s.hosts[h] = true
@@ -49,7 +49,7 @@ func (g *gateway) ports() map[int32]*site {
 			for _, cert := range l.certificates {
 				for n := range cert.names {
 					if both, ok := intersect(l.host, n); ok {
-						s.hosts[both], s.own[both] = true, true
+						s.hosts[both], s.listenerHosts[both] = true, true
 					}
 				}
 			}
@@ -117,7 +117,7 @@ func (s *site) routesAt(host string) (out [][]*route) {
 		return nil
 	}
 	seen := map[*route]bool{}
-	for pattern := range patterns(host) {
+	for pattern := range coveringNames(host) {
 		var some []*route
 		for _, r := range l.byHost()[pattern] {
 			if !seen[r] {
@@ -143,7 +143,7 @@ func (s *site) inOrder() []*listener {
 
 // listenerOf returns the listener to which a host belongs: the one with the most specific match.
 func (s *site) listenerOf(host string) *listener {
-	for pattern := range patterns(host) {
+	for pattern := range coveringNames(host) {
 		if l := s.listeners[pattern]; l != nil {
 			return l
 		}
@@ -218,15 +218,15 @@ func (r *route) backendsAt(l *listener) []table.Backend {
 	return out
 }
 
-// ordered is a match with the values that its precedence follows from.
-type ordered struct {
+// orderedMatch is a match with the values that decide its precedence.
+type orderedMatch struct {
 	match
-	route, rule, at int // indexes of the route by age, of the rule in the route, and of the match in the rule
+	routeIndex, ruleIndex, matchIndex int // indexes of the route by age, of the rule in the route, and of the match in the rule
 }
 
 // routesOf returns the table routes of some routes that have the same host, in the order of their precedence.
 func routesOf(l *listener, routes []*route) []table.Route {
-	var all []ordered
+	var all []orderedMatch
 	for i, r := range routes {
 		for j := range r.rules {
 			rule := &r.rules[j]
@@ -237,13 +237,13 @@ func routesOf(l *listener, routes []*route) []table.Route {
 			}
 			for k, m := range rule.matches {
 				m.Object, m.Policy, m.Backends = r.id(), policy, backends
-				all = append(all, ordered{m, i, j, k})
+				all = append(all, orderedMatch{m, i, j, k})
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b ordered) int {
-		return cmp.Or(a.rank-b.rank, b.length-a.length, b.second-a.second, b.headers-a.headers, b.query-a.query, a.route-b.route,
-			a.rule-b.rule, a.at-b.at)
+	slices.SortFunc(all, func(a, b orderedMatch) int {
+		return cmp.Or(a.rank-b.rank, b.length-a.length, b.second-a.second, b.headers-a.headers, b.query-a.query, a.routeIndex-b.routeIndex,
+			a.ruleIndex-b.ruleIndex, a.matchIndex-b.matchIndex)
 	})
 	out := make([]table.Route, 0, len(all))
 	for _, o := range all {

@@ -24,8 +24,8 @@ func firstProblem(problems ...problem) problem {
 	return problem{}
 }
 
-// condition returns a condition that is true with the given reason, or false if there is a problem.
-func condition[T ~string, R ~string](kind T, reason R, p problem, message string) metav1.Condition {
+// newCondition returns a condition that is true with the given reason, or false if there is a problem.
+func newCondition[T ~string, R ~string](kind T, reason R, p problem, message string) metav1.Condition {
 	if !p.ok() {
 		return metav1.Condition{Type: string(kind), Status: metav1.ConditionFalse, Reason: p.reason, Message: p.message}
 	}

@@ -40,8 +40,8 @@ const (
 	Policies     = "backendtlspolicies"
 )
 
-// examples are the Go types of the resources.
-var examples = map[string]runtime.Object{
+// exampleTypes has an empty object of each resource, for its Go type.
+var exampleTypes = map[string]runtime.Object{
 	Classes: &gatewayv1.GatewayClass{}, Gateways: &gatewayv1.Gateway{}, ListenerSets: &gatewayv1.ListenerSet{},
 	HTTPRoutes: &gatewayv1.HTTPRoute{},
 	GRPCRoutes: &gatewayv1.GRPCRoute{}, TLSRoutes: &gatewayv1.TLSRoute{}, Grants: &gatewayv1.ReferenceGrant{},
@@ -50,7 +50,7 @@ var examples = map[string]runtime.Object{
 
 // IsServed reports whether coracle serves a kind of the Gateway API's group.
 func IsServed(kind string) bool {
-	for _, o := range examples {
+	for _, o := range exampleTypes {
 		if reflect.TypeOf(o).Elem().Name() == kind {
 			return true
 		}
@@ -109,7 +109,7 @@ func (c *Client) servedKinds() (map[string]bool, error) {
 		return nil, fmt.Errorf("asking which kinds of the Gateway API there are: %w", err)
 	}
 	for _, r := range list.APIResources {
-		if examples[r.Name] != nil {
+		if exampleTypes[r.Name] != nil {
 			out[r.Name] = true
 		}
 	}
@@ -165,5 +165,5 @@ func (c *Client) UpdateStatus(ctx context.Context, resource string, o interface 
 		resource != Classes).Resource(resource).Name(o.GetName()).SubResource("status").Body(o).Do(ctx).Error()
 }
 
-// recheck is the interval between queries for further kinds, while the cluster lacks some.
-const recheck = 10 * time.Second
+// recheckInterval is the interval between queries for further kinds, while the cluster lacks some.
+const recheckInterval = 10 * time.Second

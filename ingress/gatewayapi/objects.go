@@ -24,11 +24,11 @@ type Objects struct {
 	client  *Client
 	changed func()
 	log     *slog.Logger
-	now     atomic.Pointer[followed]
+	current atomic.Pointer[followedKinds]
 }
 
-// followed are the informers of the kinds that the cluster has.
-type followed struct {
+// followedKinds are the informers of the kinds that the cluster has.
+type followedKinds struct {
 	informers map[string]cache.SharedIndexInformer
 	synced    []cache.InformerSynced
 	version   string // of the definitions
@@ -64,7 +64,7 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 	defer running.Wait()
 	defer cancel()
 	defer o.changed()
-	defer o.now.Store(nil)
+	defer o.current.Store(nil)
 	kinds, version, err := o.ask(ctx)
 	for complained := ""; err != nil; kinds, version, err = o.ask(ctx) {
 		if err.Error() != complained && ctx.Err() == nil {
@@ -75,7 +75,7 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 			return
 		}
 	}
-	f := &followed{informers: map[string]cache.SharedIndexInformer{}, version: version}
+	f := &followedKinds{informers: map[string]cache.SharedIndexInformer{}, version: version}
 	for name := range kinds {
 		i, err := o.informer(name)
 		if err != nil { // the informer has not begun
@@ -88,7 +88,7 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 	if !cache.WaitForCacheSync(ctx.Done(), f.synced...) {
 		return
 	}
-	o.now.Store(f)
+	o.current.Store(f)
 	o.changed()
 	for {
 		changed := use.Changed()
@@ -96,8 +96,8 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 			return
 		}
 		var again <-chan time.Time
-		if len(kinds) < len(examples) {
-			again = time.After(recheck)
+		if len(kinds) < len(exampleTypes) {
+			again = time.After(recheckInterval)
 		}
 		select {
 		case <-ctx.Done():
@@ -122,8 +122,8 @@ func (o *Objects) ask(ctx context.Context) (map[string]bool, string, error) {
 
 func (o *Objects) informer(resource string) (cache.SharedIndexInformer, error) {
 	lw := cache.NewListWatchFromClient(o.client.rest, resource, metav1.NamespaceAll, fields.Everything())
-	i := cache.NewSharedIndexInformer(lw, examples[resource], 0, cache.Indexers{})
-	if err := i.SetTransform(slim); err != nil {
+	i := cache.NewSharedIndexInformer(lw, exampleTypes[resource], 0, cache.Indexers{})
+	if err := i.SetTransform(slimObject); err != nil {
 		return nil, err
 	}
 	_, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -132,8 +132,8 @@ func (o *Objects) informer(resource string) (cache.SharedIndexInformer, error) {
 	return i, err
 }
 
-// slim removes fields that are not read.
-func slim(o any) (any, error) {
+// slimObject removes fields that are not read.
+func slimObject(o any) (any, error) {
 	if m, ok := o.(metav1.Object); ok {
 		m.SetManagedFields(nil)
 		if a := m.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" {
@@ -149,7 +149,7 @@ func slim(o any) (any, error) {
 // cluster does not use the Gateway API, the state is complete and empty. The objects are shared and must not be
 // changed.
 func (o *Objects) State(use Use) (s gateway.State, complete bool) {
-	f := o.now.Load()
+	f := o.current.Load()
 	if f == nil {
 		return s, !use.Used()
 	}
@@ -166,7 +166,7 @@ func (o *Objects) State(use Use) (s gateway.State, complete bool) {
 }
 
 // objectsOf returns the objects of a kind.
-func objectsOf[T any](f *followed, resource string, out []T) []T {
+func objectsOf[T any](f *followedKinds, resource string, out []T) []T {
 	i := f.informers[resource]
 	if i == nil {
 		return nil

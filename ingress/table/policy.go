@@ -226,7 +226,8 @@ type Affinity struct {
 	Secure        bool   `json:"secure,omitempty"`
 }
 
-// Canary sends requests to Backend: by a header, else by a cookie, else Weight of WeightTotal requests.
+// Canary sends requests to Backend. A header decides, or a cookie if there is no header. If there is neither, Weight of
+// WeightTotal requests go to Backend.
 type Canary struct {
 	Backend     Backend `json:"backend"`
 	Header      string  `json:"header,omitempty"`

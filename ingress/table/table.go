@@ -51,7 +51,7 @@ func GatewaySite(namespace, name string, port int) string {
 	return namespace + ":" + name + ":" + strconv.Itoa(port)
 }
 
-// SiteKey is the key of a site.
+// SiteKey returns the key of a site's section.
 func SiteKey(site string) string { return KindSite + "/" + site }
 
 // Site holds the settings of a port of a Gateway, for all its hosts. SiteIngress has no such section.
