@@ -71,8 +71,9 @@ var readOnlyPosts = []string{
 	"/apis/authentication.k8s.io/v1/selfsubjectreviews",
 }
 
-// do makes a request to the API with the user's credentials. The caller closes the response's body.
-func (u *user) do(ctx context.Context, method, path string, query url.Values, header http.Header, body io.Reader) (*http.Response, error) {
+// request makes a request to the API with the user's credentials. The caller closes the response's body.
+func (u *user) request(ctx context.Context, method, path string, query url.Values, header http.Header,
+	body io.Reader) (*http.Response, error) {
 	if err := apiPath(method, path); err != nil {
 		return nil, apierrors.NewForbidden(schema.GroupResource{}, path, err)
 	}
@@ -99,7 +100,7 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 	}
 	response, err := client.Do(r) //nolint:gosec // the address is from the kubeconfig, and the path was checked
 	if err != nil {
-		return nil, notAsked(err)
+		return nil, connectionError(err)
 	}
 	if u.identified != nil && response.StatusCode != http.StatusUnauthorized {
 		u.identified()
@@ -110,9 +111,9 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 // errNoAnswer says that the API could not be reached.
 var errNoAnswer = errors.New("the cluster does not answer")
 
-// notAsked returns the error for a request that got no response. It leaves out the request's address, which pages need
-// not show.
-func notAsked(err error) error {
+// connectionError returns the error for a request that got no response. It leaves out the request's address, which
+// pages need not show.
+func connectionError(err error) error {
 	var request *url.Error
 	if errors.As(err, &request) {
 		err = request.Err
@@ -131,7 +132,7 @@ func (u *user) get(ctx context.Context, path string, query url.Values, v any) er
 
 // getAtMost is get for a response of up to most bytes.
 func (u *user) getAtMost(ctx context.Context, path string, query url.Values, v any, most int64) error {
-	response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
+	response, err := u.request(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func (u *user) getAtMost(ctx context.Context, path string, query url.Values, v a
 // write writes JSON, or a patch of the given type, and reads the response into v.
 func (u *user) write(ctx context.Context, method, path string, query url.Values, contentType string, body []byte, v any) error {
 	header := http.Header{"Accept": {"application/json"}, "Content-Type": {contentType}}
-	response, err := u.do(ctx, method, path, query, header, bytes.NewReader(body))
+	response, err := u.request(ctx, method, path, query, header, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -203,7 +204,7 @@ var (
 func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	path := strings.TrimPrefix(r.URL.Path, "/k8s") // decoded, so that the checked path is the one that the API gets
 	if h.o.ReadOnly && r.Method != http.MethodGet && !(r.Method == http.MethodPost && slices.Contains(readOnlyPosts, path)) {
-		refuse(w, http.StatusForbidden, readOnly)
+		answerError(w, http.StatusForbidden, readOnly)
 		return
 	}
 	header := http.Header{}
@@ -218,15 +219,15 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
 		// Without a content type the API reads a body as JSON, whatever the client sent.
 		if header.Get("Content-Type") == "" && r.ContentLength != 0 {
-			refuse(w, http.StatusUnsupportedMediaType, "a request with a body says its type")
+			answerError(w, http.StatusUnsupportedMediaType, "a request with a body says its type")
 			return
 		}
 		body = r.Body
 	default:
-		refuse(w, http.StatusMethodNotAllowed, "the console does not use "+r.Method)
+		answerError(w, http.StatusMethodNotAllowed, "the console does not use "+r.Method)
 		return
 	}
-	response, err := u.do(r.Context(), r.Method, path, r.URL.Query(), header, body)
+	response, err := u.request(r.Context(), r.Method, path, r.URL.Query(), header, body)
 	if err == nil && response.StatusCode >= http.StatusBadRequest && response.StatusCode <= 599 {
 		err = statusError(response)
 		response.Body.Close()
@@ -252,9 +253,9 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 // refuseError answers with an error of the API in words, and with the API's own text for it. It answers with 502 when
 // the API gave none.
 func refuseError(w http.ResponseWriter, err error) {
-	code, reason, said := explain(err)
+	code, reason, said := explainError(err)
 	code = cmp.Or(code, http.StatusBadGateway)
-	respondWith(w, code, map[string]any{"message": sentences(err), "said": said, "reason": reason, "code": code})
+	respondWith(w, code, map[string]any{"message": joinMessages(err), "said": said, "reason": reason, "code": code})
 }
 
 // noLeader is the API server's error when the store has no quorum. noLeaderText explains it to users.
@@ -270,8 +271,8 @@ const (
 	reasonNoLeader = "NoLeader"
 )
 
-// explain returns an error's HTTP status (0 when the API gave none), reason and message.
-func explain(err error) (code int, reason, message string) {
+// explainError returns an error's HTTP status (0 when the API gave none), reason and message.
+func explainError(err error) (code int, reason, message string) {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
 		s := status.Status()
@@ -312,16 +313,16 @@ func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview,
 // session answers with the user's name and groups, as the API knows them.
 func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
 	if h.o.Mode == ModeServer && tokenEnded(u.config.BearerToken, time.Now()) { // the API takes it for some seconds more
-		refuse(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
+		answerError(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
 		return
 	}
 	review, err := u.whoAmI(r.Context())
 	switch {
 	case apierrors.IsUnauthorized(err) && h.o.Mode == ModeServer:
-		refuse(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
+		answerError(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
 		return
 	case apierrors.IsUnauthorized(err):
-		refuse(w, http.StatusUnauthorized, "The cluster does not accept the kubeconfig's credentials any more: they have expired, or are "+
+		answerError(w, http.StatusUnauthorized, "The cluster does not accept the kubeconfig's credentials any more: they have expired, or are "+
 			"another cluster's. Get new ones, and press Enter where coracle console runs for a new link.")
 		return
 	}
@@ -334,7 +335,7 @@ func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	respond(w, sessionResponse{
+	answerJSON(w, sessionResponse{
 		Mode: h.o.Mode, User: review.Status.UserInfo.Username, Groups: review.Status.UserInfo.Groups, Context: h.o.Context,
 		Contexts: h.o.Contexts, Namespace: h.o.Namespace, Server: u.config.Host, Version: v.GitVersion, ReadOnly: h.o.ReadOnly,
 	})

@@ -24,12 +24,12 @@ import (
 )
 
 const (
-	// applyPatience limits how long one text waits in all for what its objects make others wait for.
-	applyPatience = 30 * time.Second
+	// applyTimeout limits how long one text waits in all for what its objects make others wait for.
+	applyTimeout = 30 * time.Second
 	// applyPoll is the time between two tries of an object that waits for another one.
 	applyPoll = 250 * time.Millisecond
-	// maxSaid limits the API's own words for one object, in bytes.
-	maxSaid = 4096
+	// maxAPIMessage limits the API's own words for one object, in bytes.
+	maxAPIMessage = 4096
 )
 
 type applyRequest struct {
@@ -38,8 +38,8 @@ type applyRequest struct {
 	DryRun    bool   `json:"dryRun"`
 }
 
-// applied is the result for one object.
-type applied struct {
+// applyResult is the result of applying one object.
+type applyResult struct {
 	Document   int       `json:"document"` // counts from 1
 	Line       int       `json:"line"`     // of the text, at which the object begins
 	APIVersion string    `json:"apiVersion"`
@@ -49,7 +49,7 @@ type applied struct {
 	Action     string    `json:"action,omitempty"`   // created, configured or unchanged
 	Needs      string    `json:"needs,omitempty"`    // the object of the text without which the API cannot check this one
 	Problems   []problem `json:"problems,omitempty"` // why it failed
-	Said       string    `json:"said,omitempty"`     // the API's own words for the problems
+	APIMessage string    `json:"said,omitempty"`     // the API's own words for the problems
 }
 
 // apply creates or changes the objects in a text by the API's server-side apply. It goes on after a failure, and
@@ -60,16 +60,16 @@ func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		refuse(w, http.StatusForbidden, readOnly)
+		answerError(w, http.StatusForbidden, readOnly)
 		return
 	}
 	sources, err := sourcesOf(in.YAML)
 	if err != nil {
-		refuse(w, http.StatusUnprocessableEntity, err.Error())
+		answerError(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	}
-	a := applier{user: u, namespace: in.Namespace, dryRun: in.DryRun, patience: h.o.applyPatience, sources: sources}
-	respond(w, map[string]any{"results": a.applyAll(r.Context())})
+	a := applier{user: u, namespace: in.Namespace, dryRun: in.DryRun, waitLimit: h.o.applyTimeout, sources: sources}
+	answerJSON(w, map[string]any{"results": a.applyAll(r.Context())})
 }
 
 // definitionKinds are the kinds without which the API refuses objects that name one. They go before the other objects
@@ -98,26 +98,26 @@ type applier struct {
 	user      *user
 	namespace string
 	dryRun    bool
-	patience  time.Duration // for all waits together
+	waitLimit time.Duration // for all waits together
 	sources   []source
 
-	results []applied // as the sources
-	makers  []int     // the indices of sources of the first kinds
-	until   time.Time // when the patience ends; zero before the first wait
-	lost    bool      // the API does not answer, or the user may not ask it any more
+	results      []applyResult // as the sources
+	firstSources []int         // the indices of sources of the first kinds
+	waitDeadline time.Time     // zero before the first wait
+	aborted      bool          // the API does not answer, or the user may not ask it any more
 
 	groups []*restmapper.APIGroupResources
 	mapper meta.RESTMapper // for the API's kinds; made when first needed
 	stale  bool            // a kind may have come since
 }
 
-func (a *applier) applyAll(ctx context.Context) []applied {
-	a.results = make([]applied, len(a.sources))
+func (a *applier) applyAll(ctx context.Context) []applyResult {
+	a.results = make([]applyResult, len(a.sources))
 	order := make([]int, len(a.sources))
 	for i := range a.sources {
 		order[i] = i
 		if a.sources[i].rank() < len(definitionKinds) {
-			a.makers = append(a.makers, i)
+			a.firstSources = append(a.firstSources, i)
 		}
 	}
 	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(a.sources[i].rank(), a.sources[j].rank()) })
@@ -129,8 +129,8 @@ func (a *applier) applyAll(ctx context.Context) []applied {
 
 // applyOne applies an object. If that waits for another object of the text, a dry run says so, and else it is tried
 // again until the patience ends.
-func (a *applier) applyOne(ctx context.Context, s *source, out *applied) {
-	*out = applied{Document: s.number, Line: s.lineOf(""), Problems: s.problems}
+func (a *applier) applyOne(ctx context.Context, s *source, out *applyResult) {
+	*out = applyResult{Document: s.number, Line: s.lineOf(""), Problems: s.problems}
 	if s.problems != nil {
 		return
 	}
@@ -138,7 +138,7 @@ func (a *applier) applyOne(ctx context.Context, s *source, out *applied) {
 	out.Kind, _ = s.object["kind"].(string)
 	out.Namespace, _ = s.object.metadata()["namespace"].(string)
 	out.Name, _ = s.object.metadata()["name"].(string)
-	if a.lost {
+	if a.aborted {
 		out.Problems = []problem{{out.Line, "this was not tried, since the cluster did not answer before"}}
 		return
 	}
@@ -156,7 +156,7 @@ func (a *applier) applyOne(ctx context.Context, s *source, out *applied) {
 		case by < 0:
 		case a.dryRun:
 			out.Needs = fmt.Sprintf("document %d %s", a.sources[by].number, what)
-			out.Problems, out.Said = s.explain(strictly(s.object))
+			out.Problems, out.APIMessage = s.explain(decodeStrictly(s.object))
 			return
 		case a.results[by].Problems != nil:
 			out.Needs = fmt.Sprintf("document %d %s, and has failed", a.sources[by].number, what)
@@ -164,8 +164,8 @@ func (a *applier) applyOne(ctx context.Context, s *source, out *applied) {
 			continue
 		}
 		var unreachable *url.Error
-		a.lost = errors.As(err, &unreachable) || apierrors.IsUnauthorized(err) || ctx.Err() != nil
-		out.Problems, out.Said = s.explain(err)
+		a.aborted = errors.As(err, &unreachable) || apierrors.IsUnauthorized(err) || ctx.Err() != nil
+		out.Problems, out.APIMessage = s.explain(err)
 		return
 	}
 }
@@ -175,7 +175,7 @@ func (s *source) explain(err error) (problems []problem, said string) {
 	if err == nil {
 		return nil, ""
 	}
-	for _, x := range inWords(err) {
+	for _, x := range messagesOf(err) {
 		// Go's decoder does not name the key of a map whose value has the wrong type.
 		if key, line := s.notText(x.field); key != "" && strings.HasPrefix(x.text, x.field+": text is wanted") {
 			problems = append(problems, problem{line, fmt.Sprintf("%s.%s: %s", x.field, key, expectedTypes["string"])})
@@ -183,20 +183,20 @@ func (s *source) explain(err error) (problems []problem, said string) {
 		}
 		problems = append(problems, problem{s.lineOf(x.field), x.text})
 	}
-	_, _, said = explain(err)
+	_, _, said = explainError(err)
 	if len(problems) == 1 && problems[0].Text == said {
 		return problems, ""
 	}
-	return problems, strings.ToValidUTF8(said[:min(len(said), maxSaid)], "")
+	return problems, strings.ToValidUTF8(said[:min(len(said), maxAPIMessage)], "")
 }
 
 // missingDependency returns the index of the object of the text for which an object waits that is refused with err, and
 // what that object is for it. The index is -1 when there is none.
-func (a *applier) missingDependency(s *source, out *applied, err error) (by int, what string) {
+func (a *applier) missingDependency(s *source, out *applyResult, err error) (by int, what string) {
 	message := err.Error()
 	var noKind *noKindError
 	unknown := errors.As(err, &noKind)
-	for _, i := range a.makers {
+	for _, i := range a.firstSources {
 		m := &a.sources[i]
 		name, _ := m.object.metadata()["name"].(string)
 		namespace, _ := m.object.metadata()["namespace"].(string)
@@ -208,9 +208,9 @@ func (a *applier) missingDependency(s *source, out *applied, err error) (by int,
 			return i, "makes its namespace"
 		case m.rank() == 0 && name == out.Namespace && isPod && strings.Contains(message, `serviceaccount "default" not found`):
 			return i, "makes its namespace"
-		case m.rank() == 1 && defines(m.object, kindOf(s.object)) && (unknown || apierrors.IsNotFound(err)):
+		case m.rank() == 1 && definesKind(m.object, kindOf(s.object)) && (unknown || apierrors.IsNotFound(err)):
 			return i, "makes its kind"
-		case m.rank() == 1 && defines(m.object, kindOf(s.object)) && a.dryRun && a.results[i].Action == "configured":
+		case m.rank() == 1 && definesKind(m.object, kindOf(s.object)) && a.dryRun && a.results[i].Action == "configured":
 			return i, "changes its kind"
 		case m.rank() == 2 && isPod && strings.Contains(message, fmt.Sprintf("no PriorityClass with name %s was found", name)):
 			return i, "makes its priority class"
@@ -223,8 +223,8 @@ func (a *applier) missingDependency(s *source, out *applied, err error) (by int,
 	return -1, ""
 }
 
-// defines reports whether a CustomResourceDefinition defines a kind.
-func defines(definition anyObject, kind schema.GroupVersionKind) bool {
+// definesKind reports whether a CustomResourceDefinition defines a kind.
+func definesKind(definition anyObject, kind schema.GroupVersionKind) bool {
 	spec, _ := definition["spec"].(map[string]any)
 	names, _ := spec["names"].(map[string]any)
 	versions, _ := spec["versions"].([]any)
@@ -237,8 +237,8 @@ func defines(definition anyObject, kind schema.GroupVersionKind) bool {
 // wait waits before an object is tried again that needs another one. It returns false when the patience has ended, or
 // when the API refuses the other one's names.
 func (a *applier) wait(ctx context.Context, by int) bool {
-	if a.until.IsZero() {
-		a.until = time.Now().Add(a.patience)
+	if a.waitDeadline.IsZero() {
+		a.waitDeadline = time.Now().Add(a.waitLimit)
 	}
 	for {
 		select {
@@ -246,7 +246,7 @@ func (a *applier) wait(ctx context.Context, by int) bool {
 			return false
 		case <-time.After(applyPoll):
 		}
-		if time.Now().After(a.until) {
+		if time.Now().After(a.waitDeadline) {
 			return false
 		}
 		if a.sources[by].rank() != 1 {
@@ -274,7 +274,7 @@ func (a *applier) wait(ctx context.Context, by int) bool {
 	}
 }
 
-func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
+func (a *applier) write(ctx context.Context, o anyObject, out *applyResult) error {
 	generated, _ := o.metadata()["generateName"].(string)
 	switch {
 	case out.APIVersion == "" || out.Kind == "" || out.Name == "" && generated == "":
@@ -335,14 +335,14 @@ func (a *applier) write(ctx context.Context, o anyObject, out *applied) error {
 
 // noKindError says that the API does not serve a kind.
 type noKindError struct {
-	kind   schema.GroupVersionKind
-	others []string // the versions that have a kind of this name
+	kind          schema.GroupVersionKind
+	otherVersions []string // the versions that have a kind of this name
 }
 
 func (e *noKindError) Error() string {
 	text := fmt.Sprintf("the cluster has no kind %s of %s", e.kind.Kind, e.kind.GroupVersion())
-	if len(e.others) > 0 {
-		text += ", and has it of " + strings.Join(e.others, ", ")
+	if len(e.otherVersions) > 0 {
+		text += ", and has it of " + strings.Join(e.otherVersions, ", ")
 	}
 	return text
 }
@@ -373,11 +373,11 @@ func (a *applier) mappingOf(kind schema.GroupVersionKind) (*meta.RESTMapping, er
 		for version, resources := range g.VersionedResources {
 			for _, r := range resources {
 				if r.Kind == kind.Kind && !strings.Contains(r.Name, "/") {
-					missing.others = append(missing.others, schema.GroupVersion{Group: g.Group.Name, Version: version}.String())
+					missing.otherVersions = append(missing.otherVersions, schema.GroupVersion{Group: g.Group.Name, Version: version}.String())
 				}
 			}
 		}
 	}
-	slices.Sort(missing.others)
+	slices.Sort(missing.otherVersions)
 	return nil, missing
 }

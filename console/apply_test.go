@@ -121,11 +121,11 @@ func orDefault(account string) string {
 // applyText applies a text by a console of an API, and returns the results in short.
 func applyText(t *testing.T, api http.Handler, text string, dryRun bool) string {
 	t.Helper()
-	s := consoleOf(t, api.ServeHTTP, func(o *Options) { o.applyPatience = 2 * time.Second })
+	s := consoleOf(t, api.ServeHTTP, func(o *Options) { o.applyTimeout = 2 * time.Second })
 	body := testenv.Must(json.Marshal(applyRequest{YAML: text, Namespace: "default", DryRun: dryRun}))(t)
 	code, answer, _ := roundTrip(t, s, "POST", "/apply", string(body), asUser...)
 	testenv.Equal(t, code, 200, "%s", answer)
-	var out struct{ Results []applied }
+	var out struct{ Results []applyResult }
 	testenv.NoError(t, json.Unmarshal([]byte(answer), &out))
 	var lines []string
 	for _, r := range out.Results {

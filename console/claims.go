@@ -35,8 +35,8 @@ func claimsOf(token string) (claims, bool) {
 	return c, err == nil
 }
 
-// moment returns the time of a claim. It returns the zero time where there is none.
-func moment(n json.Number) time.Time {
+// claimTime returns the time of a claim. It returns the zero time where there is none.
+func claimTime(n json.Number) time.Time {
 	seconds, err := n.Float64()
 	if err != nil || seconds <= 0 || seconds > 1<<40 {
 		return time.Time{}
@@ -47,7 +47,7 @@ func moment(n json.Number) time.Time {
 // tokenEnded reports whether a token that is a JWT says that it has expired.
 func tokenEnded(token string, now time.Time) bool {
 	c, isJWT := claimsOf(token)
-	ends := moment(c.Expires)
+	ends := claimTime(c.Expires)
 	return isJWT && !ends.IsZero() && !now.Before(ends)
 }
 
@@ -55,9 +55,9 @@ func tokenEnded(token string, now time.Time) bool {
 func whyRefused(token string, now time.Time) string {
 	const again = "Log in with a new one"
 	c, isJWT := claimsOf(token)
-	ends, begins := moment(c.Expires), moment(c.NotBefore)
+	ends, begins := claimTime(c.Expires), claimTime(c.NotBefore)
 	if begins.IsZero() {
-		begins = moment(c.IssuedAt)
+		begins = claimTime(c.IssuedAt)
 	}
 	at := func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 	switch {

@@ -144,12 +144,12 @@ func (q sizeQueue) Next() *remotecommand.TerminalSize {
 type output struct {
 	st     *stream
 	number int
-	kept   []byte
+	text   []byte
 }
 
 // Write implements io.Writer.
 func (o *output) Write(p []byte) (int, error) {
-	text := append(o.kept, p...)
+	text := append(o.text, p...)
 	end := len(text)
 	for back := 1; back < utf8.UTFMax && back <= len(text); back++ {
 		if c := text[len(text)-back]; utf8.RuneStart(c) {
@@ -159,7 +159,7 @@ func (o *output) Write(p []byte) (int, error) {
 			break
 		}
 	}
-	o.kept = append([]byte(nil), text[end:]...)
+	o.text = append([]byte(nil), text[end:]...)
 	if end == 0 {
 		return len(p), nil
 	}

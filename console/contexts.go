@@ -16,8 +16,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// contextPatience is how long a request waits for the login program and the first answer of a context.
-const contextPatience = 20 * time.Second
+// contextTimeout is how long a request waits for the login program and the first answer of a context.
+const contextTimeout = 20 * time.Second
 
 // Context is a context of a kubeconfig.
 type Context struct {
@@ -43,11 +43,11 @@ type notReady struct{ error }
 
 // openContext is a context for which a tab has asked.
 type openContext struct {
-	name     string
-	handler  *Handler
-	config   *rest.Config
-	check    func() error
-	patience time.Duration
+	name    string
+	handler *Handler
+	config  *rest.Config
+	check   func() error
+	timeout time.Duration
 
 	mu    sync.Mutex
 	ready bool
@@ -77,7 +77,7 @@ func (c *openContext) await(ctx context.Context) error {
 	}
 	running := c.running
 	c.mu.Unlock()
-	patience := time.NewTimer(c.patience)
+	patience := time.NewTimer(c.timeout)
 	defer patience.Stop()
 	select {
 	case <-running:
@@ -93,7 +93,7 @@ func (c *openContext) await(ctx context.Context) error {
 			program = "its login program " + p.Command
 		}
 		return notReady{fmt.Errorf("context %s is not ready after %s: %s has not answered. Try again, or use another context",
-			c.name, c.patience, program)}
+			c.name, c.timeout, program)}
 	case <-ctx.Done():
 		return notReady{fmt.Errorf("waiting for context %s: %w", c.name, context.Cause(ctx))}
 	}
@@ -141,7 +141,7 @@ func (l *Loopback) open(name string) (*openContext, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading context %s of the kubeconfig: %w", name, err)
 	}
-	c := &openContext{name: name, config: k.Config, ready: name == l.o.Contexts.Current, patience: contextPatience}
+	c := &openContext{name: name, config: k.Config, ready: name == l.o.Contexts.Current, timeout: contextTimeout}
 	c.check = func() error { return l.o.Contexts.Check(name, k) }
 	user := func(token string) (*rest.Config, bool) { return k.Config, l.knows(token) }
 	c.handler, err = New(Options{
@@ -165,14 +165,14 @@ func (l *Loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case found && (path.Clean(rest) != strings.TrimSuffix(rest, "/") && rest != "/" || strings.Contains(rest, "%2e")):
 		// The address that it would be cleaned to could be another context's.
-		refuse(w, http.StatusBadRequest, "the console has no such address")
+		answerError(w, http.StatusBadRequest, "the console has no such address")
 		return
 	case found:
 		u := *r.URL
 		u.RawPath = rest
 		var err error
 		if u.Path, err = url.PathUnescape(rest); err != nil {
-			refuse(w, http.StatusBadRequest, "the console has no such address")
+			answerError(w, http.StatusBadRequest, "the console has no such address")
 			return
 		}
 		r = r.WithContext(r.Context()) // a copy
@@ -194,7 +194,7 @@ func (l *Loopback) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c, err := l.open(name)
 	if err != nil {
-		refuse(w, http.StatusNotFound, err.Error())
+		answerError(w, http.StatusNotFound, err.Error())
 		return
 	}
 	c.handler.ServeHTTP(w, r)
@@ -210,7 +210,7 @@ func (l *Loopback) listContexts(w http.ResponseWriter, current string) {
 	for _, name := range l.o.Contexts.Names {
 		out = append(out, entry{name, contextAddress(name)})
 	}
-	respond(w, map[string]any{"current": current, "contexts": out})
+	answerJSON(w, map[string]any{"current": current, "contexts": out})
 }
 
 // handlers returns the handlers of all open contexts.

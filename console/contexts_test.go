@@ -139,14 +139,14 @@ func TestContextThatIsStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		program := make(chan error)
 		var runs atomic.Int64
-		c := &openContext{name: "b", config: &rest.Config{ExecProvider: &api.ExecConfig{Command: "stuck"}}, patience: contextPatience}
+		c := &openContext{name: "b", config: &rest.Config{ExecProvider: &api.ExecConfig{Command: "stuck"}}, timeout: contextTimeout}
 		c.check = func() error { runs.Add(1); return <-program }
 		begin := time.Now()
 		for range 2 {
 			err := c.await(t.Context())
 			testenv.WantError(t, err, "context b", "stuck")
 		}
-		testenv.Equal(t, time.Since(begin), 2*contextPatience, "two requests waited")
+		testenv.Equal(t, time.Since(begin), 2*contextTimeout, "two requests waited")
 		testenv.Equal(t, runs.Load(), 1, "the program ran")
 		program <- errors.New("exit code 3")
 		synctest.Wait()

@@ -76,7 +76,7 @@ type drain struct {
 type podEviction struct {
 	pod     corev1.Pod
 	evicted bool
-	next    time.Time // when its eviction is tried again
+	retryAt time.Time // when its eviction is tried again
 	refusal string    // the last reported reason of a refusal
 }
 
@@ -254,7 +254,7 @@ func (d *drain) wait(ctx context.Context) error {
 			return ctx.Err() //nolint:wrapcheck // the caller adds the context
 		}
 		now, err := d.pods(ctx)
-		if err != nil && !temporary(err) {
+		if err != nil && !isTemporary(err) {
 			return err
 		}
 		if err != nil {
@@ -280,7 +280,7 @@ func (d *drain) inOrder() []*podEviction {
 // evict requests a pod's eviction, unless it has to wait. An eviction that a PodDisruptionBudget refuses is tried again
 // later.
 func (d *drain) evict(ctx context.Context, w *podEviction) error {
-	if w.evicted || time.Now().Before(w.next) {
+	if w.evicted || time.Now().Before(w.retryAt) {
 		return nil
 	}
 	body, err := json.Marshal(&policyv1.Eviction{
@@ -299,8 +299,8 @@ func (d *drain) evict(ctx context.Context, w *podEviction) error {
 	case err == nil, apierrors.IsNotFound(err), terminating && w.pod.DeletionTimestamp != nil:
 		w.evicted = true // the next list shows whether it is deleted
 		return d.report(podName(&w.pod), "evicted", "")
-	case apierrors.IsTooManyRequests(err), apierrors.IsConflict(err), terminating, temporary(err):
-		w.next = time.Now().Add(drainRetry)
+	case apierrors.IsTooManyRequests(err), apierrors.IsConflict(err), terminating, isTemporary(err):
+		w.retryAt = time.Now().Add(drainRetry)
 		text := refusalOf(err)
 		if text == w.refusal {
 			return nil
@@ -313,7 +313,7 @@ func (d *drain) evict(ctx context.Context, w *podEviction) error {
 
 // refusalOf returns the reason of a refused eviction. The API gives the budget's name and numbers as causes.
 func refusalOf(err error) string {
-	_, _, text := explain(err)
+	_, _, text := explainError(err)
 	var status apierrors.APIStatus
 	if errors.As(err, &status) && status.Status().Details != nil {
 		for _, cause := range status.Status().Details.Causes {

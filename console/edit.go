@@ -58,11 +58,11 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		refuse(w, http.StatusForbidden, readOnly)
+		answerError(w, http.StatusForbidden, readOnly)
 		return
 	}
 	if err := objectPath(in.Path); err != nil {
-		refuse(w, http.StatusBadRequest, err.Error())
+		answerError(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	base, err := singleObject(in.Base)
@@ -70,12 +70,12 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		err = errors.New(base.problems[0].Text)
 	}
 	if err != nil {
-		refuse(w, http.StatusUnprocessableEntity, err.Error())
+		answerError(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	}
 	text, err := singleObject(in.Text)
 	if err != nil {
-		refuse(w, http.StatusUnprocessableEntity, err.Error())
+		answerError(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	}
 	if text.problems != nil {
@@ -85,7 +85,7 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 	keepAnnotations(base.object, text.object)
 	patch, err := newPatch(base.object, text.object)
 	if err != nil {
-		refuse(w, http.StatusUnprocessableEntity, err.Error())
+		answerError(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	}
 	var live, result anyObject
@@ -100,13 +100,13 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		respondConflict(w, live, patch, err)
 		return
 	case errors.Is(err, errOther):
-		refuse(w, http.StatusUnprocessableEntity, err.Error())
+		answerError(w, http.StatusUnprocessableEntity, err.Error())
 		return
 	case err != nil:
-		code, _, message := explain(err)
+		code, _, message := explainError(err)
 		problems, said := text.explain(err)
 		// What the API says of a patch whose values have wrong types has no field.
-		if better, _ := text.explain(strictly(text.object)); isOfPatch(err) && better != nil {
+		if better, _ := text.explain(decodeStrictly(text.object)); isOfPatch(err) && better != nil {
 			problems, said = better, message
 		}
 		refuseText(w, cmp.Or(code, http.StatusBadGateway), problems, said)
@@ -117,7 +117,7 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 // isOfPatch reports whether the API could not apply a patch at all.
@@ -169,7 +169,7 @@ func newEditResponse(live, result anyObject, p *patch) (*editResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	diff, err := difference(before, after)
+	diff, err := unifiedDiff(before, after)
 	if err != nil {
 		return nil, err
 	}
@@ -184,9 +184,9 @@ func newEditResponse(live, result anyObject, p *patch) (*editResponse, error) {
 	return &editResponse{YAML: after, Diff: diff, Patch: string(text), Type: kind}, nil
 }
 
-// difference returns a unified diff. It does not compare texts that differ in many lines, since the time grows with the
-// square of their number.
-func difference(before, after string) (string, error) {
+// unifiedDiff returns a unified diff. It does not compare texts that differ in many lines, since the time grows with
+// the square of their number.
+func unifiedDiff(before, after string) (string, error) {
 	a, b := difflib.SplitLines(before), difflib.SplitLines(after)
 	same := 0
 	for same < min(len(a), len(b)) && a[same] == b[same] {
@@ -215,10 +215,10 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 		return live, nil, err
 	}
 	now := ofUser(live)
-	if _, has := p.from["status"]; has {
+	if _, has := p.original["status"]; has {
 		now["status"] = live["status"]
 	}
-	if field := p.mine.conflict(p.changesBetween(ofUserWith(p.from), now)); field != "" {
+	if field := p.userChanges.conflict(p.changesBetween(ofUserWith(p.original), now)); field != "" {
 		return live, nil, fmt.Errorf("%w (%s)", errConflict, field)
 	}
 	changes, err := clone(p.changes)
@@ -251,11 +251,11 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 // checkIdentity returns an error unless an object is the one that the user began with.
 func (p *patch) checkIdentity(live anyObject) error {
 	for _, field := range []string{"apiVersion", "kind"} {
-		if live[field] != p.from[field] {
+		if live[field] != p.original[field] {
 			return fmt.Errorf("%w: the path is that of another object than the text", errOther)
 		}
 	}
-	before, now := p.from.metadata(), live.metadata()
+	before, now := p.original.metadata(), live.metadata()
 	switch {
 	case before["name"] != now["name"] || before["namespace"] != now["namespace"]:
 		return fmt.Errorf("%w: the path is that of another object than the text", errOther)

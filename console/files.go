@@ -53,21 +53,21 @@ func digest(files fs.FS) string {
 // serveFile answers with one of the pages' files in its stored form, which is compressed.
 func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		refuse(w, http.StatusMethodNotAllowed, "a page can only be read")
+		answerError(w, http.StatusMethodNotAllowed, "a page can only be read")
 		return
 	}
 	name := strings.TrimPrefix(r.URL.Path, "/")
 	name = cmp.Or(name, "index.html")
 	content, err := fs.ReadFile(h.o.Files, name+".gz")
 	if err != nil {
-		refuse(w, http.StatusNotFound, "the console has no such page")
+		answerError(w, http.StatusNotFound, "the console has no such page")
 		return
 	}
 	w.Header().Set("Content-Type", mime.TypeByExtension(path.Ext(name)))
 	if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
 		z, err := gzip.NewReader(bytes.NewReader(content))
 		if err != nil {
-			refuse(w, http.StatusInternalServerError, "this file of the console is damaged: install coracle again")
+			answerError(w, http.StatusInternalServerError, "this file of the console is damaged: install coracle again")
 			return
 		}
 		_, _ = io.Copy(w, z) // a failed write: the browser has disconnected

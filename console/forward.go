@@ -51,8 +51,8 @@ type forwards struct {
 	mu     sync.Mutex
 	closed bool
 	poll   time.Duration // forwardPoll, except in tests
-	last   int64
-	all    []*forward
+	lastID int64
+	list   []*forward
 }
 
 // forward is one port of 127.0.0.1 that is forwarded to a port of a pod.
@@ -88,11 +88,11 @@ type forwardState struct {
 // openForward opens a port that is forwarded to a pod, or to a pod of a Service.
 func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 	if h.o.ReadOnly {
-		refuse(w, http.StatusForbidden, readOnly)
+		answerError(w, http.StatusForbidden, readOnly)
 		return
 	}
 	if h.o.Mode != ModeLoopback {
-		refuse(w, http.StatusForbidden, noForwards)
+		answerError(w, http.StatusForbidden, noForwards)
 		return
 	}
 	var in struct {
@@ -124,10 +124,10 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 	}
 	if err := h.start(f); err != nil {
 		_ = f.listener.Close() // no client uses it yet
-		refuse(w, http.StatusServiceUnavailable, err.Error())
+		answerError(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	respond(w, f.currentState())
+	answerJSON(w, f.currentState())
 }
 
 // start serves a forward until it ends.
@@ -137,17 +137,17 @@ func (h *Handler) start(f *forward) error {
 	if h.forwards.closed {
 		return errors.New("the console ends")
 	}
-	if len(h.forwards.all) >= maxForwards { // remove forwards that have ended
-		h.forwards.all = slices.DeleteFunc(h.forwards.all, func(f *forward) bool { return f.currentState().Ended != "" })
+	if len(h.forwards.list) >= maxForwards { // remove forwards that have ended
+		h.forwards.list = slices.DeleteFunc(h.forwards.list, func(f *forward) bool { return f.currentState().Ended != "" })
 	}
-	if len(h.forwards.all) >= maxForwards {
+	if len(h.forwards.list) >= maxForwards {
 		return fmt.Errorf("%d ports are open: stop some", maxForwards)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	address, _ := f.listener.Addr().(*net.TCPAddr)
-	h.forwards.last++
-	f.cancel, f.state.ID, f.state.Local = cancel, h.forwards.last, address.Port
-	h.forwards.all = append(h.forwards.all, f)
+	h.forwards.lastID++
+	f.cancel, f.state.ID, f.state.Local = cancel, h.forwards.lastID, address.Port
+	h.forwards.list = append(h.forwards.list, f)
 	h.open.Go(func() { f.run(ctx) })
 	return nil
 }
@@ -156,28 +156,28 @@ func (h *Handler) start(f *forward) error {
 func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) {
 	out := []forwardState{}
 	h.forwards.mu.Lock()
-	for _, f := range h.forwards.all {
+	for _, f := range h.forwards.list {
 		if f.h == h {
 			out = append(out, f.currentState())
 		}
 	}
 	h.forwards.mu.Unlock()
-	respond(w, map[string]any{"forwards": out})
+	answerJSON(w, map[string]any{"forwards": out})
 }
 
 // closeForward ends a forward and removes it from the list.
 func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) {
 	h.forwards.mu.Lock()
 	defer h.forwards.mu.Unlock()
-	for i, f := range h.forwards.all {
+	for i, f := range h.forwards.list {
 		if f.h == h && strconv.FormatInt(f.currentState().ID, 10) == r.PathValue("id") {
 			f.cancel()
-			h.forwards.all = slices.Delete(h.forwards.all, i, i+1)
-			respond(w, map[string]any{})
+			h.forwards.list = slices.Delete(h.forwards.list, i, i+1)
+			answerJSON(w, map[string]any{})
 			return
 		}
 	}
-	refuse(w, http.StatusNotFound, "there is no such forward")
+	answerError(w, http.StatusNotFound, "there is no such forward")
 }
 
 // close ends all forwards. No further forward can begin.
@@ -185,7 +185,7 @@ func (fs *forwards) close() {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	fs.closed = true
-	for _, f := range fs.all {
+	for _, f := range fs.list {
 		f.cancel()
 	}
 }

@@ -268,7 +268,7 @@ func TestForwardsAreBounded(t *testing.T) {
 		t.Errorf("one too many: %d %s", code, text)
 	}
 	h, _ := s.Config.Handler.(*Handler)
-	h.forwards.all[3].stop("for a test")
+	h.forwards.list[3].stop("for a test")
 	forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "80")
 	testenv.Equal(t, len(forwardsOf(t, s)), maxForwards, "forwards are kept:")
 }

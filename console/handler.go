@@ -77,11 +77,11 @@ type Options struct {
 	// Files are the pages. If nil, they are the embedded ones.
 	Files fs.FS
 
-	pingEvery     time.Duration // pingEvery, except in tests
-	applyPatience time.Duration // applyPatience, except in tests
-	// healthPatience is healthPatience, except in tests.
-	healthPatience time.Duration
-	forwards       *forwards // those of all contexts of a console, if there are several
+	pingEvery    time.Duration // pingEvery, except in tests
+	applyTimeout time.Duration // the constant applyTimeout, except in tests
+	// healthTimeout is the constant of this name, except in tests.
+	healthTimeout time.Duration
+	forwards      *forwards // those of all contexts of a console, if there are several
 }
 
 // Handler serves a console.
@@ -89,18 +89,18 @@ type Handler struct {
 	o       Options
 	mux     *http.ServeMux
 	sockets *socketLimit
-	texts   *turns        // for work that parses, compares or writes YAML
-	reads   *turns        // for requests that may read much data
+	texts   *userSlots    // for work that parses, compares or writes YAML
+	reads   *userSlots    // for requests that may read much data
 	used    atomic.Int64  // when the console was last used, in Unix seconds
 	pages   func() string // returns the digest of the pages
 	// provider logs users in by OIDC. It is nil without OIDC.
 	provider *provider
 
-	searches  *turns
-	healths   *turns        // for checks of what is wrong
+	searches  *userSlots
+	healths   *userSlots    // for checks of what is wrong
 	unpacking chan struct{} // capacity: the number of releases that may be unpacked at once
 	forwards  *forwards
-	changes   *turns       // for child processes that change releases of Helm
+	changes   *userSlots   // for child processes that change releases of Helm
 	changing  atomic.Int64 // the number of these
 
 	closing chan struct{} // closed by Close
@@ -120,18 +120,18 @@ func New(o Options) (*Handler, error) {
 	if o.Ended == nil {
 		o.Ended = func() {}
 	}
-	o.pingEvery, o.applyPatience = cmp.Or(o.pingEvery, pingEvery), cmp.Or(o.applyPatience, applyPatience)
-	o.healthPatience = cmp.Or(o.healthPatience, healthPatience)
+	o.pingEvery, o.applyTimeout = cmp.Or(o.pingEvery, pingEvery), cmp.Or(o.applyTimeout, applyTimeout)
+	o.healthTimeout = cmp.Or(o.healthTimeout, healthTimeout)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	h := &Handler{
 		o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(),
-		texts: newTurns(maxTexts, 1), reads: newTurns(maxReads, 2),
+		texts: newUserSlots(maxTexts, 1), reads: newUserSlots(maxReads, 2),
 	}
 	h.forwards = cmp.Or(o.forwards, &forwards{})
-	h.changes = newTurns(maxChanges, 1)
-	h.searches, h.healths, h.unpacking = newTurns(maxSearches, 1), newTurns(maxHealths, 1), make(chan struct{}, maxTexts)
+	h.changes = newUserSlots(maxChanges, 1)
+	h.searches, h.healths, h.unpacking = newUserSlots(maxSearches, 1), newUserSlots(maxHealths, 1), make(chan struct{}, maxTexts)
 	h.pages = sync.OnceValue(func() string { return digest(o.Files) })
 	h.close = sync.OnceFunc(func() { close(h.closing) })
 	h.used.Store(time.Now().Unix())
@@ -145,19 +145,19 @@ func New(o Options) (*Handler, error) {
 		h.provider.register(h.mux)
 	}
 	h.mux.HandleFunc("GET /session", h.withUser(h.session))
-	h.mux.HandleFunc("GET /object", h.withTurn(h.reads, h.object))
-	h.mux.HandleFunc("GET /schedule", h.withTurn(h.reads, h.schedule))
-	h.mux.HandleFunc("GET /usedby", h.withTurn(h.reads, h.usedBy))
-	h.mux.HandleFunc("GET /usage", h.withTurn(h.reads, h.usage))
-	h.mux.HandleFunc("GET /helm", h.withTurn(h.reads, h.releases))
-	h.mux.HandleFunc("GET /helm/release", h.withTurn(h.reads, h.release))
-	h.mux.HandleFunc("POST /health", h.withTurn(h.healths, h.health))
-	h.mux.HandleFunc("GET /helm/change", h.withTurn(h.texts, h.previewChange))
+	h.mux.HandleFunc("GET /object", h.withSlot(h.reads, h.object))
+	h.mux.HandleFunc("GET /schedule", h.withSlot(h.reads, h.schedule))
+	h.mux.HandleFunc("GET /usedby", h.withSlot(h.reads, h.usedBy))
+	h.mux.HandleFunc("GET /usage", h.withSlot(h.reads, h.usage))
+	h.mux.HandleFunc("GET /helm", h.withSlot(h.reads, h.releases))
+	h.mux.HandleFunc("GET /helm/release", h.withSlot(h.reads, h.release))
+	h.mux.HandleFunc("POST /health", h.withSlot(h.healths, h.health))
+	h.mux.HandleFunc("GET /helm/change", h.withSlot(h.texts, h.previewChange))
 	h.mux.HandleFunc("POST /helm/change", h.withUser(h.changeRelease))
-	h.mux.HandleFunc("POST /apply", h.withTurn(h.texts, h.apply))
-	h.mux.HandleFunc("POST /edit", h.withTurn(h.texts, h.edit))
-	h.mux.HandleFunc("GET /rollout", h.withTurn(h.texts, h.rollout))
-	h.mux.HandleFunc("POST /rollout/undo", h.withTurn(h.texts, h.undo))
+	h.mux.HandleFunc("POST /apply", h.withSlot(h.texts, h.apply))
+	h.mux.HandleFunc("POST /edit", h.withSlot(h.texts, h.edit))
+	h.mux.HandleFunc("GET /rollout", h.withSlot(h.texts, h.rollout))
+	h.mux.HandleFunc("POST /rollout/undo", h.withSlot(h.texts, h.undo))
 	h.mux.HandleFunc("POST /forward", h.withUser(h.openForward))
 	h.mux.HandleFunc("GET /forwards", h.withUser(h.listForwards))
 	h.mux.HandleFunc("DELETE /forward/{id}", h.withUser(h.closeForward))
@@ -203,8 +203,8 @@ func (h *Handler) guard(w http.ResponseWriter, r *http.Request) bool {
 	header.Set("X-Frame-Options", "DENY")
 	header.Set("Referrer-Policy", "no-referrer")
 	header.Set("Cache-Control", "no-store")
-	if message := h.foreign(r); message != "" {
-		refuse(w, http.StatusForbidden, message)
+	if message := h.refuseForeign(r); message != "" {
+		answerError(w, http.StatusForbidden, message)
 		return false
 	}
 	return true
@@ -213,9 +213,9 @@ func (h *Handler) guard(w http.ResponseWriter, r *http.Request) bool {
 // readOnly is the error of a read-only console.
 const readOnly = "this console only shows: it was started with --read-only"
 
-// foreign returns the reason for refusing a request. It returns "" for requests from a page of this console, and for a
-// user's opening of such a page.
-func (h *Handler) foreign(r *http.Request) string {
+// refuseForeign returns the reason for refusing a request. It returns "" for requests from a page of this console, and
+// for a user's opening of such a page.
+func (h *Handler) refuseForeign(r *http.Request) string {
 	// The name and not the port is compared, since `ssh -L` may use another port.
 	if !h.o.Hosts(hostname(r.Host)) {
 		return fmt.Sprintf("this console is not called %q", hostname(r.Host))
@@ -260,7 +260,7 @@ func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *use
 	return func(w http.ResponseWriter, r *http.Request) {
 		token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if !found || token == "" {
-			refuse(w, http.StatusUnauthorized, "log in first")
+			answerError(w, http.StatusUnauthorized, "log in first")
 			return
 		}
 		u, err := h.userOf(r, token)
@@ -276,10 +276,10 @@ func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *use
 // refuseUser answers that there is no user. A session whose context is not ready goes on.
 func refuseUser(w http.ResponseWriter, err error) {
 	if _, waiting := errors.AsType[notReady](err); waiting {
-		refuse(w, http.StatusServiceUnavailable, err.Error())
+		answerError(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	refuse(w, http.StatusUnauthorized, err.Error())
+	answerError(w, http.StatusUnauthorized, err.Error())
 }
 
 // tokenOf returns the token of a request or of a WebSocket; "" if it has none.
@@ -329,9 +329,9 @@ func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err e
 	return review.Status.UserInfo.Username, nil
 }
 
-// withTurn is for requests that need more than one request to the API. It serves only authenticated users, and few
+// withSlot is for requests that need more than one request to the API. It serves only authenticated users, and few
 // requests at once.
-func (h *Handler) withTurn(t *turns, f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
+func (h *Handler) withSlot(t *userSlots, f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
 	return h.withUser(func(w http.ResponseWriter, r *http.Request, u *user) {
 		name, err := h.authenticate(r.Context(), u)
 		if err != nil {
@@ -340,8 +340,8 @@ func (h *Handler) withTurn(t *turns, f func(w http.ResponseWriter, r *http.Reque
 		}
 		// A client that sends a request slowly delays only its own requests.
 		var body []byte
-		release, err := t.wait(r.Context(), name, func() (err error) {
-			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writePatience)) // a request in a test has none
+		release, err := t.acquire(r.Context(), name, func() (err error) {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writeTimeout)) // a request in a test has none
 			body, err = io.ReadAll(r.Body)
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 			return err //nolint:wrapcheck // refuseBody explains it
@@ -361,50 +361,50 @@ func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {
 	if h.o.OIDC != nil {
 		out["issuer"] = h.o.OIDC.Issuer
 	}
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 // login exchanges a code for a token. It checks the content type, since a form of another site cannot send this one.
 func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Content-Type") != "application/json" {
-		refuse(w, http.StatusUnsupportedMediaType, "a login is JSON")
+		answerError(w, http.StatusUnsupportedMediaType, "a login is JSON")
 		return
 	}
 	var in struct{ Code string }
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&in); err != nil {
-		refuse(w, http.StatusBadRequest, "a login is JSON with a code")
+		answerError(w, http.StatusBadRequest, "a login is JSON with a code")
 		return
 	}
 	token, err := h.o.Login(in.Code)
 	if err != nil {
-		refuse(w, http.StatusForbidden, err.Error())
+		answerError(w, http.StatusForbidden, err.Error())
 		return
 	}
-	respond(w, map[string]string{"token": token})
+	answerJSON(w, map[string]string{"token": token})
 }
 
-// respond writes v as JSON.
-func respond(w http.ResponseWriter, v any) {
+// answerJSON writes v as JSON.
+func answerJSON(w http.ResponseWriter, v any) {
 	respondWith(w, http.StatusOK, v)
 }
 
 func respondWith(w http.ResponseWriter, code int, v any) {
 	text, err := json.Marshal(v)
 	if err != nil {
-		refuse(w, http.StatusInternalServerError, "the answer cannot be written: "+err.Error())
+		answerError(w, http.StatusInternalServerError, "the answer cannot be written: "+err.Error())
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	// A browser that does not read holds its turn no longer than this. A writer in a test has no deadline.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writePatience))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	w.WriteHeader(code)
 	if _, err := w.Write(text); err == nil { // otherwise the browser has disconnected
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 	}
 }
 
-// refuse answers with an error message for users.
-func refuse(w http.ResponseWriter, code int, message string) {
+// answerError answers with an error message for users.
+func answerError(w http.ResponseWriter, code int, message string) {
 	text, _ := json.Marshal(map[string]string{"message": message}) //nolint:errchkjson // a map of strings
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Del("Content-Encoding")
@@ -426,10 +426,10 @@ func refuseBody(w http.ResponseWriter, err error) {
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("this is longer than %d MB", maxBody>>20))
+		answerError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("this is longer than %d MB", maxBody>>20))
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.Canceled):
-		refuse(w, http.StatusBadRequest, "the request ended early")
+		answerError(w, http.StatusBadRequest, "the request ended early")
 	default:
-		refuse(w, http.StatusBadRequest, "the request is not as the console's pages send it: "+err.Error())
+		answerError(w, http.StatusBadRequest, "the request is not as the console's pages send it: "+err.Error())
 	}
 }

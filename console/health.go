@@ -29,8 +29,8 @@ const (
 	maxFindings, maxFindingText, maxGathered = 300, 2000, 3000
 	// healthRequests is how many requests one check makes at once. maxHealths is how many checks run at once.
 	healthRequests, maxHealths = 4, 2
-	// healthPatience limits the time of a check. Lists that were not read by then have an error.
-	healthPatience = 25 * time.Second
+	// healthTimeout limits the time of a check. Lists that were not read by then have an error.
+	healthTimeout = 25 * time.Second
 )
 
 // finding is what is wrong with an object. What is a word for it, for which the pages have a sentence. Text is
@@ -52,13 +52,13 @@ type finding struct {
 	Selector map[string]string `json:"selector,omitempty"`
 }
 
-// checkedKind is how a list was read.
+// checkedKind reports how the list of one kind was read.
 type checkedKind struct {
 	Path    string `json:"path"`
 	Objects int    `json:"objects"`
 	// Ready is true when an object has the condition Ready. It is only set for kinds of custom objects.
 	Ready bool `json:"ready,omitempty"`
-	// More is true when the list has more objects than were checked.
+	// More says that the list has more objects than were checked.
 	More  bool   `json:"more,omitempty"`
 	Code  int    `json:"code,omitempty"`
 	Error string `json:"error,omitempty"`
@@ -67,7 +67,7 @@ type checkedKind struct {
 type healthResponse struct {
 	Findings []finding     `json:"findings"`
 	Kinds    []checkedKind `json:"kinds"`
-	// Full is true when there are more findings.
+	// Full says that there are more findings than are listed.
 	Full bool `json:"full,omitempty"`
 }
 
@@ -91,10 +91,10 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if len(in.Paths) > maxHealthPaths {
-		refuse(w, http.StatusBadRequest, fmt.Sprintf("a check has %d lists at most", maxHealthPaths))
+		answerError(w, http.StatusBadRequest, fmt.Sprintf("a check has %d lists at most", maxHealthPaths))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), h.o.healthPatience)
+	ctx, cancel := context.WithTimeout(r.Context(), h.o.healthTimeout)
 	defer cancel()
 	c := newCheck(time.Now())
 	out := healthResponse{Kinds: make([]checkedKind, len(in.Paths))}
@@ -104,7 +104,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
 	if out.Full = len(out.Findings) > maxFindings; out.Full {
 		out.Findings = out.Findings[:maxFindings]
 	}
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 // checkList checks the objects of one list, a page at a time.
@@ -115,7 +115,7 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 		out.Code, out.Error = http.StatusBadRequest, fmt.Sprintf("%q is not the path of a list", path)
 		return out
 	}
-	judge, known := judges[info.Resource+"."+info.APIGroup]
+	judge, known := judgesByKind[info.Resource+"."+info.APIGroup]
 	if !known {
 		judge = judgeCustom
 	}
@@ -125,7 +125,7 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 		var page struct {
 			Metadata struct{ Continue string }
 		}
-		response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
+		response, err := u.request(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
 		if err == nil {
 			err = readBy(response, maxResponse, func(d *json.Decoder) error {
 				return decodeItems(d, &page.Metadata, func(o *checkedObject) {
@@ -144,7 +144,7 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 			continue
 		}
 		if err != nil {
-			out.Code, _, out.Error = explain(err)
+			out.Code, _, out.Error = explainError(err)
 			out.Code = cmp.Or(out.Code, http.StatusBadGateway)
 			return out
 		}
@@ -163,7 +163,7 @@ func (u *user) checkList(ctx context.Context, c *check, path string) checkedKind
 // decodeItems reads a list, and calls take with each of its objects, which is the same variable. An object that has
 // another form than Kubernetes' own is left out.
 func decodeItems(d *json.Decoder, meta any, take func(*checkedObject)) error {
-	if err := expect(d, '{'); err != nil {
+	if err := expectDelim(d, '{'); err != nil {
 		return err
 	}
 	for d.More() {
@@ -183,7 +183,7 @@ func decodeItems(d *json.Decoder, meta any, take func(*checkedObject)) error {
 			return err
 		}
 	}
-	return expect(d, '}')
+	return expectDelim(d, '}')
 }
 
 func eachItem(d *json.Decoder, take func(*checkedObject)) error {
@@ -202,10 +202,10 @@ func eachItem(d *json.Decoder, take func(*checkedObject)) error {
 			take(&o)
 		}
 	}
-	return expect(d, ']')
+	return expectDelim(d, ']')
 }
 
-// check gathers what lists say. Some findings need several lists: those are made when all are read.
+// check gathers findings from the lists of objects. Findings that need several lists are made after all were read.
 type check struct {
 	now time.Time
 
@@ -215,12 +215,12 @@ type check struct {
 	services map[string]service
 	ready    map[string][2]int32 // the ready endpoints of a Service, and all of them
 	ingress  []backend
-	runs     map[string]run // the last job of a CronJob
+	runs     map[string]cronRun // the last job of a CronJob
 	webhooks webhooks
 }
 
 func newCheck(now time.Time) *check {
-	return &check{now: now, read: map[string]bool{}, services: map[string]service{}, ready: map[string][2]int32{}, runs: map[string]run{}}
+	return &check{now: now, read: map[string]bool{}, services: map[string]service{}, ready: map[string][2]int32{}, runs: map[string]cronRun{}}
 }
 
 func (c *check) addWhole(resource string) {
@@ -229,7 +229,7 @@ func (c *check) addWhole(resource string) {
 	c.read[resource] = true
 }
 
-// readyTimeout is how long an object may take to become what it should be.
+// readyTimeout is how long an object may take to become ready.
 const readyTimeout, deletionTimeout = time.Minute, 5 * time.Minute
 
 // checkObject checks one object. It reports whether the object has the condition Ready.
@@ -279,7 +279,7 @@ func clipText(text string) string {
 	return strings.ToValidUTF8(strings.Clone(text[:maxFindingText]), "")
 }
 
-func counts(have, want int32) func(*finding) {
+func withCounts(have, want int32) func(*finding) {
 	return func(f *finding) { f.Have, f.Want = have, want }
 }
 
@@ -301,7 +301,7 @@ func controlledBy(owners []metav1.OwnerReference, kind string) string {
 func (c *check) conclude() []finding {
 	for _, r := range c.runs {
 		if r.failed {
-			c.add(r.base, "lastRun", false, aboutName(r.job), withText(r.why))
+			c.add(r.base, "lastRun", false, aboutName(r.job), withText(r.reason))
 		}
 	}
 	// The lack of a Service can be known only when all are.
@@ -317,7 +317,7 @@ func (c *check) conclude() []finding {
 			if slices.ContainsFunc(c.findings, func(f finding) bool { return f.What == "webhook" && f.About == key }) {
 				continue // the webhook's finding says it
 			}
-			c.add(s.base, "endpoints", true, counts(n[0], n[1]), withLabels(s.selector))
+			c.add(s.base, "endpoints", true, withCounts(n[0], n[1]), withLabels(s.selector))
 		}
 	}
 	slices.SortFunc(c.findings, func(a, b finding) int {

@@ -59,7 +59,7 @@ func object(name string, created time.Time, more, body string) string {
 // checkOf has a console check lists, and returns its findings in words.
 func checkOf(t *testing.T, api http.HandlerFunc, paths ...string) (map[string]string, healthResponse) {
 	t.Helper()
-	s := consoleOf(t, api, func(o *Options) { o.healthPatience = time.Hour }) // however busy the machine is
+	s := consoleOf(t, api, func(o *Options) { o.healthTimeout = time.Hour }) // however busy the machine is
 	body := testenv.Must(json.Marshal(map[string]any{"paths": paths}))(t)
 	code, text, _ := roundTrip(t, s, "POST", "/health", string(body), "Authorization", bearer)
 	testenv.Equal(t, code, http.StatusOK, "%s:", text)

@@ -23,8 +23,8 @@ import (
 // reports whether the object has the condition Ready.
 type judge func(c *check, o *checkedObject, base finding, young bool) (ready bool)
 
-// judges are the kinds that are not judged by the condition Ready alone.
-var judges = map[string]judge{
+// judgesByKind has the kinds that are not judged by the condition Ready alone.
+var judgesByKind = map[string]judge{
 	"nodes.":                  judgeNode,
 	"persistentvolumes.":      judgeVolume,
 	"replicationcontrollers.": judgeReplicas,
@@ -49,7 +49,7 @@ var judges = map[string]judge{
 	"udproutes.gateway.networking.k8s.io":                      judgeRoute,
 }
 
-// condition is a condition as all kinds have it.
+// condition is a status condition in the form that all kinds share.
 type condition struct {
 	Type    string `json:"type"`
 	Status  string `json:"status"`
@@ -124,19 +124,19 @@ func judgeVolume(c *check, o *checkedObject, base finding, _ bool) bool {
 	return false
 }
 
-// replicas is what the statuses of Deployments, StatefulSets, ReplicaSets and ReplicationControllers have.
+// replicas has the status fields of Deployments, StatefulSets, ReplicaSets and ReplicationControllers.
 type replicas struct {
 	Replicas      int32       `json:"replicas"`
 	ReadyReplicas int32       `json:"readyReplicas"`
 	Conditions    []condition `json:"conditions"`
 }
 
-type wanted struct {
+type replicaSpec struct {
 	Replicas *int32 `json:"replicas"`
 	Paused   bool   `json:"paused"`
 }
 
-func (w wanted) number() int32 {
+func (w replicaSpec) count() int32 {
 	if w.Replicas == nil {
 		return 1
 	}
@@ -152,11 +152,11 @@ func judgeReplicas(c *check, o *checkedObject, base finding, young bool) bool {
 }
 
 func (c *check) judgeNumber(o *checkedObject, base finding, young bool) {
-	s, want := parse[replicas](o.Status), parse[wanted](o.Spec).number()
+	s, want := parse[replicas](o.Status), parse[replicaSpec](o.Spec).count()
 	if x := find(s.Conditions, "ReplicaFailure"); x != nil && x.Status == "True" {
-		c.add(base, "cannotMake", false, withText(x.text()), counts(s.ReadyReplicas, want))
+		c.add(base, "cannotMake", false, withText(x.text()), withCounts(s.ReadyReplicas, want))
 	} else if s.ReadyReplicas < want && !young {
-		c.add(base, "unavailable", s.ReadyReplicas > 0, counts(s.ReadyReplicas, want))
+		c.add(base, "unavailable", s.ReadyReplicas > 0, withCounts(s.ReadyReplicas, want))
 	}
 }
 
@@ -174,16 +174,16 @@ func judgeDeployment(c *check, o *checkedObject, base finding, young bool) bool 
 func judgeDaemonSet(c *check, o *checkedObject, base finding, young bool) bool {
 	s := parse[appsv1.DaemonSetStatus](o.Status)
 	if s.NumberReady < s.DesiredNumberScheduled && !young {
-		c.add(base, "unavailable", s.NumberReady > 0, counts(s.NumberReady, s.DesiredNumberScheduled))
+		c.add(base, "unavailable", s.NumberReady > 0, withCounts(s.NumberReady, s.DesiredNumberScheduled))
 	}
 	return false
 }
 
-// run is a job of a CronJob.
-type run struct {
+// cronRun is the newest finished job of a CronJob.
+type cronRun struct {
 	created, job string
 	failed       bool
-	why          string
+	reason       string
 	base         finding
 }
 
@@ -196,9 +196,9 @@ func judgeJob(c *check, o *checkedObject, base finding, young bool) bool {
 	done := find(all, string(batchv1.JobComplete))
 	if of := controlledBy(o.Metadata.OwnerReferences, "CronJob"); of != "" && (failed != nil || done != nil) {
 		key := o.Metadata.Namespace + "/" + of
-		if r := (run{created: o.Metadata.CreationTimestamp, job: o.Metadata.Name, base: base}); r.created >= c.runs[key].created {
+		if r := (cronRun{created: o.Metadata.CreationTimestamp, job: o.Metadata.Name, base: base}); r.created >= c.runs[key].created {
 			if failed != nil {
-				r.failed, r.why = true, failed.text()
+				r.failed, r.reason = true, failed.text()
 			}
 			r.base.Path, r.base.Name = strings.TrimSuffix(base.Path, "/jobs")+"/cronjobs", of
 			c.runs[key] = r
@@ -211,7 +211,7 @@ func judgeJob(c *check, o *checkedObject, base finding, young bool) bool {
 		c.add(base, "jobFailed", false, withText(failed.text()))
 	case done != nil || spec.Suspend != nil && *spec.Suspend || s.Active > 0 || young:
 	case s.Failed > 0: // the next attempt comes by itself
-		c.add(base, "jobRetries", true, counts(s.Failed, 0))
+		c.add(base, "jobRetries", true, withCounts(s.Failed, 0))
 	case s.Succeeded == 0:
 		c.add(base, "jobIdle", false)
 	}
@@ -243,7 +243,7 @@ func judgeBudget(c *check, o *checkedObject, base finding, young bool) bool {
 	case s.ExpectedPods == 0:
 		c.add(base, "budgetEmpty", true)
 	case s.CurrentHealthy < s.DesiredHealthy:
-		c.add(base, "budget", true, counts(s.CurrentHealthy, s.DesiredHealthy), withLabels(labels))
+		c.add(base, "budget", true, withCounts(s.CurrentHealthy, s.DesiredHealthy), withLabels(labels))
 	}
 	return false
 }

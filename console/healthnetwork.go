@@ -16,7 +16,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// service is what the check keeps of a Service.
+// service has the fields of a Service that the check needs.
 type service struct {
 	ports    []corev1.ServicePort
 	base     finding
@@ -82,7 +82,7 @@ func judgeIngress(c *check, o *checkedObject, base finding, young bool) bool {
 	return false
 }
 
-// routeStatus is what the statuses of Gateways and of their routes have.
+// routeStatus has the status fields of Gateways and of their routes.
 type routeStatus struct {
 	Listeners []struct {
 		Name       string      `json:"name"`
@@ -143,9 +143,9 @@ const maxWebhooks = 50
 
 // webhook is a webhook that calls a Service.
 type webhook struct {
-	base    finding
-	service string // its namespace and name
-	fail    bool   // requests are refused while it does not answer
+	base       finding
+	service    string // its namespace and name
+	failClosed bool   // requests are refused while it does not answer
 }
 
 type webhooks []webhook
@@ -163,7 +163,7 @@ func judgeWebhooks(c *check, o *checkedObject, base finding, young bool) bool {
 		name := s.Namespace + "/" + s.Name
 		fail := h.FailurePolicy == nil || *h.FailurePolicy == admissionv1.Fail
 		if i := slices.IndexFunc(c.webhooks, func(w webhook) bool { return w.base.UID == base.UID && w.service == name }); i >= 0 {
-			c.webhooks[i].fail = c.webhooks[i].fail || fail
+			c.webhooks[i].failClosed = c.webhooks[i].failClosed || fail
 			continue
 		}
 		c.webhooks = append(c.webhooks, webhook{base, name, fail})
@@ -194,7 +194,7 @@ func (w webhooks) find(ctx context.Context, c *check, u *user) {
 			found[w[i].service] = n
 		}
 		if n == 0 {
-			c.add(w[i].base, "webhook", !w[i].fail, aboutName(w[i].service))
+			c.add(w[i].base, "webhook", !w[i].failClosed, aboutName(w[i].service))
 		}
 	}
 }

@@ -46,7 +46,7 @@ type releaseRow struct {
 	// Driver is the kind of the object that holds the revision.
 	Driver string `json:"driver"`
 	// Trouble is the reason for which the other fields are unknown.
-	Trouble string `json:"trouble,omitempty"`
+	Problem string `json:"trouble,omitempty"`
 
 	object  string // the name of the object that holds the revision
 	byChart bool   // a HelmChart made the revision
@@ -73,7 +73,7 @@ type releaseResponse struct {
 func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 	namespace := r.URL.Query().Get("namespace")
 	if namespace != "" && len(validation.IsDNS1123Label(namespace)) > 0 {
-		refuse(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace", namespace))
+		answerError(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace", namespace))
 		return
 	}
 	out := releasesResponse{Releases: []releaseRow{}, Partial: []string{}}
@@ -84,7 +84,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 			if failed == nil {
 				failed = err
 			}
-			_, _, text := explain(err)
+			_, _, text := explainError(err)
 			out.Partial = append(out.Partial, text)
 			continue
 		}
@@ -92,7 +92,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 			text := fmt.Sprintf("the cluster has more than %d revisions in %s: choose a namespace", maxRevisions, driver.resource)
 			out.Partial = append(out.Partial, text)
 		}
-		out.Releases = append(out.Releases, newest(rows)...)
+		out.Releases = append(out.Releases, newestRevisions(rows)...)
 	}
 	if len(out.Partial) == len(helmDrivers) && failed != nil {
 		refuseError(w, failed)
@@ -106,7 +106,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 			maxReleases))
 	}
 	h.readReleaseRows(r.Context(), u, out.Releases[:min(len(out.Releases), maxReleases)])
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 // release answers with one revision of a release, the newest if none is named, and with its history.
@@ -122,14 +122,14 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 		wanted = slices.IndexFunc(rows, func(row releaseRow) bool { return strconv.Itoa(row.Revision) == text })
 	}
 	if wanted < 0 {
-		refuse(w, http.StatusNotFound, noRelease)
+		answerError(w, http.StatusNotFound, noRelease)
 		return
 	}
 	out := releaseResponse{}
 	if q.Get("content") == "true" {
 		record, err := h.revision(r.Context(), u, rows[wanted])
 		if err == nil {
-			out.Notes, out.Manifest = shortened(record.Info.Notes), shortened(record.Manifest)
+			out.Notes, out.Manifest = shortenText(record.Info.Notes), shortenText(record.Manifest)
 			out.Values, err = record.values()
 		}
 		if err == nil {
@@ -144,7 +144,7 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 	out.History = rows[first:min(len(rows), first+maxHistory)]
 	h.readReleaseRows(r.Context(), u, out.History)
 	out.releaseRow = rows[wanted]
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 // noRelease is the error for a release, or a revision of one, that is not there.
@@ -196,8 +196,8 @@ func (u *user) revisions(ctx context.Context, resource, fields, namespace, selec
 	return out, err
 }
 
-// newest keeps the newest revision of each release.
-func newest(rows []releaseRow) []releaseRow {
+// newestRevisions keeps the newest revision of each release.
+func newestRevisions(rows []releaseRow) []releaseRow {
 	type key struct{ namespace, name string }
 	at := map[key]int{}
 	var out []releaseRow
@@ -219,7 +219,7 @@ func (h *Handler) readReleaseRows(ctx context.Context, u *user, rows []releaseRo
 	atOnce(len(rows), helmRequests, func(i int) {
 		record, err := h.revision(ctx, u, rows[i])
 		if err != nil {
-			_, _, rows[i].Trouble = explain(err)
+			_, _, rows[i].Problem = explainError(err)
 			return
 		}
 		c := record.Chart.Metadata

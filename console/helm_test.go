@@ -86,7 +86,7 @@ func TestReleasesAreListedWithinBounds(t *testing.T) {
 	}
 	testenv.Require(t, len(got.Releases) == 3 && len(got.Partial) == 1, "%s", text)
 	bomb, odd, web := got.Releases[0], got.Releases[1], got.Releases[2]
-	testenv.False(t, bomb.Trouble != "the release is longer than 16 MB" || !strings.Contains(odd.Trouble, "base64"), "%+v, %+v", bomb, odd)
+	testenv.False(t, bomb.Problem != "the release is longer than 16 MB" || !strings.Contains(odd.Problem, "base64"), "%+v, %+v", bomb, odd)
 	if web.Revision != 2 || web.Chart != "webchart" || web.Version != "1.2.0" || web.AppVersion != "9" || web.Updated != "2026-01-02T00:00:00Z" || web.Status != "x" {
 		t.Errorf("%+v", web)
 	}

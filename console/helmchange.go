@@ -48,7 +48,7 @@ type helmObject struct {
 	Manifest string   `json:"manifest,omitempty"`
 }
 
-// previewResponse is what a change of a release would do. It has values and manifests, which may hold passwords.
+// previewResponse describes the effect of a change of a release. Its values and manifests may hold passwords.
 type previewResponse struct {
 	// Shown is to be sent with the change: the newest revision, and the one to go back to.
 	Shown []helmjob.Shown `json:"shown"`
@@ -56,7 +56,7 @@ type previewResponse struct {
 	Values   string `json:"values"`
 	Computed string `json:"computed"`
 	Manifest string `json:"manifest"`
-	// Objects are those that are written or removed. Hooks are those that run.
+	// Objects are the objects that are written or removed. Hooks are the hooks that run.
 	Objects []helmObject `json:"objects"`
 	Hooks   []helmObject `json:"hooks"`
 	// Removed are those that a rollback removes: the earlier revision does not have them.
@@ -74,7 +74,7 @@ func (h *Handler) previewChange(w http.ResponseWriter, r *http.Request, u *user)
 		refuseError(w, err)
 		return
 	}
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 func (h *Handler) preview(ctx context.Context, u *user, namespace, name, driver, from, to string) (*previewResponse, error) {
@@ -142,7 +142,7 @@ func (p *previewResponse) compare(before, after *storedRelease) error {
 		if a == b {
 			continue
 		}
-		if *part.to, err = difference(a, b); err != nil {
+		if *part.to, err = unifiedDiff(a, b); err != nil {
 			return err
 		}
 	}
@@ -182,7 +182,7 @@ func (p *previewResponse) describe(r *storedRelease, events ...string) (err erro
 		}
 		for i, o := range made {
 			if o.Events, o.Kept = hook.Events, false; i == 0 {
-				o.Manifest = shortened(hook.Manifest) // that of all
+				o.Manifest = shortenText(hook.Manifest) // that of all
 			}
 			p.Hooks = append(p.Hooks, o)
 		}
@@ -194,7 +194,7 @@ func (p *previewResponse) describe(r *storedRelease, events ...string) (err erro
 	return err
 }
 
-// helmDocument is the fields that are read of an object in a manifest.
+// helmDocument has the fields that the console reads of an object in a manifest.
 type helmDocument struct {
 	Kind     string            `json:"kind"`
 	Metadata metav1.ObjectMeta `json:"metadata"`
@@ -308,7 +308,7 @@ func (u *user) chartOf(ctx context.Context, newest releaseRow) (string, error) {
 	return "", nil
 }
 
-// changeRequest is a change of a release.
+// changeRequest is a page's request to change a release.
 type changeRequest struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
@@ -326,7 +326,7 @@ func (h *Handler) changeRelease(w http.ResponseWriter, r *http.Request, u *user)
 		return
 	}
 	if h.o.ReadOnly {
-		refuse(w, http.StatusForbidden, readOnly)
+		answerError(w, http.StatusForbidden, readOnly)
 		return
 	}
 	name, err := h.authenticate(r.Context(), u)
@@ -334,9 +334,9 @@ func (h *Handler) changeRelease(w http.ResponseWriter, r *http.Request, u *user)
 		refuseError(w, err)
 		return
 	}
-	release, err := h.changes.wait(r.Context(), name)
+	release, err := h.changes.acquire(r.Context(), name)
 	if err != nil {
-		refuse(w, http.StatusServiceUnavailable, "Helm is busy with other changes: "+err.Error())
+		answerError(w, http.StatusServiceUnavailable, "Helm is busy with other changes: "+err.Error())
 		return
 	}
 	defer release()
@@ -345,9 +345,9 @@ func (h *Handler) changeRelease(w http.ResponseWriter, r *http.Request, u *user)
 	case err != nil:
 		refuseError(w, err)
 	case result.Failed():
-		refuse(w, http.StatusConflict, result.Message)
+		answerError(w, http.StatusConflict, result.Message)
 	default:
-		respond(w, map[string]string{"message": result.Message})
+		answerJSON(w, map[string]string{"message": result.Message})
 	}
 }
 

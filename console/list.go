@@ -22,8 +22,8 @@ import (
 const (
 	// pageSize is the number of rows in one request to the API.
 	pageSize = 500
-	// gather is the time for which changes are collected into one message. A user notices no shorter time.
-	gather = 100 * time.Millisecond
+	// gatherDelay is the time for which changes are collected into one message. A user notices no shorter time.
+	gatherDelay = 100 * time.Millisecond
 	// retryFirst and retryMost are the first and the longest wait of a stream before it asks the API again.
 	retryFirst = 500 * time.Millisecond
 	retryMost  = 3 * time.Second
@@ -74,10 +74,10 @@ func (l *list) run(ctx context.Context, rv string) error {
 			continue
 		case apierrors.IsMethodNotSupported(err) && rv != "": // a kind that cannot be watched
 			return nil
-		case !temporary(err):
+		case !isTemporary(err):
 			return err
 		}
-		_, reason, text := explain(err)
+		_, reason, text := explainError(err)
 		if err := l.send(message{"type": "state", "ok": false, "reason": reason, "message": text}); err != nil {
 			return err
 		}
@@ -97,9 +97,9 @@ func waitDoubling(ctx context.Context, wait *time.Duration) bool {
 	return timers.Sleep(ctx, now)
 }
 
-// temporary reports whether trying again may help.
-func temporary(err error) bool {
-	code, _, _ := explain(err)
+// isTemporary reports whether trying again may help.
+func isTemporary(err error) bool {
+	code, _, _ := explainError(err)
 	return code == 0 || code == http.StatusTooManyRequests || code >= http.StatusInternalServerError && code != http.StatusNotImplemented
 }
 
@@ -154,7 +154,7 @@ func (l *list) readPage(ctx context.Context, query url.Values) (rv, more string,
 }
 
 func (l *list) read(ctx context.Context, query url.Values) (*table, error) {
-	response, err := l.s.u.do(ctx, http.MethodGet, l.path, query, http.Header{"Accept": {asTable}}, nil)
+	response, err := l.s.u.request(ctx, http.MethodGet, l.path, query, http.Header{"Accept": {asTable}}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +188,7 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	query.Set("resourceVersion", rv)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	response, err := l.s.u.do(ctx, http.MethodGet, l.path, query, http.Header{"Accept": {asTable}}, nil)
+	response, err := l.s.u.request(ctx, http.MethodGet, l.path, query, http.Header{"Accept": {asTable}}, nil)
 	if err != nil {
 		return rv, err
 	}
@@ -205,17 +205,17 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 		defer response.Body.Close()
 		failed <- readEvents(ctx, response.Body, events)
 	}()
-	g := gathered{set: map[string]row{}}
+	g := pendingChanges{rows: map[string]row{}}
 	flush := func() error {
 		if g.empty() && g.rv == "" {
 			return nil
 		}
 		rv = g.rv
 		m := g.message()
-		g = gathered{set: map[string]row{}}
+		g = pendingChanges{rows: map[string]row{}}
 		return l.send(m)
 	}
-	timer := time.NewTimer(gather)
+	timer := time.NewTimer(gatherDelay)
 	timer.Stop()
 	for {
 		select {
@@ -224,7 +224,7 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 				return rv, errors.Join(flush(), err)
 			}
 			if g.events == 1 {
-				timer.Reset(gather)
+				timer.Reset(gatherDelay)
 			}
 		case <-timer.C:
 			if err := flush(); err != nil {
@@ -237,7 +237,7 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 }
 
 // add adds an event to the gathered changes.
-func (l *list) add(e event, g *gathered) error {
+func (l *list) add(e event, g *pendingChanges) error {
 	if e.Type == "ERROR" {
 		return eventError(e.Object)
 	}
@@ -255,12 +255,12 @@ func (l *list) add(e event, g *gathered) error {
 	}
 	for _, r := range t.rows() {
 		if e.Type == "DELETED" {
-			delete(g.set, r.UID)
+			delete(g.rows, r.UID)
 			g.del = append(g.del, r.UID)
 			continue
 		}
 		g.del = slices.DeleteFunc(g.del, func(uid string) bool { return uid == r.UID }) // the selection did not match it for a moment
-		g.set[r.UID] = r
+		g.rows[r.UID] = r
 	}
 	return nil
 }

@@ -108,9 +108,9 @@ func TestLongLineOfALogIsCut(t *testing.T) {
 }
 
 func TestObjectThatComesBackIntoASelectionStays(t *testing.T) {
-	l, g := &list{columns: []column{{Name: "Name", Type: "string"}}}, gathered{set: map[string]row{}}
+	l, g := &list{columns: []column{{Name: "Name", Type: "string"}}}, pendingChanges{rows: map[string]row{}}
 	for _, kind := range []string{"ADDED", "DELETED", "ADDED"} {
 		testenv.NoError(t, l.add(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g))
 	}
-	testenv.False(t, len(g.del) != 0 || len(g.set) != 1 || g.set["1"].Cells == nil, "%+v", g)
+	testenv.False(t, len(g.del) != 0 || len(g.rows) != 1 || g.rows["1"].Cells == nil, "%+v", g)
 }

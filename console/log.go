@@ -32,7 +32,7 @@ func (st *stream) readLog(ctx context.Context, logPath string, query url.Values)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	response, err := st.s.u.do(ctx, http.MethodGet, logPath, query, http.Header{"Accept": {"*/*"}}, nil)
+	response, err := st.s.u.request(ctx, http.MethodGet, logPath, query, http.Header{"Accept": {"*/*"}}, nil)
 	if err != nil {
 		return err
 	}
@@ -65,13 +65,13 @@ func (st *stream) readLog(ctx context.Context, logPath string, query url.Values)
 		pending, size = nil, 0
 		return st.send(m)
 	}
-	timer := time.NewTimer(gather)
+	timer := time.NewTimer(gatherDelay)
 	timer.Stop()
 	for {
 		select {
 		case line := <-lines:
 			if len(pending) == 0 {
-				timer.Reset(gather)
+				timer.Reset(gatherDelay)
 			}
 			pending, size = append(pending, line), size+len(line)
 			if len(pending) >= maxLines || size >= maxLinesBytes {

@@ -24,8 +24,8 @@ const (
 	codeLife = time.Minute
 	// idlePoll is the interval of checks whether the console is unused.
 	idlePoll = 10 * time.Second
-	// stopPatience limits the wait for requests when the console ends.
-	stopPatience = 3 * time.Second
+	// stopTimeout limits the wait for requests when the console ends.
+	stopTimeout = 3 * time.Second
 )
 
 // LoopbackOptions are the options of a console on 127.0.0.1.
@@ -166,7 +166,7 @@ func (l *Loopback) Serve(ctx context.Context) error {
 		}
 	}
 	l.closeAll()
-	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	if server.Shutdown(stopping) != nil {
 		_ = server.Close() // a request that did not end in time

@@ -19,7 +19,7 @@ func (u *user) readMetadata(ctx context.Context, path string, query url.Values, 
 	query = maps.Clone(query)
 	query.Set("limit", strconv.Itoa(pageSize))
 	for {
-		response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {asMetadata}}, nil)
+		response, err := u.request(ctx, http.MethodGet, path, query, http.Header{"Accept": {asMetadata}}, nil)
 		if err != nil {
 			return err
 		}

@@ -87,7 +87,7 @@ func yamlSize(v any, depth, most int) int {
 	return size
 }
 
-// objectResponse is an object and its text.
+// objectResponse has an object as JSON, and as text in YAML.
 type objectResponse struct {
 	Object anyObject `json:"object"`
 	YAML   string    `json:"yaml"`
@@ -105,7 +105,7 @@ func newObjectResponse(o anyObject) (*objectResponse, error) {
 func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
 	path := r.URL.Query().Get("path")
 	if err := objectPath(path); err != nil {
-		refuse(w, http.StatusBadRequest, err.Error())
+		answerError(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	var o anyObject
@@ -121,7 +121,7 @@ func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 // objectPath checks that a path is that of one object. A collection may be of any size.

@@ -28,11 +28,11 @@ func (st *stream) watchObject(ctx context.Context, at string) error {
 		switch {
 		case ctx.Err() != nil:
 			return errClosed
-		case err != nil && !temporary(err):
+		case err != nil && !isTemporary(err):
 			return err
 		case err != nil:
 			ok = false
-			_, reason, text := explain(err)
+			_, reason, text := explainError(err)
 			if err := st.send(message{"type": "state", "ok": false, "reason": reason, "message": text}); err != nil {
 				return err
 			}
@@ -64,14 +64,14 @@ func (st *stream) watchObject(ctx context.Context, at string) error {
 func (st *stream) followObject(ctx context.Context, at, rv string) (ended bool, err error) {
 	collection, name := path.Split(at)
 	query := url.Values{"watch": {"true"}, "fieldSelector": {"metadata.name=" + name}, "resourceVersion": {rv}}
-	response, err := st.s.u.do(ctx, http.MethodGet, path.Clean(collection), query, http.Header{"Accept": {"application/json"}}, nil)
+	response, err := st.s.u.request(ctx, http.MethodGet, path.Clean(collection), query, http.Header{"Accept": {"application/json"}}, nil)
 	if err != nil {
 		return false, err
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
 		refused := statusError(response)
-		return !temporary(refused) && !apierrors.IsResourceExpired(refused) && !apierrors.IsGone(refused), nil
+		return !isTemporary(refused) && !apierrors.IsResourceExpired(refused) && !apierrors.IsGone(refused), nil
 	}
 	limited := &io.LimitedReader{R: response.Body, N: maxEvent}
 	for d := json.NewDecoder(limited); ; limited.N = maxEvent {
@@ -100,7 +100,7 @@ func (st *stream) sendObject(ctx context.Context, o anyObject) error {
 		return err
 	}
 	defer st.leavePage()
-	release, err := st.s.h.texts.wait(ctx, st.s.name)
+	release, err := st.s.h.texts.acquire(ctx, st.s.name)
 	if err != nil {
 		return errClosed
 	}

@@ -73,17 +73,17 @@ type provider struct {
 	o       OIDC
 	client  http.Client
 	logger  *slog.Logger
-	working *turns // of logins and renewals, by client address; behind an ingress all clients share one
+	working *userSlots // of logins and renewals, by client address; behind an ingress all clients share one
 
-	mu    sync.Mutex
-	found *description
-	err   error     // why there is no description
-	until time.Time // when found or err expires
+	mu      sync.Mutex
+	found   *description
+	err     error     // why there is no description
+	expires time.Time // when found or err expires
 }
 
 func newProvider(o OIDC, logger *slog.Logger) *provider {
 	return &provider{
-		o: o, logger: logger, working: newTurns(maxExchanges, addressExchanges),
+		o: o, logger: logger, working: newUserSlots(maxExchanges, addressExchanges),
 		client: http.Client{
 			Transport: &http.Transport{
 				Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots},
@@ -95,7 +95,7 @@ func newProvider(o OIDC, logger *slog.Logger) *provider {
 	}
 }
 
-// loginError is a refusal with an HTTP status.
+// loginError is the refusal of a login, with its HTTP status.
 type loginError struct {
 	code    int
 	message string
@@ -103,7 +103,7 @@ type loginError struct {
 
 func (e *loginError) Error() string { return e.message }
 
-func refusal(code int, format string, args ...any) error {
+func newLoginError(code int, format string, args ...any) error {
 	return &loginError{code, fmt.Sprintf(format, args...)}
 }
 
@@ -123,17 +123,17 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(exchangeTimeout)) // connections in tests have none
 		var in loginRequest
 		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-			refuse(w, http.StatusUnsupportedMediaType, "a login is JSON")
+			answerError(w, http.StatusUnsupportedMediaType, "a login is JSON")
 			return
 		}
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxLogin)).Decode(&in); err != nil {
-			refuse(w, http.StatusBadRequest, "this login is too long, or no JSON")
+			answerError(w, http.StatusBadRequest, "this login is too long, or no JSON")
 			return
 		}
 		from, _, _ := net.SplitHostPort(r.RemoteAddr) // net/http wrote it
-		release, err := p.working.wait(ctx, from)
+		release, err := p.working.acquire(ctx, from)
 		if err != nil {
-			refuse(w, http.StatusServiceUnavailable, "too many users log in at this moment: try again")
+			answerError(w, http.StatusServiceUnavailable, "too many users log in at this moment: try again")
 			return
 		}
 		defer release()
@@ -141,11 +141,11 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 		var refused *loginError
 		switch {
 		case errors.As(err, &refused):
-			refuse(w, refused.code, refused.message)
+			answerError(w, refused.code, refused.message)
 		case err != nil:
 			p.respondUnavailable(w, err)
 		default:
-			respond(w, out)
+			answerJSON(w, out)
 		}
 	}
 }
@@ -154,7 +154,7 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 // of the network than a client that has not logged in should know.
 func (p *provider) respondUnavailable(w http.ResponseWriter, err error) {
 	p.logger.Warn("no user can log in by OIDC at the moment", "issuer", p.o.Issuer, "error", err)
-	refuse(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")
+	answerError(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")
 }
 
 // loginRequest is a page's request: a code with its verifier, nonce and redirect URL, or a refresh token with its
@@ -195,7 +195,7 @@ func (p *provider) describe(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	respond(w, providerResponse{
+	answerJSON(w, providerResponse{
 		ClientID: p.o.ClientID, Authorization: d.Authorization, EndSession: d.EndSession, Scope: strings.Join(scopes, " "),
 	})
 }
@@ -204,10 +204,10 @@ func (p *provider) describe(w http.ResponseWriter, r *http.Request) {
 // made for this tab's login.
 func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest) (any, error) {
 	if in.Code == "" || in.Verifier == "" || in.Nonce == "" {
-		return nil, refusal(http.StatusBadRequest, "a login has a code, a verifier and a nonce")
+		return nil, newLoginError(http.StatusBadRequest, "a login has a code, a verifier and a nonce")
 	}
 	if u, err := url.Parse(in.Redirect); err != nil || u.Host != r.Host || u.RawQuery != "" || u.Fragment != "" {
-		return nil, refusal(http.StatusBadRequest, "a login comes back to this console's own page")
+		return nil, newLoginError(http.StatusBadRequest, "a login comes back to this console's own page")
 	}
 	out, c, err := p.exchange(ctx, url.Values{
 		"grant_type": {"authorization_code"}, "code": {in.Code}, "code_verifier": {in.Verifier}, "redirect_uri": {in.Redirect},
@@ -216,7 +216,7 @@ func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest)
 		return nil, err
 	}
 	if c.Nonce != in.Nonce {
-		return nil, refusal(http.StatusForbidden, "this login was begun elsewhere, and is not taken: log in again")
+		return nil, newLoginError(http.StatusForbidden, "this login was begun elsewhere, and is not taken: log in again")
 	}
 	return out, nil
 }
@@ -224,14 +224,14 @@ func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest)
 // renew requests a new token for the same user (RFC 6749, 6).
 func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest) (any, error) {
 	if in.Refresh == "" || in.Subject == "" {
-		return nil, refusal(http.StatusBadRequest, "a renewal has a refresh token and its user")
+		return nil, newLoginError(http.StatusBadRequest, "a renewal has a refresh token and its user")
 	}
 	out, c, err := p.exchange(ctx, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {in.Refresh}})
 	if err != nil {
 		return nil, err
 	}
 	if c.Subject != in.Subject {
-		return nil, refusal(http.StatusConflict, "%s answered for another user: log in again", p.o.Issuer)
+		return nil, newLoginError(http.StatusConflict, "%s answered for another user: log in again", p.o.Issuer)
 	}
 	if out.Refresh == "" { // the earlier token stays valid
 		out.Refresh = in.Refresh
@@ -274,9 +274,9 @@ func (p *provider) exchange(ctx context.Context, form url.Values) (*loginRespons
 		return nil, nil, fmt.Errorf("%s answers with status %d", p.o.Issuer, code)
 	case code != http.StatusOK || got.Error != "":
 		why := shortError(strings.TrimSpace(got.Error+" "+got.Description), code)
-		return nil, nil, refusal(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, why)
+		return nil, nil, newLoginError(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, why)
 	case got.IDToken == "":
-		return nil, nil, refusal(http.StatusForbidden, "%s gave no ID token: is openid among the scopes?", p.o.Issuer)
+		return nil, nil, newLoginError(http.StatusForbidden, "%s gave no ID token: is openid among the scopes?", p.o.Issuer)
 	}
 	c, lifetime, err := p.check(got.IDToken)
 	if err != nil {
@@ -289,14 +289,14 @@ func (p *provider) exchange(ctx context.Context, form url.Values) (*loginRespons
 // 1.0, 3.1.3.7), and the API verifies its signature.
 func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 	got, isJWT := claimsOf(token)
-	now, ends, begins := time.Now(), moment(got.Expires), moment(got.IssuedAt)
+	now, ends, begins := time.Now(), claimTime(got.Expires), claimTime(got.IssuedAt)
 	switch {
 	case !isJWT || got.Subject == "" || ends.IsZero():
-		return nil, 0, refusal(http.StatusForbidden, "%s gave an ID token that is none", p.o.Issuer)
+		return nil, 0, newLoginError(http.StatusForbidden, "%s gave an ID token that is none", p.o.Issuer)
 	case got.Issuer != p.o.Issuer:
-		return nil, 0, refusal(http.StatusForbidden, "the ID token is of %s, and not of %s", shortError(got.Issuer, 0), p.o.Issuer)
+		return nil, 0, newLoginError(http.StatusForbidden, "the ID token is of %s, and not of %s", shortError(got.Issuer, 0), p.o.Issuer)
 	case !now.Before(ends), begins.After(now.Add(clockLeeway)):
-		return nil, 0, refusal(http.StatusForbidden,
+		return nil, 0, newLoginError(http.StatusForbidden,
 			"the token is good from %s to %s, and this server's clock has %s: one of the clocks is wrong",
 			begins.UTC().Format(time.RFC3339), ends.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
@@ -315,15 +315,15 @@ func shortError(text string, code int) string {
 func (p *provider) discover(ctx context.Context) (*description, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if time.Now().Before(p.until) {
+	if time.Now().Before(p.expires) {
 		return p.found, p.err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout) // the result is for other requests, too
 	defer cancel()
 	p.found, p.err = p.fetch(ctx)
-	p.until = time.Now().Add(discoveryLife)
+	p.expires = time.Now().Add(discoveryLife)
 	if p.err != nil {
-		p.until = time.Now().Add(discoveryRetry)
+		p.expires = time.Now().Add(discoveryRetry)
 	}
 	return p.found, p.err
 }

@@ -255,7 +255,7 @@ func TestLoginsAreBounded(t *testing.T) {
 	var release func()
 	for n := range maxExchanges {
 		var err error
-		release, err = working.wait(t.Context(), strconv.Itoa(n))
+		release, err = working.acquire(t.Context(), strconv.Itoa(n))
 		testenv.NoError(t, err)
 	}
 	answered := make(chan int)
@@ -265,7 +265,7 @@ func TestLoginsAreBounded(t *testing.T) {
 	}()
 	for waits := false; !waits; runtime.Gosched() {
 		working.mu.Lock()
-		waits = working.each["127.0.0.1"] != nil
+		waits = working.byUser["127.0.0.1"] != nil
 		working.mu.Unlock()
 	}
 	select {

@@ -23,10 +23,10 @@ const longList = 500
 // patch is a user's changes of an object. Kubernetes' own kinds are patched strategically (lists are merged by their
 // keys), others by RFC 7386.
 type patch struct {
-	from    anyObject // the object that the user began with
-	mine    changes
-	changes map[string]any
-	schema  strategicpatch.LookupPatchMeta // nil for RFC 7386
+	original    anyObject // the object that the user began with
+	userChanges changes
+	changes     map[string]any
+	schema      strategicpatch.LookupPatchMeta // nil for RFC 7386
 }
 
 // identity checks that the fields which identify an object are unchanged.
@@ -37,7 +37,7 @@ var identity = []mergepatch.PreconditionFunc{
 
 // newPatch compares two versions of an object.
 func newPatch(from, to anyObject) (*patch, error) {
-	p := &patch{from: from}
+	p := &patch{original: from}
 	apiVersion, _ := from["apiVersion"].(string)
 	kind, _ := from["kind"].(string)
 	typed, err := scheme.Scheme.New(schema.FromAPIVersionAndKind(apiVersion, kind))
@@ -48,7 +48,7 @@ func newPatch(from, to anyObject) (*patch, error) {
 		}
 		p.schema = meta
 	}
-	p.mine = p.changesBetween(from, to)
+	p.userChanges = p.changesBetween(from, to)
 	if p.schema != nil {
 		p.changes, err = strategicpatch.CreateTwoWayMergeMapPatchUsingLookupPatchMeta(
 			strategicpatch.JSONMap(from), strategicpatch.JSONMap(to), p.schema, identity...)
@@ -160,11 +160,11 @@ func (p *patch) onTopOf(live anyObject) (anyObject, error) {
 // the keys of elements in lists that are merged by a key. A list of any other kind is one value.
 type changes map[string]any
 
-// separator separates the segments of a path. No field name contains it.
-const separator = "\x00"
+// keySeparator separates the segments of a path. No field name contains it.
+const keySeparator = "\x00"
 
-// removed is the value for a field that the newer version lacks.
-type removed struct{}
+// removedField is the value for a field that the newer version lacks.
+type removedField struct{}
 
 func (p *patch) changesBetween(from, to anyObject) changes {
 	out := changes{}
@@ -181,14 +181,14 @@ func (c changes) maps(at string, from, to map[string]any, meta strategicpatch.Lo
 func (c changes) forEachCommon(at string, from, to map[string]any, f func(at, k string, a, b any)) {
 	for k, a := range from {
 		if b, has := to[k]; has {
-			f(at+separator+k, k, a, b)
+			f(at+keySeparator+k, k, a, b)
 		} else {
-			c[at+separator+k] = removed{}
+			c[at+keySeparator+k] = removedField{}
 		}
 	}
 	for k, b := range to {
 		if _, had := from[k]; !had {
-			c[at+separator+k] = b
+			c[at+keySeparator+k] = b
 		}
 	}
 }
@@ -279,8 +279,8 @@ func (c changes) conflict(others changes) string {
 	for path, value := range c {
 		for at, other := range others {
 			same := path == at
-			if same && !equal(value, other) || !same && (strings.HasPrefix(path, at+separator) || strings.HasPrefix(at, path+separator)) {
-				return strings.ReplaceAll(strings.TrimPrefix(path, separator), separator, ".")
+			if same && !equal(value, other) || !same && (strings.HasPrefix(path, at+keySeparator) || strings.HasPrefix(at, path+keySeparator)) {
+				return strings.ReplaceAll(strings.TrimPrefix(path, keySeparator), keySeparator, ".")
 			}
 		}
 	}

@@ -121,5 +121,5 @@ func TestManyLinesAreNotCompared(t *testing.T) {
 		a.WriteString(strings.Repeat("a", i%7) + "\n")
 		b.WriteString(strings.Repeat("b", i%5) + "\n")
 	}
-	testenv.Contains(t, testenv.Must(difference(a.String(), b.String()))(t), "too many", "")
+	testenv.Contains(t, testenv.Must(unifiedDiff(a.String(), b.String()))(t), "too many", "")
 }

@@ -85,15 +85,15 @@ func valuesYAML(given, defaults json.RawMessage) (string, error) {
 			return "", fmt.Errorf("reading the values: %w", err)
 		}
 	}
-	if over = coalesced(under, over); len(over) == 0 {
+	if over = mergeValues(under, over); len(over) == 0 {
 		return "", nil
 	}
 	return toYAML(over)
 }
 
-// coalesced returns defaults with the values given, as Helm computes them (helm.sh/helm/v4/pkg/chart/common/util,
+// mergeValues returns defaults with the values given, as Helm computes them (helm.sh/helm/v4/pkg/chart/common/util,
 // CoalesceValues): tables are merged, and null removes a default. It may change both maps.
-func coalesced(defaults, given map[string]any) map[string]any {
+func mergeValues(defaults, given map[string]any) map[string]any {
 	out := map[string]any{}
 	for k, v := range given {
 		under, known := defaults[k]
@@ -102,7 +102,7 @@ func coalesced(defaults, given map[string]any) map[string]any {
 		switch {
 		case known && v == nil:
 		case isTable && overTable:
-			out[k] = coalesced(underTable, table)
+			out[k] = mergeValues(underTable, table)
 		default:
 			out[k] = v
 		}
@@ -112,15 +112,15 @@ func coalesced(defaults, given map[string]any) map[string]any {
 			continue
 		}
 		if table, isTable := v.(map[string]any); isTable {
-			v = coalesced(table, nil)
+			v = mergeValues(table, nil)
 		}
 		out[k] = v
 	}
 	return out
 }
 
-// shortened returns a text of a release, or its beginning if it is too long.
-func shortened(text string) string {
+// shortenText returns a text of a release, or its beginning if it is too long.
+func shortenText(text string) string {
 	if len(text) <= maxReleaseText {
 		return text
 	}

@@ -79,7 +79,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	case <-ctx.Done():
 	}
 	h.Close()
-	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	if server.Shutdown(stopping) != nil {
 		_ = server.Close() // a request that did not end in time

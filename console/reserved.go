@@ -9,11 +9,12 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 )
 
-// lenient is a value that stays empty if it has another form: the API of an extension may answer with any object.
-type lenient[T any] struct{ v T }
+// lenientValue is a value of type T. It stays empty when the JSON has another form, because the API of an extension may
+// answer with any object.
+type lenientValue[T any] struct{ v T }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (l *lenient[T]) UnmarshalJSON(text []byte) error {
+func (l *lenientValue[T]) UnmarshalJSON(text []byte) error {
 	var v T
 	if json.Unmarshal(text, &v) == nil {
 		l.v = v
@@ -23,14 +24,14 @@ func (l *lenient[T]) UnmarshalJSON(text []byte) error {
 
 // rowObject is the object of a table's row. It has a spec and a status if the request has includeObject=Object.
 type rowObject struct {
-	Kind     string             `json:"kind"`
-	Metadata metadata           `json:"metadata"`
-	Spec     lenient[reserving] `json:"spec"`
-	Status   lenient[providing] `json:"status"`
+	Kind     string                       `json:"kind"`
+	Metadata metadata                     `json:"metadata"`
+	Spec     lenientValue[podRequests]    `json:"spec"`
+	Status   lenientValue[capacityStatus] `json:"status"`
 }
 
-// reserving is the fields of a pod's spec that say what it may use.
-type reserving struct {
+// podRequests has the fields of a pod's spec with its requests and limits.
+type podRequests struct {
 	InitContainers []reservingContainer         `json:"initContainers"`
 	Containers     []reservingContainer         `json:"containers"`
 	Overhead       corev1.ResourceList          `json:"overhead"`
@@ -43,8 +44,8 @@ type reservingContainer struct {
 	RestartPolicy *corev1.ContainerRestartPolicy `json:"restartPolicy"`
 }
 
-// providing is the fields of a status: a pod's phase, and what a node has for pods.
-type providing struct {
+// capacityStatus has fields of a status: the phase of a pod, and the resources that a node has for pods.
+type capacityStatus struct {
 	Phase       corev1.PodPhase     `json:"phase"`
 	Capacity    corev1.ResourceList `json:"capacity"`
 	Allocatable corev1.ResourceList `json:"allocatable"`
@@ -82,7 +83,7 @@ func (o *rowObject) requestsAndLimits() (use []int64, limits map[string][2]int64
 }
 
 // pod returns a pod with these fields only.
-func (r *reserving) pod() *corev1.Pod {
+func (r *podRequests) pod() *corev1.Pod {
 	of := func(containers []reservingContainer) []corev1.Container {
 		out := make([]corev1.Container, len(containers))
 		for i, c := range containers {

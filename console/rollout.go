@@ -56,7 +56,7 @@ func (h *Handler) rollout(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	respond(w, map[string]any{"revisions": revisions})
+	answerJSON(w, map[string]any{"revisions": revisions})
 }
 
 // undo rolls a workload back to a revision. With dryRun it only answers with the changes.
@@ -70,7 +70,7 @@ func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		refuse(w, http.StatusForbidden, readOnly)
+		answerError(w, http.StatusForbidden, readOnly)
 		return
 	}
 	var before, after anyObject
@@ -90,7 +90,7 @@ func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	respond(w, map[string]string{"diff": diff})
+	answerJSON(w, map[string]string{"diff": diff})
 }
 
 // undoOnce rolls a workload back to a revision. It returns a conflict error when another client writes the workload
@@ -251,7 +251,7 @@ func objectDifference(before, after anyObject) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return difference(a, b)
+	return unifiedDiff(a, b)
 }
 
 // convert converts an object of any kind to a type.

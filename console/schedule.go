@@ -16,10 +16,10 @@ import (
 func (h *Handler) schedule(w http.ResponseWriter, r *http.Request, _ *user) {
 	next, err := nextRun(r.URL.Query().Get("schedule"), r.URL.Query().Get("zone"), time.Now())
 	if err != nil {
-		refuse(w, http.StatusBadRequest, err.Error())
+		answerError(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	respond(w, map[string]string{"next": next})
+	answerJSON(w, map[string]string{"next": next})
 }
 
 // nextRun returns the first time after now at which a schedule runs (RFC 3339).

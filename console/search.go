@@ -23,11 +23,11 @@ const (
 	maxSearchPaths, maxFound, maxSearched = 1000, 500, 20000
 	// searchRequests is how many requests one search makes at once. maxSearches is how many searches run at once.
 	searchRequests, maxSearches = 4, 2
-	// searchPatience limits the time of a search, so that other users' searches can run.
-	searchPatience = 30 * time.Second
+	// searchTimeout limits the time of a search, so that other users' searches can run.
+	searchTimeout = 30 * time.Second
 )
 
-var errSearchTooLong = fmt.Errorf("the search was ended after %s: choose a namespace", searchPatience)
+var errSearchTooLong = fmt.Errorf("the search was ended after %s: choose a namespace", searchTimeout)
 
 // foundObject is a result of a search.
 type foundObject struct {
@@ -40,19 +40,19 @@ type foundObject struct {
 }
 
 // search looks for a text in the names and labels of objects, in the lists at paths. It sends each match to the page
-// when it finds it. It stops after maxFound matches, or after searchPatience. Lists that the user may not read, and
+// when it finds it. It stops after maxFound matches, or after searchTimeout. Lists that the user may not read, and
 // kinds that cannot be listed, give no results.
 func (st *stream) search(ctx context.Context, text string, paths []string) error {
 	text = strings.ToLower(strings.TrimSpace(text))
 	if text == "" || len(paths) > maxSearchPaths {
 		return apierrors.NewBadRequest(fmt.Sprintf("a search has a text, and %d kinds at most", maxSearchPaths))
 	}
-	release, err := st.s.h.searches.wait(ctx, st.s.name)
+	release, err := st.s.h.searches.acquire(ctx, st.s.name)
 	if err != nil {
 		return errClosed
 	}
 	defer release()
-	ctx, cancel := context.WithTimeoutCause(ctx, searchPatience, errSearchTooLong)
+	ctx, cancel := context.WithTimeoutCause(ctx, searchTimeout, errSearchTooLong)
 	defer cancel()
 	var (
 		mu    sync.Mutex // guards what follows, and keeps the messages in order
@@ -85,7 +85,7 @@ func (st *stream) search(ctx context.Context, text string, paths []string) error
 		seen, more := 0, true
 		err := st.s.u.readMetadata(ctx, paths[i], url.Values{}, func(page []metadata) bool {
 			seen += len(page)
-			more = report(message{}, matching(page, paths[i], text), false)
+			more = report(message{}, matchingObjects(page, paths[i], text), false)
 			return more && seen < maxSearched
 		})
 		if !more || ctx.Err() != nil {
@@ -94,7 +94,7 @@ func (st *stream) search(ctx context.Context, text string, paths []string) error
 		m := message{}
 		switch {
 		case err != nil:
-			code, _, why := explain(err)
+			code, _, why := explainError(err)
 			if code != http.StatusForbidden && code != http.StatusNotFound && code != http.StatusMethodNotAllowed {
 				m["trouble"] = why
 			}
@@ -109,8 +109,8 @@ func (st *stream) search(ctx context.Context, text string, paths []string) error
 	return lost
 }
 
-// matching returns the objects of a page whose name or labels contain a text.
-func matching(page []metadata, path, text string) []foundObject {
+// matchingObjects returns the objects of a page whose name or labels contain a text.
+func matchingObjects(page []metadata, path, text string) []foundObject {
 	var out []foundObject
 	for i := range page {
 		m := &page[i]

@@ -34,14 +34,14 @@ const (
 	// Each has maxInput bytes at most.
 	inputQueue = 64
 	maxInput   = 64 << 10
-	// writePatience is the time that a tab may take to read a message. Only the tab's own streams wait for it.
-	writePatience = 30 * time.Second
+	// writeTimeout is the time that a tab may take to read a message. Only the tab's own streams wait for it.
+	writeTimeout = 30 * time.Second
 	// pingEvery is the interval of pings. They keep proxies from closing an idle connection, and detect tabs that have
 	// disconnected.
-	pingEvery    = 30 * time.Second
-	pongPatience = 75 * time.Second
-	// reviewPatience limits how long the API may take to say whether it still accepts the user's credentials.
-	reviewPatience = 10 * time.Second
+	pingEvery   = 30 * time.Second
+	pongTimeout = 75 * time.Second
+	// reviewTimeout limits how long the API may take to say whether it still accepts the user's credentials.
+	reviewTimeout = 10 * time.Second
 )
 
 // pageMessage is a message from a page.
@@ -104,7 +104,7 @@ type stream struct {
 func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	token := tokenOf(r)
 	if token == "" {
-		refuse(w, http.StatusUnauthorized, "log in first")
+		answerError(w, http.StatusUnauthorized, "log in first")
 		return
 	}
 	u, err := h.userOf(r, token)
@@ -113,7 +113,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if h.o.Mode == ModeServer && tokenEnded(token, time.Now()) { // the API takes it for some seconds more
-		refuse(w, http.StatusUnauthorized, whyRefused(token, time.Now()))
+		answerError(w, http.StatusUnauthorized, whyRefused(token, time.Now()))
 		return
 	}
 	name, err := h.authenticate(r.Context(), u)
@@ -126,7 +126,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	}
 	release, free := h.sockets.acquire(name)
 	if !free {
-		refuse(w, http.StatusServiceUnavailable, "too many tabs are open: close some")
+		answerError(w, http.StatusServiceUnavailable, "too many tabs are open: close some")
 		return
 	}
 	defer func() {
@@ -161,8 +161,8 @@ func (s *socket) serve() {
 	defer cancel()
 	s.running.Go(func() { s.keepAlive(ctx) })
 	s.conn.SetReadLimit(maxMessage)
-	_ = s.conn.SetReadDeadline(time.Now().Add(pongPatience)) // an error occurs again in the read below
-	s.conn.SetPongHandler(func(string) error { return s.conn.SetReadDeadline(time.Now().Add(pongPatience)) })
+	_ = s.conn.SetReadDeadline(time.Now().Add(pongTimeout)) // an error occurs again in the read below
+	s.conn.SetPongHandler(func(string) error { return s.conn.SetReadDeadline(time.Now().Add(pongTimeout)) })
 	for {
 		kind, text, err := s.conn.ReadMessage()
 		if err != nil {
@@ -207,7 +207,7 @@ func (s *socket) keepAlive(ctx context.Context) {
 					answers = s.review(ctx, answers, refused)
 				})
 			}
-			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writePatience)) != nil {
+			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writeTimeout)) != nil {
 				return
 			}
 		}
@@ -224,7 +224,7 @@ func (s *socket) closeWith(code int, why string) {
 // refused when it does not. In this way a page without a list, too, learns that the API does not answer, and that it
 // answers again. answered and the result are whether the API answered, last time and this time.
 func (s *socket) review(ctx context.Context, answered bool, refused chan<- struct{}) bool {
-	asking, cancel := context.WithTimeout(ctx, reviewPatience)
+	asking, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
 	_, err := s.u.whoAmI(asking)
 	if ctx.Err() != nil {
@@ -234,7 +234,7 @@ func (s *socket) review(ctx context.Context, answered bool, refused chan<- struc
 		refused <- struct{}{}
 		return true
 	}
-	if err != nil && !temporary(err) {
+	if err != nil && !isTemporary(err) {
 		err = nil // it answers: an API may not have this review
 	}
 	if (err == nil) == answered {
@@ -242,7 +242,7 @@ func (s *socket) review(ctx context.Context, answered bool, refused chan<- struc
 	}
 	m := message{"type": "state", "ok": err == nil}
 	if err != nil {
-		_, m["reason"], m["message"] = explain(err)
+		_, m["reason"], m["message"] = explainError(err)
 	}
 	st := &stream{s: s} // number 0, which no stream has
 	_ = st.send(m)      // the tab may have disconnected
@@ -364,7 +364,7 @@ func (st *stream) run(ctx context.Context, r pageMessage) {
 		st.sendEnd(0, "", "")
 		return
 	}
-	code, reason, text := explain(err)
+	code, reason, text := explainError(err)
 	code = cmp.Or(code, http.StatusBadGateway)
 	st.sendEnd(code, reason, text)
 }
@@ -377,7 +377,7 @@ func (st *stream) sendEnd(code int, reason, text string) {
 // errClosed says that a tab does not read any more.
 var errClosed = errors.New("the tab has ended")
 
-// send writes a message of this stream. It waits for a slow tab, up to writePatience.
+// send writes a message of this stream. It waits for a slow tab, up to writeTimeout.
 func (st *stream) send(m message) error {
 	m["id"] = st.id
 	text, err := json.Marshal(m)
@@ -386,7 +386,7 @@ func (st *stream) send(m message) error {
 	}
 	st.s.writing.Lock()
 	defer st.s.writing.Unlock()
-	_ = st.s.conn.SetWriteDeadline(time.Now().Add(writePatience)) // an error occurs again in the write below
+	_ = st.s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // an error occurs again in the write below
 	if err := st.s.conn.WriteMessage(websocket.TextMessage, text); err != nil {
 		_ = st.s.conn.Close() // ends the read in serve, and with it all streams
 		return errClosed

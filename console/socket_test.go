@@ -90,8 +90,8 @@ func TestUserHasABoundedNumberOfTabs(t *testing.T) {
 	}
 	release, ok := l.acquire("another")
 	testenv.Require(t, ok, "another user was refused")
-	if release(); len(l.each) != 1 {
-		t.Errorf("%d users are kept", len(l.each))
+	if release(); len(l.byUser) != 1 {
+		t.Errorf("%d users are kept", len(l.byUser))
 	}
 }
 

@@ -9,29 +9,29 @@ import (
 
 // socketLimit limits the WebSockets of all users and of each user.
 type socketLimit struct {
-	mu   sync.Mutex
-	all  int
-	each map[[sha256.Size]byte]int // by a hash of the user
+	mu     sync.Mutex
+	total  int
+	byUser map[[sha256.Size]byte]int // by a hash of the user
 }
 
-func newSocketLimit() *socketLimit { return &socketLimit{each: map[[sha256.Size]byte]int{}} }
+func newSocketLimit() *socketLimit { return &socketLimit{byUser: map[[sha256.Size]byte]int{}} }
 
 // acquire counts a WebSocket of a user. It returns false when there are too many.
 func (l *socketLimit) acquire(user string) (release func(), ok bool) {
 	key := sha256.Sum256([]byte(user))
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all >= maxSockets || l.each[key] >= userSockets {
+	if l.total >= maxSockets || l.byUser[key] >= userSockets {
 		return nil, false
 	}
-	l.all++
-	l.each[key]++
+	l.total++
+	l.byUser[key]++
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.all--
-		if l.each[key]--; l.each[key] == 0 {
-			delete(l.each, key)
+		l.total--
+		if l.byUser[key]--; l.byUser[key] == 0 {
+			delete(l.byUser, key)
 		}
 	}, true
 }
@@ -40,5 +40,5 @@ func (l *socketLimit) acquire(user string) (release func(), ok bool) {
 func (l *socketLimit) hasSockets() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.all > 0
+	return l.total > 0
 }

@@ -22,8 +22,8 @@ type socketLogin struct {
 
 	busy atomic.Bool // a token is being checked
 
-	mu   sync.Mutex
-	ends time.Time // expiry of the token; zero if it has none
+	mu      sync.Mutex
+	expires time.Time // expiry of the token; zero if it has none
 }
 
 // newSocketLogin makes the user's requests carry the newest token. On 127.0.0.1 it changes nothing: the session's token
@@ -36,7 +36,7 @@ func newSocketLogin(h *Handler, u *user, name string) *socketLogin {
 	token := u.config.BearerToken
 	l.token.Store(&token)
 	c, _ := claimsOf(token)
-	l.ends = moment(c.Expires)
+	l.expires = claimTime(c.Expires)
 	u.config = rest.CopyConfig(u.config)
 	u.config.BearerToken = ""
 	u.config.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &newestToken{rt, l} })
@@ -60,7 +60,7 @@ func (n *newestToken) RoundTrip(r *http.Request) (*http.Response, error) {
 func (l *socketLogin) hasExpired(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.ends.IsZero() && now.After(l.ends)
+	return !l.expires.IsZero() && now.After(l.expires)
 }
 
 // renew replaces the token by a new one of the same user. A token that the API refuses, or that is another user's, ends
@@ -83,7 +83,7 @@ func (l *socketLogin) renew(ctx context.Context, s *socket, token string) bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.token.Store(&token)
-		l.ends = moment(c.Expires)
+		l.expires = claimTime(c.Expires)
 	})
 	return true
 }

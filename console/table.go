@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// column is a column of a table.
+// column describes a column of a table.
 type column struct {
 	Name        string `json:"name"`
 	Type        string `json:"type"`
@@ -103,7 +103,7 @@ func (t *table) decode(d *json.Decoder) error {
 
 // decodeFields calls field with the key of each field of an object. field decodes the value.
 func decodeFields(d *json.Decoder, field func(key string) error) error {
-	if err := expect(d, '{'); err != nil {
+	if err := expectDelim(d, '{'); err != nil {
 		return err
 	}
 	for d.More() {
@@ -115,7 +115,7 @@ func decodeFields(d *json.Decoder, field func(key string) error) error {
 			return err
 		}
 	}
-	return expect(d, '}')
+	return expectDelim(d, '}')
 }
 
 // decodeEach reads an array, or null, and calls take with each element.
@@ -132,13 +132,13 @@ func decodeEach[E any](d *json.Decoder, take func(E)) error {
 		}
 		take(e)
 	}
-	return expect(d, ']')
+	return expectDelim(d, ']')
 }
 
 // errNoTable says that a response does not have the form of a list.
 var errNoTable = errors.New("it is no list")
 
-func expect(d *json.Decoder, want json.Delim) error {
+func expectDelim(d *json.Decoder, want json.Delim) error {
 	got, err := d.Token()
 	if err == nil && got != want {
 		err = errNoTable

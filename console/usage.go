@@ -16,8 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// usagePatience limits the time of a request for usage: another provider of metrics may be slow.
-const usagePatience = 10 * time.Second
+// usageTimeout limits the time of a request for usage: another provider of metrics may be slow.
+const usageTimeout = 10 * time.Second
 
 // amounts are CPU in thousandths of a core, and memory in bytes.
 type amounts [2]float64
@@ -31,19 +31,19 @@ type usageResponse struct {
 	Failed int `json:"failed,omitempty"`
 }
 
-// measured is an object of the metrics API: a pod has containers, a node has its own usage.
-type measured struct {
+// metricsObject is an object of the metrics API: a pod has containers, a node has its own usage.
+type metricsObject struct {
 	Metadata   struct{ Name, Namespace string }
-	Usage      measuredUse
+	Usage      metricsUsage
 	Containers []struct {
 		Name  string
-		Usage measuredUse
+		Usage metricsUsage
 	}
 }
 
-type measuredUse struct{ CPU, Memory resource.Quantity }
+type metricsUsage struct{ CPU, Memory resource.Quantity }
 
-func (m *measuredUse) amounts() amounts {
+func (m *metricsUsage) amounts() amounts {
 	return amounts{math.Round(m.CPU.AsApproximateFloat64()*1e4) / 10, float64(m.Memory.Value())}
 }
 
@@ -58,43 +58,43 @@ func (h *Handler) usage(w http.ResponseWriter, r *http.Request, u *user) {
 	case of == "pods" && len(validation.IsDNS1123Label(namespace)) == 0:
 		path += "namespaces/" + namespace + "/pods"
 	default:
-		refuse(w, http.StatusBadRequest, fmt.Sprintf("the usage of %q in %q is not measured", of, namespace))
+		answerError(w, http.StatusBadRequest, fmt.Sprintf("the usage of %q in %q is not measured", of, namespace))
 		return
 	}
 	name, selector := q.Get("name"), q.Get("labelSelector")
 	if name != "" && (namespace == "" || len(validation.IsDNS1123Subdomain(name)) > 0) {
-		refuse(w, http.StatusBadRequest, fmt.Sprintf("%q in %q is not the name of a pod", name, namespace))
+		answerError(w, http.StatusBadRequest, fmt.Sprintf("%q in %q is not the name of a pod", name, namespace))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), usagePatience)
+	ctx, cancel := context.WithTimeout(r.Context(), usageTimeout)
 	defer cancel()
 	out := &usageResponse{Use: map[string]amounts{}, Each: map[string]map[string]amounts{}}
 	var err error
 	switch {
 	case name != "":
-		var m measured
+		var m metricsObject
 		if err = u.get(ctx, path+"/"+name, nil, &m); err == nil {
 			out.add(&m, 1)
 		}
 	case selector != "":
-		err = u.readUsage(ctx, path, url.Values{"labelSelector": {selector}}, func(m *measured) { out.add(m, 1) })
+		err = u.readUsage(ctx, path, url.Values{"labelSelector": {selector}}, func(m *metricsObject) { out.add(m, 1) })
 	default:
-		err = u.readUsage(ctx, path, nil, func(m *measured) { out.add(m, 2) })
+		err = u.readUsage(ctx, path, nil, func(m *metricsObject) { out.add(m, 2) })
 	}
 	if err != nil {
-		code, _, _ := explain(err)
+		code, _, _ := explainError(err)
 		if code == http.StatusUnauthorized {
 			refuseError(w, err)
 			return
 		}
 		out = &usageResponse{Use: map[string]amounts{}, Failed: cmp.Or(code, http.StatusBadGateway)}
 	}
-	respond(w, out)
+	answerJSON(w, out)
 }
 
 // readUsage reads a list of the metrics API, an object at a time.
-func (u *user) readUsage(ctx context.Context, path string, query url.Values, take func(*measured)) error {
-	response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
+func (u *user) readUsage(ctx context.Context, path string, query url.Values, take func(*metricsObject)) error {
+	response, err := u.request(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
 	if err != nil {
 		return err
 	}
@@ -103,13 +103,13 @@ func (u *user) readUsage(ctx context.Context, path string, query url.Values, tak
 			if key != "items" {
 				return d.Decode(&json.RawMessage{})
 			}
-			return decodeEach(d, func(m measured) { take(&m) })
+			return decodeEach(d, func(m metricsObject) { take(&m) })
 		})
 	})
 }
 
 // add adds a pod or node. It lists the containers of a pod that has at least as many as several.
-func (r *usageResponse) add(m *measured, several int) {
+func (r *usageResponse) add(m *metricsObject, several int) {
 	key := m.Metadata.Name
 	if m.Metadata.Namespace != "" {
 		key = m.Metadata.Namespace + "/" + key

@@ -21,8 +21,8 @@ import (
 // maxUsers limits how many objects of one kind are examined for the use of an object.
 const maxUsers = 5000
 
-// use is an object that uses another.
-type use struct {
+// reference is an object that uses another.
+type reference struct {
 	// Resource is the kind's name and group, such as "deployments.apps".
 	Resource string `json:"resource"`
 	Name     string `json:"name"`
@@ -31,7 +31,7 @@ type use struct {
 }
 
 type usedByResponse struct {
-	Users []use `json:"users"`
+	Users []reference `json:"users"`
 	// Partial are the kinds of which there are more objects than were examined. Hidden are those that the user may not
 	// list.
 	Partial []string `json:"partial"`
@@ -41,8 +41,8 @@ type usedByResponse struct {
 // usingKind is a kind whose objects may use others.
 type usingKind struct {
 	resource, group string // the group with its version; "" for the core group
-	// of are the resources that its objects use, if not all of those that pods do.
-	of []string
+	// usedResources are the resources that its objects may use. nil means all those that pods may use.
+	usedResources []string
 }
 
 // usingKinds are in the order in which users want to read them: what makes pods, and then the pods.
@@ -50,9 +50,9 @@ var usingKinds = []usingKind{
 	{resource: "deployments", group: "apps/v1"}, {resource: "statefulsets", group: "apps/v1"}, {resource: "daemonsets", group: "apps/v1"},
 	{resource: "cronjobs", group: "batch/v1"}, {resource: "jobs", group: "batch/v1"}, {resource: "replicasets", group: "apps/v1"},
 	{resource: "replicationcontrollers"}, {resource: "pods"},
-	{resource: "ingresses", group: "networking.k8s.io/v1", of: []string{"secrets"}},
-	{resource: "gateways", group: "gateway.networking.k8s.io/v1", of: []string{"secrets"}},
-	{resource: "serviceaccounts", of: []string{"secrets"}},
+	{resource: "ingresses", group: "networking.k8s.io/v1", usedResources: []string{"secrets"}},
+	{resource: "gateways", group: "gateway.networking.k8s.io/v1", usedResources: []string{"secrets"}},
+	{resource: "serviceaccounts", usedResources: []string{"secrets"}},
 }
 
 // path returns the path of a namespace's objects.
@@ -225,13 +225,13 @@ func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
 	q := r.URL.Query()
 	resource, namespace, name := q.Get("resource"), q.Get("namespace"), q.Get("name")
 	if name == "" || len(validation.IsDNS1123Label(namespace)) > 0 {
-		refuse(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace, or the object has none", namespace))
+		answerError(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace, or the object has none", namespace))
 		return
 	}
-	out := &usedByResponse{Users: []use{}, Partial: []string{}, Hidden: []string{}}
+	out := &usedByResponse{Users: []reference{}, Partial: []string{}, Hidden: []string{}}
 	for i := range usingKinds {
 		k := &usingKinds[i]
-		if k.of != nil && !slices.Contains(k.of, resource) {
+		if k.usedResources != nil && !slices.Contains(k.usedResources, resource) {
 			continue
 		}
 		switch err := u.findUses(r.Context(), k, resource, namespace, name, out); {
@@ -243,11 +243,11 @@ func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
 			return
 		}
 	}
-	respond(w, out)
+	answerJSON(w, out)
 }
 
-// findUses adds the objects of one kind that use an object. What a controller made from a template is left out, but for
-// pods: the template's object is there.
+// findUses adds the objects of one kind that use an object. It leaves out objects, except pods, that a controller made
+// from a template: the object with the template is listed.
 func (u *user) findUses(ctx context.Context, k *usingKind, resource, namespace, name string, out *usedByResponse) error {
 	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
 	for seen := 0; ; {
@@ -262,7 +262,7 @@ func (u *user) findUses(ctx context.Context, k *usingKind, resource, namespace, 
 			o := &list.Items[i]
 			made := slices.ContainsFunc(o.Metadata.OwnerReferences, isController)
 			if how := o.uses(resource, name); len(how) > 0 && (k.resource == "pods" || !made) {
-				out.Users = append(out.Users, use{Resource: k.groupResource(), Name: o.Metadata.Name, How: strings.Join(how, ", ")})
+				out.Users = append(out.Users, reference{Resource: k.groupResource(), Name: o.Metadata.Name, How: strings.Join(how, ", ")})
 			}
 		}
 		if seen += len(list.Items); list.Metadata.Continue == "" {

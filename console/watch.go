@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// event is an event of a watch.
+// event is an event of the API's watch.
 type event struct {
 	Type   string          `json:"type"`
 	Object json.RawMessage `json:"object"`
@@ -56,17 +56,17 @@ func eventError(object json.RawMessage) error {
 	return &apierrors.StatusError{ErrStatus: s}
 }
 
-// gathered are the changes that are sent to a page in one message.
-type gathered struct {
-	set    map[string]row
+// pendingChanges are the changes that the next message to a page contains.
+type pendingChanges struct {
+	rows   map[string]row
 	del    []string
 	rv     string
 	events int
 }
 
-func (g *gathered) empty() bool { return len(g.set) == 0 && len(g.del) == 0 }
+func (g *pendingChanges) empty() bool { return len(g.rows) == 0 && len(g.del) == 0 }
 
-func (g *gathered) message() message {
-	set := slices.AppendSeq(make([]row, 0, len(g.set)), maps.Values(g.set)) // not nil
+func (g *pendingChanges) message() message {
+	set := slices.AppendSeq(make([]row, 0, len(g.rows)), maps.Values(g.rows)) // not nil
 	return message{"type": "changes", "set": set, "del": g.del, "rv": g.rv}
 }

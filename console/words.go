@@ -16,51 +16,51 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// maxSayings limits the sentences that are made of one error.
-const maxSayings = 50
+// maxUserMessages limits the messages that are made of one error.
+const maxUserMessages = 50
 
-// saying is one thing that the API refuses, in words for users. field is its path, or "".
-type saying struct{ field, text string }
+// userMessage is a reason why the API refuses a request, in words for users. field is the path of the field, or "".
+type userMessage struct{ field, text string }
 
-// inWords turns an error into short sentences.
-func inWords(err error) []saying {
+// messagesOf turns an error into short sentences.
+func messagesOf(err error) []userMessage {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
-		return inWordsOf(err.Error())
+		return messagesOfText(err.Error())
 	}
 	s := status.Status()
 	if strings.Contains(s.Message, noLeader) {
-		return []saying{{"", noLeaderText}}
+		return []userMessage{{"", noLeaderText}}
 	}
-	var out []saying
+	var out []userMessage
 	if s.Details != nil {
 		for _, c := range s.Details.Causes {
 			switch {
-			case len(out) >= maxSayings:
+			case len(out) >= maxUserMessages:
 			case c.Type == metav1.CauseTypeFieldManagerConflict:
-				out = append(out, conflictInWords(c))
+				out = append(out, conflictMessage(c))
 			case s.Reason == metav1.StatusReasonInvalid && c.Field != "patch":
-				out = append(out, causeInWords(c))
+				out = append(out, causeMessage(c))
 			}
 		}
 	}
 	if len(out) == 0 {
-		return inWordsOf(s.Message)
+		return messagesOfText(s.Message)
 	}
 	return out
 }
 
-// sentences returns an error in words, in one line.
-func sentences(err error) string {
+// joinMessages returns an error in words, in one line.
+func joinMessages(err error) string {
 	var out []string
-	for _, s := range inWords(err) {
+	for _, s := range messagesOf(err) {
 		out = append(out, s.text)
 	}
 	return strings.Join(out, "; ")
 }
 
-// conflictInWords is for a field that another client owns.
-func conflictInWords(c metav1.StatusCause) saying {
+// conflictMessage returns the message about a field that another client owns.
+func conflictMessage(c metav1.StatusCause) userMessage {
 	field := strings.TrimPrefix(c.Field, ".")
 	owner := "another client"
 	if _, rest, found := strings.Cut(c.Message, "conflict with "); found {
@@ -68,11 +68,11 @@ func conflictInWords(c metav1.StatusCause) saying {
 			owner = strings.Trim(quoted, `"`)
 		}
 	}
-	return saying{field, fmt.Sprintf("%s: %s has set another value. Remove the field here, or edit the object itself", field, owner)}
+	return userMessage{field, fmt.Sprintf("%s: %s has set another value. Remove the field here, or edit the object itself", field, owner)}
 }
 
-// causeInWords is for a cause of an object that is invalid: the body of upstream's field.Error.
-func causeInWords(c metav1.StatusCause) saying {
+// causeMessage is for a cause of an object that is invalid: the body of upstream's field.Error.
+func causeMessage(c metav1.StatusCause) userMessage {
 	kind, rest, _ := strings.Cut(c.Message, ": ")
 	value, detail := "", rest
 	switch kind {
@@ -88,7 +88,7 @@ func causeInWords(c metav1.StatusCause) saying {
 		if detail != "" {
 			text += ": " + detail
 		}
-		return saying{c.Field, strings.TrimSpace(c.Field + " " + text)}
+		return userMessage{c.Field, strings.TrimSpace(c.Field + " " + text)}
 	case "Unsupported value":
 		text = fmt.Sprintf("%s is not one of %s", value, strings.TrimPrefix(detail, "supported values: "))
 	case "Duplicate value":
@@ -112,9 +112,9 @@ func causeInWords(c metav1.StatusCause) saying {
 		text = c.Message
 	}
 	if c.Field == "" || c.Field == "<nil>" {
-		return saying{"", text}
+		return userMessage{"", text}
 	}
-	return saying{c.Field, c.Field + ": " + text}
+	return userMessage{c.Field, c.Field + ": " + text}
 }
 
 // cutValue cuts what upstream writes as VALUE: DETAIL. A value is a number, a quoted text or JSON.
@@ -151,27 +151,27 @@ var (
 	noAccount     = regexp.MustCompile(`error looking up service account (\S+): serviceaccount "[^"]+" not found`)
 )
 
-// inWordsOf is for messages that have no causes. A message of no known form stays as it is.
-func inWordsOf(message string) []saying {
+// messagesOfText is for messages that have no causes. A message of no known form stays as it is.
+func messagesOfText(message string) []userMessage {
 	if strings.Contains(message, "strict decoding error: ") {
-		if out := strictInWords(message); out != nil {
+		if out := strictMessages(message); out != nil {
 			return out
 		}
 	}
 	if at := typedError.FindStringIndex(message); at != nil {
-		return typedInWords(message[at[1]:])
+		return typedMessages(message[at[1]:])
 	}
 	if m := wrongType.FindStringSubmatch(message); m != nil {
 		_, field, _ := strings.Cut(m[2], ".")
-		text := fmt.Sprintf("%s is wanted, and there is %s", typeInWords(m[3]), typeInWords(m[1]))
+		text := fmt.Sprintf("%s is wanted, and there is %s", typeWords(m[3]), typeWords(m[1]))
 		if field != "" {
 			text = field + ": " + text
 		}
-		return []saying{{field, text}}
+		return []userMessage{{field, text}}
 	}
 	text := message
 	if m := quotaExceeded.FindStringSubmatch(message); m != nil {
-		text = quotaInWords(m[1], m[2], m[3], m[4])
+		text = quotaMessage(m[1], m[2], m[3], m[4])
 	} else if m := quotaMissing.FindStringSubmatch(message); m != nil {
 		text = fmt.Sprintf("the quota %s is only for pods that say %s", m[1], m[2])
 	} else if m := mayNot.FindStringSubmatch(message); m != nil {
@@ -202,39 +202,39 @@ func inWordsOf(message string) []saying {
 	} else if m := noAccount.FindStringSubmatch(message); m != nil {
 		text = fmt.Sprintf("there is no service account %s", m[1])
 	}
-	return []saying{{"", text}}
+	return []userMessage{{"", text}}
 }
 
-// strictInWords is for fields that a kind does not have, and such that are there twice.
-func strictInWords(message string) []saying {
-	var out []saying
-	for _, m := range strictError.FindAllStringSubmatch(message, maxSayings) {
+// strictMessages is for fields that a kind does not have, and such that are there twice.
+func strictMessages(message string) []userMessage {
+	var out []userMessage
+	for _, m := range strictError.FindAllStringSubmatch(message, maxUserMessages) {
 		field := m[2]
 		if unquoted, err := strconv.Unquote(`"` + field + `"`); err == nil {
 			field = unquoted
 		}
 		if m[1] == "unknown" {
-			out = append(out, saying{field, "unknown field " + field})
+			out = append(out, userMessage{field, "unknown field " + field})
 		} else {
-			out = append(out, saying{field, field + " is there twice"})
+			out = append(out, userMessage{field, field + " is there twice"})
 		}
 	}
 	return out
 }
 
-// expectedTypes is what server-side apply expects of a value, in words.
+// expectedTypes has the words for the types that server-side apply expects.
 var expectedTypes = map[string]string{
 	"string": "text is wanted: put it in quotes", "numeric (int or float)": "a number is wanted, without quotes",
 	"boolean": "true or false is wanted, without quotes", "map": "fields are wanted (name: value)",
 	"list": "a list is wanted (lines that begin with a hyphen)", "any scalar": "one value is wanted",
 }
 
-// typedInWords is for the errors of server-side apply, each on a line.
-func typedInWords(errs string) []saying {
-	var out []saying
+// typedMessages returns the messages for errors of server-side apply. errs has one error on each line.
+func typedMessages(errs string) []userMessage {
+	var out []userMessage
 	for row := range strings.Lines(errs) {
 		row = strings.TrimPrefix(strings.TrimSpace(row), ".")
-		if row == "" || len(out) >= maxSayings {
+		if row == "" || len(out) >= maxUserMessages {
 			continue
 		}
 		if m := typedElement.FindStringSubmatch(row); m != nil {
@@ -243,28 +243,28 @@ func typedInWords(errs string) []saying {
 			if m[3] != "" {
 				text = "one of the fields " + m[3] + " is required"
 			}
-			out = append(out, saying{field, field + ": " + text})
+			out = append(out, userMessage{field, field + ": " + text})
 			continue
 		}
 		field, text, found := strings.Cut(row, ": ")
 		if !found {
-			out = append(out, saying{"", row})
+			out = append(out, userMessage{"", row})
 			continue
 		}
 		if text == "field not declared in schema" {
-			out = append(out, saying{field, "unknown field " + field})
+			out = append(out, userMessage{field, "unknown field " + field})
 			continue
 		}
 		if expected, _, found := strings.Cut(strings.TrimPrefix(text, "expected "), ", got "); found && expectedTypes[expected] != "" {
 			text = expectedTypes[expected]
 		}
-		out = append(out, saying{field, field + ": " + text})
+		out = append(out, userMessage{field, field + ": " + text})
 	}
 	return out
 }
 
-// typeInWords is for the types of Go and JSON in errors of Go's decoder.
-func typeInWords(t string) string {
+// typeWords returns the words for a type of Go or JSON in an error of Go's decoder.
+func typeWords(t string) string {
 	switch {
 	case t == "string":
 		return "text"
@@ -281,9 +281,9 @@ func typeInWords(t string) string {
 	}
 }
 
-// quotaInWords compares what was asked for with what a quota leaves. Each argument but the name is a list of
+// quotaMessage compares what was asked for with what a quota leaves. Each argument but the name is a list of
 // RESOURCE=QUANTITY.
-func quotaInWords(name, requested, used, limited string) string {
+func quotaMessage(name, requested, used, limited string) string {
 	of := func(list string) map[string]string {
 		out := map[string]string{}
 		for pair := range strings.SplitSeq(list, ",") {
@@ -301,9 +301,9 @@ func quotaInWords(name, requested, used, limited string) string {
 	return fmt.Sprintf("the quota %s is exceeded. %s", name, strings.Join(parts, "; "))
 }
 
-// strictly decodes an object of one of Kubernetes' own kinds, as this program knows them, without the API. It returns
-// nil for other kinds.
-func strictly(o anyObject) error {
+// decodeStrictly decodes an object of one of Kubernetes' own kinds, as this program knows them, without the API. It
+// returns nil for other kinds.
+func decodeStrictly(o anyObject) error {
 	text, err := json.Marshal(o)
 	if err != nil {
 		return fmt.Errorf("writing the object: %w", err)
@@ -315,5 +315,5 @@ func strictly(o anyObject) error {
 		return nil
 	}
 	_, _, err = s.Decode(text, &kind, nil)
-	return err //nolint:wrapcheck // inWords parses it
+	return err //nolint:wrapcheck // messagesOf parses it
 }

@@ -95,8 +95,8 @@ func TestMessagesOfTheAPIInWords(t *testing.T) {
 		"no leader":         {apiError(500, "etcdserver: no leader"), "|" + noLeaderText},
 		"no known form":     {apiError(418, "I am a teapot"), "|I am a teapot"},
 		"not of the API":    {errors.New("dial tcp: refused"), "|dial tcp: refused"},
-		"a kind's decoding": {strictly(anyObject{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicas": "three"}}), "spec.replicas|spec.replicas: a whole number is wanted, and there is text"},
-		"a kind's fields":   {strictly(anyObject{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicaz": int64(3)}}), "spec.replicaz|unknown field spec.replicaz"},
+		"a kind's decoding": {decodeStrictly(anyObject{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicas": "three"}}), "spec.replicas|spec.replicas: a whole number is wanted, and there is text"},
+		"a kind's fields":   {decodeStrictly(anyObject{"apiVersion": "apps/v1", "kind": "Deployment", "spec": map[string]any{"replicaz": int64(3)}}), "spec.replicaz|unknown field spec.replicaz"},
 		"another owner": {
 			apierrors.NewApplyConflict([]metav1.StatusCause{{Type: metav1.CauseTypeFieldManagerConflict, Message: `conflict with "kubectl-client-side-apply" using apps/v1`, Field: ".spec.replicas"}}, "Apply failed with 1 conflict"),
 			"spec.replicas|spec.replicas: kubectl-client-side-apply has set another value. Remove the field here, or edit the object itself",
@@ -104,7 +104,7 @@ func TestMessagesOfTheAPIInWords(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			for _, s := range inWords(c.err) {
+			for _, s := range messagesOf(c.err) {
 				got = append(got, s.field+"|"+s.text)
 			}
 			testenv.Equal(t, strings.Join(got, "\n"), c.want, "the words are")
@@ -112,8 +112,8 @@ func TestMessagesOfTheAPIInWords(t *testing.T) {
 	}
 	// No message is too odd.
 	for _, message := range []string{"", ": ", "strict decoding error: ", "failed to create typed patch object (): ", `cannot unmarshal x into Go value of type `, "Invalid value: "} {
-		inWords(apiError(422, message))
-		causeInWords(metav1.StatusCause{Message: message})
+		messagesOf(apiError(422, message))
+		causeMessage(metav1.StatusCause{Message: message})
 	}
 }
 

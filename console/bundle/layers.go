@@ -42,7 +42,7 @@ func checkLayers(src fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("reading the sources: %w", err)
 	}
-	return errors.Join(append(wrongLayers(imports), circles(imports)...)...)
+	return errors.Join(append(wrongLayers(imports), importCircles(imports)...)...)
 }
 
 // layerOf is the index of a file's layer; len(layers) is that of files outside of the folders, -1 an unknown folder's.
@@ -69,8 +69,8 @@ func wrongLayers(imports map[string][]string) []error {
 	return errs
 }
 
-// circles names one circle for each file by which one is entered.
-func circles(imports map[string][]string) []error {
+// importCircles names one circle for each file by which one is entered.
+func importCircles(imports map[string][]string) []error {
 	var errs []error
 	done := map[string]bool{}
 	var visit func(file string, way []string)

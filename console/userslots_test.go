@@ -23,9 +23,9 @@ import (
 // TestTurnsAreOnePerUser: few are at work, one of each user, and who gives up keeps nothing.
 func TestTurnsAreOnePerUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turns := newTurns(2, 1)
+		turns := newUserSlots(2, 1)
 		take := func(user string) func() {
-			return testenv.Must(turns.wait(t.Context(), user))(t)
+			return testenv.Must(turns.acquire(t.Context(), user))(t)
 		}
 		first := take("ada")
 		second := make(chan func())
@@ -35,13 +35,13 @@ func TestTurnsAreOnePerUser(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		for _, user := range []string{"ada", "bob"} { // whose turn it is not, and for whom there is no place
-			testenv.Fails(t, testenv.Err(turns.wait(ctx, user)), "%s has a third turn", user)
+			testenv.Fails(t, testenv.Err(turns.acquire(ctx, user)), "%s has a third turn", user)
 		}
 		first()
 		release := <-second
 		release()
 		other()
-		testenv.False(t, len(turns.each) != 0 || len(turns.all) != 0, "%v and %d places are left", turns.each, len(turns.all))
+		testenv.False(t, len(turns.byUser) != 0 || len(turns.total) != 0, "%v and %d places are left", turns.byUser, len(turns.total))
 	})
 }
 
@@ -69,7 +69,7 @@ func TestSlowRequestsHoldUpTheirOwnUser(t *testing.T) {
 	h, _ := s.Config.Handler.(*Handler)
 	for waits := false; !waits; runtime.Gosched() {
 		h.texts.mu.Lock()
-		waits = h.texts.each["eve"] != nil && h.texts.each["eve"].used == 2*maxTexts
+		waits = h.texts.byUser["eve"] != nil && h.texts.byUser["eve"].used == 2*maxTexts
 		h.texts.mu.Unlock()
 	}
 	if code, text, _ := roundTrip(t, s, http.MethodPost, "/edit", "none", "Authorization", "Bearer ada", "Content-Type", "application/json"); code != http.StatusBadRequest {
