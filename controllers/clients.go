@@ -59,15 +59,15 @@ func (c clients) DiscoveryClient(name string) (discovery.DiscoveryInterface, err
 // The OrDie methods exist for the interface. They panic only when no client can be made from a configuration. The
 // term's own clients are made from the same one, so they would have failed before.
 
-func (c clients) ConfigOrDie(name string) *rest.Config { return must(c.Config(name)) }
+func (c clients) ConfigOrDie(name string) *rest.Config { return panicOnError(c.Config(name)) }
 
-func (c clients) ClientOrDie(name string) kubernetes.Interface { return must(c.Client(name)) }
+func (c clients) ClientOrDie(name string) kubernetes.Interface { return panicOnError(c.Client(name)) }
 
 func (c clients) DiscoveryClientOrDie(name string) discovery.DiscoveryInterface {
-	return must(c.DiscoveryClient(name))
+	return panicOnError(c.DiscoveryClient(name))
 }
 
-func must[T any](v T, err error) T {
+func panicOnError[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
 	}

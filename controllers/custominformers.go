@@ -25,9 +25,9 @@ const unusedFor = time.Minute
 // CustomResourceDefinition an informer would go on to fail a list twice a minute, with six goroutines. This factory
 // counts running monitors, and ends an informer of custom resources without any.
 type customInformers struct {
-	ctx   context.Context // the term's
-	term  *term.Term
-	ended sync.WaitGroup
+	ctx     context.Context // the term's
+	term    *term.Term
+	running sync.WaitGroup
 
 	mu     sync.Mutex
 	custom map[schema.GroupVersionResource]*customInformer
@@ -55,7 +55,7 @@ func (f *customInformers) ForResource(gvr schema.GroupVersionResource) (informer
 		i = &customInformer{SharedIndexInformer: made.Informer(), generic: made, factory: f, gvr: gvr}
 		f.custom[gvr] = i
 	}
-	i.asked = time.Now()
+	i.lastRequest = time.Now()
 	return i, nil
 }
 
@@ -69,13 +69,13 @@ func (f *customInformers) Start(stop <-chan struct{}) {
 		if i.cancel == nil {
 			var ctx context.Context
 			ctx, i.cancel = context.WithCancel(f.ctx)
-			f.ended.Go(func() { i.RunWithContext(ctx) })
+			f.running.Go(func() { i.RunWithContext(ctx) })
 		}
 	}
 }
 
 // Wait returns when the informers have ended. They end with the term.
-func (f *customInformers) Wait() { f.ended.Wait() }
+func (f *customInformers) Wait() { f.running.Wait() }
 
 // customInformer is an informer with its users. The factory's mu guards its fields.
 type customInformer struct {
@@ -84,9 +84,9 @@ type customInformer struct {
 	factory *customInformers
 	gvr     schema.GroupVersionResource
 
-	monitors int       // monitors that have its controller and have not ended
-	asked    time.Time // when it was last requested
-	cancel   context.CancelFunc
+	monitors    int       // monitors that have its controller and have not ended
+	lastRequest time.Time // when it was last requested
+	cancel      context.CancelFunc
 }
 
 func (i *customInformer) Informer() cache.SharedIndexInformer { return i }
@@ -98,21 +98,22 @@ func (i *customInformer) GetController() cache.Controller {
 	i.factory.mu.Lock()
 	defer i.factory.mu.Unlock()
 	i.monitors++
-	return &monitored{Controller: i.SharedIndexInformer.GetController(), informer: i}
+	return &monitoredController{Controller: i.SharedIndexInformer.GetController(), informer: i}
 }
 
-// monitored is a controller that does nothing, as upstream's for a shared informer. It runs until its monitor ends.
-type monitored struct {
+// monitoredController is a controller that does nothing, as upstream's for a shared informer. It runs until its monitor
+// ends.
+type monitoredController struct {
 	cache.Controller
 	informer *customInformer
 }
 
-func (m *monitored) Run(stop <-chan struct{}) {
+func (m *monitoredController) Run(stop <-chan struct{}) {
 	<-stop
 	m.informer.release()
 }
 
-func (m *monitored) RunWithContext(ctx context.Context) { m.Run(ctx.Done()) }
+func (m *monitoredController) RunWithContext(ctx context.Context) { m.Run(ctx.Done()) }
 
 // release subtracts a monitor. After unusedFor it checks whether the informer is used again.
 func (i *customInformer) release() {
@@ -131,7 +132,7 @@ func (i *customInformer) endUnused() {
 	if i.monitors > 0 || f.custom[i.gvr] != i {
 		return
 	}
-	if rest := unusedFor - time.Since(i.asked); rest > 0 {
+	if rest := unusedFor - time.Since(i.lastRequest); rest > 0 {
 		time.AfterFunc(rest, i.endUnused)
 		return
 	}

@@ -27,8 +27,8 @@ const (
 	// cacheHoldoff is the time after a change of the API's resources in which no discovery result is cached, since the
 	// API server's own view follows a CustomResourceDefinition or APIService with some delay.
 	cacheHoldoff = 90 * time.Second
-	// refresh limits the age of a cached result when no change was seen.
-	refresh = 10 * time.Minute
+	// refreshInterval limits the age of a cached result when no change was seen.
+	refreshInterval = 10 * time.Minute
 )
 
 // apiSources are the resources whose changes change what the API serves while it runs. No other resources do.
@@ -45,19 +45,19 @@ type discoveryCache struct {
 
 	mu      sync.Mutex
 	changed time.Time
-	cache   map[string]discovered
+	cache   map[string]cachedResources
 }
 
-type discovered struct {
-	lists []*metav1.APIResourceList
-	at    time.Time
+type cachedResources struct {
+	lists  []*metav1.APIResourceList
+	readAt time.Time
 }
 
 // newDiscovery makes the term's REST mapper and discovery cache, and resets both when the API's resources change.
 func newDiscovery(ctx context.Context, t *term.Term,
 	unused func(group string) bool) (*restmapper.DeferredDiscoveryRESTMapper, *discoveryCache, error) {
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(t.Client.Discovery()))
-	c := &discoveryCache{now: time.Now, unused: unused, cache: map[string]discovered{}}
+	c := &discoveryCache{now: time.Now, unused: unused, cache: map[string]cachedResources{}}
 	c.changed = c.now()
 	handler := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.invalidate() },
@@ -95,7 +95,7 @@ func (c *discoveryCache) unsettled() bool {
 func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceList, error)) ([]*metav1.APIResourceList, error) {
 	c.mu.Lock()
 	kept, ok := c.cache[question]
-	valid := ok && kept.at.Sub(c.changed) >= cacheHoldoff && c.now().Sub(kept.at) < refresh
+	valid := ok && kept.readAt.Sub(c.changed) >= cacheHoldoff && c.now().Sub(kept.readAt) < refreshInterval
 	c.mu.Unlock()
 	if valid {
 		return kept.lists, nil
@@ -104,7 +104,7 @@ func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceL
 	lists, err := ask()
 	if err == nil {
 		c.mu.Lock()
-		c.cache[question] = discovered{lists, at}
+		c.cache[question] = cachedResources{lists, at}
 		c.mu.Unlock()
 	}
 	return lists, err
@@ -118,17 +118,17 @@ type cachedDiscovery struct {
 
 func (d cachedDiscovery) ServerPreferredResources() ([]*metav1.APIResourceList, error) {
 	lists, err := d.cache.get("all", d.DiscoveryInterface.ServerPreferredResources)
-	return used(lists, d.cache.unused), err
+	return usedGroups(lists, d.cache.unused), err
 }
 
 func (d cachedDiscovery) ServerPreferredNamespacedResources() ([]*metav1.APIResourceList, error) {
 	lists, err := d.cache.get("namespaced", d.DiscoveryInterface.ServerPreferredNamespacedResources)
-	return used(lists, d.cache.unused), err
+	return usedGroups(lists, d.cache.unused), err
 }
 
-// used removes groups of which there are no objects. A controller that watches or deletes resources has nothing to do
+// usedGroups removes groups without objects. A controller that watches or deletes resources has nothing to do
 // there, and the API server need not compile their rules.
-func used(lists []*metav1.APIResourceList, unused func(group string) bool) []*metav1.APIResourceList {
+func usedGroups(lists []*metav1.APIResourceList, unused func(group string) bool) []*metav1.APIResourceList {
 	if unused == nil {
 		return lists
 	}

@@ -15,7 +15,7 @@ import (
 
 func TestDiscoveryIsAskedOnlyWhenItMayHaveChanged(t *testing.T) {
 	now := time.Unix(1000, 0)
-	c := &discoveryCache{now: func() time.Time { return now }, cache: map[string]discovered{}}
+	c := &discoveryCache{now: func() time.Time { return now }, cache: map[string]cachedResources{}}
 	c.invalidate()
 	asked, fail := 0, error(nil)
 	get := func(what string, want int) {
@@ -30,9 +30,9 @@ func TestDiscoveryIsAskedOnlyWhenItMayHaveChanged(t *testing.T) {
 	now = now.Add(cacheHoldoff)
 	get("once settled", 1)
 	get("again", 0)
-	now = now.Add(refresh / 2)
+	now = now.Add(refreshInterval / 2)
 	get("later", 0)
-	now = now.Add(refresh)
+	now = now.Add(refreshInterval)
 	get("when the answer is old", 1)
 	get("after that", 0)
 	c.invalidate()
@@ -49,7 +49,7 @@ func TestGroupsWithoutObjectsAreLeftOut(t *testing.T) {
 		lists = append(lists, &metav1.APIResourceList{GroupVersion: version})
 	}
 	without := func(unused func(string) bool) (out []string) {
-		for _, l := range used(lists, unused) {
+		for _, l := range usedGroups(lists, unused) {
 			out = append(out, l.GroupVersion)
 		}
 		return out

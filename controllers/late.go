@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// lateRetry is the pause after a failed constructor.
+// lateRetry is the pause before a constructor that failed is called again.
 const lateRetry = 10 * time.Second
 
 // lateWhen lists the controllers that are built only when they have objects to work on, with functions that wait for

@@ -24,9 +24,9 @@ import (
 // The cost is some alpha metrics: attachdetach_controller_total_volumes, storage_count_attachable_volumes_in_use and
 // dynamic_resource_allocation_resource_claims are not reported, and pv_collector_total_pv_count has no plugin names.
 
-// running is the term whose objects the collectors count. It is nil between terms. It is global because upstream's
+// runningTerm is the term whose objects the collectors count. It is nil between terms. It is global because upstream's
 // registry is.
-var running atomic.Pointer[term.Term]
+var runningTerm atomic.Pointer[term.Term]
 
 // countFor makes the collectors count a term's objects, until done is called.
 func countFor(t *term.Term) (done func()) {
@@ -38,22 +38,22 @@ func countFor(t *term.Term) (done func()) {
 		csimigration.PluginManager{}, nil)
 	resourceclaimmetrics.RegisterMetrics(nil)
 	volumemetrics.Register(
-		counted(func(t *term.Term) cache.Store {
+		countedStore(func(t *term.Term) cache.Store {
 			return t.Informers.Core().V1().PersistentVolumes().Informer().GetStore()
 		}),
-		counted(func(t *term.Term) cache.Store {
+		countedStore(func(t *term.Term) cache.Store {
 			return t.Informers.Core().V1().PersistentVolumeClaims().Informer().GetStore()
 		}),
 		plugins)
-	running.Store(t)
-	return func() { running.CompareAndSwap(t, nil) }
+	runningTerm.Store(t)
+	return func() { runningTerm.CompareAndSwap(t, nil) }
 }
 
-// counted lists a store of the running term. Between terms its list is empty.
-type counted func(*term.Term) cache.Store
+// countedStore lists a store of the running term. Between terms its list is empty.
+type countedStore func(*term.Term) cache.Store
 
-func (c counted) List() []any {
-	if t := running.Load(); t != nil {
+func (c countedStore) List() []any {
+	if t := runningTerm.Load(); t != nil {
 		return c(t).List()
 	}
 	return nil

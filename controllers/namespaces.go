@@ -47,7 +47,7 @@ func newNamespaceController(ctx context.Context, cc app.ControllerContext, unuse
 	o := cc.ComponentConfig.NamespaceController
 	c := namespacecontroller.NewNamespaceController(ctx, client, md, neverEmpty(func() ([]*metav1.APIResourceList, error) {
 		lists, err := client.Discovery().ServerPreferredNamespacedResources()
-		return used(lists, unused), err
+		return usedGroups(lists, unused), err
 	}),
 		cc.InformerFactory.Core().V1().Namespaces(), o.NamespaceSyncPeriod.Duration, corev1.FinalizerKubernetes)
 	return namespaceController{c, int(o.ConcurrentNamespaceSyncs)}, nil

@@ -41,7 +41,7 @@ func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (
 	if err := slowTaints(ctx, c); err != nil {
 		return nil, err
 	}
-	return loop{names.NodeLifecycleController, c.Run}, nil
+	return upstreamLoop{names.NodeLifecycleController, c.Run}, nil
 }
 
 // quietPods notify the node lifecycle controller of no pods. It marks pods that it sees for the first time not ready if
@@ -70,7 +70,7 @@ func slowTaints(ctx context.Context, c *nodelifecycle.Controller) error {
 	if err != nil {
 		return fmt.Errorf("the node lifecycle controller is not what it was: %w", err)
 	}
-	none := scheduler.NewRateLimitedTimedQueue(taintLimiter{done: ctx.Done()})
+	none := scheduler.NewRateLimitedTimedQueue(taintLimiter{stopped: ctx.Done()})
 	none.Add("", "")
 	(*zones)["pause"] = none // no zone has this name: they have two colons, or are empty
 	return nil
@@ -79,13 +79,13 @@ func slowTaints(ctx context.Context, c *nodelifecycle.Controller) error {
 // taintLimiter is a rate limiter that refuses each request after waiting until the next multiple of taintPeriod.
 type taintLimiter struct {
 	flowcontrol.RateLimiter
-	done <-chan struct{}
+	stopped <-chan struct{}
 }
 
 // TryAccept implements flowcontrol.PassiveRateLimiter.
 func (p taintLimiter) TryAccept() bool {
 	select {
-	case <-p.done:
+	case <-p.stopped:
 	case <-time.After(timers.Until(taintPeriod)):
 	}
 	return false

@@ -37,7 +37,7 @@ func newTaintEvictionController(ctx context.Context, cc app.ControllerContext, t
 	if err != nil {
 		return nil, fmt.Errorf("watch lost nodes: %w", err)
 	}
-	return loop{names.TaintEvictionController, func(ctx context.Context) {
+	return upstreamLoop{names.TaintEvictionController, func(ctx context.Context) {
 		var beside sync.WaitGroup
 		beside.Go(func() { lost.Run(ctx) })
 		defer beside.Wait()

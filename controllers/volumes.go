@@ -28,15 +28,15 @@ const attachPeriod = 500 * time.Millisecond
 // once, since terms may overlap.
 var setAttachPeriod = sync.OnceFunc(func() { attachdetach.DefaultTimerConfig.ReconcilerLoopPeriod = attachPeriod })
 
-// loop is an upstream controller that a constructor of this package makes.
-type loop struct {
+// upstreamLoop is an upstream controller that a constructor of this package makes.
+type upstreamLoop struct {
 	name string
 	run  func(context.Context)
 }
 
-func (l loop) Name() string { return l.name }
+func (l upstreamLoop) Name() string { return l.name }
 
-func (l loop) Run(ctx context.Context) { l.run(ctx) }
+func (l upstreamLoop) Run(ctx context.Context) { l.run(ctx) }
 
 // newVolumeController replaces upstream's constructor (cmd/kube-controller-manager/app/core.go) of the controller that
 // binds claims to volumes, makes volumes and removes them.
@@ -60,7 +60,7 @@ func newVolumeController(ctx context.Context, cc app.ControllerContext, more []v
 	if err != nil {
 		return nil, fmt.Errorf("make the controller of volumes: %w", err)
 	}
-	return loop{names.PersistentVolumeBinderController, c.Run}, nil
+	return upstreamLoop{names.PersistentVolumeBinderController, c.Run}, nil
 }
 
 // newExpandController does the same for the controller that expands volumes.
@@ -81,5 +81,5 @@ func newExpandController(ctx context.Context, cc app.ControllerContext, more []v
 	if err != nil {
 		return nil, fmt.Errorf("make the controller that lets volumes grow: %w", err)
 	}
-	return loop{names.PersistentVolumeExpanderController, c.Run}, nil
+	return upstreamLoop{names.PersistentVolumeExpanderController, c.Run}, nil
 }

@@ -39,7 +39,7 @@ func newInformers(shared informers.SharedInformerFactory) *termInformers {
 	return &termInformers{SharedInformerFactory: shared, used: map[string]cache.SharedIndexInformer{}}
 }
 
-// InformerFor is called by every typed accessor of the groups below.
+// InformerFor returns an informer. Every typed accessor of the groups below calls it.
 func (f *termInformers) InformerFor(obj runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
 	informer := f.SharedInformerFactory.InformerFor(obj, newFunc)
 	if _, ok := obj.(*corev1.Pod); ok {

@@ -16,12 +16,12 @@ import (
 type unfinishedPods struct{ netinformers.Informer }
 
 func newUnfinishedPods(all cache.SharedIndexInformer) unfinishedPods {
-	return unfinishedPods{netinformers.Informer{SharedIndexInformer: all, Shows: unfinished}}
+	return unfinishedPods{netinformers.Informer{SharedIndexInformer: all, Shows: isUnfinished}}
 }
 
-// unfinished reports whether a pod may still use the resources that it requested. It accepts the objects that event
-// handlers get.
-func unfinished(obj any) bool {
+// isUnfinished reports whether a pod may still use the resources that it requested. It accepts the objects that
+// event handlers get.
+func isUnfinished(obj any) bool {
 	pod, ok := netinformers.Object(obj).(*corev1.Pod)
 	return ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
 }
@@ -67,11 +67,11 @@ func filterUnfinished(all []any, err error) []any {
 	if err != nil {
 		return nil
 	}
-	return slices.DeleteFunc(all, func(obj any) bool { return !unfinished(obj) })
+	return slices.DeleteFunc(all, func(obj any) bool { return !isUnfinished(obj) })
 }
 
 func oneUnfinished(obj any, exists bool, err error) (any, bool, error) {
-	if err != nil || !exists || !unfinished(obj) {
+	if err != nil || !exists || !isUnfinished(obj) {
 		return nil, false, err
 	}
 	return obj, true, nil

@@ -186,7 +186,7 @@ func TestUpstreamLeavesOutTheSamePods(t *testing.T) {
 		for _, phase := range []corev1.PodPhase{corev1.PodPending, corev1.PodRunning, corev1.PodUnknown, corev1.PodSucceeded, corev1.PodFailed} {
 			shown := w.GetWatchRestrictions().Fields.Matches(fields.Set{"status.phase": string(phase)})
 			pod := &corev1.Pod{Status: corev1.PodStatus{Phase: phase}}
-			if shown != unfinished(pod) || shown != unfinished(cache.DeletedFinalStateUnknown{Obj: pod}) {
+			if shown != isUnfinished(pod) || shown != isUnfinished(cache.DeletedFinalStateUnknown{Obj: pod}) {
 				t.Errorf("upstream shows %s: %t", phase, shown)
 			}
 			if !shown {

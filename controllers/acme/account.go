@@ -33,15 +33,15 @@ type account struct {
 	thumbprint string
 	key        []byte // as in the Secret
 
-	failures int
-	next     time.Time // there is no attempt before
-	problem  error     // error of the last attempt
+	failures    int
+	nextAttempt time.Time
+	problem     error // error of the last attempt
 }
 
 // accountError says that there is no account with which to order.
 type accountError struct {
-	cause error
-	next  time.Time
+	cause       error
+	nextAttempt time.Time
 }
 
 func (e *accountError) Error() string { return e.cause.Error() }
@@ -56,8 +56,8 @@ func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 		bytes.Equal(s.Data[corev1.TLSPrivateKeyKey], a.key) {
 		return a.client, a.thumbprint, nil
 	}
-	if time.Now().Before(a.next) {
-		return nil, "", &accountError{a.problem, a.next}
+	if time.Now().Before(a.nextAttempt) {
+		return nil, "", &accountError{a.problem, a.nextAttempt}
 	}
 	err := m.register(ctx)
 	if err == nil {
@@ -69,11 +69,11 @@ func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 	}
 	a.failures++
 	wait := shortBackoff(a.failures)
-	if v := classify(err); v.refused {
+	if v := classifyError(err); v.refused {
 		wait = max(longBackoff(a.failures), v.wait)
 	}
-	a.problem, a.next = err, time.Now().Add(wait)
-	return nil, "", &accountError{a.problem, a.next}
+	a.problem, a.nextAttempt = err, time.Now().Add(wait)
+	return nil, "", &accountError{a.problem, a.nextAttempt}
 }
 
 // clearAccount makes the next attempt register again, for an account that the authority no longer has.
@@ -164,7 +164,7 @@ func newAccount() (*corev1.Secret, error) {
 	}
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: compile.Account.Namespace, Name: compile.Account.Name, Labels: map[string]string{managedBy: manager},
+			Namespace: compile.Account.Namespace, Name: compile.Account.Name, Labels: map[string]string{managedBy: managerName},
 		},
 		Type: corev1.SecretTypeTLS,
 		Data: map[string][]byte{corev1.TLSCertKey: {}, corev1.TLSPrivateKeyKey: text, compile.ThumbprintKey: []byte(thumbprint)},

@@ -24,10 +24,11 @@ import (
 )
 
 const (
-	// askWithin limits the time for checking all hosts at one node. asked is how many nodes are checked at a time.
-	askWithin, asked = 10 * time.Second, 16
-	// heardWithin is the time that nodes may take to receive a new host. askAgain is the interval of the checks.
-	heardWithin, askAgain = 20 * time.Second, 500 * time.Millisecond
+	// askTimeout limits the time for checking all hosts at one node. parallelNodes is how many nodes are checked at a
+	// time.
+	askTimeout, parallelNodes = 10 * time.Second, 16
+	// receiveTimeout is the time that nodes may take to receive a new host. askInterval is the interval of the checks.
+	receiveTimeout, askInterval = 20 * time.Second, 500 * time.Millisecond
 	// clockTolerance is the greatest accepted difference between this server's clock and the authority's.
 	clockTolerance = time.Hour
 )
@@ -44,7 +45,7 @@ func (e *nodesError) Unwrap() error { return e.cause }
 // any of them. An order thus does not begin before it can succeed. The check uses a token of its own: the response
 // follows from the token and the account alone.
 func (m *Manager) checkNodes(ctx context.Context, hosts []string, thumbprint string) error {
-	deadline := time.Now().Add(heardWithin)
+	deadline := time.Now().Add(receiveTimeout)
 	for {
 		err := m.askNodes(ctx, hosts, thumbprint)
 		if err == nil || ctx.Err() != nil {
@@ -53,7 +54,7 @@ func (m *Manager) checkNodes(ctx context.Context, hosts []string, thumbprint str
 		if time.Now().After(deadline) {
 			return &nodesError{err}
 		}
-		if !timers.Sleep(ctx, askAgain) {
+		if !timers.Sleep(ctx, askInterval) {
 			return ctx.Err()
 		}
 	}
@@ -70,7 +71,7 @@ func (m *Manager) askNodes(ctx context.Context, hosts []string, thumbprint strin
 		wg   sync.WaitGroup
 		mu   sync.Mutex
 		errs = map[string]error{}
-		turn = make(chan struct{}, asked) // one slot for each node that is checked at a time
+		turn = make(chan struct{}, parallelNodes) // one slot for each node that is checked at a time
 	)
 	for name, at := range nodes {
 		turn <- struct{}{}
@@ -118,7 +119,7 @@ func (m *Manager) nodes() (map[string]string, error) {
 
 // ask checks the responses of one node's proxy for all hosts, over one connection.
 func (m *Manager) ask(ctx context.Context, address string, hosts []string, token, want string) error {
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	conn, err := m.o.Dial(ctx, "tcp", address)
 	if err != nil {
@@ -154,13 +155,13 @@ func (m *Manager) ask(ctx context.Context, address string, hosts []string, token
 
 // clockError says that this server's clock is wrong.
 type clockError struct {
-	clock time.Time
-	why   string
+	clock  time.Time
+	reason string
 }
 
 func (e *clockError) Error() string {
 	return fmt.Sprintf("this server's clock shows %s, and %s: nothing is ordered or renewed before it is set (NTP)",
-		e.clock.UTC().Format(time.RFC3339), e.why)
+		e.clock.UTC().Format(time.RFC3339), e.reason)
 }
 
 // checkClock compares this server's clock with the authority's, since the time of renewals depends on it.

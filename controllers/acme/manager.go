@@ -101,24 +101,24 @@ type Manager struct {
 	wake timers.Signal // the orders or a Secret may have changed
 	id   account
 
-	mu      sync.Mutex
-	known   bool // Want was called
-	wanted  []compile.Order
-	running map[types.NamespacedName]bool
-	begun   map[string]uint64 // the number of attempts when each namespace last had a turn
-	turns   uint64
-	tried   map[types.NamespacedName]*failedAttempts
-	unsaved map[types.NamespacedName]*progress // orders whose last state could not be written
-	shares  map[string]*rate.Limiter           // of new orders, by namespace
-	pause   time.Time                          // before that time the authority accepts no new order
-	leaves  map[types.NamespacedName]leaf      // cache of read certificates, by Secret
+	mu          sync.Mutex
+	ordersKnown bool // Want was called
+	orders      []compile.Order
+	running     map[types.NamespacedName]bool
+	begun       map[string]uint64 // the number of attempts when each namespace last had a turn
+	attempts    uint64
+	tried       map[types.NamespacedName]*failedAttempts
+	unsaved     map[types.NamespacedName]*progress         // orders whose last state could not be written
+	shares      map[string]*rate.Limiter                   // of new orders, by namespace
+	pausedUntil time.Time                                  // before that time the authority accepts no new order
+	leaves      map[types.NamespacedName]storedCertificate // cache of read certificates, by Secret
 }
 
 // failedAttempts are the failed attempts of this term at one certificate.
 type failedAttempts struct {
-	failures int
-	next     time.Time
-	problem  string // text of the last event
+	failures    int
+	nextAttempt time.Time
+	problem     string // text of the last event
 }
 
 // New makes a Manager that does nothing before Run.
@@ -132,21 +132,21 @@ func New(o Options) *Manager {
 		}
 	}
 	return &Manager{
-		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: timers.NewSignal(),
+		o: o, http: &http.Client{Transport: &boundedTransport{o.Transport}, Timeout: requestTimeout}, wake: timers.NewSignal(),
 		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*failedAttempts{},
-		unsaved: map[types.NamespacedName]*progress{}, shares: map[string]*rate.Limiter{}, leaves: map[types.NamespacedName]leaf{},
+		unsaved: map[types.NamespacedName]*progress{}, shares: map[string]*rate.Limiter{}, leaves: map[types.NamespacedName]storedCertificate{},
 	}
 }
 
-// bounded is an HTTP transport whose responses have maxResponse bytes at most, since the ACME client reads them to
-// their end.
-type bounded struct{ http.RoundTripper }
+// boundedTransport is an HTTP transport whose responses have maxResponse bytes at most, since the ACME client reads
+// them to their end.
+type boundedTransport struct{ http.RoundTripper }
 
 // maxResponse is greater than a response for 100 hosts.
 const maxResponse = 1 << 20
 
 // RoundTrip implements http.RoundTripper.
-func (b *bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+func (b *boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := b.RoundTripper.RoundTrip(r)
 	if err == nil {
 		res.Body = http.MaxBytesReader(nil, res.Body, maxResponse)
@@ -155,7 +155,7 @@ func (b *bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections is called by http.Client.
-func (b *bounded) CloseIdleConnections() {
+func (b *boundedTransport) CloseIdleConnections() {
 	if t, ok := b.RoundTripper.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
 	}
@@ -164,7 +164,7 @@ func (b *bounded) CloseIdleConnections() {
 // Want sets the desired certificates. It has to be called again when they, or a Secret, may have changed.
 func (m *Manager) Want(orders []compile.Order) {
 	m.mu.Lock()
-	m.wanted, m.known = orders, true
+	m.orders, m.ordersKnown = orders, true
 	m.mu.Unlock()
 	m.wake.Send()
 }
@@ -192,13 +192,13 @@ func (m *Manager) Run(ctx context.Context) {
 func (m *Manager) beginDueAttempts(ctx context.Context, attempts *sync.WaitGroup) (next time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.known {
+	if !m.ordersKnown {
 		return time.Time{}
 	}
 	m.sweep(ctx)
 	now := time.Now()
 	var ready []compile.Order
-	for _, o := range m.wanted {
+	for _, o := range m.orders {
 		at, wanted := m.nextAttempt(o)
 		if !wanted || m.running[o.Secret] {
 			continue
@@ -218,8 +218,8 @@ func (m *Manager) beginDueAttempts(ctx context.Context, attempts *sync.WaitGroup
 		}
 		o := ready[i]
 		ready = slices.Delete(ready, i, i+1)
-		m.turns++
-		m.running[o.Secret], m.begun[o.Secret.Namespace] = true, m.turns
+		m.attempts++
+		m.running[o.Secret], m.begun[o.Secret.Namespace] = true, m.attempts
 		attempts.Go(func() {
 			defer m.wake.Send()
 			m.makeAttempt(ctx, o)
@@ -260,10 +260,10 @@ func (m *Manager) nextAttempt(o compile.Order) (at time.Time, wanted bool) {
 			at = p.Next
 		}
 	}
-	if t := m.tried[o.Secret]; t != nil && t.next.After(at) {
-		at = t.next
+	if t := m.tried[o.Secret]; t != nil && t.nextAttempt.After(at) {
+		at = t.nextAttempt
 	}
-	at = timers.Later(at, m.pause)
+	at = timers.Later(at, m.pausedUntil)
 	if s, now := m.shares[o.Secret.Namespace], time.Now(); s != nil && s.TokensAt(now) < 1 {
 		at = timers.Later(at, now.Add(time.Duration((1-s.TokensAt(now))*float64(newOrdersTime/newOrders))+time.Second))
 	}
@@ -295,7 +295,7 @@ func (m *Manager) neededFrom(o compile.Order, target *corev1.Secret) (from time.
 		return time.Time{}, false
 	}
 	l, ok := m.leaves[o.Secret]
-	if !ok || l.made != target.Annotations[madeAnnotation] {
+	if !ok || l.fingerprint != target.Annotations[madeAnnotation] {
 		l = readLeaf(target)
 		m.leaves[o.Secret] = l
 	}
@@ -326,7 +326,7 @@ func (m *Manager) makeAttempt(ctx context.Context, o compile.Order) {
 	if err != nil {
 		return
 	}
-	m.tried[o.Secret] = &failedAttempts{next: time.Now().Add(cacheLag)}
+	m.tried[o.Secret] = &failedAttempts{nextAttempt: time.Now().Add(cacheLag)}
 	if issued != "" {
 		m.o.Logger.Info("acme: a certificate has arrived", "secret", o.Secret.String(), "hosts", o.Hosts)
 		for _, ing := range o.Ingresses {
@@ -338,7 +338,7 @@ func (m *Manager) makeAttempt(ctx context.Context, o compile.Order) {
 // failed records a failure: the time of the next attempt, and an event that says what to do. Refusals by the authority
 // are recorded in the store, since they count against its limits.
 func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
-	now, v := time.Now(), classify(err)
+	now, v := time.Now(), classifyError(err)
 	m.mu.Lock()
 	t := m.tried[o.Secret]
 	if t == nil {
@@ -346,12 +346,12 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 		m.tried[o.Secret] = t
 	}
 	t.failures++
-	at := timers.Later(now.Add(shortBackoff(t.failures)), v.until)
+	at := timers.Later(now.Add(shortBackoff(t.failures)), v.notBefore)
 	if v.refused { // also where the store cannot be written
 		at = now.Add(max(longBackoff(t.failures), v.wait))
 	}
-	if v.pause > 0 {
-		m.pause = now.Add(v.pause)
+	if v.pauseOrders > 0 {
+		m.pausedUntil = now.Add(v.pauseOrders)
 	}
 	m.mu.Unlock()
 	if v.refused {
@@ -363,7 +363,7 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	}
 	text := fmt.Sprintf("no certificate for the Secret %s yet: %s", o.Secret.Name, v.text)
 	m.mu.Lock()
-	t.next = at
+	t.nextAttempt = at
 	news := t.problem != text || v.refused
 	t.problem = text
 	m.mu.Unlock()
@@ -381,7 +381,7 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 // holds mu.
 func (m *Manager) showStatus() {
 	missing, why := 0, ""
-	for _, o := range m.wanted {
+	for _, o := range m.orders {
 		if !m.isDue(o) {
 			continue
 		}
@@ -390,7 +390,7 @@ func (m *Manager) showStatus() {
 			why = t.problem
 		}
 	}
-	text := fmt.Sprintf("%d certificates", len(m.wanted))
+	text := fmt.Sprintf("%d certificates", len(m.orders))
 	switch {
 	case missing == 0:
 		m.o.Part.Set(status.Running, text)

@@ -646,7 +646,7 @@ func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
 		for i := range 60 {
 			host := fmt.Sprintf("h%d.example", i)
 			all = append(all, fmt.Sprintf("evil/c%d=%s", i, host))
-			b.unresponsive[host] = true // so that each attempt takes heardWithin
+			b.unresponsive[host] = true // so that each attempt takes receiveTimeout
 		}
 		b.wants(append(all, "shop/cert=shop.example")...)
 		defer b.lead()()

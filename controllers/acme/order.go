@@ -65,7 +65,7 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 	if err := m.checkNodes(ctx, o.Hosts, thumbprint); err != nil {
 		return "", err
 	}
-	chain, err := m.pursue(ctx, client, o, p)
+	chain, err := m.issue(ctx, client, o, p)
 	if err != nil {
 		return "", m.accountLost(ctx, err)
 	}
@@ -80,9 +80,9 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 		expires.UTC().Format(time.DateOnly)), nil
 }
 
-// pursue makes the authority issue the certificate of an order, and returns the chain. It does not repeat steps that an
+// issue makes the authority issue the certificate of an order, and returns the chain. It does not repeat steps that an
 // earlier attempt, or another leader, has done.
-func (m *Manager) pursue(ctx context.Context, client *acme.Client, o compile.Order, p *progress) ([][]byte, error) {
+func (m *Manager) issue(ctx context.Context, client *acme.Client, o compile.Order, p *progress) ([][]byte, error) {
 	order, err := m.order(ctx, client, o, p)
 	if err != nil {
 		return nil, err
@@ -190,7 +190,7 @@ func (m *Manager) store(ctx context.Context, o compile.Order, target *corev1.Sec
 	}
 	secrets := m.o.Client.CoreV1().Secrets(o.Secret.Namespace)
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: o.Secret.Namespace, Name: o.Secret.Name,
-		Labels: map[string]string{managedBy: manager}}, Type: corev1.SecretTypeTLS}
+		Labels: map[string]string{managedBy: managerName}}, Type: corev1.SecretTypeTLS}
 	if target != nil {
 		s = target.DeepCopy()
 	}

@@ -25,8 +25,8 @@ const (
 	rateLimited = urn + "rateLimited"
 )
 
-// hints has, by the type of an error that an ACME server returns, what the user can do about it.
-var hints = map[string]string{
+// hintByProblem has, by the type of an error that an ACME server returns, what the user can do about it.
+var hintByProblem = map[string]string{
 	"dns":        "have the DNS name lead to the addresses of the Ingress (kubectl get ingress)",
 	"connection": "have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet",
 	"unauthorized": "something else than this cluster answers at the DNS name: have it lead to the addresses of the Ingress " +
@@ -46,13 +46,13 @@ var hints = map[string]string{
 type failure struct {
 	// text says what failed and what to do.
 	text string
-	// refused says that the authority has refused the order, which counts against its limits.
+	// refused says that the authority has refused the order. A refusal counts against the authority's limits.
 	refused bool
-	// wait is the least time to another attempt that the authority demands. An attempt before until would fail.
-	wait  time.Duration
-	until time.Time
-	// pause is the time for which no other order is begun either.
-	pause time.Duration
+	// wait is the least time to another attempt that the authority demands. An attempt before notBefore would fail.
+	wait      time.Duration
+	notBefore time.Time
+	// pauseOrders is the time for which other orders are not begun either.
+	pauseOrders time.Duration
 }
 
 // mostPause limits the time for which a limit that one order exceeded keeps others from being begun. The limit may be
@@ -62,13 +62,13 @@ const mostPause = 10 * time.Minute
 // mostWait limits the wait that an authority can demand. The longest known limit is a week.
 const mostWait = 7 * 24 * time.Hour
 
-// classify returns what follows from the error of an attempt.
-func classify(err error) failure {
+// classifyError returns what follows from the error of an attempt.
+func classifyError(err error) failure {
 	v := failure{text: oneLine(err.Error())}
 	if a := (*accountError)(nil); errors.As(err, &a) {
-		v = classify(a.cause)
+		v = classifyError(a.cause)
 		v.text = "there is no account with the authority: " + v.text
-		v.refused, v.until, v.pause = false, a.next, 0 // the account was refused, and not the order
+		v.refused, v.notBefore, v.pauseOrders = false, a.nextAttempt, 0 // the account was refused, and not the order
 		return v
 	}
 	var (
@@ -104,7 +104,7 @@ func classify(err error) failure {
 		}
 		if wait, limited := acme.RateLimit(problem); limited || problem.StatusCode == http.StatusTooManyRequests {
 			v.wait = min(wait, mostWait)
-			v.pause = max(time.Minute, min(wait, mostPause))
+			v.pauseOrders = max(time.Minute, min(wait, mostPause))
 		}
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		v.text += ". Where this server's clock is wrong, set it (NTP)"
@@ -126,7 +126,7 @@ func problemText(e *acme.Error) string {
 	}
 	text = oneLine(text)
 	kind := strings.TrimPrefix(e.ProblemType, urn)
-	switch hint := hints[kind]; {
+	switch hint := hintByProblem[kind]; {
 	case e.ProblemType == rateLimited || e.StatusCode == http.StatusTooManyRequests:
 		text = "the authority's limits are reached: " + text
 	case kind == "unauthorized" && e.StatusCode == http.StatusForbidden && strings.Contains(strings.ToLower(e.Detail), "account"):
@@ -147,16 +147,16 @@ func oneLine(text string) string {
 // five failures of a host.
 func longBackoff(failures int) time.Duration {
 	const first, longest = 15 * time.Minute, 8 * time.Hour
-	return doubled(first, longest, failures)
+	return doubledWait(first, longest, failures)
 }
 
 // shortBackoff returns the wait after a failure that does not count against the authority's limits.
 func shortBackoff(failures int) time.Duration {
 	const first, longest = 5 * time.Second, 15 * time.Minute
-	return doubled(first, longest, failures)
+	return doubledWait(first, longest, failures)
 }
 
-func doubled(first, longest time.Duration, failures int) time.Duration {
+func doubledWait(first, longest time.Duration, failures int) time.Duration {
 	out := first
 	for range failures - 1 {
 		if out *= 2; out >= longest {

@@ -50,7 +50,7 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 		{"long and of several lines", proof(ca(400, "dns", strings.Repeat("long\n", 1000))), true, 0, []string{"long long"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := classify(c.err)
+			v := classifyError(c.err)
 			testenv.False(t, v.refused != c.refused || v.wait != c.wait, "refused %t, wait %s", v.refused, v.wait)
 			for _, want := range c.messages {
 				testenv.True(t, strings.Contains(v.text, want), "it says %q, without %q", v.text, want)
@@ -84,7 +84,7 @@ func TestAuthoritysProblemTextIsSanitized(t *testing.T) {
 		e.Subproblems = append(e.Subproblems, acme.Subproblem{Detail: "\x1b[2J", Identifier: &acme.AuthzID{Value: strings.Repeat("\x07y", 1000)}})
 	}
 	for _, err := range []error{e, &acme.AuthorizationError{Identifier: "\x1b[2J" + strings.Repeat("z", 10_000), Errors: []error{e}}} {
-		v := classify(err)
+		v := classifyError(err)
 		testenv.False(t, len(v.text) > 2000 || strings.ContainsAny(v.text, "\x1b\x00\x07\u202e"), "it says %q", v.text)
 		testenv.False(t, v.wait > mostWait, "it waits for %v", v.wait)
 	}

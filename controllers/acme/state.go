@@ -32,12 +32,12 @@ import (
 )
 
 const (
-	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
+	managedBy, managerName = "app.kubernetes.io/managed-by", "coracle"
 	// madeAnnotation marks the Secrets that this package made. It is the hash of their certificate, so that a
 	// certificate that another client wrote is not treated as coracle's.
 	madeAnnotation = compile.MadeByACME
-	// foreign is the prefix of annotations on Secrets that cert-manager manages.
-	foreign = "cert-manager.io/"
+	// foreignPrefix is the prefix of annotations on Secrets that cert-manager manages.
+	foreignPrefix = "cert-manager.io/"
 	// orderLabel is the label of the Secrets that hold orders. forAnnotation names the Secret that the order is for.
 	orderLabel, forAnnotation = "coracle.dev/acme-order", "coracle.dev/acme-secret"
 	// progressKey is the key of an order's state in its Secret.
@@ -115,7 +115,7 @@ func (m *Manager) save(ctx context.Context, of types.NamespacedName, p *progress
 	s := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: compile.Account.Namespace, Name: stateName(of),
-			Labels: map[string]string{managedBy: manager, orderLabel: "true"}, Annotations: map[string]string{forAnnotation: of.String()},
+			Labels: map[string]string{managedBy: managerName, orderLabel: "true"}, Annotations: map[string]string{forAnnotation: of.String()},
 		},
 		Data: map[string][]byte{progressKey: text, corev1.TLSPrivateKeyKey: key},
 	}
@@ -147,8 +147,8 @@ func (m *Manager) deleteState(ctx context.Context, name string) error {
 // sweep deletes saved orders that are not wanted any more, and those that have led to a certificate, since a renewal is
 // another order. Failed orders stay until another attempt would be permitted. The caller holds mu.
 func (m *Manager) sweep(ctx context.Context) {
-	wanted, namespaces := make(map[string]compile.Order, len(m.wanted)), map[string]bool{}
-	for _, o := range m.wanted {
+	wanted, namespaces := make(map[string]compile.Order, len(m.orders)), map[string]bool{}
+	for _, o := range m.orders {
 		wanted[stateName(o.Secret)], namespaces[o.Secret.Namespace] = o, true
 	}
 	maps.DeleteFunc(m.begun, func(namespace string, _ uint64) bool { return !namespaces[namespace] })
@@ -179,7 +179,7 @@ func fingerprint(chain []byte) string {
 // isOwned reports whether a Secret holds a certificate that this package wrote.
 func isOwned(s *corev1.Secret) bool {
 	for name := range s.Annotations {
-		if strings.HasPrefix(name, foreign) {
+		if strings.HasPrefix(name, foreignPrefix) {
 			return false
 		}
 	}
@@ -187,34 +187,34 @@ func isOwned(s *corev1.Secret) bool {
 	return made != "" && made == fingerprint(s.Data[corev1.TLSCertKey])
 }
 
-// leaf is the needed fields of a certificate in a Secret.
-type leaf struct {
-	made  string // madeAnnotation
-	names []string
-	renew time.Time
+// storedCertificate has the fields of a Secret's certificate that decide when it is renewed.
+type storedCertificate struct {
+	fingerprint string // madeAnnotation
+	names       []string
+	renew       time.Time
 }
 
 // readLeaf reads a Secret of this package. A certificate that cannot be read is renewed at once.
-func readLeaf(s *corev1.Secret) leaf {
-	out := leaf{made: s.Annotations[madeAnnotation]}
+func readLeaf(s *corev1.Secret) storedCertificate {
+	out := storedCertificate{fingerprint: s.Annotations[madeAnnotation]}
 	block, _ := pem.Decode(s.Data[corev1.TLSCertKey])
 	if block == nil {
 		return out
 	}
 	if c, err := x509.ParseCertificate(block.Bytes); err == nil { // only the leaf: Go may not support the rest of the chain
-		out.names, out.renew = c.DNSNames, renewal(c)
+		out.names, out.renew = c.DNSNames, renewalTime(c)
 	}
 	return out
 }
 
-func (l leaf) covers(hosts []string) bool {
+func (l storedCertificate) covers(hosts []string) bool {
 	return !slices.ContainsFunc(hosts, func(h string) bool { return !slices.Contains(l.names, h) })
 }
 
-// renewal returns when a certificate is renewed: when a third of its life is left, or up to a thirtieth of its life
+// renewalTime returns when a certificate is renewed: when a third of its life is left, or up to a thirtieth of its life
 // earlier. How much earlier follows from the certificate. All leaders thus compute the same time, and certificates
 // issued at the same time are renewed at different times.
-func renewal(c *x509.Certificate) time.Time {
+func renewalTime(c *x509.Certificate) time.Time {
 	life := c.NotAfter.Sub(c.NotBefore)
 	sum := sha256.Sum256(c.Raw)
 	part := float64(binary.BigEndian.Uint32(sum[:4])) / (1 << 32)

@@ -29,10 +29,10 @@ import (
 
 const (
 	// managedBy and manager are the label of definitions that coracle has made.
-	managedBy = "app.kubernetes.io/managed-by"
-	manager   = "coracle"
-	// number is an annotation that increases with each change of a definition.
-	number = "coracle.dev/definition"
+	managedBy   = "app.kubernetes.io/managed-by"
+	managerName = "coracle"
+	// numberAnnotation is an annotation that increases with each change of a definition.
+	numberAnnotation = "coracle.dev/definition"
 
 	// servedTimeout is the time for which Define waits until the API server serves a newly defined kind. servedPause is
 	// the interval of the requests.
@@ -51,7 +51,7 @@ type Kind struct {
 	YAML []byte
 }
 
-func definitions(c dynamic.Interface) dynamic.ResourceInterface {
+func definitionsClient(c dynamic.Interface) dynamic.ResourceInterface {
 	return c.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
 }
 
@@ -82,12 +82,12 @@ func (k Kind) Define(ctx context.Context, c dynamic.Interface) error {
 // client.
 func Put(ctx context.Context, c dynamic.Interface, want *unstructured.Unstructured,
 	older func(have *unstructured.Unstructured) bool) error {
-	have, err := definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
+	have, err := definitionsClient(c).Get(ctx, want.GetName(), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		_, err = definitions(c).Create(ctx, want, metav1.CreateOptions{FieldManager: manager})
-	case err == nil && have.GetLabels()[managedBy] == manager && older(have):
-		_, err = definitions(c).Update(ctx, renewed(have, want), metav1.UpdateOptions{FieldManager: manager})
+		_, err = definitionsClient(c).Create(ctx, want, metav1.CreateOptions{FieldManager: managerName})
+	case err == nil && have.GetLabels()[managedBy] == managerName && older(have):
+		_, err = definitionsClient(c).Update(ctx, renewedDefinition(have, want), metav1.UpdateOptions{FieldManager: managerName})
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("defining %s: %w", want.GetName(), err)
@@ -97,8 +97,8 @@ func Put(ctx context.Context, c dynamic.Interface, want *unstructured.Unstructur
 
 // Remove removes a definition that coracle has made, if unused returns true. It does not touch one of another client.
 func Remove(ctx context.Context, c dynamic.Interface, name string, unused func() (bool, error)) error {
-	have, err := definitions(c).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) || err == nil && have.GetLabels()[managedBy] != manager {
+	have, err := definitionsClient(c).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && have.GetLabels()[managedBy] != managerName {
 		return nil
 	}
 	if err == nil {
@@ -108,7 +108,7 @@ func Remove(ctx context.Context, c dynamic.Interface, name string, unused func()
 		}
 	}
 	if err == nil {
-		err = definitions(c).Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
+		err = definitionsClient(c).Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("removing the definition %s: %w", name, err)
@@ -116,9 +116,9 @@ func Remove(ctx context.Context, c dynamic.Interface, name string, unused func()
 	return nil
 }
 
-// renewed returns an existing definition with the content of this version. Labels and annotations of other clients
-// stay.
-func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
+// renewedDefinition returns an existing definition with the content of this version. Labels and annotations of other
+// clients stay.
+func renewedDefinition(have, want *unstructured.Unstructured) *unstructured.Unstructured {
 	out := have.DeepCopy()
 	labels, annotations := out.GetLabels(), out.GetAnnotations()
 	if labels == nil {
@@ -136,7 +136,7 @@ func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
 }
 
 func numberOf(u *unstructured.Unstructured) int {
-	n, _ := strconv.Atoi(u.GetAnnotations()[number]) // 0 for one that another client has made
+	n, _ := strconv.Atoi(u.GetAnnotations()[numberAnnotation]) // 0 for one that another client has made
 	return n
 }
 
@@ -160,7 +160,7 @@ func (k Kind) Defined(ctx context.Context, c dynamic.Interface) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	_, err = definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
+	_, err = definitionsClient(c).Get(ctx, want.GetName(), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}

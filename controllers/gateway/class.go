@@ -45,14 +45,14 @@ func Define(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, no
 }
 
 const (
-	// served is the time for which Define waits until the API server serves a newly defined kind. servedPause is the
-	// interval of the requests.
-	served, servedPause = time.Minute, 200 * time.Millisecond
+	// servedTimeout is the time for which Define waits until the API server serves a newly defined kind. servedPoll is
+	// the interval of the requests.
+	servedTimeout, servedPoll = time.Minute, 200 * time.Millisecond
 )
 
 // makeClass returns the class. It makes the class if there is none.
 func makeClass(ctx context.Context, api *gatewayapi.Client) (*gatewayv1.GatewayClass, error) {
-	ctx, cancel := context.WithTimeout(ctx, served)
+	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
 	defer cancel()
 	for {
 		class, err := api.Class(ctx, gateway.ClassName)
@@ -61,7 +61,7 @@ func makeClass(ctx context.Context, api *gatewayapi.Client) (*gatewayv1.GatewayC
 		}
 		err = api.CreateClass(ctx, &gatewayv1.GatewayClass{
 			TypeMeta:   metav1.TypeMeta{APIVersion: gatewayv1.GroupVersion.String(), Kind: "GatewayClass"},
-			ObjectMeta: metav1.ObjectMeta{Name: gateway.ClassName, Labels: map[string]string{managedBy: manager}},
+			ObjectMeta: metav1.ObjectMeta{Name: gateway.ClassName, Labels: map[string]string{managedBy: managerName}},
 			Spec:       gatewayv1.GatewayClassSpec{ControllerName: gateway.ControllerName},
 		})
 		switch {
@@ -70,7 +70,7 @@ func makeClass(ctx context.Context, api *gatewayapi.Client) (*gatewayv1.GatewayC
 		case !apierrors.IsNotFound(err):
 			return nil, fmt.Errorf("making the GatewayClass %s: %w", gateway.ClassName, err)
 		}
-		if !timers.Sleep(ctx, servedPause) {
+		if !timers.Sleep(ctx, servedPoll) {
 			return nil, fmt.Errorf("waiting until GatewayClasses are served: %w", err)
 		}
 	}
@@ -86,7 +86,7 @@ func Undefine(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, 
 		return err
 	}
 	if class != nil {
-		if class.Labels[managedBy] != manager {
+		if class.Labels[managedBy] != managerName {
 			return nil
 		}
 		if err := api.DeleteClass(ctx, class); err != nil && !apierrors.IsNotFound(err) {

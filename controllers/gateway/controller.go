@@ -36,10 +36,10 @@ import (
 )
 
 const (
-	// gather is the wait for further changes after a change.
-	gather = 50 * time.Millisecond
-	// retry is the wait after a failed write before all objects are compared again.
-	retry = time.Second
+	// gatherDelay is how long a round waits for further changes.
+	gatherDelay = 50 * time.Millisecond
+	// retryDelay is the wait after a failed write before all objects are compared again.
+	retryDelay = time.Second
 )
 
 // Component is the source of the events.
@@ -150,13 +150,13 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	c.wake.Rounds(ctx, gather, func() time.Duration {
+	c.wake.Rounds(ctx, gatherDelay, func() time.Duration {
 		again, err := c.reconcileAll(ctx)
 		if err == nil || ctx.Err() != nil {
 			return again
 		}
 		c.o.Logger.Warn("gateway: not everything could be written; it is tried again", "error", err)
-		return retry
+		return retryDelay
 	})
 	return nil
 }
@@ -198,7 +198,7 @@ func (c *Controller) madeServices() map[types.NamespacedName]*corev1.Service {
 	out := map[types.NamespacedName]*corev1.Service{}
 	for _, svc := range all {
 		if madeForGateway(svc) {
-			out[key(svc)] = svc
+			out[objectKey(svc)] = svc
 		}
 	}
 	return out
@@ -290,7 +290,7 @@ func (c *Controller) syncService(ctx context.Context, name types.NamespacedName,
 			"address without it: delete or rename that", name.Name))
 		return nil
 	}
-	apply := service(name, want)
+	apply := serviceConfig(name, want)
 	text, jsonErr := json.Marshal(apply)
 	if jsonErr != nil {
 		return fmt.Errorf("writing the Service %s: %w", name, jsonErr)

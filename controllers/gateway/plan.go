@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
+	managedBy, managerName = "app.kubernetes.io/managed-by", "coracle"
 	// fieldManager is the field manager of the fields applied to Services.
 	fieldManager = "coracle-gateway"
 	// sliceManager is the manager label of coracle's EndpointSlices, which upstream's controllers then do not touch.
@@ -81,14 +81,14 @@ func sitesOf(services map[types.NamespacedName]gateway.Service) []string {
 
 func portName(port int32) string { return "port-" + strconv.Itoa(int(port)) }
 
-// service returns the fields of a Gateway's Service that coracle owns. Other fields are an administrator's: source
-// ranges, the class of the load balancer.
-func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceApplyConfiguration {
+// serviceConfig returns the fields of a Gateway's Service that coracle owns. Other fields are an administrator's:
+// source ranges, the class of the load balancer.
+func serviceConfig(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceApplyConfiguration {
 	labels, annotations := maps.Clone(want.Labels), maps.Clone(want.Annotations)
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	labels[table.GatewayLabel], labels[managedBy] = gateway.LabelValue(want.Gateway.Name), manager
+	labels[table.GatewayLabel], labels[managedBy] = gateway.LabelValue(want.Gateway.Name), managerName
 	if len(want.Addresses) > 0 {
 		if annotations == nil {
 			annotations = map[string]string{}
@@ -133,7 +133,7 @@ func isOf(svc *corev1.Service, g *gatewayv1.Gateway) bool {
 // madeForGateway reports whether a Service was made for any Gateway, by its label and its owner.
 func madeForGateway(svc *corev1.Service) bool {
 	owner := metav1.GetControllerOf(svc)
-	return svc.Labels[table.GatewayLabel] != "" && svc.Labels[managedBy] == manager && owner != nil && owner.Kind == "Gateway" &&
+	return svc.Labels[table.GatewayLabel] != "" && svc.Labels[managedBy] == managerName && owner != nil && owner.Kind == "Gateway" &&
 		strings.HasPrefix(owner.APIVersion, gatewayv1.GroupName+"/")
 }
 
@@ -158,6 +158,6 @@ func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map
 func portsObject(data map[string]string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: gatewayapi.PortsName,
-			Labels: map[string]string{managedBy: manager}}, Data: data,
+			Labels: map[string]string{managedBy: managerName}}, Data: data,
 	}
 }

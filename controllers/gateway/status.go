@@ -30,7 +30,7 @@ type copied[T any] interface {
 	DeepCopy() T
 }
 
-func key(o metav1.Object) types.NamespacedName {
+func objectKey(o metav1.Object) types.NamespacedName {
 	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
@@ -44,7 +44,7 @@ type writer struct {
 func write[T copied[T], S any](ctx context.Context, w *writer, resource string, objects []T, want map[types.NamespacedName]S,
 	status func(T) *S) {
 	for _, o := range objects {
-		s, ok := want[key(o)]
+		s, ok := want[objectKey(o)]
 		if !ok || equality.Semantic.DeepEqual(*status(o), s) {
 			continue
 		}
@@ -52,7 +52,7 @@ func write[T copied[T], S any](ctx context.Context, w *writer, resource string, 
 		*status(changed) = s
 		err := w.update(ctx, resource, changed)
 		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // for these two the cache receives the newer object
-			w.errs = append(w.errs, fmt.Errorf("writing the status of %s %s: %w", resource, key(o), err))
+			w.errs = append(w.errs, fmt.Errorf("writing the status of %s %s: %w", resource, objectKey(o), err))
 		}
 	}
 }

@@ -23,10 +23,10 @@ func keyOf(c *kinds.HelmChart) releaseKey {
 	return releaseKey{Target(c), c.Name, c.Spec.Driver == "configmap"}
 }
 
-// conflicts returns the charts whose release belongs to another chart, with that chart's name. Charts of several
+// findConflicts returns the charts whose release belongs to another chart, with that chart's name. Charts of several
 // namespaces can have the same target: the oldest of them owns the release. Otherwise each would undo the other's
 // changes, for ever, and removing one would remove the other's release.
-func conflicts(charts []*kinds.HelmChart) map[types.NamespacedName]types.NamespacedName {
+func findConflicts(charts []*kinds.HelmChart) map[types.NamespacedName]types.NamespacedName {
 	has := map[releaseKey]*kinds.HelmChart{}
 	for _, c := range charts {
 		if !Managed(c) {
@@ -46,7 +46,7 @@ func conflicts(charts []*kinds.HelmChart) map[types.NamespacedName]types.Namespa
 	return out
 }
 
-// maxReleaseName is Helm's limit.
+// maxReleaseName is Helm's limit of the length of a release's name.
 const maxReleaseName = 53
 
 // checkTarget returns the problem of a chart that cannot have a release at all. No request for it is sent to the API

@@ -30,10 +30,10 @@ import (
 )
 
 const (
-	// gather is the wait for further changes after a change.
-	gather = 50 * time.Millisecond
-	// retry is the wait after a failed request before the chart is tried again.
-	retry = 2 * time.Second
+	// gatherDelay is how long a round waits for further changes.
+	gatherDelay = 50 * time.Millisecond
+	// retryDelay is the wait after a failed request before the chart is tried again.
+	retryDelay = 2 * time.Second
 	// AtOnce is the greatest number of running children. The last slot is only for charts whose releases have to
 	// change. Checking the objects of deployed releases can wait.
 	AtOnce = 2
@@ -85,8 +85,8 @@ type Controller struct {
 	namespaces corelisters.NamespaceLister
 	synced     []cache.InformerSynced
 
-	wake  timers.Signal // an object or a file has to be checked
-	ended chan outcome  // capacity AtOnce, so that the end of a child does not wait for the loop
+	wake     timers.Signal   // an object or a file has to be checked
+	outcomes chan workResult // capacity AtOnce, so that the end of a child does not wait for the loop
 
 	entries  map[types.NamespacedName]*entry // owned by the loop
 	running  int                             // running children
@@ -108,7 +108,7 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
 			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(),
-		wake: timers.NewSignal(), ended: make(chan outcome, AtOnce),
+		wake: timers.NewSignal(), outcomes: make(chan workResult, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}
 	if o.Disabled {
@@ -164,7 +164,7 @@ func (c *Controller) Run(ctx context.Context) error {
 // loop runs rounds until ctx is done.
 func (c *Controller) loop(ctx context.Context) {
 	for {
-		next := c.round(ctx)
+		next := c.checkCharts(ctx)
 		var again <-chan time.Time
 		if !next.IsZero() {
 			again = time.After(max(0, time.Until(next)))
@@ -173,10 +173,10 @@ func (c *Controller) loop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-again:
-		case o := <-c.ended:
+		case o := <-c.outcomes:
 			c.recordResult(ctx, o)
 		case <-c.wake:
-			if !timers.Sleep(ctx, gather) {
+			if !timers.Sleep(ctx, gatherDelay) {
 				return
 			}
 		}
@@ -195,9 +195,9 @@ func (c *Controller) reportStatus() {
 	failed, lacking := 0, 0
 	for _, e := range c.entries {
 		switch {
-		case e.trouble:
+		case e.unhealthy:
 			failed++
-		case e.lacks != "":
+		case e.missing != "":
 			lacking++
 		}
 	}

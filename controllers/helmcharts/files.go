@@ -19,9 +19,9 @@ const (
 	// filesEvery is the interval of checks of charts' files, if there are such charts. The kernel's notifications would
 	// need watches on folders that may not exist.
 	filesEvery = 15 * time.Second
-	// settled is the time for which a changed file has to stay unchanged before it is read, since it may still be
+	// settleTime is the time for which a changed file has to stay unchanged before it is read, since it may still be
 	// written.
-	settled = 2 * time.Second
+	settleTime = 2 * time.Second
 )
 
 // files are charts in files on this machine, identified by their content: a copy of a chart is the same chart. A chart
@@ -32,7 +32,7 @@ type files struct {
 }
 
 type cachedSum struct {
-	seen fileState
+	file fileState
 	sum  string
 }
 
@@ -45,7 +45,7 @@ type fileState struct {
 	err    error  // fs.ErrNotExist if no folder has the chart
 }
 
-func (l fileState) same(as fileState) bool {
+func (l fileState) equal(as fileState) bool {
 	if l.path != as.path || l.inside != as.inside || fmt.Sprint(l.err) != fmt.Sprint(as.err) || (l.info == nil) != (as.info == nil) {
 		return false
 	}
@@ -60,15 +60,15 @@ func (f *files) stat(name string) fileState {
 			continue
 		}
 		if l.err == nil && l.info.IsDir() {
-			l.inside, l.err = contents(l.path)
+			l.inside, l.err = folderContents(l.path)
 		}
 		return l
 	}
 	return fileState{err: fs.ErrNotExist}
 }
 
-// contents returns the names, sizes and times of a folder's files.
-func contents(folder string) (string, error) {
+// folderContents returns the names, sizes and times of a folder's files.
+func folderContents(folder string) (string, error) {
 	var out strings.Builder
 	err := helmjob.EachFile(folder, func(name string, info fs.FileInfo) error {
 		_, err := fmt.Fprintf(&out, "%q %d %d\n", name, info.Size(), info.ModTime().UnixNano())
@@ -83,7 +83,7 @@ func (f *files) sum(name string) (string, error) {
 	if l.err != nil {
 		return "", l.err
 	}
-	if was, ok := f.read[name]; ok && was.seen.same(l) {
+	if was, ok := f.read[name]; ok && was.file.equal(l) {
 		return was.sum, nil
 	}
 	sum := fmt.Sprintf("%d bytes", l.info.Size())
@@ -107,27 +107,27 @@ func fileOf(c *kinds.HelmChart) string {
 	return name
 }
 
-// seen is what an entry stores about its chart's file.
-type seen struct {
-	read    fileState // the state when it was read
-	changed fileState // a later state that differs
-	at      time.Time
+// seenFile is what an entry stores about its chart's file.
+type seenFile struct {
+	read      fileState // the state when it was read
+	changed   fileState // a later state that differs
+	changedAt time.Time
 }
 
 // follow checks a chart's file. It returns whether the chart has to be read again, and when to check again at the
 // latest.
-func (f *files) follow(name string, s *seen, every time.Duration, now time.Time) (stale bool, again time.Time) {
+func (f *files) follow(name string, s *seenFile, every time.Duration, now time.Time) (stale bool, again time.Time) {
 	l := f.stat(name)
-	wait := min(settled, every)
+	wait := min(settleTime, every)
 	switch {
-	case l.same(s.read):
+	case l.equal(s.read):
 		s.changed = fileState{}
 		return false, now.Add(every)
-	case !l.same(s.changed):
-		s.changed, s.at = l, now
+	case !l.equal(s.changed):
+		s.changed, s.changedAt = l, now
 		return false, now.Add(wait)
-	case now.Sub(s.at) < wait:
-		return false, s.at.Add(wait)
+	case now.Sub(s.changedAt) < wait:
+		return false, s.changedAt.Add(wait)
 	}
 	return true, now.Add(every)
 }

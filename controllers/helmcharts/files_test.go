@@ -123,7 +123,7 @@ func TestChartFileIsFoundFromSpec(t *testing.T) {
 func TestFileIsReadOnceItSettled(t *testing.T) {
 	s := newShelf(t)
 	path := s.put(1, "web.tgz", "one", testNow)
-	e := seen{read: s.stat("web.tgz")}
+	e := seenFile{read: s.stat("web.tgz")}
 	now := testNow
 	step := func(what string, wantStale bool, wantAgain time.Duration) {
 		t.Helper()
@@ -134,24 +134,24 @@ func TestFileIsReadOnceItSettled(t *testing.T) {
 	}
 	step("nothing has changed", false, filesEvery)
 	s.put(1, "web.tgz", "on", testNow)
-	step("a copy is on its way", false, settled)
-	now = now.Add(settled / 2)
-	step("it is looked at early", false, settled/2)
+	step("a copy is on its way", false, settleTime)
+	now = now.Add(settleTime / 2)
+	step("it is looked at early", false, settleTime/2)
 	s.put(1, "web.tgz", "one more", testNow)
-	now = now.Add(settled)
-	step("it has grown", false, settled)
-	now = now.Add(settled)
+	now = now.Add(settleTime)
+	step("it has grown", false, settleTime)
+	now = now.Add(settleTime)
 	step("it has not", true, filesEvery)
-	e = seen{read: s.stat("web.tgz")}
+	e = seenFile{read: s.stat("web.tgz")}
 	step("it was read", false, filesEvery)
 
 	testenv.NoError(t, os.Rename(path, path+"-away"))
-	step("it is gone", false, settled)
+	step("it is gone", false, settleTime)
 	testenv.NoError(t, os.Rename(path+"-away", path))
-	now = now.Add(settled)
+	now = now.Add(settleTime)
 	step("it was gone for a moment", false, filesEvery)
-	e = seen{} // it was there, and could not be read
-	step("unread", false, settled)
-	now = now.Add(settled)
+	e = seenFile{} // it was there, and could not be read
+	step("unread", false, settleTime)
+	now = now.Add(settleTime)
 	step("still unread", true, filesEvery)
 }

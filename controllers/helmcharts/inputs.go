@@ -43,16 +43,16 @@ type reference struct {
 	namespace, name string
 }
 
-// references returns the references of a chart whose changes cause an update of its release. It leaves out Secrets
+// referencesOf returns the references of a chart whose changes cause an update of its release. It leaves out Secrets
 // whose updates the chart ignores.
-func references(c *kinds.HelmChart, config *kinds.HelmChartConfig) []reference {
+func referencesOf(c *kinds.HelmChart, config *kinds.HelmChartConfig) []reference {
 	found := map[reference]bool{}
 	secrets := c.Spec.ValuesSecrets
 	if config != nil {
 		secrets = slices.Concat(secrets, config.Spec.ValuesSecrets)
 	}
 	for _, s := range secrets {
-		if !s.IgnoreUpdates && counts(c, s) {
+		if !s.IgnoreUpdates && hasValues(c, s) {
 			found[reference{namespace: c.Namespace, name: s.Name}] = true
 		}
 	}
@@ -67,9 +67,9 @@ func references(c *kinds.HelmChart, config *kinds.HelmChartConfig) []reference {
 	return slices.SortedFunc(maps.Keys(found), func(a, b reference) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 }
 
-// counts reports whether a Secret has values for a chart. As in k3s, the Secret that k3s itself would have made has
+// hasValues reports whether a Secret has values for a chart. As in k3s, the Secret that k3s itself would have made has
 // none.
-func counts(c *kinds.HelmChart, s kinds.SecretRef) bool {
+func hasValues(c *kinds.HelmChart, s kinds.SecretRef) bool {
 	return s.Name != "" && len(s.Keys) > 0 && s.Name != "chart-values-"+c.Name
 }
 
@@ -89,7 +89,7 @@ type inputs struct {
 	hash, key string
 	// file is the checksum of the chart's file. If this server lacks the file, lacks is a message about that, and file
 	// is the checksum of the file from which the release was made.
-	file, lacks string
+	file, missing string
 }
 
 // problemError is an error that the chart causes.
@@ -97,7 +97,7 @@ type problemError struct{ Problem }
 
 func (p problemError) Error() string { return p.Message }
 
-func problem(reason, format string, args ...any) error {
+func newProblem(reason, format string, args ...any) error {
 	return problemError{Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}}
 }
 
@@ -112,7 +112,7 @@ func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.He
 	}
 	if c.Spec.Timeout != nil {
 		if q.Timeout = c.Spec.Timeout.Duration; q.Timeout < 0 {
-			return nil, problem(string(helmjob.BadRequest), "The field timeout is negative: %s.", q.Timeout)
+			return nil, newProblem(string(helmjob.BadRequest), "The field timeout is negative: %s.", q.Timeout)
 		}
 	}
 	if err := r.chart(c, q); err != nil {
@@ -131,12 +131,12 @@ func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.He
 			return nil, err
 		}
 		q.Values = append(q.Values, more...)
-		override(q, config)
+		applyConfig(q, config)
 	}
 	in := &inputs{request: q}
 	if name := fileOf(c); name != "" {
 		if in.file, err = r.files.sum(name); err != nil {
-			in.file, in.lacks = c.Status.ChartDigest, r.lacking(name, err)
+			in.file, in.missing = c.Status.ChartDigest, r.lacking(name, err)
 		}
 	}
 	if in.hash, err = hash(c, q, in.file); err != nil {
@@ -150,11 +150,11 @@ func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.He
 		Request     *helmjob.Request
 		BackOff     int
 		Reconciled  string
-	}{in.hash, in.lacks, withoutContent(q), backOff(c), c.Annotations[Reconcile]})
+	}{in.hash, in.missing, withoutContent(q), backOff(c), c.Annotations[Reconcile]})
 	if err != nil {
 		return nil, err
 	}
-	in.key = sum(text)
+	in.key = checksum(text)
 	return in, nil
 }
 
@@ -166,7 +166,7 @@ func (r reader) checkEvery(c *kinds.HelmChart) (time.Duration, error) {
 	}
 	every, err := time.ParseDuration(text)
 	if err != nil || every < r.leastCheck {
-		return 0, problem(string(helmjob.BadRequest), "The annotation %s is %q: it takes a time such as 6h or 30m, of %s at the least.",
+		return 0, newProblem(string(helmjob.BadRequest), "The annotation %s is %q: it takes a time such as 6h or 30m, of %s at the least.",
 			ReconcileEvery, text, r.leastCheck)
 	}
 	return every, nil
@@ -178,12 +178,12 @@ func withoutContent(q *helmjob.Request) *helmjob.Request {
 	return &out
 }
 
-func sum(text []byte) string {
+func checksum(text []byte) string {
 	s := sha256.Sum256(text)
 	return hex.EncodeToString(s[:])
 }
 
-func override(q *helmjob.Request, config *kinds.HelmChartConfig) {
+func applyConfig(q *helmjob.Request, config *kinds.HelmChartConfig) {
 	if config.Spec.FailurePolicy != "" {
 		q.FailurePolicy = helmjob.FailurePolicy(config.Spec.FailurePolicy)
 	}
@@ -198,7 +198,7 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 	switch s.HelmVersion {
 	case "", "v3", "v4":
 	default:
-		return problem("UnsupportedVersion", "The field helmVersion is %s. Charts for Helm 3 and later can be installed: leave it out.",
+		return newProblem("UnsupportedVersion", "The field helmVersion is %s. Charts for Helm 3 and later can be installed: leave it out.",
 			s.HelmVersion)
 	}
 	q.Chart = helmjob.Chart{
@@ -212,7 +212,7 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 		}
 		content, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(s.ChartContent), ""))
 		if err != nil {
-			return problem(string(helmjob.InvalidChart), "The field chartContent is no base64: %v.", err)
+			return newProblem(string(helmjob.InvalidChart), "The field chartContent is no base64: %v.", err)
 		}
 		q.Chart.Content = content
 		return nil
@@ -220,10 +220,10 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 	_, local := q.Chart.LocalFile()
 	switch {
 	case s.Chart == "":
-		return problem(ReasonNoChart, "The HelmChart names no chart: set chart, or chartContent.")
+		return newProblem(ReasonNoChart, "The HelmChart names no chart: set chart, or chartContent.")
 	case !local && s.Repo == "" && !strings.Contains(s.Chart, "://"):
 		// Helm itself would treat it as a folder of this machine.
-		return problem(ReasonNoChart, "The chart %q is neither a URL nor a file of the folder of charts: set repo, or chartContent.",
+		return newProblem(ReasonNoChart, "The chart %q is neither a URL nor a file of the folder of charts: set repo, or chartContent.",
 			s.Chart)
 	}
 	return nil
@@ -246,7 +246,7 @@ func hash(c *kinds.HelmChart, q *helmjob.Request, file string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return sum(text), nil
+	return checksum(text), nil
 }
 
 func setOf(c *kinds.HelmChart) map[string]any {
@@ -272,12 +272,12 @@ func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, cont
 	default:
 		text, err := json.Marshal(v)
 		if err != nil {
-			return nil, problem(string(helmjob.InvalidValues), "The field values cannot be written as JSON: %v.", err)
+			return nil, newProblem(string(helmjob.InvalidValues), "The field values cannot be written as JSON: %v.", err)
 		}
 		out = append(out, helmjob.Document(text))
 	}
 	for _, ref := range secrets {
-		if !counts(c, ref) {
+		if !hasValues(c, ref) {
 			continue
 		}
 		s, err := r.client.CoreV1().Secrets(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
@@ -285,14 +285,14 @@ func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, cont
 		case apierrors.IsNotFound(err) && ref.IgnoreUpdates:
 			continue
 		case apierrors.IsNotFound(err):
-			return nil, problem("SecretMissing", "There is no Secret %s/%s, which valuesSecrets names: make it.", c.Namespace, ref.Name)
+			return nil, newProblem("SecretMissing", "There is no Secret %s/%s, which valuesSecrets names: make it.", c.Namespace, ref.Name)
 		case err != nil:
 			return nil, fmt.Errorf("reading the Secret %s/%s: %w", c.Namespace, ref.Name, err)
 		}
 		for _, key := range ref.Keys {
 			text, there := s.Data[key]
 			if !there && !ref.IgnoreUpdates {
-				return nil, problem("SecretMissing", "The Secret %s/%s has no key %q, which valuesSecrets names.", c.Namespace, ref.Name,
+				return nil, newProblem("SecretMissing", "The Secret %s/%s has no key %q, which valuesSecrets names.", c.Namespace, ref.Name,
 					key)
 			}
 			if len(bytes.TrimSpace(text)) > 0 {
@@ -322,7 +322,7 @@ func (r reader) access(ctx context.Context, c *kinds.HelmChart, q *helmjob.Reque
 	if ref := c.Spec.RepoCAConfigMap; ref != nil && ref.Name != "" {
 		m, err := r.client.CoreV1().ConfigMaps(c.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			return problem("ConfigMapMissing", "There is no ConfigMap %s/%s, which repoCAConfigMap names: make it.", c.Namespace, ref.Name)
+			return newProblem("ConfigMapMissing", "There is no ConfigMap %s/%s, which repoCAConfigMap names: make it.", c.Namespace, ref.Name)
 		}
 		if err != nil {
 			return fmt.Errorf("reading the ConfigMap %s/%s: %w", c.Namespace, ref.Name, err)
@@ -337,7 +337,7 @@ func (r reader) access(ctx context.Context, c *kinds.HelmChart, q *helmjob.Reque
 func (r reader) secret(ctx context.Context, namespace, name, field string) (map[string][]byte, error) {
 	s, err := r.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, problem("SecretMissing", "There is no Secret %s/%s, which %s names: make it.", namespace, name, field)
+		return nil, newProblem("SecretMissing", "There is no Secret %s/%s, which %s names: make it.", namespace, name, field)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the Secret %s/%s: %w", namespace, name, err)

@@ -25,8 +25,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// manager is the field manager of writes to HelmCharts.
-const manager = "coracle-helm"
+// managerName is the field manager of writes to HelmCharts.
+const managerName = "coracle-helm"
 
 // objects are the cluster's HelmCharts and HelmChartConfigs. They have informers of their own, since these cannot list
 // before the kinds are defined.
@@ -43,7 +43,7 @@ func newObjects(client dynamic.Interface, changed func()) (*objects, error) {
 		kind definition.Kind
 	}{{&o.charts, kinds.Charts()}, {&o.configs, kinds.Configs()}} {
 		i := dynamicinformer.NewFilteredDynamicInformer(client, k.kind.Resource, metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer()
-		if err := i.SetTransform(slim); err != nil {
+		if err := i.SetTransform(slimObject); err != nil {
 			return nil, err
 		}
 		r, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -57,9 +57,9 @@ func newObjects(client dynamic.Interface, changed func()) (*objects, error) {
 	return o, nil
 }
 
-// slim removes large fields of an object that are read only when they are needed: a chart's archive, which a digest
-// replaces, and copies of it.
-func slim(obj any) (any, error) {
+// slimObject removes large fields of an object that are read only when they are needed: a chart's archive, which a
+// digest replaces, and copies of it.
+func slimObject(obj any) (any, error) {
 	u, ok := obj.(*unstructured.Unstructured)
 	if !ok {
 		return obj, nil
@@ -85,8 +85,8 @@ func (o *objects) run(ctx context.Context) {
 	both.Wait()
 }
 
-// found is the cluster's objects.
-type found struct {
+// chartList holds the HelmCharts and HelmChartConfigs of the cluster.
+type chartList struct {
 	charts  []*kinds.HelmChart // ordered by name
 	configs map[types.NamespacedName]*kinds.HelmChartConfig
 	// broken are the reasons for which charts or their configs cannot be read, by chart. The API server has validated
@@ -95,9 +95,9 @@ type found struct {
 	broken map[types.NamespacedName]string
 }
 
-// all returns the cluster's charts, with their configs.
-func (o *objects) all() found {
-	f := found{configs: map[types.NamespacedName]*kinds.HelmChartConfig{}, broken: map[types.NamespacedName]string{}}
+// listCharts returns the cluster's charts, with their configs.
+func (o *objects) listCharts() chartList {
+	f := chartList{configs: map[types.NamespacedName]*kinds.HelmChartConfig{}, broken: map[types.NamespacedName]string{}}
 	for _, item := range o.configs.GetStore().List() {
 		u, ok := item.(*unstructured.Unstructured)
 		if !ok {
@@ -129,8 +129,8 @@ func (o *objects) all() found {
 	return f
 }
 
-// whole reads a chart with its archive from the API server.
-func (o *objects) whole(ctx context.Context, c *kinds.HelmChart) (*kinds.HelmChart, error) {
+// readChart reads a chart with its archive from the API server.
+func (o *objects) readChart(ctx context.Context, c *kinds.HelmChart) (*kinds.HelmChart, error) {
 	u, err := o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Get(ctx, c.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("reading the HelmChart %s/%s: %w", c.Namespace, c.Name, err)
@@ -140,7 +140,7 @@ func (o *objects) whole(ctx context.Context, c *kinds.HelmChart) (*kinds.HelmCha
 
 // patch changes a chart, unless it was replaced by another one with the same name.
 func (o *objects) patch(ctx context.Context, c *kinds.HelmChart, subresource string, change map[string]any) error {
-	change["metadata"] = merged(change["metadata"], map[string]any{"uid": c.UID})
+	change["metadata"] = mergeMaps(change["metadata"], map[string]any{"uid": c.UID})
 	text, err := json.Marshal(change)
 	if err != nil {
 		return err
@@ -150,7 +150,7 @@ func (o *objects) patch(ctx context.Context, c *kinds.HelmChart, subresource str
 		sub = []string{subresource}
 	}
 	_, err = o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Patch(ctx, c.Name, types.MergePatchType, text,
-		metav1.PatchOptions{FieldManager: manager}, sub...)
+		metav1.PatchOptions{FieldManager: managerName}, sub...)
 	if apierrors.IsNotFound(err) {
 		return nil // the chart was deleted
 	}
@@ -160,7 +160,7 @@ func (o *objects) patch(ctx context.Context, c *kinds.HelmChart, subresource str
 	return nil
 }
 
-func merged(a any, b map[string]any) map[string]any {
+func mergeMaps(a any, b map[string]any) map[string]any {
 	out := maps.Clone(b)
 	if m, ok := a.(map[string]any); ok {
 		maps.Copy(out, m)

@@ -103,7 +103,7 @@ type Decision struct {
 	Event *Event
 }
 
-// Event is an event of a chart.
+// Event is the content of a Kubernetes Event about a chart.
 type Event struct {
 	Warning         bool
 	Reason, Message string
@@ -199,7 +199,7 @@ func (v *View) deleted() Decision {
 	if v.Tries.Key == uninstallKey && v.Tries.Count >= limit {
 		return Decision{Step: RemoveFinalizers, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
 			"The release %s could not be removed (tried %s) and is left behind; `helm uninstall -n %s %s` tries it once more. The last error: %s",
-			name, times(v.Tries.Count), Target(v.Chart), v.Chart.Name, v.Tries.Message)}}
+			name, timesText(v.Tries.Count), Target(v.Chart), v.Chart.Name, v.Tries.Message)}}
 	}
 	if v.Tries.Key == uninstallKey && v.Now.Before(v.Tries.Next) {
 		return Decision{At: v.Tries.Next, Status: v.status(metav1.ConditionFalse, v.Tries.Reason,
@@ -215,7 +215,7 @@ func (v *View) managed() Decision {
 		// A first installation that is not wanted any more. An upgrade is not interrupted, since its hooks may be
 		// changing a user's data.
 		return Decision{Step: Interrupt}
-	case v.Work != nil && v.Work.Check && v.done() && v.Problem == nil:
+	case v.Work != nil && v.Work.Check && v.upToDate() && v.Problem == nil:
 		return Decision{Status: v.deployed()}
 	case v.Work != nil:
 		return Decision{Status: v.working()}
@@ -233,7 +233,7 @@ func (v *View) managed() Decision {
 			"There is no namespace "+Target(c)+": make it, or set createNamespace to true.", false)}
 	case !slices.Contains(c.Finalizers, Finalizer):
 		return Decision{Step: AddFinalizer}
-	case v.done():
+	case v.upToDate():
 		return v.check()
 	}
 	t := &v.Tries
@@ -245,7 +245,7 @@ func (v *View) managed() Decision {
 		return Decision{Status: v.status(metav1.ConditionFalse, t.Reason, t.Message, true)}
 	case v.Now.Before(t.Next):
 		return Decision{At: t.Next, Status: v.status(metav1.ConditionFalse, t.Reason,
-			fmt.Sprintf("%s It is tried again (failed %s so far).", t.Message, times(t.Count)), false)}
+			fmt.Sprintf("%s It is tried again (failed %s so far).", t.Message, timesText(t.Count)), false)}
 	}
 	return Decision{Step: Apply, Status: v.working()}
 }
@@ -257,7 +257,7 @@ func (v *View) deployed() *kinds.Status {
 		return v.status(metav1.ConditionFalse, v.Tries.Reason,
 			fmt.Sprintf("Revision %d of the release %s/%s is deployed, and its objects could not be checked: %s It is tried again "+
 				"(failed %s so far).",
-				v.Release.Revision, Target(c), c.Name, v.Tries.Message, times(v.Tries.Count)), false)
+				v.Release.Revision, Target(c), c.Name, v.Tries.Message, timesText(v.Tries.Count)), false)
 	}
 	return v.status(metav1.ConditionTrue, ReasonDeployed, fmt.Sprintf("Revision %d of the release %s/%s is deployed.", v.Release.Revision,
 		Target(c), c.Name), false)
@@ -279,8 +279,8 @@ func (v *View) check() Decision {
 	return Decision{Step: Check, Status: v.deployed()}
 }
 
-// done reports whether coracle applied the release, and it matches the chart.
-func (v *View) done() bool {
+// upToDate reports whether coracle applied the release, and it matches the chart.
+func (v *View) upToDate() bool {
 	s := v.Chart.Status
 	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision == v.Release.Revision &&
 		s.Reconciled == v.Chart.Annotations[Reconcile]

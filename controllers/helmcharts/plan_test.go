@@ -73,7 +73,7 @@ func TestOldestChartOwnsTheRelease(t *testing.T) {
 		}
 		return c
 	}
-	got := conflicts([]*kinds.HelmChart{
+	got := findConflicts([]*kinds.HelmChart{
 		chart("a", "prod", time.Minute), chart("b", "prod", time.Hour), chart("prod", "", time.Minute), chart("c", "other", 0),
 		chart("d", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Annotations = map[string]string{Unmanaged: ""} }),
 		chart("e", "prod", 2*time.Hour, func(c *kinds.HelmChart) { c.Spec.Driver = "configmap" }),
@@ -88,9 +88,9 @@ func TestOldestChartOwnsTheRelease(t *testing.T) {
 // TestProcessLimitIsLongerThanTheTimeout: a process gets some time with every timeout.
 func TestProcessLimitIsLongerThanTheTimeout(t *testing.T) {
 	for timeout, want := range map[time.Duration]time.Duration{
-		0: 55 * time.Minute, time.Second: 5*time.Minute + 10*time.Second, math.MaxInt64: 10*longest + 5*time.Minute,
+		0: 55 * time.Minute, time.Second: 5*time.Minute + 10*time.Second, math.MaxInt64: 10*maxInterval + 5*time.Minute,
 	} {
-		testenv.Equal(t, limit(timeout), want, "with a timeout of %s it is", timeout)
+		testenv.Equal(t, processLimit(timeout), want, "with a timeout of %s it is", timeout)
 	}
 }
 
@@ -227,7 +227,7 @@ func TestConditionsMeanWhatTheyMeanInK3s(t *testing.T) {
 	if c := meta.FindStatusCondition(Decide(v).Status.Conditions, kinds.Ready); !c.LastTransitionTime.Time.Equal(testNow) || c.ObservedGeneration != 3 {
 		t.Errorf("the condition is of %s and generation %d", c.LastTransitionTime, c.ObservedGeneration)
 	}
-	testenv.Equal(t, text(Decide(v).Status), text(&v.Chart.Status), "at rest the status would be written again:")
+	testenv.Equal(t, statusText(Decide(v).Status), statusText(&v.Chart.Status), "at rest the status would be written again:")
 }
 
 // TestMissingChartFileIsReportedByTheLeader: a server that leads and lacks a chart's file says so beside what is known
@@ -248,7 +248,7 @@ func TestMissingChartFileIsReportedByTheLeader(t *testing.T) {
 	}
 	v := installed(lacking, func(v *View) { v.Chart.Status.ChartDigest = "digest" })
 	v.Chart.Status = *Decide(v).Status
-	if text(Decide(v).Status) != text(&v.Chart.Status) || v.Chart.Status.ChartDigest != "digest" {
+	if statusText(Decide(v).Status) != statusText(&v.Chart.Status) || v.Chart.Status.ChartDigest != "digest" {
 		t.Errorf("at rest the status would be written again: %+v", v.Chart.Status)
 	}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // recordResult records the end of an operation.
-func (c *Controller) recordResult(ctx context.Context, o outcome) {
+func (c *Controller) recordResult(ctx context.Context, o workResult) {
 	c.running--
 	if o.work.Check {
 		c.checks--
@@ -60,7 +60,7 @@ func (c *Controller) recordSuccess(ctx context.Context, e *entry, w *work, r *he
 		}
 		return nil
 	}
-	if w.Check && (r.Release == nil || int64(r.Release.Revision) == e.known().Status.Revision) {
+	if w.Check && (r.Release == nil || int64(r.Release.Revision) == e.chartWithStatus().Status.Revision) {
 		if r.Action == helmjob.Recovered {
 			c.emitEvent(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
 		}
@@ -76,7 +76,7 @@ func (c *Controller) recordSuccess(ctx context.Context, e *entry, w *work, r *he
 	if r.Action != helmjob.Unchanged && r.Action != helmjob.Nothing {
 		c.emitEvent(ctx, e.chart, &Event{Reason: eventReason(r.Action), Message: r.Message})
 	}
-	if v := e.view(c, time.Now()); !e.stale && v.Hash == w.Hash && !v.done() {
+	if v := e.view(c, time.Now()); !e.stale && v.Hash == w.Hash && !v.upToDate() {
 		return &helmjob.Result{Reason: helmjob.Failed, TryAgain: true,
 			Message: fmt.Sprintf("Helm has made revision %d of the release, and now revision %d is there, which is %s.", status.Revision,
 				e.release.Revision, e.release.Status)}

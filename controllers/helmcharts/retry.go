@@ -57,12 +57,12 @@ func AfterFailure(t Tries, key string, backOffLimit int, r *helmjob.Result, rele
 		next.Final = true
 	case next.Count > backOffLimit:
 		next.Final = true
-		next.Message = truncate.Text(fmt.Sprintf("Given up after %s. %s", tries(next.Count), r.Message), maxMessage)
+		next.Message = truncate.Text(fmt.Sprintf("Given up after %s. %s", triesText(next.Count), r.Message), maxMessage)
 	}
 	return next
 }
 
-func tries(n int) string {
+func triesText(n int) string {
 	if n == 1 {
 		return "one try"
 	}
@@ -77,7 +77,7 @@ func backOff(c *kinds.HelmChart) int {
 	return int(max(0, *c.Spec.BackOffLimit))
 }
 
-func times(n int) string {
+func timesText(n int) string {
 	if n == 1 {
 		return "once"
 	}

@@ -26,17 +26,17 @@ type entry struct {
 	// older.
 	status *kinds.Status
 
-	broken string // why chart or config cannot be read
-	rival  string // the chart that owns the release instead of this one
+	broken       string // why chart or config cannot be read
+	releaseOwner string // the chart that owns the release instead of this one
 
-	seen    string // the description of chart and config when the rest was read
-	stale   bool   // it has to be read again
-	hash    string
-	key     string
-	problem *Problem
-	lacks   string // as in View
-	file    seen
-	release Release
+	readDescription string // the description of chart and config when the rest was read
+	stale           bool   // it has to be read again
+	hash            string
+	key             string
+	problem         *Problem
+	missing         string // as in View
+	file            seenFile
+	release         Release
 
 	work          *work
 	tries         Tries
@@ -44,11 +44,11 @@ type entry struct {
 	firstSeen     time.Time     // when this term first saw the chart
 	every         time.Duration // interval of checks of its objects; 0 for never
 	lastWorked    time.Time     // when Helm last ended an operation on the release in this term; zero for never
-	trouble       bool
+	unhealthy     bool
 	loggedProblem string // the last logged error of the API
 }
 
-// work is an operation under way.
+// work is an operation under way, and the function that cancels it.
 type work struct {
 	Work
 	key        string
@@ -58,8 +58,8 @@ type work struct {
 	unwanted   bool // it was ended on purpose
 }
 
-// outcome is how an operation ended.
-type outcome struct {
+// workResult is the result of an operation that has ended.
+type workResult struct {
 	name   types.NamespacedName
 	work   *work
 	result *helmjob.Result
@@ -70,25 +70,26 @@ func nameOf(c *kinds.HelmChart) types.NamespacedName {
 	return types.NamespacedName{Namespace: c.Namespace, Name: c.Name}
 }
 
-// round checks each chart once. It returns when to check again at the latest; zero for when something changes.
-func (c *Controller) round(ctx context.Context) (next time.Time) {
+// checkCharts checks each chart once. It returns the latest time of the next check. Zero means that charts are checked
+// only when something changes.
+func (c *Controller) checkCharts(ctx context.Context) (next time.Time) {
 	soon := func(t time.Time) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
 	}
-	all := c.objects.all()
+	all := c.objects.listCharts()
 	c.syncEntries(all)
 	wanted := map[reference]bool{}
 	secrets, configMaps := false, false
 	for _, e := range c.entries {
-		for _, ref := range references(e.chart, e.config) {
+		for _, ref := range referencesOf(e.chart, e.config) {
 			wanted[ref] = true
 		}
 		secrets = secrets || e.chart.Spec.Driver != "configmap"
 		configMaps = configMaps || e.chart.Spec.Driver == "configmap"
 	}
-	c.watches.want(ctx, wanted, secrets, configMaps)
+	c.watches.setWatched(ctx, wanted, secrets, configMaps)
 	for _, e := range c.slotOrder(all.charts) {
 		if ctx.Err() != nil {
 			break
@@ -100,13 +101,13 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 		}
 		if err := c.refresh(ctx, e); err != nil {
 			c.logRefusal(e, err)
-			soon(time.Now().Add(retry))
+			soon(time.Now().Add(retryDelay))
 			continue
 		}
 		again, err := c.act(ctx, e, Decide(e.view(c, time.Now())))
 		if err != nil {
 			c.logRefusal(e, err)
-			again = time.Now().Add(retry)
+			again = time.Now().Add(retryDelay)
 		} else {
 			e.loggedProblem = ""
 		}
@@ -129,8 +130,8 @@ func (c *Controller) logRefusal(e *entry, err error) {
 }
 
 // syncEntries syncs the entries with the objects.
-func (c *Controller) syncEntries(all found) {
-	others := conflicts(all.charts)
+func (c *Controller) syncEntries(all chartList) {
+	others := findConflicts(all.charts)
 	refs, releases := c.watches.changed()
 	present := map[types.NamespacedName]bool{}
 	for _, chart := range all.charts {
@@ -148,17 +149,17 @@ func (c *Controller) syncEntries(all found) {
 			}
 			c.entries[name] = e
 		}
-		e.chart, e.config, e.broken, e.rival = chart, all.configs[name], all.broken[name], ""
+		e.chart, e.config, e.broken, e.releaseOwner = chart, all.configs[name], all.broken[name], ""
 		if other, taken := others[name]; taken {
-			e.rival = other.String()
+			e.releaseOwner = other.String()
 		}
-		if seen := e.description(); seen != e.seen {
-			e.seen, e.stale = seen, true
+		if seen := e.description(); seen != e.readDescription {
+			e.readDescription, e.stale = seen, true
 		}
 		if releases[types.NamespacedName{Namespace: Target(chart), Name: chart.Name}] {
 			e.stale = true
 		}
-		for _, ref := range references(chart, e.config) {
+		for _, ref := range referencesOf(chart, e.config) {
 			e.stale = e.stale || refs[ref]
 		}
 	}
@@ -177,7 +178,7 @@ func (c *Controller) syncEntries(all found) {
 // description returns a text that changes with chart and config. It uses their generations and some annotations.
 func (e *entry) description() string {
 	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery],
-		" ", e.rival, " ", e.broken)
+		" ", e.releaseOwner, " ", e.broken)
 	if e.config != nil {
 		s += fmt.Sprint(" ", e.config.UID, " ", e.config.Generation)
 	}
@@ -194,7 +195,7 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	defer cancel()
 	unnamed := checkTarget(e.chart)
 	if name := fileOf(e.chart); name != "" {
-		e.file = seen{read: c.reader.files.stat(name)} // before it is read, so that a change meanwhile is noticed
+		e.file = seenFile{read: c.reader.files.stat(name)} // before it is read, so that a change meanwhile is noticed
 	}
 	switch {
 	case e.chart.DeletionTimestamp != nil:
@@ -203,7 +204,7 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	case e.broken != "":
 		e.problem = &Problem{string(helmjob.BadRequest), "This object has a value that is none of its field's: " + e.broken + "."}
 	default:
-		in, err := c.reader.inputs(ctx, e.known(), e.config)
+		in, err := c.reader.inputs(ctx, e.chartWithStatus(), e.config)
 		e.problem = asProblem(err)
 		if err != nil && e.problem == nil {
 			return err
@@ -212,8 +213,8 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 			in = &inputs{}
 		}
 		e.every, _ = c.reader.checkEvery(e.chart) // an error was reported as a problem above
-		if e.hash, e.key, e.lacks = in.hash, in.key, in.lacks; e.lacks != "" && e.file.read.err == nil {
-			e.file = seen{} // it exists, and could not be read: it is tried again
+		if e.hash, e.key, e.missing = in.hash, in.key, in.missing; e.missing != "" && e.file.read.err == nil {
+			e.file = seenFile{} // it exists, and could not be read: it is tried again
 		}
 	}
 	if e.work == nil {
@@ -231,8 +232,8 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// known returns the chart with its newest known status.
-func (e *entry) known() *kinds.HelmChart {
+// chartWithStatus returns the chart with its newest known status.
+func (e *entry) chartWithStatus() *kinds.HelmChart {
 	chart := *e.chart
 	if e.status != nil {
 		chart.Status = *e.status
@@ -241,8 +242,8 @@ func (e *entry) known() *kinds.HelmChart {
 }
 
 func (e *entry) view(c *Controller, now time.Time) *View {
-	v := &View{Chart: e.known(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.lacks, Release: e.release, Tries: e.tries,
-		Rival: e.rival, Now: now}
+	v := &View{Chart: e.chartWithStatus(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.missing, Release: e.release, Tries: e.tries,
+		Rival: e.releaseOwner, Now: now}
 	v.NamespaceDeleted, v.NamespaceEnding = c.namespaceOf(Target(v.Chart))
 	if e.work != nil {
 		v.Work = &e.work.Work
@@ -309,13 +310,13 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 
 // writeStatus writes a chart's status if it differs.
 func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status) error {
-	e.trouble = false
+	e.unhealthy = false
 	for _, cond := range s.Conditions {
 		if cond.Type == kinds.Ready && cond.Status != metav1.ConditionTrue {
 			switch cond.Reason {
 			case ReasonWorking, ReasonWaiting, ReasonUninstalling, ReasonReleased:
 			default:
-				e.trouble = true
+				e.unhealthy = true
 			}
 		}
 	}
@@ -323,7 +324,7 @@ func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status)
 	if have == nil {
 		have = &e.chart.Status
 	}
-	if text(have) == text(s) {
+	if statusText(have) == statusText(s) {
 		return nil
 	}
 	if err := c.objects.status(ctx, e.chart, s); err != nil {
@@ -336,7 +337,7 @@ func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status)
 	return nil
 }
 
-func text(s *kinds.Status) string {
+func statusText(s *kinds.Status) string {
 	out, err := json.Marshal(s)
 	if err != nil { // never: it can be written as JSON
 		return err.Error()
@@ -361,7 +362,7 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 		}
 	}
 	q.Seal = seal
-	child, cancel := context.WithTimeout(ctx, limit(q.Timeout))
+	child, cancel := context.WithTimeout(ctx, processLimit(q.Timeout))
 	w.cancel = cancel
 	e.work = w
 	c.running++
@@ -373,7 +374,7 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	c.children.Go(func() {
 		defer cancel()
 		r, err := c.o.Engine(child, q)
-		c.ended <- outcome{name: name, work: w, result: r, err: err}
+		c.outcomes <- workResult{name: name, work: w, result: r, err: err}
 	})
 	return nil
 }
@@ -382,10 +383,10 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.Request, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	chart := e.known()
+	chart := e.chartWithStatus()
 	if chart.Spec.ChartContent != "" {
 		var err error
-		if chart, err = c.objects.whole(ctx, chart); err != nil {
+		if chart, err = c.objects.readChart(ctx, chart); err != nil {
 			return nil, err
 		}
 	}
@@ -397,18 +398,18 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 	reconcile := e.chart.Annotations[Reconcile]
 	in.request.Upgrade = v.changedByOthers() || reconcile != "" && reconcile != v.Chart.Status.Reconciled
 	w.Operation, w.Hash, w.key, w.reconciled, w.file = helmjob.Apply, in.hash, in.key, reconcile, in.file
-	if w.Check = v.done() && v.Hash == in.hash; w.Check {
+	if w.Check = v.upToDate() && v.Hash == in.hash; w.Check {
 		w.key += ofCheck
 	}
 	return in.request, nil
 }
 
-// longest limits the timeout of a chart. A longer one counts as this.
-const longest = 30 * 24 * time.Hour
+// maxInterval limits the timeout of a chart. A longer one counts as this.
+const maxInterval = 30 * 24 * time.Hour
 
-// limit returns the longest time that a child may run. Helm's own timeout is for each hook and each wait. This limit is
-// for a child that is stuck in something else.
-func limit(timeout time.Duration) time.Duration {
+// processLimit returns the longest time that a child may run. Helm's own timeout is for each hook and each wait. This
+// limit is for a child that is stuck in something else.
+func processLimit(timeout time.Duration) time.Duration {
 	timeout = cmp.Or(timeout, helmjob.DefaultTimeout)
-	return 10*min(timeout, longest) + 5*time.Minute
+	return 10*min(timeout, maxInterval) + 5*time.Minute
 }

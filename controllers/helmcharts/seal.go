@@ -33,7 +33,7 @@ func (c *Controller) seal(ctx context.Context) ([]byte, error) {
 		s, err = secrets.Create(ctx, &corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: sealName, Namespace: metav1.NamespaceSystem},
 			Data:       map[string][]byte{sealKey: []byte(rand.Text())},
-		}, metav1.CreateOptions{FieldManager: manager})
+		}, metav1.CreateOptions{FieldManager: managerName})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading what releases of Helm are sealed with: %w", err)

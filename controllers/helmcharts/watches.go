@@ -39,7 +39,7 @@ func resourceOf(configMap bool) schema.GroupVersionResource {
 // Secrets is not held in memory. The changed objects are read when they are needed.
 type watches struct {
 	client metadata.Interface
-	poke   func()
+	wake   func()
 
 	running  map[string]context.CancelFunc
 	informed sync.WaitGroup
@@ -50,12 +50,13 @@ type watches struct {
 }
 
 func newWatches(client metadata.Interface, poke func()) *watches {
-	return &watches{client: client, poke: poke, running: map[string]context.CancelFunc{}, refs: map[reference]bool{},
+	return &watches{client: client, wake: poke, running: map[string]context.CancelFunc{}, refs: map[reference]bool{},
 		releases: map[types.NamespacedName]bool{}}
 }
 
-// want sets what is watched: references, and releases that are stored in Secrets or ConfigMaps. It ends other watches.
-func (w *watches) want(ctx context.Context, refs map[reference]bool, secrets, configMaps bool) {
+// setWatched begins to watch the objects of refs, and the releases that are stored in Secrets or ConfigMaps. It ends
+// other watches.
+func (w *watches) setWatched(ctx context.Context, refs map[reference]bool, secrets, configMaps bool) {
 	kept := map[string]bool{}
 	begin := func(key string, configMap bool, namespace string, choose func(*metav1.ListOptions), changed func(metav1.Object)) {
 		kept[key] = true
@@ -102,15 +103,15 @@ func (w *watches) watch(ctx context.Context, configMap bool, namespace string, c
 		w.mu.Lock()
 		changed(o)
 		w.mu.Unlock()
-		w.poke()
+		w.wake()
 	})
-	_ = i.SetTransform(bare) // these two fail only on an informer that runs
+	_ = i.SetTransform(stripObject) // these two fail only on an informer that runs
 	_, _ = i.AddEventHandler(heard)
 	w.informed.Go(func() { i.RunWithContext(ctx) })
 }
 
-// bare removes everything from an object except its name, its labels and its versions.
-func bare(obj any) (any, error) {
+// stripObject removes everything from an object except its name, its labels and its versions.
+func stripObject(obj any) (any, error) {
 	if o, ok := obj.(*metav1.PartialObjectMetadata); ok {
 		return &metav1.PartialObjectMetadata{TypeMeta: o.TypeMeta, ObjectMeta: metav1.ObjectMeta{
 			Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion, Labels: o.Labels,

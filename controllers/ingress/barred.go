@@ -38,7 +38,7 @@ func (c *Controller) barred(ofNode map[netip.Addr]bool) map[types.NamespacedName
 					continue
 				}
 				for _, p := range s.Ports {
-					if p.Port != nil && c.refuses(a, uint16(*p.Port), ofNode) {
+					if p.Port != nil && c.isBarred(a, uint16(*p.Port), ofNode) {
 						out[name] = append(out[name], net.JoinHostPort(text, strconv.Itoa(int(*p.Port))))
 					}
 				}
@@ -51,8 +51,8 @@ func (c *Controller) barred(ofNode map[netip.Addr]bool) map[types.NamespacedName
 	return out
 }
 
-// refuses reports whether the proxies open no connection to an address.
-func (c *Controller) refuses(a netip.Addr, port uint16, ofNode map[netip.Addr]bool) bool {
+// isBarred reports whether the proxies open no connection to an address.
+func (c *Controller) isBarred(a netip.Addr, port uint16, ofNode map[netip.Addr]bool) bool {
 	return outside.Local(a) || isInNetworks(a, c.o.ServiceCIDRs) || ofNode[a] && slices.Contains(c.o.NodePorts, port)
 }
 

@@ -44,7 +44,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 	if have != nil {
 		pair, err := tls.X509KeyPair(have.Data[corev1.TLSCertKey], have.Data[corev1.TLSPrivateKeyKey])
 		switch {
-		case have.Labels[managedBy] != manager:
+		case have.Labels[managedBy] != managerName:
 			c.judgeDefault(have, pair.Leaf, err)
 			return nil
 		case err == nil && !now.Before(pair.Leaf.NotBefore) && now.Before(pair.Leaf.NotAfter.Add(-defaultRest)):
@@ -62,7 +62,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 		_, err = secrets.Update(ctx, changed, metav1.UpdateOptions{})
 	} else {
 		_, err = secrets.Create(ctx, &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name, Labels: map[string]string{managedBy: manager}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name, Labels: map[string]string{managedBy: managerName}},
 			Type:       corev1.SecretTypeTLS, Data: data,
 		}, metav1.CreateOptions{})
 	}

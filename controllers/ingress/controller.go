@@ -39,10 +39,10 @@ import (
 )
 
 const (
-	// gather is the wait for further changes after a change.
-	gather = 50 * time.Millisecond
-	// retry is the wait after a failed write before all objects are compared again.
-	retry = time.Second
+	// gatherDelay is how long a round waits for further changes.
+	gatherDelay = 50 * time.Millisecond
+	// retryDelay is the wait after a failed write before all objects are compared again.
+	retryDelay = time.Second
 	// unusedFor is the time for which the Service is kept after the last Ingress, so that a user who replaces the only
 	// Ingress keeps the address.
 	unusedFor = 10 * time.Minute
@@ -183,7 +183,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
 	}
-	c.wake.Rounds(ctx, gather, func() time.Duration { return c.reconcileAll(ctx) })
+	c.wake.Rounds(ctx, gatherDelay, func() time.Duration { return c.reconcileAll(ctx) })
 	return nil
 }
 
@@ -192,7 +192,7 @@ func (c *Controller) reconcileAll(ctx context.Context) (again time.Duration) {
 	r, err := c.compile()
 	if err != nil { // writing JSON failed, which no object can cause
 		c.o.Logger.Error("ingress: the objects cannot be compiled", "error", err)
-		return retry
+		return retryDelay
 	}
 	wait, err := c.syncService(ctx, len(r.Served) > 0)
 	refused, statuses := c.syncStatus(ctx, r)
@@ -207,7 +207,7 @@ func (c *Controller) reconcileAll(ctx context.Context) (again time.Duration) {
 	c.showStatus(r)
 	if err != nil && ctx.Err() == nil {
 		c.o.Logger.Warn("ingress: not everything could be written; it is tried again", "error", err)
-		return retry
+		return retryDelay
 	}
 	for _, at := range []time.Time{r.Next, c.defaultNext} {
 		if !at.IsZero() {
@@ -269,7 +269,7 @@ func (c *Controller) compile() (compile.Result, error) {
 // ownService returns the Service, or nil when there is none, or when another client has made it.
 func (c *Controller) ownService() *corev1.Service {
 	svc, err := c.services.Services(metav1.NamespaceSystem).Get(table.Service)
-	if err != nil || svc.Labels[managedBy] != manager {
+	if err != nil || svc.Labels[managedBy] != managerName {
 		return nil
 	}
 	return svc
@@ -291,13 +291,13 @@ func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.D
 			c.o.Logger.Info("ingress: the Service is made without the port of HTTP/3, which another Service has", "port", "443/UDP",
 				"service", taken.Namespace+"/"+taken.Name)
 		}
-		if _, err = services.Create(ctx, service(taken == nil), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
+		if _, err = services.Create(ctx, desiredService(taken == nil), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 			if _, missing := c.services.Services(metav1.NamespaceSystem).Get(table.Service); missing != nil {
 				return 0, nil // the cache receives the Service
 			}
 			return 0,
 				fmt.Errorf("a Service %s/%s exists that is not labelled %s=%s, so that no Ingress has an address: delete or rename it",
-					metav1.NamespaceSystem, table.Service, managedBy, manager)
+					metav1.NamespaceSystem, table.Service, managedBy, managerName)
 		}
 		if err == nil {
 			c.o.Logger.Info("ingress: there are Ingresses, so their Service was made", "service", metav1.NamespaceSystem+"/"+table.Service)

@@ -40,7 +40,7 @@ type Warnings struct {
 	component string
 	begun     bool
 	applied   map[warning]bool // at the end of the last round
-	round     []pending
+	pending   []pendingEvent
 }
 
 // warning identifies an event. An object that is created again has another UID.
@@ -50,11 +50,11 @@ type warning struct {
 	reason, message       string
 }
 
-// pending is an event of the present round.
-type pending struct {
-	of   warning
-	obj  runtime.Object
-	turn int // the number of events of its namespace that come before it
+// pendingEvent is an event of the present round.
+type pendingEvent struct {
+	warning warning
+	obj     runtime.Object
+	earlier int // the number of events of its namespace that come before it
 }
 
 // NewWarnings makes the Warnings of a term. component is the source of the recorder's events.
@@ -72,7 +72,7 @@ func (w *Warnings) Add(obj runtime.Object, reason, format string, args ...any) {
 	if err != nil { // only for kinds that the scheme does not have
 		return
 	}
-	w.round = append(w.round, pending{of: warningOf(ref, reason, fmt.Sprintf(format, args...)), obj: obj})
+	w.pending = append(w.pending, pendingEvent{warning: warningOf(ref, reason, fmt.Sprintf(format, args...)), obj: obj})
 }
 
 // End ends a round: it records the problems that did not apply at the end of the last one, eventsOfRound at most. It
@@ -80,8 +80,8 @@ func (w *Warnings) Add(obj runtime.Object, reason, format string, args ...any) {
 // It returns the time after which the next round should record the rest; 0 for never. If the events of the leader
 // before cannot be read, it records none, and the next round does.
 func (w *Warnings) End(ctx context.Context) (again time.Duration, err error) {
-	round := w.round
-	w.round = nil
+	round := w.pending
+	w.pending = nil
 	if !w.begun && len(round) > 0 { // without a problem nothing that was recorded still applies
 		earlier, err := w.earlier(ctx)
 		if err != nil {
@@ -91,25 +91,25 @@ func (w *Warnings) End(ctx context.Context) (again time.Duration, err error) {
 	}
 	w.begun = true
 	now, turns := make(map[warning]bool, len(round)), map[string]int{}
-	var due []pending
+	var due []pendingEvent
 	for _, p := range round {
-		if !w.applied[p.of] && !now[p.of] {
-			p.turn = turns[p.of.namespace]
-			turns[p.of.namespace]++
+		if !w.applied[p.warning] && !now[p.warning] {
+			p.earlier = turns[p.warning.namespace]
+			turns[p.warning.namespace]++
 			due = append(due, p)
 		}
-		now[p.of] = true
+		now[p.warning] = true
 	}
 	w.applied = now
-	slices.SortStableFunc(due, func(a, b pending) int { return a.turn - b.turn })
+	slices.SortStableFunc(due, func(a, b pendingEvent) int { return a.earlier - b.earlier })
 	for _, p := range due[:min(eventsOfRound, len(due))] {
-		w.recorder.Event(p.obj, corev1.EventTypeWarning, p.of.reason, p.of.message)
+		w.recorder.Event(p.obj, corev1.EventTypeWarning, p.warning.reason, p.warning.message)
 	}
 	if len(due) <= eventsOfRound {
 		return 0, nil
 	}
 	for _, p := range due[eventsOfRound:] {
-		delete(now, p.of)
+		delete(now, p.warning)
 	}
 	return eventsPause, nil
 }

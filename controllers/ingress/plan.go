@@ -25,19 +25,19 @@ import (
 
 const (
 	// managedBy and manager are the label of the Service.
-	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
+	managedBy, managerName = "app.kubernetes.io/managed-by", "coracle"
 	// sliceManager is the manager label of coracle's EndpointSlices, which upstream's controllers then do not touch.
 	sliceManager = "ingress.coracle.dev"
 	// perSlice is the greatest number of endpoints of a slice, as upstream's default.
 	perSlice = 100
 )
 
-// service returns the Service as it is created. Later changes by an administrator stay: labels, annotations, the class,
-// addresses and source ranges.
-func service(http3 bool) *corev1.Service {
+// desiredService returns the Service as it is created. Later changes by an administrator stay: labels, annotations, the
+// class, addresses and source ranges.
+func desiredService(http3 bool) *corev1.Service {
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: metav1.NamespaceSystem, Name: table.Service, Labels: map[string]string{managedBy: manager,
+			Namespace: metav1.NamespaceSystem, Name: table.Service, Labels: map[string]string{managedBy: managerName,
 				"app.kubernetes.io/name": table.Service},
 		},
 		Spec: corev1.ServiceSpec{
@@ -153,7 +153,7 @@ func Slices(
 	for g, all := range endpoints {
 		number := 0
 		for part := range slices.Chunk(all, perSlice) {
-			s := slice(g.family, ports[g], part)
+			s := newSlice(g.family, ports[g], part)
 			s.Namespace = service.Namespace
 			s.Labels = map[string]string{discoveryv1.LabelServiceName: service.Name, discoveryv1.LabelManagedBy: manager}
 			sum := sha256.Sum256([]byte(g.ports))
@@ -174,7 +174,7 @@ func portsText(at map[string]int32) string {
 	return strings.Join(out, ",")
 }
 
-func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+func newSlice(family discoveryv1.AddressType, at map[string]int32, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{AddressType: family, Endpoints: endpoints}
 	for _, name := range slices.Sorted(maps.Keys(at)) {
 		protocol := corev1.ProtocolTCP

@@ -30,7 +30,7 @@ func TestRefusedWritesAreTriedLessOften(t *testing.T) {
 		}
 		before := n
 		_ = r.writeUnlessRefused("a/x", "2", write)
-		if n != before+1 || r.nextRetry(tried) > 2*retry {
+		if n != before+1 || r.nextRetry(tried) > 2*retryDelay {
 			t.Errorf("the changed object: %d attempts, the next after %s", n-before, r.nextRetry(tried))
 		}
 		if r.nextRetry(nil) != 0 || len(r.held) != 0 {

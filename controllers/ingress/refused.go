@@ -28,7 +28,7 @@ type refusal struct {
 }
 
 func newRefusals() *refusals {
-	return &refusals{workqueue.NewTypedItemExponentialFailureRateLimiter[string](retry, mostRefused), map[string]refusal{}}
+	return &refusals{workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryDelay, mostRefused), map[string]refusal{}}
 }
 
 // isRefused reports whether the same write would be refused again.

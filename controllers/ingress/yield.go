@@ -23,16 +23,16 @@ import (
 // ingress-nginx or of Gateways, may wait for its ports.
 func (c *Controller) keepFor(own *corev1.Service) time.Duration {
 	all, _ := c.services.List(labels.Everything()) // a lister of a cache returns no error
-	if slices.ContainsFunc(all, func(svc *corev1.Service) bool { return waits(svc, own) }) {
+	if slices.ContainsFunc(all, func(svc *corev1.Service) bool { return waitsForAddress(svc, own) }) {
 		return yieldAfter
 	}
 	return unusedFor
 }
 
-// waits reports whether a Service waits for a port of the ingress' Service: it shares one, has the same load balancer,
-// and lacks an address or some addresses.
-func waits(svc, own *corev1.Service) bool {
-	return len(shared(svc, own)) > 0 && (len(svc.Status.LoadBalancer.Ingress) == 0 || refusedPort(svc))
+// waitsForAddress reports whether a Service waits for a port of the ingress' Service: it shares one, has the same load
+// balancer, and lacks an address or some addresses.
+func waitsForAddress(svc, own *corev1.Service) bool {
+	return len(sharedPorts(svc, own)) > 0 && (len(svc.Status.LoadBalancer.Ingress) == 0 || refusedPort(svc))
 }
 
 // refusedPort reports whether servicelb says that another Service or program has a port of the Service.
@@ -41,8 +41,9 @@ func refusedPort(svc *corev1.Service) bool {
 	return condition != nil && condition.Reason == servicelb.ReasonPortInUse
 }
 
-// shared returns the ports of the ingress' Service that another Service of the same load balancer asks for, as text.
-func shared(svc, own *corev1.Service) []string {
+// sharedPorts returns the ports of the ingress' Service that another Service of the same load balancer asks for, as
+// text.
+func sharedPorts(svc, own *corev1.Service) []string {
 	class := func(s *corev1.Service) string { return ptr.Deref(s.Spec.LoadBalancerClass, servicelb.Class) }
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.DeletionTimestamp != nil || class(svc) != class(own) ||
 		svc.Namespace == own.Namespace && svc.Name == own.Name {
@@ -73,7 +74,7 @@ func (c *Controller) warnWaiting(served []*networkingv1.Ingress) {
 	}
 	all, _ := c.services.List(labels.Everything()) // a lister of a cache returns no error
 	for _, svc := range all {
-		if ports := shared(svc, own); len(ports) > 0 && refusedPort(svc) {
+		if ports := sharedPorts(svc, own); len(ports) > 0 && refusedPort(svc) {
 			c.warnings.Add(svc, ReasonPortInUse,
 				"%s/%s has %s while there are Ingresses of its classes, such as %s/%s. It gives them up %s after the last one has gone or has "+
 					"another class. Until then, give this Service other ports, or addresses of a pool", metav1.NamespaceSystem, table.Service,

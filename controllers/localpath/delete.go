@@ -22,7 +22,7 @@ type deleter struct {
 	volume.MetricsNil
 }
 
-// GetPath is not used.
+// GetPath is required by the interface, and is not used.
 func (d *deleter) GetPath() string { return "" }
 
 // Delete removes the directory. While the node has no connection the PersistentVolume stays, and upstream's controller

@@ -23,11 +23,11 @@ import (
 )
 
 const (
-	// leftovers is a ConfigMap in kube-system: the paths of removed volumes, one per line, by the name of a node that
-	// was no longer in the cluster.
-	leftovers = "local-storage.coracle"
-	// mostLeftovers limits the recorded paths of a node, so that the object stays well below the API's limit.
-	mostLeftovers = 1000
+	// leftoversConfigMap is the name of a ConfigMap in kube-system. It holds the paths of removed volumes, one per
+	// line, by the names of nodes that were no longer in the cluster.
+	leftoversConfigMap = "local-storage.coracle"
+	// maxLeftovers limits the recorded paths of a node, so that the object stays well below the API's limit.
+	maxLeftovers = 1000
 	// sweepPeriod is the interval of attempts while there are leftovers.
 	sweepPeriod = time.Minute
 )
@@ -48,7 +48,7 @@ func (v *Volumes) recordLeftover(node, path string) error {
 		if !slices.Contains(paths, path) {
 			paths = append(paths, path)
 		}
-		data[node] = strings.Join(paths[max(0, len(paths)-mostLeftovers):], "\n")
+		data[node] = strings.Join(paths[max(0, len(paths)-maxLeftovers):], "\n")
 	})
 	if err != nil {
 		return fmt.Errorf("writing down that %s is to be removed when node %s is back: %w", path, node, err)
@@ -64,13 +64,13 @@ func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 	objects := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	return retry.OnError(retry.DefaultRetry, func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) },
 		func() error {
-			m, err := objects.Get(ctx, leftovers, metav1.GetOptions{})
+			m, err := objects.Get(ctx, leftoversConfigMap, metav1.GetOptions{})
 			missing := apierrors.IsNotFound(err)
 			if err != nil && !missing {
 				return err
 			}
 			if missing {
-				m = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: leftovers, Namespace: metav1.NamespaceSystem}}
+				m = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: leftoversConfigMap, Namespace: metav1.NamespaceSystem}}
 			}
 			if m.Data == nil {
 				m.Data = map[string]string{}
@@ -82,7 +82,7 @@ func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 			case missing:
 				_, err = objects.Create(ctx, m, metav1.CreateOptions{})
 			case len(m.Data) == 0:
-				err = objects.Delete(ctx, leftovers,
+				err = objects.Delete(ctx, leftoversConfigMap,
 					metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &m.UID, ResourceVersion: &m.ResourceVersion}})
 			default:
 				_, err = objects.Update(ctx, m, metav1.UpdateOptions{})
@@ -97,7 +97,7 @@ func (v *Volumes) Run(ctx context.Context) {
 	defer v.o.Part.Set(status.Waiting, "this server does not lead")
 	var beside sync.WaitGroup
 	defer beside.Wait()
-	beside.Go(func() { v.nodeNames.Rounds(ctx, gather, func() time.Duration { return v.chooseNodes(ctx) }) })
+	beside.Go(func() { v.nodeNames.Rounds(ctx, gatherDelay, func() time.Duration { return v.chooseNodes(ctx) }) })
 	for {
 		finalizers := v.setFinalizers(ctx)
 		left, err := v.collect(ctx)
@@ -129,7 +129,7 @@ func (v *Volumes) Run(ctx context.Context) {
 
 // collect removes the leftovers that can be removed. It returns the nodes that have no connection.
 func (v *Volumes) collect(ctx context.Context) (away []string, err error) {
-	m, err := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, leftovers, metav1.GetOptions{})
+	m, err := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, leftoversConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}

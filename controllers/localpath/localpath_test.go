@@ -271,7 +271,7 @@ func TestForgedVolumeDeletesNothingForeign(t *testing.T) {
 
 func (f *fixture) record(t *testing.T) map[string]string {
 	t.Helper()
-	m, err := f.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), leftovers, metav1.GetOptions{})
+	m, err := f.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), leftoversConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

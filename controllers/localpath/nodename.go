@@ -26,8 +26,8 @@ import (
 // does that before they have a node. Upstream's controller makes no volume for a claim without a chosen node.
 
 const (
-	// gather is how long a round waits for further changes.
-	gather = 100 * time.Millisecond
+	// gatherDelay is how long a round waits for further changes.
+	gatherDelay = 100 * time.Millisecond
 	// claimRetry is the pause after a failed write.
 	claimRetry = time.Second
 )

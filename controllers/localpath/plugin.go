@@ -75,7 +75,7 @@ type Options struct {
 	Logger  *slog.Logger
 }
 
-// Volumes is the plugin. Run has to run while the controllers run.
+// Volumes is the volume plugin for local volumes. Run has to run while the controllers run.
 type Volumes struct {
 	o         Options
 	wakeup    timers.Signal // Run has work

@@ -27,8 +27,8 @@ const (
 type Refusals struct {
 	now func() time.Time
 
-	mu sync.Mutex
-	at map[refusal]time.Time // the time of the last refusal
+	mu    sync.Mutex
+	times map[refusal]time.Time // the time of the last refusal
 }
 
 // refusal is a claim and the node that refused it.
@@ -39,7 +39,7 @@ type refusal struct {
 
 // NewRefusals returns empty Refusals. now is the clock.
 func NewRefusals(now func() time.Time) *Refusals {
-	return &Refusals{now: now, at: map[refusal]time.Time{}}
+	return &Refusals{now: now, times: map[refusal]time.Time{}}
 }
 
 // add records that a node has just refused a claim.
@@ -50,18 +50,18 @@ func (r *Refusals) add(claim types.UID, node string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	r.at[refusal{claim, node}] = now
-	if len(r.at) <= refusalsMost {
+	r.times[refusal{claim, node}] = now
+	if len(r.times) <= refusalsMost {
 		return
 	}
 	oldest, since := refusal{claim, node}, now
-	for of, at := range r.at {
+	for of, at := range r.times {
 		if at.Before(since) {
 			oldest, since = of, at
 		}
 	}
-	delete(r.at, oldest)
-	maps.DeleteFunc(r.at, func(_ refusal, at time.Time) bool { return now.Sub(at) >= refusalsLast })
+	delete(r.times, oldest)
+	maps.DeleteFunc(r.times, func(_ refusal, at time.Time) bool { return now.Sub(at) >= refusalsLast })
 }
 
 // Since returns the time since a node last refused a claim. It returns false if there was no refusal lately.
@@ -71,7 +71,7 @@ func (r *Refusals) Since(claim types.UID, node string) (time.Duration, bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at, ok := r.at[refusal{claim, node}]
+	at, ok := r.times[refusal{claim, node}]
 	if since := r.now().Sub(at); ok && since < refusalsLast {
 		return since, true
 	}

@@ -42,8 +42,8 @@ func TestRefusalsAreForgottenAndBounded(t *testing.T) {
 		time.Sleep(time.Second)                       // fake time
 		r.add("data", "c")
 		expectRefusal("data", "b", 0, false)
-		if expectRefusal("data", "c", 0, true); len(r.at) != refusalsMost {
-			t.Errorf("it keeps %d", len(r.at))
+		if expectRefusal("data", "c", 0, true); len(r.times) != refusalsMost {
+			t.Errorf("it keeps %d", len(r.times))
 		}
 	})
 	var none *Refusals

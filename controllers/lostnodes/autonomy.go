@@ -52,12 +52,12 @@ type handler struct{ cache.ResourceEventHandler }
 
 // OnAdd implements cache.ResourceEventHandler.
 func (h handler) OnAdd(obj any, initial bool) {
-	h.ResourceEventHandler.OnAdd(evictable(obj.(*corev1.Node)), initial)
+	h.ResourceEventHandler.OnAdd(withoutFutureTaints(obj.(*corev1.Node)), initial)
 }
 
 // OnUpdate implements cache.ResourceEventHandler.
 func (h handler) OnUpdate(before, after any) {
-	h.ResourceEventHandler.OnUpdate(evictable(before.(*corev1.Node)), evictable(after.(*corev1.Node)))
+	h.ResourceEventHandler.OnUpdate(withoutFutureTaints(before.(*corev1.Node)), withoutFutureTaints(after.(*corev1.Node)))
 }
 
 type lister struct{ corelisters.NodeLister }
@@ -68,11 +68,11 @@ func (l lister) Get(name string) (*corev1.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return evictable(n), nil
+	return withoutFutureTaints(n), nil
 }
 
-// evictable returns a Node without the taints for which no pod may be evicted yet.
-func evictable(n *corev1.Node) *corev1.Node {
+// withoutFutureTaints returns a Node without the taints for which no pod may be evicted yet.
+func withoutFutureTaints(n *corev1.Node) *corev1.Node {
 	if n.Annotations[clusterconfig.AutonomyAnnotation] == "" {
 		return n
 	}

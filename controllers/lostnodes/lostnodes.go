@@ -35,10 +35,10 @@ import (
 const TaintValue = clusterconfig.StoppedTaint
 
 const (
-	// gather is how long a round waits for further changes of Nodes.
-	gather = 100 * time.Millisecond
-	// retry is the pause after a failed write.
-	retry = time.Second
+	// gatherDelay is how long a round waits for further changes of Nodes.
+	gatherDelay = 100 * time.Millisecond
+	// retryDelay is the pause after a failed write.
+	retryDelay = time.Second
 )
 
 // outOfService is read by upstream's collector of pods, which removes the pods of a node that is not ready and that
@@ -65,8 +65,8 @@ type Options struct {
 type Controller struct {
 	o       Options
 	changed timers.Signal
-	// past is the time of the last round.
-	past time.Time
+	// lastRound is the time of the last round.
+	lastRound time.Time
 	// malformed are the values of the annotation of autonomy that were reported, by node.
 	malformed map[string]string
 }
@@ -78,7 +78,7 @@ func New(o Options) (*Controller, error) {
 	_, err := o.Nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { c.changed.Send() },
 		UpdateFunc: func(before, after any) {
-			if old, now := before.(*corev1.Node), after.(*corev1.Node); differ(old, now) {
+			if old, now := before.(*corev1.Node), after.(*corev1.Node); nodesDiffer(old, now) {
 				c.changed.Send()
 			}
 		},
@@ -86,8 +86,8 @@ func New(o Options) (*Controller, error) {
 	return c, err
 }
 
-// differ says whether two versions of a Node differ in what the Controller reads.
-func differ(a, b *corev1.Node) bool {
+// nodesDiffer says whether two versions of a Node differ in what the Controller reads.
+func nodesDiffer(a, b *corev1.Node) bool {
 	return a.Annotations[clusterconfig.StoppedAnnotation] != b.Annotations[clusterconfig.StoppedAnnotation] ||
 		a.Annotations[clusterconfig.AutonomyAnnotation] != b.Annotations[clusterconfig.AutonomyAnnotation] ||
 		a.Status.NodeInfo.BootID != b.Status.NodeInfo.BootID || nodeutil.IsNodeReady(a) != nodeutil.IsNodeReady(b) ||
@@ -96,14 +96,14 @@ func differ(a, b *corev1.Node) bool {
 
 // Run runs rounds until ctx is done: when a Node changes, and when the time of a lost node is over.
 func (c *Controller) Run(ctx context.Context) {
-	c.changed.Rounds(ctx, gather, func() time.Duration { return c.examineNodes(ctx) })
+	c.changed.Rounds(ctx, gatherDelay, func() time.Duration { return c.examineNodes(ctx) })
 }
 
 // examineNodes examines all nodes and returns the pause until the next time that is over, 0 if there is none.
 func (c *Controller) examineNodes(ctx context.Context) (again time.Duration) {
 	nodes, err := c.o.Nodes.Lister().List(labels.Everything())
 	if err != nil { // a cache's lister returns no error
-		return retry
+		return retryDelay
 	}
 	now := time.Now()
 	next := func(pause time.Duration) {
@@ -116,7 +116,7 @@ func (c *Controller) examineNodes(ctx context.Context) (again time.Duration) {
 		for _, at := range evictableAt(n) {
 			if at.After(now) {
 				next(at.Sub(now))
-			} else if at.After(c.past) {
+			} else if at.After(c.lastRound) {
 				c.o.AutonomyEnded(n)
 			}
 		}
@@ -130,10 +130,10 @@ func (c *Controller) examineNodes(ctx context.Context) (again time.Duration) {
 		}
 		if err := c.sync(ctx, n.Name); err != nil && ctx.Err() == nil {
 			c.o.Logger.Warn("the taint of a node that stopped its pods could not be written; retrying", "node", n.Name, "error", err)
-			next(retry)
+			next(retryDelay)
 		}
 	}
-	c.past = now
+	c.lastRound = now
 	return again
 }
 

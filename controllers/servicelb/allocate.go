@@ -62,7 +62,7 @@ func (l *ledger) allocate(svc *corev1.Service) Allocation {
 	}
 	var lacking []string
 	for _, f := range svc.Spec.IPFamilies {
-		ofFamily := func(a netip.Addr) bool { return of(f, a) }
+		ofFamily := func(a netip.Addr) bool { return isOfFamily(f, a) }
 		if slices.ContainsFunc(l.assigned(svc), ofFamily) {
 			continue
 		}
@@ -101,7 +101,7 @@ func (v *Allocation) inUse(used map[netip.Addr]string) {
 // allocateMissing allocates an address of a family to a Service that has none. If there is none for it, it returns the
 // reason.
 func (l *ledger) allocateMissing(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (reason, why string) {
-	asked := slices.DeleteFunc(requestedAddresses(svc), func(a netip.Addr) bool { return !of(f, a) })
+	asked := slices.DeleteFunc(requestedAddresses(svc), func(a netip.Addr) bool { return !isOfFamily(f, a) })
 	switch {
 	case len(asked) > 0:
 		if why := l.denial(svc, asked[0]); why != "" {
@@ -118,7 +118,7 @@ func (l *ledger) allocateMissing(svc *corev1.Service, f corev1.IPFamily, pools [
 		a := l.nextAddress(f, svc, pools)
 		if !a.IsValid() {
 			return ReasonPoolUsedUp, fmt.Sprintf("no %s address is left in %s: delete a Service, or add addresses (AddressPool, or "+
-				"--load-balancer-pool)", f, poolsText(values(pools)))
+				"--load-balancer-pool)", f, poolsText(poolValues(pools)))
 		}
 		l.assign(a, svc)
 	}

@@ -40,10 +40,10 @@ import (
 )
 
 const (
-	// gather is the wait for further changes after a change: a rolling update consists of many changes.
-	gather = 50 * time.Millisecond
-	// retry is the wait after a failed write before all objects are checked again.
-	retry = time.Second
+	// gatherDelay is how long a round waits for further changes: a rolling update consists of many changes.
+	gatherDelay = 50 * time.Millisecond
+	// retryDelay is the wait after a failed write before all objects are checked again.
+	retryDelay = time.Second
 )
 
 // All fields of Options are required, except Pool, Dynamic, Networks, Barred, Alive, Joined, Disabled, Part and Logger.
@@ -136,7 +136,7 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), nodeutil.IsNodeReady(n), n.DeletionTimestamp != nil, addresses(n),
+	return fmt.Sprint(excluded, hasNodeLabel(n), nodeutil.IsNodeReady(n), n.DeletionTimestamp != nil, nodeAddresses(n),
 		n.Annotations[loadbalancer.NetworksAnnotation], n.Labels,
 		n.Annotations[loadbalancer.ConflictsAnnotation], n.Annotations[loadbalancer.ProvenAnnotation])
 }
@@ -165,7 +165,7 @@ func (c *Controller) sliceMatters(_, now any) bool {
 // localSlice reports whether a slice belongs to a load balancer's Service that uses local endpoints only.
 func (c *Controller) localSlice(slice *discoveryv1.EndpointSlice) bool {
 	svc, err := c.services.Services(slice.Namespace).Get(slice.Labels[discoveryv1.LabelServiceName])
-	return err == nil && svc.Spec.Type == corev1.ServiceTypeLoadBalancer && local(svc)
+	return err == nil && svc.Spec.Type == corev1.ServiceTypeLoadBalancer && isLocal(svc)
 }
 
 // Run allocates addresses to Services until ctx is done.
@@ -176,7 +176,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	switch {
 	case c.objects != nil:
 		beside.Go(func() { c.objects.run(ctx) })
-		known = append(known, c.objects.known)
+		known = append(known, c.objects.ready)
 	case c.o.Dynamic != nil:
 		beside.Go(func() { removeKind(ctx, c.o.Dynamic, c.o.Logger) })
 	}
@@ -184,12 +184,12 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	for whole := true; ; {
-		done := !whole || c.round(ctx)
+		done := !whole || c.checkServices(ctx)
 		done = c.assignHolders(ctx) && done
 		pause := time.Duration(0)
 		switch {
 		case !done:
-			pause = retry
+			pause = retryDelay
 		case len(c.holders.candidates) > 0:
 			pause = livenessPoll
 		}
@@ -206,15 +206,15 @@ func (c *Controller) Run(ctx context.Context) error {
 			whole = !c.holders.settled
 			c.holders.noteDelay(time.Since(due))
 		case <-c.wake:
-			if !timers.Sleep(ctx, gather) {
+			if !timers.Sleep(ctx, gatherDelay) {
 				return nil
 			}
 		}
 	}
 }
 
-// round checks all objects once. It returns false if something could not be written.
-func (c *Controller) round(ctx context.Context) bool {
+// checkServices checks all objects once. It returns false if something could not be written.
+func (c *Controller) checkServices(ctx context.Context) bool {
 	if err := c.loadRecord(ctx); err != nil { // the holder of an address decides whose report about it counts
 		return c.recordFailed(ctx, err)
 	}
@@ -239,7 +239,7 @@ func (c *Controller) round(ctx context.Context) bool {
 	}
 	done := true
 	for _, svc := range byAge(s.Services) {
-		v := plan[key(svc)]
+		v := plan[serviceKey(svc)]
 		want, changed := StatusOf(svc, v)
 		if !changed {
 			continue
@@ -247,7 +247,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		if err := c.writeStatus(ctx, svc, want, s.withoutPool(statusAddresses(svc), v.Addresses)); err != nil && ctx.Err() == nil {
 			done = false
 			if !isTransient(err) {
-				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", key(svc), "error",
+				c.o.Logger.Warn("load balancer: a Service's status could not be written; it is tried again", "service", serviceKey(svc), "error",
 					err)
 			}
 			c.shrinkStatus(ctx, svc, v)
@@ -262,7 +262,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		}
 	}
 	c.reportStatus(plan)
-	c.holders.candidates, c.holders.reports = Candidates(s, plan), reports{inUse: s.InUse, proven: Proven(s.Nodes, c.holders.record)}
+	c.holders.candidates, c.holders.reports = Candidates(s, plan), holderReports{inUse: s.InUse, proven: Proven(s.Nodes, c.holders.record)}
 	c.holders.settled = done
 	return done
 }
@@ -321,7 +321,7 @@ func (c *Controller) writeStatus(ctx context.Context, svc *corev1.Service, want 
 	before, now := meta.FindStatusCondition(svc.Status.Conditions, Condition), meta.FindStatusCondition(want.Conditions, Condition)
 	addresses := ingressText(want.LoadBalancer)
 	if addresses != ingressText(svc.Status.LoadBalancer) {
-		c.o.Logger.Info("load balancer: a Service has other addresses", "service", key(svc), "addresses", addresses)
+		c.o.Logger.Info("load balancer: a Service has other addresses", "service", serviceKey(svc), "addresses", addresses)
 		if now != nil {
 			c.o.Recorder.Eventf(svc, corev1.EventTypeNormal, "LoadBalancerAddresses", "the addresses are now: %s", addresses)
 		}

@@ -22,37 +22,37 @@ const (
 	livenessPoll = 250 * time.Millisecond
 	// pauseThreshold is how late a poll must be to show that this server was paused, and received nothing meanwhile.
 	pauseThreshold = 500 * time.Millisecond
-	// reread is the interval at which the record of holders is read again while pools' addresses are in use. If a
-	// client has deleted the record, no node would announce the addresses any more.
-	reread = 10 * time.Second
-	// settle is the time after a pause of this server in which nodes can report to it again.
-	settle = time.Second
+	// rereadInterval is the interval at which the record of holders is read again while pools' addresses are in use. If
+	// a client has deleted the record, no node would announce the addresses any more.
+	rereadInterval = 10 * time.Second
+	// pauseRecovery is how long nodes need to report again after a pause of this server.
+	pauseRecovery = time.Second
 )
 
 // holders is the controller's state of which node announces which address. The controller's goroutine owns it.
 type holders struct {
-	candidates map[netip.Addr][]string
-	reports    reports
-	have       *corev1.ConfigMap // as last written or read; nil if it has to be read
-	read       time.Time         // the time of have
-	none       bool              // no record was ever written
-	record     loadbalancer.Holders
-	settled    bool // the last round wrote everything
-	trustFrom  time.Time
+	candidates   map[netip.Addr][]string
+	reports      holderReports
+	have         *corev1.ConfigMap // as last written or read; nil if it has to be read
+	read         time.Time         // the time of have
+	neverWritten bool              // no record was ever written
+	record       loadbalancer.Holders
+	settled      bool // the last round wrote everything
+	trustFrom    time.Time
 }
 
 // noteDelay notes by how much the controller woke too late. If that shows a pause of this server, assignHolders writes
-// nothing until nodes had the time settle to report again.
+// nothing for the time pauseRecovery.
 func (h *holders) noteDelay(by time.Duration) {
 	if by > pauseThreshold {
-		h.trustFrom = time.Now().Add(settle)
+		h.trustFrom = time.Now().Add(pauseRecovery)
 	}
 }
 
 // assignHolders writes which nodes announce the addresses of the pools. It returns false if it has to be tried again.
 func (c *Controller) assignHolders(ctx context.Context) bool {
 	h := &c.holders
-	if len(h.candidates) == 0 && (h.none || h.have != nil && len(h.record) == 0) || time.Now().Before(h.trustFrom) {
+	if len(h.candidates) == 0 && (h.neverWritten || h.have != nil && len(h.record) == 0) || time.Now().Before(h.trustFrom) {
 		return true
 	}
 	if err := c.loadRecord(ctx); err != nil {
@@ -90,13 +90,13 @@ func (c *Controller) assignHolders(ctx context.Context) bool {
 func (c *Controller) loadRecord(ctx context.Context) error {
 	h := &c.holders
 	rests := len(h.candidates) == 0
-	if h.none && rests || h.have != nil && (rests || time.Since(h.read) < reread) {
+	if h.neverWritten && rests || h.have != nil && (rests || time.Since(h.read) < rereadInterval) {
 		return nil
 	}
 	configMaps := c.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	have, err := configMaps.Get(ctx, loadbalancer.ConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		if h.none = rests; h.none {
+		if h.neverWritten = rests; h.neverWritten {
 			return nil
 		}
 		have, err = configMaps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem,
@@ -110,7 +110,7 @@ func (c *Controller) loadRecord(ctx context.Context) error {
 		c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
 		record = loadbalancer.Holders{}
 	}
-	h.have, h.record, h.none, h.read = have, record, false, time.Now()
+	h.have, h.record, h.neverWritten, h.read = have, record, false, time.Now()
 	return nil
 }
 

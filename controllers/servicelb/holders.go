@@ -23,17 +23,17 @@ func Candidates(s *State, plan map[types.NamespacedName]Allocation) map[netip.Ad
 	out := map[netip.Addr][]string{}
 	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
 	for _, svc := range byAge(s.Services) {
-		v := plan[key(svc)]
+		v := plan[serviceKey(svc)]
 		if !v.Pool {
 			continue
 		}
 		for _, a := range v.Addresses {
-			if _, done := out[a]; done && !local(svc) { // Services that share it have the same pods, or do not use local endpoints only
+			if _, done := out[a]; done && !isLocal(svc) { // Services that share it have the same pods, or do not use local endpoints only
 				continue
 			}
 			out[a] = nil
 			for _, n := range nodes {
-				if n.reaches(a, s.poolOf(a)) && (!local(svc) || endpoints[key(svc)][n.name]) {
+				if n.reaches(a, s.poolOf(a)) && (!isLocal(svc) || endpoints[serviceKey(svc)][n.name]) {
 					out[a] = append(out[a], n.name)
 				}
 			}
@@ -76,14 +76,14 @@ func Proven(nodes []*corev1.Node, record loadbalancer.Holders) loadbalancer.Prov
 	return out
 }
 
-// reports is what the nodes report about the addresses that they hold.
-type reports struct {
+// holderReports is what the nodes report about the addresses that they hold.
+type holderReports struct {
 	inUse  map[netip.Addr]string // the Ethernet address of the other machine, by address
 	proven loadbalancer.Proven
 }
 
-// has reports whether an address was proven in a holder's term.
-func (s reports) has(a netip.Addr, h loadbalancer.Holder) bool {
+// isProven reports whether an address was proven in a holder's term.
+func (s holderReports) isProven(a netip.Addr, h loadbalancer.Holder) bool {
 	term, proven := s.proven[a]
 	return proven && term == h.Term
 }
@@ -93,14 +93,14 @@ func (s reports) has(a netip.Addr, h loadbalancer.Holder) bool {
 // its holder: then this server is more probably the one that receives nothing. term is a number that no earlier change
 // has had. An address that is not proven yet, or that another machine uses, is new to its holder.
 func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool,
-	said reports) loadbalancer.Holders {
+	said holderReports) loadbalancer.Holders {
 	out, load := loadbalancer.Holders{}, map[string]int{}
 	var homeless []netip.Addr
 	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {
 		h, had := before[a]
 		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
 		if had && (slices.Contains(could, h.Node) || len(could) == 0 && slices.Contains(candidates[a], h.Node)) {
-			h.New = h.New && !said.has(a, h)
+			h.New = h.New && !said.isProven(a, h)
 			out[a] = h
 			load[h.Node]++
 			continue
@@ -117,7 +117,9 @@ func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr]
 			}
 			continue
 		}
-		best := slices.MinFunc(could, func(m, n string) int { return cmp.Or(load[m]-load[n], strings.Compare(mix(a, m), mix(a, n))) })
+		best := slices.MinFunc(could, func(m, n string) int {
+			return cmp.Or(load[m]-load[n], strings.Compare(nodeOrderKey(a, m), nodeOrderKey(a, n)))
+		})
 		load[best]++
 		out[a] = loadbalancer.Holder{Node: best, Term: term, New: isNew(before[a], said, a)}
 	}
@@ -125,12 +127,12 @@ func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr]
 }
 
 // isNew reports whether the next holder has to probe the network before it announces an address.
-func isNew(before loadbalancer.Holder, said reports, a netip.Addr) bool {
-	return before.Term == 0 || said.inUse[a] != "" || before.New && !said.has(a, before)
+func isNew(before loadbalancer.Holder, said holderReports, a netip.Addr) bool {
+	return before.Term == 0 || said.inUse[a] != "" || before.New && !said.isProven(a, before)
 }
 
-// mix returns a key that orders nodes differently for each address.
-func mix(a netip.Addr, node string) string {
+// nodeOrderKey returns a key that orders nodes differently for each address.
+func nodeOrderKey(a netip.Addr, node string) string {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(node + "/" + a.String()))
 	return string(h.Sum(nil))

@@ -20,22 +20,22 @@ func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
 	alive := func(n string) bool { return !silent[n] }
-	first := Assign(loadbalancer.Holders{}, 7, both, alive, reports{})
+	first := Assign(loadbalancer.Holders{}, 7, both, alive, holderReports{})
 	testenv.False(t, first[a].Node == first[b].Node || first[a].Term != 7, "not spread: %v", first)
-	testenv.Equal(t, fmt.Sprint(Assign(first, 8, both, alive, reports{})), fmt.Sprint(first), "without a reason %v became", first)
+	testenv.Equal(t, fmt.Sprint(Assign(first, 8, both, alive, holderReports{})), fmt.Sprint(first), "without a reason %v became", first)
 	silent[first[a].Node] = true
-	moved := Assign(first, 8, both, alive, reports{})
+	moved := Assign(first, 8, both, alive, holderReports{})
 	testenv.False(t, moved[a].Node != first[b].Node || moved[a].Term != 8 || moved[b] != first[b], "%v became %v", first, moved)
 	silent["m"], silent["n"] = true, true
-	testenv.Equal(t, fmt.Sprint(Assign(moved, 9, both, alive, reports{})), fmt.Sprint(moved), "all are silent, and %v became", moved)
+	testenv.Equal(t, fmt.Sprint(Assign(moved, 9, both, alive, holderReports{})), fmt.Sprint(moved), "all are silent, and %v became", moved)
 	silent = map[string]bool{}
-	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive, reports{}); left[a].Node != "" || left[b].Node != "m" {
+	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive, holderReports{}); left[a].Node != "" || left[b].Node != "m" {
 		t.Errorf("without candidates: %v", left)
 	}
-	testenv.Equal(t, len(Assign(moved, 9, nil, alive, reports{})), 0, "without addresses:")
+	testenv.Equal(t, len(Assign(moved, 9, nil, alive, holderReports{})), 0, "without addresses:")
 
-	noHolder := Assign(loadbalancer.Holders{}, 7, map[netip.Addr][]string{a: nil}, alive, reports{})
-	if late := Assign(noHolder, 8, both, alive, reports{}); !late[a].New {
+	noHolder := Assign(loadbalancer.Holders{}, 7, map[netip.Addr][]string{a: nil}, alive, holderReports{})
+	if late := Assign(noHolder, 8, both, alive, holderReports{}); !late[a].New {
 		t.Errorf("when there is a node at last: %v, %v", noHolder, late)
 	}
 }
@@ -47,28 +47,28 @@ func TestNewHolderProbesUnprovenAddress(t *testing.T) {
 	both, dead := map[netip.Addr][]string{a: {"m", "n"}}, ""
 	alive := func(n string) bool { return n != dead }
 	used := map[netip.Addr]string{a: "02:00:00:00:00:01"}
-	first := Assign(loadbalancer.Holders{}, 7, both, alive, reports{})
+	first := Assign(loadbalancer.Holders{}, 7, both, alive, holderReports{})
 	testenv.True(t, first[a].New, "no machine has answered for it: %v", first)
-	stays := Assign(first, 8, both, alive, reports{proven: loadbalancer.Proven{a: 6}})
+	stays := Assign(first, 8, both, alive, holderReports{proven: loadbalancer.Proven{a: 6}})
 	testenv.True(t, stays[a] == first[a], "what was proven is another holding: %v", stays)
-	proven := Assign(first, 8, both, alive, reports{proven: loadbalancer.Proven{a: 7}})
+	proven := Assign(first, 8, both, alive, holderReports{proven: loadbalancer.Proven{a: 7}})
 	testenv.False(t, !proven[a].Same(first[a]) || proven[a].New, "%v was proven, and is %v", first, proven)
 	dead = first[a].Node
-	if moved := Assign(first, 9, both, alive, reports{}); moved[a].Node == dead || !moved[a].New {
+	if moved := Assign(first, 9, both, alive, holderReports{}); moved[a].Node == dead || !moved[a].New {
 		t.Errorf("the first one died before it had proven it: %v", moved)
 	}
-	if moved := Assign(first, 9, both, alive, reports{proven: loadbalancer.Proven{a: 7}}); moved[a].New {
+	if moved := Assign(first, 9, both, alive, holderReports{proven: loadbalancer.Proven{a: 7}}); moved[a].New {
 		t.Errorf("the first one died, and had proven it: %v", moved)
 	}
-	if moved := Assign(proven, 9, both, alive, reports{}); moved[a].New {
+	if moved := Assign(proven, 9, both, alive, holderReports{}); moved[a].New {
 		t.Errorf("it was proven: %v", moved)
 	}
-	taken := reports{inUse: used, proven: loadbalancer.Proven{a: 7}}
+	taken := holderReports{inUse: used, proven: loadbalancer.Proven{a: 7}}
 	moved := Assign(proven, 9, both, alive, taken)
 	if again := Assign(moved, 10, both, alive, taken); !moved[a].New || !again[a].New {
 		t.Errorf("another machine uses it: %v, %v", moved, again)
 	}
-	if noHolder := Assign(first, 9, map[netip.Addr][]string{a: nil}, alive, reports{}); noHolder[a].Node != "" || !noHolder[a].New {
+	if noHolder := Assign(first, 9, map[netip.Addr][]string{a: nil}, alive, holderReports{}); noHolder[a].Node != "" || !noHolder[a].New {
 		t.Errorf("there is no holder: %v", noHolder)
 	}
 }

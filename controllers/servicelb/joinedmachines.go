@@ -18,7 +18,7 @@ import (
 func (c *Controller) excludeJoined(ctx context.Context, s *State,
 	plan map[types.NamespacedName]Allocation) (map[types.NamespacedName]Allocation, error) {
 	gets := func(svc *corev1.Service) bool {
-		v, has := plan[key(svc)], statusAddresses(svc)
+		v, has := plan[serviceKey(svc)], statusAddresses(svc)
 		return v.Pool && slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return !slices.Contains(has, a) })
 	}
 	if c.o.Joined == nil || !slices.ContainsFunc(s.Services, gets) {

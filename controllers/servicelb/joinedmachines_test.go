@@ -48,7 +48,7 @@ func TestDeletedNodesAddressIsNotAllocated(t *testing.T) {
 				}
 			})
 			testenv.NoError(t, known.Add(c.svc.DeepCopy()))
-			if done := controller.round(t.Context()); done == (c.fail != nil && c.asks > 0) {
+			if done := controller.checkServices(t.Context()); done == (c.fail != nil && c.asks > 0) {
 				t.Errorf("the round says that all was done: %v", done)
 			}
 			got := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{}))(t)

@@ -18,12 +18,12 @@ const maxRange = 1 << 16
 type ledger struct {
 	*State
 	barred []netip.Addr // nodes' addresses, and others that have an owner
-	// named are addresses in the external IPs of Services. They are allocated last, or when a Service requests them. A
-	// user who may write Services in one namespace must thus not block addresses, or take them from others. At such an
-	// address the proxies serve the load balancer.
-	named   map[netip.Addr]bool
-	holders map[netip.Addr][]*corev1.Service
-	has     map[*corev1.Service][]netip.Addr
+	// externalIPs are the addresses in the external IPs of Services. They are allocated last, or when a Service
+	// requests them. So a user who may write Services in one namespace can neither block addresses nor take them from
+	// others. At such an address the proxies serve the load balancer.
+	externalIPs map[netip.Addr]bool
+	holders     map[netip.Addr][]*corev1.Service
+	addresses   map[*corev1.Service][]netip.Addr
 	// releasing are addresses that a Service has only by its status, see releases.
 	releasing map[netip.Addr]*corev1.Service
 	// searches are the positions of the searches in the pools' ranges. Within one plan no Service releases an address,
@@ -37,22 +37,23 @@ type rangeOf struct {
 	i    int
 }
 
-// search is the position of the next search, and the free addresses that were passed over because Services name them.
+// search is the position of the next search in a range. externalIPs are free addresses that the search skipped, because
+// they are external IPs of Services.
 type search struct {
-	next   netip.Addr
-	sweeps int
-	named  []netip.Addr
+	position    netip.Addr
+	sweeps      int
+	externalIPs []netip.Addr
 }
 
 func (s *State) newLedger() *ledger {
-	l := &ledger{State: s, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{},
-		has: map[*corev1.Service][]netip.Addr{}, releasing: map[netip.Addr]*corev1.Service{}, searches: map[rangeOf]*search{}}
+	l := &ledger{State: s, barred: slices.Clone(s.Barred), externalIPs: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{},
+		addresses: map[*corev1.Service][]netip.Addr{}, releasing: map[netip.Addr]*corev1.Service{}, searches: map[rangeOf]*search{}}
 	for _, all := range s.trusted() {
 		l.barred = append(l.barred, all...)
 	}
 	for _, svc := range s.Services {
 		for _, a := range parseAll(svc.Spec.ExternalIPs) {
-			l.named[a] = true
+			l.externalIPs[a] = true
 		}
 	}
 	return l
@@ -73,11 +74,11 @@ func (l *ledger) denial(svc *corev1.Service, a netip.Addr) (why string) {
 	}
 	for _, other := range l.holders[a] {
 		if why := mayShare(svc, other); why != "" {
-			return fmt.Sprintf("%s belongs to the Service %s%s", a, key(other), why)
+			return fmt.Sprintf("%s belongs to the Service %s%s", a, serviceKey(other), why)
 		}
 	}
 	if other := l.releasing[a]; other != nil && other != svc {
-		return fmt.Sprintf("%s belongs to the Service %s%s", a, key(other), mayShare(svc, other))
+		return fmt.Sprintf("%s belongs to the Service %s%s", a, serviceKey(other), mayShare(svc, other))
 	}
 	return ""
 }
@@ -96,7 +97,7 @@ func mayShare(a, b *corev1.Service) (why string) {
 			}
 		}
 	}
-	if (local(a) || local(b)) && (local(a) != local(b) || fmt.Sprint(a.Spec.Selector) != fmt.Sprint(b.Spec.Selector)) {
+	if (isLocal(a) || isLocal(b)) && (isLocal(a) != isLocal(b) || fmt.Sprint(a.Spec.Selector) != fmt.Sprint(b.Spec.Selector)) {
 		return ", which leads to other pods: with externalTrafficPolicy Local both need the same selector"
 	}
 	return ""
@@ -104,12 +105,12 @@ func mayShare(a, b *corev1.Service) (why string) {
 
 func (l *ledger) assign(a netip.Addr, svc *corev1.Service) {
 	l.holders[a] = append(l.holders[a], svc)
-	l.has[svc] = append(l.has[svc], a)
+	l.addresses[svc] = append(l.addresses[svc], a)
 }
 
 // assigned returns the addresses that a Service has in this plan.
 func (l *ledger) assigned(svc *corev1.Service) []netip.Addr {
-	return slices.Compact(slices.SortedFunc(slices.Values(l.has[svc]), netip.Addr.Compare))
+	return slices.Compact(slices.SortedFunc(slices.Values(l.addresses[svc]), netip.Addr.Compare))
 }
 
 // nextAddress returns the first address of a family in one of the pools that a Service can have. It returns the zero
@@ -121,7 +122,7 @@ func (l *ledger) nextAddress(f corev1.IPFamily, svc *corev1.Service, pools []*Po
 		holders = nil
 	}
 	for a := range holders {
-		if of(f, a) && slices.Contains(pools, l.poolOf(a)) && l.denial(svc, a) == "" {
+		if isOfFamily(f, a) && slices.Contains(pools, l.poolOf(a)) && l.denial(svc, a) == "" {
 			shared = append(shared, a)
 		}
 	}
@@ -131,7 +132,7 @@ func (l *ledger) nextAddress(f corev1.IPFamily, svc *corev1.Service, pools []*Po
 	var last netip.Addr
 	for _, p := range pools {
 		for i, r := range p.Ranges {
-			if !of(f, r.First) {
+			if !isOfFamily(f, r.First) {
 				continue
 			}
 			a, named := l.nextInRange(rangeOf{p, i})
@@ -152,24 +153,24 @@ func (l *ledger) nextAddress(f corev1.IPFamily, svc *corev1.Service, pools []*Po
 func (l *ledger) nextInRange(r rangeOf) (free, named netip.Addr) {
 	s, of := l.searches[r], r.pool.Ranges[r.i]
 	if s == nil {
-		s = &search{next: of.First}
+		s = &search{position: of.First}
 		l.searches[r] = s
 	}
-	for ; of.Has(s.next) && s.sweeps < maxRange; s.next, s.sweeps = s.next.Next(), s.sweeps+1 {
-		switch a := s.next; {
-		case !r.pool.has(a) || len(l.holders[a]) > 0 || l.releasing[a] != nil || slices.Contains(l.barred, a) ||
+	for ; of.Has(s.position) && s.sweeps < maxRange; s.position, s.sweeps = s.position.Next(), s.sweeps+1 {
+		switch a := s.position; {
+		case !r.pool.contains(a) || len(l.holders[a]) > 0 || l.releasing[a] != nil || slices.Contains(l.barred, a) ||
 			slices.Contains(l.Joined, a):
-		case !l.named[a]:
+		case !l.externalIPs[a]:
 			return a, netip.Addr{} // the next search examines it again, since it may not be allocated
 		default:
-			s.named = append(s.named, a)
+			s.externalIPs = append(s.externalIPs, a)
 		}
 	}
-	for len(s.named) > 0 && len(l.holders[s.named[0]]) > 0 {
-		s.named = s.named[1:]
+	for len(s.externalIPs) > 0 && len(l.holders[s.externalIPs[0]]) > 0 {
+		s.externalIPs = s.externalIPs[1:]
 	}
-	if len(s.named) > 0 {
-		named = s.named[0]
+	if len(s.externalIPs) > 0 {
+		named = s.externalIPs[0]
 	}
 	return netip.Addr{}, named
 }

@@ -17,7 +17,7 @@ import (
 func TestManyWaitForAnAddress(t *testing.T) {
 	s := &State{Nodes: lb.TwoNodes(), Pools: flagged("10.8.0.0-10.8.255.255")}
 	l := s.newLedger()
-	for a := netip.MustParseAddr("10.8.0.0"); s.Pools[0].has(a); a = a.Next() {
+	for a := netip.MustParseAddr("10.8.0.0"); s.Pools[0].contains(a); a = a.Next() {
 		l.holders[a] = []*corev1.Service{nil}
 	}
 	for range 5000 {
@@ -37,7 +37,7 @@ func TestPoolSizeCountsUsableAddresses(t *testing.T) {
 		plain := p.size()
 		p.AvoidBuggy = true
 		testenv.Equal(t, [2]int{plain, p.size()}, want, "%s:", text)
-		if a := netip.MustParseAddr("10.0.0.255"); p.has(a) {
+		if a := netip.MustParseAddr("10.0.0.255"); p.contains(a) {
 			t.Errorf("%s has %s", text, a)
 		}
 	}

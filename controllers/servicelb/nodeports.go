@@ -23,8 +23,8 @@ const (
 
 // refusal is a node port that is not opened, with the Service that has it.
 type refusal struct {
-	port Port
-	has  types.NamespacedName
+	port  Port
+	owner types.NamespacedName
 }
 
 // refused returns the node ports that no node opens, by Service: a load balancer's Service had the same port at some
@@ -35,8 +35,8 @@ func (s *State) refused(c priorOwners) map[types.NamespacedName][]refusal {
 		for _, p := range svc.Spec.Ports {
 			port := loadbalancer.PortOf(p.Protocol, p.NodePort)
 			for _, has := range holders[port] {
-				if p.NodePort != 0 && has != key(svc) {
-					out[key(svc)] = append(out[key(svc)], refusal{port, has})
+				if p.NodePort != 0 && has != serviceKey(svc) {
+					out[serviceKey(svc)] = append(out[serviceKey(svc)], refusal{port, has})
 					break
 				}
 			}
@@ -70,10 +70,10 @@ func (s *State) inNodePorts(svc *corev1.Service) string {
 	return text
 }
 
-func refusals(all []refusal) string {
+func refusalText(all []refusal) string {
 	var words []string
 	for _, r := range all {
-		words = append(words, fmt.Sprintf("the node port %s is not opened: the Service %s has it at nodes' addresses", r.port, r.has))
+		words = append(words, fmt.Sprintf("the node port %s is not opened: the Service %s has it at nodes' addresses", r.port, r.owner))
 	}
 	slices.Sort(words)
 	return strings.Join(words, "; ") + ". Give this Service another node port"

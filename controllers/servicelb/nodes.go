@@ -31,13 +31,13 @@ type node struct {
 // the network.
 func (s *State) servingNodes() []node {
 	trusted := s.trusted()
-	chosen := slices.ContainsFunc(s.Nodes, labelled)
+	chosen := slices.ContainsFunc(s.Nodes, hasNodeLabel)
 	var ready, rest []node
 	for _, n := range s.Nodes {
-		if _, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]; excluded || n.DeletionTimestamp != nil || chosen && !labelled(n) {
+		if _, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]; excluded || n.DeletionTimestamp != nil || chosen && !hasNodeLabel(n) {
 			continue
 		}
-		out := node{name: n.Name, labels: n.Labels, addresses: trusted[n.Name], networks: networks(n)}
+		out := node{name: n.Name, labels: n.Labels, addresses: trusted[n.Name], networks: nodeNetworks(n)}
 		if nodeutil.IsNodeReady(n) {
 			ready = append(ready, out)
 		} else {
@@ -51,7 +51,7 @@ func (s *State) servingNodes() []node {
 	return ready
 }
 
-func labelled(n *corev1.Node) bool {
+func hasNodeLabel(n *corev1.Node) bool {
 	return n.Labels[NodeLabel] == "true" || n.Labels[k3sNodeLabel] == "true"
 }
 
@@ -60,13 +60,13 @@ func labelled(n *corev1.Node) bool {
 // has allocated to a Service stays with the Service. Of two nodes with an address, the responsive one has it, then the
 // older one. Only nodes of servers have barred addresses.
 func (s *State) trusted() map[string][]netip.Addr {
-	given, had, out := s.given(), map[netip.Addr]bool{}, map[string][]netip.Addr{}
+	given, had, out := s.pooledAddresses(), map[netip.Addr]bool{}, map[string][]netip.Addr{}
 	for _, n := range slices.SortedFunc(slices.Values(s.Nodes), func(a, b *corev1.Node) int {
-		return cmp.Or(unresponsive(a)-unresponsive(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
+		return cmp.Or(readinessRank(a)-readinessRank(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
 			strings.Compare(a.Name, b.Name))
 	}) {
 		_, server := n.Labels[serverLabel]
-		for _, a := range addresses(n) {
+		for _, a := range nodeAddresses(n) {
 			if !given[a] && !had[a] && (server || !slices.Contains(s.Barred, a)) {
 				out[n.Name] = append(out[n.Name], a)
 			}
@@ -76,23 +76,23 @@ func (s *State) trusted() map[string][]netip.Addr {
 	return out
 }
 
-// unresponsive returns 1 for an unresponsive node and 0 for any other, to sort nodes with the same address: a machine
+// readinessRank returns 1 for an unresponsive node and 0 for any other, to sort nodes with the same address: a machine
 // that replaces a dead one has that one's address.
-func unresponsive(n *corev1.Node) int {
+func readinessRank(n *corev1.Node) int {
 	if _, c := componentutil.GetNodeCondition(&n.Status, corev1.NodeReady); c != nil && c.Status == corev1.ConditionUnknown {
 		return 1
 	}
 	return 0
 }
 
-// given returns the addresses that Services have from a pool, by their status.
-func (s *State) given() map[netip.Addr]bool {
+// pooledAddresses returns the addresses that Services have from a pool, by their status.
+func (s *State) pooledAddresses() map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	for _, svc := range s.Services {
 		if !s.serves(svc) || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 			continue
 		}
-		for _, a := range pooled(svc) {
+		for _, a := range poolAddresses(svc) {
 			if s.poolOf(a) != nil {
 				out[a] = true
 			}
@@ -101,9 +101,9 @@ func (s *State) given() map[netip.Addr]bool {
 	return out
 }
 
-// addresses returns the addresses in a Node's status, external ones first. It includes internal ones: packets for an
-// external address that a router forwards arrive at an internal one.
-func addresses(n *corev1.Node) []netip.Addr {
+// nodeAddresses returns the addresses in a Node's status, external ones first. It includes internal ones: packets for
+// an external address that a router forwards arrive at an internal one.
+func nodeAddresses(n *corev1.Node) []netip.Addr {
 	out := clusterconfig.NodeAddresses(n, corev1.NodeExternalIP)
 	for _, a := range clusterconfig.NodeAddresses(n, corev1.NodeInternalIP) {
 		if !slices.Contains(out, a) {
@@ -113,7 +113,7 @@ func addresses(n *corev1.Node) []netip.Addr {
 	return out
 }
 
-func networks(n *corev1.Node) []netip.Prefix {
+func nodeNetworks(n *corev1.Node) []netip.Prefix {
 	var out []netip.Prefix
 	for text := range strings.SplitSeq(n.Annotations[loadbalancer.NetworksAnnotation], ",") {
 		if p, err := netip.ParsePrefix(text); err == nil {

@@ -61,7 +61,7 @@ func TestMappedAddressesEqualTheirShortForm(t *testing.T) {
 		Barred: []netip.Addr{netip.MustParseAddr("10.0.0.99")},
 	}
 	testenv.Equal(t, fmt.Sprint(s.trusted()["c"]), "[10.0.0.4]", "of c is trusted")
-	status, _ := StatusOf(dual, Plan(s)[key(dual)])
+	status, _ := StatusOf(dual, Plan(s)[serviceKey(dual)])
 	for _, in := range status.LoadBalancer.Ingress {
 		if errs := validation.IsValidIPForLegacyField(field.NewPath("ip"), in.IP, true, nil); len(errs) > 0 {
 			t.Errorf("the API server refuses the status: %v", errs)
@@ -82,7 +82,7 @@ func TestHostIPOfAnotherNode(t *testing.T) {
 	waiting := lb.HostPortPod("waiting", "", "x", 443)
 	waiting.Spec.Containers[0].Ports[0].HostIP = "10.0.0.1"
 	s.Pods = append(s.Pods, waiting)
-	status, _ := StatusOf(web, Plan(s)[key(web)])
+	status, _ := StatusOf(web, Plan(s)[serviceKey(web)])
 	if got := ingressText(status.LoadBalancer); got != "10.0.0.1" && got != "10.0.0.1 10.0.0.4" {
 		t.Errorf("it has %s", got)
 	}
@@ -96,14 +96,14 @@ func TestHealthChecksKeepTheirPort(t *testing.T) {
 	})
 	late := lb.Service("late", 5, lb.OnPorts("31999/TCP"), func(s *corev1.Service) { s.Namespace = "mallory" })
 	s := &State{Services: []*corev1.Service{checked, late}, Nodes: lb.TwoNodes()}
-	status, _ := StatusOf(late, Plan(s)[key(late)])
+	status, _ := StatusOf(late, Plan(s)[serviceKey(late)])
 	testenv.Equal(t, ingressText(status.LoadBalancer), "none", "the port of another Service's health checks is given at")
 	if c := meta.FindStatusCondition(status.Conditions, Condition); c == nil || !strings.Contains(c.Message, "the health checks of the Service default/checked") {
 		t.Errorf("its condition is %v", c)
 	}
 	early := lb.Service("early", 5, lb.OnPorts("31999/TCP"), lb.Having("10.0.0.1", "10.0.0.2"), lb.WithPorts)
 	s.Services = []*corev1.Service{checked, early}
-	status, _ = StatusOf(early, Plan(s)[key(early)])
+	status, _ = StatusOf(early, Plan(s)[serviceKey(early)])
 	testenv.Equal(t, ingressText(status.LoadBalancer), "10.0.0.1 10.0.0.2", "who had the port before has it at")
 }
 

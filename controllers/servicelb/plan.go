@@ -27,13 +27,13 @@ const (
 
 // Allocation is the result of a plan for one Service.
 type Allocation struct {
-	// Ours says that coracle serves the Service. Otherwise nothing is allocated to it.
+	// Ours says that coracle serves the Service. Other Services get no allocation.
 	Ours bool
 	// Pool says that the addresses are of a pool, and have to be announced.
 	Pool      bool
 	Addresses []netip.Addr
-	// kept are the ports at nodes' addresses where it is not served at present, and that no other Service gets.
-	kept []addressPort
+	// heldPorts are the ports at nodes' addresses where it is not served at present, and that no other Service gets.
+	heldPorts []addressPort
 	// released are the address ports that it still has by its status, and that are no longer allocated to it.
 	released []addressPort
 	// refused is a message about the Service's node ports that are not opened; "" if all are open. A Service that
@@ -60,7 +60,7 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 	refused := s.refused(had)
 	taken := s.reserved(refused, had.ofPorts())
 	for at, who := range had {
-		taken.reserve(at, owner{service: who, what: "the Service " + who.String()})
+		taken.reserve(at, owner{service: who, description: "the Service " + who.String()})
 	}
 	for _, svc := range owners.allocationOrder(services) {
 		switch {
@@ -68,19 +68,19 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 		case addresses.fromPool(svc):
 			v := addresses.allocate(svc)
 			v.inUse(s.InUse)
-			out[key(svc)] = v
+			out[serviceKey(svc)] = v
 		default:
 			v := Allocation{Ours: true, Reason: ReasonNodePortRange, Message: s.inNodePorts(svc)}
 			if v.Message == "" {
-				v = taken.atNodes(svc, nodes, endpoints[key(svc)])
+				v = taken.atNodes(svc, nodes, endpoints[serviceKey(svc)])
 			}
-			v.kept = owners.kept(svc, v.Addresses)
-			out[key(svc)] = v
+			v.heldPorts = owners.heldPorts(svc, v.Addresses)
+			out[serviceKey(svc)] = v
 		}
 	}
 	for who, ports := range refused {
 		v := out[who]
-		v.refused = refusals(ports)
+		v.refused = refusalText(ports)
 		out[who] = v
 	}
 	for who, places := range released {
@@ -98,7 +98,7 @@ func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]b
 	var conflicts []string
 	wanted := requestedAddresses(svc)
 	for _, n := range nodes {
-		if local(svc) && !endpoints[n.name] {
+		if isLocal(svc) && !endpoints[n.name] {
 			continue
 		}
 		at := ofFamilies(n.addresses, svc)
@@ -121,7 +121,7 @@ func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]b
 		v.Reason, v.Message = ReasonServed, "it has the addresses of nodes"
 	case len(wanted) > 0:
 		v.Reason, v.Message = ReasonNoNode, fmt.Sprintf("it asks for %v, which no node has that can serve it", wanted)
-	case len(nodes) > 0 && local(svc):
+	case len(nodes) > 0 && isLocal(svc):
 		v.Reason, v.Message = ReasonNoNode, "externalTrafficPolicy is Local, and no node that can serve has a ready endpoint of it"
 	default:
 		v.Reason, v.Message = ReasonNoNode, "no node has an address for it: there is none of its address families, or labels exclude all"

@@ -45,8 +45,8 @@ func newPoolObjects(client dynamic.Interface, log *slog.Logger, changed cache.Re
 	return o, nil
 }
 
-// known reports whether the AddressPools are known. Before that no address may be allocated or removed.
-func (o *poolObjects) known() bool { return o.absent.Load() || o.synced() }
+// ready reports whether the AddressPools are known. Before that no address may be allocated or removed.
+func (o *poolObjects) ready() bool { return o.absent.Load() || o.synced() }
 
 // run defines the kind and watches its objects until ctx is done.
 func (o *poolObjects) run(ctx context.Context) {

@@ -35,10 +35,10 @@ type Pool struct {
 }
 
 func (p *Pool) hasFamily(f corev1.IPFamily) bool {
-	return slices.ContainsFunc(p.Ranges, func(r loadbalancer.Range) bool { return of(f, r.First) })
+	return slices.ContainsFunc(p.Ranges, func(r loadbalancer.Range) bool { return isOfFamily(f, r.First) })
 }
 
-func (p *Pool) has(a netip.Addr) bool {
+func (p *Pool) contains(a netip.Addr) bool {
 	return !(p.AvoidBuggy && endsInZeroOr255(a)) && slices.ContainsFunc(p.Ranges, func(r loadbalancer.Range) bool { return r.Has(a) })
 }
 
@@ -69,7 +69,7 @@ func (p *Pool) selects() bool { return p.Services != nil || p.Namespaces != nil 
 // poolOf returns the pool that contains an address, or nil.
 func (s *State) poolOf(a netip.Addr) *Pool {
 	for i := range s.Pools {
-		if s.Pools[i].has(a) {
+		if s.Pools[i].contains(a) {
 			return &s.Pools[i]
 		}
 	}
@@ -123,7 +123,7 @@ func Pools(flag []loadbalancer.Range, objects []*addresspool.AddressPool, networ
 	if len(flag) > 0 && !slices.ContainsFunc(objects, func(o *addresspool.AddressPool) bool { return o.Name == DefaultPool }) {
 		p := Pool{Name: DefaultPool, Auto: true}
 		for _, r := range flag {
-			p.Ranges = append(p.Ranges, without(r, []Pool{p})...) // ranges of one pool may overlap, too
+			p.Ranges = append(p.Ranges, rangesWithout(r, []Pool{p})...) // ranges of one pool may overlap, too
 		}
 		pools = append(pools, p)
 	}
@@ -153,7 +153,7 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 	for _, text := range o.Spec.Addresses {
 		r, err := loadbalancer.ParseRange(text)
 		if err == nil {
-			err = usable(r, networks)
+			err = checkRange(r, networks)
 		}
 		if err != nil {
 			bad = append(bad, err.Error())
@@ -164,7 +164,7 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 				taken = append(taken, fmt.Sprintf("%s: the pool %s has some of these, and keeps them", text, other.Name))
 			}
 		}
-		p.Ranges = append(p.Ranges, without(r, append(slices.Clone(older), p))...)
+		p.Ranges = append(p.Ranges, rangesWithout(r, append(slices.Clone(older), p))...)
 	}
 	for _, of := range []struct {
 		name string
@@ -195,8 +195,8 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 	return p, Flaw{}
 }
 
-// usable returns an error for addresses that Services cannot have.
-func usable(r loadbalancer.Range, networks []netip.Prefix) error {
+// checkRange returns an error for addresses that Services cannot have.
+func checkRange(r loadbalancer.Range, networks []netip.Prefix) error {
 	for _, a := range []netip.Addr{r.First, r.Last} {
 		if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
 			return fmt.Errorf("%s: %s is no address that a machine of a network can have", r, a)
@@ -211,8 +211,8 @@ func usable(r loadbalancer.Range, networks []netip.Prefix) error {
 	return nil
 }
 
-// without returns the rest of a range without the addresses of pools.
-func without(r loadbalancer.Range, pools []Pool) []loadbalancer.Range {
+// rangesWithout returns the rest of a range without the addresses of pools.
+func rangesWithout(r loadbalancer.Range, pools []Pool) []loadbalancer.Range {
 	left := []loadbalancer.Range{r}
 	for _, p := range pools {
 		for _, taken := range p.Ranges {
@@ -226,7 +226,7 @@ func without(r loadbalancer.Range, pools []Pool) []loadbalancer.Range {
 	return left
 }
 
-func values(pools []*Pool) []Pool {
+func poolValues(pools []*Pool) []Pool {
 	out := make([]Pool, len(pools))
 	for i, p := range pools {
 		out[i] = *p

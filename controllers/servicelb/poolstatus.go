@@ -75,6 +75,6 @@ func (p *Pool) outOfReach(nodes []node) Flaw {
 func (s *State) withoutPool(had, has []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(had, func(a netip.Addr) bool {
 		return slices.Contains(has, a) || s.poolOf(a) != nil ||
-			slices.ContainsFunc(s.Nodes, func(n *corev1.Node) bool { return slices.Contains(addresses(n), a) })
+			slices.ContainsFunc(s.Nodes, func(n *corev1.Node) bool { return slices.Contains(nodeAddresses(n), a) })
 	})
 }

@@ -23,20 +23,20 @@ type owner struct {
 	service types.NamespacedName
 	// pod is the pod that has it as a host port. It is no conflict for a Service that selects this pod.
 	pod *corev1.Pod
-	// what is the owner's description in a message.
-	what string
+	// description names the owner in a message.
+	description string
 }
 
-// ports has all owners of each address port.
+// ports holds all owners of each address port.
 type ports map[addressPort][]owner
 
 func (p ports) reserve(at addressPort, by owner) { p[at] = append(p[at], by) }
 
-// other returns an owner of the address port other than the Service itself.
-func (p ports) other(at addressPort, svc *corev1.Service) (owner, bool) {
+// otherOwner returns an owner of the address port other than the Service itself.
+func (p ports) otherOwner(at addressPort, svc *corev1.Service) (owner, bool) {
 	for _, at := range []addressPort{at, {Port: at.Port}} {
 		for _, o := range p[at] {
-			if o.service == key(svc) || o.pod != nil && leadsTo(svc, o.pod) {
+			if o.service == serviceKey(svc) || o.pod != nil && leadsTo(svc, o.pod) {
 				continue
 			}
 			return o, true
@@ -55,13 +55,14 @@ func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
 func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map[Port][]types.NamespacedName) ports {
 	out := ports{}
 	for p, what := range s.Reserved {
-		out.reserve(addressPort{Port: p}, owner{what: what})
+		out.reserve(addressPort{Port: p}, owner{description: what})
 	}
 	for _, svc := range s.Services {
 		for _, p := range svc.Spec.Ports {
 			port := loadbalancer.PortOf(p.Protocol, p.NodePort)
-			if p.NodePort != 0 && !slices.ContainsFunc(refused[key(svc)], func(r refusal) bool { return r.port == port }) {
-				out.reserve(addressPort{Port: port}, owner{service: key(svc), what: "the node port of the Service " + key(svc).String()})
+			if p.NodePort != 0 && !slices.ContainsFunc(refused[serviceKey(svc)], func(r refusal) bool { return r.port == port }) {
+				out.reserve(addressPort{Port: port},
+					owner{service: serviceKey(svc), description: "the node port of the Service " + serviceKey(svc).String()})
 			}
 		}
 	}
@@ -79,7 +80,7 @@ func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map
 			}
 			for _, a := range at {
 				out.reserve(addressPort{Address: a, Port: loadbalancer.PortOf(p.Protocol, p.HostPort)},
-					owner{pod: pod, what: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
+					owner{pod: pod, description: "the host port of the pod " + pod.Namespace + "/" + pod.Name})
 			}
 		}
 	}
@@ -91,8 +92,9 @@ func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map
 func (s *State) reserveHealthChecks(out ports, holders map[Port][]types.NamespacedName) {
 	for _, svc := range s.Services {
 		port := loadbalancer.PortOf(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)
-		if port.Number != 0 && !slices.ContainsFunc(holders[port], func(has types.NamespacedName) bool { return has != key(svc) }) {
-			out.reserve(addressPort{Port: port}, owner{service: key(svc), what: "the health checks of the Service " + key(svc).String()})
+		if port.Number != 0 && !slices.ContainsFunc(holders[port], func(has types.NamespacedName) bool { return has != serviceKey(svc) }) {
+			out.reserve(addressPort{Port: port},
+				owner{service: serviceKey(svc), description: "the health checks of the Service " + serviceKey(svc).String()})
 		}
 	}
 }
@@ -130,20 +132,20 @@ func (p ports) allocate(svc *corev1.Service, at []netip.Addr) (why string) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
 			port := loadbalancer.PortOf(sp.Protocol, sp.Port)
-			if o, reserved := p.other(addressPort{Address: a, Port: port}, svc); reserved {
-				return fmt.Sprintf("port %s at %s: %s has it", port, a, o.what)
+			if o, reserved := p.otherOwner(addressPort{Address: a, Port: port}, svc); reserved {
+				return fmt.Sprintf("port %s at %s: %s has it", port, a, o.description)
 			}
 		}
 	}
-	p.give(svc, at)
+	p.assign(svc, at)
 	return ""
 }
 
-func (p ports) give(svc *corev1.Service, at []netip.Addr) {
+func (p ports) assign(svc *corev1.Service, at []netip.Addr) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {
 			p.reserve(addressPort{Address: a, Port: loadbalancer.PortOf(sp.Protocol, sp.Port)},
-				owner{service: key(svc), what: "the Service " + key(svc).String()})
+				owner{service: serviceKey(svc), description: "the Service " + serviceKey(svc).String()})
 		}
 	}
 }

@@ -29,10 +29,10 @@ func (s *State) priorOwners(l *ledger) priorOwners {
 		if !s.serves(svc) || l.fromPool(svc) {
 			continue
 		}
-		for _, p := range held(svc) {
+		for _, p := range heldAddressPorts(svc) {
 			// two have the same one only after an upgrade
 			if _, taken := out[p]; !taken && nodes[p.Address] && !s.ofNodePorts(svc, p.Port) {
-				out[p] = key(svc)
+				out[p] = serviceKey(svc)
 			}
 		}
 	}
@@ -55,9 +55,9 @@ func statusPorts(svc *corev1.Service) []addressPort {
 	return out
 }
 
-// held returns the address ports in the status without those that the Service has dropped. A status of an earlier
-// version has no ports: at its addresses the Service holds all its ports.
-func held(svc *corev1.Service) []addressPort {
+// heldAddressPorts returns the address ports in the status without those that the Service has dropped. A status of an
+// earlier version has no ports: at its addresses the Service holds all its ports.
+func heldAddressPorts(svc *corev1.Service) []addressPort {
 	have, want := portsOf(svc), requestedAddresses(svc)
 	all := statusPorts(svc)
 	for _, in := range svc.Status.LoadBalancer.Ingress {
@@ -90,8 +90,8 @@ func portsOf(svc *corev1.Service) []Port {
 // others for an address port that no Service has yet, as on a new node.
 func (c priorOwners) holdsAllPorts(svc *corev1.Service) bool {
 	somewhere := map[Port]bool{}
-	for _, p := range held(svc) {
-		somewhere[p.Port] = somewhere[p.Port] || c[p] == key(svc)
+	for _, p := range heldAddressPorts(svc) {
+		somewhere[p.Port] = somewhere[p.Port] || c[p] == serviceKey(svc)
 	}
 	return !slices.ContainsFunc(portsOf(svc), func(p Port) bool { return !somewhere[p] })
 }
@@ -110,12 +110,12 @@ func (c priorOwners) allocationOrder(services []*corev1.Service) []*corev1.Servi
 	return append(first, others...)
 }
 
-// kept returns the address ports that a Service owns and is not served at.
-func (c priorOwners) kept(svc *corev1.Service, served []netip.Addr) []addressPort {
+// heldPorts returns the address ports that a Service owns and is not served at.
+func (c priorOwners) heldPorts(svc *corev1.Service, served []netip.Addr) []addressPort {
 	var out []addressPort
 	known := map[addressPort]bool{}
-	for _, p := range held(svc) {
-		if c[p] == key(svc) && !slices.Contains(served, p.Address) && !known[p] {
+	for _, p := range heldAddressPorts(svc) {
+		if c[p] == serviceKey(svc) && !slices.Contains(served, p.Address) && !known[p] {
 			known[p], out = true, append(out, p)
 		}
 	}

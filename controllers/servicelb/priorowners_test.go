@@ -48,10 +48,10 @@ func TestOlderServiceTakesNoPort(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			plan := Plan(&State{Services: []*corev1.Service{c.victim, c.thief}, Nodes: lb.TwoNodes()})
-			if v := plan[key(c.victim)]; lb.Text(v.Addresses) != c.want {
+			if v := plan[serviceKey(c.victim)]; lb.Text(v.Addresses) != c.want {
 				t.Errorf("the Service that had the port has %q now, want %q: %s", lb.Text(v.Addresses), c.want, v.Message)
 			}
-			testenv.Equal(t, lb.Text(plan[key(c.thief)].Addresses), c.gets, "the other one has")
+			testenv.Equal(t, lb.Text(plan[serviceKey(c.thief)].Addresses), c.gets, "the other one has")
 		})
 	}
 }
@@ -106,12 +106,12 @@ func TestKeptPortsOfEarlierVersion(t *testing.T) {
 			{Type: loadbalancer.Kept, Status: metav1.ConditionTrue, Reason: "NotServedNow", Message: "443/TCP,80/TCP at 10.0.0.1,10.0.0.2"}}}
 		s := &State{Services: []*corev1.Service{web, thief}, Nodes: lb.TwoNodes()}
 		plan := Plan(s)
-		testenv.Equal(t, len(plan[key(thief)].Addresses), 0, "addresses of another Service that wants the port:")
-		status, changed := StatusOf(web, plan[key(web)])
+		testenv.Equal(t, len(plan[serviceKey(thief)].Addresses), 0, "addresses of another Service that wants the port:")
+		status, changed := StatusOf(web, plan[serviceKey(web)])
 		message := meta.FindStatusCondition(status.Conditions, loadbalancer.Kept).Message
 		testenv.Equal(t, fmt.Sprint(changed, " ", message), "true v1; 443/TCP,80/TCP at 10.0.0.1,10.0.0.2", "")
 		web.Status = *status
-		status, changed = StatusOf(web, Plan(s)[key(web)])
+		status, changed = StatusOf(web, Plan(s)[serviceKey(web)])
 		testenv.False(t, changed, "it is written again: %v", status)
 	}
 }
@@ -148,17 +148,17 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 	}
 	now := map[addressPort]types.NamespacedName{}
 	for _, svc := range w.Services {
-		v := plan[key(svc)]
+		v := plan[serviceKey(svc)]
 		for _, a := range v.Addresses {
 			for _, p := range portsOf(svc) {
 				at := addressPort{Address: a, Port: p}
-				if before, had := w.has[at]; had && before != key(svc) {
-					t.Fatalf("step %d: %v goes from %s to %s", step, at, before, key(svc))
+				if before, had := w.has[at]; had && before != serviceKey(svc) {
+					t.Fatalf("step %d: %v goes from %s to %s", step, at, before, serviceKey(svc))
 				}
 				if other, taken := now[at]; taken {
-					t.Fatalf("step %d: %s and %s have %v", step, other, key(svc), at)
+					t.Fatalf("step %d: %s and %s have %v", step, other, serviceKey(svc), at)
 				}
-				now[at] = key(svc)
+				now[at] = serviceKey(svc)
 			}
 		}
 		status, write := StatusOf(svc, v)
@@ -186,18 +186,20 @@ func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan
 			continue
 		}
 		port := loadbalancer.PortOf(p.Protocol, p.NodePort)
-		refused := strings.Contains(plan[key(svc)].refused, "the node port "+port.String()+" is not opened")
+		refused := strings.Contains(plan[serviceKey(svc)].refused, "the node port "+port.String()+" is not opened")
 		for at, who := range now {
-			if at.Port == port && who != key(svc) && !refused {
-				t.Fatalf("step %d: %s has %v, and it is an open node port of %s", step, who, at, key(svc))
+			if at.Port == port && who != serviceKey(svc) && !refused {
+				t.Fatalf("step %d: %s has %v, and it is an open node port of %s", step, who, at, serviceKey(svc))
 			}
 		}
 		if changing {
 			continue
 		}
-		byProxies := slices.ContainsFunc(w.Services, func(o *corev1.Service) bool { return key(o) != key(svc) && slices.Contains(loadbalancer.Held(o), port) })
+		byProxies := slices.ContainsFunc(w.Services, func(o *corev1.Service) bool {
+			return serviceKey(o) != serviceKey(svc) && slices.Contains(loadbalancer.Held(o), port)
+		})
 		if byProxies != refused {
-			t.Fatalf("step %d: the node port %s of %s: refused %v by the plan, %v by the proxies", step, port, key(svc), refused, byProxies)
+			t.Fatalf("step %d: the node port %s of %s: refused %v by the plan, %v by the proxies", step, port, serviceKey(svc), refused, byProxies)
 		}
 		if refused {
 			w.refusals++
@@ -269,7 +271,7 @@ func (w *theft) change(step int) {
 	}
 	maps.DeleteFunc(w.has, func(at addressPort, who types.NamespacedName) bool {
 		return !slices.ContainsFunc(w.Services, func(s *corev1.Service) bool {
-			return key(s) == who && s.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.Contains(portsOf(s), at.Port)
+			return serviceKey(s) == who && s.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.Contains(portsOf(s), at.Port)
 		})
 	})
 }
@@ -334,9 +336,9 @@ func TestPortsOfNodePorts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			web := lb.Service("web", 0, c.change...)
 			s := &State{Services: []*corev1.Service{web}, Nodes: lb.TwoNodes(), Pools: c.pools, NodePorts: utilnet.PortRange{Base: 30000, Size: 2768}}
-			v := Plan(s)[key(web)]
-			if lb.Text(v.Addresses) != c.want || len(v.kept) > 0 {
-				t.Errorf("it has %q, want %q; kept %v: %s", lb.Text(v.Addresses), c.want, v.kept, v.Message)
+			v := Plan(s)[serviceKey(web)]
+			if lb.Text(v.Addresses) != c.want || len(v.heldPorts) > 0 {
+				t.Errorf("it has %q, want %q; kept %v: %s", lb.Text(v.Addresses), c.want, v.heldPorts, v.Message)
 			}
 			if c.want == "" && (v.Reason != ReasonNodePortRange || !strings.HasPrefix(v.Message, refused)) {
 				t.Errorf("it reads %s: %s", v.Reason, v.Message)

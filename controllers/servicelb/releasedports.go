@@ -19,27 +19,27 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// releases has, for each Service, the address ports that it has by its status but not in this plan: the Service or the
-// cluster has dropped them. An address of a pool has the zero port here. No other Service gets an address port before
-// that status is written. Otherwise a Service that takes one back would still have it by its status, and the new owner
-// would lose it.
-type releases map[types.NamespacedName][]addressPort
+// releasedPorts has, for each Service, the address ports that it has by its status but not in this plan: the Service or
+// the cluster has dropped them. An address of a pool has the zero port here. No other Service gets an address port
+// before that status is written. Otherwise a Service that takes one back would still have it by its status, and the new
+// owner would lose it.
+type releasedPorts map[types.NamespacedName][]addressPort
 
 // releases returns what each Service loses. It must be called after keep and before any new allocation.
-func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
-	out := releases{}
+func (l *ledger) releases(services []*corev1.Service, c priorOwners) releasedPorts {
+	out := releasedPorts{}
 	for _, svc := range services {
 		if meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 			continue
 		}
 		for _, p := range statusPorts(svc) {
-			if c[p] != key(svc) {
-				out[key(svc)] = append(out[key(svc)], p)
+			if c[p] != serviceKey(svc) {
+				out[serviceKey(svc)] = append(out[serviceKey(svc)], p)
 			}
 		}
-		for _, a := range pooled(svc) {
-			if l.poolOf(a) != nil && !slices.Contains(l.has[svc], a) {
-				out[key(svc)] = append(out[key(svc)], addressPort{Address: a})
+		for _, a := range poolAddresses(svc) {
+			if l.poolOf(a) != nil && !slices.Contains(l.addresses[svc], a) {
+				out[serviceKey(svc)] = append(out[serviceKey(svc)], addressPort{Address: a})
 				l.releasing[a] = svc
 			}
 		}
@@ -48,7 +48,7 @@ func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 }
 
 // withReleased returns the prior owners, and the address ports that are being released and that no other Service has.
-func (c priorOwners) withReleased(r releases) priorOwners {
+func (c priorOwners) withReleased(r releasedPorts) priorOwners {
 	out := maps.Clone(c)
 	for _, who := range slices.SortedFunc(maps.Keys(r), compareNames) {
 		for _, p := range r[who] {
@@ -60,8 +60,8 @@ func (c priorOwners) withReleased(r releases) priorOwners {
 	return out
 }
 
-// pooled returns the addresses in a Service's status that come from a pool: those without ports (StatusOf).
-func pooled(svc *corev1.Service) []netip.Addr {
+// poolAddresses returns the addresses in a Service's status that come from a pool: those without ports (StatusOf).
+func poolAddresses(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		if len(in.Ports) == 0 {
@@ -122,11 +122,11 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Al
 	switch {
 	case err == nil:
 		c.written.record(answer)
-		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses",
+		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", serviceKey(svc), "addresses",
 			ingressText(less.LoadBalancer))
 	case ctx.Err() == nil && !isTransient(err) && !apierrors.IsInvalid(err): // invalid: the status has changed meanwhile
 		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that",
-			"service", key(svc), "error", err)
+			"service", serviceKey(svc), "error", err)
 	}
 }
 
@@ -139,7 +139,7 @@ func statusPatch(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) 
 		{"op": "replace", "path": "/status", "value": to},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("writing a patch of the Service %s: %w", key(svc), err)
+		return nil, fmt.Errorf("writing a patch of the Service %s: %w", serviceKey(svc), err)
 	}
 	return patch, nil
 }

@@ -30,7 +30,7 @@ const limit = 8 << 10
 func storing(s *State, refusesPatches bool) {
 	plan := Plan(s)
 	for _, svc := range byAge(s.Services) {
-		want, changed := StatusOf(svc, plan[key(svc)])
+		want, changed := StatusOf(svc, plan[serviceKey(svc)])
 		if !changed {
 			continue
 		}
@@ -38,7 +38,7 @@ func storing(s *State, refusesPatches bool) {
 		now.Status = *want
 		if now.Size() <= limit {
 			svc.Status = *want
-		} else if less := StatusWithoutReleased(svc, plan[key(svc)]); less != nil && !refusesPatches {
+		} else if less := StatusWithoutReleased(svc, plan[serviceKey(svc)]); less != nil && !refusesPatches {
 			svc.Status = *less
 		}
 	}
@@ -219,7 +219,7 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			old := lb.Service("old", 0, lb.OnPorts("443/TCP"))
 			s := &State{Services: []*corev1.Service{old}, Nodes: lb.TwoNodes(), Pools: pools}
 			storing(s, false)
-			if len(statusPorts(old))+len(pooled(old)) == 0 {
+			if len(statusPorts(old))+len(poolAddresses(old)) == 0 {
 				t.Fatal("it got nothing")
 			}
 			now := metav1.Now()
@@ -227,15 +227,15 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			web := lb.Service("web", 100, lb.OnPorts("443/TCP"))
 			s.Services = append(s.Services, web)
 			plan := Plan(s)
-			if want, _ := StatusOf(web, plan[key(web)]); len(want.LoadBalancer.Ingress) > 0 {
+			if want, _ := StatusOf(web, plan[serviceKey(web)]); len(want.LoadBalancer.Ingress) > 0 {
 				t.Errorf("the other one gets %s at once", ingressText(want.LoadBalancer))
 			}
-			if less := StatusWithoutReleased(old, plan[key(old)]); less == nil || len(less.LoadBalancer.Ingress) > 0 {
+			if less := StatusWithoutReleased(old, plan[serviceKey(old)]); less == nil || len(less.LoadBalancer.Ingress) > 0 {
 				t.Errorf("what it gives up is not taken from its status by a patch: %v", less)
 			}
 			storing(s, false) // the first round takes it from the one, the next gives it to the other
 			storing(s, false)
-			if len(statusPorts(old))+len(pooled(old)) > 0 || len(statusPorts(web))+len(pooled(web)) == 0 {
+			if len(statusPorts(old))+len(poolAddresses(old)) > 0 || len(statusPorts(web))+len(poolAddresses(web)) == 0 {
 				t.Errorf("in the end it has %s, and the other one %s", ingressText(old.Status.LoadBalancer), ingressText(web.Status.LoadBalancer))
 			}
 		})

@@ -63,10 +63,10 @@ func parseAll(texts []string) []netip.Addr {
 
 // hasFamily reports whether an address is of one of a Service's families.
 func hasFamily(svc *corev1.Service, a netip.Addr) bool {
-	return slices.ContainsFunc(svc.Spec.IPFamilies, func(f corev1.IPFamily) bool { return of(f, a) })
+	return slices.ContainsFunc(svc.Spec.IPFamilies, func(f corev1.IPFamily) bool { return isOfFamily(f, a) })
 }
 
-func of(f corev1.IPFamily, a netip.Addr) bool { return a.Is4() == (f == corev1.IPv4Protocol) }
+func isOfFamily(f corev1.IPFamily, a netip.Addr) bool { return a.Is4() == (f == corev1.IPv4Protocol) }
 
 // statusAddresses returns the addresses in a Service's status.
 func statusAddresses(svc *corev1.Service) []netip.Addr {

@@ -25,7 +25,7 @@ func planAndWrite(s *State) {
 	for range 3 {
 		plan := Plan(s)
 		for _, svc := range s.Services {
-			status, _ := StatusOf(svc, plan[key(svc)])
+			status, _ := StatusOf(svc, plan[serviceKey(svc)])
 			svc.Status = *status
 		}
 	}

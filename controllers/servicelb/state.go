@@ -61,8 +61,8 @@ type State struct {
 	Disabled bool
 }
 
-// key returns a Service's name.
-func key(s *corev1.Service) types.NamespacedName {
+// serviceKey returns a Service's name.
+func serviceKey(s *corev1.Service) types.NamespacedName {
 	return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 }
 
@@ -74,8 +74,8 @@ func (s *State) serves(svc *corev1.Service) bool {
 	return svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class
 }
 
-// local reports whether a Service's external traffic stays on the node where it arrives.
-func local(svc *corev1.Service) bool {
+// isLocal reports whether a Service's external traffic stays on the node where it arrives.
+func isLocal(svc *corev1.Service) bool {
 	return svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 

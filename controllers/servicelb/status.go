@@ -43,9 +43,9 @@ func StatusOf(svc *corev1.Service, v Allocation) (*corev1.ServiceStatus, bool) {
 		status = metav1.ConditionFalse
 	}
 	changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{
-		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observed(have, svc, v, status),
+		Type: Condition, Status: status, Reason: v.Reason, Message: v.Message, ObservedGeneration: observedGeneration(have, svc, v, status),
 	}) || changed
-	if text := loadbalancer.WriteKept(v.kept); text != "" {
+	if text := loadbalancer.WriteKept(v.heldPorts); text != "" {
 		changed = meta.SetStatusCondition(&out.Conditions, metav1.Condition{Type: loadbalancer.Kept, Status: metav1.ConditionTrue,
 			Reason: "NotServedNow", Message: text}) || changed
 	} else {
@@ -63,9 +63,9 @@ func nodePorts(conditions *[]metav1.Condition, refused string) bool {
 		Reason: ReasonNodePortInUse, Message: refused})
 }
 
-// observed returns the observedGeneration of a Service's condition. If the condition is otherwise unchanged, that is
-// the old one: a change of the generation alone causes no write.
-func observed(have *metav1.Condition, svc *corev1.Service, v Allocation, status metav1.ConditionStatus) int64 {
+// observedGeneration returns the observedGeneration of a Service's condition. If the condition is otherwise unchanged,
+// that is the old one: a change of the generation alone causes no write.
+func observedGeneration(have *metav1.Condition, svc *corev1.Service, v Allocation, status metav1.ConditionStatus) int64 {
 	if have != nil && have.Status == status && have.Reason == v.Reason && have.Message == v.Message {
 		return have.ObservedGeneration
 	}

@@ -26,7 +26,7 @@ type uncertainWrites map[types.NamespacedName]bool
 // record records a Service whose write may have succeeded.
 func (u uncertainWrites) record(svc *corev1.Service, err error) {
 	if err != nil && !isTransient(err) && !apierrors.IsInvalid(err) {
-		u[key(svc)] = true
+		u[serviceKey(svc)] = true
 	}
 }
 
@@ -46,7 +46,7 @@ func (c *Controller) resolveUncertainWrites(ctx context.Context) error {
 }
 
 // record records the API's response.
-func (w statusWrites) record(answer *corev1.Service) { w[key(answer)] = answer }
+func (w statusWrites) record(answer *corev1.Service) { w[serviceKey(answer)] = answer }
 
 // overlay returns the Services of a cache, with newer versions from w in their place.
 func (w statusWrites) overlay(cached []*corev1.Service) []*corev1.Service {
@@ -55,12 +55,12 @@ func (w statusWrites) overlay(cached []*corev1.Service) []*corev1.Service {
 	}
 	out, left := slices.Clone(cached), statusWrites{}
 	for i, svc := range cached {
-		mine := w[key(svc)]
+		mine := w[serviceKey(svc)]
 		if mine == nil || mine.UID != svc.UID {
 			continue
 		}
 		if order, err := resourceversion.CompareResourceVersion(mine.ResourceVersion, svc.ResourceVersion); err == nil && order > 0 {
-			out[i], left[key(svc)] = mine, mine
+			out[i], left[serviceKey(svc)] = mine, mine
 		}
 	}
 	clear(w) // entries that are not in left are outdated or deleted

@@ -71,7 +71,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	}
 	round := func() {
 		t.Helper()
-		if !c.round(t.Context()) {
+		if !c.checkServices(t.Context()) {
 			t.Fatal("something could not be written")
 		}
 	}
@@ -86,8 +86,8 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	changed := web.DeepCopy() // a user has changed it since
 	changed.Spec.Ports[0].Port, changed.ResourceVersion = 80, "99"
 	testenv.NoError(t, known.Update(changed))
-	if s, _, _, err := c.readState(); err != nil || c.written[key(web)] != nil {
-		t.Errorf("what the cache has is newer, and %v of %v is kept (%v)", c.written[key(web)], s.Services, err)
+	if s, _, _, err := c.readState(); err != nil || c.written[serviceKey(web)] != nil {
+		t.Errorf("what the cache has is newer, and %v of %v is kept (%v)", c.written[serviceKey(web)], s.Services, err)
 	}
 }
 
@@ -120,14 +120,14 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 		testenv.NoError(t, err)
 		fails = name == "web"
 		for range 2 {
-			if fails && c.round(t.Context()) {
+			if fails && c.checkServices(t.Context()) {
 				t.Fatal("a round without answers counts as done")
 			}
 		}
 		fails = false
 	}
 	for range 2 {
-		if !c.round(t.Context()) {
+		if !c.checkServices(t.Context()) {
 			t.Fatal("something could not be written")
 		}
 		for name, want := range map[string]string{"web": "10.0.0.1", "old": "none"} {
@@ -151,6 +151,6 @@ func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
 	for i, want := range []string{"100", "7", "100", "8", "5", "1"} {
 		testenv.Equal(t, got[i].ResourceVersion, want, "%s is taken at revision", got[i].Name)
 	}
-	testenv.False(t, len(w) != 1 || w[key(cached[0])] == nil, "%d are kept", len(w))
+	testenv.False(t, len(w) != 1 || w[serviceKey(cached[0])] == nil, "%d are kept", len(w))
 	testenv.Equal(t, cached[0].ResourceVersion, "99", "the cache's own list was changed:")
 }

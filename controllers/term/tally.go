@@ -39,11 +39,11 @@ var inertLoops = []string{
 	"k8s.io/client-go/util/workqueue.(*delayingType[...]).waitingLoop",
 }
 
-// inertPatience is the wait when only inert goroutines are left. Those that end at all end at once.
-const inertPatience = 500 * time.Millisecond
+// inertTimeout is the wait when only inert goroutines are left. Those that end at all end at once.
+const inertTimeout = 500 * time.Millisecond
 
-// serial distinguishes the terms of one process. In tests the Raft term would not.
-var serial atomic.Uint64
+// tallySerial distinguishes the terms of one process. In tests the Raft term would not.
+var tallySerial atomic.Uint64
 
 // tally counts the goroutines of one term.
 type tally struct {
@@ -56,7 +56,7 @@ type tally struct {
 // newTally returns a tally and a context with its label. A goroutine that calls pprof.SetGoroutineLabels with the
 // context is counted, and so are all goroutines that it starts.
 func newTally(ctx context.Context) (*tally, context.Context) {
-	t := &tally{value: strconv.FormatUint(serial.Add(1), 10)}
+	t := &tally{value: strconv.FormatUint(tallySerial.Add(1), 10)}
 	t.ctx = pprof.WithLabels(ctx, pprof.Labels(tallyLabel, t.value))
 	return t, t.ctx
 }
@@ -65,15 +65,15 @@ func newTally(ctx context.Context) (*tally, context.Context) {
 // the API server's own with the in-memory loopback) belongs to the owner of that side and may continue after the term.
 // The goroutine that waits for the response is the term's. While it does, the round trip is counted in its place.
 func (t *tally) exempt(next http.RoundTripper) http.RoundTripper {
-	return exempting{next: next, tally: t}
+	return exemptTransport{transport: next, tally: t}
 }
 
-type exempting struct {
-	next  http.RoundTripper
-	tally *tally
+type exemptTransport struct {
+	transport http.RoundTripper
+	tally     *tally
 }
 
-func (e exempting) RoundTrip(r *http.Request) (*http.Response, error) {
+func (e exemptTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	e.tally.running.Add(1)
 	e.tally.begun.Add(1) // after running, which count reads after begun
 	pprof.SetGoroutineLabels(context.Background())
@@ -81,11 +81,11 @@ func (e exempting) RoundTrip(r *http.Request) (*http.Response, error) {
 		pprof.SetGoroutineLabels(e.tally.ctx)
 		e.tally.running.Add(-1)
 	}()
-	return e.next.RoundTrip(r)
+	return e.transport.RoundTrip(r)
 }
 
 // WrappedRoundTripper gives client-go access to the transport below.
-func (e exempting) WrappedRoundTripper() http.RoundTripper { return e.next }
+func (e exemptTransport) WrappedRoundTripper() http.RoundTripper { return e.transport }
 
 // wait returns nil once no goroutine of the term is left. If some remain after patience, it returns an error with their
 // stacks. inert is the number of inert ones that are left.
@@ -97,7 +97,7 @@ func (t *tally) wait(patience time.Duration) (inert int, err error) {
 		switch {
 		case err != nil || l.live+l.inert == 0:
 			return 0, err
-		case l.live == 0 && waited >= min(inertPatience, patience):
+		case l.live == 0 && waited >= min(inertTimeout, patience):
 			return l.inert, nil
 		case waited >= patience:
 			return l.inert, fmt.Errorf("%w: %d after %s, first at:\n%s", ErrStragglers, l.live, patience, strings.Join(l.stacks, "\n"))
@@ -130,11 +130,11 @@ func (t *tally) count() (remaining, error) {
 	mark := fmt.Sprintf("%q:%q", tallyLabel, t.value)
 	for record := range strings.SplitSeq(b.String(), "\n\n") {
 		m := recordHead.FindStringSubmatch(record)
-		if m == nil || !strings.Contains(m[2], mark) || calls(record, processWide) {
+		if m == nil || !strings.Contains(m[2], mark) || stackCalls(record, processWide) {
 			continue
 		}
 		n, _ := strconv.Atoi(m[1])
-		if calls(record, inertLoops) {
+		if stackCalls(record, inertLoops) {
 			l.inert += n
 			continue
 		}
@@ -146,7 +146,7 @@ func (t *tally) count() (remaining, error) {
 	return l, nil
 }
 
-// calls reports whether one of the functions is on a record's stack.
-func calls(record string, functions []string) bool {
+// stackCalls reports whether one of the functions is on a record's stack.
+func stackCalls(record string, functions []string) bool {
 	return slices.ContainsFunc(functions, func(f string) bool { return strings.Contains(record, "\t"+f+"+") })
 }

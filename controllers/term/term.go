@@ -37,10 +37,10 @@ import (
 )
 
 const (
-	// resync is upstream's --min-resync-period. Informers take one to two times that.
-	resync = 12 * time.Hour
-	// defaultPatience is how long Run waits for goroutines after the context is done.
-	defaultPatience = 20 * time.Second
+	// resyncInterval is upstream's --min-resync-period. Informers take one to two times that.
+	resyncInterval = 12 * time.Hour
+	// defaultTimeout is how long Run waits for goroutines after the context is done.
+	defaultTimeout = 20 * time.Second
 )
 
 // Options are the options of a term.
@@ -67,11 +67,11 @@ type Term struct {
 	Informers         informers.SharedInformerFactory
 	MetadataInformers metadatainformer.SharedInformerFactory
 
-	number   uint64
-	patience time.Duration
-	tally    *tally
-	building atomic.Int32  // parts that have yet to call StartInformers
-	started  chan struct{} // closed when building is 0
+	number     uint64
+	endTimeout time.Duration
+	tally      *tally
+	building   atomic.Int32  // parts that have yet to call StartInformers
+	started    chan struct{} // closed when building is 0
 }
 
 // Part is a function that runs for a term. It returns when its context is done and its own goroutines have ended.
@@ -109,14 +109,14 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	}()
 	select {
 	case <-stopped:
-	case <-time.After(t.patience):
+	case <-time.After(t.endTimeout):
 		// The parts may still write errs. The stacks show what they are doing.
 		if _, err := t.tally.wait(0); err != nil {
 			return err
 		}
-		return fmt.Errorf("%w: a part or the informers had not ended after %s", ErrStragglers, t.patience)
+		return fmt.Errorf("%w: a part or the informers had not ended after %s", ErrStragglers, t.endTimeout)
 	}
-	inert, err := t.tally.wait(t.patience)
+	inert, err := t.tally.wait(t.endTimeout)
 	klog.FromContext(ctx).Info("Term of leadership ended", "term", t.number,
 		"stop", time.Since(ended).Round(time.Microsecond), "inertGoroutinesLeft", inert)
 	return errors.Join(append(errs, err)...)
@@ -175,8 +175,8 @@ func newTerm(ctx context.Context, o Options) (*Term, context.Context, error) {
 	if o.Config == nil {
 		return nil, nil, errors.New("term: no client configuration given")
 	}
-	t := &Term{number: o.Number, patience: o.Patience, started: make(chan struct{})}
-	t.patience = cmp.Or(t.patience, defaultPatience)
+	t := &Term{number: o.Number, endTimeout: o.Patience, started: make(chan struct{})}
+	t.endTimeout = cmp.Or(t.endTimeout, defaultTimeout)
 	t.tally, ctx = newTally(ctx)
 	t.Config = rest.CopyConfig(o.Config)
 	t.Config.Wrap(t.tally.exempt)
@@ -198,16 +198,16 @@ func newTerm(ctx context.Context, o Options) (*Term, context.Context, error) {
 		return nil, nil, fmt.Errorf("term: the previous term still holds its informers: %w", err)
 	}
 	// Shutdown of the factory releases the name.
-	t.Informers = informers.NewSharedInformerFactoryWithOptions(t.Client, resync,
+	t.Informers = informers.NewSharedInformerFactoryWithOptions(t.Client, resyncInterval,
 		informers.WithTransform(Trim), informers.WithInformerName(name))
-	t.MetadataInformers = metadatainformer.NewSharedInformerFactoryWithOptions(t.Metadata, resync,
+	t.MetadataInformers = metadatainformer.NewSharedInformerFactoryWithOptions(t.Metadata, resyncInterval,
 		metadatainformer.WithTransform(Trim))
 	return t, ctx, nil
 }
 
 // NewMetadataInformer makes an informer of any resource's metadata. It is not shared: the caller runs and ends it.
 func (t *Term) NewMetadataInformer(gvr schema.GroupVersionResource) informers.GenericInformer {
-	i := metadatainformer.NewFilteredMetadataInformer(t.Metadata, gvr, metav1.NamespaceAll, resync,
+	i := metadatainformer.NewFilteredMetadataInformer(t.Metadata, gvr, metav1.NamespaceAll, resyncInterval,
 		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}, nil)
 	_ = i.Informer().SetTransform(Trim) // fails only on an informer that runs
 	return i

@@ -26,20 +26,20 @@ import (
 )
 
 const (
-	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
-	version            = "gateway.networking.k8s.io/bundle-version"
-	channel            = "gateway.networking.k8s.io/channel"
+	managedBy, managerName = "app.kubernetes.io/managed-by", "coracle"
+	versionAnnotation      = "gateway.networking.k8s.io/bundle-version"
+	channelAnnotation      = "gateway.networking.k8s.io/channel"
 )
 
-// standard holds the definitions in compressed JSON. gen writes the file.
+// standardFile holds the definitions in compressed JSON. gen writes the file.
 //
 //go:generate go run ./gen standard.json.zst
 //go:embed standard.json.zst
-var standard []byte
+var standardFile []byte
 
 // Read returns the definitions in the form in which they are created.
 func Read() ([]*unstructured.Unstructured, error) {
-	in, err := zstd.NewReader(bytes.NewReader(standard), zstd.WithDecoderConcurrency(1))
+	in, err := zstd.NewReader(bytes.NewReader(standardFile), zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		return nil, fmt.Errorf("reading the definitions of the Gateway API: %w", err)
 	}
@@ -59,7 +59,7 @@ func Read() ([]*unstructured.Unstructured, error) {
 		if labels == nil {
 			labels = map[string]string{}
 		}
-		labels[managedBy] = manager
+		labels[managedBy] = managerName
 		u.SetLabels(labels)
 		out = append(out, u)
 	}
@@ -74,22 +74,22 @@ func Define(ctx context.Context, c dynamic.Interface) error {
 	}
 	var errs []error
 	for _, want := range all {
-		errs = append(errs, definition.Put(ctx, c, want, func(have *unstructured.Unstructured) bool { return older(have, want) }))
+		errs = append(errs, definition.Put(ctx, c, want, func(have *unstructured.Unstructured) bool { return isOlder(have, want) }))
 	}
 	return errors.Join(errs...)
 }
 
-// older reports whether a definition is from an older version of the same channel.
-func older(have, want *unstructured.Unstructured) bool {
+// isOlder reports whether a definition is from an older version of the same channel.
+func isOlder(have, want *unstructured.Unstructured) bool {
 	a, b := have.GetAnnotations(), want.GetAnnotations()
-	if a[channel] != b[channel] {
+	if a[channelAnnotation] != b[channelAnnotation] {
 		return false
 	}
-	is, err := utilversion.ParseSemantic(a[version])
+	is, err := utilversion.ParseSemantic(a[versionAnnotation])
 	if err != nil {
 		return false
 	}
-	than, err := utilversion.ParseSemantic(b[version])
+	than, err := utilversion.ParseSemantic(b[versionAnnotation])
 	return err == nil && is.LessThan(than)
 }
 

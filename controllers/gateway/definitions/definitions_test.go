@@ -43,7 +43,7 @@ func TestDefinitionsAreTheModules(t *testing.T) {
 		have := testenv.Must(json.Marshal(u.Object))(t)
 		now := testenv.Must(json.Marshal(want[i]))(t)
 		testenv.Equal(t, string(have), string(now), "%s is not the module's: go generate ./controllers/gateway/definitions:", u.GetName())
-		if got := u.GetAnnotations()[version]; got != gateway.BundleVersion {
+		if got := u.GetAnnotations()[versionAnnotation]; got != gateway.BundleVersion {
 			t.Errorf("%s is of %s, what is served is %s", u.GetName(), got, gateway.BundleVersion)
 		}
 	}
@@ -58,12 +58,12 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 		annotations map[string]string
 		replaced    bool
 	}{
-		{"ours of before", map[string]string{managedBy: manager, "other": "stays"}, map[string]string{version: "v1.5.1", channel: "standard", "other": "stays"}, true},
-		{"ours", map[string]string{managedBy: manager}, map[string]string{version: gateway.BundleVersion, channel: "standard"}, false},
-		{"of a newer version, over ours", map[string]string{managedBy: manager}, map[string]string{version: "v1.10.0", channel: "standard"}, false},
-		{"of the other channel, over ours", map[string]string{managedBy: manager}, map[string]string{version: "v1.5.1", channel: "experimental"}, false},
-		{"a user's, of an older version", nil, map[string]string{version: "v1.0.0", channel: "standard"}, false},
-		{"a user's without a version, over ours", map[string]string{managedBy: manager}, nil, false},
+		{"ours of before", map[string]string{managedBy: managerName, "other": "stays"}, map[string]string{versionAnnotation: "v1.5.1", channelAnnotation: "standard", "other": "stays"}, true},
+		{"ours", map[string]string{managedBy: managerName}, map[string]string{versionAnnotation: gateway.BundleVersion, channelAnnotation: "standard"}, false},
+		{"of a newer version, over ours", map[string]string{managedBy: managerName}, map[string]string{versionAnnotation: "v1.10.0", channelAnnotation: "standard"}, false},
+		{"of the other channel, over ours", map[string]string{managedBy: managerName}, map[string]string{versionAnnotation: "v1.5.1", channelAnnotation: "experimental"}, false},
+		{"a user's, of an older version", nil, map[string]string{versionAnnotation: "v1.0.0", channelAnnotation: "standard"}, false},
+		{"a user's without a version, over ours", map[string]string{managedBy: managerName}, nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			u := &unstructured.Unstructured{}
@@ -80,7 +80,7 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 			have := testenv.Must(client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{}))(t)
 			_, replaced := have.Object["spec"]
 			testenv.Equal(t, replaced, c.replaced, "replaced:")
-			if a := have.GetAnnotations(); replaced && (a[version] != gateway.BundleVersion || a["other"] != "stays") {
+			if a := have.GetAnnotations(); replaced && (a[versionAnnotation] != gateway.BundleVersion || a["other"] != "stays") {
 				t.Errorf("it has the annotations %v", a)
 			}
 			if !replaced && !maps.Equal(have.GetAnnotations(), c.annotations) {
@@ -88,7 +88,7 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 			}
 			testenv.NoError(t, Remove(t.Context(), client))
 			_, err = client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{})
-			testenv.Equal(t, apierrors.IsNotFound(err), (c.labels[managedBy] == manager), "removed:")
+			testenv.Equal(t, apierrors.IsNotFound(err), (c.labels[managedBy] == managerName), "removed:")
 		})
 	}
 }

@@ -21,12 +21,12 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// memory is the memory limit of a child's garbage collector. An installation takes 60 to 70 MB.
-const memory = "GOMEMLIMIT=160MiB"
+// memoryLimitEnv is the memory limit of a child's garbage collector. An installation takes 60 to 70 MB.
+const memoryLimitEnv = "GOMEMLIMIT=160MiB"
 
 // Environment returns the environment variables that children inherit: proxies, certificate authorities, TZ and PATH.
 func Environment() []string {
-	out := []string{memory}
+	out := []string{memoryLimitEnv}
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
 		"SSL_CERT_DIR", "TZ", "PATH"} {
 		if v, ok := os.LookupEnv(name); ok {

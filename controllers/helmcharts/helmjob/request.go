@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Operation is what a child process does with a release.
+// Operation is the kind of change that a child process makes to a release.
 type Operation string
 
 const (

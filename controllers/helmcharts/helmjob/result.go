@@ -2,7 +2,7 @@
 
 package helmjob
 
-// Action is what was done with the release.
+// Action is the change that the child process made to the release.
 type Action string
 
 const (

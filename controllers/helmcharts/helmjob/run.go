@@ -49,7 +49,7 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	defer writeEnd.Close() // only after the child has ended: the child takes the end of its input for the death of this process
 	out := &boundedResult{}
 	var tail bytes.Buffer
-	last := &lastLines{to: r.Log, keep: &tail}
+	last := &lastLines{log: r.Log, tail: &tail}
 	c := exec.CommandContext(ctx, r.Program)
 	c.Args[0] = Name
 	c.Stdin, c.Stdout, c.Stderr, c.Env = stdin, out, last, r.Env
@@ -73,7 +73,7 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	}
 	result := &Result{}
 	if jsonErr := json.Unmarshal(out.text.Bytes(), result); jsonErr != nil {
-		return nil, fmt.Errorf("helm ended without a result: %w; its last words: %s", errors.Join(err, writeErr, cmp.Or(out.over, jsonErr)),
+		return nil, fmt.Errorf("helm ended without a result: %w; its last words: %s", errors.Join(err, writeErr, cmp.Or(out.err, jsonErr)),
 			strings.TrimSpace(tail.String()))
 	}
 	return result, nil
@@ -82,34 +82,34 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 // boundedResult accepts a result of limited size, since the chart may have influenced the child.
 type boundedResult struct {
 	text bytes.Buffer
-	over error
+	err  error
 }
 
 const resultBytes = 4 << 20
 
 func (a *boundedResult) Write(p []byte) (int, error) {
 	if a.text.Len()+len(p) > resultBytes {
-		a.over = fmt.Errorf("its result has more than %d bytes", resultBytes)
-		return 0, a.over // the pipe is closed then, which ends the child
+		a.err = fmt.Errorf("its result has more than %d bytes", resultBytes)
+		return 0, a.err // the pipe is closed then, which ends the child
 	}
 	return a.text.Write(p)
 }
 
 // lastLines forwards a log and keeps its end.
 type lastLines struct {
-	to   io.Writer
-	keep *bytes.Buffer
+	log  io.Writer
+	tail *bytes.Buffer
 }
 
 const keepBytes = 2 << 10
 
 func (l *lastLines) Write(p []byte) (int, error) {
-	l.keep.Write(p[max(0, len(p)-keepBytes):])
-	if over := l.keep.Len() - keepBytes; over > 0 {
-		l.keep.Next(over)
+	l.tail.Write(p[max(0, len(p)-keepBytes):])
+	if over := l.tail.Len() - keepBytes; over > 0 {
+		l.tail.Next(over)
 	}
-	if l.to != nil {
-		return l.to.Write(p)
+	if l.log != nil {
+		return l.log.Write(p)
 	}
 	return len(p), nil
 }

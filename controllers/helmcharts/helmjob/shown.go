@@ -28,7 +28,7 @@ type Record struct {
 	Hooks    []Hook `json:"hooks"`
 }
 
-// Hook is a hook of a release.
+// Hook is a hook of a release, with Helm's names of the fields.
 type Hook struct {
 	Name           string   `json:"name"`
 	Kind           string   `json:"kind"`

@@ -94,7 +94,7 @@ type HelmChartConfig struct {
 	Spec ConfigSpec `json:"spec,omitzero"`
 }
 
-// ConfigSpec is the desired state.
+// ConfigSpec is the spec of a HelmChartConfig.
 type ConfigSpec struct {
 	Values        any         `json:"values,omitempty"`
 	ValuesContent string      `json:"valuesContent,omitempty"`
@@ -112,7 +112,7 @@ const (
 	ChartAvailable = "ChartAvailable"
 )
 
-// Status says what was made of a chart, and whether it is as the chart requests.
+// Status is the observed state of a chart's release, and whether the release matches the chart.
 type Status struct {
 	Revision   int64  `json:"revision,omitempty"`
 	ConfigHash string `json:"configHash,omitempty"`

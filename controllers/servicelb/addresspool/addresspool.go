@@ -37,7 +37,7 @@ type AddressPool struct {
 	Status Status `json:"status,omitzero"`
 }
 
-// Spec is the desired state.
+// Spec is the desired state of an AddressPool.
 type Spec struct {
 	Addresses         []string              `json:"addresses"`
 	AutoAssign        *bool                 `json:"autoAssign,omitempty"` // the API server's default is true
