@@ -78,7 +78,7 @@ const (
 	closeTimeout = 30 * time.Second
 )
 
-// Server is a server that New prepares and Run runs.
+// Server is one server of a cluster. New prepares it and Run runs it.
 type Server struct {
 	o             Options
 	log           *slog.Logger
@@ -100,7 +100,7 @@ type Server struct {
 	revoked nodecreds.Guard
 	// admission admits machines to the cluster.
 	admission *admission.Admission
-	// gossip is this server as a member of the gossip.
+	// gossip is this server's member of the gossip.
 	gossip    *gossipmember.Member
 	snapshots *snapshots.Keeper
 	vips      *virtualip.Addresses

@@ -191,7 +191,7 @@ func (a *Admission) checkPending(ctx context.Context, client kubernetes.Interfac
 	}
 	for i := range all {
 		other := &all[i]
-		if !a.fresh(other) || !earlier(other, own) {
+		if !a.fresh(other) || !writtenEarlier(other, own) {
 			continue
 		}
 		for _, ip := range roster.ParseAddresses(other.Data[roster.RegistrationAddresses]) {
@@ -205,8 +205,8 @@ func (a *Admission) checkPending(ctx context.Context, client kubernetes.Interfac
 	return nil
 }
 
-// earlier compares two Secrets by the store's revisions at which they were written.
-func earlier(a, b *corev1.Secret) bool {
+// writtenEarlier compares two Secrets by the store's revisions at which they were written.
+func writtenEarlier(a, b *corev1.Secret) bool {
 	at := func(s *corev1.Secret) uint64 {
 		n, _ := strconv.ParseUint(s.ResourceVersion, 10, 64) // 0 in tests without a store
 		return n

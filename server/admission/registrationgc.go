@@ -37,10 +37,10 @@ type registrationGC struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
 	log    *slog.Logger
-	// seen is since when each registration was seen without a Node, with its revision: if it is written again, the
+	// missingSince says since when each registration has had no Node, with its revision: if it is written again, the
 	// machine has returned. RegistrationSince is not used, as it is by the clock of the server that admitted the
 	// machine.
-	seen map[string]orphan
+	missingSince map[string]orphan
 }
 
 type orphan struct {
@@ -56,7 +56,7 @@ func RunGC(ctx context.Context, t *term.Term, log *slog.Logger) error {
 		return nil
 	}
 	c := &registrationGC{client: t.Client, nodes: nodes.Lister(), log: log,
-		seen: map[string]orphan{}}
+		missingSince: map[string]orphan{}}
 	for {
 		if err := c.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			c.log.Warn("the registrations of machines that have no Node could not be removed; retrying", "error", err)
@@ -82,11 +82,11 @@ func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 			orphans[s.Name] = s
 		}
 	}
-	maps.DeleteFunc(c.seen, func(name string, _ orphan) bool { return orphans[name] == nil })
+	maps.DeleteFunc(c.missingSince, func(name string, _ orphan) bool { return orphans[name] == nil })
 	for name, s := range orphans {
-		o, known := c.seen[name]
+		o, known := c.missingSince[name]
 		if !known || o.revision != s.ResourceVersion {
-			c.seen[name] = orphan{s.ResourceVersion, now}
+			c.missingSince[name] = orphan{s.ResourceVersion, now}
 			continue
 		}
 		if now.Sub(o.since) < orphanTime {
@@ -99,7 +99,7 @@ func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 			return fmt.Errorf("removing the Secret %s: %w", name, err)
 		}
 		c.log.Info("removed the registration of an admitted machine that has no Node", "secret", name)
-		delete(c.seen, name)
+		delete(c.missingSince, name)
 	}
 	return nil
 }

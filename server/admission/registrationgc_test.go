@@ -33,7 +33,7 @@ func TestOldNodeRegistrationsAreCollected(t *testing.T) {
 	indexer := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	testenv.NoError(t, indexer.Add(nodeNamed("node")))
 	c := &registrationGC{client: api, nodes: listers.NewNodeLister(indexer), log: slog.New(slog.DiscardHandler),
-		seen: map[string]orphan{}}
+		missingSince: map[string]orphan{}}
 	start := time.Now()
 	sweep := func(after time.Duration, want ...string) {
 		t.Helper()

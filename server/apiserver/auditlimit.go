@@ -99,18 +99,18 @@ func eventSource(e *auditinternal.Event) (source netip.Prefix) {
 // shortenedEvent returns an event with bounded texts. The caller's event must not be changed.
 func shortenedEvent(e *auditinternal.Event) *auditinternal.Event {
 	c := *e
-	c.RequestURI, c.Verb, c.UserAgent = shortened(c.RequestURI), shortened(c.Verb), shortened(c.UserAgent)
+	c.RequestURI, c.Verb, c.UserAgent = shortenRecord(c.RequestURI), shortenRecord(c.Verb), shortenRecord(c.UserAgent)
 	c.SourceIPs = c.SourceIPs[max(len(c.SourceIPs)-maxAuditSources, 0):]
 	if e.ObjectRef != nil {
 		o := *e.ObjectRef
 		for _, text := range []*string{&o.Resource, &o.Namespace, &o.Name, &o.APIGroup, &o.APIVersion, &o.Subresource} {
-			*text = shortened(*text)
+			*text = shortenRecord(*text)
 		}
 		c.ObjectRef = &o
 	}
 	if e.ResponseStatus != nil {
 		s := *e.ResponseStatus
-		s.Message = shortened(s.Message)
+		s.Message = shortenRecord(s.Message)
 		c.ResponseStatus = &s
 	}
 	return &c

@@ -77,7 +77,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err != nil {
 		return nil, err
 	}
-	ch, err := connect(aggregator.Complete(), core.Complete(), extensions.Complete(), metrics)
+	ch, err := connectServers(aggregator.Complete(), core.Complete(), extensions.Complete(), metrics)
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +119,8 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	return ch, nil
 }
 
-// connect builds the servers from the last in the chain to the first.
-func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.CompletedConfig,
+// connectServers builds the servers from the last in the chain to the first.
+func connectServers(aggregator aggregatorapiserver.CompletedConfig, core controlplane.CompletedConfig,
 	extensions apiextensionsapiserver.CompletedConfig, metrics *metricsAPI) (*chain, error) {
 	notFound := notfoundhandler.New(core.ControlPlane.Generic.Serializer, genericapifilters.NoMuxAndDiscoveryIncompleteKey)
 	ch := chain{metrics: metrics}

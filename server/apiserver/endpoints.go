@@ -61,8 +61,8 @@ type endpointReconciler struct {
 
 	mu      sync.Mutex
 	stopped bool
-	// mark adds to a context the term in which the servers that are being written are known.
-	mark func(context.Context) context.Context
+	// withTerm adds a term to a context: the one in which the leader knew the servers that are being written.
+	withTerm func(context.Context) context.Context
 	// applied are the servers for which the objects were right at the time checked.
 	applied serverList
 	checked time.Time
@@ -70,7 +70,7 @@ type endpointReconciler struct {
 
 var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
 
-// serverList is the cluster's servers. Clients are sent to ready ones. Of unready ones only the addresses are known.
+// serverList has the addresses of the cluster's servers. Clients are sent only to ready servers.
 type serverList struct{ ready, unready []netip.AddrPort }
 
 // sorted returns the list in order, with each server once. A server without a port gets the port usual. A ready server
@@ -118,10 +118,10 @@ func newEndpointReconciler(config *rest.Config, transport *memtransport.Transpor
 // marked adds the term of the servers that are being written to a request's context (mark). The requests of
 // ReconcileEndpoints call it, in its goroutine.
 func (r *endpointReconciler) marked(ctx context.Context) context.Context {
-	if r.mark == nil {
+	if r.withTerm == nil {
 		return ctx
 	}
-	return r.mark(ctx)
+	return r.withTerm(ctx)
 }
 
 // alignedReconciler is an endpointReconciler that returns at the next multiple of endpointInterval, so that the process
@@ -152,7 +152,7 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, ip net.IP, ports
 		r.applied = serverList{}
 		return nil
 	}
-	r.mark = now.Mark
+	r.withTerm = now.Mark
 	servers := serverList{now.Ready, now.Unready}.sorted(uint16(ports[0].Port))
 	changed := !servers.equal(r.applied)
 	if !changed && r.now().Sub(r.checked) < endpointCheck {

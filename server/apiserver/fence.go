@@ -49,7 +49,7 @@ func (s *Server) fenceTerms(c *genericapiserver.Config) {
 	c.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
 		return build(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			info, ok := request.RequestInfoFrom(r.Context())
-			if ok && writes(r) {
+			if ok && isWrite(r) {
 				check := fence.CheckTerm
 				if s.beyondStore(info) {
 					check = fence.ConfirmTerm
@@ -65,7 +65,7 @@ func (s *Server) fenceTerms(c *genericapiserver.Config) {
 	}
 }
 
-func writes(r *http.Request) bool {
+func isWrite(r *http.Request) bool {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		return false

@@ -74,13 +74,13 @@ func identifyFirst(c *genericapiserver.Config, log *slog.Logger) {
 		i.lines = &recordLimit{perSource: linesPerSource, total: linesTotal, report: func(leftOut int) {
 			log.Warn("there were more requests and connections without an identity that failed; they have no lines of their own", "number", leftOut)
 		}}
-		return i.filter(build(api, &own), refusal(&own))
+		return i.filter(build(api, &own), refusalHandler(&own))
 	}
 }
 
-// refusal is the part of upstream's chain that a request without an identity passes through. The CORS filter replies to
-// a browser's preflight requests.
-func refusal(c *genericapiserver.Config) http.Handler {
+// refusalHandler is the part of upstream's chain that a request without an identity passes through. The CORS filter
+// replies to a browser's preflight requests.
+func refusalHandler(c *genericapiserver.Config) http.Handler {
 	h := genericapifilters.Unauthorized(c.Serializer)
 	h = genericapifilters.WithFailedAuthenticationAudit(h, c.AuditBackend, c.AuditPolicyRuleEvaluator)
 	h = genericapifilters.WithAuthentication(http.NotFoundHandler(), contextAuthenticator{}, h, c.Authentication.APIAudiences,
@@ -113,7 +113,7 @@ func (i *identities) filter(api, refusal http.Handler) http.Handler {
 		if who.err != nil {
 			// Upstream logs an error. Without one, its metric counts the attempt as failed all the same.
 			if i.lines.allow(sourceOf(r.RemoteAddr)) {
-				who.err = fmt.Errorf("%s, from %s", shortened(who.err.Error()), r.RemoteAddr)
+				who.err = fmt.Errorf("%s, from %s", shortenRecord(who.err.Error()), r.RemoteAddr)
 			} else {
 				who.err, who.ok = nil, false
 			}
@@ -154,7 +154,7 @@ func (i *identities) malformed(r *http.Request) (code int, reason string) {
 
 // refuse replies to a malformed request, and closes its connection as upstream does after a failed authentication.
 func (i *identities) refuse(w http.ResponseWriter, r *http.Request, code int, reason string) {
-	reason = shortened(reason)
+	reason = shortenRecord(reason)
 	if i.lines.allow(sourceOf(r.RemoteAddr)) {
 		i.log.Warn("refused a malformed request without an identity", "from", r.RemoteAddr, "reason", reason)
 	}
@@ -185,7 +185,7 @@ func (l serverLog) Write(line []byte) (int, error) {
 		return l.handshakes.Write(line)
 	}
 	if l.i.lines.allow(sourceOf("")) {
-		l.i.log.Warn("the API's HTTP server reports an error", "error", shortened(strings.TrimSpace(text)))
+		l.i.log.Warn("the API's HTTP server reports an error", "error", shortenRecord(strings.TrimSpace(text)))
 	}
 	return len(line), nil
 }

@@ -120,7 +120,7 @@ func (h *metricsHistory) answer(r *http.Request) ([]byte, error) {
 		}
 		return nil, apierrors.NewForbidden(resourcemetrics.GroupVersion.WithResource(resource).GroupResource(), name,
 			fmt.Errorf("user %q cannot get resource %q in API group %q in the namespace %q%s", asking.GetName(), resource,
-				resourcemetrics.GroupVersion.Group, namespace, suffix(reason)))
+				resourcemetrics.GroupVersion.Group, namespace, reasonSuffix(reason)))
 	}
 	address, self := h.Leader()
 	switch {
@@ -136,7 +136,7 @@ func (h *metricsHistory) answer(r *http.Request) ([]byte, error) {
 	return h.forward(r.Context(), asking, address, q)
 }
 
-func suffix(reason string) string {
+func reasonSuffix(reason string) string {
 	if reason == "" {
 		return ""
 	}

@@ -44,7 +44,7 @@ func isNetwork(ctx context.Context) bool {
 func (s networkPodStorage) Get(ctx context.Context, key string, opts storage.GetOptions, out runtime.Object) error {
 	err := s.Interface.Get(ctx, key, opts, out)
 	if isNetwork(ctx) {
-		withhold(out)
+		reducePods(out)
 	}
 	return err
 }
@@ -53,7 +53,7 @@ func (s networkPodStorage) Get(ctx context.Context, key string, opts storage.Get
 func (s networkPodStorage) GetList(ctx context.Context, key string, opts storage.ListOptions, list runtime.Object) error {
 	err := s.Interface.GetList(ctx, key, opts, list)
 	if isNetwork(ctx) {
-		withhold(list)
+		reducePods(list)
 	}
 	return err
 }
@@ -83,9 +83,9 @@ func (s networkPodStorage) Watch(ctx context.Context, key string, opts storage.L
 	}), nil
 }
 
-// withhold replaces an object that was read by its reduced form. The object itself belongs to the request. A cache may
-// hold the objects that it refers to, so these are not changed.
-func withhold(o runtime.Object) {
+// reducePods replaces an object that was read by its reduced form. The object itself belongs to the request. A cache
+// may hold the objects that it refers to, so these are not changed.
+func reducePods(o runtime.Object) {
 	switch o := o.(type) {
 	case *core.Pod:
 		*o = *networkPod(o)

@@ -179,7 +179,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if slices.Equal(node.Status.Addresses, old.Status.Addresses) {
 		return nil
 	}
-	if n := distinct(node); n > maxAddresses && n > distinct(old) {
+	if n := distinctAddresses(node); n > maxAddresses && n > distinctAddresses(old) {
 		return admission.NewForbidden(a, fmt.Errorf("a node has %d addresses at most, an internal and an external one of each family, "+
 			"not %d. A node with a new address has to remove the old one", maxAddresses, n))
 	}
@@ -257,8 +257,8 @@ func mayBeIn(networks string) error {
 	return nil
 }
 
-// distinct counts the different IP addresses of a Node, of every type and in every notation.
-func distinct(n *core.Node) int {
+// distinctAddresses counts the different IP addresses of a Node, of every type and in every notation.
+func distinctAddresses(n *core.Node) int {
 	known := map[netip.Addr]bool{}
 	for _, a := range n.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil {

@@ -54,7 +54,7 @@ func (s *Server) limitNodeConnections(c *genericapiserver.Config, pods coreliste
 	c.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler { return build(n.limit(api), c) }
 }
 
-// limit is the filter. It needs the request's user and RequestInfo.
+// limit is the HTTP filter. It needs the request's user and RequestInfo.
 func (n *nodeConnections) limit(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		info, ok := request.RequestInfoFrom(r.Context())
@@ -94,7 +94,7 @@ func (n *nodeConnections) charge(ctx context.Context, info *request.RequestInfo)
 	if node != "" {
 		where = "to the node " + node
 	}
-	user := charged(ctx)
+	user := chargedUser(ctx)
 	byUser, byNamespace := nodeShare{"user/" + user, node}, nodeShare{"namespace/" + info.Namespace, node}
 
 	n.mu.Lock()
@@ -143,9 +143,9 @@ func (n *nodeConnections) node(info *request.RequestInfo) string {
 	return ""
 }
 
-// charged returns the name of the user to whom a request is charged. All ServiceAccounts of a namespace are one, since
-// a user of the namespace can make as many of them as they want.
-func charged(ctx context.Context) string {
+// chargedUser returns the name of the user to whom a request is charged. All ServiceAccounts of a namespace are
+// one, since a user of the namespace can make as many of them as they want.
+func chargedUser(ctx context.Context) string {
 	user, ok := request.UserFrom(ctx)
 	if !ok {
 		return ""

@@ -20,8 +20,8 @@ const indexPause = time.Minute
 // at once.
 type indexForPolicies struct {
 	http.RoundTripper
-	policy <-chan struct{} // closed once there has been a policy
-	asked  atomic.Bool
+	policy    <-chan struct{} // closed once there has been a policy
+	requested atomic.Bool
 }
 
 func newIndexForPolicies(way http.RoundTripper, policies cache.SharedIndexInformer) (*indexForPolicies, error) {
@@ -33,7 +33,7 @@ func newIndexForPolicies(way http.RoundTripper, policies cache.SharedIndexInform
 
 // RoundTrip implements http.RoundTripper.
 func (i *indexForPolicies) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Path == "/openapi/v3" && i.asked.Swap(true) {
+	if r.URL.Path == "/openapi/v3" && i.requested.Swap(true) {
 		select {
 		case <-i.policy:
 		case <-time.After(indexPause):

@@ -26,12 +26,12 @@ type recordLimit struct {
 	// at all when none were.
 	report func(leftOut int)
 
-	mu      sync.Mutex
-	began   time.Time // of the interval
-	kept    int
-	sources map[netip.Prefix]int // numbers of kept records, so it has no more than total
-	leftOut int
-	timer   *time.Timer // of the report; nil when nothing is left out
+	mu       sync.Mutex
+	began    time.Time // of the interval
+	recorded int
+	sources  map[netip.Prefix]int // numbers of kept records, so it has no more than total
+	leftOut  int
+	timer    *time.Timer // of the report; nil when nothing is left out
 }
 
 // allow says whether a record of a source is kept.
@@ -39,16 +39,16 @@ func (l *recordLimit) allow(source netip.Prefix) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now := time.Now(); now.Sub(l.began) >= recordInterval {
-		l.began, l.kept, l.sources = now, 0, map[netip.Prefix]int{}
+		l.began, l.recorded, l.sources = now, 0, map[netip.Prefix]int{}
 	}
-	if l.kept >= l.total || l.sources[source] >= l.perSource {
+	if l.recorded >= l.total || l.sources[source] >= l.perSource {
 		l.leftOut++
 		if l.timer == nil {
 			l.timer = time.AfterFunc(recordInterval, l.flush)
 		}
 		return false
 	}
-	l.kept++
+	l.recorded++
 	l.sources[source]++
 	return true
 }
@@ -83,5 +83,5 @@ func sourceOf(remote string) netip.Prefix {
 	return prefix
 }
 
-// shortened limits a text to maxRecordText bytes.
-func shortened(s string) string { return truncate.Text(s, maxRecordText) }
+// shortenRecord limits a text to maxRecordText bytes.
+func shortenRecord(s string) string { return truncate.Text(s, maxRecordText) }

@@ -13,16 +13,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
 
-// refusing is upstream's authenticator without revoked nodes. Their open connections are closed, and with these all
-// watches and streams.
-type refusing struct {
+// revocationCheck is upstream's authenticator without revoked nodes. Their open connections are closed, and with these
+// all watches and streams.
+type revocationCheck struct {
 	authenticator.Request
 	guard *nodecreds.Guard
 	conns *nodeListener // nil if the API server opens its port itself
 }
 
 // AuthenticateRequest implements authenticator.Request.
-func (a refusing) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
+func (a revocationCheck) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		if err := a.check(r); err != nil {
 			return nil, false, fmt.Errorf("the client's certificate is not accepted: %w", err)
@@ -31,7 +31,7 @@ func (a refusing) AuthenticateRequest(r *http.Request) (*authenticator.Response,
 	return a.Request.AuthenticateRequest(r)
 }
 
-func (a refusing) check(r *http.Request) error {
+func (a revocationCheck) check(r *http.Request) error {
 	shown := r.TLS.PeerCertificates[0]
 	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	if a.conns != nil && local != nil {
@@ -60,16 +60,16 @@ func (l *nodeListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &nodeConn{Conn: inner, l: l, ends: connectionAddresses{inner.LocalAddr().String(), inner.RemoteAddr().String()}}
-	l.open.Store(c.ends, c)
+	c := &nodeConn{Conn: inner, l: l, addresses: connectionAddresses{inner.LocalAddr().String(), inner.RemoteAddr().String()}}
+	l.open.Store(c.addresses, c)
 	return c, nil
 }
 
-// nodeConn is a connection that may be a node's.
+// nodeConn is a connection whose client may be a node.
 type nodeConn struct {
 	net.Conn
-	l    *nodeListener
-	ends connectionAddresses
+	l         *nodeListener
+	addresses connectionAddresses
 
 	mu      sync.Mutex
 	closed  bool
@@ -88,7 +88,7 @@ func (c *nodeConn) holdOnce(hold func() (release func(), err error)) (err error)
 
 // Close implements net.Conn.
 func (c *nodeConn) Close() error {
-	c.l.open.CompareAndDelete(c.ends, c)
+	c.l.open.CompareAndDelete(c.addresses, c)
 	c.mu.Lock()
 	release := c.release
 	c.closed, c.release = true, nil

@@ -21,7 +21,7 @@ const seriesKept = 2 * time.Minute
 func (ch *chain) dropOldSeries(g *generic, after time.Duration) error {
 	definitions := ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions()
 	namespaces := g.informers.Core().V1().Namespaces()
-	_, err := definitions.Informer().AddEventHandler(whenGone(after,
+	_, err := definitions.Informer().AddEventHandler(afterDeletion(after,
 		func(name string) error { _, err := definitions.Lister().Get(name); return err },
 		func(name string) { // a definition's name is RESOURCE.GROUP
 			resource, group, _ := strings.Cut(name, ".")
@@ -30,7 +30,7 @@ func (ch *chain) dropOldSeries(g *generic, after time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("watching definitions for their metrics: %w", err)
 	}
-	_, err = namespaces.Informer().AddEventHandler(whenGone(after,
+	_, err = namespaces.Informer().AddEventHandler(afterDeletion(after,
 		func(name string) error { _, err := namespaces.Lister().Get(name); return err },
 		func(name string) { metricsgc.DropNamespace(name) }))
 	if err != nil {
@@ -39,9 +39,9 @@ func (ch *chain) dropOldSeries(g *generic, after time.Duration) error {
 	return nil
 }
 
-// whenGone returns a handler that calls drop with the name of a deleted object, when the time after has elapsed, unless
-// the object was created again by then.
-func whenGone(after time.Duration, get func(name string) error, drop func(name string)) cache.ResourceEventHandler {
+// afterDeletion returns a handler that calls drop with the name of a deleted object, when the time after has elapsed,
+// unless the object was created again by then.
+func afterDeletion(after time.Duration, get func(name string) error, drop func(name string)) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{DeleteFunc: func(obj any) {
 		name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)
 		if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
-// Server is an API server that New built and Run serves.
+// Server is an API server. New builds it and Run serves it.
 type Server struct {
 	options   Options
 	chain     *chain
@@ -80,9 +80,9 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
 	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, s.ready, o.Logger)
 	if err == nil {
-		g.config.Authentication.Authenticator = refusing{g.config.Authentication.Authenticator, o.Guard, conns}
+		g.config.Authentication.Authenticator = revocationCheck{g.config.Authentication.Authenticator, o.Guard, conns}
 		if unauthenticated != nil {
-			g.config.Authentication.Authenticator = identifying{g.config.Authentication.Authenticator, unauthenticated}
+			g.config.Authentication.Authenticator = identityNotifier{g.config.Authentication.Authenticator, unauthenticated}
 		}
 		s.fenceTerms(g.config)
 		s.limitNodeConnections(g.config, g.informers.Core().V1().Pods().Lister()) // admission needs this informer anyway

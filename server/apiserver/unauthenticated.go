@@ -28,15 +28,15 @@ func boundUnauthenticated(o *Options) *connlimit.Listener {
 	return l
 }
 
-// identifying is upstream's authenticator. It also notifies the listener which connections have an authenticated
+// identityNotifier is upstream's authenticator. It also notifies the listener which connections have an authenticated
 // request.
-type identifying struct {
+type identityNotifier struct {
 	authenticator.Request
 	listener *connlimit.Listener
 }
 
 // AuthenticateRequest implements authenticator.Request.
-func (i identifying) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
+func (i identityNotifier) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
 	answer, ok, err := i.Request.AuthenticateRequest(r)
 	if ok && err == nil && answer.User.GetName() != user.Anonymous {
 		i.listener.Identified(r.RemoteAddr)

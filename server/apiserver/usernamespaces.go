@@ -156,7 +156,7 @@ func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool
 		return false, err
 	}
 	return slices.ContainsFunc(rules, func(rule *rbacv1.PolicyRule) bool {
-		return slices.ContainsFunc(kinds, func(kind schema.GroupResource) bool { return covers(rule, kind) })
+		return slices.ContainsFunc(kinds, func(kind schema.GroupResource) bool { return ruleCovers(rule, kind) })
 	}), nil
 }
 
@@ -168,8 +168,8 @@ func isSelfReview(rule *rbacv1.PolicyRule) bool {
 	})
 }
 
-// covers says whether a rule gives a right to a resource or to one of its subresources.
-func covers(rule *rbacv1.PolicyRule, kind schema.GroupResource) bool {
+// ruleCovers says whether a rule gives a right to a resource or to one of its subresources.
+func ruleCovers(rule *rbacv1.PolicyRule, kind schema.GroupResource) bool {
 	return slices.ContainsFunc(rule.APIGroups, func(group string) bool { return group == rbacv1.APIGroupAll || group == kind.Group }) &&
 		slices.ContainsFunc(rule.Resources, func(resource string) bool {
 			of, _, _ := strings.Cut(resource, "/")

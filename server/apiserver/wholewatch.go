@@ -59,7 +59,7 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 	end := &watchEnd{cancel: cancel}
 	end.mu.Lock()
 	defer end.mu.Unlock()
-	end.stop = context.AfterFunc(ctx, end.request)
+	end.stop = context.AfterFunc(ctx, end.requestEnded)
 	return &wholeWatch{w, ahead.Follow(own, w.ResultChan()), end}, nil
 }
 
@@ -67,45 +67,45 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 // the request once its reader has stopped it.
 type wholeWatch struct {
 	watch.Interface
-	out <-chan watch.Event
-	end *watchEnd
+	events <-chan watch.Event
+	end    *watchEnd
 }
 
 // ResultChan implements watch.Interface.
-func (w *wholeWatch) ResultChan() <-chan watch.Event { return w.out }
+func (w *wholeWatch) ResultChan() <-chan watch.Event { return w.events }
 
 // Stop implements watch.Interface.
 func (w *wholeWatch) Stop() {
 	w.Interface.Stop()
-	w.end.reader()
+	w.end.stopReading()
 }
 
 // watchEnd ends a watch, and releases what the watch holds of its request's context. The runtime may keep a stopped
 // timer for a while, so the fields are cleared: the timer then refers to nothing.
 type watchEnd struct {
-	mu     sync.Mutex
-	cancel context.CancelFunc // nil after the watch has ended
-	stop   func() bool        // stops waiting for the request's end
-	late   *time.Timer        // runs from the request's end until the watch must not be read any more
+	mu        sync.Mutex
+	cancel    context.CancelFunc // nil after the watch has ended
+	stop      func() bool        // stops waiting for the request's end
+	readTimer *time.Timer        // runs from the request's end until the watch must not be read any more
 }
 
-func (e *watchEnd) request() {
+func (e *watchEnd) requestEnded() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.cancel != nil {
-		e.late = time.AfterFunc(readUntil, e.reader)
+		e.readTimer = time.AfterFunc(readUntil, e.stopReading)
 	}
 }
 
-func (e *watchEnd) reader() {
+func (e *watchEnd) stopReading() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.cancel == nil {
 		return
 	}
 	e.stop()
-	if e.late != nil {
-		e.late.Stop()
+	if e.readTimer != nil {
+		e.readTimer.Stop()
 	}
 	e.cancel()
 	e.cancel, e.stop = nil, nil

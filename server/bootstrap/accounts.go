@@ -25,7 +25,7 @@ const defaultAccount = "default"
 func withholdTokens(ctx context.Context, c kubernetes.Interface) error {
 	var errs []error
 	for _, ns := range systemNamespaces {
-		errs = append(errs, wrap("ServiceAccount", ns+"/"+defaultAccount, withholdToken(ctx, c, ns)))
+		errs = append(errs, wrapError("ServiceAccount", ns+"/"+defaultAccount, withholdToken(ctx, c, ns)))
 	}
 	return errors.Join(errs...)
 }
@@ -37,13 +37,13 @@ func withholdToken(ctx context.Context, c kubernetes.Interface, ns string) error
 	case apierrors.IsNotFound(err): // the controllers, which make it, have not begun
 		_, err = accounts.Create(ctx, &corev1.ServiceAccount{
 			ObjectMeta: metav1.ObjectMeta{Name: defaultAccount, Namespace: ns}, AutomountServiceAccountToken: ptr.To(false),
-		}, metav1.CreateOptions{FieldManager: manager})
+		}, metav1.CreateOptions{FieldManager: managerName})
 		if apierrors.IsAlreadyExists(err) { // the controllers have begun in the meantime
 			return withholdToken(ctx, c, ns)
 		}
 	case err == nil && have.AutomountServiceAccountToken == nil:
 		_, err = accounts.Patch(ctx, defaultAccount, types.MergePatchType, []byte(`{"automountServiceAccountToken":false}`),
-			metav1.PatchOptions{FieldManager: manager})
+			metav1.PatchOptions{FieldManager: managerName})
 	}
 	return err
 }

@@ -36,8 +36,8 @@ import (
 )
 
 const (
-	// manager is the field manager of the objects that this package applies.
-	manager = "coracle"
+	// managerName is the field manager of the objects that this package applies.
+	managerName = "coracle"
 	// managedBy is a label of every object of ours that an administrator might take for their own.
 	managedBy = "app.kubernetes.io/managed-by"
 
@@ -63,7 +63,7 @@ type Options struct {
 // Apply makes the objects or corrects them. It may be called at any time and by several servers concurrently.
 func Apply(ctx context.Context, o Options) error {
 	c := o.Client
-	steps := append(roles(ctx, c),
+	steps := append(roleSteps(ctx, c),
 		func() error { return applyStorageClass(ctx, c, !o.Disabled.Has(clusterconfig.PartLocalStorage)) },
 		func() error { return applyIngressClass(ctx, c, !o.Disabled.Has(clusterconfig.PartIngress)) },
 		func() error { return beginBackend(ctx, o) },
@@ -93,7 +93,9 @@ func sideBySide(steps []func() error) error {
 // rest was applied.
 var ErrDNSAddress = errors.New("the address of the cluster's DNS cannot be used")
 
-func force() metav1.ApplyOptions { return metav1.ApplyOptions{FieldManager: manager, Force: true} }
+func forceOptions() metav1.ApplyOptions {
+	return metav1.ApplyOptions{FieldManager: managerName, Force: true}
+}
 
 // binding describes a ClusterRoleBinding of ours.
 type binding struct {
@@ -115,8 +117,8 @@ var bindings = []binding{
 	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
 
-// roles returns functions that make the roles and bindings. They can run in any order.
-func roles(ctx context.Context, c kubernetes.Interface) []func() error {
+// roleSteps returns functions that make the roles and bindings. They can run in any order.
+func roleSteps(ctx context.Context, c kubernetes.Interface) []func() error {
 	steps := []func() error{
 		func() error { return applyNetworkRole(ctx, c) },
 		func() error { return applyIngressRole(ctx, c) },
@@ -146,10 +148,10 @@ func (b binding) apply(ctx context.Context, c kubernetes.Interface) error {
 		subject.WithKind(rbacv1.GroupKind).WithName(b.group)
 	}
 	_, err := c.RbacV1().ClusterRoleBindings().Apply(ctx, rbacv1ac.ClusterRoleBinding(b.name).
-		WithLabels(map[string]string{managedBy: manager}).
+		WithLabels(map[string]string{managedBy: managerName}).
 		WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("ClusterRole").WithName(b.role)).
-		WithSubjects(subject), force())
-	return wrap("ClusterRoleBinding", b.name, err)
+		WithSubjects(subject), forceOptions())
+	return wrapError("ClusterRoleBinding", b.name, err)
 }
 
 func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
@@ -157,7 +159,7 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 		return rbacv1ac.PolicyRule().WithAPIGroups(group).WithResources(resources...).WithVerbs("get", "list", "watch")
 	}
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(pki.NetworkUser).
-		WithLabels(map[string]string{managedBy: manager}).
+		WithLabels(map[string]string{managedBy: managerName}).
 		WithRules(
 			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
 			read("discovery.k8s.io", "endpointslices"),
@@ -165,26 +167,26 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			// the Role of applyHoldersRole limits what it gets there
 			rbacv1ac.PolicyRule().WithNonResourceURLs(clustersettings.Path).WithVerbs("get"),
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
-		), force())
-	return wrap("ClusterRole", pki.NetworkUser, err)
+		), forceOptions())
+	return wrapError("ClusterRole", pki.NetworkUser, err)
 }
 
 // applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it. It aggregates to no
 // other role, since its users can receive the traffic to addresses outside the cluster.
 func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx,
-		rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
+		rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: managerName}).
 			WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).
 				WithResources(clusterconfig.ExternalIPsResource).
-				WithVerbs(clusterconfig.ExternalIPsVerb)), force())
-	return wrap("ClusterRole", clusterconfig.ExternalIPsRole, err)
+				WithVerbs(clusterconfig.ExternalIPsVerb)), forceOptions())
+	return wrapError("ClusterRole", clusterconfig.ExternalIPsRole, err)
 }
 
 // applyURLRole makes a role that lets users read some non-resource paths. It aggregates to no other role.
 func applyURLRole(ctx context.Context, c kubernetes.Interface, name string, paths ...string) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(name).WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(paths...).WithVerbs("get")), force())
-	return wrap("ClusterRole", name, err)
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(name).WithLabels(map[string]string{managedBy: managerName}).
+		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(paths...).WithVerbs("get")), forceOptions())
+	return wrapError("ClusterRole", name, err)
 }
 
 // metricsRole is the name that metrics-server uses.
@@ -194,20 +196,20 @@ const metricsRole = "system:aggregated-metrics-reader"
 // server reports it. The role of a user's own metrics-server is left alone.
 func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	have, err := c.RbacV1().ClusterRoles().Get(ctx, metricsRole, metav1.GetOptions{})
-	if err == nil && have.Labels[managedBy] != manager {
+	if err == nil && have.Labels[managedBy] != managerName {
 		return nil
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
-		return wrap("ClusterRole", metricsRole, err)
+		return wrapError("ClusterRole", metricsRole, err)
 	}
-	labels := map[string]string{managedBy: manager}
+	labels := map[string]string{managedBy: managerName}
 	for _, into := range []string{"view", "edit", "admin"} {
 		labels["rbac.authorization.k8s.io/aggregate-to-"+into] = "true"
 	}
 	_, err = c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(metricsRole).WithLabels(labels).
 		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("metrics.k8s.io").WithResources("pods", "nodes").WithVerbs("get", "list", "watch")),
-		force())
-	return wrap("ClusterRole", metricsRole, err)
+		forceOptions())
+	return wrapError("ClusterRole", metricsRole, err)
 }
 
 // beginBackend records the cluster's back end of the pod network, where no record exists yet or the record was removed.
@@ -219,7 +221,7 @@ func beginBackend(ctx context.Context, o Options) error {
 	missing := apierrors.IsNotFound(err)
 	if err != nil && !missing || err == nil &&
 		(have.Data[clusterconfig.BackendData] == clusterconfig.NetworkNone) == (o.NetworkBackend == clusterconfig.NetworkNone) {
-		return wrap("ConfigMap", clusterconfig.BackendConfigMap, err)
+		return wrapError("ConfigMap", clusterconfig.BackendConfigMap, err)
 	}
 	backend, err := presentBackend(ctx, o)
 	if err != nil {
@@ -228,17 +230,17 @@ func beginBackend(ctx context.Context, o Options) error {
 	if missing {
 		_, err = maps.Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem,
-				Labels: map[string]string{managedBy: manager}},
+				Labels: map[string]string{managedBy: managerName}},
 			Data: map[string]string{clusterconfig.BackendData: backend},
-		}, metav1.CreateOptions{FieldManager: manager})
+		}, metav1.CreateOptions{FieldManager: managerName})
 		if apierrors.IsAlreadyExists(err) { // another server that starts was faster
 			err = nil
 		}
 	} else {
 		have.Data = map[string]string{clusterconfig.BackendData: backend}
-		_, err = maps.Update(ctx, have, metav1.UpdateOptions{FieldManager: manager})
+		_, err = maps.Update(ctx, have, metav1.UpdateOptions{FieldManager: managerName})
 	}
-	return wrap("ConfigMap", clusterconfig.BackendConfigMap, err)
+	return wrapError("ConfigMap", clusterconfig.BackendConfigMap, err)
 }
 
 // presentBackend returns the cluster's present back end, as far as it can be known without the ConfigMap. It returns
@@ -270,17 +272,17 @@ func presentBackend(ctx context.Context, o Options) (string, error) {
 func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
-		WithLabels(map[string]string{managedBy: manager}).
+		WithLabels(map[string]string{managedBy: managerName}).
 		WithRules(rbacv1ac.PolicyRule().WithAPIGroups("").WithResources("configmaps").WithResourceNames(clustersettings.Names()...).
-			WithVerbs("get", "list", "watch")), force())
+			WithVerbs("get", "list", "watch")), forceOptions())
 	if err != nil {
-		return wrap("Role", name, err)
+		return wrapError("Role", name, err)
 	}
 	_, err = c.RbacV1().RoleBindings(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.RoleBinding(name, metav1.NamespaceSystem).
-		WithLabels(map[string]string{managedBy: manager}).
+		WithLabels(map[string]string{managedBy: managerName}).
 		WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("Role").WithName(name)).
-		WithSubjects(rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName).WithKind(rbacv1.UserKind).WithName(pki.NetworkUser)), force())
-	return wrap("RoleBinding", name, err)
+		WithSubjects(rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName).WithKind(rbacv1.UserKind).WithName(pki.NetworkUser)), forceOptions())
+	return wrapError("RoleBinding", name, err)
 }
 
 // applyDNSService makes the Service at the cluster DNS address. It has no selector, because DNS runs in every node's
@@ -289,7 +291,7 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 	services := c.CoreV1().Services(metav1.NamespaceSystem)
 	have, err := services.Get(ctx, dnsName, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return wrap("Service", dnsName, err)
+		return wrapError("Service", dnsName, err)
 	}
 	// The address of a Service is immutable: with another --cluster-dns the Service is made again.
 	if err == nil && have.Spec.ClusterIP != ip.String() {
@@ -305,7 +307,7 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 	}
 	_, err = services.Apply(ctx, corev1ac.Service(dnsName, metav1.NamespaceSystem).
 		WithLabels(map[string]string{
-			managedBy:                       manager,
+			managedBy:                       managerName,
 			"k8s-app":                       dnsName, // the label that people and dashboards search for
 			"kubernetes.io/cluster-service": "true",
 			"kubernetes.io/name":            "CoreDNS",
@@ -314,11 +316,11 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 			WithType(corev1.ServiceTypeClusterIP).
 			WithClusterIP(ip.String()).
 			WithInternalTrafficPolicy(corev1.ServiceInternalTrafficPolicyLocal).
-			WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))), force())
+			WithPorts(port("dns", corev1.ProtocolUDP), port("dns-tcp", corev1.ProtocolTCP))), forceOptions())
 	if apierrors.IsInvalid(err) {
 		return addressInUse(ip, err)
 	}
-	return wrap("Service", dnsName, err)
+	return wrapError("Service", dnsName, err)
 }
 
 // checkAddress returns an error if another Service has the address. (A dry run would not show it: it allocates
@@ -329,7 +331,7 @@ func checkAddress(ctx context.Context, c kubernetes.Interface, ip net.IP) error 
 		return nil
 	}
 	if err != nil {
-		return wrap("Service", dnsName, err)
+		return wrapError("Service", dnsName, err)
 	}
 	owner := "something"
 	if p := a.Spec.ParentRef; p != nil {
@@ -351,9 +353,9 @@ func removeDNSService(ctx context.Context, c kubernetes.Interface) error {
 		return nil
 	}
 	if err != nil {
-		return wrap("Service", dnsName, err)
+		return wrapError("Service", dnsName, err)
 	}
-	if have.Labels[managedBy] != manager || len(have.Spec.Selector) > 0 {
+	if have.Labels[managedBy] != managerName || len(have.Spec.Selector) > 0 {
 		return nil
 	}
 	return deleteExactly(ctx, c, have)
@@ -369,7 +371,7 @@ func deleteExactly(ctx context.Context, c kubernetes.Interface, s *corev1.Servic
 	return fmt.Errorf("deleting the Service %s/%s: %w", s.Namespace, s.Name, err)
 }
 
-func wrap(kind, name string, err error) error {
+func wrapError(kind, name string, err error) error {
 	if err == nil {
 		return nil
 	}

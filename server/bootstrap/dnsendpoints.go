@@ -93,7 +93,7 @@ func nodeKey(obj any, clusterDNS net.IP) string {
 	if !ok {
 		return ""
 	}
-	return string(n.UID) + " " + address(n, clusterDNS)
+	return string(n.UID) + " " + dnsAddress(n, clusterDNS)
 }
 
 func sliceKey(obj any) string {
@@ -181,7 +181,7 @@ func sameSlice(a, b *discoveryv1.EndpointSlice) bool {
 
 // desiredSlice returns a node's slice, or nil while the node has no address of the Service's family.
 func desiredSlice(n *corev1.Node, clusterDNS net.IP) *discoveryv1.EndpointSlice {
-	ip := address(n, clusterDNS)
+	ip := dnsAddress(n, clusterDNS)
 	if ip == "" {
 		return nil
 	}
@@ -213,9 +213,9 @@ func desiredSlice(n *corev1.Node, clusterDNS net.IP) *discoveryv1.EndpointSlice 
 	}
 }
 
-// address returns the node's internal address in the family of the DNS Service. It is empty when there is none or DNS
-// is disabled.
-func address(n *corev1.Node, clusterDNS net.IP) string {
+// dnsAddress returns the node's internal address in the family of the DNS Service. It is empty when there is none or
+// DNS is disabled.
+func dnsAddress(n *corev1.Node, clusterDNS net.IP) string {
 	if clusterDNS == nil {
 		return ""
 	}

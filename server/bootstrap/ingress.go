@@ -18,9 +18,9 @@ import (
 const ingressRole = "system:coracle:ingress"
 
 func applyIngressRole(ctx context.Context, c kubernetes.Interface) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(ingressRole).WithLabels(map[string]string{managedBy: manager}).
-		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(table.Path).WithVerbs("get")), force())
-	return wrap("ClusterRole", ingressRole, err)
+	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(ingressRole).WithLabels(map[string]string{managedBy: managerName}).
+		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(table.Path).WithVerbs("get")), forceOptions())
+	return wrapError("ClusterRole", ingressRole, err)
 }
 
 // applyIngressClass makes the IngressClass, or removes the one that it made.

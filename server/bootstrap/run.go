@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// retry is the pause before the objects are applied again: at a first start their namespace is created a moment
-	// after the API server is ready.
-	retry    = 200 * time.Millisecond
-	dnsRetry = 30 * time.Second
+	// retryDelay is the pause before the objects are applied again: at a first start their namespace is created a
+	// moment after the API server is ready.
+	retryDelay = 200 * time.Millisecond
+	dnsRetry   = 30 * time.Second
 )
 
 // Run applies the objects and retries until that succeeds or ctx is done. It calls done once, as soon as all objects
@@ -30,7 +30,7 @@ func Run(ctx context.Context, options func() Options, part *status.Part, done fu
 		if ctx.Err() != nil {
 			return
 		}
-		wait := retry
+		wait := retryDelay
 		switch {
 		case err == nil:
 			part.Set(status.Running, "")

@@ -104,15 +104,15 @@ func (r *RuntimeClasses) create(ctx context.Context, name string) error {
 	classes := r.client.NodeV1().RuntimeClasses()
 	_, err := classes.Get(ctx, name, metav1.GetOptions{})
 	if !apierrors.IsNotFound(err) {
-		return wrap("RuntimeClass", name, err)
+		return wrapError("RuntimeClass", name, err)
 	}
 	_, err = classes.Create(ctx, &nodev1.RuntimeClass{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{managedBy: manager}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{managedBy: managerName}},
 		Handler:    name,
 		Scheduling: &nodev1.Scheduling{NodeSelector: map[string]string{clusterconfig.RuntimeLabel + name: "true"}},
-	}, metav1.CreateOptions{FieldManager: manager})
+	}, metav1.CreateOptions{FieldManager: managerName})
 	if apierrors.IsAlreadyExists(err) { // the operator was faster
 		return nil
 	}
-	return wrap("RuntimeClass", name, err)
+	return wrapError("RuntimeClass", name, err)
 }

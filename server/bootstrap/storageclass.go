@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// storageClassName is the name that k3s uses, too.
+	// storageClassName is the same name as in k3s.
 	storageClassName = "local-path"
 	// defaultClass is the annotation of the class for claims that name none.
 	defaultClass = "storageclass.kubernetes.io/is-default-class"
@@ -52,7 +52,7 @@ func applyClass[C metav1.Object, L runtime.Object](ctx context.Context, classes 
 	name := class.GetName()
 	have, err := classes.Get(ctx, name, metav1.GetOptions{})
 	switch {
-	case err == nil && !wanted && have.GetLabels()[managedBy] == manager && served(have):
+	case err == nil && !wanted && have.GetLabels()[managedBy] == managerName && served(have):
 		err = classes.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("deleting the %s %s: %w", kind, name, err)
@@ -61,9 +61,9 @@ func applyClass[C metav1.Object, L runtime.Object](ctx context.Context, classes 
 	case err == nil || apierrors.IsNotFound(err) && !wanted:
 		return nil
 	case !apierrors.IsNotFound(err):
-		return wrap(kind, name, err)
+		return wrapError(kind, name, err)
 	}
-	class.SetLabels(map[string]string{managedBy: manager})
+	class.SetLabels(map[string]string{managedBy: managerName})
 	class.SetAnnotations(map[string]string{isDefault: "true"})
 	all, err := classes.List(ctx, metav1.ListOptions{})
 	if err == nil {
@@ -75,11 +75,11 @@ func applyClass[C metav1.Object, L runtime.Object](ctx context.Context, classes 
 		})
 	}
 	if err != nil {
-		return wrap(kind, name, err)
+		return wrapError(kind, name, err)
 	}
-	_, err = classes.Create(ctx, class, metav1.CreateOptions{FieldManager: manager})
+	_, err = classes.Create(ctx, class, metav1.CreateOptions{FieldManager: managerName})
 	if apierrors.IsAlreadyExists(err) { // another server was faster
 		return nil
 	}
-	return wrap(kind, name, err)
+	return wrapError(kind, name, err)
 }

@@ -27,7 +27,7 @@ import (
 // a newer one wrote.
 const Format = 1
 
-// These are the names of the files.
+// Names of the files in the server's folder.
 const (
 	LockFile     = "lock"
 	IdentityFile = "identity.json"
@@ -50,7 +50,7 @@ type Options struct {
 	Replace bool
 }
 
-// identity is a server's record of itself.
+// identity is the content of the file that names the server and its format.
 type identity struct {
 	// Format is the format of the newest program that wrote here. Version is the version of that program.
 	Format  int    `json:"format"`
@@ -84,7 +84,7 @@ func (e *InUseError) By() string {
 
 func (e *InUseError) Error() string {
 	return fmt.Sprintf("another coracle server%s uses the data directory %s. Nothing was changed: stop that one first, or give this "+
-		"one a folder of its own with --data-dir", process(e.PID), e.DataDir)
+		"one a folder of its own with --data-dir", processSuffix(e.PID), e.DataDir)
 }
 
 // Open locks the folder for this process. It refuses a folder in a newer format.
@@ -221,7 +221,7 @@ func lock(path, dataDir string) (*os.File, error) {
 	return f, nil
 }
 
-func process(pid string) string {
+func processSuffix(pid string) string {
 	if pid == "" {
 		return ""
 	}

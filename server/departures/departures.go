@@ -48,11 +48,11 @@ const (
 // node, and an administrator on any. The node is cordoned and its pods are evicted. When the pods have ended, or the
 // order's grace is over, the node is deleted.
 type departures struct {
-	client kubernetes.Interface
-	nodes  listers.NodeLister
-	log    *slog.Logger
-	now    func() time.Time
-	since  map[types.UID]time.Time // when this leader saw the order
+	client    kubernetes.Interface
+	nodes     listers.NodeLister
+	log       *slog.Logger
+	now       func() time.Time
+	orderSeen map[types.UID]time.Time // when this leader saw the order
 }
 
 // Run removes leaving nodes for a term of leadership.
@@ -60,7 +60,7 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	changed := timers.NewSignal() // sent when a node has to be checked
 	look := func(obj any) {
-		if n, ok := obj.(*corev1.Node); ok && (leaves(n) || departureCancelled(n)) {
+		if n, ok := obj.(*corev1.Node); ok && (isLeaving(n) || departureCancelled(n)) {
 			changed.Send()
 		}
 	}
@@ -72,7 +72,7 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("making the client for nodes that leave: %w", err)
 	}
-	d := &departures{client: client, nodes: nodes.Lister(), log: log, now: time.Now, since: map[types.UID]time.Time{}}
+	d := &departures{client: client, nodes: nodes.Lister(), log: log, now: time.Now, orderSeen: map[types.UID]time.Time{}}
 	if !t.StartInformers(ctx) {
 		return nil
 	}
@@ -91,8 +91,8 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	}
 }
 
-// leaves says whether a node has the order to leave and its deletion has not begun.
-func leaves(n *corev1.Node) bool {
+// isLeaving says whether a node has the order to leave and its deletion has not begun.
+func isLeaving(n *corev1.Node) bool {
 	_, asked := n.Annotations[clusterconfig.LeaveAnnotation]
 	return asked && n.DeletionTimestamp == nil
 }
@@ -116,10 +116,10 @@ func (d *departures) takeNextSteps(ctx context.Context) bool {
 				unfinished = true
 			}
 		}
-		if !leaves(n) {
+		if !isLeaving(n) {
 			continue
 		}
-		since, known := d.since[n.UID]
+		since, known := d.orderSeen[n.UID]
 		if !known {
 			since = d.begun(n)
 			d.log.Info("removing a node from the cluster", "node", n.Name, "grace", n.Annotations[clusterconfig.LeaveAnnotation])
@@ -131,7 +131,7 @@ func (d *departures) takeNextSteps(ctx context.Context) bool {
 		}
 		unfinished = unfinished || !gone
 	}
-	d.since = leaving // drops those that left or had their order cancelled
+	d.orderSeen = leaving // drops those that left or had their order cancelled
 	return unfinished
 }
 
@@ -141,7 +141,7 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 	if err != nil {
 		return false, err
 	}
-	if begun := departure(since, n); !n.Spec.Unschedulable || n.Annotations[departureSince] != begun {
+	if begun := departureValue(since, n); !n.Spec.Unschedulable || n.Annotations[departureSince] != begun {
 		if err := d.cordon(ctx, n, begun); err != nil {
 			return false, err
 		}
@@ -167,8 +167,8 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 	return true, nil
 }
 
-// departure returns the value of departureSince for an order.
-func departure(since time.Time, n *corev1.Node) string {
+// departureValue returns the value of departureSince for an order.
+func departureValue(since time.Time, n *corev1.Node) string {
 	return since.UTC().Format(time.RFC3339) + " " + n.Annotations[clusterconfig.LeaveAnnotation]
 }
 

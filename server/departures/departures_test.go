@@ -60,7 +60,8 @@ func newLeaving(t *testing.T, grace string, ready corev1.ConditionStatus, pods .
 	lister := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
 	testenv.NoError(t, lister.Informer().GetStore().Add(n))
 	start := time.Now()
-	l.departures = &departures{client: l.client, nodes: lister.Lister(), log: slog.New(slog.DiscardHandler), since: map[types.UID]time.Time{},
+	l.departures = &departures{client: l.client, nodes: lister.Lister(), orderSeen: map[types.UID]time.Time{},
+		log: slog.New(slog.DiscardHandler),
 		now: func() time.Time { return start.Add(l.passed) }}
 	return l
 }
@@ -78,7 +79,7 @@ func (l *leaving) successor(t *testing.T, n *corev1.Node) {
 	t.Helper()
 	informer := informers.NewSharedInformerFactory(l.client, 0).Core().V1().Nodes()
 	testenv.NoError(t, informer.Informer().GetStore().Add(n))
-	l.departures.nodes, l.departures.since = informer.Lister(), map[types.UID]time.Time{}
+	l.departures.nodes, l.departures.orderSeen = informer.Lister(), map[types.UID]time.Time{}
 }
 
 // node is what the API has of the node that leaves, nil when it is gone.

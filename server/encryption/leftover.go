@@ -12,26 +12,26 @@ import (
 )
 
 const (
-	// registry is the prefix of the API server's keys in the store.
-	registry = "/registry/"
+	// registryPrefix is the prefix of the API server's keys in the store.
+	registryPrefix = "/registry/"
 	// sealedBy, followed by a key's name and a colon, is the prefix of values that are encrypted with that key
 	// (upstream's envelope for secretbox).
 	sealedBy = "k8s:enc:secretbox:v1:"
 	// leftoverPage is the number of values in one response of the store.
 	leftoverPage = 200
-	// rewrites is how often every object is written again while a value needs an older key.
-	rewrites = 3
+	// maxRewrites is how often every object is written again while a value needs an older key.
+	maxRewrites = 3
 )
 
-// leftover counts the values in the store that are encrypted with one of these keys. It also returns the store's key of
-// one of them.
-func leftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, example string, err error) {
+// countLeftover counts the values in the store that are encrypted with one of these keys. It also returns the store's
+// key of one of them.
+func countLeftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, example string, err error) {
 	var marks [][]byte
 	for _, k := range keys {
 		marks = append(marks, []byte(sealedBy+k+":"))
 	}
-	for from := registry; ; {
-		page, err := kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(registry)), clientv3.WithLimit(leftoverPage))
+	for from := registryPrefix; ; {
+		page, err := kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(registryPrefix)), clientv3.WithLimit(leftoverPage))
 		if err != nil {
 			return 0, "", fmt.Errorf("finding objects that are encrypted with an older key: %w", err)
 		}
@@ -50,15 +50,15 @@ func leftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, exampl
 // rewriteAll calls rewrite until no value in the store needs one of these keys. A successful rewrite by the API server
 // is not enough to drop a key.
 func rewriteAll(ctx context.Context, kv clientv3.KV, keys []string, rewrite func() error) error {
-	for range rewrites {
+	for range maxRewrites {
 		if err := rewrite(); err != nil {
 			return err
 		}
-		if n, _, err := leftover(ctx, kv, keys); n == 0 || err != nil {
+		if n, _, err := countLeftover(ctx, kv, keys); n == 0 || err != nil {
 			return err
 		}
 	}
-	n, example, err := leftover(ctx, kv, keys)
+	n, example, err := countLeftover(ctx, kv, keys)
 	if n == 0 || err != nil {
 		return err
 	}

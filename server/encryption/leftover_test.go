@@ -16,7 +16,7 @@ import (
 func (m *memory) seal(name, key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.put(registry+"secrets/default/"+name, []byte(sealedBy+key+":"+name))
+	m.put(registryPrefix+"secrets/default/"+name, []byte(sealedBy+key+":"+name))
 }
 
 // TestKeysThatAreStillNeeded: a key is forgotten when nothing in the store needs it, whatever the API server says of
@@ -29,7 +29,7 @@ func TestKeysThatAreStillNeeded(t *testing.T) {
 	}
 	kv.mu.Lock()
 	kv.put("/coracle/encryption/keys", []byte(sealedBy+"key1:x")) // none of the API server's
-	kv.put(registry+"pods/p", []byte("plain"))
+	kv.put(registryPrefix+"pods/p", []byte("plain"))
 	kv.mu.Unlock()
 	rounds := 0
 	if err := rewriteAll(t.Context(), kv, []string{"key1"}, func() error { rounds++; return nil }); err != nil || rounds != 1 {

@@ -43,7 +43,7 @@ func Rewrite(ctx context.Context, config *rest.Config, resources []string, done 
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
-	r := rewriter{client: client, done: done}
+	r := rewriter{client: client, progress: done}
 	for _, gvr := range kinds {
 		if err := r.rewriteAll(ctx, gvr); err != nil {
 			return fmt.Errorf("writing %s again: %w", gvr.GroupResource(), err)
@@ -99,11 +99,11 @@ func matches(list []string, gr schema.GroupResource) bool {
 // rewriter writes objects again without reading them. An empty patch makes the API server read and decrypt the object.
 // If the stored form differs from the one that it would write, it stores the object.
 type rewriter struct {
-	client metadata.Interface
-	done   func(int)
-	count  int
-	failed int
-	errs   []error
+	client   metadata.Interface
+	progress func(int)
+	count    int
+	failed   int
+	errs     []error
 }
 
 func (r *rewriter) rewriteAll(ctx context.Context, gvr schema.GroupVersionResource) error {
@@ -132,7 +132,7 @@ func (r *rewriter) rewriteAll(ctx context.Context, gvr schema.GroupVersionResour
 func (r *rewriter) rewriteObject(ctx context.Context, gvr schema.GroupVersionResource, o *metav1.PartialObjectMetadata) error {
 	_, err := r.client.Resource(gvr).Namespace(o.Namespace).Patch(ctx, o.Name, types.MergePatchType, []byte("{}"), metav1.PatchOptions{})
 	r.count++
-	r.done(r.count)
+	r.progress(r.count)
 	switch {
 	case err == nil, apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return nil // written, deleted, or just written with the new key by another client

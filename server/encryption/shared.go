@@ -37,7 +37,7 @@ type Shared struct {
 	Dir string
 }
 
-// sharedKeys is the record in the store.
+// sharedKeys is the value in the store that all servers share.
 type sharedKeys struct {
 	// Generation is incremented by each change.
 	Generation uint64 `json:"generation"`

@@ -78,10 +78,10 @@ type Member struct {
 	o       Options
 	packets net.PacketConn
 
-	mu     sync.Mutex
-	keys   clusterconfig.GossipKeys
-	first  chan struct{} // closed when there are keys
-	member atomic.Pointer[gossip.Member]
+	mu       sync.Mutex
+	keys     clusterconfig.GossipKeys
+	haveKeys chan struct{} // closed when there are keys
+	member   atomic.Pointer[gossip.Member]
 	// changed is closed when member is set.
 	changed chan struct{}
 }
@@ -94,7 +94,7 @@ func New(ctx context.Context, o Options) (*Member, error) {
 			"changed: stop what "+
 			"uses it, or choose another port with --https-listen-port", err)
 	}
-	return &Member{o: o, packets: packets, first: make(chan struct{}), changed: make(chan struct{})}, nil
+	return &Member{o: o, packets: packets, haveKeys: make(chan struct{}), changed: make(chan struct{})}, nil
 }
 
 // Close closes the sockets of a Member that is not run.
@@ -102,10 +102,10 @@ func (m *Member) Close() error {
 	if m == nil {
 		return nil
 	}
-	return closed(errors.Join(closed(m.packets.Close()), closed(m.o.Streams.Close())))
+	return ignoreClosed(errors.Join(ignoreClosed(m.packets.Close()), ignoreClosed(m.o.Streams.Close())))
 }
 
-func closed(err error) error {
+func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return nil
 	}
@@ -122,7 +122,7 @@ type Roster interface {
 	MaxGossipMembers() int
 }
 
-// Run is a member of the gossip until ctx is done.
+// Run takes part in the gossip until ctx is done.
 func (m *Member) Run(ctx context.Context, p *pki.PKI, r Roster) {
 	m.o.Part.Set(status.Starting, "waiting for the gossip key")
 	keys, ok, err := gossip.ReadKeys(filepath.Join(m.o.Dir, KeysFile))
@@ -133,7 +133,7 @@ func (m *Member) Run(ctx context.Context, p *pki.PKI, r Roster) {
 		m.useKeys(keys)
 	}
 	select {
-	case <-m.first:
+	case <-m.haveKeys:
 	case <-ctx.Done():
 		_ = m.Close() // nothing was sent
 		return
@@ -223,7 +223,7 @@ func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
 		m.o.Logger.Warn("the gossip keys could not be saved; the next start fetches them again", "error", err)
 	}
 	if none {
-		close(m.first)
+		close(m.haveKeys)
 	}
 	if member := m.member.Load(); member != nil {
 		if err := member.SetKeys(keys); err != nil {

@@ -35,7 +35,7 @@ func TestKeysAreFollowedFromAList(t *testing.T) {
 		w.Stop()
 		return true, w, nil
 	})
-	m := &Member{o: Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, first: make(chan struct{})}
+	m := &Member{o: Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, haveKeys: make(chan struct{})}
 	testenv.NoError(t, m.watch(t.Context(), client))
 	testenv.False(t, from != "900" || m.Keys() == nil, "watched from %q, want the list's 900; keys %v", from, m.Keys())
 }
@@ -53,7 +53,7 @@ func TestKeysOfAnotherServerAreAskedForAfterAPause(t *testing.T) {
 	client.PrependReactor("create", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewAlreadyExists(corev1.Resource("secrets"), GossipSecret)
 	})
-	m := &Member{o: Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, first: make(chan struct{})}
+	m := &Member{o: Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, haveKeys: make(chan struct{})}
 	testenv.NoError(t, m.watch(t.Context(), client))
 	testenv.Equal(t, lists, 1, "lists before Follow pauses:")
 }

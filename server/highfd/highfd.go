@@ -45,7 +45,7 @@ func Conn(c net.Conn) net.Conn {
 	if !ok {
 		return c
 	}
-	moved, err := move(tcp, net.FileConn)
+	moved, err := moveHigh(tcp, net.FileConn)
 	if err != nil {
 		return c
 	}
@@ -59,7 +59,7 @@ func Listener(l net.Listener) net.Listener {
 	if !ok {
 		return l
 	}
-	moved, err := move(tcp, net.FileListener)
+	moved, err := moveHigh(tcp, net.FileListener)
 	if err != nil {
 		return l
 	}
@@ -73,10 +73,10 @@ var (
 	errLow   = errors.New("others close files with low numbers all the time")
 )
 
-// move duplicates a descriptor while all numbers below first are in use: package net takes the lowest free number.
+// moveHigh duplicates a descriptor while all numbers below first are in use: package net takes the lowest free number.
 // Files that other goroutines open in this millisecond get high numbers, too.
-func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err error) {
-	if n, err := number(from); err != nil {
+func moveHigh[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err error) {
+	if n, err := descriptorOf(from); err != nil {
 		return moved, err
 	} else if n >= firstDescriptor {
 		return moved, errThere
@@ -97,9 +97,9 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 		if moved, err = to(f); err != nil {
 			// Package net has made f blocking, and so all its duplicates. A read of such a connection ignores deadlines
 			// and outlasts Close.
-			return moved, errors.Join(err, unblock(from))
+			return moved, errors.Join(err, setNonblock(from))
 		}
-		if n, err := number(moved); err == nil && n >= firstDescriptor {
+		if n, err := descriptorOf(moved); err == nil && n >= firstDescriptor {
 			return moved, nil
 		}
 		defer moved.Close()
@@ -107,8 +107,8 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 	return moved, errLow
 }
 
-// number returns the descriptor number of a connection or listener.
-func number(of any) (n int, err error) {
+// descriptorOf returns the descriptor number of a connection or listener.
+func descriptorOf(of any) (n int, err error) {
 	s, ok := of.(syscall.Conn)
 	if !ok {
 		return 0, fmt.Errorf("%T has no descriptor", of)
@@ -120,7 +120,7 @@ func number(of any) (n int, err error) {
 	return n, err
 }
 
-func unblock(s socket) error {
+func setNonblock(s socket) error {
 	raw, err := s.SyscallConn()
 	if err != nil {
 		return err

@@ -20,7 +20,7 @@ import (
 
 func numberOf(t *testing.T, c any) int {
 	t.Helper()
-	return testenv.Must(number(c))(t)
+	return testenv.Must(descriptorOf(c))(t)
 }
 
 func openFiles(t *testing.T) int {

@@ -34,45 +34,45 @@ type Gateways struct {
 // gateways follows the objects from which Gateways' tables are compiled, while there are any.
 type gateways struct {
 	client  kubernetes.Interface
-	use     gatewayapi.Use
+	usage   gatewayapi.Use
 	objects *gatewayapi.Objects
-	poke    func(any)
-	// others has Services and Namespaces. ports has the ConfigMap gatewayapi.PortsName. Both are nil until there is a
+	wake    func(any)
+	// core has Services and Namespaces. ports has the ConfigMap gatewayapi.PortsName. Both are nil until there is a
 	// Gateway.
-	others, ports informers.SharedInformerFactory
-	synced        []cache.InformerSynced
-	secrets       *reads[corev1.Secret]
-	configs       *reads[corev1.ConfigMap]
-	memory        gateway.Memory
+	core, ports informers.SharedInformerFactory
+	synced      []cache.InformerSynced
+	secrets     *reads[corev1.Secret]
+	configs     *reads[corev1.ConfigMap]
+	memory      gateway.Memory
 }
 
 func newGateways(client kubernetes.Interface, g *Gateways, poke func(any), log *slog.Logger) *gateways {
-	return &gateways{client: client, use: g.Use, objects: gatewayapi.NewObjects(g.Client, func() { poke(nil) }, log), poke: poke}
+	return &gateways{client: client, usage: g.Use, objects: gatewayapi.NewObjects(g.Client, func() { poke(nil) }, log), wake: poke}
 }
 
-// begin follows the other objects, from the first Gateway on, until ctx is done.
-func (g *gateways) begin(ctx context.Context) error {
-	g.others = informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithTransform(slimService))
+// follow follows the other objects, from the first Gateway on, until ctx is done.
+func (g *gateways) follow(ctx context.Context) error {
+	g.core = informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithTransform(slimService))
 	g.ports = informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithNamespace(metav1.NamespaceSystem),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, gatewayapi.PortsName).String()
 		}))
-	synced, err := netinformers.Follow(g.poke, []netinformers.Source{
-		{Informer: g.others.Core().V1().Services().Informer()}, {Informer: g.others.Core().V1().Namespaces().Informer()},
+	synced, err := netinformers.Follow(g.wake, []netinformers.Source{
+		{Informer: g.core.Core().V1().Services().Informer()}, {Informer: g.core.Core().V1().Namespaces().Informer()},
 		{Informer: g.ports.Core().V1().ConfigMaps().Informer()},
 	}...)
 	if err != nil { // only for an informer that has ended, and none has begun
 		return err
 	}
 	g.synced = append(g.synced, synced...)
-	g.others.Start(ctx.Done())
+	g.core.Start(ctx.Done())
 	g.ports.Start(ctx.Done())
 	return nil
 }
 
 func (g *gateways) shutdown() {
-	if g.others != nil {
-		g.others.Shutdown()
+	if g.core != nil {
+		g.core.Shutdown()
 		g.ports.Shutdown()
 	}
 }
@@ -100,19 +100,19 @@ func slimService(o any) (any, error) {
 // is the time after which it has to be called again without a change, 0 for never.
 func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedName) *corev1.Secret) (_ table.Sections, again time.Duration,
 	complete bool, _ error) {
-	state, complete := g.objects.State(g.use)
+	state, complete := g.objects.State(g.usage)
 	if !complete || len(state.Gateways) == 0 {
 		return nil, 0, complete, nil
 	}
-	if g.others == nil {
-		if err := g.begin(ctx); err != nil {
+	if g.core == nil {
+		if err := g.follow(ctx); err != nil {
 			return nil, 0, false, err
 		}
 	}
 	if !cache.WaitForCacheSync(ctx.Done(), g.synced...) {
 		return nil, 0, false, nil
 	}
-	g.fill(&state, secret)
+	g.addCore(&state, secret)
 	r, err := gateway.Desired(state)
 	if err != nil {
 		return nil, 0, true, err
@@ -128,14 +128,14 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 	again = shorterWait(again, later)
 	if changed || configs {
 		r, err = gateway.Desired(state)
-		again = cmp.Or(again, gather) // the result may name further objects
+		again = cmp.Or(again, gatherDelay) // the result may name further objects
 	}
 	return r.Sections, again, ctx.Err() == nil, err
 }
 
-// fill adds the other objects to those of the Gateway API.
-func (g *gateways) fill(state *gateway.State, secret func(types.NamespacedName) *corev1.Secret) {
-	core := g.others.Core().V1()
+// addCore adds the other objects to those of the Gateway API.
+func (g *gateways) addCore(state *gateway.State, secret func(types.NamespacedName) *corev1.Secret) {
+	core := g.core.Core().V1()
 	state.Now, state.Memory = time.Now(), &g.memory
 	state.Namespaces, _ = core.Namespaces().Lister().List(labels.Everything()) // caches' listers return no errors
 	state.GatewayServices, _ = core.Services().Lister().List(gatewayapi.Labelled)

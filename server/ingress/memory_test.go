@@ -28,7 +28,7 @@ func BenchmarkNodes(b *testing.B) {
 	for i := range 150 {
 		now[fmt.Sprintf("host/ingress/h%d.example", i)] = json.RawMessage(fmt.Sprintf(`{"routes":[{"path":"/p%d"}]}`, i))
 	}
-	tables.put(now)
+	tables.setState(now)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := request.WithUser(request.WithRequestInfo(r.Context(), &request.RequestInfo{Path: table.Path}), node)
 		tables.ServeHTTP(w, r.WithContext(ctx))

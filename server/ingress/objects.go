@@ -30,14 +30,14 @@ import (
 // one.
 const helmRelease = "helm.sh/release.v1"
 
-// retry is the time until a table that could not be computed is computed again without a change.
-const retry = 10 * time.Second
+// retryDelay is the time until a table that could not be computed is computed again without a change.
+const retryDelay = 10 * time.Second
 
 // objects are the objects from which the table is compiled. They are followed while a client needs the table.
 type objects struct {
 	client  kubernetes.Interface
 	log     *slog.Logger
-	others  informers.SharedInformerFactory
+	core    informers.SharedInformerFactory
 	secrets informers.SharedInformerFactory // only of the type for certificates
 	setting informers.SharedInformerFactory // the ConfigMap compile.Defaults
 	wake    timers.Signal                   // sent when something has changed
@@ -57,7 +57,7 @@ func newObjects(of Options) *objects {
 	client := of.Client
 	o := &objects{
 		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: timers.NewSignal(),
-		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutUnused)),
+		core: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutUnused)),
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.FieldSelector = fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)).String()
@@ -113,7 +113,7 @@ func withoutUnused(o any) (any, error) {
 
 // run compiles the table after each change, until ctx is done.
 func (o *objects) run(ctx context.Context, put func(table.Sections)) {
-	ingresses, classes := o.others.Networking().V1().Ingresses(), o.others.Networking().V1().IngressClasses()
+	ingresses, classes := o.core.Networking().V1().Ingresses(), o.core.Networking().V1().IngressClasses()
 	secrets, setting := o.secrets.Core().V1().Secrets(), o.setting.Core().V1().ConfigMaps()
 	synced, err := netinformers.Follow(o.poke, []netinformers.Source{
 		{Informer: ingresses.Informer()}, {Informer: classes.Informer()}, {Informer: secrets.Informer()}, {Informer: setting.Informer()},
@@ -122,10 +122,10 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 		o.log.Error("ingress: listening to an informer failed", "error", err)
 		return
 	}
-	o.others.Start(ctx.Done())
+	o.core.Start(ctx.Done())
 	o.secrets.Start(ctx.Done())
 	o.setting.Start(ctx.Done())
-	defer o.others.Shutdown()
+	defer o.core.Shutdown()
 	defer o.secrets.Shutdown()
 	defer o.setting.Shutdown()
 	defer o.secretVersions.running.Wait()
@@ -133,13 +133,13 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	if o.gateway != nil {
 		var following sync.WaitGroup
 		defer following.Wait()
-		following.Go(func() { o.gateway.objects.Run(ctx, o.gateway.use) })
+		following.Go(func() { o.gateway.objects.Run(ctx, o.gateway.usage) })
 		defer o.gateway.shutdown()
 	}
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return
 	}
-	o.wake.Rounds(ctx, gather, func() time.Duration {
+	o.wake.Rounds(ctx, gatherDelay, func() time.Duration {
 		state := compile.State{Rules: o.rules, Secrets: map[types.NamespacedName]*corev1.Secret{}}
 		if !o.noIngress {
 			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // a cache's lister returns no error
@@ -187,7 +187,7 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 		s, later, complete, err := o.gateway.sections(ctx, secret)
 		if err != nil {
 			o.log.Error("gateway: the routing table cannot be computed; the previous one stays in use", "error", err)
-			return retry
+			return retryDelay
 		}
 		if !complete { // with a table without the Gateways' sections nodes would close their sockets
 			return again

@@ -22,11 +22,11 @@ type reads[T any] struct {
 	versions *versions
 	// get reads an object from the API.
 	get func(ctx context.Context, name types.NamespacedName) (*T, error)
-	// of has each name. It changes only with versions.mu held.
-	of map[types.NamespacedName]*read[T] // nil if the object is missing
+	// byName has an entry for each name. It changes only with versions.mu held.
+	byName map[types.NamespacedName]*cachedObject[T] // nil if the object is missing
 }
 
-type read[T any] struct {
+type cachedObject[T any] struct {
 	object  *T
 	version string // in versions when the object was read; "" before that
 }
@@ -34,7 +34,7 @@ type read[T any] struct {
 func newReads[T any](v *versions, get func(context.Context, types.NamespacedName) (*T, error)) *reads[T] {
 	r := &reads[T]{versions: v, get: get}
 	v.names = append(v.names, func(name types.NamespacedName) bool {
-		_, ok := r.of[name]
+		_, ok := r.byName[name]
 		return ok
 	})
 	return r
@@ -42,7 +42,7 @@ func newReads[T any](v *versions, get func(context.Context, types.NamespacedName
 
 // object returns an object, or nil if it is missing.
 func (r *reads[T]) object(name types.NamespacedName) *T {
-	if have := r.of[name]; have != nil {
+	if have := r.byName[name]; have != nil {
 		return have.object
 	}
 	return nil
@@ -67,7 +67,7 @@ func (r *reads[T]) sync(ctx context.Context, names []types.NamespacedName) (chan
 		if err != nil {
 			o = nil // the watch reports it later
 		}
-		have := r.of[one.name]
+		have := r.byName[one.name]
 		changed = changed || o != have.object
 		have.object, have.version = o, one.version
 	}
@@ -77,46 +77,46 @@ func (r *reads[T]) sync(ctx context.Context, names []types.NamespacedName) (chan
 	return changed, again
 }
 
-// due is a name to read, with the version that the object has at least.
-type due struct {
+// dueRead is a name to read, with the version that the object has at least.
+type dueRead struct {
 	name    types.NamespacedName
 	version string
 }
 
 // compare returns the objects to read: one of each namespace, then the second of each, and so on. changed says whether
 // one has been deleted.
-func (r *reads[T]) compare(names []types.NamespacedName) (changed bool, all []due) {
+func (r *reads[T]) compare(names []types.NamespacedName) (changed bool, all []dueRead) {
 	v := r.versions
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	of := make(map[types.NamespacedName]*read[T], len(names))
+	of := make(map[types.NamespacedName]*cachedObject[T], len(names))
 	for _, name := range names {
-		have := r.of[name]
-		switch version, ok := v.of[name]; {
+		have := r.byName[name]
+		switch version, ok := v.byName[name]; {
 		case !ok:
 			changed = changed || have != nil && have.object != nil
 			have = nil
 		case have == nil || have.version != version:
 			if have == nil {
-				have = &read[T]{}
+				have = &cachedObject[T]{}
 			}
-			all = append(all, due{name, version})
+			all = append(all, dueRead{name, version})
 		}
 		of[name] = have
 	}
-	r.of = of
+	r.byName = of
 	return changed, roundRobin(all)
 }
 
 // roundRobin takes one of each namespace before the second of any.
-func roundRobin(all []due) []due {
-	slices.SortFunc(all, func(a, b due) int { return strings.Compare(a.name.String(), b.name.String()) })
+func roundRobin(all []dueRead) []dueRead {
+	slices.SortFunc(all, func(a, b dueRead) int { return strings.Compare(a.name.String(), b.name.String()) })
 	turn := make(map[types.NamespacedName]int, len(all))
 	for i, one := range all {
 		if i > 0 && all[i-1].name.Namespace == one.name.Namespace {
 			turn[one.name] = turn[all[i-1].name] + 1
 		}
 	}
-	slices.SortStableFunc(all, func(a, b due) int { return turn[a.name] - turn[b.name] })
+	slices.SortStableFunc(all, func(a, b dueRead) int { return turn[a.name] - turn[b.name] })
 	return all
 }

@@ -312,8 +312,8 @@ func TestReadsAreBounded(t *testing.T) {
 	}
 	good := types.NamespacedName{Namespace: "good", Name: "z"}
 	of[good] = "1"
-	v := &versions{listed: make(chan struct{}), of: of}
-	v.begin.Do(func() { close(v.listed) })
+	v := &versions{listed: make(chan struct{}), byName: of}
+	v.runOnce.Do(func() { close(v.listed) })
 	gets := 0
 	r := newReads(v, func(context.Context, types.NamespacedName) (*corev1.Secret, error) {
 		gets++

@@ -35,10 +35,10 @@ import (
 )
 
 const (
-	// linger is how long objects are watched after the last stream has ended: nodes reconnect.
-	linger = time.Minute
-	// gather is how long further changes are awaited after an object has changed.
-	gather = 20 * time.Millisecond
+	// lingerTime is how long objects are watched after the last stream has ended: nodes reconnect.
+	lingerTime = time.Minute
+	// gatherDelay is how long further changes are awaited after an object has changed.
+	gatherDelay = 20 * time.Millisecond
 )
 
 // nodePrefix is the prefix of the names of nodes' users.
@@ -62,14 +62,14 @@ type Options struct {
 // Tables is the handler of table.Path. Its state is nil while the objects are not watched.
 type Tables struct {
 	nodestream.Server[table.Sections]
-	o       Options
-	asked   timers.Signal // sent when a stream has begun or ended
-	streams atomic.Int32
+	o              Options
+	streamsChanged timers.Signal // sent when a stream has begun or ended
+	streams        atomic.Int32
 }
 
 // New returns a handler. Run has to be called.
 func New(o Options) *Tables {
-	t := &Tables{o: o, asked: timers.NewSignal()}
+	t := &Tables{o: o, streamsChanged: timers.NewSignal()}
 	t.Server = nodestream.Server[table.Sections]{Subject: "the table of the ingress", Refusal: refusal, Begin: t.begin, Writer: writer}
 	return t
 }
@@ -80,7 +80,7 @@ func (t *Tables) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-t.asked:
+		case <-t.streamsChanged:
 		}
 		if t.streams.Load() > 0 {
 			t.serve(ctx)
@@ -88,7 +88,7 @@ func (t *Tables) Run(ctx context.Context) {
 	}
 }
 
-// serve watches the objects until there has been no stream for the time linger.
+// serve watches the objects until there has been no stream for lingerTime.
 func (t *Tables) serve(ctx context.Context) {
 	defer t.State.Set(nil) // when put is not called any more; the next stream waits for a new table
 	ctx, cancel := context.WithCancel(ctx)
@@ -96,13 +96,13 @@ func (t *Tables) serve(ctx context.Context) {
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
-	watching.Go(func() { o.run(ctx, t.put) })
+	watching.Go(func() { o.run(ctx, t.setState) })
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-t.asked:
-		case <-time.After(linger):
+		case <-t.streamsChanged:
+		case <-time.After(lingerTime):
 			if t.streams.Load() == 0 {
 				return
 			}
@@ -110,7 +110,7 @@ func (t *Tables) serve(ctx context.Context) {
 	}
 }
 
-func (t *Tables) put(s table.Sections) {
+func (t *Tables) setState(s table.Sections) {
 	if now, _ := t.State.Get(); now == nil || len(table.Diff(now, s)) > 0 {
 		t.State.Set(s)
 	}
@@ -128,7 +128,7 @@ func refusal(client user.Info, _ *http.Request) (code int, text string) {
 func (t *Tables) begin(ctx context.Context) (end func(), err error) {
 	add := func(n int32) {
 		t.streams.Add(n)
-		t.asked.Send()
+		t.streamsChanged.Send()
 	}
 	add(1)
 	return func() { add(-1) }, t.await(ctx)

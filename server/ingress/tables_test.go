@@ -161,7 +161,7 @@ func TestNodesHearOfIngresses(t *testing.T) {
 		g.end()
 		f.ended.Wait()
 		g.ended.Wait()
-		time.Sleep(2 * linger)
+		time.Sleep(2 * lingerTime)
 		before := b.watches()
 		late := b.follow()
 		time.Sleep(time.Second)

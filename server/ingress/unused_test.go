@@ -24,10 +24,10 @@ func TestUnusedNamesAreNotKept(t *testing.T) {
 		large.Spec.TLS = append(large.Spec.TLS, entry)
 	}
 	o := newObjects(Options{Client: fake.NewClientset(large)})
-	ingresses := o.others.Networking().V1().Ingresses()
+	ingresses := o.core.Networking().V1().Ingresses()
 	ingresses.Informer() // asks the factory for one
-	o.others.Start(t.Context().Done())
-	o.others.WaitForCacheSync(t.Context().Done())
+	o.core.Start(t.Context().Done())
+	o.core.WaitForCacheSync(t.Context().Done())
 	kept := testenv.Must(ingresses.Lister().Ingresses("a").Get("x"))(t).Spec.TLS
 	if len(kept) == 0 || cap(kept) >= 100 || kept[0].Hosts[99] != "h99.s0.example" {
 		t.Errorf("of %d Secrets %d are kept, in an array of %d", len(large.Spec.TLS), len(kept), cap(kept))

@@ -23,16 +23,16 @@ import (
 //
 // versions implements cache.TransformingStore, in which a reflector puts what the watch reports.
 type versions struct {
-	reflector *cache.Reflector
-	running   sync.WaitGroup
-	begin     sync.Once
-	listed    chan struct{} // closed after the first list
-	once      sync.Once     // closes listed
-	changed   func()        // called after a list, and when an object that a user of versions names has changed
+	reflector  *cache.Reflector
+	running    sync.WaitGroup
+	runOnce    sync.Once
+	listed     chan struct{} // closed after the first list
+	listedOnce sync.Once     // closes listed
+	changed    func()        // called after a list, and when an object that a user of versions names has changed
 
-	mu    sync.Mutex
-	of    map[types.NamespacedName]string
-	names []func(types.NamespacedName) bool // of each user: whether it names an object. Called with mu held.
+	mu     sync.Mutex
+	byName map[types.NamespacedName]string
+	names  []func(types.NamespacedName) bool // of each user: whether it names an object. Called with mu held.
 }
 
 // newVersions makes the versions of the objects of a resource of the core group that a selector selects.
@@ -54,7 +54,7 @@ func newVersions(client metadata.Interface, resource string, which fields.Select
 
 // ready begins the watch, which ends with ctx, and waits for its list. It returns false if ctx is done.
 func (v *versions) ready(ctx context.Context) bool {
-	v.begin.Do(func() { v.running.Go(func() { v.reflector.RunWithContext(ctx) }) })
+	v.runOnce.Do(func() { v.running.Go(func() { v.reflector.RunWithContext(ctx) }) })
 	select {
 	case <-ctx.Done():
 		return false
@@ -64,11 +64,11 @@ func (v *versions) ready(ctx context.Context) bool {
 }
 
 // Add, Update and Delete implement cache.ReflectorStore.
-func (v *versions) Add(o any) error    { return v.put(o, false) }
-func (v *versions) Update(o any) error { return v.put(o, false) }
-func (v *versions) Delete(o any) error { return v.put(o, true) }
+func (v *versions) Add(o any) error    { return v.record(o, false) }
+func (v *versions) Update(o any) error { return v.record(o, false) }
+func (v *versions) Delete(o any) error { return v.record(o, true) }
 
-func (v *versions) put(o any, gone bool) error {
+func (v *versions) record(o any, gone bool) error {
 	m, ok := o.(*metav1.PartialObjectMetadata)
 	if !ok { // the reflector passes only these
 		return nil
@@ -76,9 +76,9 @@ func (v *versions) put(o any, gone bool) error {
 	name := nameOf(m)
 	v.mu.Lock()
 	if gone {
-		delete(v.of, name)
+		delete(v.byName, name)
 	} else {
-		v.of[name] = m.ResourceVersion
+		v.byName[name] = m.ResourceVersion
 	}
 	named := slices.ContainsFunc(v.names, func(has func(types.NamespacedName) bool) bool { return has(name) })
 	v.mu.Unlock()
@@ -97,9 +97,9 @@ func (v *versions) Replace(list []any, _ string) error {
 		}
 	}
 	v.mu.Lock()
-	v.of = of
+	v.byName = of
 	v.mu.Unlock()
-	v.once.Do(func() { close(v.listed) })
+	v.listedOnce.Do(func() { close(v.listed) })
 	v.changed()
 	return nil
 }

@@ -22,8 +22,8 @@ const Protocol = "coracle-liveness/1"
 const (
 	// answerTimeout limits the time to answer a question.
 	answerTimeout = 5 * time.Second
-	// mostAsked is the number of questions that are answered concurrently.
-	mostAsked = 256
+	// maxQuestions is the number of questions that are answered concurrently.
+	maxQuestions = 256
 	// maxName is the maximum length of a node's name and the line feed, in bytes.
 	maxName = 254
 )
@@ -31,7 +31,7 @@ const (
 // Serve answers other servers' questions until ctx is done. It returns when none is left. find is this server's own
 // check of a node.
 func Serve(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
-	err := connlimit.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
+	err := connlimit.Serve(ctx, l, maxQuestions, func(ctx context.Context, c net.Conn, _ func()) {
 		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { _ = c.Close() })()

@@ -42,28 +42,28 @@ const (
 	Quick = 1400 * time.Millisecond
 	// quickFar replaces Quick for a node that no server could ever reach directly: a check tells little about it.
 	quickFar = 10 * time.Second
-	// slow is how long a node may be without contact while its machine answers. It is upstream's
+	// slowDeath is how long a node may be without contact while its machine answers. It is upstream's
 	// node-monitor-grace-period of 40 s before 1.32. Within this time a node that is able to connect has connected.
-	slow = 40 * time.Second
+	slowDeath = 40 * time.Second
 	// CheckTimeout limits a check.
 	CheckTimeout = 800 * time.Millisecond
 	// lateBy is by how much a check or a wait may exceed its time before this server assumes that it was itself short
 	// of CPU.
 	lateBy = 500 * time.Millisecond
-	// recheck is the interval of checks of a node that has no contact and is not dead. recheckFar is the interval for a
-	// node without a connection.
-	recheck, recheckFar = time.Second, 10 * time.Second
-	// retry is the pause after a failed write.
-	retry = time.Second
+	// recheckInterval is the interval of checks of a node that has no contact and is not dead. recheckFarInterval is
+	// the interval for a node without a connection.
+	recheckInterval, recheckFarInterval = time.Second, 10 * time.Second
+	// retryDelay is the pause after a failed write.
+	retryDelay = time.Second
 	// maxPause is the longest pause between two rounds over all nodes.
 	maxPause = 5 * time.Second
-	// stall is the delay from which on this whole process counts as paused: nearly long enough for nodes to close their
-	// connections.
-	stall = 5 * time.Second
+	// stallThreshold is the delay from which on this whole process counts as paused: nearly long enough for nodes to
+	// close their connections.
+	stallThreshold = 5 * time.Second
 	// catchUpTime is how long the readers of connections get after this server was short of CPU.
 	catchUpTime = 250 * time.Millisecond
-	// parallel is how many nodes are checked, or written, concurrently.
-	parallel = 64
+	// maxParallel is how many nodes are checked, or written, concurrently.
+	maxParallel = 64
 )
 
 // Finding is the result of a check. A higher value is better.
@@ -109,9 +109,9 @@ type NodeMonitor struct {
 // state is a judge's knowledge of one node. It belongs to the judge's goroutine. While the judge's checks and writes
 // run concurrently, each uses only its own node's state.
 type state struct {
-	uid   types.UID // another UID of this name means another machine
-	first time.Time // when this judge first saw the Node
-	since time.Time // contacts before then do not count: they may be of an earlier Node of this name
+	uid          types.UID // another UID of this name means another machine
+	firstSeen    time.Time // when this judge first saw the Node
+	contactsFrom time.Time // contacts before then do not count: they may be of an earlier Node of this name
 	// heartbeat is the newest heartbeat of the kubelet, and lease the newest renewal. posted is when this judge saw one
 	// of them change. Nodes' own clocks are not used.
 	heartbeat  metav1.Time
@@ -121,15 +121,15 @@ type state struct {
 	// byLease says that the node was revived by its lease alone after it was found dead.
 	byLease bool
 
-	nominated time.Time     // when a reporter suspected the node to be dead; zero: never
-	next      time.Time     // no check before that
-	checked   bool          // since the last contact or nomination
-	answers   bool          // the last check only found that its machine answers
-	late      bool          // the last check was late and did not count
-	limit     time.Duration // allowed time without contact, in the last round
+	nominated    time.Time     // when a reporter suspected the node to be dead; zero: never
+	nextCheck    time.Time     // no check before that
+	checked      bool          // since the last contact or nomination
+	answers      bool          // the last check only found that its machine answers
+	checkWasLate bool          // the last check was late and did not count
+	limit        time.Duration // allowed time without contact, in the last round
 
 	dead       time.Time // when it was found dead; zero: it is alive
-	doubted    time.Time // begin of the check that found it dead
+	checkBegun time.Time // begin of the check that found it dead
 	podsDone   bool
 	nodeDone   bool
 	holdNodeTo time.Time // the Node is not written before that
@@ -144,7 +144,7 @@ func New(o Options) *NodeMonitor {
 	if o.Own == nil {
 		o.Own = func(string) bool { return false }
 	}
-	return &NodeMonitor{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, parallel)}
+	return &NodeMonitor{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, maxParallel)}
 }
 
 // Suspect reports that a node may be dead. The judge checks it at once. Suspect never blocks: a report for which the
@@ -170,7 +170,7 @@ func (j *NodeMonitor) Run(ctx context.Context) {
 		case node := <-j.suspect:
 			timer.Stop()
 			if s := j.nodes[node]; s != nil && s.dead.IsZero() {
-				s.nominated, s.next, s.checked = j.o.Now(), time.Time{}, false
+				s.nominated, s.nextCheck, s.checked = j.o.Now(), time.Time{}, false
 			}
 		case <-timer.C:
 		}
@@ -185,7 +185,7 @@ func (j *NodeMonitor) Run(ctx context.Context) {
 // whole has received nothing in the meantime, and nodes have closed their connections to it. All nodes then get their
 // time again.
 func (j *NodeMonitor) handlePause(by time.Duration) {
-	if by > stall {
+	if by > stallThreshold {
 		now := j.o.Now()
 		j.awake.Store(&now)
 		j.o.Logger.Warn("this server was paused; missed contacts with nodes during that time do not count", "for",
@@ -205,7 +205,7 @@ func (j *NodeMonitor) lastPause() time.Time {
 func (j *NodeMonitor) examineNodes(ctx context.Context) (pause time.Duration) {
 	nodes, err := j.o.Nodes.List(labels.Everything())
 	if err != nil { // a cache's lister returns no error
-		return retry
+		return retryDelay
 	}
 	now := j.o.Now()
 	pause = maxPause
@@ -218,7 +218,7 @@ func (j *NodeMonitor) examineNodes(ctx context.Context) (pause time.Duration) {
 			continue
 		}
 		s := j.observe(n, now)
-		silence, limit := j.timeSinceHeard(n.Name, s, now)
+		silence, limit := j.timeSinceContact(n.Name, s, now)
 		if s.limit = limit; limit > 0 { // even for a moment: the written conditions have to be undone again
 			j.revive(n.Name, s)
 		}
@@ -227,8 +227,8 @@ func (j *NodeMonitor) examineNodes(ctx context.Context) (pause time.Duration) {
 			s.checked = false
 			soon(limit - silence)
 		case !s.dead.IsZero():
-		case now.Before(s.next):
-			soon(s.next.Sub(now))
+		case now.Before(s.nextCheck):
+			soon(s.nextCheck.Sub(now))
 		default:
 			doubtful = append(doubtful, n)
 		}
@@ -240,18 +240,18 @@ func (j *NodeMonitor) examineNodes(ctx context.Context) (pause time.Duration) {
 		return !seen[name]
 	})
 	// earlier contacts then do not count any more
-	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slow })
+	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slowDeath })
 	due := now.Add(pause) // when the first node has to be checked, however long checks and writes take
 	pause = maxPause
 	if len(doubtful) > 0 {
 		first := j.firstOf(doubtful)
 		j.check(ctx, first)
-		if soon(recheck); len(first) < len(doubtful) {
+		if soon(recheckInterval); len(first) < len(doubtful) {
 			soon(0)
 		}
 	}
 	if !j.write(ctx, nodes) {
-		soon(retry)
+		soon(retryDelay)
 	}
 	if j.undecided {
 		soon(catchUpTime)
@@ -274,15 +274,15 @@ func (j *NodeMonitor) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 		case x.checked && !y.checked:
 			return 1
 		case x.checked:
-			return x.next.Compare(y.next)
+			return x.nextCheck.Compare(y.nextCheck)
 		}
-		return cmp.Or(cmp.Compare(x.limit, y.limit), x.next.Compare(y.next))
+		return cmp.Or(cmp.Compare(x.limit, y.limit), x.nextCheck.Compare(y.nextCheck))
 	})
 	known := slices.IndexFunc(doubtful, again)
 	if known < 0 {
 		return doubtful
 	}
-	return doubtful[:max(known, min(len(doubtful), parallel))]
+	return doubtful[:max(known, min(len(doubtful), maxParallel))]
 }
 
 // observe updates a node's state from its Node object.
@@ -293,7 +293,7 @@ func (j *NodeMonitor) observe(n *corev1.Node, now time.Time) *state {
 		if s != nil {
 			earlier = now
 		}
-		s = &state{uid: n.UID, first: now, since: latest(earlier, now.Add(-slow))}
+		s = &state{uid: n.UID, firstSeen: now, contactsFrom: latestTime(earlier, now.Add(-slowDeath))}
 		if r := readyOf(n); r != nil {
 			s.heartbeat = r.LastHeartbeatTime
 		}
@@ -309,30 +309,30 @@ func (j *NodeMonitor) observe(n *corev1.Node, now time.Time) *state {
 // with an earlier Node of its name.
 func (j *NodeMonitor) contact(name string, s *state) (c tunnels.Contact, ok bool) {
 	c, ok = j.o.Contact(name)
-	if !ok || !c.Last.After(s.since) {
+	if !ok || !c.Last.After(s.contactsFrom) {
 		return tunnels.Contact{}, false
 	}
 	return c, true
 }
 
-// timeSinceHeard returns the time since the last contact with a node, and how long that may be before the node is
+// timeSinceContact returns the time since the last contact with a node, and how long that may be before the node is
 // checked.
-func (j *NodeMonitor) timeSinceHeard(name string, s *state, now time.Time) (silence, limit time.Duration) {
+func (j *NodeMonitor) timeSinceContact(name string, s *state, now time.Time) (silence, limit time.Duration) {
 	c, connected := j.contact(name, s)
-	heard := latest(c.Last, s.posted)
-	last := latest(heard, j.lastPause())
-	switch listening := latest(j.began, j.lastPause()); {
+	heard := latestTime(c.Last, s.posted)
+	last := latestTime(heard, j.lastPause())
+	switch listening := latestTime(j.began, j.lastPause()); {
 	case !connected:
 		// It is new, or its program is too old to connect, or this server has just started. It gets the time to
 		// connect.
-		last, limit = latest(last, s.first), slow
+		last, limit = latestTime(last, s.firstSeen), slowDeath
 		if s.byLease {
-			limit = max(slow, s.leaseLasts*5/4)
+			limit = max(slowDeath, s.leaseLasts*5/4)
 		}
 	case c.Direct:
 		limit = Quick
 	case c.Last.Before(listening): // a check cannot tell, so it gets the time to connect again
-		last, limit = latest(last, listening), slow
+		last, limit = latestTime(last, listening), slowDeath
 	default:
 		limit = quickFar
 	}
@@ -352,7 +352,7 @@ func (j *NodeMonitor) timeSinceHeard(name string, s *state, now time.Time) (sile
 // waited returns for how long this judge has had no contact with a node.
 func (j *NodeMonitor) waited(name string, s *state, now time.Time) time.Duration {
 	c, _ := j.contact(name, s)
-	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.lastPause())))
+	return now.Sub(latestTime(latestTime(c.Last, s.posted), latestTime(s.firstSeen, j.lastPause())))
 }
 
 // revive clears the death of a node that has had contact since.
@@ -369,11 +369,11 @@ func (j *NodeMonitor) revive(name string, s *state) {
 // check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, except
 // for a node that has had no contact for so long that it is dead even if its machine answers.
 func (j *NodeMonitor) check(ctx context.Context, doubtful []*corev1.Node) {
-	forEach(parallel, doubtful, func(n *corev1.Node) {
+	forEach(maxParallel, doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		_, connected := j.contact(n.Name, s)
 		if !connected && j.leaseRenewed(ctx, n.Name, s) {
-			s.next = j.o.Now().Add(recheckFar)
+			s.nextCheck = j.o.Now().Add(recheckFarInterval)
 			return
 		}
 		began := j.o.Now()
@@ -384,19 +384,19 @@ func (j *NodeMonitor) check(ctx context.Context, doubtful []*corev1.Node) {
 		now := j.o.Now()
 		late := now.Sub(began) - CheckTimeout
 		j.handlePause(late)
-		silence, limit := j.timeSinceHeard(n.Name, s, now)
-		s.nominated, s.checked, s.answers, s.late = time.Time{}, true, finding == Reachable, false
-		s.next = now.Add(recheck)
-		allowed := slow
+		silence, limit := j.timeSinceContact(n.Name, s, now)
+		s.nominated, s.checked, s.answers, s.checkWasLate = time.Time{}, true, finding == Reachable, false
+		s.nextCheck = now.Add(recheckInterval)
+		allowed := slowDeath
 		if !connected {
-			s.next, allowed = now.Add(recheckFar), max(slow, s.leaseLasts*5/4)
+			s.nextCheck, allowed = now.Add(recheckFarInterval), max(slowDeath, s.leaseLasts*5/4)
 		}
 		switch {
 		case finding == Connected, silence < limit:
 		case late > lateBy && j.waited(n.Name, s, now) <= allowed: // after that the result of a check does not matter
-			s.next, s.late = time.Time{}, true
+			s.nextCheck, s.checkWasLate = time.Time{}, true
 		case finding == Unresponsive, j.waited(n.Name, s, now) > allowed:
-			s.dead, s.doubted = now, began
+			s.dead, s.checkBegun = now, began
 			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers",
 				finding == Reachable)
 		}
@@ -430,7 +430,7 @@ func forEach[T any](atOnce int, items []T, f func(T)) {
 	workqueue.ParallelizeUntil(context.Background(), atOnce, len(items), func(i int) { f(items[i]) })
 }
 
-func latest(times ...time.Time) (out time.Time) {
+func latestTime(times ...time.Time) (out time.Time) {
 	for _, t := range times {
 		if t.After(out) {
 			out = t

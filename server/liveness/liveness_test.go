@@ -275,7 +275,7 @@ func TestOwnNodeThatIsOffDies(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		w.want("while it runs", nil, nil)
 		w.do(func() { w.ownIsOff = true })
-		time.Sleep(2 * slow)
+		time.Sleep(2 * slowDeath)
 		w.want("when it is off", []string{"own"}, []string{"own"})
 	})
 }
@@ -290,7 +290,7 @@ func TestNodeHeardByOthersIsNotDead(t *testing.T) {
 		after   time.Duration // and is dead then; 0: never
 	}{
 		{name: "others hear it", finding: Connected, contact: tunnels.Contact{Direct: true}, before: time.Hour},
-		{name: "its machine answers", finding: Reachable, contact: tunnels.Contact{Direct: true}, before: slow - time.Second, after: slow + 3*time.Second},
+		{name: "its machine answers", finding: Reachable, contact: tunnels.Contact{Direct: true}, before: slowDeath - time.Second, after: slowDeath + 3*time.Second},
 		{name: "no server could ever connect to it", before: quickFar - 100*time.Millisecond, after: quickFar + 2*time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -327,7 +327,7 @@ func TestUnconnectedNodeLivesByItsLease(t *testing.T) {
 			live(t, 2, func(w *world) {
 				// That no server can connect to it is no proof if its lease is renewed often.
 				while := tt.finding
-				if tt.lasts > slow {
+				if tt.lasts > slowDeath {
 					while = Reachable
 				}
 				renew := func() {
@@ -535,7 +535,7 @@ func TestFindingsWhileShortOfCPUDoNotCount(t *testing.T) {
 func TestShortOfCPUForLong(t *testing.T) {
 	live(t, 3, func(w *world) {
 		w.do(func() { w.silent["n1"], w.checkFor = true, CheckTimeout+2*lateBy })
-		time.Sleep(slow - time.Second) // fake time, as what follows
+		time.Sleep(slowDeath - time.Second) // fake time, as what follows
 		w.want("while others would wait, too", nil, nil)
 		time.Sleep(5 * time.Second)
 		w.want("after that", []string{"n1"}, []string{"n1"})
@@ -602,7 +602,7 @@ func TestPausedServerGivesNodesTime(t *testing.T) {
 				w.do(func() { w.silent["n1"], w.silent["n2"] = false, false })
 				time.Sleep(20 * time.Second)
 				w.want("after they have", []string{"n4"}, []string{"n4"})
-				time.Sleep(slow)
+				time.Sleep(slowDeath)
 				w.want("one has not", []string{"n3", "n4"}, []string{"n3", "n4"})
 			})
 		})
@@ -620,7 +620,7 @@ func TestPausedInACheck(t *testing.T) {
 			}
 			w.skew += time.Minute
 		})
-		time.Sleep(slow - 5*time.Second)
+		time.Sleep(slowDeath - 5*time.Second)
 		w.want("after the pause", nil, nil)
 	})
 }
@@ -636,7 +636,7 @@ func TestReturnOfADeletedNode(t *testing.T) {
 		for _, pause := range []time.Duration{0, time.Minute} { // between two looks of the judge, and much later
 			time.Sleep(pause)
 			testenv.Must(nodes.Create(t.Context(), again, metav1.CreateOptions{}))(t)
-			time.Sleep(slow / 2)
+			time.Sleep(slowDeath / 2)
 			w.want("while it has not connected yet", nil, nil)
 			testenv.NoError(t, nodes.Delete(t.Context(), "n1", metav1.DeleteOptions{}))
 		}
@@ -675,7 +675,7 @@ func TestNewJudgeCountsRecentContactOnly(t *testing.T) {
 		now := time.Now()
 		j := New(Options{Contact: func(string) (tunnels.Contact, bool) { return tunnels.Contact{Last: now.Add(-last), Direct: true}, true }})
 		j.began = now
-		silence, limit := j.timeSinceHeard("n1", j.observe(node("n1"), now), now)
+		silence, limit := j.timeSinceContact("n1", j.observe(node("n1"), now), now)
 		if got := silence >= limit; got != doubtful {
 			t.Errorf("heard %s before: silent for %s of %s", last, silence, limit)
 		}
@@ -685,7 +685,7 @@ func TestNewJudgeCountsRecentContactOnly(t *testing.T) {
 // A node that dies while hundreds of others are silent whose machines answer, as agents that are restarted all
 // together, is noticed as soon as where it is the only one.
 func TestDeathAmidManySilent(t *testing.T) {
-	const many = 8 * parallel
+	const many = 8 * maxParallel
 	live(t, many+1, func(w *world) {
 		w.do(func() {
 			for i := range many {
@@ -707,7 +707,7 @@ func TestDeathAmidManySilent(t *testing.T) {
 // Nor does a node wait for all of them that has a longer time to be silent and is to be checked again: one that no
 // server can connect to, and that others heard until it died.
 func TestFarDeathAmidManySilent(t *testing.T) {
-	const many = 6 * parallel
+	const many = 6 * maxParallel
 	live(t, many+1, func(w *world) {
 		far := fmt.Sprintf("n%d", many+1)
 		w.do(func() {
@@ -726,14 +726,14 @@ func TestFarDeathAmidManySilent(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		w.want("while many are silent", nil, nil)
 		w.do(func() { w.finding[far] = Unresponsive })
-		time.Sleep(recheck + 8*(CheckTimeout+100*time.Millisecond)) // it is checked once in each turn
+		time.Sleep(recheckInterval + 8*(CheckTimeout+100*time.Millisecond)) // it is checked once in each turn
 		w.want("after the death", []string{far}, []string{far})
 	})
 }
 
 // However many nodes vanish together, they are judged together.
 func TestSimultaneousFailuresAreJudgedAtOnce(t *testing.T) {
-	const all = 6 * parallel
+	const all = 6 * maxParallel
 	live(t, all, func(w *world) { // and the server's own
 		w.do(func() {
 			for i := range all/2 + all/40 { // more than half, and too few for upstream to notice

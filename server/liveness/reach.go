@@ -19,11 +19,11 @@ import (
 )
 
 const (
-	// kubeletPort is the kubelet's port of a Node that names none.
+	// kubeletPort is the kubelet's port if the Node names none.
 	kubeletPort = 10250
-	// attempts is the number of connections that are tried, each attemptAfter later than the one before: a single lost
-	// packet decides nothing. The kernel itself would wait a second before it sends another one.
-	attempts     = 3
+	// maxAttempts is the number of connections that are tried, each attemptAfter later than the one before: a single
+	// lost packet decides nothing. The kernel itself would wait a second before it sends another one.
+	maxAttempts  = 3
 	attemptAfter = 150 * time.Millisecond
 	// nearResponse is the longest response time with which a check can still distinguish a live machine from a dead
 	// one: one attempt may fail, and another one still gets its answer within CheckTimeout.
@@ -69,8 +69,8 @@ func tryAddresses(ctx context.Context, n *corev1.Node, answer func(ctx context.C
 	port = cmp.Or(port, kubeletPort)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the other attempts
-	answers := make(chan bool, attempts*len(addresses))
-	for i := range attempts {
+	answers := make(chan bool, maxAttempts*len(addresses))
+	for i := range maxAttempts {
 		for _, a := range addresses {
 			go func() {
 				select {

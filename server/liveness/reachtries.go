@@ -13,9 +13,9 @@ import (
 type reachTries map[string]*reachTry
 
 type reachTry struct {
-	from  string // the address from which the node connected
-	times int
-	next  time.Time
+	address string // the address from which the node connected
+	times   int
+	retryAt time.Time
 }
 
 // dueNodes returns which of the nodes that were never reached directly are tried now, and the pause after that. A new
@@ -31,11 +31,11 @@ func (r reachTries) dueNodes(unreached map[string]string, now time.Time,
 		case !registered(name):
 			pause = min(pause, reachEvery)
 			continue
-		case t == nil || t.from != from:
-			t = &reachTry{from: from, next: now}
+		case t == nil || t.address != from:
+			t = &reachTry{address: from, retryAt: now}
 			r[name] = t
 		}
-		if wait := t.next.Sub(now); wait > 0 {
+		if wait := t.retryAt.Sub(now); wait > 0 {
 			pause = min(pause, wait)
 		} else {
 			batch = append(batch, name)
@@ -43,7 +43,7 @@ func (r reachTries) dueNodes(unreached map[string]string, now time.Time,
 	}
 	maps.DeleteFunc(r, func(name string, _ *reachTry) bool { _, still := unreached[name]; return !still })
 	slices.SortFunc(batch, func(a, b string) int {
-		return cmp.Or(cmp.Compare(r[a].times, r[b].times), r[a].next.Compare(r[b].next))
+		return cmp.Or(cmp.Compare(r[a].times, r[b].times), r[a].retryAt.Compare(r[b].retryAt))
 	})
 	if len(batch) > reachAtOnce {
 		batch, pause = batch[:reachAtOnce], 0
@@ -55,7 +55,7 @@ func (r reachTries) dueNodes(unreached map[string]string, now time.Time,
 		if t.times >= reachSoon {
 			after = reachLater
 		}
-		t.next = now.Add(after)
+		t.retryAt = now.Add(after)
 		pause = min(pause, after)
 	}
 	return batch, pause

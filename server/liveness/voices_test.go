@@ -139,7 +139,7 @@ func TestMassFailureThoughMachinesAnswer(t *testing.T) {
 			})
 			defer v.stop()
 			v.mute(v.names...)
-			time.Sleep(slow - time.Second) // fake time
+			time.Sleep(slowDeath - time.Second) // fake time
 			v.want("while they have time", nil, nil)
 			time.Sleep(6 * time.Second) // fake time
 			v.want("after that", nil, v.names)
@@ -160,7 +160,7 @@ func TestMassFailureWhileShortOfCPU(t *testing.T) {
 			defer v.stop()
 			gone := v.names[2:]
 			v.mute(gone...)
-			time.Sleep(slow) // fake time
+			time.Sleep(slowDeath) // fake time
 			v.want("in the end", nil, gone)
 		})
 	}

@@ -23,9 +23,9 @@ const (
 	// evictionHold is for how long the Nodes are not written when most vanished at the same time and upstream would
 	// evict pods nevertheless. It is upstream's own wait before it evicts.
 	evictionHold = 5 * time.Minute
-	// decided is how long after a death, at the latest, it is known which nodes vanished at the same time: by then
+	// decisionTime is how long after a death, at the latest, it is known which nodes vanished at the same time: by then
 	// those that may be longest without contact were checked, too.
-	decided = quickFar + CheckTimeout + lateBy
+	decisionTime = quickFar + CheckTimeout + lateBy
 	// unhealthyPercent is upstream's --unhealthy-zone-threshold: with at least this percentage of lost nodes in a zone,
 	// and more than two of them, upstream evicts no pods there or few.
 	unhealthyPercent = 55
@@ -49,15 +49,15 @@ func (j *NodeMonitor) write(ctx context.Context, nodes []*corev1.Node) bool {
 		}
 	}
 	var left atomic.Bool
-	podsAtOnce := max(1, parallel/max(1, len(todo)))
-	forEach(parallel, todo, func(n *corev1.Node) {
+	podsAtOnce := max(1, maxParallel/max(1, len(todo)))
+	forEach(maxParallel, todo, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		began := j.o.Now()
 		defer func() { j.handlePause(j.o.Now().Sub(began) - writeTimeout) }()
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
 		// The Node first: the controllers read the Node when its pods become not ready.
-		if !s.nodeDone && !j.o.Now().Before(s.holdNodeTo) && (!j.undecided || j.o.Now().Sub(s.dead) >= decided) {
+		if !s.nodeDone && !j.o.Now().Before(s.holdNodeTo) && (!j.undecided || j.o.Now().Sub(s.dead) >= decisionTime) {
 			err := j.markNode(ctx, n.Name)
 			if s.nodeDone = err == nil; err != nil && ctx.Err() == nil {
 				j.o.Logger.Warn("a dead node's status could not be updated; retrying", "node", n.Name, "error", err)
@@ -115,8 +115,8 @@ func (j *NodeMonitor) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	var doubted time.Time
 	now := j.o.Now()
 	for _, n := range nodes {
-		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() && !s.nodeDone && s.holdNodeTo.IsZero() && now.Sub(s.dead) < decided {
-			doubted = latest(doubted, s.doubted)
+		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() && !s.nodeDone && s.holdNodeTo.IsZero() && now.Sub(s.dead) < decisionTime {
+			doubted = latestTime(doubted, s.checkBegun)
 		}
 	}
 	if doubted.IsZero() {
@@ -130,7 +130,7 @@ func (j *NodeMonitor) mayHaveVanished(nodes []*corev1.Node) (count int) {
 		if c, ok := j.contact(n.Name, s); !ok || c.Last.After(doubted) {
 			continue
 		}
-		if !s.checked || s.late || s.answers && j.waited(n.Name, s, now) > slow-decided {
+		if !s.checked || s.checkWasLate || s.answers && j.waited(n.Name, s, now) > slowDeath-decisionTime {
 			count++
 		}
 	}

@@ -11,10 +11,10 @@ import (
 // the connection that has waited longest is closed.
 const mostWaiting = 64
 
-// begun has the connections that are accepted before there is an API server.
-type begun struct {
-	conns chan net.Conn // for the API server, in order; closed after the last
-	over  chan struct{} // closed when there is an API server
+// earlyConns holds the connections that are accepted before there is an API server.
+type earlyConns struct {
+	conns         chan net.Conn // for the API server, in order; closed after the last
+	serverStarted chan struct{} // closed when there is an API server
 }
 
 // Begin accepts connections until there is an API server, which calls Accept. Until then, connections of this machine's
@@ -24,15 +24,15 @@ type begun struct {
 func (l *Listener) Begin(answer func(net.Conn)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.served || l.ended {
+	if l.hadServer || l.ended {
 		return
 	}
-	b := &begun{conns: make(chan net.Conn, mostWaiting), over: make(chan struct{})}
+	b := &earlyConns{conns: make(chan net.Conn, mostWaiting), serverStarted: make(chan struct{})}
 	l.begun = b
 	l.running.Go(func() { l.await(b, answer) })
 }
 
-func (l *Listener) await(b *begun, answer func(net.Conn)) {
+func (l *Listener) await(b *earlyConns, answer func(net.Conn)) {
 	defer close(b.conns)
 	for {
 		c, err := l.Listener.Accept()
@@ -54,7 +54,7 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 // answer serves a connection in a goroutine of its own.
 func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	l.mu.Lock()
-	many := len(l.here) > maxPassed
+	many := len(l.localConns) > maxPassed
 	l.mu.Unlock()
 	if many {
 		_ = c.Close() // the client tries again
@@ -68,7 +68,7 @@ func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 }
 
 // queue queues a connection for the API server.
-func (b *begun) queue(c net.Conn) {
+func (b *earlyConns) queue(c net.Conn) {
 	for {
 		select {
 		case b.conns <- c:
@@ -83,9 +83,9 @@ func (b *begun) queue(c net.Conn) {
 	}
 }
 
-func (b *begun) isOver() bool {
+func (b *earlyConns) isOver() bool {
 	select {
-	case <-b.over:
+	case <-b.serverStarted:
 		return true
 	default:
 		return false
@@ -96,10 +96,10 @@ func (b *begun) isOver() bool {
 func (l *Listener) nextConn() (net.Conn, error) {
 	l.mu.Lock()
 	b := l.begun
-	if b != nil && !l.served {
-		close(b.over)
+	if b != nil && !l.hadServer {
+		close(b.serverStarted)
 	}
-	l.served = true
+	l.hadServer = true
 	l.mu.Unlock()
 	if b != nil {
 		if c, ok := <-b.conns; ok {

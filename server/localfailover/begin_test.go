@@ -107,8 +107,8 @@ func TestCloseEndsWaitingConnections(t *testing.T) {
 	testenv.Eventually(t, patience, "the connection is being answered", func() error {
 		f.l.mu.Lock()
 		defer f.l.mu.Unlock()
-		if len(f.l.here) != 1 {
-			return fmt.Errorf("%d are", len(f.l.here))
+		if len(f.l.localConns) != 1 {
+			return fmt.Errorf("%d are", len(f.l.localConns))
 		}
 		return nil
 	})

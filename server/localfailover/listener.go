@@ -49,27 +49,27 @@ type Listener struct {
 	net.Listener
 	o       Options
 	ctx     context.Context // done after End
-	end     context.CancelFunc
+	cancel  context.CancelFunc
 	running sync.WaitGroup
 
 	mu         sync.Mutex
 	failedOver bool
 	ended      bool
-	served     bool // there is an API server, or was one
-	begun      *begun
+	hadServer  bool // there is an API server, or was one
+	begun      *earlyConns
 	loggedNone bool                            // it was logged that no other server is available
-	here       map[*localConn]struct{}         // this machine's connections that the API server has
+	localConns map[*localConn]struct{}         // this machine's connections that the API server has
 	passed     map[net.Conn]context.CancelFunc // this machine's connections to other servers, pending or established
 }
 
 // New returns a Listener that passes nothing on yet. It then has no goroutine.
 func New(o Options) *Listener {
-	l := &Listener{Listener: o.Listener, o: o, here: map[*localConn]struct{}{}, passed: map[net.Conn]context.CancelFunc{}}
-	l.ctx, l.end = context.WithCancel(context.Background())
+	l := &Listener{Listener: o.Listener, o: o, localConns: map[*localConn]struct{}{}, passed: map[net.Conn]context.CancelFunc{}}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
 	return l
 }
 
-// localConn is a connection of this machine that the API server has.
+// localConn is a connection from this machine that the API server has accepted.
 type localConn struct {
 	net.Conn
 	l *Listener
@@ -77,7 +77,7 @@ type localConn struct {
 
 func (c *localConn) Close() error {
 	c.l.mu.Lock()
-	delete(c.l.here, c)
+	delete(c.l.localConns, c)
 	c.l.mu.Unlock()
 	return c.Conn.Close()
 }
@@ -113,7 +113,7 @@ func (l *Listener) accept(c net.Conn) net.Conn {
 	switch {
 	case !l.failedOver:
 		mine := &localConn{Conn: c, l: l}
-		l.here[mine] = struct{}{}
+		l.localConns[mine] = struct{}{}
 		return mine
 	case len(l.passed) == maxPassed:
 		_ = c.Close() // the client tries again
@@ -139,7 +139,7 @@ func (l *Listener) FailOver(on bool) {
 	if !l.failedOver {
 		return
 	}
-	for c := range l.here {
+	for c := range l.localConns {
 		_ = c.Conn.Close() // the API server notices
 	}
 }
@@ -149,7 +149,7 @@ func (l *Listener) End() {
 	l.mu.Lock()
 	l.ended, l.failedOver = true, false
 	l.mu.Unlock()
-	l.end()
+	l.cancel()
 	_ = l.Listener.Close() // the API server may have closed it
 	l.running.Wait()
 	if b := l.begun; b != nil {

@@ -86,14 +86,14 @@ func newStarting(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture
 		_, _ = f.l.Close(), other.Close()
 		f.l.End()
 		f.l.mu.Lock()
-		for c := range f.l.here { // as an API server does that stops
+		for c := range f.l.localConns { // as an API server does that stops
 			_ = c.Conn.Close()
 		}
 		f.l.mu.Unlock()
 		testenv.NoGoroutineLeft(t, before)
 		f.running.Wait()
-		if len(f.l.passed) > 0 || len(f.l.here) > 0 {
-			t.Errorf("%d connections that are passed on are kept, and %d of its own", len(f.l.passed), len(f.l.here))
+		if len(f.l.passed) > 0 || len(f.l.localConns) > 0 {
+			t.Errorf("%d connections that are passed on are kept, and %d of its own", len(f.l.passed), len(f.l.localConns))
 		}
 	})
 	return f

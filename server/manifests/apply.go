@@ -40,13 +40,13 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 		err = m.applyAll(ctx, name, f.objects)
 	}
 	if err != nil {
-		f.fail()
+		f.scheduleRetry()
 		m.report(ctx, name, f, "ApplyFailed", err)
 		return
 	}
 	f.settled, f.wait, f.reported = true, 0, ""
 	// Kinds of CRDs in the file are known now, and so are the namespaces of their objects.
-	r.objects = union(before, refs(f.objects))
+	r.objects = union(before, refsOf(f.objects))
 	r.status, r.hash = statusApplied, f.hash
 	m.log.Info("applied a manifest", "file", name, "objects", len(f.objects))
 }
@@ -69,7 +69,7 @@ func (m *Manifests) setNamespaces(ctx context.Context, objects []object) ([]ref,
 			setNamespace(o.Unstructured, mapping)
 		}
 	}
-	return refs(objects), nil
+	return refsOf(objects), nil
 }
 
 // awaitKind waits until the object's kind is served, if the API server does not know it yet. It stops waiting when the
@@ -113,7 +113,7 @@ func (m *Manifests) applyAll(ctx context.Context, name string, objects []object)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if rank(o) == rankOther && crds != nil {
+		if applyRank(o) == rankOther && crds != nil {
 			for _, crd := range crds {
 				if err := m.awaitEstablished(ctx, crd); err != nil {
 					fail(crd, err)
@@ -124,7 +124,7 @@ func (m *Manifests) applyAll(ctx context.Context, name string, objects []object)
 		}
 		if err := m.apply(ctx, name, o.Unstructured); err != nil {
 			fail(o, err)
-		} else if rank(o) == rankCRD {
+		} else if applyRank(o) == rankCRD {
 			crds = append(crds, o)
 		}
 	}
@@ -176,7 +176,7 @@ func (m *Manifests) awaitEstablished(ctx context.Context, crd object) error {
 	defer cancel()
 	for {
 		got, err := m.client(mapping, "").Get(ctx, crd.GetName(), metav1.GetOptions{})
-		if err == nil && established(got) {
+		if err == nil && isEstablished(got) {
 			return nil
 		}
 		if !timers.Sleep(ctx, 100*time.Millisecond) {
@@ -185,7 +185,7 @@ func (m *Manifests) awaitEstablished(ctx context.Context, crd object) error {
 	}
 }
 
-func established(crd *unstructured.Unstructured) bool {
+func isEstablished(crd *unstructured.Unstructured) bool {
 	conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
 	if err != nil {
 		return false

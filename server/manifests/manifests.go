@@ -46,7 +46,7 @@ const (
 	fieldManager = "coracle-manifests"
 
 	resyncEvery = 5 * time.Minute // in case the kernel reported no change: network file systems
-	settle      = 300 * time.Millisecond
+	settleDelay = 300 * time.Millisecond
 	firstRetry  = time.Second
 	lastRetry   = time.Minute
 )
@@ -88,7 +88,7 @@ type Manifests struct {
 	files       map[string]*file      // by file: the state in this run
 }
 
-// file is this run's state of a file.
+// file is the state of a manifest file since this process started.
 type file struct {
 	hash    string
 	objects []object // nil while malformed
@@ -138,16 +138,16 @@ func (m *Manifests) Run(ctx context.Context) error {
 		}
 	}
 	for ctx.Err() == nil {
-		next := m.round(ctx)
-		m.show()
+		next := m.syncFolder(ctx)
+		m.showErrors()
 		w.wait(ctx, next)
 	}
 	m.o.Part.Set(status.Waiting, "")
 	return nil
 }
 
-// show writes the files with errors to the status.
-func (m *Manifests) show() {
+// showErrors writes the files with errors to the status.
+func (m *Manifests) showErrors() {
 	var troubles []string
 	for _, name := range slices.Sorted(maps.Keys(m.files)) {
 		if t := m.files[name].reported; t != "" {
@@ -161,8 +161,8 @@ func (m *Manifests) show() {
 	m.o.Part.Set(status.Degraded, strings.Join(troubles, "; "))
 }
 
-// round applies and prunes as far as possible now. It returns the longest pause until the next round.
-func (m *Manifests) round(ctx context.Context) time.Duration {
+// syncFolder applies and prunes as far as possible now. It returns the longest pause until the next round.
+func (m *Manifests) syncFolder(ctx context.Context) time.Duration {
 	found, err := scan(m.o.Dir)
 	if err != nil {
 		// Only with a complete list can a file count as removed.
@@ -202,7 +202,7 @@ func (m *Manifests) round(ctx context.Context) time.Duration {
 // order returns the files in the order in which they are applied: first those with CRDs or namespaces, then by name.
 func (m *Manifests) order() []string {
 	last := func(name string) int {
-		if slices.ContainsFunc(m.files[name].objects, func(o object) bool { return rank(o) != rankOther }) {
+		if slices.ContainsFunc(m.files[name].objects, func(o object) bool { return applyRank(o) != rankOther }) {
 			return 0
 		}
 		return 1
@@ -232,8 +232,8 @@ func (m *Manifests) read(ctx context.Context, name string, s source) {
 	f.objects = objects
 }
 
-// fail schedules another attempt for a file, later each time.
-func (f *file) fail() {
+// scheduleRetry schedules another attempt for a file, later each time.
+func (f *file) scheduleRetry() {
 	f.wait = min(max(2*f.wait, firstRetry), lastRetry)
 	f.retry = time.Now().Add(f.wait)
 }

@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// object is one object of a file.
+// object is an object that a manifest file contains.
 type object struct {
 	*unstructured.Unstructured
 	line int // first line of its document, from 1
@@ -36,7 +36,7 @@ func (r ref) String() string {
 	return r.Kind + " " + r.Namespace + "/" + r.Name
 }
 
-// key is the same for all versions of an object.
+// key identifies an object, whatever the version of its API.
 func (r ref) key() ref {
 	r.Version = ""
 	return r
@@ -46,7 +46,7 @@ func (o object) ref() ref {
 	return ref{GroupVersionKind: o.GroupVersionKind(), Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-func refs(objects []object) []ref {
+func refsOf(objects []object) []ref {
 	out := make([]ref, len(objects))
 	for i, o := range objects {
 		out[i] = o.ref()
@@ -98,7 +98,7 @@ func parse(name string, data []byte) ([]object, error) {
 		}
 		lines[key] = o.line
 	}
-	slices.SortStableFunc(objects, func(a, b object) int { return rank(a) - rank(b) })
+	slices.SortStableFunc(objects, func(a, b object) int { return applyRank(a) - applyRank(b) })
 	return objects, nil
 }
 
@@ -189,8 +189,8 @@ const (
 	rankOther
 )
 
-// rank orders objects so that others can depend on earlier ones.
-func rank(o object) int {
+// applyRank orders objects so that others can depend on earlier ones.
+func applyRank(o object) int {
 	switch o.GroupVersionKind().GroupKind() {
 	case schema.GroupKind{Kind: "Namespace"}:
 		return rankNamespace

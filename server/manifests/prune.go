@@ -20,7 +20,7 @@ import (
 // applied: an object that moved to another file then belongs to that file. It returns false when something has to be
 // tried again.
 func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
-	wanted := m.wanted(found)
+	wanted := m.desiredObjects(found)
 	all := true
 	for _, name := range slices.Sorted(maps.Keys(m.inventories)) {
 		r := m.inventories[name]
@@ -34,15 +34,15 @@ func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 		case !exists:
 			all = m.pruneInventory(ctx, r, nil, wanted) && all
 		case f != nil && f.objects != nil && f.settled:
-			all = m.pruneInventory(ctx, r, refs(f.objects), wanted) && all
+			all = m.pruneInventory(ctx, r, refsOf(f.objects), wanted) && all
 		}
 	}
 	return all
 }
 
-// wanted returns all objects that are in some file, or may be. For a malformed or skipped file these are the objects of
-// its inventory.
-func (m *Manifests) wanted(found map[string]source) map[ref]bool {
+// desiredObjects returns all objects that are in some file, or may be. For a malformed or skipped file these are the
+// objects of its inventory.
+func (m *Manifests) desiredObjects(found map[string]source) map[ref]bool {
 	wanted := map[ref]bool{}
 	for name, r := range m.inventories {
 		f, s := m.files[name], found[name]

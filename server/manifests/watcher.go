@@ -68,11 +68,11 @@ func (w *watcher) wait(ctx context.Context, limit time.Duration) {
 			return
 		case e := <-w.files.Events():
 			if e.Op != fsnotify.Chmod { // reading the files may cause that
-				quiet = time.After(settle)
+				quiet = time.After(settleDelay)
 			}
 		case err := <-w.files.Errors(): // notices were lost: read all
 			w.log.Debug("the kernel's notices about the manifests' folder have a gap", "error", err)
-			quiet = time.After(settle)
+			quiet = time.After(settleDelay)
 		}
 	}
 }

@@ -44,7 +44,7 @@ type Setting struct {
 	o       Options
 	mu      sync.Mutex
 	present string // the cluster's last value; empty before there is one
-	trouble string
+	problem string
 }
 
 // New returns a Setting that knows no value yet. If another plugin has the pod network, it removes the value of an
@@ -98,10 +98,10 @@ func (s *Setting) apply(setting string) {
 
 // report shows and logs an error of the flag when it changes.
 func (s *Setting) report(trouble string) {
-	if trouble == s.trouble {
+	if trouble == s.problem {
 		return
 	}
-	s.trouble = trouble
+	s.problem = trouble
 	state := status.Running
 	if trouble != "" {
 		state = status.Degraded

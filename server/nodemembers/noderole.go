@@ -108,7 +108,7 @@ func (r *Role) complete(n *corev1.Node) bool {
 // machine returns under its name, and its former server is removed from the store if it does not answer.
 func (r *Role) writeRole(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
-		if responsive(r.store.Survey(ctx), former) {
+		if isResponsive(r.store.Survey(ctx), former) {
 			return fmt.Errorf("the node belongs to the server %s, which is alive: two machines have the same node name, or the annotation %s was written by hand",
 				former, clusterconfig.ServerIDAnnotation)
 		}
@@ -134,6 +134,6 @@ func (r *Role) writeRole(ctx context.Context, former string) error {
 	return err
 }
 
-func responsive(all []raftstore.MemberState, id string) bool {
+func isResponsive(all []raftstore.MemberState, id string) bool {
 	return slices.ContainsFunc(all, func(m raftstore.MemberState) bool { return m.Name == id && m.Answers })
 }

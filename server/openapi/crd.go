@@ -17,7 +17,7 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
-// crdGroup is the CustomResourceDefinitions of one group version.
+// crdGroup holds the CustomResourceDefinitions of one group version.
 type crdGroup struct {
 	version string
 	crds    []*apiextensionsv1.CustomResourceDefinition // ordered by name

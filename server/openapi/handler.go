@@ -35,7 +35,7 @@ import (
 //go:generate go run ./gen -o documents.bin
 
 //go:embed documents.bin
-var documents string
+var documentsFile string
 
 // Options are the parameters of New.
 type Options struct {
@@ -55,10 +55,10 @@ type Options struct {
 
 // Handler serves the OpenAPI endpoints.
 type Handler struct {
-	options Options
-	file    *artifact.File
-	served  map[string]bool // group versions and groups
-	remotes *remotes
+	options   Options
+	file      *artifact.File
+	published map[string]bool // group versions and groups
+	remotes   *remotes
 
 	// building admits one request at a time to operations that need much memory: decompressing, building from CRDs, and
 	// converting to protobuf.
@@ -74,19 +74,19 @@ func New(o Options) (*Handler, error) {
 		o.Now = time.Now
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	file, err := artifact.Open(documents)
+	file, err := artifact.Open(documentsFile)
 	if err != nil {
 		return nil, err
 	}
-	h := &Handler{options: o, file: file, served: map[string]bool{}, remotes: newRemotes(o)}
+	h := &Handler{options: o, file: file, published: map[string]bool{}, remotes: newRemotes(o)}
 	for _, path := range o.ServedPaths {
 		if owner := artifact.Owner(path); owner != "" {
-			h.served[owner] = true
+			h.published[owner] = true
 			if group, _, ok := strings.Cut(owner, "/"); ok {
-				h.served[group] = true
+				h.published[group] = true
 			}
 		} else {
-			h.served[strings.Trim(path, "/")] = true
+			h.published[strings.Trim(path, "/")] = true
 		}
 	}
 	return h, nil
@@ -95,9 +95,9 @@ func New(o Options) (*Handler, error) {
 // publishes says whether the built-in document of that name belongs to a served API.
 func (h *Handler) publishes(name string) bool {
 	if owner := artifact.Owner(name); owner != "" {
-		return h.served[owner]
+		return h.published[owner]
 	}
-	return h.served[name]
+	return h.published[name]
 }
 
 // ServeHTTP implements http.Handler for /openapi/v2, /openapi/v3 and the paths below the latter.

@@ -95,7 +95,7 @@ func (h *Handler) additions(crds map[string]*crdGroup, remote []documentV2) (*sp
 
 // hasPathsOf says whether paths of a group version are published with the built-in APIs.
 func (h *Handler) hasPathsOf(owner string) bool {
-	return h.served[owner] && slices.ContainsFunc(h.file.Index.V2.Paths, func(p artifact.Section) bool { return p.Name == owner })
+	return h.published[owner] && slices.ContainsFunc(h.file.Index.V2.Paths, func(p artifact.Section) bool { return p.Name == owner })
 }
 
 func addSpec(to, s *spec.Swagger, builtIn map[string]bool) {
@@ -157,7 +157,7 @@ func (h *Handler) jsonV2(added *spec.Swagger) ([]byte, error) {
 	}
 	lists := [][]byte{}
 	for _, p := range v2.Paths {
-		if p.Name == "" || h.served[p.Name] {
+		if p.Name == "" || h.published[p.Name] {
 			lists = append(lists, sectionOf(text, p))
 		}
 	}
@@ -190,7 +190,7 @@ func (h *Handler) protobufV2(added *spec.Swagger) ([]byte, error) {
 	}
 	out = slices.Grow(out, len(text))
 	for _, p := range v2.ProtobufPaths {
-		if p.Name == "" || h.served[p.Name] {
+		if p.Name == "" || h.published[p.Name] {
 			out = append(out, sectionOf(text, p)...)
 		}
 	}

@@ -40,10 +40,10 @@ type Options struct {
 
 // Identity is a server's identity towards the cluster's other servers.
 type Identity struct {
-	name  string
-	ca    *x509.Certificate
-	roots *x509.CertPool // has ca alone
-	own   atomic.Pointer[tls.Certificate]
+	name           string
+	ca             *x509.Certificate
+	roots          *x509.CertPool // has ca alone
+	ownCertificate atomic.Pointer[tls.Certificate]
 }
 
 var errNoCertificate = errors.New("this server has no certificate for the other servers yet")
@@ -69,12 +69,12 @@ func (i *Identity) Use(certPEM, keyPEM []byte) error {
 	if err != nil {
 		return fmt.Errorf("loading the certificate for the other servers: %w", err)
 	}
-	i.own.Store(&c)
+	i.ownCertificate.Store(&c)
 	return nil
 }
 
 func (i *Identity) certificate() (*tls.Certificate, error) {
-	if c := i.own.Load(); c != nil {
+	if c := i.ownCertificate.Load(); c != nil {
 		return c, nil
 	}
 	return nil, errNoCertificate

@@ -29,9 +29,9 @@ import (
 // rename, and a reader never pairs a new certificate with an old key. Go's TLS, the API server, the kubelet and
 // client-go accept the same path as certificate file and as key file.
 type Leaf struct {
-	// Name is for log lines and status.
+	// Name is the leaf's name in log lines and in the status.
 	Name string
-	// Path is the file. It has mode 0600.
+	// Path is the path of the leaf's file, which has mode 0600.
 	Path string
 	// Signer decides the certificate's use: server-ca and kubelet-ca make serving certificates, peer-ca certificates
 	// for clients and servers, the others client certificates.

@@ -29,7 +29,7 @@ const firstRootVersion = 1
 
 type firstRoot struct {
 	Version int `json:"version"`
-	// Certificate is PEM.
+	// Certificate is in PEM.
 	Certificate string `json:"certificate"`
 }
 

@@ -22,17 +22,17 @@ type figures struct {
 	pods         map[types.NamespacedName]podFigures
 	failed       map[string]error  // errors of unresponsive kubelets, by node
 	impossible   map[string]string // the first impossible value that a kubelet reported, by node
-	asked        int               // number of nodes
+	nodeCount    int               // number of nodes
 	unresponsive []string          // names of the failed nodes that are Ready, sorted
-	// rest, if not nil, is closed when the first round is over. These are then its figures so far, and unresponsive
-	// kubelets may still answer.
-	rest <-chan struct{}
+	// roundDone is closed when the first round is over. It is set only in the figures that are published before that:
+	// unresponsive kubelets may still answer.
+	roundDone <-chan struct{}
 }
 
 func newFigures(nodes int) *figures {
 	return &figures{
 		nodes: map[string]figure{}, pods: map[types.NamespacedName]podFigures{}, failed: map[string]error{},
-		impossible: map[string]string{}, asked: nodes,
+		impossible: map[string]string{}, nodeCount: nodes,
 	}
 }
 
@@ -43,7 +43,7 @@ var errNotYet = errors.New("it has been asked and has not answered yet")
 // before.
 func (f *figures) partial(before *figures, waiting map[string]bool) *figures {
 	out := &figures{nodes: maps.Clone(f.nodes), pods: maps.Clone(f.pods), failed: maps.Clone(f.failed),
-		impossible: maps.Clone(f.impossible), asked: f.asked}
+		impossible: maps.Clone(f.impossible), nodeCount: f.nodeCount}
 	if before == nil {
 		for node := range waiting {
 			out.failed[node] = errNotYet
@@ -75,17 +75,17 @@ type podFigures struct {
 
 func (f figure) usage() corev1.ResourceList {
 	return corev1.ResourceList{
-		corev1.ResourceCPU:    quantity(f.rate, resource.DecimalSI, resource.Nano),
-		corev1.ResourceMemory: quantity(f.point.MemoryUsage, resource.BinarySI, 0),
+		corev1.ResourceCPU:    newQuantity(f.rate, resource.DecimalSI, resource.Nano),
+		corev1.ResourceMemory: newQuantity(f.point.MemoryUsage, resource.BinarySI, 0),
 	}
 }
 
-// most is the largest value that is accepted from a kubelet whose node's capacity is not known: a million cores, or a
-// pebibyte.
-const most = 1 << 50
+// maxValue is the largest value that is accepted from a kubelet whose node's capacity is not known: a million cores, or
+// a pebibyte.
+const maxValue = 1 << 50
 
-func quantity(n uint64, format resource.Format, scale resource.Scale) resource.Quantity {
-	q := *resource.NewScaledQuantity(int64(min(n, most)), scale)
+func newQuantity(n uint64, format resource.Format, scale resource.Scale) resource.Quantity {
+	q := *resource.NewScaledQuantity(int64(min(n, maxValue)), scale)
 	q.Format = format
 	return q
 }
@@ -107,12 +107,12 @@ func awaitFigures[T any](c *Collector, take func(*figures) (found []T, silent ma
 		if len(found) > 0 || len(silent) == 0 {
 			return found, nil
 		}
-		if f.rest == nil {
+		if f.roundDone == nil {
 			return nil, allUnresponsive(silent)
 		}
 		select {
-		case <-f.rest:
-		case <-c.ended:
+		case <-f.roundDone:
+		case <-c.done:
 			return nil, errStopping
 		}
 	}
@@ -186,5 +186,5 @@ func (p podFigures) metrics(pod *metav1.PartialObjectMetadata) (m metrics.PodMet
 
 // allUnresponsive returns the error for a request about only nodes with unresponsive kubelets.
 func allUnresponsive(failed map[string]error) error {
-	return fmt.Errorf("no figures: %s", describe(failed))
+	return fmt.Errorf("no figures: %s", describeErrors(failed))
 }

@@ -41,17 +41,17 @@ type history struct {
 	limit int
 
 	mu     sync.Mutex
-	now    int32 // the minute of the newest points
+	minute int32 // the minute of the newest points
 	bytes  int
-	shares map[string]*share // by the node's name
+	shares map[string]*nodeShare // by the node's name
 }
 
-// share is the part of the history that belongs to one node.
-type share struct {
-	bytes  int
-	curves map[curveKey]*curve
-	most   int  // the curves for which the map has room: it keeps what it once had
-	full   bool // no curve or chunk can be added in the present minute
+// nodeShare is the part of the history that belongs to one node.
+type nodeShare struct {
+	bytes       int
+	curves      map[curveKey]*curve
+	mapCapacity int  // the curves for which the map has room: it keeps what it once had
+	full        bool // no curve or chunk can be added in the present minute
 }
 
 // curveKey names a pod, or a node when the namespace is empty. A pod of the same name with another UID has another
@@ -63,12 +63,12 @@ type curveKey struct {
 
 func (k curveKey) bytes() int { return curveBytes + len(k.namespace) + len(k.name) + len(k.uid) }
 
-// curve is the use of one node or pod.
+// curve is the resource use of one node or pod over a day.
 type curve struct {
 	chunks []*chunk // the oldest first
-	// in is the UID of a pod's namespace. A namespace of the same name may belong to other users.
-	in   types.UID
-	gone bool // the node or pod is no longer there
+	// namespaceUID is the UID of a pod's namespace. A namespace of the same name may belong to other users.
+	namespaceUID types.UID
+	deleted      bool // the node or pod is no longer there
 }
 
 // chunk is an hour of points, each the CPU and the memory use as pack returns them, or zeros for none. hour is the
@@ -79,17 +79,17 @@ type chunk struct {
 }
 
 func newHistory(begun time.Time, limit int) *history {
-	return &history{begun: begun, limit: limit, shares: map[string]*share{}}
+	return &history{begun: begun, limit: limit, shares: map[string]*nodeShare{}}
 }
 
-// zero is the packed form of the number 0. It has no mantissa.
-const zero = 1 << 11
+// packedZero is the packed form of the number 0. It has no mantissa.
+const packedZero = 1 << 11
 
 // pack returns a number as five bits of exponent and eleven of mantissa, which is at most 1/2048 off. It never returns
 // 0.
 func pack(v uint64) uint16 {
 	if v == 0 {
-		return zero
+		return packedZero
 	}
 	exponent := max(0, bits.Len64(v)-11)
 	mantissa := v >> exponent
@@ -108,10 +108,10 @@ func pack(v uint64) uint16 {
 // unpack returns the number of a packed one that is not 0.
 func unpack(p uint16) uint64 { return uint64(p&(1<<11-1)) << (p >> 11) }
 
-// point is a use at one minute. CPU is in hundredths of a thousandth of a core, memory in KiB.
-func point(rate, memory uint64) [2]uint16 { return [2]uint16{pack(rate / 1e4), pack(memory >> 10)} }
+// newPoint is a use at one minute. CPU is in hundredths of a thousandth of a core, memory in KiB.
+func newPoint(rate, memory uint64) [2]uint16 { return [2]uint16{pack(rate / 1e4), pack(memory >> 10)} }
 
-// living is what exists at a minute, as the API server knows it.
+// living holds the nodes and pods that exist at a minute, as the API server knows them.
 type living struct {
 	nodes      []*corev1.Node
 	pods       []*corev1.Pod
@@ -123,7 +123,7 @@ type living struct {
 func (h *history) record(at time.Time, f *figures, l living) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.now = int32(at.Sub(h.begun) / historyPeriod)
+	h.minute = int32(at.Sub(h.begun) / historyPeriod)
 	there := make(map[curveKey]bool, len(l.nodes)+len(l.pods))
 	for _, n := range l.nodes {
 		there[curveKey{name: n.Name, uid: n.UID}] = true
@@ -134,7 +134,7 @@ func (h *history) record(at time.Time, f *figures, l living) {
 	h.expire(there)
 	for _, n := range l.nodes { // nodes are few and come first
 		if have, ok := f.nodes[n.Name]; ok && have.window > 0 {
-			h.add(n.Name, curveKey{name: n.Name, uid: n.UID}, "", point(have.rate, have.point.MemoryUsage))
+			h.add(n.Name, curveKey{name: n.Name, uid: n.UID}, "", newPoint(have.rate, have.point.MemoryUsage))
 		}
 	}
 	for _, p := range l.pods {
@@ -143,7 +143,7 @@ func (h *history) record(at time.Time, f *figures, l living) {
 			continue
 		}
 		if rate, memory, ok := have.sum(); ok {
-			h.add(have.node, curveKey{p.Namespace, p.Name, p.UID}, l.namespaces[p.Namespace], point(rate, memory))
+			h.add(have.node, curveKey{p.Namespace, p.Name, p.UID}, l.namespaces[p.Namespace], newPoint(rate, memory))
 		}
 	}
 }
@@ -160,13 +160,13 @@ func (p podFigures) sum() (rate, memory uint64, ok bool) {
 	return rate, memory, len(p.containers) > 0
 }
 
-// expire marks the curves of what is gone and drops the chunks that are older than a day.
+// expire marks the curves of deleted nodes and pods, and drops the chunks that are older than a day.
 func (h *history) expire(there map[curveKey]bool) {
-	oldest := (h.now - historyPoints + 1) / chunkPoints
+	oldest := (h.minute - historyPoints + 1) / chunkPoints
 	for _, s := range h.shares {
 		s.full = false
 		for key, c := range s.curves {
-			c.gone = !there[key]
+			c.deleted = !there[key]
 			for len(c.chunks) > 0 && c.chunks[0].hour < oldest {
 				h.dropChunk(s, key, c)
 			}
@@ -176,16 +176,16 @@ func (h *history) expire(there map[curveKey]bool) {
 		switch {
 		case len(s.curves) == 0:
 			delete(h.shares, node)
-		case len(s.curves) < s.most/2:
+		case len(s.curves) < s.mapCapacity/2:
 			fewer := make(map[curveKey]*curve, len(s.curves))
 			maps.Copy(fewer, s.curves)
-			s.curves, s.most = fewer, len(fewer)
+			s.curves, s.mapCapacity = fewer, len(fewer)
 		}
 	}
 }
 
 // dropChunk drops a curve's oldest chunk, and with the last one the curve.
-func (h *history) dropChunk(s *share, key curveKey, c *curve) {
+func (h *history) dropChunk(s *nodeShare, key curveKey, c *curve) {
 	c.chunks[0] = nil
 	c.chunks = c.chunks[1:]
 	free := chunkBytes
@@ -199,10 +199,10 @@ func (h *history) dropChunk(s *share, key curveKey, c *curve) {
 
 // add adds a point of the present minute. It adds none when the history is full and this node's share is the largest.
 func (h *history) add(node string, key curveKey, in types.UID, p [2]uint16) {
-	hour := h.now / chunkPoints
+	hour := h.minute / chunkPoints
 	s := h.shares[node]
 	if s == nil {
-		s = &share{curves: map[curveKey]*curve{}}
+		s = &nodeShare{curves: map[curveKey]*curve{}}
 		h.shares[node] = s
 	}
 	c := s.curves[key]
@@ -212,7 +212,7 @@ func (h *history) add(node string, key curveKey, in types.UID, p [2]uint16) {
 			need += key.bytes()
 		}
 		if h.bytes+need > h.limit {
-			if s.full || !h.makeRoom(s, hour) {
+			if s.full || !h.freeSpace(s, hour) {
 				s.full = true
 				return
 			}
@@ -220,20 +220,21 @@ func (h *history) add(node string, key curveKey, in types.UID, p [2]uint16) {
 			continue
 		}
 		if c == nil {
-			c = &curve{in: in}
+			c = &curve{namespaceUID: in}
 			s.curves[key] = c
-			s.most = max(s.most, len(s.curves))
+			s.mapCapacity = max(s.mapCapacity, len(s.curves))
 		}
 		c.chunks = append(c.chunks, &chunk{hour: hour})
 		s.bytes += need
 		h.bytes += need
 	}
-	c.chunks[len(c.chunks)-1].points[h.now%chunkPoints] = p
+	c.chunks[len(c.chunks)-1].points[h.minute%chunkPoints] = p
 }
 
-// makeRoom drops something of the node with the largest share: its curves that are gone, else its oldest hour, else,
-// for another node than the one that asks, some curves. It returns false if nothing was dropped.
-func (h *history) makeRoom(asks *share, hour int32) bool {
+// freeSpace drops data of the node with the largest share. It first drops the curves of deleted pods, and then the
+// oldest hour. Of another node than the one that needs space, it may then drop some curves. It returns false if it
+// dropped nothing.
+func (h *history) freeSpace(asks *nodeShare, hour int32) bool {
 	largest := asks
 	for _, s := range h.shares {
 		if s.bytes > largest.bytes {
@@ -243,7 +244,7 @@ func (h *history) makeRoom(asks *share, hour int32) bool {
 	before, oldest := h.bytes, hour
 	for key, c := range largest.curves {
 		oldest = min(oldest, c.chunks[0].hour)
-		for c.gone && len(c.chunks) > 0 {
+		for c.deleted && len(c.chunks) > 0 {
 			h.dropChunk(largest, key, c)
 		}
 	}

@@ -28,7 +28,7 @@ func TestPackedNumbersAreCloseAndOrdered(t *testing.T) {
 	testenv.Equal(t, unpack(pack(0)), 0, "none")
 	testenv.True(t, pack(math.MaxUint64) != 0, "the largest")
 	rapid.Check(t, func(r *rapid.T) {
-		a, b := rapid.Uint64Range(0, most).Draw(r, "a"), rapid.Uint64Range(0, 1<<20).Draw(r, "b")
+		a, b := rapid.Uint64Range(0, maxValue).Draw(r, "a"), rapid.Uint64Range(0, 1<<20).Draw(r, "b")
 		for _, v := range []uint64{a >> 10, b} {
 			if got := unpack(pack(v)); math.Abs(float64(got)-float64(v)) > float64(v)/2048 {
 				r.Fatalf("%d became %d", v, got)
@@ -299,11 +299,11 @@ func TestRoomIsMadeForManyAtOnce(t *testing.T) {
 	h := newHistory(time.Now(), 1<<20)
 	minutes(t, h, 0, 1, c)
 	before := h.bytes
-	other := &share{curves: map[curveKey]*curve{}}
-	testenv.Require(t, h.makeRoom(other, 0), "no room is made")
+	other := &nodeShare{curves: map[curveKey]*curve{}}
+	testenv.Require(t, h.freeSpace(other, 0), "no room is made")
 	testenv.True(t, before-h.bytes >= h.limit/roomParts, "room for %d bytes is made", before-h.bytes)
 	h.shares["greedy"].bytes, other.bytes = 2*chunkBytes, chunkBytes
 	before = h.bytes
-	h.makeRoom(other, 0)
+	h.freeSpace(other, 0)
 	testenv.True(t, before-h.bytes <= 2*(chunkBytes+curveBytes), "more than what is above the other's share is dropped: %d bytes", before-h.bytes)
 }

@@ -67,13 +67,13 @@ func (c *Collector) RecordHistory(ctx context.Context) {
 	defer ticker.Stop()
 	var f *figures
 	for at := begun; ; at = time.Now() {
-		f = c.round(ctx, f, func(*figures) {})
+		f = c.collectOnce(ctx, f, func(*figures) {})
 		if ctx.Err() != nil {
 			return
 		}
 		if l, err := c.living(); err == nil { // the round has logged the error
 			h.record(at, f, l)
-			c.show()
+			c.showStatus()
 		}
 		select {
 		case <-ctx.Done():
@@ -87,7 +87,7 @@ func (c *Collector) setHistory(h *history) {
 	c.mu.Lock()
 	c.history = h
 	c.mu.Unlock()
-	c.show()
+	c.showStatus()
 }
 
 // living returns what exists now.
@@ -137,13 +137,13 @@ func (h *history) read(now time.Time, namespace, name string, in types.UID, minu
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := []Curve{}
-	first := max(0, h.now-int32(min(max(minutes, 1), historyPoints))+1)
+	first := max(0, h.minute-int32(min(max(minutes, 1), historyPoints))+1)
 	for _, s := range h.shares {
 		for key, c := range s.curves {
-			if key.namespace != namespace || key.name != name || c.in != in {
+			if key.namespace != namespace || key.name != name || c.namespaceUID != in {
 				continue
 			}
-			if start, cpu, memory := c.values(first, h.now); len(cpu) > 0 {
+			if start, cpu, memory := c.values(first, h.minute); len(cpu) > 0 {
 				age := now.Sub(h.begun.Add(time.Duration(start) * historyPeriod))
 				out = append(out, Curve{UID: key.uid, Start: now.Add(-age).UTC().Round(time.Second), CPU: cpu, Memory: memory})
 			}

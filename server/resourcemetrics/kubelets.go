@@ -30,11 +30,11 @@ const (
 	// kubeletTimeout limits one request to a kubelet. doubtfulTimeout limits one to a node that is not ready.
 	kubeletTimeout  = 5 * time.Second
 	doubtfulTimeout = 2 * time.Second
-	// smallest and each limit a response in bytes, by the number of the node's containers: a container takes less than
-	// a kibibyte of the counters, and less than three of the summary. Containers that the API does not know, such as
-	// those of deleted pods, fit into smallest.
-	smallest = 1 << 20
-	each     = 8 << 10
+	// minBodyLimit and bytesPerContainer limit a response in bytes, by the number of the node's containers. A container
+	// takes less than a kibibyte of the counters, and less than three of the summary. Containers that the API does not
+	// know, such as those of deleted pods, fit into minBodyLimit.
+	minBodyLimit      = 1 << 20
+	bytesPerContainer = 8 << 10
 )
 
 // kubelets requests figures from kubelets.
@@ -99,7 +99,7 @@ func (r *rates) ofNode() (uint64, bool) {
 	return *r.node, *r.node > 0 // 0 means that it has not measured twice
 }
 
-func (r *rates) of(pod types.NamespacedName, container string) (uint64, bool) {
+func (r *rates) rateOf(pod types.NamespacedName, container string) (uint64, bool) {
 	if r == nil {
 		return 0, false
 	}
@@ -110,7 +110,7 @@ func (r *rates) of(pod types.NamespacedName, container string) (uint64, bool) {
 	return *rate, true
 }
 
-// summary is the part of the kubelet's /stats/summary that is used.
+// summary has the fields of the kubelet's /stats/summary that are used.
 type summary struct {
 	Node struct{ CPU cpu }
 	Pods []struct {
@@ -190,7 +190,7 @@ type boundedTransport struct{ next http.RoundTripper }
 func (c boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	limit, ok := r.Context().Value(maxBodyKey{}).(int)
 	if !ok {
-		limit = smallest
+		limit = minBodyLimit
 	}
 	r = r.Clone(r.Context())
 	r.Header.Set("Accept-Encoding", "identity")
@@ -205,15 +205,15 @@ func (c boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 type bounded struct {
 	io.ReadCloser
-	left, limit int
+	remaining, limit int
 }
 
 // Read returns an error when the response is longer than allowed, and not io.EOF.
 func (b *bounded) Read(p []byte) (int, error) {
-	if b.left <= 0 {
+	if b.remaining <= 0 {
 		return 0, fmt.Errorf("the answer is longer than %d KiB", b.limit>>10)
 	}
-	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
-	b.left -= n
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.remaining)])
+	b.remaining -= n
 	return n, err
 }

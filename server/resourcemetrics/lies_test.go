@@ -42,7 +42,7 @@ func TestImpossibleNumbersAreIgnored(t *testing.T) {
 				c := w.run(t)
 				w.top(c, "one")
 				step := func(cpu float64) {
-					honest.at, honest.cpu, honestPod.cpu = honest.at.Add(period), honest.cpu+cpu, honestPod.cpu+cpu
+					honest.at, honest.cpu, honestPod.cpu = honest.at.Add(roundInterval), honest.cpu+cpu, honestPod.cpu+cpu
 					k.at, k.cpu, k.memory, pod.cpu, pod.memory = honest.at, honest.cpu, honest.memory, honestPod.cpu, honestPod.memory
 				}
 				w.change(func() { step(3); lie(k, pod) })
@@ -69,7 +69,7 @@ func TestKubeletsRatesAreBoundedByNode(t *testing.T) {
 		c := w.run(t)
 		expect(t, "the node", w.top(c, "one"), "")
 		expect(t, "the pod", w.topPod(t, c, "web"), "")
-		if impossible := c.now.impossible["one"]; !strings.HasPrefix(impossible, "the node reportedly uses 18446744074 CPU cores") {
+		if impossible := c.current.impossible["one"]; !strings.HasPrefix(impossible, "the node reportedly uses 18446744074 CPU cores") {
 			t.Errorf("what is said of it: %q", impossible)
 		}
 	})
@@ -99,7 +99,7 @@ func TestNodesClockStepKeepsRates(t *testing.T) {
 				c := w.run(t)
 				w.top(c, "one")
 				measure := func(step time.Duration) {
-					w.change(func() { k.at, k.cpu, pod.cpu = k.at.Add(period+step), k.cpu+3, pod.cpu+1.5 })
+					w.change(func() { k.at, k.cpu, pod.cpu = k.at.Add(roundInterval+step), k.cpu+3, pod.cpu+1.5 })
 					nextRound()
 				}
 				measure(0)
@@ -125,7 +125,7 @@ func TestKubeletThatCeasedToMeasureExpires(t *testing.T) {
 			expect(t, "in the first minutes", w.top(c, "one"), "one 250m 1000M 10s")
 			nextRound()
 		}
-		time.Sleep(stale)
+		time.Sleep(staleAfter)
 		synctest.Wait()
 		expect(t, "the node later", w.top(c, "one"), "")
 		expect(t, "the pod later", w.topPod(t, c, "web"), "")
@@ -205,7 +205,7 @@ func TestAnswerSizeIsBoundedByPods(t *testing.T) {
 			if r.URL.Path == "/stats/summary" {
 				return response(http.StatusOK, k.ofRates()), nil
 			}
-			return response(http.StatusOK, strings.Repeat("# comment\n", smallest/10)+k.counters()), nil
+			return response(http.StatusOK, strings.Repeat("# comment\n", minBodyLimit/10)+k.counters()), nil
 		}
 		c := w.run(t)
 		if got := w.top(c, "one"); !strings.Contains(got, "longer than 1024 KiB") {

@@ -23,7 +23,7 @@ var _ cache.GenericLister = runningPods{}
 
 // List implements cache.GenericLister.
 func (r runningPods) List(s labels.Selector) ([]runtime.Object, error) {
-	return running(r.pods.List(s))
+	return onlyRunning(r.pods.List(s))
 }
 
 // Get implements cache.GenericLister. metrics-server requests pods by namespace.
@@ -42,7 +42,7 @@ type runningPodsOf struct {
 
 // List implements cache.GenericNamespaceLister.
 func (r runningPodsOf) List(s labels.Selector) ([]runtime.Object, error) {
-	return running(r.pods.List(s))
+	return onlyRunning(r.pods.List(s))
 }
 
 // Get implements cache.GenericNamespaceLister.
@@ -54,23 +54,23 @@ func (r runningPodsOf) Get(name string) (runtime.Object, error) {
 	if p.Status.Phase != corev1.PodRunning {
 		return nil, apierrors.NewNotFound(corev1.Resource("pods"), name)
 	}
-	return partial(p), nil
+	return podMetadata(p), nil
 }
 
-func running(pods []*corev1.Pod, err error) ([]runtime.Object, error) {
+func onlyRunning(pods []*corev1.Pod, err error) ([]runtime.Object, error) {
 	if err != nil {
 		return nil, err
 	}
 	out := make([]runtime.Object, 0, len(pods))
 	for _, p := range pods {
 		if p.Status.Phase == corev1.PodRunning {
-			out = append(out, partial(p))
+			out = append(out, podMetadata(p))
 		}
 	}
 	return out, nil
 }
 
-func partial(p *corev1.Pod) *metav1.PartialObjectMetadata {
+func podMetadata(p *corev1.Pod) *metav1.PartialObjectMetadata {
 	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 		Namespace: p.Namespace, Name: p.Name, Labels: p.Labels, Annotations: map[string]string{nodeAnnotation: p.Spec.NodeName},
 	}}

@@ -38,11 +38,11 @@ import (
 )
 
 const (
-	// period is how often kubelets are queried: as often as an autoscaler requests metrics. Kubelets measure on
+	// roundInterval is how often kubelets are queried: as often as an autoscaler requests metrics. Kubelets measure on
 	// request, at most every 10 s.
-	period = 15 * time.Second
-	// interest is how long kubelets are queried after the last request of a client.
-	interest = 5 * time.Minute
+	roundInterval = 15 * time.Second
+	// interestTime is how long kubelets are queried after the last request of a client.
+	interestTime = 5 * time.Minute
 )
 
 // GroupVersion is the API version that Install serves.
@@ -67,14 +67,14 @@ type Options struct {
 type Collector struct {
 	o        Options
 	kubelets *kubelets
-	ended    chan struct{} // closed when Run has ended
+	done     chan struct{} // closed when Run has ended
 	wake     timers.Signal // sent when a client requests figures; Run receives it
 
-	mu    sync.Mutex
-	asked time.Time
-	// first is closed when the first figures exist. It is nil while no client requests any.
-	first chan struct{}
-	now   *figures // nil until then
+	mu          sync.Mutex
+	lastRequest time.Time
+	// firstReady is closed when the first figures exist. It is nil while no client requests any.
+	firstReady chan struct{}
+	current    *figures // nil until then
 	// otherProvider is the Service that serves the API instead of this collector.
 	otherProvider string
 	// history is nil while none is kept.
@@ -90,8 +90,8 @@ func New(o Options) (*Collector, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Collector{o: o, kubelets: k, ended: make(chan struct{}), wake: timers.NewSignal()}
-	c.show()
+	c := &Collector{o: o, kubelets: k, done: make(chan struct{}), wake: timers.NewSignal()}
+	c.showStatus()
 	return c, nil
 }
 
@@ -112,12 +112,12 @@ func (c *Collector) SetOtherProvider(service string) {
 	c.mu.Lock()
 	c.otherProvider = service
 	c.mu.Unlock()
-	c.show()
+	c.showStatus()
 }
 
 // Run requests figures from kubelets while clients request them, until ctx is done. It may be called once.
 func (c *Collector) Run(ctx context.Context) {
-	defer close(c.ended)
+	defer close(c.done)
 	for {
 		select {
 		case <-ctx.Done():
@@ -130,15 +130,15 @@ func (c *Collector) Run(ctx context.Context) {
 
 // collect runs rounds until no client has requested figures for a while.
 func (c *Collector) collect(ctx context.Context) {
-	ticker := time.NewTicker(period)
+	ticker := time.NewTicker(roundInterval)
 	defer ticker.Stop()
 	var f *figures
 	whole := make(chan struct{}) // closed when the first round is over
 	over := sync.OnceFunc(func() { close(whole) })
 	for {
-		f = c.round(ctx, f, func(early *figures) {
+		f = c.collectOnce(ctx, f, func(early *figures) {
 			if f == nil {
-				early.rest = whole
+				early.roundDone = whole
 			}
 			c.publish(early)
 		})
@@ -152,8 +152,8 @@ func (c *Collector) collect(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if c.rest() {
-			c.show()
+		if c.dropUnused() {
+			c.showStatus()
 			return
 		}
 	}
@@ -163,22 +163,22 @@ func (c *Collector) collect(ctx context.Context) {
 func (c *Collector) publish(f *figures) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	began := c.now == nil
-	c.now = f
+	began := c.current == nil
+	c.current = f
 	c.showLocked()
 	if began {
-		close(c.first)
+		close(c.firstReady)
 	}
 }
 
-// rest drops the figures when no client has requested them for a while. It says whether it did.
-func (c *Collector) rest() bool {
+// dropUnused drops the figures when no client has requested them for a while. It says whether it did.
+func (c *Collector) dropUnused() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.asked) < interest {
+	if time.Since(c.lastRequest) < interestTime {
 		return false
 	}
-	c.now, c.first = nil, nil
+	c.current, c.firstReady = nil, nil
 	return true
 }
 
@@ -193,7 +193,7 @@ func (c *Collector) latest() (*figures, error) {
 		}
 		select {
 		case <-first:
-		case <-c.ended:
+		case <-c.done:
 			return nil, errStopping
 		}
 	}
@@ -203,16 +203,17 @@ func (c *Collector) latest() (*figures, error) {
 func (c *Collector) noteRequest() (*figures, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.asked = time.Now()
-	if c.first == nil {
-		c.first = make(chan struct{})
+	c.lastRequest = time.Now()
+	if c.firstReady == nil {
+		c.firstReady = make(chan struct{})
 		c.wake.Send()
 	}
-	return c.now, c.first
+	return c.current, c.firstReady
 }
 
-// round requests figures from all kubelets once. It passes the figures so far to early when some kubelets are slow.
-func (c *Collector) round(ctx context.Context, before *figures, early func(*figures)) *figures {
+// collectOnce requests figures from all kubelets once. It passes the figures so far to early when some kubelets are
+// slow.
+func (c *Collector) collectOnce(ctx context.Context, before *figures, early func(*figures)) *figures {
 	nodes, err := c.o.Nodes.List(labels.Everything())
 	if err != nil {
 		c.o.Logger.Warn("metrics: nodes cannot be listed", "error", err)
@@ -221,7 +222,7 @@ func (c *Collector) round(ctx context.Context, before *figures, early func(*figu
 	if err != nil {
 		c.o.Logger.Warn("metrics: pods cannot be listed", "error", err)
 	}
-	after := c.kubelets.round(ctx, nodes, pods, before, early)
+	after := c.kubelets.readAll(ctx, nodes, pods, before, early)
 	if ctx.Err() == nil {
 		c.logChanges(before, after)
 	}

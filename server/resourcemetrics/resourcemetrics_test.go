@@ -37,7 +37,7 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 		nextRound()
 		expect(t, "after a measurement", w.top(c, "one"), "one 500m 1000M 12s")
 		expect(t, "the pod after a measurement", w.topPod(t, c, "web"), "web/main 100m 12s")
-		time.Sleep(period)
+		time.Sleep(roundInterval)
 		expect(t, "without another measurement", w.top(c, "one"), "one 500m 1000M 12s")
 		testenv.True(t, k.summary == 1, "the kubelet was asked for its rates %d times, want once", k.summary)
 
@@ -61,9 +61,9 @@ func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 		time.Sleep(time.Hour)
 		testenv.True(t, w.asked == 0, "a kubelet was asked %d times though no client asked", w.asked)
 		w.top(c, "one")
-		time.Sleep(interest + 2*period)
+		time.Sleep(interestTime + 2*roundInterval)
 		synctest.Wait()
-		if want := int(interest/period) + 2; w.asked > want || w.asked < want-3 {
+		if want := int(interestTime/roundInterval) + 2; w.asked > want || w.asked < want-3 {
 			t.Errorf("a kubelet was asked %d times after one question, want about %d", w.asked, want)
 		}
 		expect(t, "at rest again", w.line(), "running: idle until a client requests metrics")
@@ -72,7 +72,7 @@ func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 		testenv.False(t, w.asked != before, "at rest a kubelet was asked %d times", w.asked-before)
 		expect(t, "the next day", w.top(c, "one"), "one 250m 1000M 10s")
 		for range 40 { // an autoscaler
-			time.Sleep(period)
+			time.Sleep(roundInterval)
 			w.top(c, "one")
 		}
 		if got := w.asked - before; got < 40 || got > 44 {
@@ -122,7 +122,7 @@ func TestBadKubeletDoesNotAffectOthers(t *testing.T) {
 				}
 				testenv.True(t, strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets"), "status: %q", w.line())
 				w.change(func() { k.answer = nil })
-				time.Sleep(2 * period)
+				time.Sleep(2 * roundInterval)
 				synctest.Wait()
 				expect(t, "it is well again", w.top(c, "bad"), "bad 250m 1000M 10s")
 				expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
@@ -175,7 +175,7 @@ func TestKubeletReportsItsOwnPodsOnly(t *testing.T) {
 		}
 		c := w.run(t)
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 20m 10s")
-		if n := len(c.now.pods); n != 1 {
+		if n := len(c.current.pods); n != 1 {
 			t.Errorf("figures of %d pods are kept, want 1", n)
 		}
 	})
@@ -216,16 +216,16 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 
 		// In later rounds the others' new figures do not wait for it either.
 		w.change(func() { fine.at, fine.cpu, pod.cpu = fine.at.Add(10*time.Second), fine.cpu+5, pod.cpu+1 })
-		time.Sleep(time.Until(began.Add(period + kubeletWait + time.Second))) // fake time: the second round has shown what it has
+		time.Sleep(time.Until(began.Add(roundInterval + kubeletWait + time.Second))) // fake time: the second round has shown what it has
 		expect(t, "the second round", w.top(c, "hung", "fine"), "fine 500m 1000M 10s")
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 100m 10s")
 		testenv.True(t, strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets"), "status: %q", w.line())
 
 		// One that has answered before has its old figures until it is given up.
 		w.change(func() { stalled.answer = nil })
-		time.Sleep(time.Until(began.Add(2*period + time.Second))) // fake time: it has answered in the third round
+		time.Sleep(time.Until(began.Add(2*roundInterval + time.Second))) // fake time: it has answered in the third round
 		w.change(func() { stalled.answer = block })
-		time.Sleep(time.Until(began.Add(3*period + kubeletWait + time.Second))) // fake time: it is stalled in the fourth
+		time.Sleep(time.Until(began.Add(3*roundInterval + kubeletWait + time.Second))) // fake time: it is stalled in the fourth
 		expect(t, "in the kubeletWait", w.top(c, "hung"), "hung 250m 1000M 10s")
 		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
 		time.Sleep(kubeletTimeout) // fake time, after which it is given up
@@ -291,8 +291,8 @@ func TestKubeletRequestsAreLimitedAtOnce(t *testing.T) {
 		}
 		time.Sleep(roundTimeout) // fake time: those that are stalled take their turns still
 		synctest.Wait()
-		testenv.False(t, w.most > parallel || w.most < parallel/2, "%d kubelets were asked at a time, want %d", w.most, parallel)
-		if n, failed := len(c.now.nodes), len(c.now.failed); n != 300 || failed != 100 {
+		testenv.False(t, w.most > maxParallel || w.most < maxParallel/2, "%d kubelets were asked at a time, want %d", w.most, maxParallel)
+		if n, failed := len(c.current.nodes), len(c.current.failed); n != 300 || failed != 100 {
 			t.Errorf("figures of %d nodes, and %d failed; want 300 and 100", n, failed)
 		}
 		expect(t, "nodes that are not ready are no trouble of this part", w.line(), "running: clients ask, so kubelets are asked every 15s")
@@ -354,8 +354,8 @@ func FuzzCounters(f *testing.F) {
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}}
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "b"}, Spec: corev1.PodSpec{NodeName: "one", Containers: []corev1.Container{{Name: "a"}}}}
 		early := func(*figures) {}
-		before := k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, nil, early)
-		for _, figures := range k.round(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, before, early).pods {
+		before := k.readAll(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, nil, early)
+		for _, figures := range k.readAll(t.Context(), []*corev1.Node{n}, []*corev1.Pod{p}, before, early).pods {
 			figures.metrics(&metav1.PartialObjectMetadata{})
 		}
 	})

@@ -25,16 +25,16 @@ const (
 	roundTimeout = 12 * time.Second
 	// kubeletWait is how long other nodes' figures wait for slow kubelets.
 	kubeletWait = 2 * time.Second
-	// parallel is how many kubelets are queried concurrently.
-	parallel = 32
+	// maxParallel is how many kubelets are queried concurrently.
+	maxParallel = 32
 )
 
 var errNoTime = errors.New("it was not asked in time: too many other kubelets are slow")
 
-// round requests figures from the kubelets of all nodes. Nodes that are not ready come last. The earlier figures of a
+// readAll requests figures from the kubelets of all nodes. Nodes that are not ready come last. The earlier figures of a
 // kubelet that does not answer are dropped: they would no longer be known to be true. After kubeletWait it passes the
 // figures so far to early, with the earlier figures of kubelets that have not answered by then.
-func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures, early func(*figures)) *figures {
+func (k *kubelets) readAll(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures, early func(*figures)) *figures {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
 	after := newFigures(len(nodes))
@@ -50,7 +50,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 	var (
 		mu      sync.Mutex
 		asking  sync.WaitGroup
-		slots   = make(chan struct{}, parallel)
+		slots   = make(chan struct{}, maxParallel)
 		answers = func(n *corev1.Node, a kubeletReply, err error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -82,7 +82,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		}
 		asking.Go(func() {
 			defer func() { <-slots }()
-			a, err := k.fetch(context.WithValue(ctx, maxBodyKey{}, smallest+each*containers[n.Name]), n, at, before)
+			a, err := k.fetch(context.WithValue(ctx, maxBodyKey{}, minBodyLimit+bytesPerContainer*containers[n.Name]), n, at, before)
 			answers(n, a, err)
 		})
 	}
@@ -94,7 +94,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 	return after
 }
 
-// kubeletReply is the reply of one kubelet.
+// kubeletReply holds the figures in the reply of one kubelet.
 type kubeletReply struct {
 	name       string
 	node       *figure // nil if the kubelet reported none
@@ -121,9 +121,9 @@ func (k *kubelets) fetch(
 		return kubeletReply{}, err
 	}
 	keepOwnPods(b, n.Name, at)
-	s := series{before: before, now: time.Now(), limits: limitsOf(n)}
+	s := series{previous: before, now: time.Now(), limits: limitsOf(n)}
 	if !s.complete(n.Name, b) {
-		s.own, _ = k.rates(ctx, n) // without them it takes another round
+		s.kubeletRates, _ = k.rates(ctx, n) // without them it takes another round
 	}
 	a := kubeletReply{name: n.Name, pods: make(map[types.NamespacedName]podFigures, len(b.Pods))}
 	if p, ok := b.Nodes[n.Name]; ok {

@@ -12,18 +12,19 @@ import (
 )
 
 const (
-	// nominal is the window given for a kubelet's own rate: a kubelet measures on request, at most every 10 s. The
-	// first rate after a pause covers up to a minute.
-	nominal = 10 * time.Second
-	// measured is the time after which a kubelet has measured a container twice. An earlier rate of 0 may mean none.
-	measured = 40 * time.Second
-	// lag is by how much the time between two measurements may exceed the time between their requests. If it is more,
-	// the node's clock was set.
-	lag = time.Minute
-	// stale is the time without a new measurement after which a rate is dropped.
-	stale = 2 * time.Minute
-	// beyond is the accepted multiple of a node's capacity: a busy machine reads its counters late.
-	beyond = 2
+	// kubeletWindow is the window given for a kubelet's own rate: a kubelet measures on request, at most every 10 s.
+	// The first rate after a pause covers up to a minute.
+	kubeletWindow = 10 * time.Second
+	// secondMeasurement is the time after which a kubelet has measured a container twice. An earlier rate of 0 may mean
+	// none.
+	secondMeasurement = 40 * time.Second
+	// maxLag is by how much the time between two measurements may exceed the time between their requests. If it is
+	// more, the node's clock was set.
+	maxLag = time.Minute
+	// staleAfter is the time without a new measurement after which a rate is dropped.
+	staleAfter = 2 * time.Minute
+	// capacityFactor is the accepted multiple of a node's capacity: a busy machine reads its counters late.
+	capacityFactor = 2
 )
 
 // figure is the resource use of a node or a container. Metrics-server's own storage is not used: it has no value before
@@ -41,31 +42,31 @@ type figure struct {
 func (f figure) continues(p storage.MetricsPoint, now time.Time) bool {
 	elapsed := p.Timestamp.Sub(f.point.Timestamp)
 	return !f.read.IsZero() && f.point.StartTime.Equal(p.StartTime) && p.CumulativeCPUUsed >= f.point.CumulativeCPUUsed &&
-		elapsed >= 0 && elapsed <= now.Sub(f.read)+lag
+		elapsed >= 0 && elapsed <= now.Sub(f.read)+maxLag
 }
 
-// next returns the figure after another point of the same run.
-func (f figure) next(p storage.MetricsPoint, now time.Time) figure {
+// withPoint returns the figure after another point of the same run.
+func (f figure) withPoint(p storage.MetricsPoint, now time.Time) figure {
 	elapsed := p.Timestamp.Sub(f.point.Timestamp)
 	switch {
 	case elapsed > 0:
 		used := p.CumulativeCPUUsed - f.point.CumulativeCPUUsed
 		return figure{point: p, read: now, rate: uint64(float64(used) / elapsed.Seconds()), window: elapsed}
-	case now.Sub(f.read) > stale:
+	case now.Sub(f.read) > staleAfter:
 		return figure{point: f.point, read: f.read}
 	default:
 		return f // no new measurement
 	}
 }
 
-// first returns the figure for a first point. Its rate is the kubelet's own, if that is known.
-func first(p storage.MetricsPoint, now time.Time, rate uint64, known bool) figure {
+// firstFigure returns the figure for a first point. Its rate is the kubelet's own, if that is known.
+func firstFigure(p storage.MetricsPoint, now time.Time, rate uint64, known bool) figure {
 	f := figure{point: p, read: now}
 	age := p.Timestamp.Sub(p.StartTime)
 	switch {
-	case known && (rate > 0 || age >= measured):
-		f.rate, f.window = rate, nominal
-	case age >= nominal && age < measured:
+	case known && (rate > 0 || age >= secondMeasurement):
+		f.rate, f.window = rate, kubeletWindow
+	case age >= kubeletWindow && age < secondMeasurement:
 		f.rate, f.window = uint64(float64(p.CumulativeCPUUsed)/age.Seconds()), age
 	}
 	return f
@@ -73,26 +74,26 @@ func first(p storage.MetricsPoint, now time.Time, rate uint64, known bool) figur
 
 // series computes the figures of one kubelet's response.
 type series struct {
-	before     *figures // may be nil
-	own        *rates   // the kubelet's own rates; may be nil
-	now        time.Time
-	limits     limits
-	impossible string // the first impossible value
+	previous     *figures // may be nil
+	kubeletRates *rates   // the kubelet's own rates; may be nil
+	now          time.Time
+	limits       limits
+	impossible   string // the first impossible value
 }
 
 // complete says whether there is an earlier figure for each point of the response.
 func (s *series) complete(node string, b *storage.MetricsBatch) bool {
-	if s.before == nil {
+	if s.previous == nil {
 		return false
 	}
 	for _, p := range b.Nodes {
-		if !s.before.nodes[node].continues(p, s.now) {
+		if !s.previous.nodes[node].continues(p, s.now) {
 			return false
 		}
 	}
 	for ref, pod := range b.Pods {
 		for name, p := range pod.Containers {
-			if !s.before.pods[ref].containers[name].continues(p, s.now) {
+			if !s.previous.pods[ref].containers[name].continues(p, s.now) {
 				return false
 			}
 		}
@@ -102,19 +103,19 @@ func (s *series) complete(node string, b *storage.MetricsBatch) bool {
 
 func (s *series) node(name string, p storage.MetricsPoint) figure {
 	var old figure
-	if s.before != nil {
-		old = s.before.nodes[name]
+	if s.previous != nil {
+		old = s.previous.nodes[name]
 	}
-	rate, known := s.own.ofNode()
+	rate, known := s.kubeletRates.ofNode()
 	return s.figure("the node", old, p, rate, known)
 }
 
 func (s *series) container(ref types.NamespacedName, name string, p storage.MetricsPoint) figure {
 	var old figure
-	if s.before != nil {
-		old = s.before.pods[ref].containers[name]
+	if s.previous != nil {
+		old = s.previous.pods[ref].containers[name]
 	}
-	rate, known := s.own.of(ref, name)
+	rate, known := s.kubeletRates.rateOf(ref, name)
 	return s.figure("container "+name+" of pod "+ref.String(), old, p, rate, known)
 }
 
@@ -127,9 +128,9 @@ func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint
 	}
 	var f figure
 	if old.continues(p, s.now) {
-		f = old.next(p, s.now)
+		f = old.withPoint(p, s.now)
 	} else {
-		f = first(p, s.now, rate, known)
+		f = firstFigure(p, s.now, rate, known)
 	}
 	if f.rate > s.limits.rate {
 		s.recordImpossible(of, fmt.Sprintf("%.0f CPU cores", float64(f.rate)/1e9))
@@ -152,12 +153,12 @@ type limits struct {
 
 // limitsOf returns limits by the capacity that the kubelet reports for its node. Schedulers rely on it as well.
 func limitsOf(n *corev1.Node) limits {
-	l := limits{rate: most, memory: most}
+	l := limits{rate: maxValue, memory: maxValue}
 	if milli := n.Status.Capacity.Cpu().MilliValue(); milli > 0 {
-		l.rate = min(most, beyond*1e6*uint64(milli))
+		l.rate = min(maxValue, capacityFactor*1e6*uint64(milli))
 	}
 	if bytes := n.Status.Capacity.Memory().Value(); bytes > 0 {
-		l.memory = min(most, beyond*uint64(bytes))
+		l.memory = min(maxValue, capacityFactor*uint64(bytes))
 	}
 	return l
 }

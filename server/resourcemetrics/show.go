@@ -12,11 +12,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// named is the most kubelets that a message names.
-const named = 3
+// maxNamed limits how many kubelets a message names.
+const maxNamed = 3
 
-// show writes the collector's state to the status.
-func (c *Collector) show() {
+// showStatus writes the collector's state to the status.
+func (c *Collector) showStatus() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.showLocked()
@@ -28,7 +28,7 @@ func (c *Collector) showLocked() {
 		kept = fmt.Sprintf("; the history of a day began at %s and takes %d KiB",
 			time.Now().Add(-time.Since(h.begun)).UTC().Format(time.RFC3339), h.size()>>10)
 	}
-	switch f := c.now; {
+	switch f := c.current; {
 	case c.otherProvider != "":
 		c.o.Part.Set(status.Running, "the Service "+c.otherProvider+" answers, as the APIService "+GroupVersion.Version+"."+
 			GroupVersion.Group+" says; coracle serves metrics once that APIService is deleted"+kept)
@@ -41,18 +41,18 @@ func (c *Collector) showLocked() {
 		}
 		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, so kubectl top and autoscalers have no metrics of "+
 			"their pods: %s",
-			len(unresponsive), f.asked, describe(unresponsive))+kept)
+			len(unresponsive), f.nodeCount, describeErrors(unresponsive))+kept)
 	default:
-		c.o.Part.Set(status.Running, "clients ask, so kubelets are asked every "+period.String()+kept)
+		c.o.Part.Set(status.Running, "clients ask, so kubelets are asked every "+roundInterval.String()+kept)
 	}
 }
 
-// describe lists nodes with their errors.
-func describe(failed map[string]error) string {
+// describeErrors lists nodes with their errors.
+func describeErrors(failed map[string]error) string {
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(failed)) {
-		if len(parts) == named {
-			parts = append(parts, fmt.Sprintf("and %d more", len(failed)-named))
+		if len(parts) == maxNamed {
+			parts = append(parts, fmt.Sprintf("and %d more", len(failed)-maxNamed))
 			break
 		}
 		parts = append(parts, fmt.Sprintf("the kubelet of node %s does not answer: %v", name, failed[name]))

@@ -73,7 +73,7 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 
 // nextRound lets fake time pass until all kubelets have been asked once more.
 func nextRound() {
-	time.Sleep(period) // fake time, which synctest moves on: no real time passes
+	time.Sleep(roundInterval) // fake time, which synctest moves on: no real time passes
 	synctest.Wait()
 }
 
@@ -181,7 +181,7 @@ func (w *world) run(t *testing.T) *Collector {
 	go c.Run(ctx)
 	t.Cleanup(func() {
 		cancel()
-		<-c.ended
+		<-c.done
 	})
 	return c
 }

@@ -108,7 +108,7 @@ func (r Revocation) Run(ctx context.Context) error {
 	return behind
 }
 
-// check refuses servers and what is no name. present says that a node of the name is there, or has joined.
+// check refuses servers and invalid names. present says that a node of the name is there, or has joined.
 func (r Revocation) check(ctx context.Context) (present bool, err error) {
 	if len(validation.IsDNS1123Subdomain(r.Node)) > 0 {
 		return false, fmt.Errorf("%q cannot be a node's name. Nothing was changed. There are: coracle kubectl get nodes", r.Node)

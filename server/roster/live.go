@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// unresponsive is how long after its last contact a server remains an endpoint of the kubernetes Service. A server
-	// that is alive answers heartbeats several times in a tenth of that. Together with the time to notice and write the
-	// change it stays below three seconds.
-	unresponsive = 2 * time.Second
+	// unresponsiveAfter is how long after its last contact a server remains an endpoint of the kubernetes Service. A
+	// server that is alive answers heartbeats several times in a tenth of that. Together with the time to notice and
+	// write the change it stays below three seconds.
+	unresponsiveAfter = 2 * time.Second
 	// newLeaderWaits is how long a new leader counts every server as alive. It has had contact only with those that it
 	// needed for its election.
 	newLeaderWaits = time.Second
@@ -46,7 +46,7 @@ func (l *LiveServers) Addresses(term uint64, members []raftstore.Member, now tim
 			continue
 		}
 		at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
-		if !m.Self && now.Sub(m.Contact) > unresponsive && now.Sub(l.leading) > newLeaderWaits {
+		if !m.Self && now.Sub(m.Contact) > unresponsiveAfter && now.Sub(l.leading) > newLeaderWaits {
 			unheard = append(unheard, at)
 		} else {
 			live = append(live, at)

@@ -18,7 +18,7 @@ func TestLiveServersHaveRecentContact(t *testing.T) {
 	}
 	self := raftstore.Member{Address: "10.0.0.1:6443", Self: true, Leader: true}
 	never := raftstore.Member{Address: "10.0.0.9:6443"}
-	members := []raftstore.Member{self, member("10.0.0.2:7443", unresponsive/4), member("10.0.0.3:6443", unresponsive+1), never, member("[fd00::4]:6443", 0)}
+	members := []raftstore.Member{self, member("10.0.0.2:7443", unresponsiveAfter/4), member("10.0.0.3:6443", unresponsiveAfter+1), never, member("[fd00::4]:6443", 0)}
 	var l LiveServers
 	term := uint64(3)
 	expect := func(what string, want ...string) {

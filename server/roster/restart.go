@@ -23,14 +23,14 @@ func (r *Roster) MayRestart(ctx context.Context) error {
 	if store == nil {
 		return nil
 	}
-	timers.Sleep(ctx, turnOf(r.o.Store.Members()))
+	timers.Sleep(ctx, restartDelay(r.o.Store.Members()))
 	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
 	defer cancel()
 	return mayRestart(store.Cluster().Survey(ctx))
 }
 
-// turnOf returns how long this server lets others go first.
-func turnOf(members []raftstore.Member) (wait time.Duration) {
+// restartDelay returns how long this server lets others go first.
+func restartDelay(members []raftstore.Member) (wait time.Duration) {
 	for _, self := range members {
 		for _, m := range members {
 			if self.Self && m.RaftID < self.RaftID {

@@ -37,8 +37,8 @@ func TestServersRestartInTurn(t *testing.T) {
 		for _, id := range []string{"c.1", "a.1", "a.2"} {
 			members = append(members, raftstore.Member{RaftID: id, Self: id == own})
 		}
-		turns[turnOf(members)] = true
+		turns[restartDelay(members)] = true
 	}
 	testenv.True(t, len(turns) == 3 && turns[0] && turns[2*restartInterval], "the turns are %v", turns)
-	testenv.Equal(t, turnOf([]raftstore.Member{{RaftID: "a", Self: true}}), 0, "a single server waits")
+	testenv.Equal(t, restartDelay([]raftstore.Member{{RaftID: "a", Self: true}}), 0, "a single server waits")
 }

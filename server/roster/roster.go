@@ -61,7 +61,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Roster is a server's record of the cluster's machines.
+// Roster tells a server which machines the cluster has, and with which addresses.
 type Roster struct {
 	o     Options
 	nodes atomic.Pointer[corelisters.NodeLister]

@@ -79,17 +79,17 @@ func (f Folders) Read() (map[string][]byte, error) {
 // AsideSuffix follows the name of a file that was replaced by the cluster's.
 const AsideSuffix = ".before-joining"
 
-// replaced says whether a cluster replaces a file at times: tokens and encryption keys, but not CAs.
-func replaced(name string) bool { return filepath.Dir(name) != "tls" }
+// isReplaced says whether a cluster replaces a file at times: tokens and encryption keys, but not CAs.
+func isReplaced(name string) bool { return filepath.Dir(name) != "tls" }
 
 // inOrder returns the names of files in the order in which they are written. CAs come first: with all of them a folder
 // belongs to the cluster, even if writing the rest is interrupted.
 func inOrder(files map[string][]byte) []string {
 	return slices.SortedFunc(maps.Keys(files), func(a, b string) int {
 		switch {
-		case replaced(a) && !replaced(b):
+		case isReplaced(a) && !isReplaced(b):
 			return 1
-		case replaced(b) && !replaced(a):
+		case isReplaced(b) && !isReplaced(a):
 			return -1
 		}
 		return strings.Compare(a, b)
@@ -113,11 +113,11 @@ func (f Folders) Write(files map[string][]byte, aside string) error {
 			return fmt.Errorf("the server's response has an unknown file: %q", name)
 		}
 		have, err := os.ReadFile(f.Path(name))
-		if errors.Is(err, fs.ErrNotExist) && slices.Contains(required, name) && !replaced(name) {
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(required, name) && !isReplaced(name) {
 			ours = false
 		}
 		if err == nil && string(have) != string(files[name]) {
-			if differ = append(differ, name); ours && replaced(name) || certend.IsRenewal(have, files[name]) {
+			if differ = append(differ, name); ours && isReplaced(name) || certend.IsRenewal(have, files[name]) {
 				continue
 			}
 			return fmt.Errorf("%s is there and is not the cluster's. Nothing was replaced: if this machine was a server of another "+

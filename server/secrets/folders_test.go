@@ -65,7 +65,7 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 	answer := func(generation string) map[string][]byte {
 		files := map[string][]byte{}
 		for _, name := range append(required, optional...) {
-			if files[name] = []byte(name); replaced(name) {
+			if files[name] = []byte(name); isReplaced(name) {
 				files[name] = []byte(name + generation)
 			}
 		}
@@ -88,7 +88,7 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 			testenv.Equal(t, string(testenv.Must(os.ReadFile(o.Path(name)))(t)), string(content), "cut off after %d files: %s has", cut, name)
 		}
 		for _, name := range names[:cut] {
-			if kept, err := os.ReadFile(o.Path(name) + AsideSuffix); replaced(name) && (err != nil || string(kept) != string(first[name])) {
+			if kept, err := os.ReadFile(o.Path(name) + AsideSuffix); isReplaced(name) && (err != nil || string(kept) != string(first[name])) {
 				t.Errorf("cut off after %d files: of %s is kept %q, %v", cut, name, kept, err)
 			}
 		}

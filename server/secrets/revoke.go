@@ -25,7 +25,7 @@ type Revocation struct {
 	Times uint64
 	// Unfinished says that the last one has not ended (FinishRevocation).
 	Unfinished bool
-	// Generation is that of the record, for AwaitServers.
+	// Generation is the generation of the stored tokens, for AwaitServers.
 	Generation uint64
 }
 

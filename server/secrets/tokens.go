@@ -48,7 +48,7 @@ const (
 	tokensRetry = 2 * time.Second
 )
 
-// storedTokens is the record in the store.
+// storedTokens is the value in the store that all servers share.
 type storedTokens struct {
 	// Generation is incremented by each change.
 	Generation uint64 `json:"generation"`
@@ -114,9 +114,9 @@ type TokenOptions struct {
 
 // Tokens are the tokens that a server accepts. They may be replaced while it runs.
 type Tokens struct {
-	o   TokenOptions
-	box storecrypt.Box // Open sets it
-	now atomic.Pointer[token.Set]
+	o       TokenOptions
+	box     storecrypt.Box // Open sets it
+	current atomic.Pointer[token.Set]
 }
 
 // NewTokens makes missing tokens. Once the cluster's tokens were rotated, tokens that an operator gave to this server
@@ -142,13 +142,13 @@ func NewTokens(given TokenOptions) (*Tokens, error) {
 				"role", of.now.Role)
 		}
 	}
-	t.now.Store(&set)
+	t.current.Store(&set)
 	given.Guard.Set(t.knownGeneration().Revoked)
 	return t, nil
 }
 
 // Now returns the current tokens.
-func (t *Tokens) Now() *token.Set { return t.now.Load() }
+func (t *Tokens) Now() *token.Set { return t.current.Load() }
 
 // Open sets the store that has the cluster's tokens. Pull and Run need it.
 func (t *Tokens) Open(kv clientv3.KV) (err error) {
@@ -216,7 +216,7 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 		if err != nil {
 			set.Former = nil // how long they are valid here is not known
 		}
-		t.now.Store(&set)
+		t.current.Store(&set)
 		t.o.Guard.Set(r.Revoked) // after the tokens: a revoked node's machine cannot join by the former one
 		if err == nil {          // the files last: what is revoked is refused on a full disk, too
 			err = token.Save(t.o.Folders.Server, set)
@@ -245,7 +245,7 @@ func (t *Tokens) countHere(set *token.Set, r storedTokens) error {
 	var kept []seenToken
 	_, _ = atomicfile.ReadJSON(file, &kept) // damaged: the grace begins again, but Until still holds
 	running := map[string]token.Former{}
-	if before := t.now.Load(); before != nil {
+	if before := t.current.Load(); before != nil {
 		for _, f := range before.Former {
 			running[string(f.Role)+f.Secret] = f
 		}

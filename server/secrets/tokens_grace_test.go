@@ -49,7 +49,7 @@ func TestGraceByAnyClock(t *testing.T) {
 		for range 40 {
 			set := record.tokenSet("hash")
 			testenv.NoError(t, s.countHere(&set, record))
-			s.now.Store(&set)
+			s.current.Store(&set)
 			works := slices.ContainsFunc(set.Accepted(c.Now()), func(t token.Token) bool { return t.Secret == "old" })
 			switch elapsed := world.Sub(saw); {
 			case works && elapsed >= grace:
@@ -81,15 +81,15 @@ func TestGraceAfterTrouble(t *testing.T) {
 		t.Helper()
 		set := record.tokenSet("hash")
 		testenv.NoError(t, s.countHere(&set, record))
-		s.now.Store(&set)
+		s.current.Store(&set)
 		return len(set.Accepted(c.Now()))
 	}
 	testenv.Equal(t, valid(), 3, "tokens work at first:")
-	s.now.Store(nil)
+	s.current.Store(nil)
 	c.by = -time.Hour
 	testenv.Equal(t, valid(), 2, "tokens work after the clock was set back:")
 	c.by = 0
-	s.now.Store(nil)
+	s.current.Store(nil)
 	record.Former = append(record.Former, formerToken{Role: token.RoleAgent, Secret: "older agents'", Until: world.Add(2 * time.Hour), Grace: 2 * time.Hour})
 	world = world.Add(59 * time.Minute)
 	testenv.Equal(t, valid(), 4, "tokens work after another one was replaced:")

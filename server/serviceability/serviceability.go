@@ -126,7 +126,7 @@ func (o *Options) unready() string {
 type readiness struct {
 	reported string    // the reason why it is not ready, or ""
 	differs  time.Time // since when the reason has been another one; zero if it has not
-	was      bool      // it was ready before
+	wasReady bool      // it was ready before
 }
 
 // update takes the present reason. It returns whether nodes have to receive it: it has lasted, or is a wrong clock, or
@@ -139,10 +139,10 @@ func (r *readiness) update(reason string, now time.Time) bool {
 	if r.differs.IsZero() {
 		r.differs = now
 	}
-	if r.was && reason != nodetunnel.ClockOff && now.Sub(r.differs) < unreadyAfter {
+	if r.wasReady && reason != nodetunnel.ClockOff && now.Sub(r.differs) < unreadyAfter {
 		return false
 	}
-	r.reported, r.differs, r.was = reason, time.Time{}, r.was || reason == ""
+	r.reported, r.differs, r.wasReady = reason, time.Time{}, r.wasReady || reason == ""
 	return true
 }
 

@@ -43,18 +43,18 @@ const readTimeout, readRetry = 5 * time.Second, 200 * time.Millisecond
 
 // Settings are the settings of a cluster, and the handler of their stream. A state's map is never changed.
 type Settings struct {
-	nodestream.Server[map[string]*line]
-	client    kubernetes.Interface
-	authorize authorizer.Authorizer
-	log       *slog.Logger
-	asked     timers.Signal // sent when the store has to be read
+	nodestream.Server[map[string]*settingsLine]
+	client        kubernetes.Interface
+	authorize     authorizer.Authorizer
+	log           *slog.Logger
+	readRequested timers.Signal // sent when the store has to be read
 
-	begun atomic.Uint64        // number of the last read of the store that has begun
-	done  timers.Value[uint64] // number of the last read that was complete
+	begunRead     atomic.Uint64        // number of the last read of the store that has begun
+	completedRead timers.Value[uint64] // number of the last read that was complete
 }
 
-// line is the content of a ConfigMap, as the stream sends it.
-type line struct {
+// settingsLine is the content of a ConfigMap in the form in which the stream sends it.
+type settingsLine struct {
 	data clustersettings.Data
 	text []byte
 }
@@ -62,8 +62,8 @@ type line struct {
 // New returns a handler that reads with client, whose reads must be linearizable. authorize decides which client may
 // receive which ConfigMap.
 func New(client kubernetes.Interface, authorize authorizer.Authorizer, log *slog.Logger) *Settings {
-	s := &Settings{client: client, authorize: authorize, log: log, asked: timers.NewSignal()}
-	s.Server = nodestream.Server[map[string]*line]{Subject: "the settings stream", Refusal: s.refusal, Writer: writer,
+	s := &Settings{client: client, authorize: authorize, log: log, readRequested: timers.NewSignal()}
+	s.Server = nodestream.Server[map[string]*settingsLine]{Subject: "the settings stream", Refusal: s.refusal, Writer: writer,
 		Begin: func(ctx context.Context) (end func(), err error) { return func() {}, s.fresh(ctx) },
 	}
 	return s
@@ -78,7 +78,7 @@ func (s *Settings) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.asked:
+		case <-s.readRequested:
 		}
 		if follow {
 			follow = false
@@ -111,7 +111,8 @@ func (s *Settings) watch(ctx context.Context, name string) {
 		}, s.client),
 		ObjectType: &corev1.ConfigMap{},
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { s.asked.Send() }, UpdateFunc: func(any, any) { s.asked.Send() }, DeleteFunc: func(any) { s.asked.Send() },
+			AddFunc: func(any) { s.readRequested.Send() }, UpdateFunc: func(any, any) { s.readRequested.Send() },
+			DeleteFunc: func(any) { s.readRequested.Send() },
 		},
 	})
 	var syncing sync.WaitGroup
@@ -120,7 +121,7 @@ func (s *Settings) watch(ctx context.Context, name string) {
 		select {
 		case <-ctx.Done():
 		case <-informer.HasSyncedChecker().Done():
-			s.asked.Send()
+			s.readRequested.Send()
 		}
 	})
 	informer.RunWithContext(ctx)
@@ -131,7 +132,7 @@ func (s *Settings) watch(ctx context.Context, name string) {
 func (s *Settings) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	number := s.begun.Add(1)
+	number := s.begunRead.Add(1)
 	names := clustersettings.Names()
 	data, errs := make([]clustersettings.Data, len(names)), make([]error, len(names))
 	var reading sync.WaitGroup
@@ -140,7 +141,7 @@ func (s *Settings) poll(ctx context.Context) error {
 	}
 	reading.Wait()
 	before, _ := s.State.Get()
-	now := map[string]*line{}
+	now := map[string]*settingsLine{}
 	maps.Copy(now, before)
 	for i, name := range names {
 		if errs[i] != nil { // e.g. its encryption key is lost; clients still get the others
@@ -154,7 +155,7 @@ func (s *Settings) poll(ctx context.Context) error {
 			errs[i] = fmt.Errorf("writing the ConfigMap %s for nodes: %w", name, err)
 			continue
 		}
-		now[name] = &line{data[i], append(text, '\n')}
+		now[name] = &settingsLine{data[i], append(text, '\n')}
 	}
 	if !maps.Equal(now, before) {
 		s.State.Set(now)
@@ -162,7 +163,7 @@ func (s *Settings) poll(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	s.done.Set(number)
+	s.completedRead.Set(number)
 	return nil
 }
 
@@ -181,10 +182,10 @@ func (s *Settings) read(ctx context.Context, name string) (clustersettings.Data,
 
 // fresh waits for a read of the store that begins after this call.
 func (s *Settings) fresh(ctx context.Context) error {
-	wanted := s.begun.Load() + 1
-	s.asked.Send()
+	wanted := s.begunRead.Load() + 1
+	s.readRequested.Send()
 	for {
-		done, changed := s.done.Get()
+		done, changed := s.completedRead.Get()
 		if done >= wanted {
 			return nil
 		}
@@ -196,8 +197,8 @@ func (s *Settings) fresh(ctx context.Context) error {
 	}
 }
 
-// requested returns the ConfigMaps that a request names, without those that only a later version knows.
-func requested(r *http.Request) []string {
+// requestedNames returns the ConfigMaps that a request names, without those that only a later version knows.
+func requestedNames(r *http.Request) []string {
 	names := slices.Compact(slices.Sorted(slices.Values(r.URL.Query()[clustersettings.Parameter])))
 	return slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(clustersettings.Names(), name) })
 }
@@ -208,7 +209,7 @@ func (s *Settings) refusal(client user.Info, r *http.Request) (code int, text st
 	if !r.URL.Query().Has(clustersettings.Parameter) {
 		return http.StatusBadRequest, "the request names no setting"
 	}
-	names := requested(r)
+	names := requestedNames(r)
 	if len(names) == 0 {
 		return http.StatusNotFound, "this server has no such setting"
 	}
@@ -225,9 +226,9 @@ func (s *Settings) refusal(client user.Info, r *http.Request) (code int, text st
 }
 
 // writer implements nodestream.Server.
-func writer(r *http.Request) func(io.Writer, map[string]*line) (bool, error) {
-	names, sent := requested(r), map[string]*line{}
-	return func(to io.Writer, now map[string]*line) (written bool, err error) {
+func writer(r *http.Request) func(io.Writer, map[string]*settingsLine) (bool, error) {
+	names, sent := requestedNames(r), map[string]*settingsLine{}
+	return func(to io.Writer, now map[string]*settingsLine) (written bool, err error) {
 		for _, name := range names {
 			l := now[name]
 			if l == sent[name] {

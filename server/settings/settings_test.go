@@ -271,7 +271,7 @@ func TestSettingsStreamsEndInOrder(t *testing.T) {
 // TestUnusedSettingsReadNothing: a server of which no client asks reads nothing.
 func TestUnusedSettingsReadNothing(t *testing.T) {
 	b := newBed(t)
-	b.Settings.asked.Send()
+	b.Settings.readRequested.Send()
 	testenv.Until(t, 2*time.Minute, "it reads when it is asked", func() bool { return b.reads.Load() > 0 })
 	c := fake.NewClientset()
 	ctx, cancel := context.WithCancel(t.Context())

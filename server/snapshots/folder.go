@@ -167,7 +167,7 @@ func (d folder) prune(keep int, of series, made string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return removeEach(surplus(list, keep, of.contains, made), d.delete)
+	return removeEach(surplusSnapshots(list, keep, of.contains, made), d.delete)
 }
 
 func removeEach(list []Info, remove func(name string) error) (deleted []string, err error) {
@@ -195,9 +195,9 @@ func sortByTime(list []Info) {
 	slices.SortStableFunc(list, func(a, b Info) int { return cmp.Or(a.Time.Compare(b.Time), strings.Compare(a.Name, b.Name)) })
 }
 
-// surplus returns the oldest snapshots of a list, beyond the newest keep. Damaged snapshots are not counted. made is
-// the name of a snapshot that is never returned.
-func surplus(list []Info, keep int, counts func(Info) bool, made string) []Info {
+// surplusSnapshots returns the oldest snapshots of a list, beyond the newest keep. Damaged snapshots are not counted.
+// made is the name of a snapshot that is never returned.
+func surplusSnapshots(list []Info, keep int, counts func(Info) bool, made string) []Info {
 	list = slices.DeleteFunc(slices.Clone(list), func(i Info) bool { return i.Problem != "" || !counts(i) })
 	slices.SortStableFunc(list, byAge)
 	list = list[:max(0, len(list)-keep)]
@@ -213,5 +213,5 @@ func byAge(a, b Info) int {
 // stampForm is the layout of times in names.
 const stampForm = "20060102T150405Z"
 
-// stamp formats a time for names.
-func stamp(t time.Time) string { return t.UTC().Format(stampForm) }
+// formatStamp formats a time for names.
+func formatStamp(t time.Time) string { return t.UTC().Format(stampForm) }

@@ -27,15 +27,15 @@ func (k *Keeper) Handler() http.Handler {
 		if list == nil {
 			list = []Info{}
 		}
-		respond(w, list, err)
+		writeResponse(w, list, err)
 	})
 	mux.HandleFunc("POST "+Path, func(w http.ResponseWriter, r *http.Request) {
 		info, err := k.Save(r.Context(), r.URL.Query().Get("name"))
-		respond(w, info, err)
+		writeResponse(w, info, err)
 	})
 	mux.HandleFunc("DELETE "+Path, func(w http.ResponseWriter, r *http.Request) {
 		deleted, err := k.Delete(r.Context(), r.URL.Query()["name"])
-		respond(w, removed(deleted, err), nil)
+		writeResponse(w, removedResponse(deleted, err), nil)
 	})
 	mux.HandleFunc("POST "+Path+"/prune", func(w http.ResponseWriter, r *http.Request) {
 		keep := ConfiguredRetention
@@ -48,12 +48,12 @@ func (k *Keeper) Handler() http.Handler {
 			keep = n
 		}
 		deleted, err := k.Prune(r.Context(), r.URL.Query().Get("name"), keep)
-		respond(w, removed(deleted, err), nil)
+		writeResponse(w, removedResponse(deleted, err), nil)
 	})
 	return queryInContext(mux)
 }
 
-func removed(deleted []string, err error) Removed {
+func removedResponse(deleted []string, err error) Removed {
 	out := Removed{Deleted: deleted}
 	if err != nil {
 		out.Problem = err.Error()
@@ -61,7 +61,7 @@ func removed(deleted []string, err error) Removed {
 	return out
 }
 
-func respond(w http.ResponseWriter, body any, err error) {
+func writeResponse(w http.ResponseWriter, body any, err error) {
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -36,7 +36,7 @@ const DefaultRetention = 5
 
 // Options say what a Keeper saves, and where.
 type Options struct {
-	// Dir is the folder for the files.
+	// Dir is the folder for the snapshots' files.
 	Dir string
 	// Cluster, Server and Version are written into headers.
 	Cluster, Server, Version string
@@ -137,9 +137,9 @@ func (k *Keeper) save(b *raftstore.Backup, contents Contents, key Key, name stri
 	now := k.o.Clock.Now().UTC()
 	h := Header{
 		Cluster: k.o.Cluster, Server: k.o.Server, Version: k.o.Version, Time: now, Revision: b.Revision(), Keys: b.Keys(),
-		Content: content(b, contents, key), Scheduled: scheduled,
+		Content: contentHash(b, contents, key), Scheduled: scheduled,
 	}
-	info, err := k.folder.save(strings.Join([]string{name, k.o.Server, stamp(now)}, "-"), func(w io.Writer) error {
+	info, err := k.folder.save(strings.Join([]string{name, k.o.Server, formatStamp(now)}, "-"), func(w io.Writer) error {
 		return write(w, h, key, contents, b.WritePacked)
 	})
 	if err == nil {
@@ -288,18 +288,18 @@ func (s series) contains(i Info) bool {
 	return s.matchesName(i.Name) && i.Server == s.server && i.Cluster == s.cluster && (i.Scheduled || !s.scheduled)
 }
 
-// trivial are prefixes of keys whose changes are no reason for a snapshot, since they change all the time in an idle
-// cluster. Of nodes, which report every five minutes, only their number is a reason: a change of a node's labels or
-// taints alone is none.
-var trivial = []string{"/registry/leases/", "/registry/masterleases/", "/registry/events/", "/registry/events.k8s.io/"}
+// trivialPrefixes are prefixes of keys whose changes are no reason for a snapshot, since they change all the time in an
+// idle cluster. Of nodes, which report every five minutes, only their number is a reason: a change of a node's labels
+// or taints alone is none.
+var trivialPrefixes = []string{"/registry/leases/", "/registry/masterleases/", "/registry/events/", "/registry/events.k8s.io/"}
 
-const nodes = "/registry/minions/"
+const nodesPrefix = "/registry/minions/"
 
-// content returns a hash of everything that a user would miss. The header has it in clear. It cannot be used to find
-// out a token, since the hash covers the authorities' keys, which cannot be guessed.
-func content(b *raftstore.Backup, c Contents, key Key) string {
-	newest, _ := b.Changed(append(trivial, nodes)...)
-	_, keys := b.Changed(trivial...)
+// contentHash returns a hash of everything that a user would miss. The header has it in clear. It cannot be used to
+// find out a token, since the hash covers the authorities' keys, which cannot be guessed.
+func contentHash(b *raftstore.Backup, c Contents, key Key) string {
+	newest, _ := b.Changed(append(trivialPrefixes, nodesPrefix)...)
+	_, keys := b.Changed(trivialPrefixes...)
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%d\n%d\n%q\n", newest, keys, key.passphrase)
 	for _, name := range slices.Sorted(maps.Keys(c.Files)) {

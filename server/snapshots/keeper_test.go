@@ -194,7 +194,7 @@ func TestFutureSnapshotsAreNotNewest(t *testing.T) {
 	}
 	testenv.Equal(t, testenv.Must(m.newest())(t).Name, fourth, "the newest is")
 	// Whatever the numbers say, what was just made stays.
-	if got := surplus([]Info{{Name: "made", Header: Header{Revision: 1}}, {Name: "other", Header: Header{Revision: 2}}}, 1, func(Info) bool { return true }, "made"); len(got) != 0 {
+	if got := surplusSnapshots([]Info{{Name: "made", Header: Header{Revision: 1}}, {Name: "other", Header: Header{Revision: 2}}}, 1, func(Info) bool { return true }, "made"); len(got) != 0 {
 		t.Errorf("goes: %+v", got)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// counts are the schedule's results since the start.
+// counts has the results of the scheduled snapshots since the start.
 type counts struct {
 	failures    atomic.Int64
 	lastSuccess atomic.Int64 // seconds since 1970, 0 for none

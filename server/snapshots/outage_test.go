@@ -50,7 +50,7 @@ func TestOutageOfS3(t *testing.T) {
 	testenv.Require(t, len(want) == 4, "here are %q", want)
 	for range 20 { // five hours
 		change()
-		m.pass(retry)
+		m.pass(retryDelay)
 	}
 	if got := m.scheduledInFolder(); !slices.Equal(got, want) {
 		t.Errorf("after an outage of five hours here are %q, before it there were %q", got, want)
@@ -59,14 +59,14 @@ func TestOutageOfS3(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	deny(false)
-	m.pass(retry)
+	m.pass(retryDelay)
 	if c := board.Components()[0]; c.State != status.Running || len(f.keys()) != 2 || f.keys()[1] != "a/b/"+want[3] {
 		t.Errorf("%+v; on S3 %q, want %s", c, f.keys(), want[3])
 	}
 	// The schedule has gone on meanwhile.
-	m.pass(12*time.Hour - 22*retry)
+	m.pass(12*time.Hour - 22*retryDelay)
 	testenv.Equal(t, len(m.scheduledInFolder()), 4, "before its time:")
-	m.pass(2 * retry)
+	m.pass(2 * retryDelay)
 	if got := m.scheduledInFolder(); len(got) != 5 || len(f.keys()) != 2 || f.keys()[1] != "a/b/"+got[4] {
 		t.Errorf("here are %q, on S3 %q", got, f.keys())
 	}
@@ -76,7 +76,7 @@ func TestOutageOfS3(t *testing.T) {
 	m.pass(12 * time.Hour) // a quarter past midnight
 	before := m.scheduledInFolder()
 	change()
-	m.pass(12*time.Hour - retry)
+	m.pass(12*time.Hour - retryDelay)
 	if after := m.scheduledInFolder(); len(after) != 5 || after[4] == before[4] {
 		t.Errorf("at its time: %q, before %q", after, before)
 	}
@@ -84,7 +84,7 @@ func TestOutageOfS3(t *testing.T) {
 	deny(false)
 	testenv.NoError(t, os.Remove(filepath.Join(m.o.Dir, m.scheduledInFolder()[4])))
 	change()
-	m.pass(retry)
+	m.pass(retryDelay)
 	if here := m.scheduledInFolder(); len(here) != 5 || f.keys()[1] != "a/b/"+here[4] {
 		t.Errorf("here are %q, on S3 %q", here, f.keys())
 	}

@@ -38,7 +38,7 @@ type Target struct {
 	Now  func() time.Time
 }
 
-// Restored is the result of Restore.
+// Restored describes what Restore has done.
 type Restored struct {
 	Header
 	// Kept is the folder with the former server, empty if there was none.
@@ -93,7 +93,7 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	now := stamp(t.Now())
+	now := formatStamp(t.Now())
 	if err := storefiles.Tidy(t.ServerDir); err != nil {
 		return out, err
 	}

@@ -237,7 +237,7 @@ func (b *bucket) prune(ctx context.Context, keep int, of series, made string) ([
 	if err != nil {
 		return nil, err
 	}
-	return removeEach(surplus(list, keep, of.contains, made), func(name string) error { return b.delete(ctx, name) })
+	return removeEach(surplusSnapshots(list, keep, of.contains, made), func(name string) error { return b.delete(ctx, name) })
 }
 
 // Fetch copies a snapshot from S3 to a file in dir and returns its path.

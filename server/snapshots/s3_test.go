@@ -295,7 +295,7 @@ func TestScheduleWithS3(t *testing.T) {
 	f.mu.Lock()
 	f.deny = false
 	f.mu.Unlock()
-	m.pass(retry)
+	m.pass(retryDelay)
 	if c := board.Components()[0]; c.State != status.Running || len(m.scheduledInFolder()) != 1 || len(f.keys()) != 1 {
 		t.Errorf("%+v; here %q, on S3 %q", c, m.scheduledInFolder(), f.keys())
 	}

@@ -19,8 +19,8 @@ const (
 	// startupDelay is the time between the server's start and a snapshot that was missed while the server was off: by
 	// then the cluster is idle again.
 	startupDelay = 5 * time.Minute
-	// retry is the pause after a failed snapshot.
-	retry = 15 * time.Minute
+	// retryDelay is the pause after a failed snapshot.
+	retryDelay = 15 * time.Minute
 	// pollPeriod is the longest wait until the clock is read again. The clock may have been set, and timers do not
 	// follow that.
 	pollPeriod = 10 * time.Minute
@@ -92,7 +92,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	last := k.o.Clock.Now()
 	// A snapshot that was due while the server was off is made up for. A cluster without snapshots waits for the
 	// schedule.
-	due := k.missed(last)
+	due := k.missedTime(last)
 	var stuck *notInS3 // the snapshot that due is to copy to S3; nil if due is for a new one
 	for {
 		now := k.o.Clock.Now()
@@ -125,10 +125,10 @@ func (k *Keeper) Run(ctx context.Context) {
 		stuck = nil
 		if err != nil && ctx.Err() == nil {
 			errors.As(err, &stuck)
-			k.log.Error("the scheduled snapshot failed; retrying", "after", retry, "error", err)
+			k.log.Error("the scheduled snapshot failed; retrying", "after", retryDelay, "error", err)
 			k.o.Part.Set(status.Degraded, fmt.Sprintf(
-				"the scheduled snapshot failed, retrying every %v; earlier snapshots are kept: %v", retry, err))
-			due = k.o.Clock.Now().Add(retry)
+				"the scheduled snapshot failed, retrying every %v; earlier snapshots are kept: %v", retryDelay, err))
+			due = k.o.Clock.Now().Add(retryDelay)
 			continue
 		}
 		k.o.Part.Set(status.Running, "")
@@ -149,8 +149,8 @@ func (k *Keeper) ordinal() Ordinal {
 	return k.o.Ordinal()
 }
 
-// missed returns when to take a snapshot that was missed, zero if none was.
-func (k *Keeper) missed(now time.Time) time.Time {
+// missedTime returns when to take a snapshot that was missed, zero if none was.
+func (k *Keeper) missedTime(now time.Time) time.Time {
 	newest, err := k.newest()
 	if err != nil || newest == nil || newest.Time.After(now) {
 		return time.Time{}
@@ -222,7 +222,7 @@ func (k *Keeper) scheduledInFolder(ctx context.Context) (*Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := k.unchanged(content(b, contents, key))
+	info, err := k.unchanged(contentHash(b, contents, key))
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func TestRemovedServerIsExplained(t *testing.T) {
 		time.Sleep(reachDelay) // of the bubble's clock
 		said("removed from the cluster")
 		s.failoverTargets.Store(&[]string{"192.0.2.1:6443"})
-		s.news <- struct{}{}
+		s.targetsChanged <- struct{}{}
 		said("removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server. Meanwhile the server at 192.0.2.1:6443")
 		cancel()
 		<-done

@@ -35,7 +35,7 @@ func (s *Starting) ExplainWait(ctx context.Context, others func() []string, remo
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.news:
+		case <-s.targetsChanged:
 		case <-ask:
 			last := why
 			if why = wasRemoved; !removed() {

@@ -68,26 +68,26 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Starting is the start of one server.
+// Starting tracks the start of one server.
 type Starting struct {
-	o      Options
-	begin  func()        // calls Options.Begin once
-	served chan struct{} // closed when the API answers
+	o         Options
+	beginOnce func()        // calls Options.Begin once
+	apiReady  chan struct{} // closed when the API answers
 	// failoverTargets are the other servers while one of them serves this machine's programs. That one is the first. It
 	// is nil while none does.
 	failoverTargets atomic.Pointer[[]string]
 	failedOver      chan struct{} // closed by SetFailedOver
-	once            sync.Once     // for failedOver
-	news            timers.Signal // sent when failoverTargets has changed
+	failoverOnce    sync.Once     // for failedOver
+	targetsChanged  timers.Signal // sent when failoverTargets has changed
 	readyTimeout    time.Duration // the constant, except in tests
 }
 
 // New returns the Starting of a server that is not ready.
 func New(o Options) *Starting {
 	s := &Starting{
-		o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: timers.NewSignal(), readyTimeout: readyTimeout,
+		o: o, apiReady: make(chan struct{}), failedOver: make(chan struct{}), targetsChanged: timers.NewSignal(), readyTimeout: readyTimeout,
 	}
-	s.begin = sync.OnceFunc(func() { o.Begin(s.answer) })
+	s.beginOnce = sync.OnceFunc(func() { o.Begin(s.answer) })
 	return s
 }
 
@@ -96,33 +96,33 @@ func New(o Options) *Starting {
 func (s *Starting) FailedOver() <-chan struct{} { return s.failedOver }
 
 // SetFailedOver closes the channel of FailedOver.
-func (s *Starting) SetFailedOver() { s.once.Do(func() { close(s.failedOver) }) }
+func (s *Starting) SetFailedOver() { s.failoverOnce.Do(func() { close(s.failedOver) }) }
 
 // BeginWhenSlow calls Options.Begin when the start takes long.
 func (s *Starting) BeginWhenSlow(ctx context.Context) {
 	select {
 	case <-ctx.Done():
-	case <-s.served:
+	case <-s.apiReady:
 	case <-time.After(startDelay):
-		s.begin()
+		s.beginOnce()
 	}
 }
 
 // Serves records that the API answers.
 func (s *Starting) Serves() {
 	s.failoverTargets.Store(nil)
-	close(s.served)
+	close(s.apiReady)
 }
 
 // FindFailoverTarget searches for another server whose API this machine's programs can use while the store waits, until
 // ctx is done. That server remains in use until this server's API answers. A server that was removed from the cluster
 // is no member, and its node should not exist. Requests of its programs are passed on nevertheless
 // (server/serviceability). Another server has to confirm first that this one was not removed.
-func (s *Starting) FindFailoverTarget(ctx context.Context, store counted, others func() []string) {
+func (s *Starting) FindFailoverTarget(ctx context.Context, store membershipStore, others func() []string) {
 	s.findFailoverTarget(ctx, store, others, s.readyOf)
 }
 
-func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others func() []string,
+func (s *Starting) findFailoverTarget(ctx context.Context, store membershipStore, others func() []string,
 	readyOf func(context.Context, []string) string) {
 	pause := startDelay
 	var ready readyServer
@@ -130,7 +130,7 @@ func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others
 		if !timers.Sleep(ctx, pause) {
 			return
 		}
-		s.begin()
+		s.beginOnce()
 		now, list := "", slices.Concat([]string{last}, others())
 		if store.MembershipConfirmed() {
 			now = ready.update(readyOf(ctx, list))
@@ -147,14 +147,14 @@ func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others
 			list = slices.DeleteFunc(slices.Insert(list, 0, now), func(a string) bool { return a == "" || a == s.o.Address() })
 			s.failoverTargets.Store(new(unique(list)))
 		}
-		s.news.Send()
+		s.targetsChanged.Send()
 	}
 }
 
-// counted is a store that knows whether the others have confirmed that this server is a member.
-type counted interface{ MembershipConfirmed() bool }
+// membershipStore is a store that knows whether the others have confirmed that this server is a member.
+type membershipStore interface{ MembershipConfirmed() bool }
 
-// readyServer is the server that serves this machine's programs.
+// readyServer is the server to which this machine's programs connect.
 type readyServer struct {
 	address string // empty for none
 	missed  int    // number of requests in a row without a ready server

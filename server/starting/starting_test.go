@@ -45,7 +45,7 @@ func TestKubectlIsAnsweredWhileStarting(t *testing.T) {
 	t.Cleanup(func() { _ = l.Close() })
 	New(Options{PKI: keys, Store: new(handle.Store), Begin: func(answer func(net.Conn)) {
 		go testenv.Accept(l, func(c net.Conn) { go answer(c) })
-	}}).begin()
+	}}).beginOnce()
 	client := testenv.Must(kubernetes.NewForConfig(&rest.Config{
 		Host: "https://" + l.Addr().String(), TLSClientConfig: rest.TLSClientConfig{CAData: keys.CAPEM(pki.ServerCA)},
 	}))(t)

@@ -52,7 +52,7 @@ func CopyBackup(w io.Writer, r io.Reader) (int64, error) {
 // SaveBackup writes a backup to a new file that only its owner may read. The file is complete and synced to disk, or
 // removed after an error. It refuses to replace a file.
 func SaveBackup(path string, r io.Reader) (n int64, err error) {
-	if err := absent(path); err != nil {
+	if err := checkAbsent(path); err != nil {
 		return 0, err
 	}
 	dir := filepath.Dir(path)
@@ -77,7 +77,7 @@ func SaveBackup(path string, r io.Reader) (n int64, err error) {
 	return n, errors.Join(f.Close(), atomicfile.SyncDir(dir))
 }
 
-func absent(path string) error {
+func checkAbsent(path string) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
@@ -90,13 +90,13 @@ func absent(path string) error {
 func renameNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		if err := absent(to); err != nil {
+		if err := checkAbsent(to); err != nil {
 			return err
 		}
 		return os.Rename(from, to)
 	}
 	if errors.Is(err, unix.EEXIST) {
-		return absent(to)
+		return checkAbsent(to)
 	}
 	return err
 }
@@ -108,7 +108,7 @@ func CheckBackup(path string) (*Backup, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if err := foreign(f); err != nil {
+	if err := checkForeign(f); err != nil {
 		return nil, fmt.Errorf("%s cannot be used as a backup: %w. Nothing was changed", path, err)
 	}
 	n, err := CopyBackup(io.Discard, f)
@@ -138,8 +138,9 @@ func openBackup(path string) (*os.File, error) {
 	return f, nil
 }
 
-// foreign returns an error for a file that people may take for a backup of this store. It leaves the file at its start.
-func foreign(f io.ReadSeeker) error {
+// checkForeign returns an error for a file that people may take for a backup of this store. It leaves the file at its
+// start.
+func checkForeign(f io.ReadSeeker) error {
 	start := make([]byte, 20)
 	n, err := io.ReadFull(f, start)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {

@@ -114,7 +114,7 @@ func (s *Server) makeStore(made, cluster, node, backup string, seen int64) error
 // if that is in use. dir is one or the
 // other at every moment, if the file system supports that.
 func Replace(dir, made, keep string) (kept string, err error) {
-	keep = unused(keep)
+	keep = unusedName(keep)
 	// From here on the folder is complete. After the exchange the former folder has its name, and must not be removed.
 	if err := errors.Join(notMissing(os.Remove(made+unfinished)), atomicfile.SyncDir(filepath.Dir(dir))); err != nil {
 		return "", errors.Join(fmt.Errorf("finishing %s: %w. Nothing was changed", made, err), os.RemoveAll(made))

@@ -44,9 +44,9 @@ func Abandon(made string) error {
 	return errors.Join(os.RemoveAll(made), os.RemoveAll(made+raftstore.Beside), notMissing(os.Remove(made+unfinished)))
 }
 
-// unused returns the name, or the name with the first number after it that is not in use. So no run takes the name of
-// what another run kept in the same second. The caller must be the only user of the folder.
-func unused(name string) string {
+// unusedName returns the name, or the name with the first number after it that is not in use. So no run takes the name
+// of what another run kept in the same second. The caller must be the only user of the folder.
+func unusedName(name string) string {
 	path := name
 	for n := 2; ; n++ {
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
@@ -81,7 +81,7 @@ func Tidy(dir string) error {
 		}
 	}
 	for path := range left {
-		errs = append(errs, renameNew(path, unused(dir+replacedInfix+strings.TrimPrefix(path, dir+restoring))))
+		errs = append(errs, renameNew(path, unusedName(dir+replacedInfix+strings.TrimPrefix(path, dir+restoring))))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("tidying up after a restore that was interrupted: %w", err)

@@ -32,7 +32,7 @@ type Events struct {
 	refused prometheus.Counter
 
 	mu         sync.Mutex
-	due        time.Time // when the events may be counted again
+	nextCount  time.Time // when the events may be counted again
 	total      int64     // bytes of all events
 	namespaces map[string]int64
 }
@@ -60,9 +60,9 @@ func (e *Events) Life(namespace string, usual time.Duration) (life time.Duration
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if began := e.now(); !began.Before(e.due) {
+	if began := e.now(); !began.Before(e.nextCount) {
 		e.count(view)
-		e.due = began.Add(max(recountAfter, recountShare*e.now().Sub(began)))
+		e.nextCount = began.Add(max(recountAfter, recountShare*e.now().Sub(began)))
 	}
 	if e.total >= quota/shortenFrom {
 		life = min(usual, shortLife)

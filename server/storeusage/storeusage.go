@@ -56,8 +56,8 @@ func Of(view *mvcc.View, quota int64) *status.StoreUsage {
 	return out
 }
 
-// renamed are the kinds whose keys have other words than the API.
-var renamed = map[string]string{
+// renamedResources has the resources whose names in the store's keys differ from those in the API.
+var renamedResources = map[string]string{
 	"minions": "nodes", "controllers": "replicationcontrollers", "services/specs": "services", "services/endpoints": "endpoints",
 }
 
@@ -78,7 +78,7 @@ func kindOf(key string) (kind, namespace string) {
 	case len(words) > 1 && kind == "services":
 		kind, words = kind+"/"+words[0], words[1:]
 	}
-	if name := renamed[kind]; name != "" {
+	if name := renamedResources[kind]; name != "" {
 		kind = name
 	}
 	if len(words) > 1 {
@@ -98,7 +98,7 @@ func Judge(servers *status.Servers, view *mvcc.View, quota int64) {
 	if limit > 0 && live*5 >= limit*4 {
 		servers.Notes = append(servers.Notes, fmt.Sprintf("the objects in the store take %d%% of its quota of %s%s. Most is taken by %s. "+
 			"Writes that do not fit in are refused. coracle store usage says more", live*100/limit, status.Bytes(limit), by,
-			largest(Of(view, limit))))
+			largestKinds(Of(view, limit))))
 	}
 	for _, s := range servers.Servers {
 		if !s.Answers || s.Quota == 0 || s.Quota == limit || s.Quota >= live+live/4 {
@@ -136,8 +136,8 @@ func limitOf(servers []status.ClusterServer, quota int64) (limit int64, by strin
 	return limit, by
 }
 
-// largest names the kinds that take most.
-func largest(usage *status.StoreUsage) string {
+// largestKinds names the kinds that take most.
+func largestKinds(usage *status.StoreUsage) string {
 	var words []string
 	kinds := usage.ByKind()
 	for _, k := range kinds[:min(mostNamed, len(kinds))] {

@@ -35,9 +35,9 @@ import (
 )
 
 const (
-	// identify is how long a connection may take to authenticate. maxUnknown is how many may do so concurrently.
-	identify   = 10 * time.Second
-	maxUnknown = 256
+	// identifyTimeout is how long a connection may take to authenticate. maxUnknown is how many may do so concurrently.
+	identifyTimeout = 10 * time.Second
+	maxUnknown      = 256
 	// mostOfOne is how many connections of one node are kept. A server may have two names, and a broken connection is
 	// closed only after a while. With one more connection the oldest is closed.
 	mostOfOne = 4
@@ -77,16 +77,16 @@ type Table struct {
 	reports sync.WaitGroup // reports of it that nodes are receiving
 }
 
-// entry is the record of a node.
+// entry has the connections of a node, and the last contact with it.
 type entry struct {
-	sessions []*nodetunnel.Session // the newest last
-	last     time.Time             // last contact over connections that have ended
-	direct   bool                  // this server has reached the node without a tunnel
-	from     string                // the address from which it connected last
+	sessions      []*nodetunnel.Session // the newest last
+	lastContact   time.Time             // last contact over connections that have ended
+	direct        bool                  // this server has reached the node without a tunnel
+	connectedFrom string                // the address from which it connected last
 }
 
-// host returns an address without its port.
-func host(a net.Addr) string {
+// hostOf returns an address without its port.
+func hostOf(a net.Addr) string {
 	h, _, err := net.SplitHostPort(a.String())
 	if err != nil {
 		return a.String()
@@ -117,7 +117,7 @@ func (t *Table) Run(ctx context.Context) error {
 
 // serve serves one connection until it ends.
 func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
-	_ = raw.SetDeadline(time.Now().Add(identify)) // if deadlines fail, the handshake fails, too
+	_ = raw.SetDeadline(time.Now().Add(identifyTimeout)) // if deadlines fail, the handshake fails, too
 	conn := tls.Server(raw, t.config())
 	if err := conn.HandshakeContext(ctx); err != nil {
 		t.o.Logger.Debug("rejected a connection that may have been a node's", "from", raw.RemoteAddr().String(), "reason", err)
@@ -138,7 +138,7 @@ func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
 	if err != nil {
 		return
 	}
-	defer t.add(node, s, host(raw.RemoteAddr()))()
+	defer t.add(node, s, hostOf(raw.RemoteAddr()))()
 	t.o.Logger.Info("a node is connected", "node", node, "from", raw.RemoteAddr().String())
 	err = s.Wait()
 	if ctx.Err() == nil {
@@ -196,10 +196,10 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 		e = &entry{}
 		t.nodes[node] = e
 	}
-	if e.from != from {
+	if e.connectedFrom != from {
 		e.direct = false // it has moved; a connection from its former address may appear open for minutes
 	}
-	e.from = from
+	e.connectedFrom = from
 	e.sessions = append(e.sessions, s)
 	if t.unready != "" {
 		t.report(s)
@@ -212,13 +212,13 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		e.sessions = slices.DeleteFunc(e.sessions, func(other *nodetunnel.Session) bool { return other == s })
-		if h := s.LastContact(); h.After(e.last) {
-			e.last = h
+		if h := s.LastContact(); h.After(e.lastContact) {
+			e.lastContact = h
 		}
 	}
 }
 
-// Contact is a server's record of its contact with a node.
+// Contact says when and how a server last had contact with a node.
 type Contact struct {
 	// Last is when the server last received something from the node.
 	Last time.Time
@@ -237,7 +237,7 @@ func (t *Table) Contact(node string) (c Contact, ok bool) {
 	if e == nil {
 		return Contact{}, false
 	}
-	c = Contact{Last: e.last, Open: len(e.sessions) > 0, Direct: e.direct}
+	c = Contact{Last: e.lastContact, Open: len(e.sessions) > 0, Direct: e.direct}
 	for _, s := range e.sessions {
 		if h := s.LastContact(); h.After(c.Last) {
 			c.Last = h
@@ -257,7 +257,7 @@ func (t *Table) Indirect() map[string]string {
 	out := map[string]string{}
 	for name, e := range t.nodes {
 		if !e.direct && len(e.sessions) > 0 {
-			out[name] = e.from
+			out[name] = e.connectedFrom
 		}
 	}
 	return out

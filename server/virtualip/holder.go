@@ -30,9 +30,9 @@ const (
 	// a moment at which a majority had elected no other leader. That moment is before the election of this one. The
 	// additional tenth is for clocks of different speed.
 	leaderWait = leaderLease + leaderLease/10
-	// poll is how often the machine's interfaces and translations are checked: addresses appear and disappear, and
-	// other programs flush nftables. They are checked only if the cluster has a virtual address.
-	poll = 10 * time.Second
+	// pollInterval is how often the machine's interfaces and translations are checked: addresses appear and disappear,
+	// and other programs flush nftables. They are checked only if the cluster has a virtual address.
+	pollInterval = 10 * time.Second
 	// probeAgain is the pause before a new address, to which another machine has responded, is probed again.
 	probeAgain = 15 * time.Second
 	// transferAfter is how long a leader without a link for any virtual address waits before it transfers leadership.
@@ -57,16 +57,16 @@ type holder struct {
 	announce func(context.Context, vip.Announcement) error
 	shuffle  func(n int, swap func(i, j int))
 
-	lead           raftstore.Leadership
-	since          time.Time // when lead was received
-	transferred    time.Time // when leadership was transferred
-	interfaces     map[netip.Addr]vip.Interface
-	problems       []string // found by the last reconcile
-	reported       bool     // the status has a line
-	redirects      []vip.Redirect
-	stopAnnouncing func() // ends the announcements, and waits for it
-	announced      map[netip.Addr]vip.Interface
-	ended          chan error // capacity 1: for the first announcement that ended by itself, others may be dropped
+	lead              raftstore.Leadership
+	leadSince         time.Time // when lead was received
+	transferred       time.Time // when leadership was transferred
+	interfaces        map[netip.Addr]vip.Interface
+	problems          []string // found by the last reconcile
+	reported          bool     // the status has a line
+	redirects         []vip.Redirect
+	stopAnnouncing    func() // ends the announcements, and waits for it
+	announced         map[netip.Addr]vip.Interface
+	announcementEnded chan error // capacity 1: for the first announcement that ended by itself, others may be dropped
 
 	mu       sync.Mutex
 	conflict map[netip.Addr]otherUse
@@ -74,8 +74,8 @@ type holder struct {
 
 // otherUse is the use of an address by another machine.
 type otherUse struct {
-	by net.HardwareAddr
-	at time.Time
+	mac    net.HardwareAddr
+	seenAt time.Time
 }
 
 // Store is the part of the store that shows and changes the leader.
@@ -101,7 +101,7 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 		h.reconcile(ctx)
 		var again <-chan time.Time
 		if len(h.v.Kept()) > 0 {
-			again = time.After(poll)
+			again = time.After(pollInterval)
 		}
 		select {
 		case <-ctx.Done():
@@ -110,10 +110,10 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 			if !open {
 				leadership = nil
 			}
-			h.lead, h.since = lead, time.Now()
+			h.lead, h.leadSince = lead, time.Now()
 			h.release()
 		case <-h.v.changed:
-		case err := <-h.ended:
+		case err := <-h.announcementEnded:
 			h.log.Warn("a virtual address is no longer announced; retrying", "error", err)
 			h.release()
 			timers.Sleep(ctx, time.Second) // the cause may persist
@@ -154,7 +154,7 @@ func (h *holder) reconcile(ctx context.Context) {
 // not known which server has one. A new leader without a link transfers leadership in its turn.
 func (h *holder) transfer(ctx context.Context) {
 	again := !h.transferred.IsZero() && time.Since(h.transferred) < transferAgain
-	if len(h.v.Kept()) == 0 || time.Since(h.since) < transferAfter || again {
+	if len(h.v.Kept()) == 0 || time.Since(h.leadSince) < transferAfter || again {
 		return
 	}
 	others := slices.DeleteFunc(h.store.Members(), func(m raftstore.Member) bool { return m.Self || !m.Voter })
@@ -216,9 +216,9 @@ func (h *holder) findInterfaces(addresses []netip.Addr) (map[netip.Addr]vip.Inte
 func (h *holder) announceAll(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	h.ended = ended
+	h.announcementEnded = ended
 	var announcing sync.WaitGroup
-	term, wait := h.lead.Term, time.Until(h.since.Add(leaderWait))
+	term, wait := h.lead.Term, time.Until(h.leadSince.Add(leaderWait))
 	for a, p := range h.interfaces {
 		announcing.Go(func() {
 			if !timers.Sleep(ctx, wait) {
@@ -298,7 +298,7 @@ func (h *holder) showStatus() {
 		return
 	}
 	h.v.mu.Lock()
-	kept, problem := h.v.known && len(h.v.addresses) > 0, h.v.problem
+	kept, problem := h.v.fromCluster && len(h.v.addresses) > 0, h.v.problem
 	h.v.mu.Unlock()
 	problems := slices.Clone(h.problems)
 	if problem != "" {
@@ -306,9 +306,9 @@ func (h *holder) showStatus() {
 	}
 	h.mu.Lock()
 	for _, a := range h.v.Kept() {
-		if c, ok := h.conflict[a]; ok && time.Since(c.at) < conflictShown {
+		if c, ok := h.conflict[a]; ok && time.Since(c.seenAt) < conflictShown {
 			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: remove it from that "+
-				"machine, or choose another address with coracle vip set", a, c.by))
+				"machine, or choose another address with coracle vip set", a, c.mac))
 		}
 	}
 	h.mu.Unlock()

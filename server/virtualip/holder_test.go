@@ -84,7 +84,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 		address := netip.MustParseAddr("10.0.0.100")
 		board := status.NewBoard(time.Now)
 		rec := &held{links: ether("10.0.0.2/24")}
-		v := &Addresses{addresses: []netip.Addr{address}, known: true, changed: make(chan struct{}, 1), o: Options{
+		v := &Addresses{addresses: []netip.Addr{address}, fromCluster: true, changed: make(chan struct{}, 1), o: Options{
 			Logger: slog.New(slog.DiscardHandler), Port: "6443", Machines: func() []gossip.Info { return nil }, Board: board, Redirect: func(r []vip.Redirect) error {
 				rec.redirects = r
 				return nil
@@ -160,7 +160,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 
 // newTestHolder is one with an address, a machine on a network and a store of the test's.
 func newTestHolder(network string, rec *held, store Store) *holder {
-	v := &Addresses{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, known: true, changed: make(chan struct{}, 1), o: Options{
+	v := &Addresses{addresses: []netip.Addr{netip.MustParseAddr("10.0.0.100")}, fromCluster: true, changed: make(chan struct{}, 1), o: Options{
 		Logger: slog.New(slog.DiscardHandler), Port: "6443", Machines: func() []gossip.Info { return nil }, Redirect: func([]vip.Redirect) error { return nil }}}
 	h := newHolder(v, store)
 	h.announce, h.links, h.shuffle = rec.announce, func() ([]vip.Link, error) { return ether(network), nil }, func(int, func(int, int)) {}

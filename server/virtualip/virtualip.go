@@ -80,8 +80,8 @@ type Addresses struct {
 
 	mu        sync.Mutex
 	addresses []netip.Addr
-	// known says that the addresses are the cluster's, and not only those of this server's flag.
-	known bool
+	// fromCluster says that the addresses are the cluster's, and not only those of this server's flag.
+	fromCluster bool
 	// problem is why the cluster's addresses cannot be applied, empty if they are.
 	problem string
 	// begun says that new addresses were stored, but not yet everything that follows from them was done.
@@ -104,7 +104,7 @@ func New(o Options) (*Addresses, error) {
 	if !known {
 		addresses = o.Configured
 	}
-	return &Addresses{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: timers.NewSignal()}, nil
+	return &Addresses{o: o, addresses: addresses, fromCluster: known, unproven: map[netip.Addr]bool{}, changed: timers.NewSignal()}, nil
 }
 
 // Current returns the addresses for which certificates are made.
@@ -118,7 +118,7 @@ func (v *Addresses) Current() []netip.Addr {
 func (v *Addresses) Kept() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.known {
+	if !v.fromCluster {
 		return nil
 	}
 	return slices.Clone(v.addresses)
@@ -370,17 +370,17 @@ func Format(addresses []netip.Addr) string {
 // repeated by the next call. known says that the addresses are the cluster's.
 func (v *Addresses) applyAddresses(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
-	same := slices.Equal(v.addresses, addresses) && v.known == known
+	same := slices.Equal(v.addresses, addresses) && v.fromCluster == known
 	done := same && !v.begun
 	unproven := map[netip.Addr]bool{}
 	for _, a := range addresses {
-		had := v.known && slices.Contains(v.addresses, a) || slices.Contains(v.probed, a)
+		had := v.fromCluster && slices.Contains(v.addresses, a) || slices.Contains(v.probed, a)
 		if known && (v.unproven[a] || !had) {
 			unproven[a] = true
 		}
 	}
 	v.unproven = unproven
-	v.addresses, v.known, v.begun = addresses, known, !done
+	v.addresses, v.fromCluster, v.begun = addresses, known, !done
 	v.mu.Unlock()
 	if done {
 		return nil

@@ -151,7 +151,7 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 func TestNewAddressesAreProven(t *testing.T) {
 	before, own, later := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	v, _ := newAddresses(t)
-	v.addresses, v.known, v.probed = []netip.Addr{before}, true, []netip.Addr{own}
+	v.addresses, v.fromCluster, v.probed = []netip.Addr{before}, true, []netip.Addr{own}
 	set := func(want bool, a netip.Addr) {
 		t.Helper()
 		testenv.NoError(t, v.applyAddresses([]netip.Addr{a}, true))

@@ -46,10 +46,10 @@ var errForeignService = errors.New("there is a Service kube-system/console that 
 // is written at a server's start, if it differs, and not later: the Service proxy and the ingress derive from a
 // server's node whether it can be reached.
 type consoleService struct {
-	client kubernetes.Interface
-	server string         // the name of the server's node, used for its slice
-	node   bool           // the server has a node
-	at     netip.AddrPort // where this server's console serves browsers; zero if it does not
+	client   kubernetes.Interface
+	server   string         // the name of the server's node, used for its slice
+	hasNode  bool           // the server has a node
+	endpoint netip.AddrPort // where this server's console serves browsers; zero if it does not
 }
 
 // SyncService writes the server's part of the Service and returns when it is right.
@@ -59,9 +59,9 @@ func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 		w.o.Logger.Error("the Service kube-system/console is not synced", "error", err)
 		return
 	}
-	c := &consoleService{client: client, server: w.o.Server, node: w.o.Node}
+	c := &consoleService{client: client, server: w.o.Server, hasNode: w.o.Node}
 	if w.port != nil {
-		c.at = w.o.endpoint(w.port.Addr())
+		c.endpoint = w.o.endpoint(w.port.Addr())
 	}
 	for last, level := "", slog.LevelDebug; ; level = slog.LevelWarn { // at first the Node registers a moment later
 		err := c.apply(ctx)
@@ -84,7 +84,7 @@ func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 
 // apply writes this server's part of the Service.
 func (c *consoleService) apply(ctx context.Context) error {
-	if !c.at.IsValid() {
+	if !c.endpoint.IsValid() {
 		return c.remove(ctx)
 	}
 	err := c.applyService(ctx)
@@ -104,17 +104,17 @@ func (c *consoleService) sliceName() string {
 func (c *consoleService) applySlice(ctx context.Context) error {
 	slices := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem)
 	family := discoveryv1.AddressTypeIPv4
-	if c.at.Addr().Is6() {
+	if c.endpoint.Addr().Is6() {
 		family = discoveryv1.AddressTypeIPv6
 	}
-	endpoint := discoveryv1ac.Endpoint().WithAddresses(c.at.Addr().String()).
+	endpoint := discoveryv1ac.Endpoint().WithAddresses(c.endpoint.Addr().String()).
 		WithConditions(discoveryv1ac.EndpointConditions().WithReady(true))
 	slice := discoveryv1ac.EndpointSlice(c.sliceName(), metav1.NamespaceSystem).
 		WithLabels(map[string]string{discoveryv1.LabelServiceName: consoleServiceName, discoveryv1.LabelManagedBy: consoleSlices}).
 		WithAddressType(family).
 		WithPorts(discoveryv1ac.EndpointPort().WithName("https").WithProtocol(corev1.ProtocolTCP).
-			WithPort(int32(c.at.Port())).WithAppProtocol("https"))
-	if c.node {
+			WithPort(int32(c.endpoint.Port())).WithAppProtocol("https"))
+	if c.hasNode {
 		node, err := c.client.CoreV1().Nodes().Get(ctx, c.server, metav1.GetOptions{})
 		if err != nil { // at the first start it registers a moment later
 			return fmt.Errorf("reading this server's Node: %w", err)
@@ -149,7 +149,7 @@ func (c *consoleService) applyService(ctx context.Context) error {
 		return errForeignService
 	}
 	family := corev1.IPv4Protocol
-	if c.at.Addr().Is6() {
+	if c.endpoint.Addr().Is6() {
 		family = corev1.IPv6Protocol
 	}
 	_, err = services.Apply(ctx, corev1ac.Service(consoleServiceName, metav1.NamespaceSystem).
@@ -157,7 +157,7 @@ func (c *consoleService) applyService(ctx context.Context) error {
 		WithSpec(corev1ac.ServiceSpec().WithType(corev1.ServiceTypeClusterIP).
 			WithIPFamilyPolicy(corev1.IPFamilyPolicySingleStack).WithIPFamilies(family).
 			WithPorts(corev1ac.ServicePort().WithName("https").WithProtocol(corev1.ProtocolTCP).WithPort(consoleServicePort).
-				WithTargetPort(intstr.FromInt32(int32(c.at.Port()))).WithAppProtocol("https"))),
+				WithTargetPort(intstr.FromInt32(int32(c.endpoint.Port()))).WithAppProtocol("https"))),
 		metav1.ApplyOptions{FieldManager: consoleManager, Force: true})
 	if err != nil {
 		return fmt.Errorf("writing the Service console: %w", err)

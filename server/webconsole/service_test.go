@@ -23,8 +23,8 @@ func consoleNode(name, uid string) *corev1.Node {
 func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 	client := fake.NewClientset(consoleNode("one", "1"), consoleNode("two", "2"))
 	ctx := t.Context()
-	one := &consoleService{client: client, server: "one", node: true, at: netip.MustParseAddrPort("192.0.2.1:8443")}
-	two := &consoleService{client: client, server: "two", node: true, at: netip.MustParseAddrPort("192.0.2.2:9443")}
+	one := &consoleService{client: client, server: "one", hasNode: true, endpoint: netip.MustParseAddrPort("192.0.2.1:8443")}
+	two := &consoleService{client: client, server: "two", hasNode: true, endpoint: netip.MustParseAddrPort("192.0.2.2:9443")}
 	for _, c := range []*consoleService{one, two, one} {
 		testenv.NoError(t, c.apply(ctx))
 	}
@@ -42,7 +42,7 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 	}
 
 	// One server does not serve it any more, then the other.
-	one.at, two.at = netip.AddrPort{}, netip.AddrPort{}
+	one.endpoint, two.endpoint = netip.AddrPort{}, netip.AddrPort{}
 	testenv.NoError(t, one.apply(ctx))
 	testenv.Check(t, testenv.Err(client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{})), "the Service of the other")
 	testenv.NoError(t, two.apply(ctx))
@@ -56,20 +56,20 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 
 func TestConsoleServiceOfOthersIsLeftAlone(t *testing.T) {
 	client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "console", Namespace: "kube-system"}})
-	c := &consoleService{client: client, server: "one", at: netip.MustParseAddrPort("192.0.2.1:8443")}
+	c := &consoleService{client: client, server: "one", endpoint: netip.MustParseAddrPort("192.0.2.1:8443")}
 	testenv.ErrorIs(t, c.apply(t.Context()), errForeignService, "it is taken")
 	if list, err := client.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(),
 		metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
 		t.Errorf("it gets %d slices, %v", len(list.Items), err)
 	}
-	c.at = netip.AddrPort{}
+	c.endpoint = netip.AddrPort{}
 	testenv.Check(t, c.apply(t.Context()))
 	testenv.Check(t, testenv.Err(client.CoreV1().Services("kube-system").Get(t.Context(), "console", metav1.GetOptions{})), "it is gone")
 }
 
 func TestConsoleServiceWaitsForTheNode(t *testing.T) {
 	client := fake.NewClientset()
-	c := &consoleService{client: client, server: "one", node: true, at: netip.MustParseAddrPort("192.0.2.1:8443")}
+	c := &consoleService{client: client, server: "one", hasNode: true, endpoint: netip.MustParseAddrPort("192.0.2.1:8443")}
 	if err := c.apply(t.Context()); !apierrors.IsNotFound(err) {
 		t.Errorf("without a Node: %v", err)
 	}

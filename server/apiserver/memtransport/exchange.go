@@ -148,8 +148,8 @@ func (ex *exchange) abort(cause error) {
 	ex.closeNotifyOnce.Do(func() { ex.closeNotify <- true })
 }
 
-// finish ends the exchange after the handler has returned. err is not nil when the handler panicked.
-func (ex *exchange) finish(err error) {
+// end ends the exchange after the handler has returned. err is not nil when the handler panicked.
+func (ex *exchange) end(err error) {
 	if err == nil && !ex.wroteHeader {
 		ex.header.Set("Content-Length", "0")
 		ex.WriteHeader(http.StatusOK)

@@ -14,12 +14,12 @@ const pipeBuffer = 128 << 10
 
 // pipe is a bounded byte queue with an error for the reader and one for the writer.
 type pipe struct {
-	mu       sync.Mutex
-	changed  sync.Cond
-	buf      []byte
-	off      int   // buf[:off] has been read
-	writeErr error // what the reader gets once buf is empty
-	readErr  error // what the reader gets after closeRead
+	mu         sync.Mutex
+	changed    sync.Cond
+	buf        []byte
+	readOffset int   // buf[:readOffset] has been read
+	writeErr   error // what the reader gets once buf is empty
+	readErr    error // what the reader gets after closeRead
 }
 
 func newPipe() *pipe {
@@ -43,11 +43,11 @@ func (p *pipe) write(b []byte) (int, error) {
 		if n == len(b) {
 			return n, nil
 		}
-		if room := pipeBuffer - (len(p.buf) - p.off); room > 0 {
+		if room := pipeBuffer - (len(p.buf) - p.readOffset); room > 0 {
 			chunk := b[n:min(len(b), n+room)]
-			if p.off > 0 && len(p.buf)+len(chunk) > cap(p.buf) {
-				p.buf = append(p.buf[:0], p.buf[p.off:]...)
-				p.off = 0
+			if p.readOffset > 0 && len(p.buf)+len(chunk) > cap(p.buf) {
+				p.buf = append(p.buf[:0], p.buf[p.readOffset:]...)
+				p.readOffset = 0
 			}
 			p.buf = append(p.buf, chunk...)
 			n += len(chunk)
@@ -65,11 +65,11 @@ func (p *pipe) read(b []byte) (int, error) {
 		if p.readErr != nil {
 			return 0, p.readErr
 		}
-		if p.off < len(p.buf) {
-			n := copy(b, p.buf[p.off:])
-			p.off += n
-			if p.off == len(p.buf) {
-				p.buf, p.off = p.buf[:0], 0
+		if p.readOffset < len(p.buf) {
+			n := copy(b, p.buf[p.readOffset:])
+			p.readOffset += n
+			if p.readOffset == len(p.buf) {
+				p.buf, p.readOffset = p.buf[:0], 0
 				if cap(p.buf) > 16<<10 {
 					p.buf = nil // a watch must not keep the buffer of its largest event
 				}
@@ -101,7 +101,7 @@ func (p *pipe) closeRead(err error) {
 	defer p.mu.Unlock()
 	if p.readErr == nil {
 		p.readErr = err
-		p.buf, p.off = nil, 0
+		p.buf, p.readOffset = nil, 0
 	}
 	p.changed.Broadcast()
 }

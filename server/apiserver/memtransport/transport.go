@@ -37,8 +37,8 @@ type Options struct {
 
 // Transport is an http.RoundTripper that calls an http.Handler.
 type Transport struct {
-	mark   func(context.Context) context.Context // Options.Context
-	logger *slog.Logger
+	handlerContext func(context.Context) context.Context // Options.Context
+	logger         *slog.Logger
 
 	ctx    context.Context // parent of every handler's context
 	cancel context.CancelFunc
@@ -54,9 +54,9 @@ type Transport struct {
 // New returns a Transport whose requests wait until SetHandler is called, as they would at an open port that is not
 // served yet.
 func New(o Options) *Transport {
-	t := &Transport{mark: o.Context, logger: o.Logger, serving: make(chan struct{})}
-	if t.mark == nil {
-		t.mark = func(ctx context.Context) context.Context { return ctx }
+	t := &Transport{handlerContext: o.Context, logger: o.Logger, serving: make(chan struct{})}
+	if t.handlerContext == nil {
+		t.handlerContext = func(ctx context.Context) context.Context { return ctx }
 	}
 	if t.logger == nil {
 		t.logger = slog.Default()
@@ -94,8 +94,8 @@ func (t *Transport) Close(ctx context.Context) error {
 	}
 }
 
-// begin registers a request in inFlight and returns the handler that will serve it.
-func (t *Transport) begin(ctx context.Context) (http.Handler, error) {
+// register registers a request in inFlight and returns the handler that will serve it.
+func (t *Transport) register(ctx context.Context) (http.Handler, error) {
 	select {
 	case <-t.serving:
 	case <-t.ctx.Done():
@@ -113,7 +113,7 @@ func (t *Transport) begin(ctx context.Context) (http.Handler, error) {
 
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return t.roundTrip(req, t.mark)
+	return t.roundTrip(req, t.handlerContext)
 }
 
 // Marked returns the same transport with another Options.Context, which is called in the goroutine of RoundTrip, before
@@ -144,7 +144,7 @@ func (t *Transport) roundTrip(req *http.Request, mark func(context.Context) cont
 	if err := req.Context().Err(); err != nil {
 		return fail(err)
 	}
-	handler, err := t.begin(req.Context())
+	handler, err := t.register(req.Context())
 	if err != nil {
 		return fail(fmt.Errorf("%s %s: %w", req.Method, req.URL.Path, err))
 	}
@@ -179,7 +179,7 @@ func (t *Transport) serve(handler http.Handler, sreq *http.Request, ex *exchange
 	completed := false
 	defer func() {
 		if completed {
-			ex.finish(nil)
+			ex.end(nil)
 			return
 		}
 		// Recover keeps a panicking handler from ending the process, as net/http does.
@@ -188,7 +188,7 @@ func (t *Transport) serve(handler http.Handler, sreq *http.Request, ex *exchange
 			t.logger.Error("panic while serving an in-process request", "method", sreq.Method, "path", sreq.URL.Path,
 				"panic", fmt.Sprint(reason), "stack", string(debug.Stack()))
 		}
-		ex.finish(errAborted)
+		ex.end(errAborted)
 	}()
 	handler.ServeHTTP(ex, sreq)
 	completed = true

@@ -27,7 +27,7 @@ type vector interface {
 // DropGroupResource removes the series of a resource from every metric that has the labels group and resource. It
 // returns their number.
 func DropGroupResource(group, resource string) int {
-	return drop(func(labels []string) prometheus.Labels {
+	return removeSeries(func(labels []string) prometheus.Labels {
 		if !slices.Contains(labels, "group") || !slices.Contains(labels, "resource") {
 			return nil
 		}
@@ -38,7 +38,7 @@ func DropGroupResource(group, resource string) int {
 // DropNamespace removes the series of a namespace from every metric with a label for one: "namespace", or a name that
 // ends in "_namespace". It returns their number.
 func DropNamespace(namespace string) int {
-	return drop(func(labels []string) prometheus.Labels {
+	return removeSeries(func(labels []string) prometheus.Labels {
 		for _, l := range labels {
 			if l == "namespace" || strings.HasSuffix(l, "_namespace") {
 				return prometheus.Labels{l: namespace}
@@ -48,8 +48,9 @@ func DropNamespace(namespace string) int {
 	})
 }
 
-// drop calls which with each metric's labels and removes the series that match its result. A nil result matches none.
-func drop(which func(labels []string) prometheus.Labels) int {
+// removeSeries calls which with each metric's labels, and removes the series that match its result. A nil result
+// matches none.
+func removeSeries(which func(labels []string) prometheus.Labels) int {
 	registerer := legacyregistry.Registerer()
 	registry, ok := registerer.(prometheus.Collector)
 	if !ok {
@@ -86,7 +87,7 @@ func labelsOf(d *prometheus.Desc) []string {
 	return strings.Split(strings.TrimRight(labels, "}"), ",")
 }
 
-// probe is a collector whose description is registered already.
+// probe is a collector that has a description which is registered already.
 type probe struct{ registered *prometheus.Desc }
 
 func (p probe) Describe(ch chan<- *prometheus.Desc) { ch <- p.registered }

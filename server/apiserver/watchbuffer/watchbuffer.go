@@ -27,12 +27,12 @@ const Limit = 256 << 10
 
 // Bound limits the memory of one watch.
 type Bound struct {
-	mu      sync.Mutex
-	decoded <-chan watch.Event // events not received yet; nil before the watch has begun
-	handing int                // 1 while pass holds an event
-	largest int                // size of the largest value decoded since no event was waiting
-	mark    *byte              // first byte of the value whose decoding WaitDecoded waits for; nil once it is decoded
-	changes timers.Broadcast   // sent when there may be space
+	mu        sync.Mutex
+	decoded   <-chan watch.Event // events not received yet; nil before the watch has begun
+	handing   int                // 1 while pass holds an event
+	largest   int                // size of the largest value decoded since no event was waiting
+	firstByte *byte              // first byte of the value whose decoding WaitDecoded waits for; nil once it is decoded
+	changes   timers.Broadcast   // sent when there may be space
 }
 
 type boundKey struct{}
@@ -66,7 +66,7 @@ func (b *Bound) passEvents(ctx context.Context, decoded <-chan watch.Event, out 
 	for {
 		select {
 		case e, ok := <-decoded:
-			if !ok || !b.hand(ctx, e, out) {
+			if !ok || !b.deliver(ctx, e, out) {
 				return
 			}
 		case <-ctx.Done():
@@ -75,7 +75,7 @@ func (b *Bound) passEvents(ctx context.Context, decoded <-chan watch.Event, out 
 	}
 }
 
-func (b *Bound) hand(ctx context.Context, e watch.Event, out chan<- watch.Event) bool {
+func (b *Bound) deliver(ctx context.Context, e watch.Event, out chan<- watch.Event) bool {
 	b.mu.Lock()
 	b.handing = 1
 	b.mu.Unlock()
@@ -111,8 +111,8 @@ func (b *Bound) Decode(ctx context.Context, value []byte) {
 func (b *Bound) arrived(value []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.mark != nil && len(value) > 0 && &value[0] == b.mark {
-		b.mark = nil
+	if b.firstByte != nil && len(value) > 0 && &value[0] == b.firstByte {
+		b.firstByte = nil
 		b.changes.Send()
 	}
 }
@@ -143,9 +143,9 @@ func (b *Bound) awaitSpace(size int) <-chan struct{} {
 func (b *Bound) WaitDecoded(ctx context.Context, last []byte) {
 	for {
 		b.mu.Lock()
-		if b.mark == nil {
+		if b.firstByte == nil {
 			if len(last) > 0 {
-				b.mark = &last[0]
+				b.firstByte = &last[0]
 			}
 			b.mu.Unlock()
 			return
