@@ -123,7 +123,7 @@ func (s *outputService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*
 		s.mu.Lock()
 		delete(s.tasks, r.ID)
 		s.mu.Unlock()
-		t.finish(ctx)
+		t.drainAndClose(ctx)
 	}
 	return resp, err
 }
@@ -168,8 +168,8 @@ func (t *containerTask) seal() {
 	}
 }
 
-// finish waits until the last output is read, where there is a reader, and removes the pipes.
-func (t *containerTask) finish(ctx context.Context) {
+// drainAndClose waits until the last output is read, where there is a reader, and removes the pipes.
+func (t *containerTask) drainAndClose(ctx context.Context) {
 	t.seal()
 	timer := time.NewTimer(handOver)
 	defer timer.Stop()

@@ -58,14 +58,14 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	if err := becomeUser(os.Getenv(table.EnvUser)); err != nil {
 		return err
 	}
-	if err := harden(); err != nil {
+	if err := dropRights(); err != nil {
 		return err
 	}
-	control, sockets, err := inherit(names)
+	control, sockets, err := inheritSockets(names)
 	if err != nil {
 		return err
 	}
-	connections, err := number(table.EnvConnections)
+	connections, err := positiveNumber(table.EnvConnections)
 	if err != nil {
 		return err
 	}
@@ -117,8 +117,8 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	return err
 }
 
-// number returns the positive number in an environment variable. It returns 0 where that is not set.
-func number(variable string) (int, error) {
+// positiveNumber returns the positive number in an environment variable. It returns 0 where that is not set.
+func positiveNumber(variable string) (int, error) {
 	text := os.Getenv(variable)
 	if text == "" {
 		return 0, nil
@@ -157,9 +157,9 @@ func becomeUser(number string) error {
 // the file system.
 const maxFile = 2 * maxLog
 
-// harden gives up what a process that reads untrusted bytes does not need: gaining privileges by exec, being traced by
-// other processes of its user, and writing large files.
-func harden() error {
+// dropRights gives up what a process that reads untrusted bytes does not need: gaining privileges by exec, being traced
+// by other processes of its user, and writing large files.
+func dropRights() error {
 	// The attribute belongs to a thread, and Go has several threads already. AllThreadsSyscall6 sets it on all of them.
 	// It does not support cgo, which only the race detector's build has.
 	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
@@ -175,9 +175,9 @@ func harden() error {
 	return nil
 }
 
-// inherit returns the sockets that the agent passed to the process: control for the agent itself, and clients for
-// clients.
-func inherit(names string) (control net.Listener, clients []dataplane.Socket, err error) {
+// inheritSockets returns the sockets that the agent passed to the process: control for the agent itself, and clients
+// for clients.
+func inheritSockets(names string) (control net.Listener, clients []dataplane.Socket, err error) {
 	if names == "" {
 		return nil, nil, fmt.Errorf("the environment names no sockets in %s: coracle's agent starts this program", table.EnvNames)
 	}

@@ -40,8 +40,8 @@ const (
 	// that wake up. With 20 ms, pods start noticeably later (docs/adr/0040). Servers keep the kernel's slack: their
 	// timers determine how soon a dead leader is detected.
 	agentSlack = 5 * time.Millisecond
-	// apiPatience is the timeout of one such check.
-	apiPatience = 5 * time.Second
+	// apiTimeout is the timeout of one such check.
+	apiTimeout = 5 * time.Second
 	// anotherAfter is how long the server in use may not be ready at this node's start until another one is used. An
 	// election takes a second or two.
 	anotherAfter = 3 * time.Second
@@ -115,7 +115,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		Program: version.Get().Coracle, Part: p.Board.Part("certificates"), Logger: p.Log.Logger,
 		Restart: func() {
 			stopAll(cli.ErrRestart)
-			time.AfterFunc(stopPatience, p.Restart)
+			time.AfterFunc(stopTimeout, p.Restart)
 		},
 	})
 	if err != nil {
@@ -131,7 +131,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
-		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers,
+		subnets: make(chan []netip.Prefix, 1), showMembers: p.Admin.SetMembers,
 		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}),
 	}
 	if joined.ReachedAtStart() {
@@ -140,8 +140,8 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	ready := make(chan struct{})
 	n := node{
 		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers,
-		fallbackConfigs: directWays(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
-		answered:        servers.Replied, ended: servers.Ended, readiness: servers.SetReadiness, port: c.Port, localPort: c.LocalPort,
+		fallbackConfigs: directConfigs(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
+		answered:        servers.Replied, onEnded: servers.Ended, readiness: servers.SetReadiness, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig, servers.UseAnother)
 			if err == nil {
@@ -155,7 +155,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}
 	catchFatal(stopAll)
-	pacer := pace(start, idle, busy)
+	pacer := newPacer(start, idle, busy)
 	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
 	beside.Go(member.run)
 	beside.Go(func(ctx context.Context) { announce(ctx, p, ready, pacer) })
@@ -170,10 +170,10 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	return nodeErr
 }
 
-// directWays returns client configurations for the API servers with the node's credentials. They do not use the
+// directConfigs returns client configurations for the API servers with the node's credentials. They do not use the
 // balancer's local address. The server's certificate is checked for the name of that address, which every server's
 // certificate has.
-func directWays(kubeconfig, local string, servers func() []string) func() []*rest.Config {
+func directConfigs(kubeconfig, local string, servers func() []string) func() []*rest.Config {
 	return func() (ways []*rest.Config) {
 		for _, s := range servers() {
 			c, err := clientcmd.BuildConfigFromFlags("https://"+s, kubeconfig)
@@ -199,9 +199,9 @@ func waitAPI(ctx context.Context, kubeconfig string, useAnother func(context.Con
 		return fmt.Errorf("making a client for the API server: %w", err)
 	}
 	defer client.CloseIdleConnections()
-	client.Timeout = apiPatience
+	client.Timeout = apiTimeout
 	for began := time.Now(); ; {
-		if responds(ctx, client, config.Host+"/readyz") {
+		if answersHTTP(ctx, client, config.Host+"/readyz") {
 			return nil
 		}
 		if time.Since(began) >= anotherAfter {
@@ -214,7 +214,7 @@ func waitAPI(ctx context.Context, kubeconfig string, useAnother func(context.Con
 	}
 }
 
-func responds(ctx context.Context, client *http.Client, url string) bool {
+func answersHTTP(ctx context.Context, client *http.Client, url string) bool {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return false

@@ -84,9 +84,9 @@ type agentMember struct {
 	log          *slog.Logger
 	line         *status.Part
 	subnets      chan []netip.Prefix // one: only the last value counts, and there is one
-	show         func(func() []status.Member)
+	showMembers  func(func() []status.Member)
 	reach        *reachability.Watch
-	rounds       int       // number of rounds in a row without a server
+	emptyRounds  int       // number of rounds in a row without a server
 	keysReceived time.Time // when a server last sent the keys; zero when none has since this machine started
 }
 
@@ -106,7 +106,7 @@ func (a *agentMember) run(ctx context.Context) {
 	if err == nil {
 		a.reach.OnUnreachable(member.ReportUnreachable)
 		a.line.Set(status.Running, "")
-		a.show(func() []status.Member { return statusMembers(member.Members()) })
+		a.showMembers(func() []status.Member { return statusMembers(member.Members()) })
 		var beside sync.WaitGroup
 		beside.Go(func() { a.follow(ctx, member) })
 		err = member.Run(ctx)
@@ -148,13 +148,13 @@ const lostRounds = 4
 // it searches for others.
 func (a *agentMember) reachesNoServer() bool {
 	if a.servers.Connected() {
-		if a.rounds >= lostRounds {
+		if a.emptyRounds >= lostRounds {
 			a.line.Set(status.Running, "")
 		}
-		a.rounds = 0
+		a.emptyRounds = 0
 		return false
 	}
-	if a.rounds++; a.rounds >= lostRounds {
+	if a.emptyRounds++; a.emptyRounds >= lostRounds {
 		a.line.Set(status.Degraded, noServerHint(a.servers.Servers()))
 	}
 	return true

@@ -32,7 +32,7 @@ func besideServer(n node, s *server.Server, off *atomic.Bool, stopAll context.Ca
 		Off: func() { off.Store(true) }, MayRestart: s.Roster().MayRestart,
 		Restart: func() {
 			stopAll(cli.ErrRestart)
-			time.AfterFunc(fatalPatience, p.Restart) // parts of the node that has failed may not stop
+			time.AfterFunc(fatalTimeout, p.Restart) // parts of the node that has failed may not stop
 		},
 		Part: p.Board.Part("node"), Logger: p.Log.With("part", "node"),
 	})

@@ -50,7 +50,7 @@ func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 		return
 	}
 	f.log.Info("servers were found on this machine's networks", "servers", found)
-	if err := f.servers.Set(texts(found)); err != nil {
+	if err := f.servers.Set(addressTexts(found)); err != nil {
 		f.log.Warn("the list of servers could not be saved; retrying", "error", err)
 	}
 }
@@ -63,7 +63,7 @@ func portsOf(in []netip.AddrPort) []uint16 {
 	return out
 }
 
-func texts(in []netip.AddrPort) []string {
+func addressTexts(in []netip.AddrPort) []string {
 	var out []string
 	for _, a := range in {
 		out = append(out, a.String())

@@ -44,8 +44,8 @@ type node struct {
 	fallbackConfigs func() []*rest.Config
 	// answered, when set, is called each time that one of the servers has answered.
 	answered func(server string, itself bool)
-	// ended, when set, is called each time that one of the servers has ended the node's connection.
-	ended func(server string)
+	// onEnded, when set, is called each time that one of the servers has ended the node's connection.
+	onEnded func(server string)
 	// readiness, when set, is called when one of the servers reports whether it is ready.
 	readiness func(server, reason string)
 	// reach determines which other nodes this one cannot reach. Gossip reports which of them to probe.
@@ -117,7 +117,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		KubeletServingCert: n.credentials.KubeletServing, KubeletServingKey: n.credentials.KubeletServing,
 		ClientCAFile: n.credentials.ClientCAFile, NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		WaitAPI: n.waitAPI, WaitServing: n.waitServing,
-		Servers: n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.ended,
+		Servers: n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.onEnded,
 		ServerReadiness: n.readiness,
 		PodSubnets:      n.podSubnets, Reach: n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
 		Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,

@@ -20,10 +20,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// stopPatience is how long an orderly stop may take when the address is gone. Connections to other machines are then
+// stopTimeout is how long an orderly stop may take when the address is gone. Connections to other machines are then
 // stuck, and so are the parts that want to send something. Acknowledged writes are on the disk, and pods belong to
 // their shims.
-const stopPatience = 2 * time.Second
+const stopTimeout = 2 * time.Second
 
 // withAddresses runs f until the machine has other addresses than at the start, and then returns cli.ErrRestart: the
 // kubelet, the certificates and the store's Raft address are set up for one address. Addresses that the operator gave
@@ -73,7 +73,7 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 	}
 	p.Log.Warn("this machine's address has changed; coracle restarts with the new one", "before", n.IPs, "now", next)
 	stop(cli.ErrRestart)
-	time.AfterFunc(stopPatience, p.Restart)
+	time.AfterFunc(stopTimeout, p.Restart)
 }
 
 // reportLost reports in the log and on the board that addresses are gone and there are no others. With gone nil it

@@ -28,9 +28,9 @@ import (
 const (
 	// smallMachine is the number of cores up to which fewer workers run at the same time.
 	smallMachine = 4
-	// settled is how long after readiness the memory that only the start needed is given back. By then the first lists
-	// and watches are complete.
-	settled = 20 * time.Second
+	// settleTime is how long after readiness the memory that only the start needed is given back. By then the first
+	// lists and watches are complete.
+	settleTime = 20 * time.Second
 	// trimEvery is how often memory is given back later on. That takes some milliseconds, and pages in use return at
 	// once.
 	trimEvery = 5 * time.Minute
@@ -62,7 +62,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 			return err
 		}
 	}
-	pacer := pace(start, idle, busy)
+	pacer := newPacer(start, idle, busy)
 	o := serverOptions(c)
 	o.WorkEnded = pacer.Ended
 	o.Board, o.Logger = p.Board, p.Log.Logger
@@ -137,8 +137,8 @@ func fitMemory(p *cli.Process) (start, idle, busy int) {
 	return gcPercentStart, gcPercent, gcPercentBusy
 }
 
-// pace returns a pacer that adapts garbage collection to the load. It returns nil when the environment sets GOGC.
-func pace(start, idle, busy int) *memory.Pacer {
+// newPacer returns a pacer that adapts garbage collection to the load. It returns nil when the environment sets GOGC.
+func newPacer(start, idle, busy int) *memory.Pacer {
 	if os.Getenv("GOGC") != "" {
 		return nil
 	}
@@ -155,7 +155,7 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer 
 		return
 	}
 	// At rest, Go has collected since the pools were last used. That saves one collection in five minutes.
-	for pause, pools := settled, true; ; pause, pools = trimEvery, false {
+	for pause, pools := settleTime, true; ; pause, pools = trimEvery, false {
 		select {
 		case <-time.After(pause):
 		case <-pacer.BurstEnded():

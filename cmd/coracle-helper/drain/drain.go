@@ -36,8 +36,8 @@ const (
 // a reader does not poll.
 const returnPoll = 100 * time.Millisecond
 
-// long is a deadline in the distant past. Setting it ends the current wait and each later one.
-var long = time.Unix(1, 0)
+// pastDeadline is a deadline in the distant past. Setting it ends the current wait and each later one.
+var pastDeadline = time.Unix(1, 0)
 
 // spliceMax is the most that one call moves, in bytes. A FIFO holds 64 KiB unless a program resized it.
 const spliceMax = 1 << 20
@@ -59,27 +59,27 @@ type Options struct {
 
 // Pipe is one running stream.
 type Pipe struct {
-	opts Options
-	in   *os.File
-	out  *os.File
-	hold atomic.Pointer[os.File] // a writer of In, kept open until the container has opened its end
+	opts     Options
+	in       *os.File
+	out      *os.File
+	writeEnd atomic.Pointer[os.File] // a writer of In, kept open until the container has opened its end
 
 	mu       sync.Mutex
 	spool    *spool    // nil while the reader keeps up
 	progress time.Time // when the reader last read something from the spool
 
-	replays sync.WaitGroup // the goroutine that empties the spool, while there is one
-	room    chan struct{}  // capacity 1: signalled when the spool has free space
-	closed  chan struct{}
-	close1  sync.Once
-	done    chan struct{}
+	replays    sync.WaitGroup // the goroutine that empties the spool, while there is one
+	spaceFreed chan struct{}  // capacity 1: signalled when the spool has free space
+	closed     chan struct{}
+	close1     sync.Once
+	done       chan struct{}
 }
 
 // Start makes the FIFO In and starts the goroutine that moves output.
 func Start(o Options) (*Pipe, error) {
 	o.Limit = cmp.Or(o.Limit, DefaultLimit)
 	o.Stall = cmp.Or(o.Stall, DefaultStall)
-	p := &Pipe{opts: o, room: make(chan struct{}, 1), closed: make(chan struct{}), done: make(chan struct{})}
+	p := &Pipe{opts: o, spaceFreed: make(chan struct{}, 1), closed: make(chan struct{}), done: make(chan struct{})}
 	if err := p.open(); err != nil {
 		p.closeFiles()
 		return nil, fmt.Errorf("drain %s: %w", o.Name, err)
@@ -100,7 +100,7 @@ func (p *Pipe) open() (err error) {
 	if err != nil {
 		return err
 	}
-	p.hold.Store(hold)
+	p.writeEnd.Store(hold)
 	// A FIFO without a reader cannot be opened for writing alone. So Out is opened for both, and that descriptor is
 	// closed again: a writer remains to which the kernel reports that the last reader closed. Upstream's shim keeps a
 	// reader itself, and so never learns that.
@@ -115,7 +115,7 @@ func (p *Pipe) open() (err error) {
 
 // Seal marks In as opened by the container. From then on the stream ends when the container closes In.
 func (p *Pipe) Seal() {
-	if f := p.hold.Swap(nil); f != nil {
+	if f := p.writeEnd.Swap(nil); f != nil {
 		f.Close()
 	}
 }
@@ -131,8 +131,8 @@ func (p *Pipe) HasReader() bool { return hasReader(p.out) }
 func (p *Pipe) Close() {
 	p.close1.Do(func() { close(p.closed) })
 	p.Seal()
-	_ = p.in.SetReadDeadline(long)
-	p.writeDeadline(long)
+	_ = p.in.SetReadDeadline(pastDeadline)
+	p.writeDeadline(pastDeadline)
 	<-p.done
 }
 
@@ -154,7 +154,7 @@ func (p *Pipe) run() {
 		if p.spooling() {
 			ended = p.store()
 		} else {
-			ended = p.pass()
+			ended = p.copyThrough()
 		}
 		if ended {
 			break
@@ -167,25 +167,25 @@ func (p *Pipe) run() {
 type outcome int
 
 const (
-	moved outcome = iota
-	ended
-	full   // Out is full
-	absent // Out has no reader
+	bytesMoved outcome = iota
+	streamEnded
+	outFull      // Out is full
+	readerAbsent // Out has no reader
 )
 
-// pass moves output to Out. It returns true when the stream has ended, and false when output has to go to the spool
-// because the reader is absent or stalled.
-func (p *Pipe) pass() bool {
+// copyThrough moves output to Out. It returns true when the stream has ended, and false when output has to go to the
+// spool because the reader is absent or stalled.
+func (p *Pipe) copyThrough() bool {
 	for {
 		switch p.splice() {
-		case moved:
-		case ended:
+		case bytesMoved:
+		case streamEnded:
 			return true
-		case absent:
+		case readerAbsent:
 			p.startSpool()
 			return false
-		case full:
-			if !p.awaitRoom() {
+		case outFull:
+			if !p.awaitSpace() {
 				p.startSpool()
 				return false
 			}
@@ -196,14 +196,14 @@ func (p *Pipe) pass() bool {
 // splice waits for output and moves it once. Unknown errors end the stream, because there is no caller to report them
 // to.
 func (p *Pipe) splice() outcome {
-	result := ended
+	result := streamEnded
 	in, err := p.in.SyscallConn()
 	if err != nil {
-		return ended
+		return streamEnded
 	}
 	out, err := p.out.SyscallConn()
 	if err != nil {
-		return ended
+		return streamEnded
 	}
 	_ = out.Control(func(outFD uintptr) {
 		_ = in.Read(func(inFD uintptr) bool {
@@ -212,22 +212,22 @@ func (p *Pipe) splice() outcome {
 				switch {
 				case err == unix.EINTR:
 				case err == nil && n > 0:
-					result = moved
+					result = bytesMoved
 					return true
 				case err == nil:
-					result = ended
+					result = streamEnded
 					return true
 				case err == unix.EPIPE:
-					result = absent
+					result = readerAbsent
 					return true
 				case err == unix.EAGAIN:
 					if waiting, _ := unix.IoctlGetInt(int(inFD), unix.TIOCINQ); waiting == 0 {
 						return false // nothing to move yet
 					}
-					result = full
+					result = outFull
 					return true
 				default:
-					result = ended
+					result = streamEnded
 					return true
 				}
 			}
@@ -236,9 +236,9 @@ func (p *Pipe) splice() outcome {
 	return result
 }
 
-// awaitRoom waits until Out takes bytes again, and then returns true. It returns false when the reader has closed Out,
+// awaitSpace waits until Out takes bytes again, and then returns true. It returns false when the reader has closed Out,
 // has stalled, or Close was called.
-func (p *Pipe) awaitRoom() bool {
+func (p *Pipe) awaitSpace() bool {
 	p.writeDeadline(time.Now().Add(p.opts.Stall))
 	defer p.clearDeadline()
 	conn, err := p.out.SyscallConn()
@@ -247,7 +247,7 @@ func (p *Pipe) awaitRoom() bool {
 	}
 	room := false
 	_ = conn.Write(func(fd uintptr) bool {
-		ev := poll(int(fd), unix.POLLOUT)
+		ev := pollFD(int(fd), unix.POLLOUT)
 		room = ev&(unix.POLLOUT|unix.POLLERR) == unix.POLLOUT
 		return ev != 0
 	})
@@ -258,7 +258,7 @@ func (p *Pipe) awaitRoom() bool {
 func (p *Pipe) clearDeadline() {
 	p.writeDeadline(time.Time{})
 	if p.isClosed() {
-		p.writeDeadline(long)
+		p.writeDeadline(pastDeadline)
 	}
 }
 
@@ -289,14 +289,14 @@ func (p *Pipe) awaitInput() bool {
 	}
 	// The poller reports changes only, and the stream may have ended before this call. So each round asks for the
 	// state.
-	err = conn.Read(func(fd uintptr) bool { return poll(int(fd), unix.POLLIN) != 0 })
+	err = conn.Read(func(fd uintptr) bool { return pollFD(int(fd), unix.POLLIN) != 0 })
 	return err == nil
 }
 
 // awaitDelivery keeps Out open until a reader has read all of it: the content of a FIFO is lost when its last opener
 // closes it.
 func (p *Pipe) awaitDelivery() {
-	for !p.isClosed() && (p.spooling() || (!p.HasReader() && unread(p.out) > 0)) {
+	for !p.isClosed() && (p.spooling() || (!p.HasReader() && unreadBytes(p.out) > 0)) {
 		p.sleep(returnPoll)
 	}
 	p.replays.Wait()
@@ -313,7 +313,7 @@ func (p *Pipe) sleep(d time.Duration) {
 }
 
 func (p *Pipe) closeFiles() {
-	for _, f := range []*os.File{p.in, p.hold.Swap(nil), p.out} {
+	for _, f := range []*os.File{p.in, p.writeEnd.Swap(nil), p.out} {
 		if f != nil {
 			f.Close()
 		}
@@ -328,13 +328,13 @@ func (p *Pipe) closeFiles() {
 func hasReader(f *os.File) bool {
 	present := false
 	if conn, err := f.SyscallConn(); err == nil {
-		_ = conn.Control(func(fd uintptr) { present = poll(int(fd), unix.POLLOUT)&unix.POLLERR == 0 })
+		_ = conn.Control(func(fd uintptr) { present = pollFD(int(fd), unix.POLLOUT)&unix.POLLERR == 0 })
 	}
 	return present
 }
 
-// unread returns the number of unread bytes in the FIFO.
-func unread(f *os.File) int {
+// unreadBytes returns the number of unread bytes in the FIFO.
+func unreadBytes(f *os.File) int {
 	n := 0
 	if conn, err := f.SyscallConn(); err == nil {
 		_ = conn.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
@@ -342,9 +342,9 @@ func unread(f *os.File) int {
 	return n
 }
 
-// poll returns the pending events of fd without waiting. POLLERR (no reader) and POLLHUP (no writer) are reported
+// pollFD returns the pending events of fd without waiting. POLLERR (no reader) and POLLHUP (no writer) are reported
 // without being asked for.
-func poll(fd int, want int16) int16 {
+func pollFD(fd int, want int16) int16 {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: want}}
 	for {
 		n, err := unix.Poll(fds, 0)

@@ -246,7 +246,7 @@ func TestCloseEndsWithoutReader(t *testing.T) {
 	}
 }
 
-func unreadIn(s *stream) int { return unread(s.w) }
+func unreadIn(s *stream) int { return unreadBytes(s.w) }
 
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()

@@ -30,7 +30,7 @@ func (p *Pipe) startSpool() {
 // down, as a FIFO would. Without such a reader the oldest output is dropped.
 func (p *Pipe) spoolOutput(b []byte) {
 	p.mu.Lock()
-	for p.spool != nil && p.spool.full(len(b)) && p.HasReader() && time.Since(p.progress) < p.opts.Stall && !p.isClosed() {
+	for p.spool != nil && p.spool.exceedsLimit(len(b)) && p.HasReader() && time.Since(p.progress) < p.opts.Stall && !p.isClosed() {
 		p.mu.Unlock()
 		p.awaitReplay()
 		p.mu.Lock()
@@ -49,7 +49,7 @@ func (p *Pipe) awaitReplay() {
 	t := time.NewTimer(p.opts.Stall)
 	defer t.Stop()
 	select {
-	case <-p.room:
+	case <-p.spaceFreed:
 	case <-t.C:
 	case <-p.closed:
 	}
@@ -64,10 +64,10 @@ func (p *Pipe) replay() {
 			continue
 		}
 		p.mu.Lock()
-		seg, chunk := p.spool.next(buf)
+		seg, chunk := p.spool.peek(buf)
 		p.mu.Unlock()
 		if len(chunk) == 0 {
-			if p.awaitRoom() && p.endSpool() {
+			if p.awaitSpace() && p.endSpool() {
 				return
 			}
 			continue
@@ -81,7 +81,7 @@ func (p *Pipe) replay() {
 			p.progress = time.Now()
 		}
 		p.mu.Unlock()
-		p.signalRoom()
+		p.signalSpace()
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, unix.EPIPE) {
 			p.sleep(returnPoll) // no known error gets here; the pause prevents a busy loop
 		}
@@ -90,7 +90,7 @@ func (p *Pipe) replay() {
 	defer p.mu.Unlock()
 	p.spool.remove()
 	p.spool = nil
-	p.signalRoom()
+	p.signalSpace()
 }
 
 // endSpool removes the spool, so that output moves directly again. It returns false, and keeps the spool, when output
@@ -103,13 +103,13 @@ func (p *Pipe) endSpool() bool {
 	}
 	p.spool.remove()
 	p.spool = nil
-	p.signalRoom()
+	p.signalSpace()
 	return true
 }
 
-func (p *Pipe) signalRoom() {
+func (p *Pipe) signalSpace() {
 	select {
-	case p.room <- struct{}{}:
+	case p.spaceFreed <- struct{}{}:
 	default:
 	}
 }

@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 )
 
-// segments is the number of files into which the limit is divided. Dropping the oldest output removes one of these
+// segmentCount is the number of files into which the limit is divided. Dropping the oldest output removes one of these
 // files.
-const segments = 8
+const segmentCount = 8
 
 // spool is a bounded queue of bytes in files. It is not safe for concurrent use.
 type spool struct {
@@ -20,7 +20,7 @@ type spool struct {
 	size      int64 // bytes in all segments, delivered or not: what they take on disk
 	number    int   // number of the next segment's file
 	segments  []*segment
-	lost      int64 // bytes that could not be stored since the last segment was begun
+	lostBytes int64 // bytes that could not be stored since the last segment was begun
 	lostCut   bool  // whether the lost bytes end in the middle of a line
 }
 
@@ -29,21 +29,21 @@ type segment struct {
 	f       *os.File
 	written int64
 	read    int64
-	// missing is the number of output bytes that are missing before the segment's first byte. marker is the undelivered
-	// rest of the line that reports it.
-	missing int64
-	marker  []byte
-	// cut says that the missing bytes ended in the middle of a line. The rest of that line is not delivered.
-	cut    bool
-	opened bool
+	// missingBefore is the number of output bytes that are missing before the segment's first byte. marker is the
+	// undelivered rest of the line that reports it.
+	missingBefore int64
+	marker        []byte
+	// resumesMidLine says that the missing bytes ended in the middle of a line. The rest of that line is not delivered.
+	resumesMidLine bool
+	opened         bool
 }
 
 func newSpool(dir, name string, limit int64) *spool {
 	return &spool{dir: dir, name: name, limit: limit}
 }
 
-// full says whether adding n bytes would exceed the limit, so that older bytes had to be dropped.
-func (s *spool) full(n int) bool { return s.size+int64(n) > s.limit }
+// exceedsLimit says whether adding n bytes would exceed the limit, so that older bytes had to be dropped.
+func (s *spool) exceedsLimit(n int) bool { return s.size+int64(n) > s.limit }
 
 func (s *spool) empty() bool {
 	for _, p := range s.segments {
@@ -51,17 +51,17 @@ func (s *spool) empty() bool {
 			return false
 		}
 	}
-	return s.lost == 0
+	return s.lostBytes == 0
 }
 
 func (p *segment) drained() bool {
-	return p.read == p.written && len(p.marker) == 0 && (p.opened || p.missing == 0)
+	return p.read == p.written && len(p.marker) == 0 && (p.opened || p.missingBefore == 0)
 }
 
 // append adds b and drops the oldest output beyond the limit. Bytes that a full or failing disk does not take are
 // counted as missing: stopping the container because of its log would be worse.
 func (s *spool) append(b []byte) {
-	for s.full(len(b)) && len(s.segments) > 0 {
+	for s.exceedsLimit(len(b)) && len(s.segments) > 0 {
 		s.dropOldest()
 	}
 	tail, err := s.tail(int64(len(b)))
@@ -79,14 +79,14 @@ func (s *spool) append(b []byte) {
 
 // lose counts bytes that cannot be stored.
 func (s *spool) lose(b []byte) {
-	s.lost += int64(len(b))
+	s.lostBytes += int64(len(b))
 	s.lostCut = len(b) > 0 && b[len(b)-1] != '\n'
 }
 
 // tail returns the segment to which n bytes are appended, and makes a new one when the last is full or bytes were lost.
 func (s *spool) tail(n int64) (*segment, error) {
-	if k := len(s.segments); k > 0 && s.lost == 0 {
-		if last := s.segments[k-1]; last.written+n <= s.limit/segments {
+	if k := len(s.segments); k > 0 && s.lostBytes == 0 {
+		if last := s.segments[k-1]; last.written+n <= s.limit/segmentCount {
 			return last, nil
 		}
 	}
@@ -99,8 +99,8 @@ func (s *spool) tail(n int64) (*segment, error) {
 		return nil, err
 	}
 	s.number++
-	p := &segment{f: f, missing: s.lost, cut: s.lost > 0 && s.lostCut}
-	s.lost = 0
+	p := &segment{f: f, missingBefore: s.lostBytes, resumesMidLine: s.lostBytes > 0 && s.lostCut}
+	s.lostBytes = 0
 	s.segments = append(s.segments, p)
 	return p, nil
 }
@@ -108,14 +108,14 @@ func (s *spool) tail(n int64) (*segment, error) {
 // dropOldest removes the first segment and adds its unread bytes to the missing bytes of the next segment.
 func (s *spool) dropOldest() {
 	first := s.segments[0]
-	unseen, cut := first.missing+first.written-first.read, first.endsCut()
+	unseen, cut := first.missingBefore+first.written-first.read, first.endsCut()
 	s.discard()
 	if len(s.segments) > 0 {
-		s.segments[0].missing += unseen
-		s.segments[0].cut = s.segments[0].cut || cut
+		s.segments[0].missingBefore += unseen
+		s.segments[0].resumesMidLine = s.segments[0].resumesMidLine || cut
 		return
 	}
-	s.lost, s.lostCut = s.lost+unseen, cut
+	s.lostBytes, s.lostCut = s.lostBytes+unseen, cut
 }
 
 // endsCut says whether the segment's last byte is not the end of a line.
@@ -134,19 +134,19 @@ func (s *spool) discard() {
 	s.segments = s.segments[1:]
 }
 
-// next returns the bytes that follow in the spool, read into buf, without removing them. No bytes mean that the spool
+// peek returns the bytes that follow in the spool, read into buf, without removing them. No bytes mean that the spool
 // is empty.
-func (s *spool) next(buf []byte) (*segment, []byte) {
+func (s *spool) peek(buf []byte) (*segment, []byte) {
 	for len(s.segments) > 1 && s.segments[0].drained() {
 		s.discard()
 	}
 	if len(s.segments) == 0 {
-		if s.lost == 0 {
+		if s.lostBytes == 0 {
 			return nil, nil
 		}
 		// Only missing bytes are left, which the disk did not take. A segment for them lets the reader see the marker.
 		if _, err := s.tail(0); err != nil {
-			s.lost = 0
+			s.lostBytes = 0
 			return nil, nil
 		}
 	}
@@ -161,9 +161,9 @@ func (s *spool) next(buf []byte) (*segment, []byte) {
 	n, err := first.f.ReadAt(buf[:want], first.read)
 	if err != nil && n == 0 && want > 0 {
 		// The disk lost bytes that it had taken. Count them as missing and continue.
-		first.missing += first.written - first.read
+		first.missingBefore += first.written - first.read
 		first.read, first.opened = first.written, false
-		return s.next(buf)
+		return s.peek(buf)
 	}
 	return first, buf[:n]
 }
@@ -171,19 +171,19 @@ func (s *spool) next(buf []byte) (*segment, []byte) {
 // open prepares the marker of missing bytes and skips the rest of a line whose beginning is missing.
 func (p *segment) open(buf []byte) {
 	p.opened = true
-	if p.missing == 0 {
+	if p.missingBefore == 0 {
 		return
 	}
 	want := min(int64(len(buf)), p.written-p.read)
-	if n, _ := p.f.ReadAt(buf[:want], p.read); n > 0 && p.cut {
+	if n, _ := p.f.ReadAt(buf[:want], p.read); n > 0 && p.resumesMidLine {
 		if i := bytes.IndexByte(buf[:n], '\n'); i >= 0 {
 			p.read += int64(i + 1)
-			p.missing += int64(i + 1)
+			p.missingBefore += int64(i + 1)
 		}
 	}
 	// The marker begins with a line end, because the last delivered line may have had none.
 	p.marker = fmt.Appendf(nil, "\n[coracle: this output was not read for a while and its buffer was full: %d bytes are missing here]\n",
-		p.missing)
+		p.missingBefore)
 }
 
 // advance removes from the segment the first n bytes that next returned.
@@ -193,7 +193,7 @@ func (s *spool) advance(p *segment, n int) {
 	}
 	if len(p.marker) > 0 {
 		if p.marker = p.marker[n:]; len(p.marker) == 0 {
-			p.missing = 0 // reported
+			p.missingBefore = 0 // reported
 		}
 		return
 	}
@@ -205,5 +205,5 @@ func (s *spool) remove() {
 	for len(s.segments) > 0 {
 		s.discard()
 	}
-	s.lost = 0
+	s.lostBytes = 0
 }

@@ -11,8 +11,9 @@ import (
 	"unsafe"
 )
 
-// secret holds the flags, of all commands, whose values must not be visible to other users.
-var secret = []string{"token", "agent-token", "new-token", "snapshot-s3-access-key", "snapshot-s3-secret-key", "snapshot-s3-session-token"}
+// secretFlags holds the flags, of all commands, whose values must not be visible to other users.
+var secretFlags = []string{"token", "agent-token", "new-token", "snapshot-s3-access-key", "snapshot-s3-secret-key",
+	"snapshot-s3-session-token"}
 
 // bootstrapToken matches the token that "token create" takes as an argument without a flag.
 var bootstrapToken = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
@@ -55,7 +56,7 @@ func isSecret(flag string) bool {
 	if k3s := strings.TrimPrefix(name, "etcd-"); strings.HasPrefix(k3s, "s3-") { // the snapshot commands also take these names
 		name = "snapshot-" + k3s
 	}
-	return ok && slices.Contains(secret, name)
+	return ok && slices.Contains(secretFlags, name)
 }
 
 // overwrite overwrites a string in its memory. Go treats strings as constant, but those of os.Args are in the process'

@@ -164,13 +164,13 @@ type runError struct{ err error }
 func (e runError) Error() string { return e.err.Error() }
 func (e runError) Unwrap() error { return e.err }
 
-// errSilent is the error of a command that has already printed everything about its failure.
-var errSilent = runError{errors.New("")}
+// errNoMessage is the error of a command that has already printed everything about its failure.
+var errNoMessage = runError{errors.New("")}
 
-// failIf returns the error of printing, or errSilent if the printed text says that something is wrong.
+// failIf returns the error of printing, or errNoMessage if the printed text says that something is wrong.
 func failIf(wrong bool, printing error) error {
 	if printing == nil && wrong {
-		return errSilent
+		return errNoMessage
 	}
 	return printing
 }
@@ -198,7 +198,7 @@ func (a *App) report(err error) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &member):
-		fmt.Fprintln(a.Stderr, "coracle: "+readable(member.Error()))
+		fmt.Fprintln(a.Stderr, "coracle: "+printableText(member.Error()))
 		return exitStillMember
 	case errors.As(err, &problems) && !errors.As(err, &usage):
 		fmt.Fprintln(a.Stderr, "coracle: the configuration is wrong, nothing was started:")
@@ -208,11 +208,11 @@ func (a *App) report(err error) int {
 		return 2
 	case errors.As(err, &failed):
 		if text := failed.Error(); text != "" {
-			fmt.Fprintln(a.Stderr, "coracle: "+readable(text))
+			fmt.Fprintln(a.Stderr, "coracle: "+printableText(text))
 		}
 		return 1
 	}
-	fmt.Fprintln(a.Stderr, "coracle: "+readable(err.Error()))
+	fmt.Fprintln(a.Stderr, "coracle: "+printableText(err.Error()))
 	name := "coracle"
 	if errors.As(err, &usage) && usage.cmd != nil {
 		name = usage.cmd.CommandPath()

@@ -16,13 +16,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// clocksPatience is how long a server may take to say which clocks are off.
-const clocksPatience = 5 * time.Second
+// clocksTimeout is how long a server may take to say which clocks are off.
+const clocksTimeout = 5 * time.Second
 
 // clockProblems asks a server, with the credentials of this machine's node, which clocks are off, this machine's own
 // too. It returns nothing for a machine without a node, or if no server answers: other problems say that.
 func clockProblems(ctx context.Context, agentDir string) []string {
-	ctx, cancel := context.WithTimeout(ctx, clocksPatience)
+	ctx, cancel := context.WithTimeout(ctx, clocksTimeout)
 	defer cancel()
 	rc, err := clientcmd.BuildConfigFromFlags("", nodecreds.In(filepath.Join(agentDir, "cred")).KubeletKubeconfig)
 	if err != nil {

@@ -22,8 +22,9 @@ const (
 	shownPods = 8
 	// podLimit is how many pods, and how many Services, status reads of a big cluster.
 	podLimit = 1000
-	// podPatience is how long a pod may take to become ready, or to be deleted, before status reports it as a problem.
-	podPatience = 2 * time.Minute
+	// podReadyTimeout is how long a pod may take to become ready, or to be deleted, before status reports it as a
+	// problem.
+	podReadyTimeout = 2 * time.Minute
 )
 
 // askCluster adds what the API server knows about nodes and pods. An error of the API server is reported as a problem
@@ -74,7 +75,7 @@ func readCluster(ctx context.Context, t *config.Tool, now time.Time) (*clusterSt
 func (s *clusterState) addNodes(nodes []corev1.Node) {
 	for i := range nodes {
 		s.counts.Nodes++
-		p := nodeTrouble(&nodes[i])
+		p := nodeProblem(&nodes[i])
 		if p == "" {
 			s.counts.NodesReady++
 			continue
@@ -95,7 +96,7 @@ func (s *clusterState) addPods(pods []corev1.Pod, now time.Time, imagesDir strin
 			s.counts.PodsReady++
 			continue
 		}
-		p := podTrouble(pod, now, imagesDir)
+		p := podProblem(pod, now, imagesDir)
 		if p == "" {
 			continue
 		}
@@ -134,8 +135,8 @@ func withoutAddress(s *corev1.Service) string {
 	return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: its load balancer has assigned none", s.Namespace, s.Name)
 }
 
-// nodeTrouble says what is wrong with a node. It returns "" when nothing is.
-func nodeTrouble(n *corev1.Node) string {
+// nodeProblem says what is wrong with a node. It returns "" when nothing is.
+func nodeProblem(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		switch {
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown: // LastHeartbeatTime may be half an hour older
@@ -183,17 +184,17 @@ func jobsFailure(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodFailed && owner != nil && owner.Kind == "Job" && strings.HasPrefix(owner.APIVersion, "batch/")
 }
 
-// podTrouble says what is wrong with a pod that does not serve. It returns "" when the pod is only starting or ending.
-func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
+// podProblem says what is wrong with a pod that does not serve. It returns "" when the pod is only starting or ending.
+func podProblem(p *corev1.Pod, now time.Time, imagesDir string) string {
 	name := p.Namespace + "/" + p.Name
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && now.Sub(c.LastTransitionTime.Time) > podPatience/4 {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && now.Sub(c.LastTransitionTime.Time) > podReadyTimeout/4 {
 			return fmt.Sprintf("pod %s cannot be scheduled: %s", name, c.Message)
 		}
 	}
 	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		if w := c.State.Waiting; w != nil {
-			if text := waitTrouble(p, c, w, imagesDir); text != "" {
+			if text := waitProblem(p, c, w, imagesDir); text != "" {
 				return "pod " + name + ": " + text
 			}
 		}
@@ -208,19 +209,19 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 		return fmt.Sprintf("pod %s has failed: coracle kubectl logs -n %s %s", name, p.Namespace, p.Name)
 	}
 	if p.DeletionTimestamp != nil {
-		if now.Sub(p.DeletionTimestamp.Time) > podPatience {
+		if now.Sub(p.DeletionTimestamp.Time) > podReadyTimeout {
 			return fmt.Sprintf("pod %s should have been deleted by %s: coracle kubectl describe pod -n %s %s", name,
 				p.DeletionTimestamp.Local().Format(time.DateTime), p.Namespace, p.Name)
 		}
 		return ""
 	}
-	if start := p.Status.StartTime; start != nil && now.Sub(start.Time) > podPatience {
+	if start := p.Status.StartTime; start != nil && now.Sub(start.Time) > podReadyTimeout {
 		return fmt.Sprintf("pod %s runs but is not ready: coracle kubectl describe pod -n %s %s", name, p.Namespace, p.Name)
 	}
 	return ""
 }
 
-func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerStateWaiting, imagesDir string) string {
+func waitProblem(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerStateWaiting, imagesDir string) string {
 	switch w.Reason {
 	case "CrashLoopBackOff":
 		return crashLoop(p, c, c.LastTerminationState.Terminated)
@@ -233,7 +234,7 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 		}
 		return text
 	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
-		return startTrouble(p, c, w.Message)
+		return startProblem(p, c, w.Message)
 	}
 	return ""
 }
@@ -251,7 +252,7 @@ func startsAgain(p *corev1.Pod, c corev1.ContainerStatus) bool {
 func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerStateTerminated) string {
 	why := ""
 	if last != nil && last.Reason == "StartError" { // containerd's: there are no logs
-		return startTrouble(p, c, last.Message)
+		return startProblem(p, c, last.Message)
 	}
 	if last != nil {
 		why = fmt.Sprintf(" with exit code %d", last.ExitCode)
@@ -263,8 +264,8 @@ func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerSt
 		c.RestartCount, p.Namespace, p.Name, c.Name)
 }
 
-// startTrouble says why the runtime could not start a container.
-func startTrouble(p *corev1.Pod, c corev1.ContainerStatus, message string) string {
+// startProblem says why the runtime could not start a container.
+func startProblem(p *corev1.Pod, c corev1.ContainerStatus, message string) string {
 	pause := ""
 	if strings.Contains(message, "sandbox container") || strings.Contains(message, "sandbox task") {
 		pause = fmt.Sprintf("the pod's sandbox has ended, so the program pause does not run on node %s; restart coracle there, which replaces "+

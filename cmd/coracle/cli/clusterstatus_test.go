@@ -61,7 +61,7 @@ func TestStatusExplainsFailingPods(t *testing.T) {
 	}
 	for name, c := range cases {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.PodSpec{NodeName: "pi"}, Status: c.status}
-		got := podTrouble(pod, noon, "/images")
+		got := podProblem(pod, noon, "/images")
 		testenv.False(t, (c.want == "") != (got == "") || !strings.Contains(got, c.want), "%s: got %q, want %q", name, got, c.want)
 	}
 }
@@ -90,7 +90,7 @@ func TestImagePulledAlways(t *testing.T) {
 	for policy, want := range map[corev1.PullPolicy]bool{corev1.PullAlways: true, corev1.PullIfNotPresent: false} {
 		pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", ImagePullPolicy: policy}}}}
 		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "c", Image: "nginx", State: waiting("ErrImagePull", "")}}
-		if got := podTrouble(pod, noon, "/images"); strings.Contains(got, "imagePullPolicy is Always") != want {
+		if got := podProblem(pod, noon, "/images"); strings.Contains(got, "imagePullPolicy is Always") != want {
 			t.Errorf("%s: %q", policy, got)
 		}
 	}
@@ -110,7 +110,7 @@ func TestStatusExplainsUnhealthyNodes(t *testing.T) {
 		"disk":    {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionTrue), cond(corev1.NodeDiskPressure, corev1.ConditionTrue)}, "low on disk space"},
 	}
 	for name, c := range cases {
-		got := nodeTrouble(&corev1.Node{Status: corev1.NodeStatus{Conditions: c.conditions}})
+		got := nodeProblem(&corev1.Node{Status: corev1.NodeStatus{Conditions: c.conditions}})
 		testenv.False(t, (c.want == "") != (got == "") || !strings.Contains(got, c.want), "%s: got %q, want %q", name, got, c.want)
 	}
 }

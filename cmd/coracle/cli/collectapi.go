@@ -107,7 +107,7 @@ func (c *collector) collectAPI(ctx context.Context, f *bugreport.Files) {
 		text, err := get(path, "limit", strconv.Itoa(collectedObjects))
 		var table string
 		if err == nil {
-			table, err = columns(text)
+			table, err = formatTable(text)
 		}
 		f.Text(name, table)
 		f.Failed(name, err)
@@ -148,7 +148,7 @@ func conditionOf(of string, is corev1.ConditionStatus, reason, message string, s
 	return condition{of, string(is), reason, truncate.Text(message, messageLength), since}
 }
 
-// nodeState is what is collected of a Node.
+// nodeState has the collected fields of a Node.
 type nodeState struct {
 	Name        string
 	Labels      map[string]string
@@ -183,7 +183,7 @@ func addNodes(ctx context.Context, client kubernetes.Interface, f *bugreport.Fil
 	addJSON(f, "node-conditions.json", out)
 }
 
-// podState is what is collected of a Pod.
+// podState has the collected fields of a Pod.
 type podState struct {
 	Namespace, Name, UID, Node, Phase, Reason, Message string
 	Owner, RuntimeClass                                string
@@ -297,8 +297,8 @@ func chosenMetrics(text string) string {
 	return b.String()
 }
 
-// columns prints a list in the API's form of a table.
-func columns(text []byte) (string, error) {
+// formatTable prints a list in the API's form of a table.
+func formatTable(text []byte) (string, error) {
 	var table metav1.Table
 	if err := json.Unmarshal(text, &table); err != nil {
 		return "", fmt.Errorf("reading a table: %w", err)

@@ -99,7 +99,7 @@ func (c *collector) collectNetwork(ctx context.Context, f *bugreport.Files) {
 	if !exists(nft) {
 		nft = "nft"
 	}
-	rules, err := bugreport.Output(ctx, program(nft, "list", "ruleset"))
+	rules, err := bugreport.Output(ctx, newCommand(nft, "list", "ruleset"))
 	f.Binary("nftables.txt", []byte(rules)) // names of chains look like keys
 	f.Failed("nftables.txt", err)
 	for _, name := range []string{"dev", "route", "ipv6_route", "sockstat", "snmp", "netstat", "ip_vs", "ip_vs_stats"} {

@@ -23,15 +23,15 @@ import (
 
 // collector gathers the archive of coracle debug collect.
 type collector struct {
-	app     *App
-	tool    *config.Tool
-	pid     int // of the running process, or 0
-	command config.Command
-	sources config.Sources // of that process' settings, or of those that a new one would have
-	shown   []config.Shown
-	wrong   config.Problems
-	names   []string // what registries.yaml names
-	mask    *redact.Masker
+	app      *App
+	tool     *config.Tool
+	pid      int // of the running process, or 0
+	command  config.Command
+	sources  config.Sources // of that process' settings, or of those that a new one would have
+	shown    []config.Shown
+	problems config.Problems
+	names    []string // what registries.yaml names
+	mask     *redact.Masker
 }
 
 // newCollector finds the process and its settings. What is secret in them is masked wherever it occurs.
@@ -45,7 +45,7 @@ func newCollector(a *App, t *config.Tool) *collector {
 		c.readProcess()
 	}
 	var secrets []string
-	c.shown, secrets, c.wrong = config.Show(c.sources, c.command)
+	c.shown, secrets, c.problems = config.Show(c.sources, c.command)
 	for _, name := range a.TokenFiles() {
 		text, _ := os.ReadFile(filepath.Join(t.Paths.ServerDir, name)) // without it there is nothing to mask
 		secrets = append(secrets, tokensIn(string(text))...)
@@ -129,21 +129,21 @@ func (c *collector) registries() (lines, logins []string) {
 	}
 	for name, host := range doc.Configs {
 		lines = append(lines, fmt.Sprintf("%s: login %t, settings of TLS %d", name, !host.Auth.IsZero(), len(host.TLS)))
-		logins = append(logins, scalars(&host.Auth)...)
+		logins = append(logins, scalarValues(&host.Auth)...)
 	}
 	slices.Sort(lines)
 	return lines, logins
 }
 
-// scalars returns all values in a piece of YAML.
-func scalars(n *yaml.Node) []string {
+// scalarValues returns all values in a piece of YAML.
+func scalarValues(n *yaml.Node) []string {
 	if n.Kind == yaml.ScalarNode {
 		return []string{n.Value}
 	}
 	var out []string
 	for i, child := range n.Content {
 		if n.Kind != yaml.MappingNode || i%2 == 1 {
-			out = append(out, scalars(child)...)
+			out = append(out, scalarValues(child)...)
 		}
 	}
 	return out
@@ -155,20 +155,20 @@ func (c *collector) collectConfig(_ context.Context, f *bugreport.Files) {
 	for _, s := range c.shown {
 		fmt.Fprintf(&b, "%s = %s   (%s)\n", s.Name, c.mask.Text(s.Value), s.Source)
 	}
-	for _, problem := range c.wrong {
+	for _, problem := range c.problems {
 		fmt.Fprintf(&b, "! %s\n", c.mask.Text(problem))
 	}
 	f.Binary("settings.txt", []byte(b.String())) // each value is masked; behind their names all arguments would be
 	f.Text("registries.txt", strings.Join(c.names, "\n")+"\n")
 }
 
-// run adds what a program prints.
+// run adds the output of a program.
 func (c *collector) run(ctx context.Context, f *bugreport.Files, file string, args ...string) {
-	f.Command(ctx, file, program(args...))
+	f.Command(ctx, file, newCommand(args...))
 }
 
-// program returns a program of the machine, whose environment is none of this process'.
-func program(args ...string) *exec.Cmd {
+// newCommand returns a program of the machine, whose environment is none of this process'.
+func newCommand(args ...string) *exec.Cmd {
 	path := args[0]
 	if !filepath.IsAbs(path) {
 		path = firstOf("/usr/sbin/"+path, "/sbin/"+path, "/usr/bin/"+path, "/bin/"+path)

@@ -125,7 +125,7 @@ func (f *consoleFlags) runConsole(ctx context.Context) error {
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if err := f.app.probeConsole(ctx, first.Config, current, loginPatience); err != nil {
+	if err := f.app.probeConsole(ctx, first.Config, current, loginTimeout); err != nil {
 		if ctx.Err() != nil {
 			return nil // the user interrupted it
 		}

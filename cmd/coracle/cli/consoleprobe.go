@@ -23,8 +23,8 @@ import (
 const (
 	// probeTimeout is the timeout of the request to the cluster, without the time that a login program takes.
 	probeTimeout = 10 * time.Second
-	// loginPatience is the time after which a line says that the login program still runs.
-	loginPatience = 5 * time.Second
+	// loginTimeout is the time after which a line says that the login program still runs.
+	loginTimeout = 5 * time.Second
 )
 
 // noStdin is what a login program of the kubeconfig gets as error when it wants to read from the terminal.
@@ -69,11 +69,11 @@ type unresponsiveCluster struct{ error }
 // login program, which may take as long as a user needs.
 type answerWithin struct {
 	http.RoundTripper
-	within time.Duration
+	timeout time.Duration
 }
 
 func (t answerWithin) RoundTrip(r *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), t.within)
+	ctx, cancel := context.WithTimeout(r.Context(), t.timeout)
 	defer cancel()
 	answer, err := t.RoundTripper.RoundTrip(r.WithContext(ctx))
 	if err != nil {

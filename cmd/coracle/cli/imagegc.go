@@ -45,14 +45,14 @@ func (s *clusterState) readImageGC(ctx context.Context, c kubernetes.Interface, 
 	}
 	for i := range nodes {
 		if e := last[nodes[i].Name]; e != nil {
-			s.problems = append(s.problems, imageGCTrouble(&nodes[i], pods, e.Message, imagesDir))
+			s.problems = append(s.problems, imageGCProblem(&nodes[i], pods, e.Message, imagesDir))
 		}
 	}
 	return nil
 }
 
-// imageGCTrouble says why a node's images fill its disk: those that no pod uses are left because they are pinned.
-func imageGCTrouble(n *corev1.Node, pods []corev1.Pod, message, imagesDir string) string {
+// imageGCProblem says why a node's images fill its disk: those that no pod uses are left because they are pinned.
+func imageGCProblem(n *corev1.Node, pods []corev1.Pod, message, imagesDir string) string {
 	used := map[string]bool{embedded.PauseImage: true}
 	for i := range pods {
 		if p := &pods[i]; p.Spec.NodeName == n.Name {
@@ -74,7 +74,7 @@ func imageGCTrouble(n *corev1.Node, pods []corev1.Pod, message, imagesDir string
 			}
 		}
 		if shown != "" {
-			unused = append(unused, fmt.Sprintf("%s (%s)", shown, mb(im.SizeBytes)))
+			unused = append(unused, fmt.Sprintf("%s (%s)", shown, formatMB(im.SizeBytes)))
 		}
 	}
 	text := fmt.Sprintf("node %s is low on disk space, and its kubelet cannot remove enough images (%s): %s", n.Name, imageGCFailed,

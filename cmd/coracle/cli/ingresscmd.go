@@ -213,7 +213,7 @@ func printIngresses(w io.Writer, r check.Report) error {
 	fmt.Fprintf(&b, "Ingresses checked: %d. Findings: %d refused, %d broken, %d different, %d ignored.\n", r.Ingresses, r.Refused, r.Broken,
 		r.Different, r.Ignored)
 	for _, note := range r.Notes {
-		fmt.Fprintf(&b, "Note: %s.\n", visible(note))
+		fmt.Fprintf(&b, "Note: %s.\n", printableLine(note))
 	}
 	if r.Refused > 0 {
 		b.WriteString("What is refused is not served by coracle until it is changed; docs/ingress-nginx.md says what takes its place.\n")

@@ -57,7 +57,7 @@ func kubeconfigCommand(a *App) *cobra.Command {
 		if *merge && *name == "" {
 			*name = "coracle"
 		}
-		if c, err = adapt(c, *name, *server); err != nil {
+		if c, err = adaptKubeconfig(c, *name, *server); err != nil {
 			return err
 		}
 		if *all {
@@ -122,9 +122,9 @@ func (a *App) readKubeconfig(t *config.Tool, from string) (*api.Config, error) {
 	return nil, fmt.Errorf("reading the kubeconfig: %w", first)
 }
 
-// adapt reduces a kubeconfig to its current context. It renames the context and replaces the server's address, if those
-// are given.
-func adapt(c *api.Config, name, server string) (*api.Config, error) {
+// adaptKubeconfig reduces a kubeconfig to its current context. It renames the context and replaces the server's
+// address, if those are given.
+func adaptKubeconfig(c *api.Config, name, server string) (*api.Config, error) {
 	ctx := c.Contexts[c.CurrentContext]
 	if ctx == nil || c.Clusters[ctx.Cluster] == nil || c.AuthInfos[ctx.AuthInfo] == nil {
 		return nil, errors.New("the kubeconfig has no current context with a cluster and a user")

@@ -42,7 +42,7 @@ func TestKubeconfigOfAllServers(t *testing.T) {
 		t.Errorf("%+v", third)
 	}
 	for server, want := range map[string]string{"": "https://10.0.0.5:6443 127.0.0.1", "https://board.example.com:6443": "https://board.example.com:6443 "} {
-		adapted := testenv.Must(adapt(c, "", server))(t)
+		adapted := testenv.Must(adaptKubeconfig(c, "", server))(t)
 		testenv.Equal(t, adapted.Clusters["site"].Server+" "+adapted.Clusters["site"].TLSServerName, want, "with the address %q:", server)
 	}
 }

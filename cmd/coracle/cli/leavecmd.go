@@ -121,7 +121,7 @@ func leaveBy(ctx context.Context, rc *rest.Config, node string, grace time.Durat
 	if err != nil {
 		return false, fmt.Errorf("making a client: %w", err)
 	}
-	err = leave(ctx, c, node, grace)
+	err = requestLeave(ctx, c, node, grace)
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}

@@ -168,7 +168,7 @@ func printServerTable(w io.Writer, servers []status.ClusterServer, now time.Time
 		case !m.Answers && m.Heard.IsZero():
 			state = "never reached"
 		case !m.Answers:
-			state = "unreachable for " + age(now.Sub(m.Heard))
+			state = "unreachable for " + formatAge(now.Sub(m.Heard))
 		}
 		lag := "-"
 		if m.Answers {

@@ -74,7 +74,7 @@ The leading server does all of it: an interruption of this command stops nothing
 			return usageError{inv.Command, err}
 		}
 		return withClient(inv.Context(), inv.tool, func(ctx context.Context, c kubernetes.Interface) error {
-			if err := leave(ctx, c, inv.args[0], *grace); apierrors.IsNotFound(err) {
+			if err := requestLeave(ctx, c, inv.args[0], *grace); apierrors.IsNotFound(err) {
 				return fmt.Errorf("there is no node %q. Nothing was changed. There are: coracle kubectl get nodes", inv.args[0])
 			} else if err != nil {
 				return err
@@ -98,8 +98,8 @@ func checkGrace(grace time.Duration) error {
 	return nil
 }
 
-// leave requests the node's removal and waits until the Node is gone.
-func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
+// requestLeave requests the node's removal and waits until the Node is gone.
+func requestLeave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
 	ctx, stop := untilInterrupted(ctx)
 	defer stop()
 	annotations := map[string]string{clusterconfig.LeaveAnnotation: grace.String()}

@@ -17,9 +17,9 @@ import (
 // pidFile names the process that uses a run directory. That process holds a lock on the file until it ends.
 type pidFile struct{ f *os.File }
 
-// lockPatience is how long to wait for the lock when the process that the file names has ended. A child process that
+// lockTimeout is how long to wait for the lock when the process that the file names has ended. A child process that
 // was being started holds the lock from the fork until the exec, also when its parent is killed in between.
-const lockPatience = 5 * time.Second
+const lockTimeout = 5 * time.Second
 
 // lockPIDFile takes the lock, and returns an error when another process holds it.
 func lockPIDFile(path, role string) (*pidFile, error) {
@@ -28,7 +28,7 @@ func lockPIDFile(path, role string) (*pidFile, error) {
 		return nil, fmt.Errorf("opening the pid file: %w", err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && ownerEnded(path) && time.Now().Before(end); {
+	for end := time.Now().Add(lockTimeout); errors.Is(err, unix.EWOULDBLOCK) && ownerEnded(path) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}

@@ -43,7 +43,7 @@ func TestPIDFileOfALivingProcessIsRefusedAtOnce(t *testing.T) {
 	path, _ := heldPIDFile(t, os.Getpid())
 	began := time.Now()
 	testenv.Fails(t, testenv.Err(lockPIDFile(path, "server")), "two processes hold the pid file")
-	if took := time.Since(began); took > lockPatience/2 {
+	if took := time.Since(began); took > lockTimeout/2 {
 		t.Errorf("refused after %v", took)
 	}
 }

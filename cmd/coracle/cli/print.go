@@ -41,7 +41,7 @@ func printTable(w io.Writer, heads []string, rows [][]string) error {
 	for _, row := range append([][]string{heads}, rows...) {
 		cells := make([]string, len(row))
 		for i, cell := range row {
-			cells[i] = visible(cell)
+			cells[i] = printableLine(cell)
 		}
 		fmt.Fprintln(tw, strings.Join(cells, "\t"))
 	}
@@ -51,13 +51,13 @@ func printTable(w io.Writer, heads []string, rows [][]string) error {
 	return nil
 }
 
-// visible replaces non-printing characters, which would control a terminal or break a table, by question marks. Much of
-// the printed text comes from other machines.
-func visible(text string) string { return printable(text, "") }
+// printableLine replaces non-printing characters, which would control a terminal or break a table, by question marks.
+// Much of the printed text comes from other machines.
+func printableLine(text string) string { return printable(text, "") }
 
-// readable does the same as visible, but keeps lines and tabs. It is for texts such as an error that quotes another
-// machine's response.
-func readable(text string) string { return printable(text, "\n\t") }
+// printableText does the same as visible, but keeps lines and tabs. It is for texts such as an error that quotes
+// another machine's response.
+func printableText(text string) string { return printable(text, "\n\t") }
 
 func printable(text, except string) string {
 	return strings.Map(func(r rune) rune {

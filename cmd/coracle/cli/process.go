@@ -50,12 +50,12 @@ type Process struct {
 	quiet           *quiet
 	started         time.Time
 	stopping        atomic.Bool // a stop was requested
-	end             chan struct{}
+	ending          chan struct{}
 	endOnce         sync.Once
 }
 
 // End ends the process in order, as a first signal does. The next signal counts as the first one.
-func (p *Process) End() { p.endOnce.Do(func() { close(p.end) }) }
+func (p *Process) End() { p.endOnce.Do(func() { close(p.ending) }) }
 
 // EndWithin ends the process after this time at the latest, also while parts of it still run, unless the returned
 // function was called before. It is for a machine that goes down: nothing may keep it.
@@ -84,7 +84,7 @@ func (p *Process) Ready() {
 // run sets up the log, the pid file, the admin socket and the signals, and runs body.
 func (p *Process) run(parent context.Context, logs config.Logging, warnings []string, body func(context.Context) error) (err error) {
 	p.started = time.Now()
-	p.end = make(chan struct{})
+	p.ending = make(chan struct{})
 	p.notify = takeNotifier()
 	if err := writableDir(p.Paths.DataDir, "data directory", "--data-dir"); err != nil {
 		return err
@@ -109,7 +109,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 		p.Log.Warn(w)
 	}
 	p.quiet = startQuiet(p.Log)
-	defer func() { p.quiet.end(err == nil) }()
+	defer func() { p.quiet.finish(err == nil) }()
 	p.Board = status.NewBoard(time.Now)
 	p.Admin = status.NewServer(p.Paths.AdminSocket, status.Identity{
 		Role: p.role, Version: v.Coracle, Kubernetes: v.Kubernetes, Node: p.node, DataDir: p.Paths.DataDir, API: p.api, Started: p.started,
@@ -191,7 +191,7 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 	go func() {
 		defer close(finished)
 		var first time.Time
-		end := p.end
+		end := p.ending
 		for {
 			select {
 			case s := <-signals:

@@ -42,19 +42,19 @@ func TestUpstreamsComplaintsAreHeldWhileStarting(t *testing.T) {
 		play func(q *quiet)
 		want string
 	}{
-		"a good start":   {func(q *quiet) { q.setReady(); time.Sleep(settling + time.Second); q.end(true) }, ""},
-		"a failed start": {func(q *quiet) { q.end(false) }, complaint},
-		"a slow start":   {func(q *quiet) { time.Sleep(patience + time.Second); q.setReady(); q.end(true) }, late + complaint},
-		"later":          {func(q *quiet) { q.setReady(); time.Sleep(time.Minute); klog.Error("complaint"); q.end(true) }, complaint},
+		"a good start":   {func(q *quiet) { q.setReady(); time.Sleep(settleDelay + time.Second); q.finish(true) }, ""},
+		"a failed start": {func(q *quiet) { q.finish(false) }, complaint},
+		"a slow start":   {func(q *quiet) { time.Sleep(holdTimeout + time.Second); q.setReady(); q.finish(true) }, late + complaint},
+		"later":          {func(q *quiet) { q.setReady(); time.Sleep(time.Minute); klog.Error("complaint"); q.finish(true) }, complaint},
 		"a good stop": {func(q *quiet) {
 			q.setReady()
 			time.Sleep(time.Minute)
 			q.setStopping()
 			synctest.Wait()
 			klog.Error("complaint")
-			q.end(true)
+			q.finish(true)
 		}, ""},
-		"a slow stop": {func(q *quiet) { q.setStopping(); time.Sleep(patience + time.Second); q.end(true) },
+		"a slow stop": {func(q *quiet) { q.setStopping(); time.Sleep(holdTimeout + time.Second); q.finish(true) },
 			"WARN  not stopped yet; the messages logged so far follow after=20s\n" + complaint},
 	}
 	for name, c := range cases {

@@ -31,7 +31,7 @@ func addReset(cmd *cobra.Command) *reset {
 	return r
 }
 
-func (r *reset) asked() bool { return r.cluster || r.restorePath != "" }
+func (r *reset) requested() bool { return r.cluster || r.restorePath != "" }
 
 func (a *App) resetCluster(cmd *cobra.Command, c *config.Server, r *reset) error {
 	if !r.cluster {

@@ -30,7 +30,7 @@ store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start 
 		if err != nil {
 			return err
 		}
-		if reset.asked() {
+		if reset.requested() {
 			return a.resetCluster(cmd, c, reset)
 		}
 		if !isRoot() && !c.DisableAgent {

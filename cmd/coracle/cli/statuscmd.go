@@ -117,7 +117,7 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	var b strings.Builder
 	if r.Running {
 		fmt.Fprintf(&b, "coracle %s (Kubernetes %s), %s, node %s\n", r.Version, r.Kubernetes, r.Role, r.Node)
-		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"), age(now.Sub(r.Started)),
+		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"), formatAge(now.Sub(r.Started)),
 			r.PID)
 		if r.Stopping {
 			fmt.Fprintf(&b, "state    stopping; pods keep running\n")
@@ -130,9 +130,9 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	}
 	fmt.Fprintf(&b, "data     %s%s\n", r.DataDir, diskNote(r.DataDir))
 	if m := r.Memory; m != nil {
-		fmt.Fprintf(&b, "memory   %s, %s of it anonymous", mb(m.RSS), mb(m.Anonymous))
+		fmt.Fprintf(&b, "memory   %s, %s of it anonymous", formatMB(m.RSS), formatMB(m.Anonymous))
 		if m.Limit > 0 {
-			fmt.Fprintf(&b, "; limit %s", mb(m.Limit))
+			fmt.Fprintf(&b, "; limit %s", formatMB(m.Limit))
 		}
 		b.WriteByte('\n')
 	}
@@ -155,7 +155,7 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 		b.WriteByte('\n')
 		rows := [][]string{}
 		for _, c := range r.Components {
-			rows = append(rows, []string{c.Name, string(c.State), age(now.Sub(c.Since)), c.Message})
+			rows = append(rows, []string{c.Name, string(c.State), formatAge(now.Sub(c.Since)), c.Message})
 		}
 		if err := printTable(&b, []string{"PART", "STATE", "FOR", ""}, rows); err != nil {
 			return err
@@ -172,10 +172,10 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 		b.WriteString("Nothing is wrong.\n")
 	}
 	for _, p := range r.Problems {
-		b.WriteString("! " + readable(p) + "\n")
+		b.WriteString("! " + printableText(p) + "\n")
 	}
 	for _, n := range r.Notes {
-		b.WriteString("note: " + readable(n) + "\n")
+		b.WriteString("note: " + printableText(n) + "\n")
 	}
 	return printText(w, b.String())
 }
@@ -196,7 +196,7 @@ func printClusterMembers(w io.Writer, members []status.Member, now time.Time) er
 		if m.Self {
 			name += " (this machine)"
 		}
-		rows = append(rows, []string{name, m.Role, m.Address, m.Version, m.State, age(now.Sub(m.Since))})
+		rows = append(rows, []string{name, m.Role, m.Address, m.Version, m.State, formatAge(now.Sub(m.Since))})
 	}
 	if err := printTable(w, []string{"MEMBER", "ROLE", "ADDRESS", "VERSION", "STATE", "FOR"}, rows); err != nil {
 		return err
@@ -209,10 +209,10 @@ func printClusterMembers(w io.Writer, members []status.Member, now time.Time) er
 	return nil
 }
 
-func mb(n int64) string { return fmt.Sprintf("%d MB", (n+500_000)/1_000_000) }
+func formatMB(n int64) string { return fmt.Sprintf("%d MB", (n+500_000)/1_000_000) }
 
-// age formats a duration with its two largest units.
-func age(d time.Duration) string {
+// formatAge formats a duration with its two largest units.
+func formatAge(d time.Duration) string {
 	switch d = d.Round(time.Second); {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", d/time.Second)

@@ -39,7 +39,7 @@ directory without server/store: what is encrypted in the store cannot be read wi
 			defer stream.Close()
 			if path == "-" {
 				if _, err := storefiles.CopyBackup(out, stream); err != nil {
-					return fmt.Errorf("writing the backup: %w; the written part cannot be used", plainWords(err))
+					return fmt.Errorf("writing the backup: %w; the written part cannot be used", explainError(err))
 				}
 				return nil
 			}

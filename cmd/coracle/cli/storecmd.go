@@ -34,8 +34,8 @@ func storeCommand(a *App) *cobra.Command {
 "status", "usage", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and
 "recover" work on the files of one that is stopped, as does "usage" there. A backup is the store alone; "coracle snapshot" saves the whole cluster.
 docs/operations/store.md has the procedures.`,
-	}, storeStatusCommand(a), storeUsageCommand(a), former(memberListCommand(a), "members", "member-list"),
-		former(memberRemoveCommand(a), "remove NAME", "member-remove"),
+	}, storeStatusCommand(a), storeUsageCommand(a), hideFormer(memberListCommand(a), "members", "member-list"),
+		hideFormer(memberRemoveCommand(a), "remove NAME", "member-remove"),
 		storeBackupCommand(a), storeRestoreCommand(a), storeVerifyCommand(a), storeRecoverCommand(a))
 }
 
@@ -57,7 +57,7 @@ func withStore(ctx context.Context, t *config.Tool, f func(context.Context, *cli
 	if ctx.Err() != nil {
 		return errors.Join(errors.New("interrupted"), err)
 	}
-	return plainWords(err)
+	return explainError(err)
 }
 
 // reachable returns an error that says why the store's socket cannot be connected to. Without this check the client
@@ -75,8 +75,8 @@ func reachable(ctx context.Context, path string) error {
 	return fmt.Errorf("connecting to the store: %w", err)
 }
 
-// plainWords removes gRPC's prefix from an error's message.
-func plainWords(err error) error {
+// explainError removes gRPC's prefix from an error's message.
+func explainError(err error) error {
 	if s, ok := grpcstatus.FromError(err); ok && s != nil {
 		return errors.New(s.Message())
 	}

@@ -47,7 +47,7 @@ refuses if one does. Silence is no proof: a server that this machine does not re
 			return err
 		}
 		fmt.Fprint(out, "Nothing was changed. To continue with this server's data: coracle store recover --yes\n")
-		return errSilent
+		return errNoMessage
 	})
 }
 
@@ -139,7 +139,7 @@ func printPlan(w io.Writer, p storefiles.Plan, now time.Time) {
 	fmt.Fprintf(w, "This server's store has %d keys, %s, at revision %d.\n", p.Keys, bytesText(p.Bytes), p.Revision)
 	fmt.Fprintf(w, "Its newest log entry is %d of term %d", p.LastIndex, p.LastTerm)
 	if !p.Written.IsZero() {
-		fmt.Fprintf(w, ", written %s (%s ago)", p.Written.Local().Format(time.DateTime), age(now.Sub(p.Written)))
+		fmt.Fprintf(w, ", written %s (%s ago)", p.Written.Local().Format(time.DateTime), formatAge(now.Sub(p.Written)))
 	}
 	fmt.Fprint(w, ".\n\nThe servers as this one last knew them:\n\n")
 	if err := printMembers(w, members); err != nil {

@@ -71,8 +71,8 @@ wrong.`,
 	})
 }
 
-// former makes a command a hidden one under an earlier name, which still works.
-func former(cmd *cobra.Command, use string, aliases ...string) *cobra.Command {
+// hideFormer gives a command an earlier name, which still works, and hides it.
+func hideFormer(cmd *cobra.Command, use string, aliases ...string) *cobra.Command {
 	cmd.Use, cmd.Aliases, cmd.Hidden = use, aliases, true
 	return cmd
 }
@@ -217,7 +217,7 @@ func (s *storeStatus) print(w io.Writer, now time.Time) error {
 	if s.Snapshot.Taken.IsZero() {
 		b.WriteString("snapshot  none yet: the log has everything\n")
 	} else {
-		fmt.Fprintf(&b, "snapshot  %s, taken %s ago\n", bytesText(s.Snapshot.Bytes), age(now.Sub(s.Snapshot.Taken)))
+		fmt.Fprintf(&b, "snapshot  %s, taken %s ago\n", bytesText(s.Snapshot.Bytes), formatAge(now.Sub(s.Snapshot.Taken)))
 	}
 	b.WriteByte('\n')
 	if err := printMembers(&b, s.Members); err != nil {

@@ -149,7 +149,7 @@ func worksFor(t listedToken, now time.Time) string {
 	case t.Expired:
 		return "no more"
 	}
-	return age(t.Expires.Sub(now))
+	return formatAge(t.Expires.Sub(now))
 }
 
 func tokenDeleteCommand(a *App) *cobra.Command {

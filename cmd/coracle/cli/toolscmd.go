@@ -23,24 +23,24 @@ var embeddedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": tru
 
 // client is a program that is a client of the API server.
 type client struct {
-	name, short string
-	choosing    []string // flags that select a cluster
-	without     []string // subcommands that need no cluster
+	name, summary string
+	choosing      []string // flags that select a cluster
+	localCommands []string // subcommands that need no cluster
 }
 
 func kubectl() client {
 	return client{
-		name: "kubectl", short: "Use the cluster: kubectl, with this cluster's kubeconfig unless another one is given",
-		choosing: []string{"--kubeconfig", "--server", "-s"},
-		without:  []string{"help", "completion", "config", "options", "kustomize", "plugin", "__complete", "__completeNoDesc"},
+		name: "kubectl", summary: "Use the cluster: kubectl, with this cluster's kubeconfig unless another one is given",
+		choosing:      []string{"--kubeconfig", "--server", "-s"},
+		localCommands: []string{"help", "completion", "config", "options", "kustomize", "plugin", "__complete", "__completeNoDesc"},
 	}
 }
 
 func helm() client {
 	return client{
-		name: "helm", short: "Install charts by hand: helm, with this cluster's kubeconfig unless another one is given",
+		name: "helm", summary: "Install charts by hand: helm, with this cluster's kubeconfig unless another one is given",
 		choosing: []string{"--kubeconfig", "--kube-apiserver", "--kube-context"},
-		without: []string{
+		localCommands: []string{
 			"help", "completion", "create", "dependency", "dep", "env", "lint", "package", "plugin", "pull", "fetch", "push", "registry",
 			"repo", "search",
 			"show", "inspect", "template", "verify", "version", "__complete", "__completeNoDesc",
@@ -50,7 +50,7 @@ func helm() client {
 
 func clientCommand(a *App, c client) *cobra.Command {
 	return &cobra.Command{
-		Use: c.name, GroupID: groupUse, Short: c.short,
+		Use: c.name, GroupID: groupUse, Short: c.summary,
 		DisableFlagParsing: true,
 		RunE: run(func(_ *cobra.Command, args []string) error {
 			t := a.tool()
@@ -164,7 +164,7 @@ func (c client) choosesCluster(args []string) bool {
 // withoutCluster says whether the program's command works without any cluster.
 func (c client) withoutCluster(args []string) bool {
 	return len(args) == 0 || slices.Contains(args, "--help") || slices.Contains(args, "-h") || slices.Contains(args, "--client") ||
-		slices.Contains(c.without, args[0])
+		slices.Contains(c.localCommands, args[0])
 }
 
 // complete returns the completions of the program, which completes in a process of its own.

@@ -28,9 +28,9 @@ const tailSize = 16 << 10
 
 // lastWords quotes the last error in the log, if there is one.
 func lastWords(environ []string) string {
-	text := tail(defaultLogFile)
+	text := fileTail(defaultLogFile)
 	if text == "" {
-		text = journal(environ)
+		text = journalTail(environ)
 	}
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	for i := len(lines) - 1; i >= 0; i-- {
@@ -41,8 +41,8 @@ func lastWords(environ []string) string {
 	return ""
 }
 
-// journal returns the last lines of the systemd unit. It returns "" when there are none.
-func journal(environ []string) string {
+// journalTail returns the last lines of the systemd unit. It returns "" when there are none.
+func journalTail(environ []string) string {
 	if !exists("/run/systemd/system") {
 		return ""
 	}
@@ -57,7 +57,7 @@ func journal(environ []string) string {
 	return string(out)
 }
 
-func tail(path string) string {
+func fileTail(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
 		return ""
@@ -90,21 +90,21 @@ func startHint(t *config.Tool) []string {
 	return nil
 }
 
-// space is the size and the free space of a file system.
-type space struct {
-	free, inodes, inodesFree uint64
+// fileSystemSpace is the size and the free space of a file system.
+type fileSystemSpace struct {
+	freeBytes, inodes, inodesFree uint64
 }
 
 // spaceAt returns the space of the file system that holds path, or its nearest existing parent folder.
-func spaceAt(path string) (space, error) {
+func spaceAt(path string) (fileSystemSpace, error) {
 	for !exists(path) && path != "/" && path != "." {
 		path = filepath.Dir(path)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
-		return space{}, fmt.Errorf("looking at the file system of %s: %w", path, err)
+		return fileSystemSpace{}, fmt.Errorf("looking at the file system of %s: %w", path, err)
 	}
-	return space{free: st.Bavail * uint64(st.Bsize), inodes: st.Files, inodesFree: st.Ffree}, nil
+	return fileSystemSpace{freeBytes: st.Bavail * uint64(st.Bsize), inodes: st.Files, inodesFree: st.Ffree}, nil
 }
 
 func diskNote(path string) string {
@@ -112,7 +112,7 @@ func diskNote(path string) string {
 	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf(" (%.1f GB free)", float64(s.free)/1e9)
+	return fmt.Sprintf(" (%.1f GB free)", float64(s.freeBytes)/1e9)
 }
 
 // leastFree is the free space below which a store will soon be unable to write, in bytes.
@@ -123,9 +123,9 @@ func diskProblems(p config.Paths) []string {
 	if err != nil {
 		return nil
 	}
-	if s.free < leastFree {
+	if s.freeBytes < leastFree {
 		return []string{fmt.Sprintf("the disk of %s is full: %s are left. Writes to the cluster fail or soon will, reads go on, nothing "+
-			"is lost. Free space: unused images are removed by coracle ctr images rm", p.DataDir, mb(int64(s.free)))}
+			"is lost. Free space: unused images are removed by coracle ctr images rm", p.DataDir, formatMB(int64(s.freeBytes)))}
 	}
 	if s.inodes > 0 && s.inodesFree < 1000 {
 		return []string{fmt.Sprintf("the file system of %s has only %d inodes left: no more files can be made. Remove files that are not needed", p.DataDir, s.inodesFree)}

@@ -23,7 +23,7 @@ type marker struct {
 	Try      bool // the next start of the process runs the node
 }
 
-const ready = "ready\n"
+const readyLine = "ready\n"
 
 // readAtMost bounds what is read of the marker, in bytes: a panic's text may name every goroutine.
 const readAtMost = 1024
@@ -55,7 +55,7 @@ func readMarker(path, boot string) (failures int, why string) {
 	if json.Unmarshal([]byte(line), &m) != nil || !whole || m.Failures < 0 || err != nil {
 		return 1, "the process ended while the node started, and the record of that is damaged; its log says more"
 	}
-	reason, wasReady := strings.CutPrefix(rest, ready)
+	reason, wasReady := strings.CutPrefix(rest, readyLine)
 	reason, _, _ = strings.Cut(reason, "\n")
 	switch {
 	case m.Boot != boot, wasReady && reason == "":

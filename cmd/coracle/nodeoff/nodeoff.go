@@ -20,12 +20,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// proven is the time after which a start of the node has succeeded: an end of the process after that is not held
+// provenAfter is the time after which a start of the node has succeeded: an end of the process after that is not held
 // against the node.
-const proven = time.Minute
+const provenAfter = time.Minute
 
-// waits are the pauses before a node is tried again, after its first failure in a row, its second, and all later ones.
-var waits = [...]time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute}
+// retryWaits are the pauses before a node is tried again, after its first failure in a row, its second, and all later
+// ones.
+var retryWaits = [...]time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute}
 
 // Options describe the node of a server. All fields are required, except Part.
 type Options struct {
@@ -45,14 +46,14 @@ type Options struct {
 	Logger  *slog.Logger
 }
 
-// Node is the node of a server.
+// Node runs the node of a server, and turns it off after failures.
 type Node struct {
 	o Options
 
-	mu       sync.Mutex
-	failures int      // in a row
-	trial    *os.File // the open marker from the start of the node until it has failed or is proven; nil otherwise
-	keep     bool     // the marker is for the next start of the process
+	mu         sync.Mutex
+	failures   int      // in a row
+	trial      *os.File // the open marker from the start of the node until it has failed or is proven; nil otherwise
+	keepMarker bool     // the marker is for the next start of the process
 }
 
 // New returns a node that Run runs.
@@ -66,7 +67,7 @@ func (n *Node) Run(ctx context.Context, run func(context.Context) error) {
 	var why string
 	if n.failures, why = readMarker(n.o.Marker, n.o.Boot); why == "" {
 		n.writeMarker()
-		timer := time.AfterFunc(proven, n.succeed)
+		timer := time.AfterFunc(provenAfter, n.succeed)
 		err := run(ctx)
 		timer.Stop()
 		if ctx.Err() != nil {
@@ -83,7 +84,7 @@ func (n *Node) Run(ctx context.Context, run func(context.Context) error) {
 func (n *Node) Ready() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.appendToMarker(ready)
+	n.appendToMarker(readyLine)
 }
 
 // writeMarker writes the marker. Go's runtime adds to it the text of a panic.
@@ -151,10 +152,10 @@ func (n *Node) removeMarker(ctx context.Context) {
 	defer n.mu.Unlock()
 	if errors.Is(context.Cause(ctx), n.o.GaveUp) { // it may be what is left of a node that is off
 		n.appendToMarker("a library ended the process (klog.Fatal or klog.Exit); the end of the log of that start says why")
-		n.keep = true
+		n.keepMarker = true
 	}
 	n.close()
-	if !n.keep {
+	if !n.keepMarker {
 		n.remove()
 	}
 }
@@ -169,7 +170,7 @@ func (n *Node) remove() {
 // await restarts the process when the node may be tried again, and returns when ctx is done. The pauses are measured
 // with the monotonic clock: a clock that is set changes nothing.
 func (n *Node) await(ctx context.Context, why string) {
-	wait, blocked := waits[min(n.failures, len(waits))-1], ""
+	wait, blocked := retryWaits[min(n.failures, len(retryWaits))-1], ""
 	for {
 		n.o.Logger.Error("this server's node is off; store and API go on, and pods keep running", "reason", why, "next try after", wait,
 			"blocked", blocked)
@@ -189,7 +190,7 @@ func (n *Node) await(ctx context.Context, why string) {
 			<-ctx.Done()
 			return
 		}
-		wait, blocked = waits[0], "It waits: "+err.Error()+". "
+		wait, blocked = retryWaits[0], "It waits: "+err.Error()+". "
 	}
 }
 
@@ -201,6 +202,6 @@ func (n *Node) recordTry() error {
 	if f != nil {
 		err = errors.Join(err, f.Close())
 	}
-	n.keep = err == nil
+	n.keepMarker = err == nil
 	return err
 }

@@ -122,11 +122,11 @@ func TestFailedNodeIsTriedAgain(t *testing.T) {
 			testenv.Equal(t, s.restarted(), want, "the node is tried again after")
 		}
 		s := newStart(t, marker, func(ctx context.Context) error {
-			timer := time.After(2 * proven)
+			timer := time.After(2 * provenAfter)
 			<-timer
 			return fails(ctx)
 		})
-		testenv.Equal(t, s.restarted(), 2*proven+time.Minute, "a node that has run for two minutes is tried again after")
+		testenv.Equal(t, s.restarted(), 2*provenAfter+time.Minute, "a node that has run for two minutes is tried again after")
 	})
 }
 
@@ -207,15 +207,15 @@ func TestMarkerIsRemoved(t *testing.T) {
 		cause  error
 		stays  bool
 	}{
-		"running":              {run: runs, before: proven - 1, stays: true},
-		"proven":               {run: runs, before: proven + 1},
+		"running":              {run: runs, before: provenAfter - 1, stays: true},
+		"proven":               {run: runs, before: provenAfter + 1},
 		"stopped":              {run: runs, before: 1, cause: context.Canceled},
 		"slow to stop":         {run: slow, before: 1, cause: context.Canceled},
 		"stopped while off":    {run: fails, before: 1, cause: context.Canceled},
 		"off":                  {run: fails, before: 1, stays: true},
 		"a library ended it":   {run: runs, before: 1, cause: errGaveUp, stays: true},
 		"it did so while off":  {run: fails, before: 1, cause: errGaveUp, stays: true},
-		"it did so much later": {run: runs, before: proven + 1, cause: errGaveUp},
+		"it did so much later": {run: runs, before: provenAfter + 1, cause: errGaveUp},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -256,7 +256,7 @@ func TestRestartWaitsForMajority(t *testing.T) {
 		message := s.board.Components()[0].Message
 		testenv.True(t, strings.Contains(message, s.refuse.Error()) && strings.Contains(message, "the kubelet ended"), "status says %q", message)
 		s.refuse = nil
-		testenv.True(t, s.restarted() <= waits[0], "the restart is late")
+		testenv.True(t, s.restarted() <= retryWaits[0], "the restart is late")
 	})
 }
 
@@ -272,6 +272,6 @@ func TestFullDiskHoldsRestart(t *testing.T) {
 		message := s.board.Components()[0].Message
 		testenv.True(t, strings.Contains(message, syscall.ENOSPC.Error()), "status says %q", message)
 		testenv.NoError(t, os.Remove(marker))
-		testenv.True(t, s.restarted() <= waits[0], "the restart is late")
+		testenv.True(t, s.restarted() <= retryWaits[0], "the restart is late")
 	})
 }

@@ -3,7 +3,7 @@
 package workqueuemetrics
 
 // None is the provider that queues have after Disable.
-var None = none
+var None = upstreamProvider
 
 // Keep returns a function that puts the present provider back.
 func Keep() func() {

@@ -19,10 +19,10 @@ import (
 //go:linkname provider k8s.io/client-go/util/workqueue.globalMetricsProvider
 var provider workqueue.MetricsProvider
 
-// none is the first value of provider. Go initializes packages that are ready in the order of their import paths, so
-// this package is initialized before k8s.io/component-base.
-var none = provider
+// upstreamProvider is the first value of provider. Go initializes packages that are ready in the order of their import
+// paths, so this package is initialized before k8s.io/component-base.
+var upstreamProvider = provider
 
 // Disable makes queues that are made after the call have no metrics. Call it before there are any queues: the variable
 // has no lock.
-func Disable() { provider = none }
+func Disable() { provider = upstreamProvider }

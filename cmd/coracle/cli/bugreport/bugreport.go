@@ -49,7 +49,7 @@ type Files struct {
 	r       *report
 }
 
-// report is what all sections have added.
+// report holds the files that all sections have added.
 type report struct {
 	mu     sync.Mutex
 	mask   func(string) string
@@ -114,7 +114,7 @@ func (f *Files) Command(ctx context.Context, name string, c *exec.Cmd) {
 func Output(ctx context.Context, c *exec.Cmd) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
-	var out limited
+	var out limitedBuffer
 	c.Stdout, c.Stderr, c.WaitDelay = &out, &out, time.Second
 	if err := c.Start(); err != nil {
 		return "", err
@@ -130,26 +130,26 @@ func Output(ctx context.Context, c *exec.Cmd) (string, error) {
 	}
 }
 
-// limited keeps the first MaxFile bytes that are written to it.
-type limited struct {
+// limitedBuffer keeps the first MaxFile bytes that are written to it.
+type limitedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (l *limited) Write(p []byte) (int, error) {
+func (l *limitedBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.b.Write(p[:min(len(p), MaxFile-l.b.Len())])
 	return len(p), nil
 }
 
-func (l *limited) String() string {
+func (l *limitedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
 }
 
-// Archive is what Collect has gathered.
+// Archive holds the files that Collect has gathered.
 type Archive struct {
 	files  map[string][]byte
 	readme string

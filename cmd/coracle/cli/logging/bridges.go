@@ -36,7 +36,7 @@ func handleKlogLine(h *Handler, b []byte) {
 		level = slog.LevelError
 	case 'F': // the process is about to end, and held lines may say why
 		level = slog.LevelError
-		h.writeAll(h.hold.release())
+		h.writeAll(h.held.release())
 	}
 	header, message, ok := strings.Cut(text, "] ")
 	if !ok || strings.ContainsAny(header, "\n") {
@@ -49,10 +49,10 @@ func handleKlogLine(h *Handler, b []byte) {
 		// About seven such lines a second appear while another server is off. The store logs that itself.
 		level = slog.LevelInfo
 	}
-	emit(h, level, message)
+	writeRecord(h, level, message)
 }
 
-func emit(h *Handler, level slog.Level, message string, attrs ...slog.Attr) {
+func writeRecord(h *Handler, level slog.Level, message string, attrs ...slog.Attr) {
 	ctx := context.Background()
 	if !h.Enabled(ctx, level) {
 		return
@@ -82,7 +82,7 @@ func (k logrusHook) Fire(e *logrus.Entry) error {
 	for key, v := range e.Data {
 		attrs = append(attrs, slog.Any(key, v))
 	}
-	emit(k.h, level, e.Message, attrs...)
+	writeRecord(k.h, level, e.Message, attrs...)
 	return nil
 }
 
@@ -102,34 +102,34 @@ func logrusComponent() string {
 	}
 }
 
-// lines returns a writer that logs each written line. A level in brackets at the start of a line, as CoreDNS and
-// memberlist write it, is the line's level.
-func lines(h *Handler, level slog.Level) io.Writer { return &lineWriter{h: h, level: level} }
+// newLineWriter returns a writer that logs each written line. A level in brackets at the start of a line, as CoreDNS
+// and memberlist write it, is the line's level.
+func newLineWriter(h *Handler, level slog.Level) io.Writer { return &lineWriter{h: h, level: level} }
 
 type lineWriter struct {
-	h     *Handler
-	level slog.Level
-	mu    sync.Mutex
-	rest  []byte
+	h           *Handler
+	level       slog.Level
+	mu          sync.Mutex
+	partialLine []byte
 }
 
 func (w *lineWriter) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.rest = append(w.rest, b...)
+	w.partialLine = append(w.partialLine, b...)
 	for {
-		i := bytes.IndexByte(w.rest, '\n')
+		i := bytes.IndexByte(w.partialLine, '\n')
 		if i < 0 {
-			if len(w.rest) < maxLine {
+			if len(w.partialLine) < maxLine {
 				return len(b), nil
 			}
-			i = len(w.rest) - 1
+			i = len(w.partialLine) - 1
 		}
-		level, message := bracketLevel(string(w.rest[:i]), w.level)
+		level, message := bracketLevel(string(w.partialLine[:i]), w.level)
 		if message != "" {
-			emit(w.h, level, message)
+			writeRecord(w.h, level, message)
 		}
-		w.rest = append(w.rest[:0], w.rest[i+1:]...)
+		w.partialLine = append(w.partialLine[:0], w.partialLine[i+1:]...)
 	}
 }
 

@@ -73,7 +73,7 @@ func (l *file) rotate() {
 	}
 	before := l.f
 	if err := l.replace(); err != nil {
-		own := slog.New(&Handler{out: &sink{w: l.f, time: true}})
+		own := slog.New(&Handler{sink: &sink{w: l.f, time: true}})
 		own.Warn("the log file is full, and no new one could be created; "+
 			"logging continues in this one, and a new one is tried later", "bytes", l.max, "error", err)
 		return

@@ -26,12 +26,12 @@ const maxText = 32 << 10
 
 // Handler writes one line for a record: time, level, component, message, attributes.
 type Handler struct {
-	out       *sink
+	sink      *sink
 	level     slog.Level // the lowest level that is written
 	component string
-	attrs     string // already formatted, each with a blank in front
-	group     string // prefix of keys, with its dot
-	hold      *hold  // nil when lines are never held back
+	attrs     string     // already formatted, each with a blank in front
+	group     string     // prefix of keys, with its dot
+	held      *heldLines // nil when lines are never held back
 }
 
 // sink is the destination that several handlers share.
@@ -48,11 +48,11 @@ func (h *Handler) Enabled(_ context.Context, level slog.Level) bool { return lev
 
 // Handle writes the record.
 func (h *Handler) Handle(_ context.Context, r slog.Record) error {
-	if h.out.repeats.bound(&r) {
+	if h.sink.repeats.bound(&r) {
 		return nil
 	}
 	var b strings.Builder
-	if h.out.time {
+	if h.sink.time {
 		b.WriteString(r.Time.UTC().Format("2006-01-02T15:04:05.000Z "))
 	}
 	b.WriteString(levelName(r.Level))
@@ -71,19 +71,19 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 		b.WriteString(component)
 		b.WriteString(": ")
 	}
-	b.WriteString(oneLine(cut(r.Message)))
+	b.WriteString(oneLine(shortened(r.Message)))
 	b.WriteString(attrs)
 	b.WriteString(tail.String())
 	b.WriteByte('\n')
-	if h.hold != nil && r.Level >= slog.LevelError && lastWords[r.Message] {
-		h.writeAll(h.hold.release()) // the process is about to end, and held lines may say why
+	if h.held != nil && r.Level >= slog.LevelError && fatalMessages[r.Message] {
+		h.writeAll(h.held.release()) // the process is about to end, and held lines may say why
 	}
-	if h.hold != nil && h.hold.keep(b.String()) {
+	if h.held != nil && h.held.add(b.String()) {
 		return nil
 	}
-	h.out.mu.Lock()
-	defer h.out.mu.Unlock()
-	_, err := io.WriteString(h.out.w, b.String())
+	h.sink.mu.Lock()
+	defer h.sink.mu.Unlock()
+	_, err := io.WriteString(h.sink.w, b.String())
 	return err
 }
 
@@ -149,7 +149,7 @@ func appendAttr(b *strings.Builder, group string, a slog.Attr) {
 	b.WriteString(group)
 	b.WriteString(a.Key)
 	b.WriteByte('=')
-	b.WriteString(quoted(cut(valueText(v))))
+	b.WriteString(quoteValue(shortened(valueText(v))))
 }
 
 func valueText(v slog.Value) string {
@@ -164,8 +164,8 @@ func valueText(v slog.Value) string {
 	return v.String()
 }
 
-// cut shortens a long text at a character boundary and appends its original length.
-func cut(s string) string {
+// shortened shortens a long text at a character boundary and appends its original length.
+func shortened(s string) string {
 	if len(s) <= maxText {
 		return s
 	}
@@ -176,7 +176,7 @@ func cut(s string) string {
 	return s[:end] + "… (" + strconv.Itoa(len(s)) + " bytes in all)"
 }
 
-func quoted(s string) string {
+func quoteValue(s string) string {
 	special := func(r rune) bool { return r == ' ' || r == '=' || r == '"' || !strconv.IsPrint(r) }
 	if s == "" || strings.ContainsFunc(s, special) {
 		return strconv.Quote(s)

@@ -10,18 +10,19 @@ import (
 // maxHeld is the maximum number of held lines. Beyond it, the oldest are dropped.
 const maxHeld = 1000
 
-// hold keeps the libraries' lines back while errors are expected. Parts that start at the same time cannot reach one
-// another at first, and log that hundreds of times. So do parts that stop at the same time. If the start or the stop
-// fails, the held lines are written. If it succeeds, they are dropped.
-type hold struct {
+// heldLines keeps the libraries' lines back while errors are expected. Parts that start at the same time cannot reach
+// one another at first, and log that hundreds of times. So do parts that stop at the same time. If the start or the
+// stop fails, the held lines are written. If it succeeds, they are dropped.
+type heldLines struct {
 	mu      sync.Mutex
 	holding bool
 	lines   []string
 }
 
-// lastWords are the messages that upstream's kubelet logs right before it calls os.Exit, which cannot be intercepted
-// (pkg/kubelet: kubelet.go, server/server.go, certificate/transport.go, kuberuntime/kuberuntime_manager.go).
-var lastWords = map[string]bool{
+// fatalMessages are the messages that upstream's kubelet logs right before it calls os.Exit, which cannot be
+// intercepted (pkg/kubelet: kubelet.go, server/server.go, certificate/transport.go,
+// kuberuntime/kuberuntime_manager.go).
+var fatalMessages = map[string]bool{
 	"Failed to start cAdvisor":                                                    true,
 	"Kubelet failed to get node info":                                             true,
 	"Failed to start ContainerManager":                                            true,
@@ -35,8 +36,8 @@ var lastWords = map[string]bool{
 	"The currently active client certificate has expired and the server is responsive, exiting.": true,
 }
 
-// keep holds a line back, if lines are being held, and says whether it did.
-func (h *hold) keep(line string) bool {
+// add holds a line back, if lines are being held, and says whether it did.
+func (h *heldLines) add(line string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.holding {
@@ -50,7 +51,7 @@ func (h *hold) keep(line string) bool {
 }
 
 // release stops holding and returns the held lines.
-func (h *hold) release() []string {
+func (h *heldLines) release() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	lines := h.lines
@@ -64,23 +65,23 @@ func (l *Log) Hold() {
 	if !l.quiet {
 		return
 	}
-	l.libraries.hold.mu.Lock()
-	defer l.libraries.hold.mu.Unlock()
-	l.libraries.hold.holding = true
+	l.libraries.held.mu.Lock()
+	defer l.libraries.held.mu.Unlock()
+	l.libraries.held.holding = true
 }
 
 // Release ends Hold. It writes the held lines or drops them.
 func (l *Log) Release(write bool) {
-	lines := l.libraries.hold.release()
+	lines := l.libraries.held.release()
 	if write {
 		l.libraries.writeAll(lines)
 	}
 }
 
 func (h *Handler) writeAll(lines []string) {
-	h.out.mu.Lock()
-	defer h.out.mu.Unlock()
+	h.sink.mu.Lock()
+	defer h.sink.mu.Unlock()
 	for _, line := range lines {
-		_, _ = io.WriteString(h.out.w, line) // nothing can report an error of the log itself
+		_, _ = io.WriteString(h.sink.w, line) // nothing can report an error of the log itself
 	}
 }

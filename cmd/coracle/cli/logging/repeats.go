@@ -11,9 +11,9 @@ import (
 // repeatInterval is the minimum time between two lines with the same frequent message.
 const repeatInterval = 10 * time.Second
 
-// frequent has upstream's log messages that may repeat very often without new information. Each is logged at most once
-// every repeatInterval.
-var frequent = map[string]bool{
+// frequentMessages has upstream's log messages that may repeat very often without new information. Each is logged at
+// most once every repeatInterval.
+var frequentMessages = map[string]bool{
 	// The kubelet's: any client can cause it with each request, without an identity. The API server limits its own
 	// lines.
 	"Unable to authenticate the request due to an error": true,
@@ -25,34 +25,34 @@ var frequent = map[string]bool{
 // files. Its zero value is ready.
 type repeats struct {
 	mu    sync.Mutex
-	lines map[string]repeated
+	lines map[string]repeatCount
 }
 
-type repeated struct {
-	last  time.Time
-	since int // number of dropped messages since then
+type repeatCount struct {
+	lastWritten time.Time
+	dropped     int // number of dropped messages since then
 }
 
 // bound says whether the record is to be dropped. To a record that is not, it adds the number of equal messages that
 // were dropped since the last line.
 func (b *repeats) bound(r *slog.Record) (drop bool) {
-	if !frequent[r.Message] {
+	if !frequentMessages[r.Message] {
 		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	line, known := b.lines[r.Message]
-	if known && r.Time.Sub(line.last).Abs() < repeatInterval {
-		line.since++
+	if known && r.Time.Sub(line.lastWritten).Abs() < repeatInterval {
+		line.dropped++
 		b.lines[r.Message] = line
 		return true
 	}
 	if b.lines == nil {
-		b.lines = map[string]repeated{}
+		b.lines = map[string]repeatCount{}
 	}
-	b.lines[r.Message] = repeated{last: r.Time}
-	if line.since > 0 {
-		r.AddAttrs(slog.Int("repeated", line.since))
+	b.lines[r.Message] = repeatCount{lastWritten: r.Time}
+	if line.dropped > 0 {
+		r.AddAttrs(slog.Int("repeated", line.dropped))
 	}
 	return false
 }

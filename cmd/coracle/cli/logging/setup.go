@@ -55,12 +55,12 @@ func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 	if c.VModule != "" {
 		upstreamLevel = slog.Level(-10) // klog itself drops what matches no pattern
 	}
-	l.Logger = slog.New(&Handler{out: out, level: ownLevel})
-	l.libraries = &Handler{out: out, level: upstreamLevel, hold: &hold{}}
+	l.Logger = slog.New(&Handler{sink: out, level: ownLevel})
+	l.libraries = &Handler{sink: out, level: upstreamLevel, held: &heldLines{}}
 	l.quiet = upstreamLevel == slog.LevelWarn
 	slog.SetDefault(l.Logger)
 	log.SetFlags(0)
-	log.SetOutput(lines(l.libraries, slog.LevelInfo))
+	log.SetOutput(newLineWriter(l.libraries, slog.LevelInfo))
 	setupLogrus(l.libraries)
 	if err := setKlogLevels(c); err != nil {
 		return nil, err

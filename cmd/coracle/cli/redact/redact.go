@@ -24,7 +24,7 @@ const Mask = "***"
 const minLength = 6
 
 // Masker masks secrets. Its zero value knows no values.
-type Masker struct{ known *strings.Replacer }
+type Masker struct{ replacer *strings.Replacer }
 
 // New returns a masker that also masks the given values, wherever they occur and however they are quoted.
 func New(values ...string) *Masker {
@@ -47,12 +47,12 @@ func New(values ...string) *Masker {
 
 // Text returns the text with a mask in the place of each secret. The number of lines may become smaller.
 func (m *Masker) Text(text string) string {
-	if m.known != nil {
-		text = m.known.Replace(text)
+	if m.replacer != nil {
+		text = m.replacer.Replace(text)
 	}
 	text = maskKeys(text)
 	var out strings.Builder
-	var block block
+	var block yamlBlock
 	for line := range strings.Lines(text) {
 		body, end := strings.CutSuffix(line, "\n")
 		if !block.hides(body) {
@@ -119,14 +119,14 @@ var logPrefix = regexp.MustCompile(`^\S+ \S+ \S+\[\d+\]: `)
 // opensBlock is a line behind which the value of a key of YAML or JSON follows in lines of its own.
 var opensBlock = regexp.MustCompile(`^([\s-]*)"?([A-Za-z_][\w.-]*)"?:\s*([|>][-+0-9]*|[\[{])?\s*$`)
 
-// block is the value of a secret key of YAML or JSON that has lines of its own.
-type block struct {
+// yamlBlock is the value of a secret key of YAML or JSON that has lines of its own.
+type yamlBlock struct {
 	open   bool
 	indent int
 }
 
 // hides says whether the line belongs to such a value. A line that begins one does not.
-func (b *block) hides(line string) bool {
+func (b *yamlBlock) hides(line string) bool {
 	line = line[len(logPrefix.FindString(line)):]
 	text := strings.TrimLeft(line, " \t")
 	indent := len(line) - len(text)
@@ -135,20 +135,20 @@ func (b *block) hides(line string) bool {
 	}
 	b.open = false
 	if found := opensBlock.FindStringSubmatch(line); found != nil && (IsSecret(found[2]) || isContent(found[2])) {
-		*b = block{true, len(found[1])}
+		*b = yamlBlock{true, len(found[1])}
 	}
 	return false
 }
 
-// rule masks one form of secrets in a line that has the given text: most lines have not, and searching for it is much
-// faster than the form.
-type rule struct {
-	has  string
-	form *regexp.Regexp
-	by   string
+// maskRule masks one form of secrets in a line that has the given text: most lines have not, and searching for it is
+// much faster than the form.
+type maskRule struct {
+	contains    string
+	form        *regexp.Regexp
+	replacement string
 }
 
-var rules = []rule{
+var maskRules = []maskRule{
 	{"", regexp.MustCompile(`(?i)\b(bearer|basic|negotiate)(["']?[ \t]+["']?)[A-Za-z0-9+/=._~-]{4,}`), "$1$2" + Mask},
 	{"=", regexp.MustCompile(`(?i)\b(digest|aws4-hmac-sha256) \w+=.*`), "$1 " + Mask},
 	{"eyJ", regexp.MustCompile(`\beyJ[\w-]{6,}\.[\w-]+(\.[\w-]*)*`), Mask},
@@ -171,14 +171,14 @@ var rules = []rule{
 // maskLine masks the secrets of one line.
 func maskLine(line string) string {
 	line = maskUserinfo(line)
-	for _, r := range rules {
-		if strings.Contains(line, r.has) {
-			line = r.form.ReplaceAllString(line, r.by)
+	for _, r := range maskRules {
+		if strings.Contains(line, r.contains) {
+			line = r.form.ReplaceAllString(line, r.replacement)
 		}
 	}
 	line = maskFlags(line)
 	line = maskValues(line)
-	return encoded.ReplaceAllStringFunc(line, func(word string) string {
+	return encodedWord.ReplaceAllStringFunc(line, func(word string) string {
 		if isEncoded(word) {
 			return Mask
 		}
@@ -189,8 +189,8 @@ func maskLine(line string) string {
 var (
 	urlForm = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://[^\s"'<>` + "`" + `]+`)
 	// dsnForm is a user, a password and a host without a scheme.
-	dsnForm = regexp.MustCompile(`([\w.+%-]+):[^\s"'@/][^\s"']*@([\w.\[(-]+)`)
-	digest  = regexp.MustCompile(`^sha(256|512)`)
+	dsnForm      = regexp.MustCompile(`([\w.+%-]+):[^\s"'@/][^\s"']*@([\w.\[(-]+)`)
+	digestPrefix = regexp.MustCompile(`^sha(256|512)`)
 )
 
 // maskUserinfo masks user and password before a host. A password may have slashes and at signs.
@@ -201,7 +201,7 @@ func maskUserinfo(line string) string {
 	line = urlForm.ReplaceAllStringFunc(line, func(address string) string {
 		scheme, rest, _ := strings.Cut(address, "://")
 		for at := strings.LastIndexByte(rest, '@'); at >= 0; at = strings.LastIndexByte(rest[:at], '@') {
-			if !digest.MatchString(rest[at+1:]) {
+			if !digestPrefix.MatchString(rest[at+1:]) {
 				return scheme + "://" + Mask + rest[at:]
 			}
 		}
@@ -209,15 +209,15 @@ func maskUserinfo(line string) string {
 	})
 	return dsnForm.ReplaceAllStringFunc(line, func(text string) string {
 		found := dsnForm.FindStringSubmatch(text)
-		if digest.MatchString(found[2]) || found[1] == Mask {
+		if digestPrefix.MatchString(found[2]) || found[1] == Mask {
 			return text
 		}
 		return found[1] + ":" + Mask + "@" + found[2]
 	})
 }
 
-// encoded is a word that base64 or a random string may be.
-var encoded = regexp.MustCompile(`[A-Za-z0-9+/_-]{12,}={1,2}|[A-Za-z0-9+/_-]{32,}`)
+// encodedWord is a word that base64 or a random string may be.
+var encodedWord = regexp.MustCompile(`[A-Za-z0-9+/_-]{12,}={1,2}|[A-Za-z0-9+/_-]{32,}`)
 
 // isEncoded says whether a word has capitals, small letters and digits in one piece, as an encoded key has, and as a
 // path, a name or a digest has not.

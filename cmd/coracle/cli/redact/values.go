@@ -127,10 +127,10 @@ func opensList(text string) bool { return goType.MatchString(text) }
 
 var (
 	goType = regexp.MustCompile(`^(&|\*)?(map\[[\w.]*\])?(\[\])?[\w.*\[\]]*[\[{]`)
-	// scheme is the first word of what some headers have.
-	scheme = regexp.MustCompile(`^(?i)(bearer|basic|digest|token|negotiate|aws4-hmac-sha256)\s+`)
-	// escaped is an opening quote.
-	escaped = regexp.MustCompile(`^\\*["']`)
+	// authScheme is the first word of what some headers have.
+	authScheme = regexp.MustCompile(`^(?i)(bearer|basic|digest|token|negotiate|aws4-hmac-sha256)\s+`)
+	// escapedQuote is an opening quote.
+	escapedQuote = regexp.MustCompile(`^\\*["']`)
 )
 
 // valueLength returns the length of the value at the beginning of a text.
@@ -142,7 +142,7 @@ func valueLength(name, separator, text string) int {
 	if strings.HasPrefix(whole, "environ") && strings.HasSuffix(separator, "=") {
 		return len(text) // a unit of systemd has several in one line
 	}
-	if quote := escaped.FindString(text); quote != "" {
+	if quote := escapedQuote.FindString(text); quote != "" {
 		return quotedLength(quote, text)
 	}
 	if opensList(text) {
@@ -156,7 +156,7 @@ func valueLength(name, separator, text string) int {
 			}
 		}
 	}
-	skip := len(scheme.FindString(text))
+	skip := len(authScheme.FindString(text))
 	return skip + wordLength(text[skip:])
 }
 

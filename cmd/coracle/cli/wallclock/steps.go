@@ -42,7 +42,7 @@ func followSteps(ctx context.Context) (<-chan struct{}, error) {
 				return
 			}
 			steps <- struct{}{}
-			if !timers.Sleep(ctx, between) {
+			if !timers.Sleep(ctx, saveInterval) {
 				return
 			}
 		}

@@ -29,14 +29,14 @@ const (
 	// noteEvery is how often a running process records the time. A machine that runs and writes no files starts at most
 	// this far behind.
 	noteEvery = 12 * time.Hour
-	// lifetime is how long a program is used at most after it was built. A file with a later time was written under a
-	// clock that ran ahead.
-	lifetime = 20 * 365 * 24 * time.Hour
-	// doubt is how far a clock that may be right is set forward at most. A clock that stopped while the machine was off
-	// is behind the files by noteEvery at most, or by a day where a file replaces the battery.
-	doubt = 30 * 24 * time.Hour
-	// between is the minimum time between two records when the clock is set again and again.
-	between = 10 * time.Second
+	// programLifetime is how long a program is used at most after it was built. A file with a later time was written
+	// under a clock that ran ahead.
+	programLifetime = 20 * 365 * 24 * time.Hour
+	// maxAdvance is how far a clock that may be right is set forward at most. A clock that stopped while the machine
+	// was off is behind the files by noteEvery at most, or by a day where a file replaces the battery.
+	maxAdvance = 30 * 24 * time.Hour
+	// saveInterval is the minimum time between two records when the clock is set again and again.
+	saveInterval = 10 * time.Second
 )
 
 // Clock is the machine's clock.
@@ -94,7 +94,7 @@ func (c *Clock) floor(now time.Time) (time.Time, string) {
 	floor, what := c.Built, "the program was built then"
 	latest := c.latest(now)
 	for _, path := range c.files() {
-		if at, ok := changed(path); ok && at.After(floor) && (latest.IsZero() || !at.After(latest)) {
+		if at, ok := modTime(path); ok && at.After(floor) && (latest.IsZero() || !at.After(latest)) {
 			floor, what = at, path+" was written then"
 		}
 	}
@@ -107,9 +107,9 @@ func (c *Clock) latest(now time.Time) time.Time {
 	case c.Built.IsZero():
 		return time.Time{}
 	case now.Before(c.Built):
-		return c.Built.Add(lifetime)
+		return c.Built.Add(programLifetime)
 	}
-	return now.Add(doubt)
+	return now.Add(maxAdvance)
 }
 
 func (c *Clock) files() []string {
@@ -121,7 +121,7 @@ func (c *Clock) files() []string {
 	return out
 }
 
-func changed(path string) (time.Time, bool) {
+func modTime(path string) (time.Time, bool) {
 	info, err := os.Lstat(path)
 	if err != nil || !info.Mode().IsRegular() {
 		return time.Time{}, false
@@ -170,13 +170,13 @@ func (c *Clock) Run(ctx context.Context) {
 func (c *Clock) save() error {
 	now := c.read()
 	_, made := os.Lstat(c.File)
-	errs := []error{c.touch(c.File, os.O_CREATE, now)}
+	errs := []error{c.setModTime(c.File, os.O_CREATE, now)}
 	if errors.Is(made, fs.ErrNotExist) {
 		errs = append(errs, c.flushFolder(filepath.Dir(c.File)))
 	}
 	for _, path := range c.files() {
-		if at, ok := changed(path); ok && at.After(now.Add(time.Minute)) {
-			if err := c.touch(path, 0, now); !errors.Is(err, fs.ErrNotExist) { // a file that was removed meanwhile is no error
+		if at, ok := modTime(path); ok && at.After(now.Add(time.Minute)) {
+			if err := c.setModTime(path, 0, now); !errors.Is(err, fs.ErrNotExist) { // a file that was removed meanwhile is no error
 				errs = append(errs, err)
 			}
 		}
@@ -187,8 +187,8 @@ func (c *Clock) save() error {
 	return nil
 }
 
-// touch sets the modification time of a file and flushes it to the disk.
-func (c *Clock) touch(path string, flags int, at time.Time) error {
+// setModTime sets the modification time of a file and flushes it to the disk.
+func (c *Clock) setModTime(path string, flags int, at time.Time) error {
 	f, err := os.OpenFile(path, flags, 0o644)
 	if err != nil {
 		return err

@@ -119,7 +119,7 @@ func TestTimeIsSavedAtStartAndEnd(t *testing.T) {
 	cancel()
 	c.Run(ctx)
 	for path, want := range map[string]time.Time{c.File: now, ahead: now, before: now.AddDate(-1, 0, 0)} {
-		if at, ok := changed(path); !ok || at.Sub(want).Abs() > 2*time.Second {
+		if at, ok := modTime(path); !ok || at.Sub(want).Abs() > 2*time.Second {
 			t.Errorf("%s: %v, want %v", path, at, want)
 		}
 	}
@@ -174,7 +174,7 @@ func TestKeepNotesAStep(t *testing.T) {
 		steps <- struct{}{}
 		synctest.Wait()
 		for _, path := range []string{c.File, leaf} {
-			if at, ok := changed(path); !ok || !at.Equal(right) {
+			if at, ok := modTime(path); !ok || !at.Equal(right) {
 				t.Errorf("%s: %v, want %v", path, at, right)
 			}
 		}

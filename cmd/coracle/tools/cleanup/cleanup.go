@@ -76,15 +76,15 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 		}
 	}
 	if !o.RemoveData {
-		return keep.kept, errors.Join(errs...)
+		return keep.keptPaths, errors.Join(errs...)
 	}
 	if len(errs) > 0 {
-		return keep.kept, errors.Join(append(errs, fmt.Errorf("the data in %s was kept because of this: see to it and run the same again",
+		return keep.keptPaths, errors.Join(append(errs, fmt.Errorf("the data in %s was kept because of this: see to it and run the same again",
 			o.Paths.DataDir))...)
 	}
 	fmt.Fprintf(o.Progress, "removing data\n")
 	err := removeData(o, &keep, uids)
-	return keep.kept, err
+	return keep.keptPaths, err
 }
 
 func removeData(o Options, keep *remover, uids []string) error {

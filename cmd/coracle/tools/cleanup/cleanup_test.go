@@ -104,8 +104,8 @@ func TestRemoveAllKeepsWhatMatters(t *testing.T) {
 	testenv.NoError(t, keep.removeAll("", "/", "relative"))
 	dir := filepath.Join(t.TempDir(), "data")
 	write(t, dir+"/server/token", "x")
-	if err := keep.removeAll(dir, dir+"/never-was"); err != nil || !doesNotExist(dir) || len(keep.kept) > 0 {
-		t.Errorf("%v; still there: %t; kept %v", err, !doesNotExist(dir), keep.kept)
+	if err := keep.removeAll(dir, dir+"/never-was"); err != nil || !doesNotExist(dir) || len(keep.keptPaths) > 0 {
+		t.Errorf("%v; still there: %t; kept %v", err, !doesNotExist(dir), keep.keptPaths)
 	}
 }
 

@@ -37,9 +37,9 @@ func kubeletRoots(p config.Paths) []string {
 }
 
 // remover removes files and notes which paths it keeps.
-type remover struct{ kept []Kept }
+type remover struct{ keptPaths []Kept }
 
-func (k *remover) recordKept(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
+func (k *remover) recordKept(path, why string) { k.keptPaths = append(k.keptPaths, Kept{path, why}) }
 
 // removeAll removes folders and files with their content, except folders in which something is mounted: mounted files
 // are not coracle's to remove. A path that is itself a mount point is emptied and stays.

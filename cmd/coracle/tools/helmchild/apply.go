@@ -51,7 +51,7 @@ func (j *job) apply(ctx context.Context) error {
 			j.result.Found = last.Info.Status.String()
 			return newFailure(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its "+
 				"failurePolicy is abort: %s Change the chart or its values to have it tried again.", j.release(),
-				sentence(last.Info.Description))
+				asSentence(last.Info.Description))
 		}
 	}
 	ch, err := j.load(ctx, w.source) // the chart is loaded before anything is removed

@@ -39,7 +39,7 @@ type source struct {
 func find(c *helmjob.Chart) (*source, error) {
 	switch rel, local := c.LocalFile(); {
 	case len(c.Content) > 0:
-		return &source{content: c.Content, sum: sum(c.Content)}, nil
+		return &source{content: c.Content, sum: checksum(c.Content)}, nil
 	case local:
 		for _, folder := range c.Folders {
 			s, err := readSource(filepath.Join(folder, filepath.FromSlash(rel)))
@@ -69,7 +69,7 @@ func readSource(path string) (*source, error) {
 	if err != nil {
 		return nil, &missingDependency{failure{helmjob.ChartNotFound, true, fmt.Sprintf("The chart's file cannot be read: %v.", err)}, err}
 	}
-	return &source{content: content, sum: sum(content)}, nil
+	return &source{content: content, sum: checksum(content)}, nil
 }
 
 // missingDependency is a failure that also wraps its cause.
@@ -80,7 +80,7 @@ type missingDependency struct {
 
 func (m *missingDependency) Unwrap() []error { return []error{&m.failure, m.cause} }
 
-func sum(content []byte) string {
+func checksum(content []byte) string {
 	s := sha256.Sum256(content)
 	return hex.EncodeToString(s[:])
 }
@@ -149,7 +149,7 @@ func definedBy(ch *chart.Chart) map[schema.GroupKind]bool {
 		if file.File == nil {
 			continue
 		}
-		for _, doc := range documents(string(file.File.Data)) {
+		for _, doc := range splitDocuments(string(file.File.Data)) {
 			var crd struct {
 				Spec struct {
 					Group string `json:"group"`
@@ -180,7 +180,7 @@ func digest(req *helmjob.Request, s *source, values map[string]any) (string, err
 	if err != nil {
 		return "", newFailure(helmjob.InvalidValues, false, "The values cannot be written as JSON: %v.", err)
 	}
-	return sum(text)[:40], nil // the value of a label has at most 63 characters
+	return checksum(text)[:40], nil // the value of a label has at most 63 characters
 }
 
 func digestLabels(digest string, revision int) map[string]string {

@@ -26,20 +26,21 @@ import (
 
 // failure is an error with a message for the user.
 type failure struct {
-	reason  helmjob.Reason
-	again   bool // the same request may succeed later
-	message string
+	reason    helmjob.Reason
+	retryable bool // the same request may succeed later
+	message   string
 }
 
 func (f *failure) Error() string { return f.message }
 
 // newFailure returns a failure. Its message is one line that begins with a capital letter.
 func newFailure(reason helmjob.Reason, again bool, format string, args ...any) error {
-	return &failure{reason: reason, again: again, message: sentence(strings.Join(strings.Fields(clip(fmt.Sprintf(format, args...))), " "))}
+	message := strings.Join(strings.Fields(clipMessage(fmt.Sprintf(format, args...))), " ")
+	return &failure{reason: reason, retryable: again, message: asSentence(message)}
 }
 
-// sentence turns the text of an error into a sentence: with a capital letter in front and a full stop.
-func sentence(s string) string {
+// asSentence turns the text of an error into a sentence: with a capital letter in front and a full stop.
+func asSentence(s string) string {
 	s = strings.TrimSpace(s)
 	first, size := utf8.DecodeRuneInString(s)
 	if s = string(unicode.ToUpper(first)) + s[size:]; !strings.HasSuffix(s, ".") {
@@ -52,11 +53,11 @@ func sentence(s string) string {
 // megabytes, and the parent process keeps the message in memory.
 const maxMessage = 8 << 10
 
-func clip(s string) string { return truncate.Text(s, maxMessage) }
+func clipMessage(s string) string { return truncate.Text(s, maxMessage) }
 
-// unreachable returns a failure that says why a repository or registry could not be used. The parameter what names the
-// requested thing, in words that fit inside a sentence, and without credentials.
-func unreachable(what string, err error) error {
+// unreachableFailure returns a failure that says why a repository or registry could not be used. The parameter what
+// names the requested thing, in words that fit inside a sentence, and without credentials.
+func unreachableFailure(what string, err error) error {
 	var (
 		known     *failure
 		unknown   x509.UnknownAuthorityError
@@ -77,11 +78,11 @@ func unreachable(what string, err error) error {
 	case errors.As(err, &invalid), errors.As(err, &verifying):
 		return newFailure(helmjob.RepositoryNotTrusted, true, "The certificate of %s is not valid: %v.", what, err)
 	case errors.As(err, &answer):
-		return refused(what, answer.StatusCode)
+		return statusFailure(what, answer.StatusCode)
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
-		return refused(what, http.StatusUnauthorized)
+		return statusFailure(what, http.StatusUnauthorized)
 	case errors.Is(err, errdef.ErrNotFound):
-		return refused(what, http.StatusNotFound)
+		return statusFailure(what, http.StatusNotFound)
 	case errors.As(err, &dns):
 		return newFailure(helmjob.RepositoryUnreachable, true, "The host of %s is not known: %v.", what, dns)
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
@@ -91,8 +92,8 @@ func unreachable(what string, err error) error {
 	return newFailure(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: %v.", what, err)
 }
 
-// refused returns a failure that says what the HTTP status of a response means.
-func refused(what string, status int) error {
+// statusFailure returns a failure that says what the HTTP status of a response means.
+func statusFailure(what string, status int) error {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return newFailure(helmjob.Unauthorized, true, "%s is refused to us (%d %s): the user or password is missing or wrong. Give them with "+

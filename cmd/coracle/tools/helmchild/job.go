@@ -30,7 +30,7 @@ type Options struct {
 // another, a user's helm would find every field in conflict.
 const fieldManager = "helm"
 
-// job is one request that is being done.
+// job carries out one request.
 type job struct {
 	req     *helmjob.Request
 	log     *slog.Logger
@@ -45,15 +45,15 @@ func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.R
 	defer func() {
 		if broken := recover(); broken != nil { // charts are untrusted input
 			j.log.Error("helm broke", "panic", broken)
-			result = &helmjob.Result{Reason: helmjob.Failed, Message: clip(fmt.Sprintf("Helm broke on this chart: %v", broken))}
+			result = &helmjob.Result{Reason: helmjob.Failed, Message: clipMessage(fmt.Sprintf("Helm broke on this chart: %v", broken))}
 		}
 	}()
 	if err := j.perform(ctx); err != nil {
-		f := &failure{reason: helmjob.Failed, again: true, message: sentence(err.Error())}
+		f := &failure{reason: helmjob.Failed, retryable: true, message: asSentence(err.Error())}
 		errors.As(err, &f)
-		j.result.Reason, j.result.TryAgain, j.result.Message = f.reason, f.again, f.message
+		j.result.Reason, j.result.TryAgain, j.result.Message = f.reason, f.retryable, f.message
 	}
-	j.result.Message = clip(j.result.Message)
+	j.result.Message = clipMessage(j.result.Message)
 	return &j.result
 }
 
@@ -91,7 +91,7 @@ func (j *job) open() error {
 	if j.req.Operation.OfUser() {
 		j.cfg.Releases.Driver = &shownReleases{Driver: j.cfg.Releases.Driver, req: j.req}
 	} else {
-		j.cfg.Releases.Driver = &sealed{Driver: j.cfg.Releases.Driver, j: j, owned: map[string]bool{}}
+		j.cfg.Releases.Driver = &sealedRelease{Driver: j.cfg.Releases.Driver, j: j, owned: map[string]bool{}}
 	}
 	j.cfg.Releases.MaxHistory = 10 // as with helm itself
 	return nil

@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// nowhere is the path that Helm gets for all its folders. Nothing is read from it, and nothing can be written to it.
-const nowhere = "/nonexistent/helm"
+// absentPath is the path that Helm gets for all its folders. Nothing is read from it, and nothing can be written to it.
+const absentPath = "/nonexistent/helm"
 
 // maxData is how much writable memory the process may have, in bytes. An installation takes 60 to 70 MB. A malicious
 // chart template, repository index or release record could take any amount.
@@ -41,7 +41,7 @@ func stepBack() error {
 func Main() int {
 	for _, name := range []string{"HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_PLUGINS", "HELM_REPOSITORY_CACHE",
 		"HELM_REPOSITORY_CONFIG", "HELM_REGISTRY_CONFIG"} {
-		_ = os.Setenv(name, nowhere) // fails only for names with = or NUL
+		_ = os.Setenv(name, absentPath) // fails only for names with = or NUL
 	}
 	out := os.Stdout
 	os.Stdout = os.Stderr // other code that prints must not write into the result

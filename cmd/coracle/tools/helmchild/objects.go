@@ -30,8 +30,8 @@ const (
 
 var accessMeta = meta.NewAccessor()
 
-// documents returns the YAML documents of a manifest in their order.
-func documents(manifest string) []string {
+// splitDocuments returns the YAML documents of a manifest in their order.
+func splitDocuments(manifest string) []string {
 	split := releaseutil.SplitManifests(manifest)
 	keys := slices.Collect(maps.Keys(split))
 	sort.Sort(releaseutil.BySplitManifestsOrder(keys))
@@ -139,7 +139,7 @@ func (j *job) removeObjects(revisions []*release.Release, keep ...*resource.Info
 	var errs []error
 	seen := map[string]bool{}
 	for _, r := range slices.Backward(revisions) {
-		for _, doc := range documents(r.Manifest) {
+		for _, doc := range splitDocuments(r.Manifest) {
 			if seen[doc] {
 				continue
 			}

@@ -38,12 +38,12 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	if err != nil {
 		if words := err.Error(); strings.Contains(words, "could not locate a version") ||
 			strings.Contains(words, "unable to locate any tags") {
-			return nil, "", newFailure(helmjob.ChartNotFound, true, "%s has no version that is %s.", what, constraint(f.c.Version))
+			return nil, "", newFailure(helmjob.ChartNotFound, true, "%s has no version that is %s.", what, versionConstraint(f.c.Version))
 		}
 		if strings.Contains(err.Error(), "mismatch") {
 			return nil, "", newFailure(helmjob.BadRequest, false, "%s is not what version says: %v.", what, err)
 		}
-		return nil, "", unreachable(what, withoutURL(err))
+		return nil, "", unreachableFailure(what, withoutURL(err))
 	}
 	name := at.Host + "/" + strings.TrimPrefix(at.Path, "/")
 	f.log.Info("fetching the chart", "from", name)
@@ -53,7 +53,7 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 			return nil, "", newFailure(helmjob.InvalidChart, true,
 				"What lies at %s is no chart, but something else, such as a container's image.", name)
 		}
-		return nil, "", unreachable("the chart "+name, withoutURL(err))
+		return nil, "", unreachableFailure("the chart "+name, withoutURL(err))
 	}
 	if pulled.Chart == nil || len(pulled.Chart.Data) > helmjob.MaxArchive {
 		return nil, "", newFailure(helmjob.InvalidChart, true, "What lies at %s is no chart, or larger than 100 MiB.", name)
@@ -85,7 +85,7 @@ func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 	}
 	options := []registry.ClientOption{
 		registry.ClientOptHTTPClient(f.client), registry.ClientOptWriter(io.Discard),
-		registry.ClientOptCredentialsFile(nowhere + "/registry.json"),
+		registry.ClientOptCredentialsFile(absentPath + "/registry.json"),
 		registry.ClientOptAuthorizer(auth.Client{Client: f.client, Credential: credential, Cache: auth.NewCache()}),
 	}
 	if f.c.PlainHTTP {

@@ -50,8 +50,8 @@ func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 	case registry.IsOCI(repoURL):
 		return f.pull(repoURL + "/" + name)
 	case strings.HasPrefix(name, "http://"), strings.HasPrefix(name, "https://"):
-		content, err := f.get(ctx, "the chart "+redacted(name), name, true)
-		return content, redacted(name), err
+		content, err := f.get(ctx, "the chart "+redactURL(name), name, true)
+		return content, redactURL(name), err
 	case strings.HasPrefix(repoURL, "http://"), strings.HasPrefix(repoURL, "https://"):
 		return f.fromRepository(ctx, repoURL, name)
 	case repoURL == "":
@@ -59,7 +59,7 @@ func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 			"or oci:// in front.", name)
 	}
 	return nil, "", newFailure(helmjob.BadRequest, false, "%q is no URL of a repository: they begin with https://, http:// or oci://.",
-		redacted(repoURL))
+		redactURL(repoURL))
 }
 
 // connect makes the HTTP client.
@@ -94,7 +94,7 @@ func (f *fetcher) tls() (*tls.Config, error) {
 
 // fromRepository finds the chart in a repository's index and fetches it.
 func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]byte, string, error) {
-	what := "the repository " + redacted(repoURL)
+	what := "the repository " + redactURL(repoURL)
 	base, err := url.Parse(repoURL)
 	if err != nil {
 		return nil, "", newFailure(helmjob.BadRequest, false, "The repository's URL cannot be read: it is no URL.")
@@ -107,13 +107,13 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 	if err := yaml.Unmarshal(text, index); err != nil || index.APIVersion == "" {
 		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s is none: what it answers as its index.yaml is no index of charts.", what)
 	}
-	entry, err := choose(index, name, f.c.Version)
+	entry, err := chooseVersion(index, name, f.c.Version)
 	switch {
 	case errors.Is(err, repo.ErrNoChartName):
 		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s has no chart %q.", what, name)
 	case err != nil:
 		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s has no version of the chart %s that is %s.", what, name,
-			constraint(f.c.Version))
+			versionConstraint(f.c.Version))
 	case len(entry.URLs) == 0:
 		return nil, "", newFailure(helmjob.ChartNotFound, true, "%s lists the chart %s %s without a place to fetch it from.", what, name,
 			entry.Version)
@@ -134,16 +134,16 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 	if err != nil {
 		return nil, "", err
 	}
-	if want := strings.TrimPrefix(entry.Digest, "sha256:"); want != "" && want != sum(content) {
+	if want := strings.TrimPrefix(entry.Digest, "sha256:"); want != "" && want != checksum(content) {
 		return nil, "", newFailure(helmjob.InvalidChart, true, "The chart %s %s from %s is not what the repository's index says it is: its "+
 			"digest differs.", name, entry.Version, at.Redacted())
 	}
 	return content, at.Redacted(), nil
 }
 
-// choose returns the version of a chart that helm would choose from an index. It ignores entries without a version,
-// which some servers write.
-func choose(index *repo.IndexFile, name, version string) (*repo.ChartVersion, error) {
+// chooseVersion returns the version of a chart that helm would choose from an index. It ignores entries without a
+// version, which some servers write.
+func chooseVersion(index *repo.IndexFile, name, version string) (*repo.ChartVersion, error) {
 	var whole repo.ChartVersions
 	for _, v := range index.Entries[name] {
 		if v != nil && v.Metadata != nil && v.Version != "" {
@@ -158,7 +158,7 @@ func choose(index *repo.IndexFile, name, version string) (*repo.ChartVersion, er
 	return index.Get(name, strings.TrimSpace(version))
 }
 
-func constraint(version string) string {
+func versionConstraint(version string) string {
 	if version == "" {
 		return "released (a pre-release is taken only if version names it)"
 	}
@@ -180,16 +180,16 @@ func (f *fetcher) get(ctx context.Context, what, from string, own bool) ([]byte,
 		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err // without the URL, which may have a password in it
 		}
-		return nil, unreachable(what, err)
+		return nil, unreachableFailure(what, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, refused(what, resp.StatusCode)
+		return nil, statusFailure(what, resp.StatusCode)
 	}
 	content, err := io.ReadAll(io.LimitReader(resp.Body, helmjob.MaxArchive+1))
 	switch {
 	case err != nil:
-		return nil, unreachable(what, err)
+		return nil, unreachableFailure(what, err)
 	case len(content) > helmjob.MaxArchive:
 		return nil, newFailure(helmjob.InvalidChart, true, "%s is larger than 100 MiB.", what)
 	}
@@ -206,8 +206,8 @@ func sameHost(a, b *url.URL) bool {
 	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
-// redacted returns a URL without its password.
-func redacted(s string) string {
+// redactURL returns a URL without its password.
+func redactURL(s string) string {
 	u, err := url.Parse(s)
 	if err != nil {
 		return "(no URL)"

@@ -23,13 +23,13 @@ import (
 // authentication code of those contents of the record that Helm acts on. A label's value has at most 63 characters.
 const sealLabel = "coracle.dev/helm-seal"
 
-// sealed is Helm's storage of releases, protected because a job has the rights of an administrator. Helm runs the
-// hooks, removes the objects and repairs by the manifest that it finds in a release's record. The record is in the
-// release's namespace, where users may write who have few rights in other namespaces. So sealed puts a seal on each
-// record that a job writes. It disarms a record without a valid seal when it is read, although such a record may also
-// be a legitimate user's. A disarmed record has no hooks, and its manifest keeps only those objects that bear the
+// sealedRelease is Helm's storage of releases, protected because a job has the rights of an administrator. Helm runs
+// the hooks, removes the objects and repairs by the manifest that it finds in a release's record. The record is in the
+// release's namespace, where users may write who have few rights in other namespaces. So sealedRelease puts a seal on
+// each record that a job writes. It disarms a record without a valid seal when it is read, although such a record may
+// also be a legitimate user's. A disarmed record has no hooks, and its manifest keeps only those objects that bear the
 // release's marks in the cluster.
-type sealed struct {
+type sealedRelease struct {
 	driver.Driver
 	j *job
 
@@ -37,17 +37,17 @@ type sealed struct {
 	owned map[string]bool // checked documents of manifests, and whether the release owns their objects
 }
 
-func (s *sealed) Create(key string, r release.Releaser) error {
+func (s *sealedRelease) Create(key string, r release.Releaser) error {
 	s.seal(r)
 	return s.Driver.Create(key, r)
 }
 
-func (s *sealed) Update(key string, r release.Releaser) error {
+func (s *sealedRelease) Update(key string, r release.Releaser) error {
 	s.seal(r)
 	return s.Driver.Update(key, r)
 }
 
-func (s *sealed) Get(key string) (release.Releaser, error) {
+func (s *sealedRelease) Get(key string) (release.Releaser, error) {
 	r, err := s.Driver.Get(key)
 	if err != nil {
 		return nil, err
@@ -55,17 +55,17 @@ func (s *sealed) Get(key string) (release.Releaser, error) {
 	return r, s.disarm(r)
 }
 
-func (s *sealed) List(filter func(release.Releaser) bool) ([]release.Releaser, error) {
+func (s *sealedRelease) List(filter func(release.Releaser) bool) ([]release.Releaser, error) {
 	list, err := s.Driver.List(filter)
 	return s.openAll(list, err)
 }
 
-func (s *sealed) Query(labels map[string]string) ([]release.Releaser, error) {
+func (s *sealedRelease) Query(labels map[string]string) ([]release.Releaser, error) {
 	list, err := s.Driver.Query(labels)
 	return s.openAll(list, err)
 }
 
-func (s *sealed) openAll(list []release.Releaser, err error) ([]release.Releaser, error) {
+func (s *sealedRelease) openAll(list []release.Releaser, err error) ([]release.Releaser, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -77,14 +77,14 @@ func (s *sealed) openAll(list []release.Releaser, err error) ([]release.Releaser
 	return list, nil
 }
 
-func (s *sealed) seal(r release.Releaser) {
+func (s *sealedRelease) seal(r release.Releaser) {
 	if rel, ok := r.(*releasev1.Release); ok {
 		rel.Labels = withPairs(rel.Labels, sealLabel, s.code(rel))
 	}
 }
 
 // code returns the message authentication code of the contents of a record that Helm acts on.
-func (s *sealed) code(r *releasev1.Release) string {
+func (s *sealedRelease) code(r *releasev1.Release) string {
 	type hook struct {
 		Kind, Path, Manifest string
 		Events               []releasev1.HookEvent
@@ -108,7 +108,7 @@ func (s *sealed) code(r *releasev1.Release) string {
 }
 
 // disarm removes from a record what no job of coracle has put there.
-func (s *sealed) disarm(r release.Releaser) error {
+func (s *sealedRelease) disarm(r release.Releaser) error {
 	rel, ok := r.(*releasev1.Release)
 	if !ok || hmac.Equal([]byte(rel.Labels[sealLabel]), []byte(s.code(rel))) { // Helm itself makes no record of another type
 		return nil
@@ -120,7 +120,7 @@ func (s *sealed) disarm(r release.Releaser) error {
 	delete(rel.Labels, digestLabel)
 	rel.Hooks = nil
 	var kept strings.Builder
-	for _, doc := range documents(rel.Manifest) {
+	for _, doc := range splitDocuments(rel.Manifest) {
 		owned, err := s.ownsDocument(doc)
 		if err != nil {
 			return fmt.Errorf("looking whether what revision %d of the release says is the release's: %w", rel.Version, err)
@@ -135,7 +135,7 @@ func (s *sealed) disarm(r release.Releaser) error {
 
 // ownsDocument says whether all objects of a document exist and bear the release's marks. A user who may not write an
 // object cannot put the marks on it.
-func (s *sealed) ownsDocument(doc string) (bool, error) {
+func (s *sealedRelease) ownsDocument(doc string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if known, ok := s.owned[doc]; ok {

@@ -169,7 +169,7 @@ func TestArchiveWithAnotherDigestIsRefused(t *testing.T) {
 	archive := web("1.0.0").Archive()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/index.yaml" {
-			_, _ = w.Write([]byte("apiVersion: v1\nentries:\n  web:\n  - {apiVersion: v2, name: web, version: 1.0.0, urls: [web.tgz], digest: " + sum([]byte("another")) + "}\n"))
+			_, _ = w.Write([]byte("apiVersion: v1\nentries:\n  web:\n  - {apiVersion: v2, name: web, version: 1.0.0, urls: [web.tgz], digest: " + checksum([]byte("another")) + "}\n"))
 			return
 		}
 		_, _ = w.Write(archive)

@@ -45,15 +45,15 @@ func (s *shownReleases) Get(key string) (release.Releaser, error) {
 
 func (s *shownReleases) List(filter func(release.Releaser) bool) ([]release.Releaser, error) {
 	list, err := s.Driver.List(filter)
-	return list, s.all(list, err)
+	return list, s.checkAll(list, err)
 }
 
 func (s *shownReleases) Query(labels map[string]string) ([]release.Releaser, error) {
 	list, err := s.Driver.Query(labels)
-	return list, s.all(list, err)
+	return list, s.checkAll(list, err)
 }
 
-func (s *shownReleases) all(list []release.Releaser, err error) error {
+func (s *shownReleases) checkAll(list []release.Releaser, err error) error {
 	for _, r := range list {
 		err = errors.Join(err, s.check(r))
 	}
@@ -166,7 +166,7 @@ func (j *job) userFailure(reason helmjob.Reason, err error) error {
 	}
 	if history, readErr := j.history(); readErr == nil {
 		if last := lastOf(history); last != nil && last.Info.Status == common.StatusPendingRollback {
-			last.SetStatus(common.StatusFailed, clip(err.Error()))
+			last.SetStatus(common.StatusFailed, clipMessage(err.Error()))
 			if err := j.cfg.Releases.Update(last); err != nil {
 				j.log.Warn("the failed revision stays pending", "release", j.req.Release, "error", err)
 			}

@@ -51,11 +51,11 @@ func setValue(values map[string]any, path string, v intstr.IntOrString) error {
 	return strvals.ParseIntoString(path+"="+escapeCommas(v.StrVal), values)
 }
 
-var commas = regexp.MustCompile(`\\*,`)
+var escapedCommas = regexp.MustCompile(`\\*,`)
 
 // escapeCommas escapes the commas of a value, so that helm does not read "a,b=c" as two settings.
 func escapeCommas(s string) string {
-	return commas.ReplaceAllStringFunc(s, func(match string) string {
+	return escapedCommas.ReplaceAllStringFunc(s, func(match string) string {
 		if len(match)%2 == 1 { // an even number of backslashes: the comma is not escaped
 			return `\` + match
 		}
