@@ -48,16 +48,16 @@ type Options struct {
 
 // Mux is a port with routes. It accepts no connections before Accept is called on one of its routes.
 type Mux struct {
-	o       Options
-	begin   sync.Once
-	running sync.WaitGroup
-	closed  chan struct{}
+	o          Options
+	acceptOnce sync.Once
+	running    sync.WaitGroup
+	closed     chan struct{}
 
 	mu       sync.Mutex
 	routes   map[string]*route
 	fallback *route
 	open     int // number of routes that are not closed
-	ended    bool
+	isClosed bool
 }
 
 // New makes a Mux with a default route only.
@@ -91,19 +91,19 @@ func (m *Mux) Route(protocol string) net.Listener {
 // Close closes the port, all routes and the waiting connections. It returns when all goroutines of the Mux have ended.
 // Connections that a route has accepted belong to the route and stay open.
 func (m *Mux) Close() error {
-	err := m.finish()
-	m.begin.Do(func() {}) // accept is not started any more
+	err := m.closePort()
+	m.acceptOnce.Do(func() {}) // accept is not started any more
 	m.running.Wait()
 	return err
 }
 
-func (m *Mux) finish() error {
+func (m *Mux) closePort() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.ended {
+	if m.isClosed {
 		return nil
 	}
-	m.ended = true
+	m.isClosed = true
 	close(m.closed)
 	m.o.Waiting.Close()
 	return m.o.Listener.Close()
@@ -121,7 +121,7 @@ func (m *Mux) accept() {
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
-			_ = m.finish() // the port's user may have closed it
+			_ = m.closePort() // the port's user may have closed it
 			return
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
@@ -136,21 +136,21 @@ func (m *Mux) accept() {
 	}
 }
 
-// pending is a connection that no route has accepted yet.
-type pending struct {
+// pendingConn is a connection that no route has accepted yet.
+type pendingConn struct {
 	net.Conn
 	dropped chan struct{} // closed by drop
 	once    sync.Once
 }
 
-func (p *pending) closeConn() {
+func (p *pendingConn) closeConn() {
 	p.once.Do(func() { close(p.dropped) })
 	_ = p.Close() // no caller to report to
 }
 
 // dispatch routes a connection in a goroutine of its own.
 func (m *Mux) dispatch(c net.Conn) {
-	p := &pending{Conn: c, dropped: make(chan struct{})}
+	p := &pendingConn{Conn: c, dropped: make(chan struct{})}
 	done, ok := m.o.Waiting.Add(c.RemoteAddr(), p.closeConn)
 	if !ok {
 		p.closeConn()
@@ -162,7 +162,7 @@ func (m *Mux) dispatch(c net.Conn) {
 	})
 }
 
-func (m *Mux) route(p *pending) {
+func (m *Mux) route(p *pendingConn) {
 	_ = p.SetDeadline(time.Now().Add(m.o.Timeout)) // fails only for a closed connection, which Read reports
 	protocols, read, err := readHello(p.Conn)
 	if err != nil {
@@ -206,7 +206,7 @@ func (m *Mux) newRoute() *route {
 
 // Accept returns the next connection of the route. Its only error is net.ErrClosed.
 func (r *route) Accept() (net.Conn, error) {
-	r.m.begin.Do(func() { r.m.running.Go(r.m.accept) })
+	r.m.acceptOnce.Do(func() { r.m.running.Go(r.m.accept) })
 	select {
 	case c := <-r.conns:
 		return c, nil
@@ -227,7 +227,7 @@ func (r *route) Close() error {
 		last = r.m.open == 0
 	})
 	if last {
-		return r.m.finish()
+		return r.m.closePort()
 	}
 	return nil
 }

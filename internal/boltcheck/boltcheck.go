@@ -20,7 +20,7 @@ const (
 	magic        = 0xED0CDAED
 	version      = 2
 	pageHeader   = 16
-	element      = 16
+	elementSize  = 16
 	bucketHeader = 16
 	metaSize     = 64
 	minPage      = 512
@@ -48,11 +48,11 @@ type metaPage struct {
 // checker walks one file. Its work is bounded by the file's length, since
 // no page may be reached twice.
 type checker struct {
-	path string
-	f    *os.File
-	meta metaPage
-	seen []uint64 // a bit for each page
-	buf  []byte
+	path    string
+	f       *os.File
+	meta    metaPage
+	reached []uint64 // a bit for each page
+	buf     []byte
 }
 
 // An Error says that a file is no sound bbolt file. Other errors of Check are the kernel's, and say nothing about the
@@ -64,7 +64,7 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Path + " is damaged: " + e.Detail }
 
-func damaged(path, format string, args ...any) error {
+func damagedError(path, format string, args ...any) error {
 	return &Error{Path: path, Detail: fmt.Sprintf(format, args...)}
 }
 
@@ -91,10 +91,10 @@ func check(path string, fallback bool) error {
 		return err
 	}
 	if c.meta.pages < 3 || c.meta.pages > uint64(info.Size()/c.meta.pageSize) {
-		return damaged(path, "it is %d bytes long, too short for the %d pages of %d bytes that it should have: it was truncated",
+		return damagedError(path, "it is %d bytes long, too short for the %d pages of %d bytes that it should have: it was truncated",
 			info.Size(), c.meta.pages, c.meta.pageSize)
 	}
-	c.seen = make([]uint64, c.meta.pages/64+1)
+	c.reached = make([]uint64, c.meta.pages/64+1)
 	free, err := c.freelist()
 	if err == nil {
 		err = c.tree(c.meta.root, bounds{}, 0)
@@ -126,13 +126,13 @@ func (c *checker) freelist() ([]uint64, error) {
 		count, ids = le.Uint64(ids), ids[freeID:]
 	}
 	if count > uint64(len(ids)/freeID) {
-		return nil, damaged(c.path, "page %d claims to list %d free pages", c.meta.freelist, count)
+		return nil, damagedError(c.path, "page %d claims to list %d free pages", c.meta.freelist, count)
 	}
 	free := make([]uint64, count)
 	for i := range free {
 		free[i] = le.Uint64(ids[i*freeID:])
 		if free[i] < 2 || free[i] >= c.meta.pages {
-			return nil, damaged(c.path, "page %d lists page %d as free, which does not exist", c.meta.freelist, free[i])
+			return nil, damagedError(c.path, "page %d lists page %d as free, which does not exist", c.meta.freelist, free[i])
 		}
 	}
 	return free, nil
@@ -140,10 +140,10 @@ func (c *checker) freelist() ([]uint64, error) {
 
 // markPage notes that a page was reached.
 func (c *checker) markPage(id uint64) error {
-	if c.seen[id/64]&(1<<(id%64)) != 0 {
-		return damaged(c.path, "page %d is used twice", id)
+	if c.reached[id/64]&(1<<(id%64)) != 0 {
+		return damagedError(c.path, "page %d is used twice", id)
 	}
-	c.seen[id/64] |= 1 << (id % 64)
+	c.reached[id/64] |= 1 << (id % 64)
 	return nil
 }
 
@@ -168,7 +168,7 @@ func (c *checker) newestMeta(size int64, fallback bool) (metaPage, error) {
 	case err != nil:
 		return metaPage{}, err
 	case m1.pageSize != m0.pageSize:
-		return metaPage{}, damaged(c.path, "its two header pages disagree")
+		return metaPage{}, damagedError(c.path, "its two header pages disagree")
 	case m1.txid > m0.txid:
 		return m1, nil
 	}
@@ -179,7 +179,7 @@ func (c *checker) newestMeta(size int64, fallback bool) (metaPage, error) {
 func (c *checker) readMeta(id uint64, at, size int64) (metaPage, error) {
 	var p [pageHeader + metaSize]byte
 	if size < at+int64(len(p)) {
-		return metaPage{}, damaged(c.path, "it is only %d bytes long", size)
+		return metaPage{}, damagedError(c.path, "it is only %d bytes long", size)
 	}
 	if _, err := c.f.ReadAt(p[:], at); err != nil {
 		return metaPage{}, fmt.Errorf("read header page %d of %s: %w", id, c.path, err)
@@ -195,14 +195,14 @@ func (c *checker) parseMeta(p []byte, id uint64) (metaPage, error) {
 	switch {
 	case le.Uint32(m) != magic, le.Uint32(m[4:]) != version,
 		le.Uint64(m[56:]) != sum.Sum64(), le.Uint64(p) != id, le.Uint16(p[8:]) != flagMeta:
-		return metaPage{}, damaged(c.path, "header page %d has a wrong checksum", id)
+		return metaPage{}, damagedError(c.path, "header page %d has a wrong checksum", id)
 	}
 	meta := metaPage{
 		pageSize: int64(le.Uint32(m[8:])), root: le.Uint64(m[16:]),
 		freelist: le.Uint64(m[32:]), pages: le.Uint64(m[40:]), txid: le.Uint64(m[48:]),
 	}
 	if meta.pageSize < minPage || meta.pageSize > maxPage || meta.pageSize&(meta.pageSize-1) != 0 {
-		return metaPage{}, damaged(c.path, "header page %d gives a page size of %d", id, meta.pageSize)
+		return metaPage{}, damagedError(c.path, "header page %d gives a page size of %d", id, meta.pageSize)
 	}
 	return meta, nil
 }
@@ -210,7 +210,7 @@ func (c *checker) parseMeta(p []byte, id uint64) (metaPage, error) {
 // page reads a page with its overflow pages. It refuses a page that was reached before, or whose kind is none of kinds.
 func (c *checker) page(id uint64, kinds uint16) ([]byte, error) {
 	if id < 2 || id >= c.meta.pages {
-		return nil, damaged(c.path, "it refers to page %d, which does not exist", id)
+		return nil, damagedError(c.path, "it refers to page %d, which does not exist", id)
 	}
 	var h [pageHeader]byte
 	if _, err := c.f.ReadAt(h[:], int64(id)*c.meta.pageSize); err != nil {
@@ -219,10 +219,10 @@ func (c *checker) page(id uint64, kinds uint16) ([]byte, error) {
 	le := binary.LittleEndian
 	flags, overflow := le.Uint16(h[8:]), uint64(le.Uint32(h[12:]))
 	if le.Uint64(h[:]) != id || flags&kinds == 0 || flags&^kinds != 0 || flags&(flags-1) != 0 {
-		return nil, damaged(c.path, "page %d does not have the header it should", id)
+		return nil, damagedError(c.path, "page %d does not have the header it should", id)
 	}
 	if overflow >= c.meta.pages-id {
-		return nil, damaged(c.path, "page %d claims to reach beyond the end of the file", id)
+		return nil, damagedError(c.path, "page %d claims to reach beyond the end of the file", id)
 	}
 	for n := id; n <= id+overflow; n++ {
 		if err := c.markPage(n); err != nil {
@@ -259,7 +259,7 @@ type child struct {
 
 func (c *checker) tree(id uint64, b bounds, depth int) error {
 	if depth > maxDepth {
-		return damaged(c.path, "its pages are nested too deeply")
+		return damagedError(c.path, "its pages are nested too deeply")
 	}
 	p, err := c.page(id, flagBranch|flagLeaf)
 	if err != nil {
@@ -283,28 +283,28 @@ func (c *checker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 	le := binary.LittleEndian
 	leaf := le.Uint16(p[8:]) == flagLeaf
 	count := int(le.Uint16(p[10:]))
-	if pageHeader+count*element > len(p) || count == 0 && (!leaf || b.first != nil) {
-		return nil, damaged(c.path, "page %d claims %d elements", id, count)
+	if pageHeader+count*elementSize > len(p) || count == 0 && (!leaf || b.first != nil) {
+		return nil, damagedError(c.path, "page %d claims %d elements", id, count)
 	}
 	var children []child
 	var last []byte
 	for i := range count {
-		at := pageHeader + i*element
-		e := p[at : at+element]
+		at := pageHeader + i*elementSize
+		e := p[at : at+elementSize]
 		pos, ksize, vsize := uint64(le.Uint32(e)), uint64(le.Uint32(e[4:])), uint64(0)
 		if leaf {
 			pos, ksize, vsize = uint64(le.Uint32(e[4:])), uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
 		}
 		start := uint64(at) + pos
 		if start+ksize+vsize > uint64(len(p)) {
-			return nil, damaged(c.path, "element %d of page %d lies outside the page", i, id)
+			return nil, damagedError(c.path, "element %d of page %d lies outside the page", i, id)
 		}
 		key := p[start : start+ksize]
 		if ksize == 0 {
-			return nil, damaged(c.path, "element %d of page %d has no key", i, id)
+			return nil, damagedError(c.path, "element %d of page %d has no key", i, id)
 		}
 		if !b.allow(i, key, last) || b.high != nil && bytes.Compare(key, b.high) >= 0 {
-			return nil, damaged(c.path, "element %d of page %d is out of order", i, id)
+			return nil, damagedError(c.path, "element %d of page %d is out of order", i, id)
 		}
 		last = key
 		switch {
@@ -329,7 +329,7 @@ func (c *checker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 // bucket follows its header as an inline page.
 func (c *checker) bucket(v []byte, id uint64) ([]child, error) {
 	if len(v) < bucketHeader {
-		return nil, damaged(c.path, "page %d has a bucket without a header", id)
+		return nil, damagedError(c.path, "page %d has a bucket without a header", id)
 	}
 	if root := binary.LittleEndian.Uint64(v); root != 0 {
 		return []child{{page: root}}, nil
@@ -337,7 +337,7 @@ func (c *checker) bucket(v []byte, id uint64) ([]child, error) {
 	inline := v[bucketHeader:]
 	// bbolt takes a number in the page's header for a page of the file, and frees that.
 	if len(inline) < pageHeader || binary.LittleEndian.Uint16(inline[8:]) != flagLeaf || binary.LittleEndian.Uint64(inline) != 0 {
-		return nil, damaged(c.path, "page %d has a bucket that cannot be read", id)
+		return nil, damagedError(c.path, "page %d has a bucket that cannot be read", id)
 	}
 	return c.elements(inline, id, bounds{})
 }

@@ -65,7 +65,7 @@ func find(t *testing.T, file []byte) pages {
 	}
 	root := file[p.root*4096:]
 	for i := range int(le.Uint16(root[10:])) { // the leaf elements of the root: one is the large bucket
-		at := pageHeader + i*element
+		at := pageHeader + i*elementSize
 		value := at + int(le.Uint32(root[at+4:])+le.Uint32(root[at+8:]))
 		if large := le.Uint64(root[value:]); large != 0 {
 			p.branch = large

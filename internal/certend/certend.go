@@ -54,9 +54,9 @@ func Read(name, file string) ([]Certificate, error) {
 	return Named(name, chain), nil
 }
 
-// current leaves out certificates in whose place another one of the same subject and key is, which ends later: a
-// renewed authority's former certificate may stay in a file.
-func current(certs []Certificate) []Certificate {
+// dropSuperseded leaves out a certificate if another one of the same subject and key ends later: the former certificate
+// of a renewed authority may stay in a file.
+func dropSuperseded(certs []Certificate) []Certificate {
 	return slices.DeleteFunc(slices.Clone(certs), func(c Certificate) bool {
 		return slices.ContainsFunc(certs, func(o Certificate) bool {
 			return o.NotAfter.After(c.NotAfter) && bytes.Equal(o.RawSubject, c.RawSubject) && SameKey(o.PublicKey, c.PublicKey)
@@ -90,7 +90,7 @@ func Later(have, next []byte) []byte {
 // firstEnd returns the earliest end of the certificates in PEM, without former ones.
 func firstEnd(pem []byte) (end time.Time) {
 	chain, _ := cert.ParseCertsPEM(pem) // the caller has parsed it
-	for _, c := range current(Named("", chain)) {
+	for _, c := range dropSuperseded(Named("", chain)) {
 		if end.IsZero() || c.NotAfter.Before(end) {
 			end = c.NotAfter
 		}
@@ -100,7 +100,7 @@ func firstEnd(pem []byte) (end time.Time) {
 
 // Ending returns the certificates that end within Notice or have ended, the earliest first.
 func Ending(certs []Certificate, now time.Time) []Certificate {
-	out := slices.DeleteFunc(current(certs), func(c Certificate) bool { return c.NotAfter.Sub(now) >= Notice })
+	out := slices.DeleteFunc(dropSuperseded(certs), func(c Certificate) bool { return c.NotAfter.Sub(now) >= Notice })
 	slices.SortStableFunc(out, func(a, b Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 	return out
 }
@@ -113,13 +113,13 @@ func Words(ending []Certificate, now time.Time) string {
 		if left := c.NotAfter.Sub(now); left < 0 {
 			out = append(out, fmt.Sprintf("%s ended on %s", c.Name, end))
 		} else {
-			out = append(out, fmt.Sprintf("%s ends on %s (in %s)", c.Name, end, days(left)))
+			out = append(out, fmt.Sprintf("%s ends on %s (in %s)", c.Name, end, formatDays(left)))
 		}
 	}
 	return strings.Join(out, ", ")
 }
 
-func days(left time.Duration) string {
+func formatDays(left time.Duration) string {
 	switch n := int(left / (24 * time.Hour)); n {
 	case 0:
 		return "less than a day"
@@ -140,7 +140,7 @@ func Next(certs []Certificate, now time.Time, most time.Duration) time.Duration 
 	return most
 }
 
-// collector is a gauge for each certificate.
+// collector has a metric with the expiry of each certificate.
 type collector struct {
 	list func() []Certificate
 	desc *prometheus.Desc
@@ -158,7 +158,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 // Collect implements prometheus.Collector. Of certificates with the same name it shows the first end.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	first := map[string]time.Time{}
-	for _, one := range current(c.list()) {
+	for _, one := range dropSuperseded(c.list()) {
 		if end, ok := first[one.Name]; !ok || one.NotAfter.Before(end) {
 			first[one.Name] = one.NotAfter
 		}

@@ -23,20 +23,20 @@ type ACME struct {
 }
 
 func (r *reader) acme() ACME {
-	a := ACME{Email: r.str("ingress-acme-email"), Directory: r.str("ingress-acme-server")}
+	a := ACME{Email: r.text("ingress-acme-email"), Directory: r.text("ingress-acme-server")}
 	if a.Email == "" {
 		for _, name := range []string{"ingress-acme-server", "ingress-acme-ca-file"} {
-			if r.given(name) {
-				r.bad(r.src(name), "needs --ingress-acme-email")
+			if r.isSet(name) {
+				r.addProblem(r.src(name), "needs --ingress-acme-email")
 			}
 		}
 		return a
 	}
 	if at, err := mail.ParseAddress(a.Email); err != nil || at.Address != a.Email {
-		r.bad(r.src("ingress-acme-email"), "%q is not an e-mail address such as admin@example.org", a.Email)
+		r.addProblem(r.src("ingress-acme-email"), "%q is not an e-mail address such as admin@example.org", a.Email)
 	}
 	if u, err := url.Parse(a.Directory); err != nil || u.Scheme != "https" || u.Host == "" {
-		r.bad(r.src("ingress-acme-server"), "%q is not a URL such as %s", a.Directory, letsEncrypt)
+		r.addProblem(r.src("ingress-acme-server"), "%q is not a URL such as %s", a.Directory, letsEncrypt)
 	}
 	if file := r.existing("ingress-acme-ca-file"); file != "" {
 		text, err := os.ReadFile(file)
@@ -45,7 +45,7 @@ func (r *reader) acme() ACME {
 		}
 		a.Roots = x509.NewCertPool()
 		if !a.Roots.AppendCertsFromPEM(text) {
-			r.bad(r.src("ingress-acme-ca-file"), "%s holds no certificate in PEM", file)
+			r.addProblem(r.src("ingress-acme-ca-file"), "%s holds no certificate in PEM", file)
 		}
 	}
 	return a

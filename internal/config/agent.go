@@ -34,23 +34,23 @@ func (r *reader) agent(h Host) Agent {
 		LocalPort: r.port("lb-server-port"),
 	}
 	if a.Token == "" && len(r.problems) == 0 {
-		r.bad(Source{Flag: "token"}, "is needed; a server prints it with: coracle token print")
+		r.addProblem(Source{Flag: "token"}, "is needed; a server prints it with: coracle token print")
 	}
-	if a.ServerURL = r.serverURL("server"); a.ServerURL == nil && !r.given("server") {
-		r.bad(Source{Flag: "server"}, "is needed: the address of a server to join, such as https://10.0.0.5:6443")
+	if a.ServerURL = r.serverURL("server"); a.ServerURL == nil && !r.isSet("server") {
+		r.addProblem(Source{Flag: "server"}, "is needed: the address of a server to join, such as https://10.0.0.5:6443")
 	}
 	return a
 }
 
 // serverURL returns the URL of the server, and nil when none or a wrong one is given.
 func (r *reader) serverURL(name string) *url.URL {
-	it := r.one(name)
+	it := r.single(name)
 	if it.text == "" {
 		return nil
 	}
 	u, err := url.Parse(it.text)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.User != nil {
-		r.bad(it.src, "%q is not the address of a server; write it like https://10.0.0.5:6443", it.text)
+		r.addProblem(it.src, "%q is not the address of a server; write it like https://10.0.0.5:6443", it.text)
 		return nil
 	}
 	u.Path = ""

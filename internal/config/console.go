@@ -13,16 +13,16 @@ type ConsoleOIDC struct {
 
 func (r *reader) consoleOIDC() ConsoleOIDC {
 	const secretFile = "console-oidc-client-secret-file"
-	c := ConsoleOIDC{ClientID: r.str("console-oidc-client-id"), ClientSecret: r.secretFile(secretFile)}
-	for _, it := range r.many("console-oidc-scopes") {
+	c := ConsoleOIDC{ClientID: r.text("console-oidc-client-id"), ClientSecret: r.secretFile(secretFile)}
+	for _, it := range r.elements("console-oidc-scopes") {
 		c.Scopes = append(c.Scopes, it.text)
 	}
 	if len(c.Scopes) > 0 && !slices.Contains(c.Scopes, "openid") {
-		r.bad(r.src("console-oidc-scopes"), "lacks openid, without which there is no ID token")
+		r.addProblem(r.src("console-oidc-scopes"), "lacks openid, without which there is no ID token")
 	}
 	for _, name := range []string{"console-oidc-client-id", secretFile, "console-oidc-scopes"} {
-		if r.given(name) && r.str("console-listen") == "" {
-			r.bad(r.src(name), "needs --console-listen")
+		if r.isSet(name) && r.text("console-listen") == "" {
+			r.addProblem(r.src(name), "needs --console-listen")
 		}
 	}
 	return c

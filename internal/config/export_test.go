@@ -3,4 +3,4 @@
 package config
 
 // For the tests from outside.
-var Within, K3sHint, K3sOnly = within, k3sHint, k3sOnly
+var Within, K3sHint, K3sOnly = inNetworks, k3sHint, k3sOnly

@@ -35,7 +35,7 @@ func fromFiles(path string, named Source, c Command) (values, Problems) {
 			continue
 		}
 		if err != nil {
-			problems = append(problems, unreadable(p, err, named, i == 0))
+			problems = append(problems, unreadableMessage(p, err, named, i == 0))
 			continue
 		}
 		problems = append(problems, vals.addFile(p, text, c)...)
@@ -51,7 +51,7 @@ func filesBeside(path string) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("configuration folder %s cannot be read: %w", dir, cause(err))
+		return nil, fmt.Errorf("configuration folder %s cannot be read: %w", dir, causeOf(err))
 	}
 	var out []string
 	for _, e := range entries {
@@ -64,8 +64,8 @@ func filesBeside(path string) ([]string, error) {
 	return out, nil
 }
 
-func unreadable(path string, err error, named Source, isMain bool) string {
-	msg := fmt.Sprintf("configuration file %s cannot be read: %v", path, cause(err))
+func unreadableMessage(path string, err error, named Source, isMain bool) string {
+	msg := fmt.Sprintf("configuration file %s cannot be read: %v", path, causeOf(err))
 	if isMain && named != (Source{}) {
 		msg += " (it was named by " + named.String() + ")"
 	}
@@ -75,8 +75,8 @@ func unreadable(path string, err error, named Source, isMain bool) string {
 	return msg
 }
 
-// cause removes the operation and the path from an error, because the message names them already.
-func cause(err error) error {
+// causeOf removes the operation and the path from an error, because the message names them already.
+func causeOf(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
@@ -132,7 +132,7 @@ func (v values) addKey(path string, key, val *yaml.Node, c Command) string {
 	case s == nil && k3sHint(name) != "":
 		return at + "unknown key " + strconv.Quote(key.Value) + k3sHint(name)
 	case s == nil:
-		return at + "unknown key " + strconv.Quote(key.Value) + didYouMean(name, "", names(Table(c)))
+		return at + "unknown key " + strconv.Quote(key.Value) + didYouMean(name, "", settingNames(Table(c)))
 	case s.FlagOnly:
 		return at + name + " cannot be set in a file; use the flag --" + name + " or the environment variable " + s.EnvName()
 	case s.Commands&c == 0 && c == AgentCommand && k3sOfAgents[name] != "":

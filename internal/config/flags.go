@@ -12,13 +12,13 @@ import (
 
 // Flags holds the values of one command's flags. [Register] makes it, and pflag fills it while parsing.
 type Flags struct {
-	given values
+	values values
 }
 
 // Register adds the flags of a command to a flag set. Values are kept as text and checked when all of them are known,
 // so that all errors are reported at once.
 func Register(fs *pflag.FlagSet, c Command) *Flags {
-	f := &Flags{given: values{}}
+	f := &Flags{values: values{}}
 	for _, s := range Table(c) {
 		f.add(fs, s)
 	}
@@ -39,16 +39,16 @@ func (f *Flags) set(s *Setting, text string) {
 	src := Source{Flag: s.Name}
 	switch s.Kind {
 	case List:
-		if f.given[s.Name] == nil {
-			f.given[s.Name] = []item{} // mark it as given, also when the list is empty
+		if f.values[s.Name] == nil {
+			f.values[s.Name] = []item{} // mark it as given, also when the list is empty
 		}
 		for _, t := range splitList(text) {
-			f.given[s.Name] = append(f.given[s.Name], item{t, src})
+			f.values[s.Name] = append(f.values[s.Name], item{t, src})
 		}
 	case Args:
-		f.given[s.Name] = append(f.given[s.Name], item{text, src})
+		f.values[s.Name] = append(f.values[s.Name], item{text, src})
 	default:
-		f.given[s.Name] = []item{{text, src}}
+		f.values[s.Name] = []item{{text, src}}
 	}
 }
 
@@ -62,7 +62,7 @@ func (v *flagValue) String() string {
 	if v.setting == nil { // pflag compares defaults with a zero value
 		return ""
 	}
-	items, ok := v.flags.given[v.setting.Name]
+	items, ok := v.flags.values[v.setting.Name]
 	if !ok {
 		return v.setting.Default
 	}
@@ -122,13 +122,13 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	return Problems{"unknown flag --" + name + didYouMean(name, "--", candidates)}
 }
 
-// locations are the settings that select the coracle on this machine to work on.
-var locations = []string{"config", "data-dir", "run-dir"}
+// locationFlags are the settings that select the coracle on this machine to work on.
+var locationFlags = []string{"config", "data-dir", "run-dir"}
 
 // RegisterLocations adds only the flags that select the coracle on this machine to work on.
 func RegisterLocations(fs *pflag.FlagSet) *Flags {
-	f := &Flags{given: values{}}
-	for _, name := range locations {
+	f := &Flags{values: values{}}
+	for _, name := range locationFlags {
 		f.add(fs, Lookup(name))
 	}
 	return f
@@ -146,14 +146,14 @@ func RegisterSome(fs *pflag.FlagSet, names ...string) *Flags {
 // RegisterFor adds all flags of the command c to another command, which only reads c's settings. Its help hides the
 // flags that are not among locations. The short name reserved is not added, because the other command uses it itself.
 func RegisterFor(fs *pflag.FlagSet, c Command, reserved string) *Flags {
-	f := &Flags{given: values{}}
+	f := &Flags{values: values{}}
 	for _, s := range Table(c) {
 		own := *s
 		if own.Short == reserved {
 			own.Short = ""
 		}
 		f.add(fs, &own)
-		fs.Lookup(s.Name).Hidden = !slices.Contains(locations, s.Name)
+		fs.Lookup(s.Name).Hidden = !slices.Contains(locationFlags, s.Name)
 	}
 	return f
 }

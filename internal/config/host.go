@@ -36,10 +36,10 @@ func (LocalHost) Hostname() (string, error) { return os.Hostname() }
 // Addresses returns the usable addresses of Links. The address of the interface with the default route comes first, and
 // temporary addresses come last.
 func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
-	passing := temporary()
+	passing := temporaryAddresses()
 	var out []netip.Addr
 	add := func(ip netip.Addr) {
-		if usable(ip) && !within(ip, except) && !slices.Contains(out, ip) {
+		if isUsable(ip) && !inNetworks(ip, except) && !slices.Contains(out, ip) {
 			out = append(out, ip)
 		}
 	}
@@ -72,9 +72,9 @@ func lastingFirst(ips []netip.Addr, passing map[netip.Addr]bool) []netip.Addr {
 	return ips
 }
 
-// temporary returns the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or does not use any
-// more for new connections. It returns none if that cannot be found out, because each is a usable address.
-func temporary() map[netip.Addr]bool {
+// temporaryAddresses returns the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or does not
+// use any more for new connections. It returns none if that cannot be found out, because each is a usable address.
+func temporaryAddresses() map[netip.Addr]bool {
 	addrs, err := netlinkutil.Addresses(netlink.FAMILY_V6)
 	if err != nil {
 		return nil
@@ -220,9 +220,9 @@ func addrOf(bytes net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-func usable(ip netip.Addr) bool { return ip.IsGlobalUnicast() }
+func isUsable(ip netip.Addr) bool { return ip.IsGlobalUnicast() }
 
-func within(ip netip.Addr, networks []netip.Prefix) bool {
+func inNetworks(ip netip.Addr, networks []netip.Prefix) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 

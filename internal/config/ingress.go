@@ -57,8 +57,8 @@ func (r *reader) ingressProxy() IngressProxy {
 }
 
 func (r *reader) ingress() Ingress {
-	i := Ingress{HostOwner: r.str("ingress-host-owner") == hostOwnerNamespace, ProxyProtocol: r.boolean("ingress-proxy-protocol")}
-	for _, it := range r.many("ingress-trusted-proxies") {
+	i := Ingress{HostOwner: r.text("ingress-host-owner") == hostOwnerNamespace, ProxyProtocol: r.boolean("ingress-proxy-protocol")}
+	for _, it := range r.elements("ingress-trusted-proxies") {
 		n, err := netip.ParsePrefix(it.text)
 		if a, single := netip.ParseAddr(it.text); single == nil && a.Zone() == "" {
 			a = a.Unmap()
@@ -66,17 +66,17 @@ func (r *reader) ingress() Ingress {
 		}
 		switch {
 		case err != nil || n.Addr().Is4In6():
-			r.bad(it.src, "%q is neither a network in CIDR notation nor an address; write it like 192.0.2.0/24", it.text)
+			r.addProblem(it.src, "%q is neither a network in CIDR notation nor an address; write it like 192.0.2.0/24", it.text)
 		case n != n.Masked():
-			r.bad(it.src, "%s is an address inside a network; the network is %s", it.text, n.Masked())
+			r.addProblem(it.src, "%s is an address inside a network; the network is %s", it.text, n.Masked())
 		case n.Bits() == 0:
-			r.bad(it.src, "%s would trust every client's headers about its address", it.text)
+			r.addProblem(it.src, "%s would trust every client's headers about its address", it.text)
 		default:
 			i.TrustedProxies = append(i.TrustedProxies, n.String())
 		}
 	}
 	if i.ProxyProtocol && len(i.TrustedProxies) == 0 {
-		r.bad(r.src("ingress-proxy-protocol"), "needs --ingress-trusted-proxies: the header of another client is not trusted")
+		r.addProblem(r.src("ingress-proxy-protocol"), "needs --ingress-trusted-proxies: the header of another client is not trusted")
 	}
 	return i
 }

@@ -55,7 +55,7 @@ func (s Sources) gather(c Command) (values, []string, Problems) {
 	env, warnings := fromEnviron(s.Environ, c)
 	given := values{}
 	if s.Flags != nil {
-		given = s.Flags.given
+		given = s.Flags.values
 	}
 	path, named := DefaultConfigFile, Source{}
 	for _, v := range []values{env, given} {

@@ -18,7 +18,7 @@ func WriteMarkdown(w io.Writer) error {
 			group = s.Group
 			fmt.Fprintf(&b, "\n### %s\n\n| flag and key | on | default | what it does |\n| --- | --- | --- | --- |\n", group)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", docsName(s), docsCommands(s), docsDefault(s), cell(s.Help+"."))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", docsName(s), docsCommands(s), docsDefault(s), tableCell(s.Help+"."))
 	}
 	b.WriteString(docsTail)
 	if _, err := io.WriteString(w, b.String()); err != nil {
@@ -55,14 +55,14 @@ func docsCommands(s *Setting) string {
 func docsDefault(s *Setting) string {
 	switch {
 	case s.Computed != "":
-		return cell(s.Computed)
+		return tableCell(s.Computed)
 	case s.Default == "":
 		return ""
 	}
 	return "`" + s.Default + "`"
 }
 
-func cell(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
+func tableCell(s string) string { return strings.ReplaceAll(s, "|", `\|`) }
 
 const docsHead = `# Configuration
 

@@ -89,9 +89,9 @@ type Runtime struct {
 func (r *reader) node(h Host, except []netip.Prefix) Node {
 	n := Node{
 		Name:        r.nodeName(h),
-		NameGiven:   r.given("node-name"),
+		NameGiven:   r.isSet("node-name"),
 		IPs:         r.nodeIPs(h, except),
-		IPsGiven:    r.given("node-ip"),
+		IPsGiven:    r.isSet("node-ip"),
 		ExternalIPs: r.externalIPs(except),
 		WithID:      r.boolean("with-node-id"),
 		Kubelet: Kubelet{
@@ -101,9 +101,9 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 			KubeletArgs: append(r.kubeletFlags(), r.args("kubelet-arg")...),
 		},
 		Runtime: Runtime{
-			PauseImage:     r.str("pause-image"),
-			Snapshotter:    r.str("snapshotter"),
-			DefaultRuntime: r.str("default-runtime"),
+			PauseImage:     r.text("pause-image"),
+			Snapshotter:    r.text("snapshotter"),
+			DefaultRuntime: r.text("default-runtime"),
 			NonrootDevices: r.boolean("nonroot-devices"),
 		},
 		RegistriesFile: r.existing("private-registry"),
@@ -113,14 +113,14 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
 		NetworkInterface:  r.pattern("network-iface"),
 		NetworkExternal:   r.boolean("network-external-ip"),
-		ProxyMode:         r.str("proxy-mode"),
-		IPVSScheduler:     r.str("ipvs-scheduler"),
+		ProxyMode:         r.text("proxy-mode"),
+		IPVSScheduler:     r.text("ipvs-scheduler"),
 		ShutdownGrace:     r.duration("shutdown-grace-period", MaxShutdownGrace),
 		Ingress:           r.ingressProxy(),
 		StoragePaths:      r.storagePaths("default-local-storage-path"),
 	}
 	if n.NetworkExternal && !n.reachedOutside() {
-		r.bad(r.src("network-external-ip"), "other nodes find this one's pods at its external address only where it has one of a family "+
+		r.addProblem(r.src("network-external-ip"), "other nodes find this one's pods at its external address only where it has one of a family "+
 			"that its own address has: give it with --node-external-ip")
 	}
 	return n
@@ -151,14 +151,14 @@ func (n Node) reachedOutside() bool {
 // directly below /.
 func (r *reader) storagePaths(name string) []string {
 	var out []string
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		path, err := filepath.Abs(it.text)
 		if err != nil {
-			r.bad(it.src, "%q is no folder: %v", it.text, err)
+			r.addProblem(it.src, "%q is no folder: %v", it.text, err)
 			continue
 		}
 		if filepath.Dir(path) == "/" {
-			r.bad(it.src, "%s holds, or may come to hold, other things; give volumes a folder of their own, such as %s", path,
+			r.addProblem(it.src, "%s holds, or may come to hold, other things; give volumes a folder of their own, such as %s", path,
 				filepath.Join(path, "volumes"))
 			continue
 		}
@@ -175,12 +175,12 @@ func (r *reader) storagePaths(name string) []string {
 // nodeName returns the node's name. It checks the name against the rules of the API and of the label
 // kubernetes.io/hostname.
 func (r *reader) nodeName(h Host) string {
-	name, src := r.str("node-name"), r.src("node-name")
+	name, src := r.text("node-name"), r.src("node-name")
 	fromHost := name == ""
 	if fromHost {
 		hostname, err := h.Hostname()
 		if err != nil {
-			r.bad(src, "the host name cannot be found (%v); give the node's name", err)
+			r.addProblem(src, "the host name cannot be found (%v); give the node's name", err)
 			return ""
 		}
 		name = strings.ToLower(strings.TrimSpace(hostname))
@@ -192,23 +192,23 @@ func (r *reader) nodeName(h Host) string {
 	switch {
 	case len(problems) == 0:
 	case fromHost:
-		r.bad(src, "the host name %q cannot be a node's name (%s); give one with --node-name", name, problems[0])
+		r.addProblem(src, "the host name %q cannot be a node's name (%s); give one with --node-name", name, problems[0])
 	default:
-		r.bad(src, "%q cannot be a node's name: %s", name, problems[0])
+		r.addProblem(src, "%q cannot be a node's name: %s", name, problems[0])
 	}
 	return name
 }
 
 func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
-	if r.given("node-ip") {
+	if r.isSet("node-ip") {
 		ips := r.ips("node-ip")
 		for _, ip := range ips {
-			if !usable(ip) {
-				r.bad(r.src("node-ip"), "%s cannot be a node's address: other machines and pods must be able to reach it", ip)
+			if !isUsable(ip) {
+				r.addProblem(r.src("node-ip"), "%s cannot be a node's address: other machines and pods must be able to reach it", ip)
 			}
 			r.owned(h, r.src("node-ip"), ip)
-			if within(ip, except) {
-				r.bad(r.src("node-ip"), "%s lies in a network of the cluster's own (--cluster-cidr, --service-cidr); choose other networks",
+			if inNetworks(ip, except) {
+				r.addProblem(r.src("node-ip"), "%s lies in a network of the cluster's own (--cluster-cidr, --service-cidr); choose other networks",
 					ip)
 			}
 		}
@@ -216,11 +216,11 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 	}
 	ips, err := HostIPs(h, except)
 	if err != nil {
-		r.bad(Source{Flag: "node-ip"}, "this machine's address cannot be found (%v); give it", err)
+		r.addProblem(Source{Flag: "node-ip"}, "this machine's address cannot be found (%v); give it", err)
 		return nil
 	}
 	if len(ips) == 0 {
-		r.bad(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an "+
+		r.addProblem(Source{Flag: "node-ip"}, "this machine has no address but loopback; connect it to a network, or give an interface an "+
 			"address (ip address add 192.0.2.1/32 dev eth0) and name it here")
 	}
 	return ips
@@ -252,8 +252,8 @@ func HostIPs(h Host, networks []netip.Prefix) ([]netip.Addr, error) {
 func (r *reader) externalIPs(except []netip.Prefix) []netip.Addr {
 	ips := r.ips("node-external-ip")
 	for _, ip := range ips {
-		if !usable(ip) || within(ip, except) {
-			r.bad(r.src("node-external-ip"), "%s cannot be an address at which others reach this node", ip)
+		if !isUsable(ip) || inNetworks(ip, except) {
+			r.addProblem(r.src("node-external-ip"), "%s cannot be an address at which others reach this node", ip)
 		}
 	}
 	return ips
@@ -261,9 +261,9 @@ func (r *reader) externalIPs(except []netip.Prefix) []netip.Addr {
 
 // pattern returns an interface's name or a pattern for it.
 func (r *reader) pattern(name string) string {
-	it := r.one(name)
+	it := r.single(name)
 	if _, err := path.Match(it.text, ""); err != nil || strings.Contains(it.text, "/") {
-		r.bad(it.src, "%q is neither the name of an interface nor a pattern for it, such as eth*", it.text)
+		r.addProblem(it.src, "%q is neither the name of an interface nor a pattern for it, such as eth*", it.text)
 	}
 	return it.text
 }
@@ -271,9 +271,9 @@ func (r *reader) pattern(name string) string {
 // owned reports an error for an address that no interface has.
 func (r *reader) owned(h Host, src Source, ip netip.Addr) {
 	if ok, err := h.Owns(ip); err != nil {
-		r.bad(src, "%v", err)
+		r.addProblem(src, "%v", err)
 	} else if !ok && !ip.IsLoopback() {
-		r.bad(src, "%s is not an address of this machine; ip address shows those that it has", ip)
+		r.addProblem(src, "%s is not an address of this machine; ip address shows those that it has", ip)
 	}
 }
 
@@ -291,22 +291,22 @@ func familiesOf(networks []netip.Prefix) []bool {
 
 func (r *reader) labels(name string) map[string]string {
 	out := map[string]string{}
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		key, value, ok := strings.Cut(it.text, "=")
 		if !ok {
-			r.bad(it.src, "%q is not a label; write it like key=value", it.text)
+			r.addProblem(it.src, "%q is not a label; write it like key=value", it.text)
 			continue
 		}
 		if p := validation.IsQualifiedName(key); len(p) > 0 {
-			r.bad(it.src, "%q cannot be a label's key: %s", key, p[0])
+			r.addProblem(it.src, "%q cannot be a label's key: %s", key, p[0])
 			continue
 		}
 		if p := validation.IsValidLabelValue(value); len(p) > 0 {
-			r.bad(it.src, "%q cannot be a label's value: %s", value, p[0])
+			r.addProblem(it.src, "%q cannot be a label's value: %s", value, p[0])
 			continue
 		}
 		if isReservedLabel(key) {
-			r.bad(it.src, "a node may not give itself the label %s; set it when the cluster runs: coracle kubectl label node NAME %s=%s",
+			r.addProblem(it.src, "a node may not give itself the label %s; set it when the cluster runs: coracle kubectl label node NAME %s=%s",
 				key, key, value)
 			continue
 		}
@@ -330,13 +330,13 @@ func isReservedLabel(key string) bool {
 func (r *reader) nodePortAddresses(name string) []string {
 	const known = "nodeport-addresses"
 	var out []string
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		flag, value := r.arg(it)
 		if flag == "" {
 			continue
 		}
 		if flag != known {
-			r.bad(it.src, "%s is no setting of coracle's proxy; there is: %s. --proxy-mode and --ipvs-scheduler are flags of their own",
+			r.addProblem(it.src, "%s is no setting of coracle's proxy; there is: %s. --proxy-mode and --ipvs-scheduler are flags of their own",
 				flag, known)
 			continue
 		}
@@ -345,7 +345,7 @@ func (r *reader) nodePortAddresses(name string) []string {
 				continue // "primary" is the default
 			}
 			if _, err := netip.ParsePrefix(text); err != nil {
-				r.bad(it.src, "%s: %q is neither primary nor a network in CIDR notation, such as 192.168.1.0/24", known, text)
+				r.addProblem(it.src, "%s: %q is neither primary nor a network in CIDR notation, such as 192.168.1.0/24", known, text)
 				continue
 			}
 			out = append(out, text)
@@ -355,16 +355,16 @@ func (r *reader) nodePortAddresses(name string) []string {
 }
 
 func (r *reader) taints(name string) (out []corev1.Taint) {
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		added, removed, err := taints.ParseTaints([]string{it.text})
 		if err != nil || len(removed) > 0 {
-			r.bad(it.src, "%q is not a taint; write it like key=value:NoSchedule, or with PreferNoSchedule or NoExecute (%v)", it.text,
+			r.addProblem(it.src, "%q is not a taint; write it like key=value:NoSchedule, or with PreferNoSchedule or NoExecute (%v)", it.text,
 				cmp.Or(err, errors.New("the minus is for removal")))
 			continue
 		}
 		for _, have := range out {
 			if have.MatchTaint(&added[0]) {
-				r.bad(it.src, "%q: there is already the taint %s; a key and an effect go together once", it.text, have.ToString())
+				r.addProblem(it.src, "%q: there is already the taint %s; a key and an effect go together once", it.text, have.ToString())
 			}
 		}
 		out = append(out, added...)

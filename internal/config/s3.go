@@ -135,7 +135,7 @@ func ParseS3(values map[string]string) (*S3, error) {
 		}
 	}
 	if text := get(S3EndpointCA); text != "" {
-		if s.CA, err = certificates(text); err != nil {
+		if s.CA, err = parseCertificates(text); err != nil {
 			bad(S3EndpointCA, "%w", err)
 		}
 	}
@@ -200,8 +200,8 @@ func S3Errors(err error) (out []*S3Error) {
 	return out
 }
 
-// certificates parses certificates in PEM, or in base64 of PEM.
-func certificates(text string) (*x509.CertPool, error) {
+// parseCertificates parses certificates in PEM, or in base64 of PEM.
+func parseCertificates(text string) (*x509.CertPool, error) {
 	data := []byte(text)
 	if !strings.Contains(text, "-----BEGIN") {
 		decoded, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), ""))

@@ -110,7 +110,7 @@ func (r *reader) server(h Host) Server {
 		VIPs:          r.ips("vip"),
 		LBPool:        r.ranges("load-balancer-pool"),
 		LBReserved:    r.portList("load-balancer-reserved-ports"),
-		VIPInterface:  r.str("vip-interface"),
+		VIPInterface:  r.text("vip-interface"),
 		ConsoleListen: r.listen("console-listen"),
 		ConsoleOIDC:   r.consoleOIDC(),
 
@@ -123,7 +123,7 @@ func (r *reader) server(h Host) Server {
 		DisableAgent: r.boolean("disable-agent"),
 
 		APIServer: APIServer{
-			Profile:       r.str("profile"),
+			Profile:       r.text("profile"),
 			APIServerArgs: r.args("kube-apiserver-arg"),
 			Ingress:       r.ingress(),
 		},
@@ -137,7 +137,7 @@ func (r *reader) server(h Host) Server {
 	s.Cluster.Balancer = clusterconfig.Balancer{Disabled: s.Cluster.Disabled.Has(clusterconfig.PartServiceLB),
 		Pool: loadbalancer.Texts(s.LBPool), ReservedPorts: s.LBReserved}
 	s.Snapshots = r.snapshots(s.Paths)
-	s.Snapshots.Schedule, s.Snapshots.S3Secret = r.schedule(), r.str("snapshot-s3-config-secret")
+	s.Snapshots.Schedule, s.Snapshots.S3Secret = r.schedule(), r.text("snapshot-s3-config-secret")
 	r.checkS3(&s.Snapshots)
 	s.Kubeconfig = Kubeconfig{Path: r.path("write-kubeconfig"), Mode: r.mode("write-kubeconfig-mode"),
 		GID: r.group("write-kubeconfig-group")}
@@ -149,22 +149,22 @@ func (r *reader) server(h Host) Server {
 	s.Node = r.node(h, ranges)
 	r.advertise(&s)
 	if s.ServerURL = r.serverURL("server"); s.ServerURL != nil && s.Token == "" && len(r.problems) == 0 {
-		r.bad(Source{Flag: "token"}, "is needed to join; a server prints it with: coracle token print --server")
+		r.addProblem(Source{Flag: "token"}, "is needed to join; a server prints it with: coracle token print --server")
 	}
 	for _, ip := range s.VIPs {
-		if !usable(ip) || within(ip, ranges) {
-			r.bad(r.src("vip"), "%s cannot be the cluster's address: it has to lie in the network that the servers share, outside of "+
+		if !isUsable(ip) || inNetworks(ip, ranges) {
+			r.addProblem(r.src("vip"), "%s cannot be the cluster's address: it has to lie in the network that the servers share, outside of "+
 				"--cluster-cidr and --service-cidr", ip)
 		}
 	}
 	for _, p := range s.LBPool {
-		if !usable(p.First) || !usable(p.Last) || slices.ContainsFunc(ranges, p.Overlaps) {
-			r.bad(r.src("load-balancer-pool"), "%s-%s cannot be addresses of Services: they have to lie in the network of the nodes, "+
+		if !isUsable(p.First) || !isUsable(p.Last) || slices.ContainsFunc(ranges, p.Overlaps) {
+			r.addProblem(r.src("load-balancer-pool"), "%s-%s cannot be addresses of Services: they have to lie in the network of the nodes, "+
 				"outside of --cluster-cidr and --service-cidr", p.First, p.Last)
 		}
 	}
 	for _, row := range Table(ServerCommand) {
-		if row.Scope == ClusterWide && r.given(row.Name) {
+		if row.Scope == ClusterWide && r.isSet(row.Name) {
 			s.Given = append(s.Given, row.Name)
 		}
 	}
@@ -173,7 +173,7 @@ func (r *reader) server(h Host) Server {
 	}
 	r.checkDisabled(&s)
 	if nodePorts.Contains(s.HTTPSPort) {
-		r.bad(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", nodePorts,
+		r.addProblem(r.src("service-node-port-range"), "%s contains the API server's port %d; Services could take it away", nodePorts,
 			s.HTTPSPort)
 	}
 	return s
@@ -185,7 +185,7 @@ func (r *reader) cluster() clusterconfig.Settings {
 		PodCIDRs:          r.cidrs("cluster-cidr"),
 		ServiceCIDRs:      r.cidrs("service-cidr"),
 		Domain:            r.domain("cluster-domain"),
-		NetworkBackend:    r.str("network-backend"),
+		NetworkBackend:    r.text("network-backend"),
 		TolerationSeconds: r.integer("default-toleration-seconds", 1, 7*24*60*60),
 		Disabled:          r.disable("disable"),
 		NoServiceProxy:    r.boolean("disable-kube-proxy"),
@@ -195,20 +195,20 @@ func (r *reader) cluster() clusterconfig.Settings {
 // checkDisabled refuses settings of parts that are disabled.
 func (r *reader) checkDisabled(s *Server) {
 	if s.ConsoleListen != "" && s.Cluster.Disabled.Has(clusterconfig.PartConsole) {
-		r.bad(r.src("console-listen"), "contradicts --disable console; leave one of them out")
+		r.addProblem(r.src("console-listen"), "contradicts --disable console; leave one of them out")
 	}
 	if s.MetricsHistory && s.Cluster.Disabled.Has(clusterconfig.PartMetrics) {
-		r.bad(r.src("metrics-history"), "contradicts --disable metrics-server; leave one of them out")
+		r.addProblem(r.src("metrics-history"), "contradicts --disable metrics-server; leave one of them out")
 	}
 }
 
 func (r *reader) advertise(s *Server) {
 	s.AdvertiseAddress = r.ip("advertise-address")
-	if s.AdvertiseAddress.IsValid() && !usable(s.AdvertiseAddress) {
-		r.bad(r.src("advertise-address"), "%s cannot be advertised: pods must be able to reach it", s.AdvertiseAddress)
+	if s.AdvertiseAddress.IsValid() && !isUsable(s.AdvertiseAddress) {
+		r.addProblem(r.src("advertise-address"), "%s cannot be advertised: pods must be able to reach it", s.AdvertiseAddress)
 	}
 	if !s.AdvertiseAddress.IsValid() {
-		if usable(s.BindAddress) {
+		if isUsable(s.BindAddress) {
 			s.AdvertiseAddress = s.BindAddress
 		} else if len(s.Node.IPs) > 0 {
 			s.AdvertiseAddress = s.Node.IPs[0]
@@ -216,8 +216,9 @@ func (r *reader) advertise(s *Server) {
 	}
 }
 
-// sizes are the prefix lengths that upstream's API server and node CIDR allocator accept (nodes get a /24 or a /64).
-var sizes = map[string]struct{ v4Min, v4Max, v6Min, v6Max int }{
+// subnetSizes are the prefix lengths that upstream's API server and node CIDR allocator accept (nodes get a /24 or a
+// /64).
+var subnetSizes = map[string]struct{ v4Min, v4Max, v6Min, v6Max int }{
 	"cluster-cidr": {8, 24, 48, 64},
 	"service-cidr": {12, 28, 64, 124},
 }
@@ -227,26 +228,26 @@ func (r *reader) checkNetworks(s *Server) {
 		name string
 		nets []netip.Prefix
 	}{{"cluster-cidr", s.Cluster.PodCIDRs}, {"service-cidr", s.Cluster.ServiceCIDRs}} {
-		limits := sizes[c.name]
+		limits := subnetSizes[c.name]
 		for _, n := range c.nets {
 			low, high := limits.v6Min, limits.v6Max
 			if n.Addr().Is4() {
 				low, high = limits.v4Min, limits.v4Max
 			}
 			if n.Bits() < low || n.Bits() > high {
-				r.bad(r.src(c.name), "%s: the prefix has to be from /%d to /%d", n, low, high)
+				r.addProblem(r.src(c.name), "%s: the prefix has to be from /%d to /%d", n, low, high)
 			}
 		}
 	}
 	for _, a := range s.Cluster.PodCIDRs {
 		for _, b := range s.Cluster.ServiceCIDRs {
 			if a.Overlaps(b) {
-				r.bad(r.src("service-cidr"), "%s overlaps --cluster-cidr %s; Services and pods need networks of their own", b, a)
+				r.addProblem(r.src("service-cidr"), "%s overlaps --cluster-cidr %s; Services and pods need networks of their own", b, a)
 			}
 		}
 	}
 	if !slices.Equal(familiesOf(s.Cluster.PodCIDRs), familiesOf(s.Cluster.ServiceCIDRs)) {
-		r.bad(r.src("service-cidr"), "and --cluster-cidr are of different address families; give both the same families in the same order")
+		r.addProblem(r.src("service-cidr"), "and --cluster-cidr are of different address families; give both the same families in the same order")
 	}
 }
 
@@ -265,31 +266,31 @@ func (r *reader) clusterDNS(services []netip.Prefix) netip.Addr {
 	}
 	for _, n := range services {
 		if n.Addr().Next() == ip {
-			r.bad(r.src("cluster-dns"), "%s is the address of the Service kubernetes; choose another in %s", ip, n)
+			r.addProblem(r.src("cluster-dns"), "%s is the address of the Service kubernetes; choose another in %s", ip, n)
 			return ip
 		}
 	}
-	if !within(ip, services) {
-		r.bad(r.src("cluster-dns"), "%s is not inside --service-cidr %s", ip, strings.Join(clusterconfig.Strings(services), ","))
+	if !inNetworks(ip, services) {
+		r.addProblem(r.src("cluster-dns"), "%s is not inside --service-cidr %s", ip, strings.Join(clusterconfig.Strings(services), ","))
 	}
 	return ip
 }
 
 func (r *reader) domain(name string) string {
-	it := r.one(name)
+	it := r.single(name)
 	text := strings.TrimSuffix(it.text, ".")
 	if p := validation.IsDNS1123Subdomain(text); len(p) > 0 {
-		r.bad(it.src, "%q is not a DNS domain: %s", it.text, p[0])
+		r.addProblem(it.src, "%q is not a DNS domain: %s", it.text, p[0])
 	}
 	return text
 }
 
 func (r *reader) sans(name string) []string {
 	var out []string
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		if net.ParseIP(it.text) == nil && len(validation.IsDNS1123Subdomain(strings.ToLower(it.text))) > 0 &&
 			len(validation.IsWildcardDNS1123Subdomain(strings.ToLower(it.text))) > 0 {
-			r.bad(it.src, "%q is neither a host name nor an IP address", it.text)
+			r.addProblem(it.src, "%q is neither a host name nor an IP address", it.text)
 			continue
 		}
 		out = append(out, it.text)
@@ -298,7 +299,7 @@ func (r *reader) sans(name string) []string {
 }
 
 func (r *reader) group(name string) int {
-	it := r.one(name)
+	it := r.single(name)
 	if it.text == "" {
 		return -1
 	}
@@ -307,12 +308,12 @@ func (r *reader) group(name string) int {
 	}
 	g, err := user.LookupGroup(it.text)
 	if err != nil {
-		r.bad(it.src, "there is no group %q on this machine", it.text)
+		r.addProblem(it.src, "there is no group %q on this machine", it.text)
 		return -1
 	}
 	gid, err := strconv.Atoi(g.Gid)
 	if err != nil {
-		r.bad(it.src, "group %q has no number: %v", it.text, err)
+		r.addProblem(it.src, "group %q has no number: %v", it.text, err)
 		return -1
 	}
 	return gid
@@ -320,17 +321,17 @@ func (r *reader) group(name string) int {
 
 // encryption returns the resources to encrypt.
 func (r *reader) encryption() []string {
-	extra := r.many("encrypt-resources")
+	extra := r.elements("encrypt-resources")
 	if !r.boolean("secrets-encryption") {
 		if len(extra) > 0 {
-			r.bad(extra[0].src, "needs --secrets-encryption, which is switched off by %s", r.src("secrets-encryption"))
+			r.addProblem(extra[0].src, "needs --secrets-encryption, which is switched off by %s", r.src("secrets-encryption"))
 		}
 		return nil
 	}
 	out := []string{"secrets"}
 	for _, it := range extra {
 		if len(validation.IsDNS1123Subdomain(it.text)) > 0 {
-			r.bad(it.src, "%q is not a resource; write it in the plural and in lower case, with its group if it has one, like "+
+			r.addProblem(it.src, "%q is not a resource; write it in the plural and in lower case, with its group if it has one, like "+
 				"widgets.example.com", it.text)
 			continue
 		}
@@ -344,10 +345,10 @@ func (r *reader) encryption() []string {
 // ranges returns ranges of addresses.
 func (r *reader) ranges(name string) []loadbalancer.Range {
 	var out []loadbalancer.Range
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		p, err := loadbalancer.ParseRange(it.text)
 		if err != nil {
-			r.bad(it.src, "%v", err)
+			r.addProblem(it.src, "%v", err)
 			continue
 		}
 		out = append(out, p)
@@ -358,11 +359,11 @@ func (r *reader) ranges(name string) []loadbalancer.Range {
 // portList checks a list of ports and returns its texts unchanged.
 func (r *reader) portList(name string) []string {
 	var out []string
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		out = append(out, it.text)
 	}
 	if _, err := loadbalancer.ParsePorts(out); err != nil {
-		r.bad(r.src(name), "%v; %s alone is for none", err, loadbalancer.NoPorts)
+		r.addProblem(r.src(name), "%v; %s alone is for none", err, loadbalancer.NoPorts)
 	}
 	return out
 }
@@ -370,7 +371,7 @@ func (r *reader) portList(name string) []string {
 func (r *reader) disable(name string) (out clusterconfig.Disabled) {
 	known := Lookup(name).Values
 	given := map[string]bool{}
-	for _, it := range r.many(name) {
+	for _, it := range r.elements(name) {
 		parts := disableAliases[it.text]
 		if slices.Contains(known, it.text) {
 			parts = []string{it.text}
@@ -380,7 +381,7 @@ func (r *reader) disable(name string) (out clusterconfig.Disabled) {
 		}
 		if parts == nil {
 			names := slices.Sorted(slices.Values(slices.AppendSeq(slices.Clone(known), maps.Keys(disableAliases))))
-			r.bad(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", names), strings.Join(known, ", "))
+			r.addProblem(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", names), strings.Join(known, ", "))
 		}
 	}
 	for _, part := range known {
@@ -394,7 +395,7 @@ func (r *reader) disable(name string) (out clusterconfig.Disabled) {
 func (r *reader) paths() Paths {
 	p := NewPaths(r.path("data-dir"), r.path("run-dir"))
 	if over := len(p.longestSocket()) - maxSocketPath; over > 0 {
-		r.bad(r.src("data-dir"), "the folder for sockets, %s, is %d characters too long for the kernel; give a shorter one with --run-dir",
+		r.addProblem(r.src("data-dir"), "the folder for sockets, %s, is %d characters too long for the kernel; give a shorter one with --run-dir",
 			p.RunDir, over)
 	}
 	return p
@@ -408,10 +409,10 @@ func (r *reader) logging() Logging {
 		AlsoStderr: r.boolean("alsologtostderr"),
 	}
 	var patterns []string
-	for _, it := range r.many("vmodule") {
+	for _, it := range r.elements("vmodule") {
 		pattern, level, ok := strings.Cut(it.text, "=")
 		if _, err := strconv.ParseUint(level, 10, 8); !ok || err != nil || pattern == "" {
-			r.bad(it.src, "%q is not of the form file=N, such as kubelet_pods=4", it.text)
+			r.addProblem(it.src, "%q is not of the form file=N, such as kubelet_pods=4", it.text)
 			continue
 		}
 		patterns = append(patterns, it.text)

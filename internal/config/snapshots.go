@@ -58,8 +58,8 @@ func S3FlagNames() []string { return slices.Sorted(maps.Values(s3Flags)) }
 func (r *reader) s3Settings() map[string]string {
 	out := map[string]string{}
 	for name, flag := range s3Flags {
-		if r.given(flag) {
-			out[name] = r.str(flag)
+		if r.isSet(flag) {
+			out[name] = r.text(flag)
 		}
 	}
 	if file := r.existing("snapshot-s3-endpoint-ca"); file != "" {
@@ -74,9 +74,9 @@ func (r *reader) s3Settings() map[string]string {
 // AskedS3 returns the settings for S3 among the given flags, and nil if there are none. It does not check them
 // together: the server does, because it has the other settings. The error, if any, is of type [Problems].
 func (f *Flags) AskedS3() (*AskedS3, error) {
-	r := &reader{vals: f.given}
+	r := &reader{vals: f.values}
 	asked := &AskedS3{Values: r.s3Settings()}
-	if r.given("snapshot-s3") {
+	if r.isSet("snapshot-s3") {
 		on := r.boolean("snapshot-s3")
 		asked.On = &on
 	}
@@ -91,7 +91,7 @@ func (f *Flags) AskedS3() (*AskedS3, error) {
 func (r *reader) checkS3(s *Snapshots) {
 	if !s.S3 {
 		if s.S3Secret != "" {
-			r.bad(r.src("snapshot-s3-config-secret"), "needs --snapshot-s3")
+			r.addProblem(r.src("snapshot-s3-config-secret"), "needs --snapshot-s3")
 		}
 		return
 	}
@@ -104,20 +104,20 @@ func (r *reader) checkS3(s *Snapshots) {
 	}
 	_, err := ParseS3(values)
 	for _, e := range S3Errors(err) {
-		r.bad(r.src(s3Flags[e.Name]), "%v", e.Err)
+		r.addProblem(r.src(s3Flags[e.Name]), "%v", e.Err)
 	}
 }
 
 // schedule returns the schedule of snapshots. It returns nil when there is none.
 func (r *reader) schedule() cron.Schedule {
-	it := r.one("snapshot-schedule-cron")
+	it := r.single("snapshot-schedule-cron")
 	s, err := cron.ParseStandard(it.text)
 	switch {
 	case err != nil:
-		r.bad(it.src, "%q is not a schedule; write it like %q: minute, hour, day of the month, month, day of the week (%v)", it.text,
+		r.addProblem(it.src, "%q is not a schedule; write it like %q: minute, hour, day of the month, month, day of the week (%v)", it.text,
 			Lookup("snapshot-schedule-cron").Default, err)
 	case s.Next(time.Now()).IsZero():
-		r.bad(it.src, "%q never comes", it.text)
+		r.addProblem(it.src, "%q never comes", it.text)
 	case !r.boolean("disable-snapshots"):
 		return s
 	}

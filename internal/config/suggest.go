@@ -57,7 +57,7 @@ func didYouMean(name, before string, candidates []string) string {
 	return ""
 }
 
-func names(settings []*Setting) []string {
+func settingNames(settings []*Setting) []string {
 	out := make([]string, len(settings))
 	for i, s := range settings {
 		out[i] = s.Name

@@ -48,7 +48,7 @@ func TestEverySettingIsRead(t *testing.T) {
 }
 
 func TestNearestFlagIsSuggested(t *testing.T) {
-	candidates := names(Table(ServerCommand))
+	candidates := settingNames(Table(ServerCommand))
 	for typed, want := range map[string]string{
 		"cluster-cdir": "cluster-cidr", "clustercidr": "cluster-cidr", "kubelet_arg": "kubelet-arg", "data": "data-dir",
 		"tls-sans": "tls-san", "x": "", "zzzzzzzzzz": "", "kube-api-server-arg": "kube-apiserver-arg", "TOKEN": "token",

@@ -33,7 +33,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 	// The table is never closed. The server closes the connections that are left.
 	done, _ := l.waiting.Add(inner.RemoteAddr(), func() { _ = inner.Close() })
-	c := &conn{Conn: inner, l: l, remote: inner.RemoteAddr().String(), done: sync.OnceFunc(done)}
+	c := &conn{Conn: inner, l: l, remote: inner.RemoteAddr().String(), release: sync.OnceFunc(done)}
 	if other, loaded := l.unknown.Swap(c.remote, c); loaded {
 		_ = other.(*conn).Close() // it connects to another address of this machine; it could not be found any more and would not count
 	}
@@ -44,20 +44,20 @@ func (l *Listener) Accept() (net.Conn, error) {
 // connection that is marked already it costs little.
 func (l *Listener) Identified(remote string) {
 	if c, ok := l.unknown.LoadAndDelete(remote); ok {
-		c.(*conn).done()
+		c.(*conn).release()
 	}
 }
 
 type conn struct {
 	net.Conn
-	l      *Listener
-	remote string
-	done   func()
+	l       *Listener
+	remote  string
+	release func()
 }
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	c.l.unknown.CompareAndDelete(c.remote, c)
-	c.done()
+	c.release()
 	return c.Conn.Close()
 }

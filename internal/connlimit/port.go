@@ -61,27 +61,27 @@ func (p *Port) Bounded(admits func(net.Addr) bool) *Listener {
 	return &Listener{Listener: p, waiting: p.Table, admits: admits}
 }
 
-// noted is a port in the list.
-type noted struct {
-	name  string
-	at    net.Addr
-	table *Table
+// namedTable is the table of one port in the list of ports.
+type namedTable struct {
+	name    string
+	address net.Addr
+	table   *Table
 }
 
 // ports are the TCP ports of this process. The list is the process's, as its sockets are.
 var ports struct {
 	sync.Mutex
-	all map[*noted]bool
+	all map[*namedTable]bool
 }
 
 // Note adds a port to the list, whose listener only a library has, until forget is called. The number of its address is
 // 0 if the library chooses it.
 func Note(name string, at net.Addr, t *Table) (forget func()) {
-	n := &noted{name, at, t}
+	n := &namedTable{name, at, t}
 	ports.Lock()
 	defer ports.Unlock()
 	if ports.all == nil {
-		ports.all = map[*noted]bool{}
+		ports.all = map[*namedTable]bool{}
 	}
 	ports.all[n] = true
 	return func() {
@@ -114,12 +114,14 @@ func (Metrics) Describe(to chan<- *prometheus.Desc) {
 // one, with the connections of both.
 func (Metrics) Collect(to chan<- prometheus.Metric) {
 	ports.Lock()
-	all := make([]*noted, 0, len(ports.all))
+	all := make([]*namedTable, 0, len(ports.all))
 	for n := range ports.all {
 		all = append(all, n)
 	}
 	ports.Unlock()
-	same := func(a, b *noted) int { return strings.Compare(a.name+" "+a.at.String(), b.name+" "+b.at.String()) }
+	same := func(a, b *namedTable) int {
+		return strings.Compare(a.name+" "+a.address.String(), b.name+" "+b.address.String())
+	}
 	slices.SortFunc(all, same)
 	for len(all) > 0 {
 		n, most, open, closed := all[0], 0, 0, uint64(0)
@@ -127,7 +129,7 @@ func (Metrics) Collect(to chan<- prometheus.Metric) {
 			nowOpen, nowClosed := all[0].table.count()
 			most, open, closed = max(most, all[0].table.Max), open+nowOpen, closed+nowClosed
 		}
-		labels := []string{n.name, n.at.String()}
+		labels := []string{n.name, n.address.String()}
 		to <- prometheus.MustNewConstMetric(maxDesc, prometheus.GaugeValue, float64(most), labels...)
 		to <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(open), labels...)
 		to <- prometheus.MustNewConstMetric(closedDesc, prometheus.CounterValue, float64(closed), labels...)

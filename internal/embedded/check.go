@@ -14,9 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
-// complete says whether dir holds the files of the index, by names, lengths, modes and link targets. Checksums were
+// isComplete says whether dir holds the files of the index, by names, lengths, modes and link targets. Checksums were
 // checked before the set got its name. Reading all of them at each start would take a small board a second.
-func complete(x index.Index, dir string) bool {
+func isComplete(x index.Index, dir string) bool {
 	for _, e := range x {
 		p := filepath.Join(dir, e.Path)
 		if e.Link != "" {

@@ -38,17 +38,17 @@ type Dir struct {
 	// set. Use Stable for paths that are recorded for later, as containerd records its shim's path.
 	Stable string
 
-	// use is the descriptor of a shared lock on Path. While this process lives, the lock prevents another version's
+	// lockFD is the descriptor of a shared lock on Path. While this process lives, the lock prevents another version's
 	// Unpack from removing the set. It is no os.File, because the finalizer would close that when a caller keeps only
 	// the path.
-	use int
+	lockFD int
 }
 
 // File returns the path of one of the set's files.
 func (d Dir) File(name string) string { return filepath.Join(d.Path, name) }
 
 // Close releases the set, from which this process starts no more programs. Exiting has the same effect.
-func (d Dir) Close() error { return unix.Close(d.use) }
+func (d Dir) Close() error { return unix.Close(d.lockFD) }
 
 // Unpack unpacks the embedded programs below dataDir/bin, unless they are there, and removes sets of other versions
 // that no process uses. It checks each file's checksum while unpacking. They appear all at once or not at all. That
@@ -69,14 +69,14 @@ func unpack(src fs.FS, bin, proc string) (Dir, error) {
 	}
 	d := Dir{Path: filepath.Join(bin, index.Hash(text)), Stable: filepath.Join(bin, "current")}
 	for {
-		if !complete(x, d.Path) || !pointsTo(d.Stable, d.Path) {
+		if !isComplete(x, d.Path) || !pointsTo(d.Stable, d.Path) {
 			if err := install(src, x, bin, d); err != nil {
-				return Dir{}, explain(err, bin, x.Bytes())
+				return Dir{}, explainError(err, bin, x.Bytes())
 			}
 		}
 		held, err := d.lockShared()
 		if err != nil {
-			return Dir{}, explain(err, bin, x.Bytes())
+			return Dir{}, explainError(err, bin, x.Bytes())
 		}
 		if held {
 			break
@@ -130,6 +130,6 @@ func (d *Dir) lockShared() (bool, error) {
 	if !sameFile(fd, d.Path) {
 		return false, unix.Close(fd)
 	}
-	d.use = fd
+	d.lockFD = fd
 	return true, nil
 }

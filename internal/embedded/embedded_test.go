@@ -58,11 +58,11 @@ func unpackOwn(t *testing.T) *Dir {
 // descriptor may be another file's by now.
 func letGo(t *testing.T, d *Dir) {
 	t.Helper()
-	if d.use < 0 {
+	if d.lockFD < 0 {
 		return
 	}
 	testenv.Check(t, d.Close())
-	d.use = -1
+	d.lockFD = -1
 }
 
 // sets names what bin holds beside the lock and the link.

@@ -26,8 +26,8 @@ const (
 	tempPrefix = ".tmp-"
 )
 
-// workers is how many files are unpacked at the same time.
-const workers = 2
+// unpackWorkers is how many files are unpacked at the same time.
+const unpackWorkers = 2
 
 // install unpacks the set next to its final path and renames it to that. d.Path may exist with a damaged set.
 func install(src fs.FS, x index.Index, bin string, d Dir) error {
@@ -42,12 +42,12 @@ func install(src fs.FS, x index.Index, bin string, d Dir) error {
 	if err := removeTemps(bin); err != nil {
 		return err
 	}
-	if !complete(x, d.Path) { // another process may have installed it
+	if !isComplete(x, d.Path) { // another process may have installed it
 		if err := writeSet(src, x, bin, d.Path); err != nil {
 			return err
 		}
 	}
-	return point(d.Stable, filepath.Base(d.Path))
+	return pointLink(d.Stable, filepath.Base(d.Path))
 }
 
 // lockBin waits until no other process writes to bin. The kernel releases the lock of a process that dies.
@@ -113,9 +113,9 @@ func writeEntries(src fs.FS, x index.Index, dir string) error {
 		todo <- e
 	}
 	close(todo)
-	errs := make([]error, workers)
+	errs := make([]error, unpackWorkers)
 	var wg sync.WaitGroup
-	for i := range workers {
+	for i := range unpackWorkers {
 		wg.Go(func() {
 			for e := range todo {
 				if errs[i] = writeEntry(src, e, filepath.Join(dir, e.Path)); errs[i] != nil {
@@ -161,8 +161,8 @@ func copyEntry(out *os.File, in io.Reader, e index.Entry) error {
 	return out.Sync()
 }
 
-// point makes link a symbolic link to target. It replaces an older link in one step.
-func point(link, target string) error {
+// pointLink makes link a symbolic link to target. It replaces an older link in one step.
+func pointLink(link, target string) error {
 	tmp := filepath.Join(filepath.Dir(link), tempPrefix+"current")
 	if err := os.Symlink(target, tmp); err != nil {
 		return err
@@ -173,8 +173,8 @@ func point(link, target string) error {
 	return atomicfile.SyncDir(filepath.Dir(link))
 }
 
-// explain adds a hint to errors that a user can do something about.
-func explain(err error, bin string, need int64) error {
+// explainError adds a hint to errors that a user can do something about.
+func explainError(err error, bin string, need int64) error {
 	const what = "unpack the embedded programs into %s: "
 	switch {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):

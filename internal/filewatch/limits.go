@@ -21,13 +21,13 @@ const Instances, Watches = 1024, 65536
 // driver is found, and a changed certificate is read up to a minute later. A limit that cannot be raised is logged and
 // is no error.
 func RaiseLimits(log *slog.Logger) {
-	if err := raise("/proc/sys/fs/inotify"); err != nil {
+	if err := raiseLimits("/proc/sys/fs/inotify"); err != nil {
 		log.Warn("the machine lets its programs watch few files; pods' programs may use that up, and kubectl logs -f fails then", "error",
 			err)
 	}
 }
 
-func raise(dir string) error {
+func raiseLimits(dir string) error {
 	var errs []error
 	for name, want := range map[string]int{"max_user_instances": Instances, "max_user_watches": Watches} {
 		path := filepath.Join(dir, name)

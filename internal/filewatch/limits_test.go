@@ -18,9 +18,9 @@ func TestLowInotifyLimitsAreRaised(t *testing.T) {
 	for name, text := range files {
 		testenv.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
-	testenv.NoError(t, raise(dir))
+	testenv.NoError(t, raiseLimits(dir))
 	for name, want := range map[string]string{"max_user_instances": "1024", "max_user_watches": "1000000\n"} {
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(dir, name)))(t)), want, "%s is", name)
 	}
-	testenv.Fails(t, raise(filepath.Join(dir, "none")), "a kernel without the limits is not reported")
+	testenv.Fails(t, raiseLimits(filepath.Join(dir, "none")), "a kernel without the limits is not reported")
 }

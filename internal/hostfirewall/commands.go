@@ -44,9 +44,9 @@ func Commands(chains []Chain, n Needs) []string {
 		own := slices.DeleteFunc(slices.Clone(chains), func(c Chain) bool { return c.Program != p })
 		switch p {
 		case UFW:
-			out = append(out, ufw(own, n)...)
+			out = append(out, ufwCommands(own, n)...)
 		case Firewalld:
-			out = append(out, firewalld(n)...)
+			out = append(out, firewalldCommands(n)...)
 		default:
 			for _, c := range own {
 				if c.plain() {
@@ -63,13 +63,13 @@ func Persistent(chains []Chain) bool {
 	return !slices.ContainsFunc(Programs(chains), func(p Program) bool { return p != UFW && p != Firewalld })
 }
 
-func closes(chains []Chain, h Hook) bool {
+func hasChainOf(chains []Chain, h Hook) bool {
 	return slices.ContainsFunc(chains, func(c Chain) bool { return c.Hook == h })
 }
 
-func ufw(chains []Chain, n Needs) []string {
+func ufwCommands(chains []Chain, n Needs) []string {
 	var out []string
-	if closes(chains, Input) {
+	if hasChainOf(chains, Input) {
 		if n.Port > 0 {
 			out = append(out, fmt.Sprintf("ufw allow %d", n.Port))
 		}
@@ -80,7 +80,7 @@ func ufw(chains []Chain, n Needs) []string {
 			out = append(out, fmt.Sprintf("ufw allow from %s", p))
 		}
 	}
-	if closes(chains, Forward) {
+	if hasChainOf(chains, Forward) {
 		for _, p := range n.Pods {
 			out = append(out, fmt.Sprintf("ufw route allow from %s", p), fmt.Sprintf("ufw route allow to %s", p))
 		}
@@ -88,9 +88,9 @@ func ufw(chains []Chain, n Needs) []string {
 	return out
 }
 
-// firewalld returns the commands for firewalld. It accepts traffic that is translated for a Service by itself, and
-// pods' packets when their source is in the zone trusted.
-func firewalld(n Needs) []string {
+// firewalldCommands returns the commands for firewalld. It accepts traffic that is translated for a Service by itself,
+// and pods' packets when their source is in the zone trusted.
+func firewalldCommands(n Needs) []string {
 	var out []string
 	ports := ""
 	if n.Port > 0 {

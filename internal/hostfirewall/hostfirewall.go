@@ -56,16 +56,18 @@ func (c Chain) String() string {
 	return text
 }
 
-// word matches a name that nft and a shell take as one plain word. The kernel accepts any name.
-var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
+// wordPattern matches a name that nft and a shell take as one plain word. The kernel accepts any name.
+var wordPattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
 
 // plain says whether the chain's names can be written in a command.
-func (c Chain) plain() bool { return word.MatchString(c.Table) && word.MatchString(c.Name) }
+func (c Chain) plain() bool {
+	return wordPattern.MatchString(c.Table) && wordPattern.MatchString(c.Name)
+}
 
-// owner returns the program to which a chain of iptables' table filter belongs, by the names of all chains of that
+// ownerOf returns the program to which a chain of iptables' table filter belongs, by the names of all chains of that
 // table. If there are chains of both ufw and Docker, it returns UFW: ufw's commands also open FORWARD, and they are
 // persistent.
-func owner(has func(chain string) bool, hook Hook) Program {
+func ownerOf(has func(chain string) bool, hook Hook) Program {
 	switch {
 	case hook == Input && has("ufw-user-input"), hook == Forward && has("ufw-user-forward"):
 		return UFW

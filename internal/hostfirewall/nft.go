@@ -22,9 +22,9 @@ func isOwnTable(table string) bool {
 	return strings.HasPrefix(table, "coracle") || table == "kube-proxy"
 }
 
-// reloading is the name of firewalld's table while it reloads its rules. The table drops all new connections for a
+// reloadTable is the name of firewalld's table while it reloads its rules. The table drops all new connections for a
 // second.
-const reloading = "firewalld_policy_drop"
+const reloadTable = "firewalld_policy_drop"
 
 // Find returns the closed chains of all other programs' tables in nftables, including those of iptables-nft. It does
 // not read the tables of iptables-legacy.
@@ -43,7 +43,7 @@ func Find() ([]Chain, error) {
 	var out []Chain
 	for _, c := range all {
 		family, hook := families[c.Table.Family], hookOf(c)
-		if family == "" || hook == "" || isOwnTable(c.Table.Name) || c.Table.Name == reloading {
+		if family == "" || hook == "" || isOwnTable(c.Table.Name) || c.Table.Name == reloadTable {
 			continue
 		}
 		if closed, err := isClosed(conn, c); err != nil {
@@ -66,7 +66,7 @@ func ownerNFT(c *nftables.Chain, has func(string) bool, hook Hook) Program {
 	case c.Table.Name == "firewalld":
 		return Firewalld
 	case c.Table.Name == "filter" && c.Name == strings.ToUpper(string(hook)) && c.Table.Family != nftables.TableFamilyINet:
-		return owner(has, hook) // iptables' names, in one of iptables' families
+		return ownerOf(has, hook) // iptables' names, in one of iptables' families
 	}
 	return NFTables
 }

@@ -23,15 +23,15 @@ import (
 //go:linkname manager k8s.io/kubernetes/pkg/volume/csi.nim
 var manager nodeinfomanager.Interface
 
-// changing is held while a CSI volume plugin, the kubelet's or a controller's, is initialized, because that changes the
+// changeMu is held while a CSI volume plugin, the kubelet's or a controller's, is initialized, because that changes the
 // variable.
-var changing sync.Mutex
+var changeMu sync.Mutex
 
 // RestoreAfter calls build, which may initialize a CSI volume plugin without a node, and then restores the kubelet's
 // value.
 func RestoreAfter(build func()) {
-	changing.Lock()
-	defer changing.Unlock()
+	changeMu.Lock()
+	defer changeMu.Unlock()
 	kept, handler := manager, *csi.PluginHandler
 	build()
 	// If no kubelet has started yet, the variable is reset to nil: otherwise it would keep the controller in memory for
@@ -42,16 +42,16 @@ func RestoreAfter(build func()) {
 // Init calls initialize, which initializes the kubelet's plugin. It waits while RestoreAfter builds: otherwise
 // RestoreAfter would overwrite the value that initialize has set. initialize must not call RestoreAfter or Write.
 func Init(initialize func() error) error {
-	changing.Lock()
-	defer changing.Unlock()
+	changeMu.Lock()
+	defer changeMu.Unlock()
 	return initialize()
 }
 
 // Write writes the CSINode object of this process' kubelet, as the kubelet itself does when it starts.
 func Write() error {
-	changing.Lock()
+	changeMu.Lock()
 	m := manager
-	changing.Unlock()
+	changeMu.Unlock()
 	if nodeOf(m) == "" {
 		return errors.New("no kubelet has initialized its CSI plugin in this process")
 	}

@@ -37,8 +37,8 @@ var reasonByName = map[string]string{
 
 const reasonLeaderElection = "this component runs where Raft leads; there is no lease to tune"
 
-// harmless are values that ask for the behaviour that is fixed here anyway. Hardening guides set some of them.
-var harmless = map[string][]string{
+// harmlessValues are values of flags that request behaviour which is fixed here. Hardening guides set some of them.
+var harmlessValues = map[string][]string{
 	"leader-elect":         {"false"},
 	"profiling":            {"false"},
 	"contention-profiling": {"false"},
@@ -61,7 +61,7 @@ func RefusedInProcess(sets cliflag.NamedFlagSets) map[string]Refusal {
 				reason = reasonLeaderElection
 			}
 			if reason != "" {
-				refused[f.Name] = Refusal{Reason: reason, Harmless: harmless[f.Name]}
+				refused[f.Name] = Refusal{Reason: reason, Harmless: harmlessValues[f.Name]}
 			}
 		})
 	}

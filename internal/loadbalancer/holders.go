@@ -20,8 +20,8 @@ import (
 const (
 	// ConfigMap is the name of the ConfigMap with the record, in the namespace kube-system.
 	ConfigMap = "load-balancer.coracle"
-	// data is the key in that ConfigMap.
-	data = "holders"
+	// dataKey is the key in that ConfigMap.
+	dataKey = "holders"
 	// NetworksAnnotation is an annotation of a Node. It lists the networks of the machine's Ethernet interfaces,
 	// separated by commas. The node can announce addresses in these networks.
 	NetworksAnnotation = "coracle.dev/networks"
@@ -62,7 +62,7 @@ type Holders map[netip.Addr]Holder
 // Read decodes the data of the ConfigMap. Without a record, it returns an empty one.
 func Read(from map[string]string) (Holders, error) {
 	out := Holders{}
-	text, ok := from[data]
+	text, ok := from[dataKey]
 	if !ok {
 		return out, nil
 	}
@@ -78,7 +78,7 @@ func (r Holders) Write() (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing who answers for the load balancer's addresses: %w", err)
 	}
-	return map[string]string{data: string(text)}, nil
+	return map[string]string{dataKey: string(text)}, nil
 }
 
 // Conflicts maps addresses that another machine uses to that machine's Ethernet address.
@@ -93,7 +93,7 @@ const maxReported = 64
 func ReadConflicts(text string) Conflicts { return readPairs(text, net.ParseMAC) }
 
 // String returns the value of the annotation.
-func (c Conflicts) String() string { return pairs(c, net.HardwareAddr.String) }
+func (c Conflicts) String() string { return formatPairs(c, net.HardwareAddr.String) }
 
 // Proven maps addresses that a node has proven to the term in which it holds them.
 type Proven map[netip.Addr]uint64
@@ -105,7 +105,7 @@ func ReadProven(text string) Proven {
 
 // String returns the value of the annotation.
 func (p Proven) String() string {
-	return pairs(p, func(term uint64) string { return strconv.FormatUint(term, 10) })
+	return formatPairs(p, func(term uint64) string { return strconv.FormatUint(term, 10) })
 }
 
 func readPairs[V any](text string, parse func(string) (V, error)) map[netip.Addr]V {
@@ -121,7 +121,7 @@ func readPairs[V any](text string, parse func(string) (V, error)) map[netip.Addr
 	return out
 }
 
-func pairs[V any](of map[netip.Addr]V, text func(V) string) string {
+func formatPairs[V any](of map[netip.Addr]V, text func(V) string) string {
 	var words []string
 	for _, a := range slices.SortedFunc(maps.Keys(of), netip.Addr.Compare) {
 		if len(words) < maxReported {

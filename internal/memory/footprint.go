@@ -37,7 +37,7 @@ func Trim(pools bool) error {
 	}
 	debug.FreeOSMemory()
 	mapPagesSingly()
-	return advise(unix.MADV_RANDOM, unix.MADV_DONTNEED)
+	return advisePages(unix.MADV_RANDOM, unix.MADV_DONTNEED)
 }
 
 // mapPagesSingly makes a fault in the program's own pages map only the page that is used, from now on. By default,
@@ -47,7 +47,7 @@ func Trim(pools bool) error {
 // after an installation, Linux maps all of these, tracked or not, unless huge pages are disabled. It does nothing on
 // kernels that refuse.
 var mapPagesSingly = sync.OnceFunc(func() {
-	_ = advise(unix.MADV_NOHUGEPAGE) // fails on kernels without huge pages
+	_ = advisePages(unix.MADV_NOHUGEPAGE) // fails on kernels without huge pages
 	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|userModeOnly, 0, 0)
 	if errno != 0 {
 		return
@@ -80,10 +80,10 @@ const (
 // ReadPagesSingly makes the kernel read only those pages of the program's file that are used, when they are used. The
 // start is slower, but a control group with a tight limit is not charged for other pages. Newer kernels (seen on Linux
 // 6.18) still read pages around a fault in code. Data and Go's tables are the larger half of the program.
-func ReadPagesSingly() error { return advise(unix.MADV_RANDOM) }
+func ReadPagesSingly() error { return advisePages(unix.MADV_RANDOM) }
 
-// advise calls madvise(2) with this advice for the program's own clean pages.
-func advise(advice ...uintptr) error {
+// advisePages calls madvise(2) with this advice for the program's own clean pages.
+func advisePages(advice ...uintptr) error {
 	return eachOwn(func(m mapping) error {
 		for _, a := range advice {
 			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, a); errno != 0 {
@@ -105,7 +105,7 @@ func eachOwn(do func(mapping) error) error {
 	if err != nil {
 		return fmt.Errorf("finding this program's file: %w", err)
 	}
-	own, err := clean(f, exe)
+	own, err := cleanMappings(f, exe)
 	if err != nil {
 		return fmt.Errorf("reading this process' mappings: %w", err)
 	}
@@ -117,9 +117,9 @@ func eachOwn(do func(mapping) error) error {
 	return nil
 }
 
-// clean returns the mappings of a file to which this process can never have written (proc_pid_maps(5)). Written content
-// would be lost when pages are dropped.
-func clean(maps io.Reader, exe string) ([]mapping, error) {
+// cleanMappings returns the mappings of a file to which this process can never have written (proc_pid_maps(5)). Written
+// content would be lost when pages are dropped.
+func cleanMappings(maps io.Reader, exe string) ([]mapping, error) {
 	var out []mapping
 	s := bufio.NewScanner(maps)
 	for s.Scan() {

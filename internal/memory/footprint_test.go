@@ -21,7 +21,7 @@ c000000000-c000400000 rw-p 00000000 00:00 0
 7f0000000000-7f0000001000 r--s 00000000 fe:00 99   /var/lib/coracle/server/store/raft.db
 7fff00000000-7fff00002000 r-xp 00000000 00:00 0   [vdso]
 `
-	got := testenv.Must(clean(strings.NewReader(maps), "/usr/local/bin/coracle"))(t)
+	got := testenv.Must(cleanMappings(strings.NewReader(maps), "/usr/local/bin/coracle"))(t)
 	testenv.EqualSlices(t, got, []mapping{{0x400000, 0x6d5a000}, {0x6d5a000, 0xa000000}}, "clean mappings:")
 }
 

@@ -16,8 +16,8 @@ const (
 	// leastHeap is about the heap of an idle server, in bytes. A lower limit would make the collector run all the time
 	// without a gain.
 	leastHeap = 96 << 20
-	// tight is the memory that a start takes without a limit, in bytes: 125 MB of heap and 155 MB of its program.
-	tight = 288 << 20
+	// tightLimit is the memory that a start takes without a limit, in bytes: 125 MB of heap and 155 MB of its program.
+	tightLimit = 288 << 20
 )
 
 // HeapLimit returns the limit for the memory of Go's runtime (heap, stacks and its own data), in bytes. Under a control
@@ -32,7 +32,7 @@ func HeapLimit(l Limit) int64 {
 
 // Tight says whether a control group leaves so little memory that a start with the default settings would have to read
 // its own program again and again.
-func Tight(l Limit) bool { return l.Group > 0 && l.Group < l.Machine && l.Group < tight }
+func Tight(l Limit) bool { return l.Group > 0 && l.Group < l.Machine && l.Group < tightLimit }
 
 // Fit adapts the process to the memory that it may use. Near the limit, the collector runs more often instead of
 // letting the heap grow over the limit, unless GOMEMLIMIT is in the environment. If memory is tight, the program's

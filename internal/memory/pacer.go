@@ -28,8 +28,8 @@ const (
 	// With 160 MB of garbage, the collector took 36% of its processor time under load.
 	busyMost  = 128 << 20
 	busyLeast = 20
-	// worthwhile is how many bytes of garbage under load justify two collections at the end of a burst.
-	worthwhile = 96 << 20
+	// minGarbage is how many bytes of garbage under load justify two collections at the end of a burst.
+	minGarbage = 96 << 20
 	// overEvery is the least time between the ends of two bursts. Where work always comes in bursts, such as every
 	// quarter of a minute, two collections of all live memory, and faults on the pages that were given back, would cost
 	// more than the garbage is worth.
@@ -49,35 +49,35 @@ type Pacer struct {
 	idle, busy int  // GOGC values, percent
 	begun      bool // the start is over
 	now        func() time.Time
-	set        func(percent int)
+	setGOGC    func(percent int)
 	// heap returns how many collections Go began by itself, and the number of bytes to which GOGC applies: live bytes
 	// after the last collection, with stacks and globals.
 	heap func() (automatic, live uint64)
 
-	mu      sync.Mutex
-	last    time.Time // time of the last collection that Go began by itself
-	counted uint64    // number of such collections at that time
-	current int
+	mu            sync.Mutex
+	lastAutomatic time.Time // time of the last collection that Go began by itself
+	counted       uint64    // number of such collections at that time
+	current       int
 
-	after   func(time.Duration, func()) stopper
-	waiting stopper   // waits for the end of a burst; nil while there is no burst
-	known   bool      // Ended was called since the end of the last burst
-	ended   time.Time // end of the last burst
-	over    chan struct{}
+	afterFunc   func(time.Duration, func()) stopper
+	waiting     stopper   // waits for the end of a burst; nil while there is no burst
+	endReported bool      // Ended was called since the end of the last burst
+	burstEnd    time.Time // end of the last burst
+	burstEnded  chan struct{}
 }
 
-// stopper is what is used of a time.Timer.
+// stopper has the method of time.Timer that is used.
 type stopper interface{ Stop() bool }
 
 // NewPacer sets the value for a start, which holds until the first collection or Rest, and starts to sample. now is the
 // clock.
 func NewPacer(start, idle, busy int, now func() time.Time) *Pacer {
 	p := &Pacer{
-		idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, heap: heap, last: now(),
-		after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+		idle: idle, busy: busy, now: now, setGOGC: func(percent int) { debug.SetGCPercent(percent) }, heap: readHeap, lastAutomatic: now(),
+		afterFunc: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, burstEnded: make(chan struct{}, 1),
 	}
 	var live uint64
-	p.counted, live = heap()
+	p.counted, live = readHeap()
 	p.change(atStart(start, live))
 	p.arm()
 	return p
@@ -89,7 +89,7 @@ func (p *Pacer) BurstEnded() <-chan struct{} {
 	if p == nil {
 		return nil
 	}
-	return p.over
+	return p.burstEnded
 }
 
 // Ended reports that work has ended which left much garbage, even if Go does not see it. BurstEnded then receives as
@@ -100,7 +100,7 @@ func (p *Pacer) Ended() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.known = true
+	p.endReported = true
 	p.await(true)
 }
 
@@ -145,8 +145,8 @@ func (p *Pacer) afterCollection() {
 	}
 	p.counted = automatic
 	now := p.now()
-	since := now.Sub(p.last)
-	p.last = now
+	since := now.Sub(p.lastAutomatic)
+	p.lastAutomatic = now
 	switch {
 	case since < busyBelow, !p.begun:
 		p.change(underLoad(p.busy, live))
@@ -154,7 +154,7 @@ func (p *Pacer) afterCollection() {
 		p.change(atRest(p.idle, live))
 	}
 	p.begun = true
-	p.await(p.known || live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
+	p.await(p.endReported || live/100*uint64(p.current) >= minGarbage && p.current > atRest(p.idle, live))
 }
 
 // await waits for the end of a burst, if there is one. A burst has ended when Go began no collection for idleAbove, or
@@ -165,12 +165,12 @@ func (p *Pacer) await(burst bool) {
 		p.waiting = nil
 	}
 	if burst {
-		p.waiting = p.after(max(idleAbove, overEvery-p.now().Sub(p.ended)), func() {
+		p.waiting = p.afterFunc(max(idleAbove, overEvery-p.now().Sub(p.burstEnd)), func() {
 			p.mu.Lock()
-			p.ended, p.known = p.now(), false
+			p.burstEnd, p.endReported = p.now(), false
 			p.mu.Unlock()
 			select {
-			case p.over <- struct{}{}:
+			case p.burstEnded <- struct{}{}:
 			default: // the previous end of a burst was not received yet
 			}
 		})
@@ -192,8 +192,8 @@ func underLoad(busy int, live uint64) int {
 	return min(percent, max(allowed(busyMost), min(busyLeast, busy/2)))
 }
 
-// heap reads the metrics of the Go runtime.
-func heap() (automatic, live uint64) {
+// readHeap reads the metrics of the Go runtime.
+func readHeap() (automatic, live uint64) {
 	samples := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"},
 		{Name: "/gc/scan/globals:bytes"}}
 	metrics.Read(samples)
@@ -203,6 +203,6 @@ func heap() (automatic, live uint64) {
 func (p *Pacer) change(percent int) {
 	if percent != p.current {
 		p.current = percent
-		p.set(percent)
+		p.setGOGC(percent)
 	}
 }

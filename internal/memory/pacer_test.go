@@ -18,8 +18,9 @@ func TestPacerFollowsTheHeap(t *testing.T) {
 	now := time.Unix(0, 0)
 	var set []int
 	var collections, live uint64
-	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = append(set, n) },
-		heap: func() (uint64, uint64) { return collections, live }, last: now, after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
+	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, setGOGC: func(n int) { set = append(set, n) },
+		heap: func() (uint64, uint64) { return collections, live }, lastAutomatic: now,
+		afterFunc: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
 	p.change(800) // as NewPacer does
 	for i, step := range []struct {
 		after     time.Duration
@@ -56,7 +57,7 @@ func TestGarbageIsBoundedBeforeFirstCollection(t *testing.T) {
 	NewPacer(800, 25, 100, time.Now)
 	goal := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}}
 	metrics.Read(goal)
-	_, live := heap()
+	_, live := readHeap()
 	runtime.KeepAlive(kept)
 	if most := live + startRoom; goal[0].Value.Uint64() > most {
 		t.Errorf("the first collection is at %d MB of heap, want %d MB at most", goal[0].Value.Uint64()>>20, most>>20)
@@ -66,9 +67,9 @@ func TestGarbageIsBoundedBeforeFirstCollection(t *testing.T) {
 // TestRestEndsAStart: the first collection after Rest does not set the percentage for load.
 func TestRestEndsAStart(t *testing.T) {
 	now, collections, set := time.Unix(0, 0), uint64(0), 0
-	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = n },
-		heap: func() (uint64, uint64) { return collections, 40 << 20 }, last: now,
-		after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
+	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, setGOGC: func(n int) { set = n },
+		heap: func() (uint64, uint64) { return collections, 40 << 20 }, lastAutomatic: now,
+		afterFunc: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
 	p.change(800) // as NewPacer does
 	p.Rest()
 	now, collections = now.Add(time.Minute), 1
@@ -82,8 +83,9 @@ func TestPacerSeesTheEndOfABurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var collections, live uint64
 		p := &Pacer{
-			idle: 25, busy: 100, now: time.Now, set: func(int) {}, heap: func() (uint64, uint64) { return collections, live }, last: time.Now(),
-			after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+			idle: 25, busy: 100, now: time.Now, setGOGC: func(int) {}, lastAutomatic: time.Now(),
+			heap:      func() (uint64, uint64) { return collections, live },
+			afterFunc: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, burstEnded: make(chan struct{}, 1),
 		}
 		p.Rest()
 		over := func() bool {
@@ -133,8 +135,9 @@ func TestPacerKnowsAnEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var collections uint64
 		p := &Pacer{
-			idle: 25, busy: 100, now: time.Now, set: func(int) {}, heap: func() (uint64, uint64) { return collections, 40 << 20 }, last: time.Now(),
-			after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+			idle: 25, busy: 100, now: time.Now, setGOGC: func(int) {}, lastAutomatic: time.Now(),
+			heap:      func() (uint64, uint64) { return collections, 40 << 20 },
+			afterFunc: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, burstEnded: make(chan struct{}, 1),
 		}
 		over := func(after time.Duration) bool {
 			time.Sleep(after) // the bubble's time
@@ -164,8 +167,9 @@ func TestBurstsThatComeAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var collections uint64
 		p := &Pacer{
-			idle: 25, busy: 100, now: time.Now, set: func(int) {}, heap: func() (uint64, uint64) { return collections, 400 << 20 }, last: time.Now(),
-			after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
+			idle: 25, busy: 100, now: time.Now, setGOGC: func(int) {}, lastAutomatic: time.Now(),
+			heap:      func() (uint64, uint64) { return collections, 400 << 20 },
+			afterFunc: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, burstEnded: make(chan struct{}, 1),
 		}
 		p.Rest()
 		ended := 0
@@ -223,7 +227,7 @@ func TestPacerSeesCollections(t *testing.T) {
 // What Go takes its percentage of counts, and with thousands of goroutines that is much more than the heap.
 func TestPacerCountsStacks(t *testing.T) {
 	runtime.GC()
-	_, before := heap()
+	_, before := readHeap()
 	end := make(chan struct{})
 	var ready, ended sync.WaitGroup
 	for range 1000 {
@@ -232,7 +236,7 @@ func TestPacerCountsStacks(t *testing.T) {
 	}
 	ready.Wait()
 	runtime.GC()
-	_, with := heap()
+	_, with := readHeap()
 	close(end)
 	ended.Wait()
 	testenv.False(t, with < before+1000*deep, "%d bytes with a thousand stacks of more than %d, %d before", with, deep, before)
@@ -256,12 +260,13 @@ func TestTrimIsNoLoad(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // Go begins no collection of its own accord: such a one would be load
 	runtime.GC()                                     // ends the one that may be under way
 	samples := make(chan uint64, 100)                // more than the collections of this test
-	p := &Pacer{idle: 1000, busy: 2000, now: time.Now, set: func(int) {}, last: time.Now(), after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }, heap: func() (uint64, uint64) {
-		automatic, live := heap()
-		samples <- automatic
-		return automatic, live
-	}}
-	p.counted, _ = heap()
+	p := &Pacer{idle: 1000, busy: 2000, now: time.Now, setGOGC: func(int) {}, lastAutomatic: time.Now(),
+		afterFunc: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }, heap: func() (uint64, uint64) {
+			automatic, live := readHeap()
+			samples <- automatic
+			return automatic, live
+		}}
+	p.counted, _ = readHeap()
 	p.Rest()
 	p.arm()
 	for range 3 {
@@ -271,7 +276,7 @@ func TestTrimIsNoLoad(t *testing.T) {
 	<-samples
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.heap = heap // looks are not read any more, and this pacer looks as long as the process lives
+	p.heap = readHeap // looks are not read any more, and this pacer looks as long as the process lives
 	testenv.True(t, p.current == 1000, "after Trim %d%% of garbage may pile up, as under load", p.current)
 }
 

@@ -19,7 +19,7 @@ type Informer struct {
 	Shows func(obj any) bool
 }
 
-func (i Informer) only(h cache.ResourceEventHandler) cache.ResourceEventHandler {
+func (i Informer) filtered(h cache.ResourceEventHandler) cache.ResourceEventHandler {
 	return cache.FilteringResourceEventHandler{FilterFunc: i.Shows, Handler: h}
 }
 
@@ -34,17 +34,17 @@ func Object(argument any) any {
 
 // AddEventHandler implements cache.SharedInformer.
 func (i Informer) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	return i.SharedIndexInformer.AddEventHandler(i.only(h))
+	return i.SharedIndexInformer.AddEventHandler(i.filtered(h))
 }
 
 // AddEventHandlerWithResyncPeriod implements cache.SharedInformer.
 func (i Informer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler,
 	resync time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(i.only(h), resync)
+	return i.SharedIndexInformer.AddEventHandlerWithResyncPeriod(i.filtered(h), resync)
 }
 
 // AddEventHandlerWithOptions implements cache.SharedInformer.
 func (i Informer) AddEventHandlerWithOptions(h cache.ResourceEventHandler,
 	o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
-	return i.SharedIndexInformer.AddEventHandlerWithOptions(i.only(h), o)
+	return i.SharedIndexInformer.AddEventHandlerWithOptions(i.filtered(h), o)
 }

@@ -66,12 +66,12 @@ type Options struct {
 
 // Informers are the caches. Make them with New, get those that the options select, add handlers, then call Run.
 type Informers struct {
-	o       Options
-	factory informers.SharedInformerFactory
-	peers   informers.SharedInformerFactory // of objects that are watched only when a policy needs them
-	needed  chan struct{}                   // closed when a policy needs them
-	need    sync.Once
-	running atomic.Bool
+	o           Options
+	factory     informers.SharedInformerFactory
+	peers       informers.SharedInformerFactory // of objects that are watched only when a policy needs them
+	peersNeeded chan struct{}                   // closed when a policy needs them
+	needOnce    sync.Once
+	running     atomic.Bool
 }
 
 // New prepares the caches; Run fills them.
@@ -80,7 +80,7 @@ func New(o Options) (*Informers, error) {
 		return nil, errors.New("netinformers: Client and NodeName are required")
 	}
 	i := &Informers{
-		o: o, needed: make(chan struct{}),
+		o: o, peersNeeded: make(chan struct{}),
 		factory: informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithTransform(trim)),
 		peers:   informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithTransform(trim)),
 	}
@@ -167,7 +167,7 @@ func (i *Informers) Run(ctx context.Context) error {
 	i.factory.Start(ctx.Done())
 	select {
 	case <-ctx.Done():
-	case <-i.needed:
+	case <-i.peersNeeded:
 		i.peers.Start(ctx.Done())
 		<-ctx.Done()
 	}
@@ -205,6 +205,6 @@ func (i *Informers) Policies() (PolicyInformers, error) {
 		NetworkPolicies: i.factory.Networking().V1().NetworkPolicies(),
 		Namespaces:      i.namespaces(),
 		Pods:            i.peers.Core().V1().Pods(),
-		WatchPeers:      func() { i.need.Do(func() { close(i.needed) }) },
+		WatchPeers:      func() { i.needOnce.Do(func() { close(i.peersNeeded) }) },
 	}, nil
 }

@@ -60,14 +60,14 @@ func isServed(obj any) bool {
 	switch o := Object(obj).(type) {
 	case *corev1.Service:
 		_, others := o.Labels[apis.LabelServiceProxyName]
-		return !others && !headless(o)
+		return !others && !isHeadless(o)
 	case *discoveryv1.EndpointSlice:
 		return !ofHeadless(o)
 	}
 	return false
 }
 
-func headless(s *corev1.Service) bool { return s.Spec.ClusterIP == corev1.ClusterIPNone }
+func isHeadless(s *corev1.Service) bool { return s.Spec.ClusterIP == corev1.ClusterIPNone }
 
 func ofHeadless(s *discoveryv1.EndpointSlice) bool {
 	_, has := s.Labels[corev1.IsHeadlessService]

@@ -22,8 +22,8 @@ import (
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
-		meta := identity(o)
-		if headless(o) {
+		meta := trimMetadata(o)
+		if isHeadless(o) {
 			return &corev1.Service{ObjectMeta: meta, Spec: corev1.ServiceSpec{
 				Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs, Ports: o.Spec.Ports,
 				ExternalIPs: o.Spec.ExternalIPs,
@@ -35,7 +35,7 @@ func trim(obj any) (any, error) {
 		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer,
 			Conditions: loadBalancers(o.Status.Conditions)}}, nil
 	case *discoveryv1.EndpointSlice:
-		meta := identity(o)
+		meta := trimMetadata(o)
 		if ofHeadless(o) {
 			meta.Labels = map[string]string{discoveryv1.LabelServiceName: o.Labels[discoveryv1.LabelServiceName],
 				corev1.IsHeadlessService: ""}
@@ -43,12 +43,12 @@ func trim(obj any) (any, error) {
 				Endpoints: nameFields(o.Endpoints)}, nil
 		}
 		meta.Labels, meta.Annotations = o.Labels, o.Annotations // an annotation holds the time at which the change was triggered
-		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: endpoints(o.Endpoints)},
+		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: trimEndpoints(o.Endpoints)},
 			nil
 	case *networkingv1.ServiceCIDR:
-		return &networkingv1.ServiceCIDR{ObjectMeta: identity(o), Spec: o.Spec, Status: o.Status}, nil
+		return &networkingv1.ServiceCIDR{ObjectMeta: trimMetadata(o), Spec: o.Spec, Status: o.Status}, nil
 	case *corev1.Node:
-		meta := identity(o)
+		meta := trimMetadata(o)
 		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two with one subnet or address, the older is owner
 		for _, name := range []string{clusterconfig.UnderlayAnnotation, clusterconfig.WireGuardAnnotation,
 			clusterconfig.BackendAnnotation} {
@@ -59,22 +59,22 @@ func trim(obj any) (any, error) {
 		return &corev1.Node{
 			ObjectMeta: meta,
 			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable},
-			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: ready(o.Status.Conditions)},
+			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: readyCondition(o.Status.Conditions)},
 		}, nil
 	case *corev1.Pod:
-		return pod(o), nil
+		return trimPod(o), nil
 	case *corev1.Namespace:
-		meta := identity(o)
+		meta := trimMetadata(o)
 		meta.Labels = o.Labels
 		return &corev1.Namespace{ObjectMeta: meta}, nil
 	case *networkingv1.NetworkPolicy:
-		return &networkingv1.NetworkPolicy{ObjectMeta: identity(o), Spec: o.Spec}, nil
+		return &networkingv1.NetworkPolicy{ObjectMeta: trimMetadata(o), Spec: o.Spec}, nil
 	}
 	return obj, nil // cache.DeletedFinalStateUnknown
 }
 
-// ready returns the Ready condition of a node, without its reason.
-func ready(all []corev1.NodeCondition) []corev1.NodeCondition {
+// readyCondition returns the Ready condition of a node, without its reason.
+func readyCondition(all []corev1.NodeCondition) []corev1.NodeCondition {
 	for i := range all {
 		if all[i].Type == corev1.NodeReady {
 			return []corev1.NodeCondition{{Type: corev1.NodeReady, Status: all[i].Status}}
@@ -83,15 +83,15 @@ func ready(all []corev1.NodeCondition) []corev1.NodeCondition {
 	return nil
 }
 
-// identity returns the metadata that a cache needs of every object, and the time of the object's deletion.
-func identity(o metav1.Object) metav1.ObjectMeta {
+// trimMetadata returns the metadata that a cache needs of every object, and the time of the object's deletion.
+func trimMetadata(o metav1.Object) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(),
 		DeletionTimestamp: o.GetDeletionTimestamp(),
 	}
 }
 
-func endpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
+func trimEndpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	out := make([]discoveryv1.Endpoint, 0, len(all))
 	for i := range all {
 		e := &all[i]
@@ -113,10 +113,10 @@ func nameFields(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	return out
 }
 
-// pod returns a pod with the fields that a NetworkPolicy can select or name: labels, addresses, its node, and the names
-// of its ports.
-func pod(o *corev1.Pod) *corev1.Pod {
-	meta := identity(o)
+// trimPod returns a pod with the fields that a NetworkPolicy can select or name: labels, addresses, its node, and the
+// names of its ports.
+func trimPod(o *corev1.Pod) *corev1.Pod {
+	meta := trimMetadata(o)
 	meta.Labels = o.Labels
 	if static, ok := o.Annotations[corev1.MirrorPodAnnotationKey]; ok { // the name by which its node knows a static pod
 		meta.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: static}

@@ -12,16 +12,16 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// attempts is how often a list is requested. If changes are so frequent that no attempt succeeds, the callers try again
-// later, as they do anyway.
-const attempts = 20
+// maxAttempts is how often a list is requested. If changes are so frequent that no attempt succeeds, the callers try
+// again later, as they do anyway.
+const maxAttempts = 20
 
 // ConsistentList calls list again while the kernel reports that something changed during the listing, at most 20 times
 // (attempts). After that it returns the error.
 func ConsistentList[T any](list func() ([]T, error)) ([]T, error) {
 	var out []T
 	var err error
-	for range attempts {
+	for range maxAttempts {
 		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return out, err
 		}

@@ -25,7 +25,7 @@ func TestInterruptedDumpIsRepeated(t *testing.T) {
 		"at the third time": {2, nil, nil, 3},
 		"an error":          {0, broken, broken, 1},
 		"an error later":    {1, broken, broken, 2},
-		"never":             {1000, nil, netlink.ErrDumpInterrupted, attempts},
+		"never":             {1000, nil, netlink.ErrDumpInterrupted, maxAttempts},
 	} {
 		lists := 0
 		got, err := ConsistentList(func() ([]int, error) {

@@ -17,8 +17,8 @@ type Guard struct {
 
 // connection is an open connection of a node.
 type connection struct {
-	cert *x509.Certificate
-	end  func()
+	cert      *x509.Certificate
+	closeConn func()
 }
 
 // Revoked returns the list. It must not be changed.
@@ -48,7 +48,7 @@ func (g *Guard) Hold(c *x509.Certificate, end func()) (release func(), err error
 	if g.open == nil {
 		g.open = map[*connection]struct{}{}
 	}
-	held := &connection{cert: c, end: end}
+	held := &connection{cert: c, closeConn: end}
 	g.open[held] = struct{}{}
 	return func() {
 		g.mu.Lock()
@@ -73,6 +73,6 @@ func (g *Guard) Set(r Revoked) {
 	}
 	g.mu.Unlock()
 	for _, c := range refused {
-		c.end() // it may call release
+		c.closeConn() // it may call release
 	}
 }

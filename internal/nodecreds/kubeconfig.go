@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// name is the name of cluster, user and context. k3s uses it too, and users merge these files by hand.
-const name = "default"
+// entryName is the name of cluster, user and context. k3s uses it too, and users merge these files by hand.
+const entryName = "default"
 
 // Embedded describes a kubeconfig that embeds all data.
 type Embedded struct {
@@ -66,10 +66,10 @@ func (b ByFile) Write() error {
 func build(server string, cluster api.Cluster, user api.AuthInfo) *api.Config {
 	c := api.NewConfig()
 	cluster.Server = server
-	c.Clusters[name] = &cluster
-	c.AuthInfos[name] = &user
-	c.Contexts[name] = &api.Context{Cluster: name, AuthInfo: name}
-	c.CurrentContext = name
+	c.Clusters[entryName] = &cluster
+	c.AuthInfos[entryName] = &user
+	c.Contexts[entryName] = &api.Context{Cluster: entryName, AuthInfo: entryName}
+	c.CurrentContext = entryName
 	return c
 }
 

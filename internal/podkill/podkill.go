@@ -33,8 +33,8 @@ type Node struct {
 	BinDir string // the programs of the shims
 }
 
-// snapshots is the beginning of the names of the folders in which containerd's root directory has its snapshots.
-const snapshots = "/io.containerd.snapshotter.v1."
+// snapshotPath is the beginning of the names of the folders in which containerd's root directory has its snapshots.
+const snapshotPath = "/io.containerd.snapshotter.v1."
 
 // process is what /proc says of a process of coracle's or of its pods.
 type process struct {
@@ -203,7 +203,7 @@ func inContainer(file string, ids map[string]bool) bool {
 // mountinfo file of this process, which may run in a container of another node with the same paths.
 func inSnapshot(file, own, root string) bool {
 	line := rootMount(file)
-	return len(line) > 4 && strings.Contains(strings.Join(line, " "), "="+root+snapshots) && line[2] != rootMount(own)[2]
+	return len(line) > 4 && strings.Contains(strings.Join(line, " "), "="+root+snapshotPath) && line[2] != rootMount(own)[2]
 }
 
 // rootMount returns the fields of the mount of a process' root (proc(5)), of which the third is the device. They are

@@ -181,7 +181,7 @@ func WildcardFound(file string, domains []string) string {
 		strings.Join(domains, " and "), file)
 }
 
-// WildcardRemedy is what to do about that.
+// WildcardRemedy says how to avoid that.
 const WildcardRemedy = "take the domain out of the search list, or the record * out of the domain, or give --resolv-conf a file without " +
 	"the domain; docs/dns.md says more"
 

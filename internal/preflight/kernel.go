@@ -72,7 +72,7 @@ func (r *run) rights() {
 			"run it with sudo")
 		return
 	}
-	effective, err := strconv.ParseUint(field(r.read("proc/self/status"), "CapEff"), 16, 64)
+	effective, err := strconv.ParseUint(fieldValue(r.read("proc/self/status"), "CapEff"), 16, 64)
 	if err != nil {
 		r.warn("rights", "the rights of this process cannot be read from /proc/self/status", "mount /proc")
 		return
@@ -94,8 +94,8 @@ func (r *run) rights() {
 	}
 }
 
-// field returns the value behind "name:" in a file such as /proc/self/status.
-func field(text, name string) string {
+// fieldValue returns the value behind "name:" in a file such as /proc/self/status.
+func fieldValue(text, name string) string {
 	for line := range strings.Lines(text) {
 		if key, rest, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
 			return strings.TrimSpace(rest)

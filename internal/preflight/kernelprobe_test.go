@@ -15,7 +15,7 @@ func TestListenersOfAPortAreFound(t *testing.T) {
    0: 0100007F:192B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0
    1: 0100007F:192B 0100007F:A000 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0000000000000000 100 0 0 10 0
 `
-	if got := listeners(table, 6443); len(got) != 1 || got[0] != "4711" {
+	if got := listeningSockets(table, 6443); len(got) != 1 || got[0] != "4711" {
 		t.Errorf("got %v", got)
 	}
 }

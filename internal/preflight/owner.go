@@ -24,7 +24,7 @@ func OwnerOf(network string, port int) string {
 		if err != nil {
 			continue
 		}
-		for _, inode := range listeners(string(text), port) {
+		for _, inode := range listeningSockets(string(text), port) {
 			if who := holderOf(inode); who != "" {
 				return who
 			}
@@ -98,9 +98,9 @@ func procAddress(text string) (netip.Addr, bool) {
 	return a.Unmap(), ok
 }
 
-// listeners returns the inodes of sockets that listen on a port, from the text of /proc/net/tcp and similar files
-// (proc(5)).
-func listeners(text string, port int) []string {
+// listeningSockets returns the inodes of sockets that listen on a port, from the text of /proc/net/tcp and similar
+// files (proc(5)).
+func listeningSockets(text string, port int) []string {
 	const listening, unconnected = "0A", "07" // TCP_LISTEN, and the state of UDP sockets without a peer
 	var out []string
 	for line := range strings.Lines(text) {

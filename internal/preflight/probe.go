@@ -75,9 +75,9 @@ func (kernelProbe) NAT() error {
 }
 
 func (kernelProbe) Overlay(dir string) error {
-	tmp, err := os.MkdirTemp(nearest(dir), ".coracle-check-*")
+	tmp, err := os.MkdirTemp(nearestFolder(dir), ".coracle-check-*")
 	if err != nil {
-		return plain(err)
+		return withoutFileName(err)
 	}
 	err = inNewNamespaces(unix.CLONE_NEWNS, func() error {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -86,7 +86,7 @@ func (kernelProbe) Overlay(dir string) error {
 		sub := func(name string) string { return filepath.Join(tmp, name) }
 		for _, name := range []string{"lower", "upper", "work", "merged"} {
 			if err := os.Mkdir(sub(name), 0o700); err != nil {
-				return plain(err)
+				return withoutFileName(err)
 			}
 		}
 		options := "lowerdir=" + sub("lower") + ",upperdir=" + sub("upper") + ",workdir=" + sub("work")
@@ -142,7 +142,7 @@ var fileSystems = map[int64]string{
 
 func (kernelProbe) Space(path string) (Space, error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(nearest(path), &st); err != nil {
+	if err := unix.Statfs(nearestFolder(path), &st); err != nil {
 		return Space{}, err
 	}
 	size := uint64(st.Bsize)
@@ -158,8 +158,8 @@ func (kernelProbe) Space(path string) (Space, error) {
 const syncTries = 7
 
 func (kernelProbe) SyncTime(path string) (time.Duration, error) {
-	d, err := Median(nearest(path), syncTries)
-	return d, plain(err)
+	d, err := Median(nearestFolder(path), syncTries)
+	return d, withoutFileName(err)
 }
 
 func (kernelProbe) Firewalls() ([]hostfirewall.Chain, error) { return hostfirewall.Find() }
@@ -189,8 +189,8 @@ func (kernelProbe) Routes() ([]Route, error) {
 	return out, nil
 }
 
-// nearest returns the path itself, if it is a folder, or the nearest existing folder above it.
-func nearest(path string) string {
+// nearestFolder returns the path itself, if it is a folder, or the nearest existing folder above it.
+func nearestFolder(path string) string {
 	for {
 		if fi, err := os.Stat(path); (err == nil && fi.IsDir()) || path == "/" || path == "." {
 			return path
@@ -199,8 +199,8 @@ func nearest(path string) string {
 	}
 }
 
-// plain removes the name of a temporary file from an error.
-func plain(err error) error {
+// withoutFileName removes the name of a temporary file from an error.
+func withoutFileName(err error) error {
 	if pe, ok := errors.AsType[*os.PathError](err); ok {
 		return pe.Err
 	}

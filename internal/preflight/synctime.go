@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const block = 4096
+const blockSize = 4096
 
 // Median makes several writes of one block, each with fdatasync, and returns the median of their times. It writes into
 // a file in dir whose space has been allocated before, as with the store's log.
@@ -24,18 +24,18 @@ func Median(dir string, writes int) (d time.Duration, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
-	if _, err := f.Write(make([]byte, block*writes)); err != nil {
+	if _, err := f.Write(make([]byte, blockSize*writes)); err != nil {
 		return 0, err
 	}
 	if err := f.Sync(); err != nil {
 		return 0, err
 	}
-	data := make([]byte, block)
+	data := make([]byte, blockSize)
 	data[0] = 1
 	times := make([]time.Duration, writes)
 	for i := range times {
 		began := time.Now()
-		if _, err := f.WriteAt(data, int64(i)*block); err != nil {
+		if _, err := f.WriteAt(data, int64(i)*blockSize); err != nil {
 			return 0, err
 		}
 		if err := unix.Fdatasync(int(f.Fd())); err != nil {

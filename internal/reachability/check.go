@@ -12,20 +12,21 @@ import (
 )
 
 const (
-	// attempts is how many connections are tried at each address. Each begins attemptAfter later than the one before,
-	// so that a single lost packet decides nothing. The kernel itself would wait a second before it repeats a packet.
-	attempts     = 4
+	// maxAttempts is how many connections are tried at each address. Each begins attemptAfter later than the one
+	// before, so that a single lost packet decides nothing. The kernel itself would wait a second before it repeats a
+	// packet.
+	maxAttempts  = 4
 	attemptAfter = 150 * time.Millisecond
 	// checkTimeout is the timeout of a check of a machine that replies at once. The timeout grows with the time that
 	// the machine took when it was last reached.
 	checkTimeout = 600 * time.Millisecond
-	// roundTrips is the factor by which it grows with that time. mostTrip is the longest time that is taken into
+	// roundTrips is the factor by which it grows with that time. maxTrip is the longest time that is taken into
 	// account.
 	roundTrips = 4
-	mostTrip   = time.Second
+	maxTrip    = time.Second
 	// firstCheckTimeout is the timeout for a machine whose time is not known, and for a machine that was unreachable.
 	firstCheckTimeout = 3 * time.Second
-	grace             = 100 * time.Millisecond
+	dialGrace         = 100 * time.Millisecond
 )
 
 // Check says whether a machine replies at one of the addresses, and how long that took.
@@ -44,8 +45,8 @@ func CheckTCP(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 		took time.Duration
 		ok   bool
 	}
-	answers := make(chan reply, attempts*len(at)) // has room for the result of each attempt
-	for i := range attempts {
+	answers := make(chan reply, maxAttempts*len(at)) // has room for the result of each attempt
+	for i := range maxAttempts {
 		for _, a := range at {
 			go func() {
 				select {
@@ -72,7 +73,7 @@ func CheckTCP(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 // afterGrace returns a context that ends a moment after this process has noticed that parent has ended.
 func afterGrace(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
-	stop := context.AfterFunc(parent, func() { time.AfterFunc(grace, cancel) })
+	stop := context.AfterFunc(parent, func() { time.AfterFunc(dialGrace, cancel) })
 	return ctx, func() {
 		stop()
 		cancel()

@@ -28,9 +28,9 @@ import (
 const (
 	// kubeletPort is checked besides the node's port for other machines: a firewall may close either.
 	kubeletPort = 10250
-	// recheck is the interval of checks of an unreachable node. After longThen it is recheckLong.
-	recheck, recheckLong = time.Second, 5 * time.Second
-	longThen             = time.Minute
+	// recheckInterval is the interval of checks of an unreachable node. After longThen it is recheckLongInterval.
+	recheckInterval, recheckLongInterval = time.Second, 5 * time.Second
+	longThen                             = time.Minute
 	// ownGap and reportedGap are the least times between the end of a check and the next one. ownGap applies when this
 	// machine's own probe failed, and reportedGap when another member reported a failure.
 	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
@@ -54,10 +54,10 @@ const (
 	// lateBy is the delay of a check's end beyond its timeout from which this machine has to assume that it was short
 	// of CPU time itself.
 	lateBy = 500 * time.Millisecond
-	// parallel is how many checks run at the same time. rechecks is how many of these may be checks of nodes that are
-	// not known to be reachable and of which nothing new was received. Each of these may take a whole timeout, and
+	// maxParallel is how many checks run at the same time. maxRechecks is how many of these may be checks of nodes that
+	// are not known to be reachable and of which nothing new was received. Each of these may take a whole timeout, and
 	// there may be hundreds. mostNodes is how many nodes are tracked at most.
-	parallel, rechecks, mostNodes = 32, 24, 4096
+	maxParallel, maxRechecks, mostNodes = 32, 24, 4096
 	// maxPause is the longest wait of the loop.
 	maxPause = time.Hour
 )
@@ -79,25 +79,25 @@ type Watch struct {
 	o    Options
 	wake timers.Signal
 
-	mu    sync.Mutex
-	nodes map[string]*state
-	tell  func(string)
-	down  timers.Value[map[string]bool] // the maps are never changed
+	mu          sync.Mutex
+	nodes       map[string]*state
+	report      func(string)
+	unreachable timers.Value[map[string]bool] // the maps are never changed
 }
 
-// state is the state of a node.
+// state is what is known about whether a node can be reached.
 type state struct {
-	port     uint16
-	verified bool          // this machine has reached it, so that a failure is significant
-	trip     time.Duration // the time in which it replied
-	failed   int           // number of failed verifications
-	unknown  int           // how often the API had no address of it
-	checking bool
-	heard    bool      // gossip received something from it since it became unreachable
-	due      time.Time // when it is checked next; zero: not at all
-	checked  time.Time // the end of the last check
-	until    time.Time // it is checked repeatedly until this time
-	down     time.Time // since when it is unreachable; zero: it is reached
+	port        uint16
+	verified    bool          // this machine has reached it, so that a failure is significant
+	roundTrip   time.Duration // the time in which it replied
+	failed      int           // number of failed verifications
+	unknown     int           // how often the API had no address of it
+	checking    bool
+	gossipHeard bool      // gossip received something from it since it became unreachable
+	nextCheck   time.Time // when it is checked next; zero: not at all
+	checked     time.Time // the end of the last check
+	checkUntil  time.Time // it is checked repeatedly until this time
+	downSince   time.Time // since when it is unreachable; zero: it is reached
 }
 
 // New returns a Watch that tracks no node.
@@ -109,14 +109,14 @@ func New(o Options) *Watch {
 		o.Jitter = func(d time.Duration) time.Duration { return rand.N(d) }
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	return &Watch{o: o, tell: o.Report, wake: timers.NewSignal(), nodes: map[string]*state{}}
+	return &Watch{o: o, report: o.Report, wake: timers.NewSignal(), nodes: map[string]*state{}}
 }
 
 // OnUnreachable sets Options.Report, for a receiver that is made after the Watch.
 func (w *Watch) OnUnreachable(tell func(node string)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.tell = tell
+	w.report = tell
 }
 
 // NodeJoined reports that gossip received something from a node, and the node's port.
@@ -134,12 +134,12 @@ func (w *Watch) NodeJoined(node string, port uint16) {
 	now := time.Now()
 	soon := now.Add(w.o.Jitter(verifyWithin))
 	switch {
-	case !s.down.IsZero():
-		s.due, s.heard = now, true
-	case !s.verified && (s.due.IsZero() || s.unknown > 0 && s.due.After(soon)): // the API may have its address by now
-		s.due = soon
+	case !s.downSince.IsZero():
+		s.nextCheck, s.gossipHeard = now, true
+	case !s.verified && (s.nextCheck.IsZero() || s.unknown > 0 && s.nextCheck.After(soon)): // the API may have its address by now
+		s.nextCheck = soon
 	}
-	s.port, s.until, s.failed, s.unknown = port, time.Time{}, 0, 0
+	s.port, s.checkUntil, s.failed, s.unknown = port, time.Time{}, 0, 0
 	w.wake.Send()
 }
 
@@ -150,9 +150,9 @@ func (w *Watch) NodeLeft(node string) {
 	defer w.mu.Unlock()
 	if s := w.nodes[node]; s != nil && s.verified {
 		now := time.Now()
-		s.until = timers.Later(s.until, now.Add(checkAfterLeave))
-		if s.due.IsZero() {
-			s.due = now.Add(recheck)
+		s.checkUntil = timers.Later(s.checkUntil, now.Add(checkAfterLeave))
+		if s.nextCheck.IsZero() {
+			s.nextCheck = now.Add(recheckInterval)
 		}
 		w.wake.Send()
 	}
@@ -168,25 +168,25 @@ func (w *Watch) nominate(node string, gap time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.nodes[node]
-	if s == nil || !s.verified || !s.down.IsZero() {
+	if s == nil || !s.verified || !s.downSince.IsZero() {
 		return
 	}
 	due := timers.Later(time.Now(), s.checked.Add(gap))
-	if s.due.IsZero() || due.Before(s.due) {
-		s.due = due
+	if s.nextCheck.IsZero() || due.Before(s.nextCheck) {
+		s.nextCheck = due
 		w.wake.Send()
 	}
 }
 
 // Nodes returns the unreachable nodes. The map must not be changed.
 func (w *Watch) Nodes() map[string]bool {
-	down, _ := w.down.Get()
+	down, _ := w.unreachable.Get()
 	return down
 }
 
 // Changed returns a channel that is closed when Nodes changes next.
 func (w *Watch) Changed() <-chan struct{} {
-	_, changed := w.down.Get()
+	_, changed := w.unreachable.Get()
 	return changed
 }
 
@@ -195,9 +195,9 @@ func (w *Watch) Changed() <-chan struct{} {
 func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Addr) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	free := make(chan struct{}, parallel)
+	free := make(chan struct{}, maxParallel)
 	for {
-		for _, c := range w.dueCalls(addresses, parallel-len(free)) {
+		for _, c := range w.dueCalls(addresses, maxParallel-len(free)) {
 			free <- struct{}{}
 			running.Go(func() {
 				defer func() {
@@ -219,13 +219,13 @@ func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Add
 	}
 }
 
-// call is a check that is about to be made.
+// call is a check of a node that will be made next.
 type call struct {
-	node     string
-	s        *state
-	at       []netip.AddrPort
-	patience time.Duration
-	heard    bool // state.heard when the check began
+	node        string
+	s           *state
+	addresses   []netip.AddrPort
+	timeout     time.Duration
+	gossipHeard bool // state.heard when the check began
 }
 
 // dueCalls returns the checks that are due, at most the given number.
@@ -240,24 +240,24 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 		if len(out) == most || s.urgency() > newState && places <= 0 {
 			break
 		}
-		c := call{node: node, s: s, patience: firstCheckTimeout}
+		c := call{node: node, s: s, timeout: firstCheckTimeout}
 		for _, a := range addresses(node) {
-			c.at = append(c.at, netip.AddrPortFrom(a, s.port))
+			c.addresses = append(c.addresses, netip.AddrPortFrom(a, s.port))
 			if s.port != kubeletPort {
-				c.at = append(c.at, netip.AddrPortFrom(a, kubeletPort))
+				c.addresses = append(c.addresses, netip.AddrPortFrom(a, kubeletPort))
 			}
 		}
-		if len(c.at) == 0 {
+		if len(c.addresses) == 0 {
 			w.unknown(node, s, now)
 			continue
 		}
-		if s.verified && s.down.IsZero() {
-			c.patience = checkTimeout + roundTrips*s.trip
+		if s.verified && s.downSince.IsZero() {
+			c.timeout = checkTimeout + roundTrips*s.roundTrip
 		}
 		if s.urgency() > newState {
 			places--
 		}
-		c.heard, s.checking, s.heard, s.due = s.heard, true, false, time.Time{}
+		c.gossipHeard, s.checking, s.gossipHeard, s.nextCheck = s.gossipHeard, true, false, time.Time{}
 		out = append(out, c)
 	}
 	return out
@@ -267,20 +267,20 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 // which they became due. Hundreds of unreachable nodes would delay the check of one more that fails or returns. So the
 // number of such checks at the same time is limited, and places is how many more may begin.
 func (w *Watch) dueNodes(now time.Time) (nodes []string, places int) {
-	places = rechecks
+	places = maxRechecks
 	for node, s := range w.nodes {
 		switch {
 		case s.checking:
 			if s.urgency() > newState {
 				places--
 			}
-		case !s.due.IsZero() && !s.due.After(now):
+		case !s.nextCheck.IsZero() && !s.nextCheck.After(now):
 			nodes = append(nodes, node)
 		}
 	}
 	slices.SortFunc(nodes, func(a, b string) int {
 		x, y := w.nodes[a], w.nodes[b]
-		return cmp.Or(cmp.Compare(x.urgency(), y.urgency()), x.due.Compare(y.due))
+		return cmp.Or(cmp.Compare(x.urgency(), y.urgency()), x.nextCheck.Compare(y.nextCheck))
 	})
 	return nodes, places
 }
@@ -296,7 +296,7 @@ const (
 
 func (s *state) urgency() urgency {
 	switch {
-	case s.verified && s.down.IsZero(), s.heard:
+	case s.verified && s.downSince.IsZero(), s.gossipHeard:
 		return newState
 	case !s.verified && s.failed == 0:
 		return firstTry
@@ -307,11 +307,11 @@ func (s *state) urgency() urgency {
 // unknown handles a node that the API does not have (yet). It resets the node's state: what was known of a deleted Node
 // does not apply to a new one with the same name.
 func (w *Watch) unknown(node string, s *state, now time.Time) {
-	down := !s.down.IsZero()
+	down := !s.downSince.IsZero()
 	if s.unknown >= unknownMost {
 		delete(w.nodes, node) // NodeJoined adds it again
 	} else {
-		*s = state{port: s.port, due: now.Add(unknownAgain << s.unknown), unknown: s.unknown + 1}
+		*s = state{port: s.port, nextCheck: now.Add(unknownAgain << s.unknown), unknown: s.unknown + 1}
 	}
 	if down {
 		w.publish()
@@ -320,13 +320,13 @@ func (w *Watch) unknown(node string, s *state, now time.Time) {
 
 // check makes one check.
 func (w *Watch) check(ctx context.Context, c call) {
-	timed, cancel := context.WithTimeout(ctx, c.patience)
+	timed, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	began := time.Now()
-	trip, ok := w.o.Check(timed, c.at)
-	late := time.Since(began) > c.patience+lateBy
+	trip, ok := w.o.Check(timed, c.addresses)
+	late := time.Since(began) > c.timeout+lateBy
 	w.mu.Lock()
-	tell := w.tell
+	tell := w.report
 	found := w.decide(c, trip, ok, late || ctx.Err() != nil)
 	w.mu.Unlock()
 	if found && tell != nil {
@@ -347,37 +347,37 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 		if !s.verified {
 			w.o.Logger.Debug("a node is reached from this machine; if it ever is not, Services go round it", "node", c.node)
 		}
-		s.verified, s.failed, s.trip = true, 0, min(trip, mostTrip)
-		if !s.down.IsZero() {
-			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.down).Round(10*time.Millisecond))
-			s.down = time.Time{}
-			if !c.heard && !s.heard {
-				s.until = now.Add(checkAfterReturn)
+		s.verified, s.failed, s.roundTrip = true, 0, min(trip, maxTrip)
+		if !s.downSince.IsZero() {
+			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.downSince).Round(10*time.Millisecond))
+			s.downSince = time.Time{}
+			if !c.gossipHeard && !s.gossipHeard {
+				s.checkUntil = now.Add(checkAfterReturn)
 			}
 			w.publish()
 		}
 	case void: // this machine was short of CPU time, or is stopping
-		next = now.Add(recheck)
+		next = now.Add(recheckInterval)
 	case !s.verified:
 		if s.failed++; s.failed < verifyMost {
 			next = now.Add(verifyAgain << s.failed)
 		}
-	case s.down.IsZero():
-		s.down, found = now, true
+	case s.downSince.IsZero():
+		s.downSince, found = now, true
 		w.o.Logger.Warn("a node is not reached from this machine; Services send nothing to it from here as long as they have other endpoints",
 			"node", c.node)
 		w.publish()
-		next = now.Add(recheck)
-	case now.Sub(s.down) > longThen:
-		next = now.Add(recheckLong)
+		next = now.Add(recheckInterval)
+	case now.Sub(s.downSince) > longThen:
+		next = now.Add(recheckLongInterval)
 	default:
-		next = now.Add(recheck)
+		next = now.Add(recheckInterval)
 	}
-	if next.IsZero() && now.Before(s.until) {
-		next = now.Add(recheck)
+	if next.IsZero() && now.Before(s.checkUntil) {
+		next = now.Add(recheckInterval)
 	}
-	if s.due.IsZero() || !next.IsZero() && next.Before(s.due) {
-		s.due = next
+	if s.nextCheck.IsZero() || !next.IsZero() && next.Before(s.nextCheck) {
+		s.nextCheck = next
 	}
 	return found
 }
@@ -387,22 +387,22 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 func (w *Watch) nextPause(running int) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now, urgent, others, places := time.Now(), maxPause, maxPause, rechecks
+	now, urgent, others, places := time.Now(), maxPause, maxPause, maxRechecks
 	for _, s := range w.nodes {
 		switch u := s.urgency(); {
 		case s.checking:
 			if u > newState {
 				places--
 			}
-		case s.due.IsZero():
+		case s.nextCheck.IsZero():
 		case u == newState:
-			urgent = min(urgent, s.due.Sub(now))
+			urgent = min(urgent, s.nextCheck.Sub(now))
 		default:
-			others = min(others, s.due.Sub(now))
+			others = min(others, s.nextCheck.Sub(now))
 		}
 	}
 	switch {
-	case running == parallel:
+	case running == maxParallel:
 		return maxPause
 	case places <= 0:
 		return max(0, urgent)
@@ -414,11 +414,11 @@ func (w *Watch) nextPause(running int) time.Duration {
 func (w *Watch) publish() {
 	down := map[string]bool{}
 	for node, s := range w.nodes {
-		if !s.down.IsZero() {
+		if !s.downSince.IsZero() {
 			down[node] = true
 		}
 	}
 	if !maps.Equal(down, w.Nodes()) {
-		w.down.Set(down)
+		w.unreachable.Set(down)
 	}
 }

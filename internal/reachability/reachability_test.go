@@ -170,7 +170,7 @@ func TestNodesAreProbedWhenNominated(t *testing.T) {
 		w.NodeJoined("n1", port)
 		w.want(t, "that gossip hears it does not say that this machine reaches it", "n1")
 		w.kill()
-		time.Sleep(firstCheckTimeout + recheckLong + time.Second) // a check may have begun just before, and the next one takes a moment
+		time.Sleep(firstCheckTimeout + recheckLongInterval + time.Second) // a check may have begun just before, and the next one takes a moment
 		w.want(t, "it answers")
 	})
 }
@@ -202,8 +202,8 @@ func TestDeathRightAfterReturn(t *testing.T) {
 		testenv.Equal(t, w.checked("n1"), 0, "checks of a node that has been reached for long:")
 
 		fail()
-		w.NodeJoined("n1", port) // from now on gossip probes it
-		time.Sleep(recheck)      // fake time
+		w.NodeJoined("n1", port)    // from now on gossip probes it
+		time.Sleep(recheckInterval) // fake time
 		w.checked("n1")
 		time.Sleep(time.Hour) // fake time
 		testenv.Equal(t, w.checked("n1"), 0, "checks of a node of whose return gossip has heard:")
@@ -228,7 +228,7 @@ func TestReturnThatGossipHearsFirst(t *testing.T) {
 				}
 			}
 			w.NodeJoined("n1", port)
-			time.Sleep(firstCheckTimeout + recheck) // a check that had begun before its return
+			time.Sleep(firstCheckTimeout + recheckInterval) // a check that had begun before its return
 			w.want(t, "after its return")
 			w.checked("n1")
 			time.Sleep(time.Hour) // fake time
@@ -248,7 +248,7 @@ func TestDeathAfterAReturnThatGossipMissed(t *testing.T) {
 		time.Sleep(time.Second) // fake time
 		w.want(t, "after its death", "n1")
 		w.kill()
-		time.Sleep(firstCheckTimeout + recheck) // fake time
+		time.Sleep(firstCheckTimeout + recheckInterval) // fake time
 		w.NodeLeft("n1")
 		w.ProbeFailed("n1")
 		time.Sleep(checkAfterLeave + 5*time.Second) // fake time
@@ -446,7 +446,7 @@ func TestOneMoreDeathAfterMostVanished(t *testing.T) {
 			}
 		}
 		w.kill()
-		time.Sleep(firstCheckTimeout + recheckLong + time.Second) // fake time
+		time.Sleep(firstCheckTimeout + recheckLongInterval + time.Second) // fake time
 		w.want(t, "all are back, and none was reported")
 	})
 }

@@ -49,11 +49,11 @@ type Board struct {
 	now func() time.Time
 
 	mu      sync.Mutex
-	parts   []*part
+	parts   []*boardPart
 	changes timers.Broadcast
 }
 
-type part struct {
+type boardPart struct {
 	Component
 	order int
 	check func() string // or nil
@@ -61,7 +61,7 @@ type part struct {
 }
 
 // shown returns the part as a report shows it.
-func (p *part) shown(now func() time.Time) Component {
+func (p *boardPart) shown(now func() time.Time) Component {
 	out, problem := p.Component, ""
 	if p.check != nil && (p.State == Starting || p.State == Running) {
 		problem = p.check()
@@ -85,7 +85,7 @@ func NewBoard(now func() time.Time) *Board {
 // Part is the line of one part on a board. A nil Part ignores reports, so that tests need no board.
 type Part struct {
 	board *Board
-	part  *part
+	line  *boardPart
 }
 
 // Part returns the line with this name, and adds it if there is none. It returns nil for a nil board. Lines are in the
@@ -101,7 +101,7 @@ func (b *Board) Part(name string) *Part {
 			return &Part{b, p}
 		}
 	}
-	p := &part{Component: Component{Name: name, State: Starting, Since: b.now()}, order: len(b.parts)}
+	p := &boardPart{Component: Component{Name: name, State: Starting, Since: b.now()}, order: len(b.parts)}
 	b.parts = append(b.parts, p)
 	b.changes.Send()
 	return &Part{b, p}
@@ -114,13 +114,13 @@ func (p *Part) Set(s State, message string) {
 	}
 	p.board.mu.Lock()
 	defer p.board.mu.Unlock()
-	if p.part.State == s && p.part.Message == message {
+	if p.line.State == s && p.line.Message == message {
 		return
 	}
-	if p.part.State != s {
-		p.part.State, p.part.Since = s, p.board.now()
+	if p.line.State != s {
+		p.line.State, p.line.Since = s, p.board.now()
 	}
-	p.part.Message = message
+	p.line.Message = message
 	p.board.changes.Send()
 }
 
@@ -132,7 +132,7 @@ func (p *Part) SetCheck(check func() string) {
 	}
 	p.board.mu.Lock()
 	defer p.board.mu.Unlock()
-	p.part.check = check
+	p.line.check = check
 }
 
 // Changed returns a channel that is closed at the next change of any part.
@@ -143,7 +143,7 @@ func (b *Board) Components() []Component {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	parts := slices.Clone(b.parts)
-	slices.SortStableFunc(parts, func(x, y *part) int { return cmp.Compare(x.order, y.order) })
+	slices.SortStableFunc(parts, func(x, y *boardPart) int { return cmp.Compare(x.order, y.order) })
 	out := make([]Component, len(parts))
 	for i, p := range parts {
 		out[i] = p.shown(b.now)

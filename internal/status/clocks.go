@@ -13,7 +13,7 @@ import (
 // response is a ClocksReport in JSON.
 const ClocksPath = "/coracle/clocks"
 
-// ClocksReport is what a server says of clocks.
+// ClocksReport is what a server knows about the clocks of the cluster's machines.
 type ClocksReport struct {
 	Now      time.Time `json:"now"` // by the clock of the server that replies
 	Problems []string  `json:"problems,omitempty"`
@@ -55,7 +55,7 @@ func Clocks(servers []ClusterServer) (problems []string) {
 	case most == len(compared):
 		return nil
 	case 2*most <= len(servers):
-		return []string{differ(compared)}
+		return []string{differingClocks(compared)}
 	}
 	for _, s := range compared {
 		if agree(s, right) {
@@ -83,8 +83,8 @@ func OwnClock(r *ClocksReport, asked time.Time, took time.Duration) string {
 		"certificates and tokens are refused", ClockWords(by))
 }
 
-// differ names clocks of which no majority agrees.
-func differ(servers []ClusterServer) string {
+// differingClocks names clocks of which no majority agrees.
+func differingClocks(servers []ClusterServer) string {
 	i := slices.IndexFunc(servers, func(s ClusterServer) bool { return s.Self })
 	if i < 0 {
 		i = 0

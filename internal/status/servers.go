@@ -172,18 +172,18 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	case alive < majority && len(cutOff) > 0:
 		return fmt.Sprintf("none by what this server reaches: %d of %d voters %s, and %d are needed. But %s: alive, as the gossip of this "+
 			"machine hears; this server is cut off from them. Do not recover this server: the others may work without it, and there would be "+
-			"two clusters. Pods keep running and nothing is lost", alive, voters, work(stalled), majority, listOf(cutOff)), problems
+			"two clusters. Pods keep running and nothing is lost", alive, voters, votersTask(stalled), majority, listOf(cutOff)), problems
 	case alive < majority:
 		return "none: the cluster has no quorum. " + fmt.Sprintf("%d of %d voters %s, and %d are needed. Pods keep running and nothing is "+
 			"lost. Bring back one of the others; "+
-			"if none will come back: coracle store recover", alive, voters, work(stalled), majority), problems
+			"if none will come back: coracle store recover", alive, voters, votersTask(stalled), majority), problems
 	case len(servers) == 1:
 		return "none: this is the only server. With three the cluster survives the loss of one: coracle token print --server", problems
 	case voters == 1 && len(servers) == 2:
 		return fmt.Sprintf("not %s, which is the only voter. With a third server any one may fail: coracle token print --server",
 			onlyVoter(servers)), problems
 	case spare <= 0:
-		return fmt.Sprintf("no further server: %d of %d voters %s, and %d are needed", alive, voters, work(stalled), majority), problems
+		return fmt.Sprintf("no further server: %d of %d voters %s, and %d are needed", alive, voters, votersTask(stalled), majority), problems
 	case spare == 1:
 		return fmt.Sprintf("any one server%s", furtherFailures(len(silent)+len(stalled)+len(cutOff))), problems
 	}
@@ -214,8 +214,8 @@ func onlyVoter(servers []ClusterServer) string {
 	return ""
 }
 
-// work says what voters have to do to count for the majority.
-func work(stalled []string) string {
+// votersTask says what voters have to do to count for the majority.
+func votersTask(stalled []string) string {
 	if len(stalled) > 0 {
 		return "answer and can store"
 	}

@@ -27,7 +27,7 @@ func TestBoardReportsChangesOnly(t *testing.T) {
 	c := &clock{time.Unix(1000, 0)}
 	b := NewBoard(c.Now)
 	store, api := b.Part("store"), b.Part("API server")
-	testenv.Equal(t, b.Part("store").part, store.part, "the same name makes a second line:")
+	testenv.Equal(t, b.Part("store").line, store.line, "the same name makes a second line:")
 	changed := b.Changed()
 	c.now = time.Unix(1010, 0)
 	store.Set(Running, "leads")

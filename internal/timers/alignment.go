@@ -8,11 +8,11 @@ package timers
 
 import "time"
 
-var began = time.Now()
+var processStart = time.Now()
 
 // Until returns the time until the next moment of a period. It is more than 0, and at most the period.
 func Until(period time.Duration) time.Duration {
-	past := time.Since(began) % period
+	past := time.Since(processStart) % period
 	if past < 0 { // the clock of a test may be behind began
 		past += period
 	}

@@ -19,7 +19,7 @@ func TestWaitersOfAPeriodWakeAtOnce(t *testing.T) {
 			wait := Until(period)
 			testenv.Require(t, wait > 0 && wait <= period, "the next moment is in %v", wait)
 			time.Sleep(wait) // fake time
-			moments[time.Since(began)%period] = true
+			moments[time.Since(processStart)%period] = true
 			if next := Until(period); next != period {
 				t.Fatalf("at a moment the next one is in %v", next)
 			}

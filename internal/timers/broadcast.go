@@ -6,34 +6,34 @@ import "sync"
 
 // Broadcast wakes all goroutines that wait for a change. Its zero value is ready for use.
 type Broadcast struct {
-	mu   sync.Mutex
-	next chan struct{} // nil while no goroutine waits
+	mu       sync.Mutex
+	nextSend chan struct{} // nil while no goroutine waits
 }
 
 // Next returns a channel that the next Send closes. Call it before reading what may change.
 func (b *Broadcast) Next() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.next == nil {
-		b.next = make(chan struct{})
+	if b.nextSend == nil {
+		b.nextSend = make(chan struct{})
 	}
-	return b.next
+	return b.nextSend
 }
 
 // Send wakes the goroutines that wait. Call it after what has changed can be read.
 func (b *Broadcast) Send() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.next != nil {
-		close(b.next)
-		b.next = nil
+	if b.nextSend != nil {
+		close(b.nextSend)
+		b.nextSend = nil
 	}
 }
 
 // Value is a value whose changes goroutines can wait for. Its zero value holds the zero value of T.
 type Value[T any] struct {
 	mu      sync.Mutex
-	now     T
+	current T
 	changes Broadcast
 }
 
@@ -41,13 +41,13 @@ type Value[T any] struct {
 func (v *Value[T]) Get() (now T, changed <-chan struct{}) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.now, v.changes.Next()
+	return v.current, v.changes.Next()
 }
 
 // Set replaces the value.
 func (v *Value[T]) Set(now T) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.now = now
+	v.current = now
 	v.changes.Send()
 }

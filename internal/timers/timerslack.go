@@ -24,9 +24,9 @@ import (
 // Standard is the kernel's default slack of a thread.
 const Standard = 50 * time.Microsecond
 
-// rounds is how often Set searches for threads that were started meanwhile. The first round that finds none ends the
+// maxRounds is how often Set searches for threads that were started meanwhile. The first round that finds none ends the
 // search.
-const rounds = 10
+const maxRounds = 10
 
 // Set sets the timer slack of all threads of this process. Threads that are started later inherit it. It needs
 // CAP_SYS_NICE, and Linux 4.6, because older kernels have no file for the slack of another thread. Without these it
@@ -52,7 +52,7 @@ func fileOf(thread string) string { return "/proc/" + thread + "/timerslack_ns" 
 // setOthers sets the slack of all threads except this one, which starts none meanwhile.
 func setOthers(own string, text []byte) error {
 	done := map[string]bool{own: true}
-	for range rounds {
+	for range maxRounds {
 		threads, err := os.ReadDir("/proc/self/task")
 		if err != nil {
 			return err
@@ -64,7 +64,7 @@ func setOthers(own string, text []byte) error {
 				continue
 			}
 			done[id], news = true, true
-			if err := os.WriteFile(fileOf(id), text, 0); err != nil && !exited(id, err) {
+			if err := os.WriteFile(fileOf(id), text, 0); err != nil && !threadExited(id, err) {
 				return err
 			}
 		}
@@ -75,8 +75,8 @@ func setOthers(own string, text []byte) error {
 	return nil // threads start and end all the time; the missed ones were started by threads that have the slack
 }
 
-// exited says whether an error means that the thread has ended.
-func exited(id string, err error) bool {
+// threadExited says whether an error means that the thread has ended.
+func threadExited(id string, err error) bool {
 	if errors.Is(err, unix.ESRCH) { // the thread has ended since its file was opened
 		return true
 	}

@@ -39,12 +39,12 @@ func Listen(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("removing the socket of an earlier process: %w", err)
 	}
-	return (&net.ListenConfig{Control: private}).Listen(context.Background(), "unix", path)
+	return (&net.ListenConfig{Control: makePrivate}).Listen(context.Background(), "unix", path)
 }
 
-// private sets the mode of a socket before its file is made. So the file has that mode from the start, and no other
+// makePrivate sets the mode of a socket before its file is made. So the file has that mode from the start, and no other
 // user can ever connect, whatever the umask.
-func private(_, _ string, socket syscall.RawConn) error {
+func makePrivate(_, _ string, socket syscall.RawConn) error {
 	var failure error
 	err := socket.Control(func(d uintptr) { failure = unix.Fchmod(int(d), 0o600) })
 	return errors.Join(err, failure)
