@@ -290,7 +290,7 @@ func explainError(err error) (code int, reason, message string) {
 	return 0, "", err.Error()
 }
 
-// sessionResponse is what the pages show of the session and its user.
+// sessionResponse has the data of the session and its user that the pages show.
 type sessionResponse struct {
 	Mode      string   `json:"mode"`
 	User      string   `json:"user"`

@@ -128,7 +128,7 @@ func (a *applier) applyAll(ctx context.Context) []applyResult {
 }
 
 // applyOne applies an object. If that waits for another object of the text, a dry run says so, and else it is tried
-// again until the patience ends.
+// again until waitDeadline.
 func (a *applier) applyOne(ctx context.Context, s *source, out *applyResult) {
 	*out = applyResult{Document: s.number, Line: s.lineOf(""), Problems: s.problems}
 	if s.problems != nil {
@@ -234,7 +234,7 @@ func definesKind(definition anyObject, kind schema.GroupVersionKind) bool {
 	})
 }
 
-// wait waits before an object is tried again that needs another one. It returns false when the patience has ended, or
+// wait waits before an object that needs another one is tried again. It returns false when the time is over, or
 // when the API refuses the other one's names.
 func (a *applier) wait(ctx context.Context, by int) bool {
 	if a.waitDeadline.IsZero() {

@@ -135,7 +135,7 @@ func decodeEach[E any](d *json.Decoder, take func(E)) error {
 	return expectDelim(d, ']')
 }
 
-// errNoTable says that a response does not have the form of a list.
+// errNoTable says that a response is not a list.
 var errNoTable = errors.New("it is no list")
 
 func expectDelim(d *json.Decoder, want json.Delim) error {

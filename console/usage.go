@@ -22,7 +22,7 @@ const usageTimeout = 10 * time.Second
 // amounts are CPU in thousandths of a core, and memory in bytes.
 type amounts [2]float64
 
-// usageResponse is what pods or nodes use now. Its keys are namespace/name, or a node's name.
+// usageResponse has the current resource use of pods or nodes. Its keys are namespace/name, or a node's name.
 type usageResponse struct {
 	Use map[string]amounts `json:"use"`
 	// Each has the containers: in a list of all pods, of those that have more than one.

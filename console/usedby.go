@@ -119,7 +119,7 @@ type usingObject struct {
 	} `json:"spec"`
 }
 
-// uses returns what in an object refers to another one of its namespace.
+// uses returns the fields of an object that refer to another object of its namespace.
 func (o *usingObject) uses(resource, name string) (how []string) {
 	report := func(of, named, by string) {
 		if of == resource && named == name {

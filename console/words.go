@@ -71,7 +71,7 @@ func conflictMessage(c metav1.StatusCause) userMessage {
 	return userMessage{field, fmt.Sprintf("%s: %s has set another value. Remove the field here, or edit the object itself", field, owner)}
 }
 
-// causeMessage is for a cause of an object that is invalid: the body of upstream's field.Error.
+// causeMessage returns the message about a cause for which an object is invalid: the body of upstream's field.Error.
 func causeMessage(c metav1.StatusCause) userMessage {
 	kind, rest, _ := strings.Cut(c.Message, ": ")
 	value, detail := "", rest
@@ -151,7 +151,7 @@ var (
 	noAccount     = regexp.MustCompile(`error looking up service account (\S+): serviceaccount "[^"]+" not found`)
 )
 
-// messagesOfText is for messages that have no causes. A message of no known form stays as it is.
+// messagesOfText returns the messages for an error without causes. A text in no known form stays unchanged.
 func messagesOfText(message string) []userMessage {
 	if strings.Contains(message, "strict decoding error: ") {
 		if out := strictMessages(message); out != nil {
@@ -205,7 +205,7 @@ func messagesOfText(message string) []userMessage {
 	return []userMessage{{"", text}}
 }
 
-// strictMessages is for fields that a kind does not have, and such that are there twice.
+// strictMessages returns the messages about fields that a kind does not have, and fields that are given twice.
 func strictMessages(message string) []userMessage {
 	var out []userMessage
 	for _, m := range strictError.FindAllStringSubmatch(message, maxUserMessages) {
@@ -281,7 +281,7 @@ func typeWords(t string) string {
 	}
 }
 
-// quotaMessage compares what was asked for with what a quota leaves. Each argument but the name is a list of
+// quotaMessage compares the requested resources with those that a quota leaves. Each argument but the name is a list of
 // RESOURCE=QUANTITY.
 func quotaMessage(name, requested, used, limited string) string {
 	of := func(list string) map[string]string {

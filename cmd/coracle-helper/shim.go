@@ -21,7 +21,7 @@ import (
 // runShim runs upstream's shim with one change: its task service is wrapped, so that a container's output goes through
 // a drain.Pipe (see output.go).
 func runShim() {
-	// The agent's timer slack is not for containers. Where Set fails here, the agent could not set its slack either.
+	// Containers must not inherit the agent's timer slack. If Set fails here, the agent could not set its slack either.
 	_ = timers.Set(timers.Standard)
 	registry.Register(&plugin.Registration{
 		Type:     plugins.TTRPCPlugin,

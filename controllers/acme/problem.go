@@ -62,7 +62,7 @@ const mostPause = 10 * time.Minute
 // mostWait limits the wait that an authority can demand. The longest known limit is a week.
 const mostWait = 7 * 24 * time.Hour
 
-// classifyError returns what follows from the error of an attempt.
+// classifyError returns the failure for the error of an attempt.
 func classifyError(err error) failure {
 	v := failure{text: oneLine(err.Error())}
 	if a := (*accountError)(nil); errors.As(err, &a) {

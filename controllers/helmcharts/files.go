@@ -107,7 +107,7 @@ func fileOf(c *kinds.HelmChart) string {
 	return name
 }
 
-// seenFile is what an entry stores about its chart's file.
+// seenFile is an entry's state of its chart's file.
 type seenFile struct {
 	read      fileState // the state when it was read
 	changed   fileState // a later state that differs

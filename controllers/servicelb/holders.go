@@ -76,7 +76,7 @@ func Proven(nodes []*corev1.Node, record loadbalancer.Holders) loadbalancer.Prov
 	return out
 }
 
-// holderReports is what the nodes report about the addresses that they hold.
+// holderReports has the nodes' reports about the addresses that they hold.
 type holderReports struct {
 	inUse  map[netip.Addr]string // the Ethernet address of the other machine, by address
 	proven loadbalancer.Proven

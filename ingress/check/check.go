@@ -188,7 +188,7 @@ func (g *gatherer) add(kind string, of types.NamespacedName, f compile.Finding) 
 	g.r.Findings = append(g.r.Findings, Finding{kind, of.Namespace, of.Name, effect, f.Reason, f.Field, f.Message})
 }
 
-// sortedValues returns the values of a map in the order of their names.
+// sortedValues returns the values of a map, ordered by name.
 func sortedValues[T any](m map[types.NamespacedName]T) []T {
 	var out []T
 	byName := func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }

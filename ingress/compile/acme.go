@@ -63,7 +63,7 @@ func asksACME(ing *networkingv1.Ingress) bool {
 	return true
 }
 
-// acmeHint returns a hint for an Ingress that requests certificates where none are ordered.
+// acmeHint returns a hint for an Ingress that requests a certificate although coracle orders none.
 func (c *compiler) acmeHint(ing *networkingv1.Ingress) string {
 	if !asksACME(ing) || c.s.Account != nil {
 		return ""

@@ -82,7 +82,7 @@ func (o *options) rewrites() {
 	o.aliases = o.list("server-alias")
 }
 
-// isVisible reports whether a text has neither spaces nor control characters, and 4,096 bytes at most.
+// isVisible reports whether a text has at most 4,096 bytes, and neither spaces nor control characters.
 func isVisible(text string) bool {
 	return len(text) <= 4096 && strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
 }

@@ -89,7 +89,7 @@ func (p *Proxy) inspectHello(site string, hello *tls.ClientHelloInfo) (*tls.Conf
 	if conn != nil {
 		conn.release()
 	}
-	asks := h != nil && h.asks
+	asks := h != nil && h.wantsClientCert
 	if s.clients == nil && !asks {
 		return nil, nil //nolint:nilnil // as the type says
 	}

@@ -306,7 +306,7 @@ func (c *counted) address() netip.Addr {
 // counting returns the connection itself, for types that embed it.
 func (c *counted) counting() *counted { return c }
 
-// countedOf returns what counts of a server's connection. It returns nil for one that does not count.
+// countedOf returns the counted connection of a server's connection. It returns nil for one that does not count.
 func countedOf(conn net.Conn) *counted {
 	for {
 		switch c := conn.(type) {

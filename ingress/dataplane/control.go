@@ -92,7 +92,7 @@ func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 	}
 }
 
-// transaction is what an agent sent since its last Commit.
+// transaction holds the changes that an agent has sent since its last Commit.
 type transaction struct {
 	initial table.Sections // the initial sections; nil after the first Commit
 	changes []table.Change

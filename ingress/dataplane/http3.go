@@ -162,7 +162,7 @@ func (c *quicConnection) setBusy(busy bool) {
 	}
 }
 
-// quicHandshake is what a connection takes of the limits, from its first packet on.
+// quicHandshake counts a connection for the limits, from its first packet on.
 type quicHandshake struct {
 	releaseOnce sync.Once
 	release     func()

@@ -180,7 +180,7 @@ func (r *route) matches(path string) bool {
 	return strings.HasPrefix(path, r.path) && (len(path) == len(r.path) || path[len(r.path)] == '/')
 }
 
-// choose returns the backend whose turn it is. Turns are spread in proportion to the weights, by multiples of the
+// choose returns the next backend. Turns are spread in proportion to the weights, by multiples of the
 // golden ratio. These leave no gaps and no bunches, and need neither randomness nor a lock. It returns nil when no
 // backend has a weight.
 func (p *pool) choose() *backend {

@@ -118,7 +118,7 @@ func (s *selection) resume(sessions *table.Sessions, b *backend, canary string) 
 	return false
 }
 
-// tag returns what stands in a cookie for a backend, or for an endpoint of it.
+// tag returns the text that identifies a backend, or one of its endpoints, in a cookie.
 func tag(s *table.Sessions, random, canary, address string) string {
 	sum := sha256.Sum256(fmt.Appendf(slices.Clip(s.Key), "%s%s\x00%s", random, canary, address))
 	return base32.StdEncoding.EncodeToString(sum[:])[:sessionLength-tagAt]

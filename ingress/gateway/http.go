@@ -114,7 +114,7 @@ func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, 
 	return out, flaw
 }
 
-// readMillis reads a time-out.
+// readMillis reads a timeout, in milliseconds.
 func readMillis(d *gatewayv1.Duration) (int, problem) {
 	if d == nil {
 		return 0, problem{}

@@ -48,7 +48,7 @@ func ReadBackend(serverDir string) string {
 	return kept.Backend
 }
 
-// WriteBackend writes the back end to that file. Where another plugin makes the pod network, it removes the file.
+// WriteBackend writes the back end to that file. If another plugin makes the pod network, it removes the file.
 func WriteBackend(serverDir, backend string) error {
 	path := filepath.Join(serverDir, backendFile)
 	if !slices.Contains(RunningBackends(), backend) {

@@ -36,7 +36,7 @@ type Node struct {
 // snapshotPath is the beginning of the names of the folders in which containerd's root directory has its snapshots.
 const snapshotPath = "/io.containerd.snapshotter.v1."
 
-// process is what /proc says of a process of coracle's or of its pods.
+// process has the fields in /proc of a process of coracle's or of its pods.
 type process struct {
 	pid    int
 	parent int

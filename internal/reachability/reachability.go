@@ -85,7 +85,7 @@ type Watch struct {
 	unreachable timers.Value[map[string]bool] // the maps are never changed
 }
 
-// state is what is known about whether a node can be reached.
+// state holds the results of the checks of a node.
 type state struct {
 	port        uint16
 	verified    bool          // this machine has reached it, so that a failure is significant
@@ -285,7 +285,7 @@ func (w *Watch) dueNodes(now time.Time) (nodes []string, places int) {
 	return nodes, places
 }
 
-// urgency is what a check of a node may find out. A lower value is more urgent.
+// urgency says how urgent a check of a node is. A lower value is more urgent.
 type urgency int
 
 const (

@@ -127,7 +127,7 @@ func (a *Admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 	return all[i], true, nil
 }
 
-// admit returns what a machine's role needs.
+// admit returns the files and settings that a machine's role needs.
 func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	switch {
 	case m.Want == protocol.WantGossipKeys:

@@ -143,7 +143,7 @@ func reasonSuffix(reason string) string {
 	return ": " + reason
 }
 
-// historyOf returns what a request is about: a pod with its namespace, or a node.
+// historyOf returns the subject of a request: a pod with its namespace, or a node.
 func historyOf(q url.Values) (namespace, name, resource string, err error) {
 	namespace, pod, node := q.Get("namespace"), q.Get("pod"), q.Get("node")
 	switch {

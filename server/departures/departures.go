@@ -91,7 +91,7 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	}
 }
 
-// isLeaving says whether a node has the order to leave and its deletion has not begun.
+// isLeaving says whether a node has the order to leave, and its deletion has not begun.
 func isLeaving(n *corev1.Node) bool {
 	_, asked := n.Annotations[clusterconfig.LeaveAnnotation]
 	return asked && n.DeletionTimestamp == nil

@@ -138,7 +138,7 @@ func (j *NodeMonitor) mayHaveVanished(nodes []*corev1.Node) (count int) {
 }
 
 // vanished returns when a node was lost, or zero if it was not. A node that an earlier judge has found dead counts as
-// lost since then: it does not belong to the nodes that vanish at the same time, nor to the living ones.
+// lost since then: it is neither one of the nodes that vanish at the same time nor a living one.
 func (j *NodeMonitor) vanished(n *corev1.Node) time.Time {
 	s := j.nodes[n.Name]
 	if s == nil || s.dead.IsZero() {

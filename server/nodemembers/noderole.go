@@ -98,7 +98,7 @@ func (r *Role) Run(ctx context.Context) {
 	}
 }
 
-// complete says that there is nothing to do. No finalizer can be added to a node that is being deleted.
+// complete says that the Node needs no change. No finalizer can be added to a node that is being deleted.
 func (r *Role) complete(n *corev1.Node) bool {
 	return n.DeletionTimestamp != nil || roster.IsServer(n) && n.Annotations[clusterconfig.ServerIDAnnotation] == r.id &&
 		slices.Contains(n.Finalizers, memberFinalizer)

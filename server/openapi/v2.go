@@ -51,7 +51,7 @@ func (h *Handler) serveV2(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// additions returns what the v2 document contains besides the built-in APIs. It leaves out definitions and parameters
+// additions returns the sections of the v2 document besides the built-in APIs. It leaves out definitions and parameters
 // that those have too: the builder of CRDs takes them from the same types.
 func (h *Handler) additions(crds map[string]*crdGroup, remote []documentV2) (*spec.Swagger, error) {
 	if len(crds) == 0 && len(remote) == 0 {

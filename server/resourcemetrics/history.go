@@ -262,7 +262,7 @@ func (h *history) freeSpace(asks *nodeShare, hour int32) bool {
 	return h.bytes < before
 }
 
-// size returns what the history takes, in bytes.
+// size returns the memory that the history uses, in bytes.
 func (h *history) size() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

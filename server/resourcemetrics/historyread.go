@@ -90,7 +90,7 @@ func (c *Collector) setHistory(h *history) {
 	c.showStatus()
 }
 
-// living returns what exists now.
+// living returns the nodes and pods that exist now.
 func (c *Collector) living() (l living, err error) {
 	if l.nodes, err = c.o.Nodes.List(labels.Everything()); err != nil {
 		return l, err

@@ -122,7 +122,7 @@ func (o *Options) unready() string {
 	return ""
 }
 
-// readiness is what nodes have received of this server's readiness.
+// readiness is the readiness of this server that was last reported to nodes.
 type readiness struct {
 	reported string    // the reason why it is not ready, or ""
 	differs  time.Time // since when the reason has been another one; zero if it has not

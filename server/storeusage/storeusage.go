@@ -136,7 +136,7 @@ func limitOf(servers []status.ClusterServer, quota int64) (limit int64, by strin
 	return limit, by
 }
 
-// largestKinds names the kinds that take most.
+// largestKinds names the kinds that use most of the store.
 func largestKinds(usage *status.StoreUsage) string {
 	var words []string
 	kinds := usage.ByKind()

@@ -60,7 +60,7 @@ const (
 	dnsPort     = 10053
 )
 
-// needsOf returns what a server with these settings needs. The settings may be incomplete when they are wrong.
+// needsOf returns the requirements of a server with these settings. The settings may be incomplete when they are wrong.
 func needsOf(c *config.Server) preflight.Needs {
 	n := preflight.Needs{
 		DataDir: c.Paths.DataDir, NodeIPs: c.Node.IPs,

@@ -135,7 +135,7 @@ func withoutAddress(s *corev1.Service) string {
 	return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: its load balancer has assigned none", s.Namespace, s.Name)
 }
 
-// nodeProblem says what is wrong with a node. It returns "" when nothing is.
+// nodeProblem describes the problem of a node. It returns "" for a node without a problem.
 func nodeProblem(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		switch {

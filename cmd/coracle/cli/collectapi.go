@@ -195,7 +195,7 @@ type podState struct {
 	Volumes                                            []string
 }
 
-// containerState is what is collected of a container. What it wrote when it ended is not.
+// containerState has the collected fields of a container. The message that it wrote when it ended is not collected.
 type containerState struct {
 	Name, Image, Runtime       string
 	Ready                      bool

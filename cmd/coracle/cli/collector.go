@@ -167,7 +167,7 @@ func (c *collector) run(ctx context.Context, f *bugreport.Files, file string, ar
 	f.Command(ctx, file, newCommand(args...))
 }
 
-// newCommand returns a program of the machine, whose environment is none of this process'.
+// newCommand returns a command that runs a program of the machine. The program does not get this process' environment.
 func newCommand(args ...string) *exec.Cmd {
 	path := args[0]
 	if !filepath.IsAbs(path) {

@@ -27,13 +27,13 @@ const (
 	loginTimeout = 5 * time.Second
 )
 
-// noStdin is what a login program of the kubeconfig gets as error when it wants to read from the terminal.
+// noStdin is the error that a login program of the kubeconfig gets when it reads from the terminal.
 const noStdin = "coracle console reads the terminal itself. Log in by coracle kubectl get namespaces first, if the program saves the login"
 
 // probeConsole sends one request to the cluster before a browser is opened. It fails when the credentials are not
 // valid, when the address belongs to another cluster, and when the operator has disabled the console. A cluster that
-// does not answer is no failure: the pages say so, and work once the cluster answers. After patience, a line says what
-// is waited for.
+// does not answer is no failure: the pages say so, and work once the cluster answers. After the given time, a line says
+// what is waited for.
 func (a *App) probeConsole(ctx context.Context, config *rest.Config, current string, patience time.Duration) error {
 	// A place for one: the goroutine ends even after this function has returned.
 	answered := make(chan error, 1)

@@ -113,7 +113,7 @@ func afterMarker(text string, from int) int {
 	return from + len(line)
 }
 
-// logPrefix is what the journal puts before a line.
+// logPrefix matches the text that the journal puts before a line.
 var logPrefix = regexp.MustCompile(`^\S+ \S+ \S+\[\d+\]: `)
 
 // opensBlock is a line behind which the value of a key of YAML or JSON follows in lines of its own.

@@ -76,7 +76,7 @@ func (s *shownReleases) check(r release.Releaser) error {
 	return nil
 }
 
-// recordOf returns those contents of a revision that Helm acts on.
+// recordOf returns the contents of a revision on which Helm acts.
 func recordOf(r *releasev1.Release) helmjob.Record {
 	out := helmjob.Record{Manifest: r.Manifest}
 	for _, h := range r.Hooks {
