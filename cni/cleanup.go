@@ -34,7 +34,7 @@ func Cleanup(o CleanupOptions) error {
 	}
 	for _, l := range links {
 		name := l.Attrs().Name
-		if ofPod(l) || l.Type() == kindBridge && name == Bridge || strings.HasPrefix(name, tunnelPrefix) {
+		if isPodDevice(l) || l.Type() == kindBridge && name == Bridge || strings.HasPrefix(name, tunnelPrefix) {
 			errs = append(errs, removeDevice(name))
 		}
 	}

@@ -33,7 +33,7 @@ func (pn *podNetwork) heal(ctx context.Context, whole bool) {
 			pn.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", pn.guardPeriod)
 		}
 	}
-	if pn.servicesMoved() {
+	if pn.serviceAddressesChanged() {
 		if err := pn.applyRules(ctx); err != nil {
 			pn.log.Error(err, "Host ports may answer at addresses of new Services; trying again", "after", pn.guardPeriod)
 		}

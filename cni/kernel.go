@@ -51,7 +51,7 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 	for _, l := range links {
 		a := l.Attrs()
 		names[a.Index] = a.Name
-		if a.Name == bridge || ofPod(l) || strings.HasPrefix(a.Name, tunnelPrefix) {
+		if a.Name == bridge || isPodDevice(l) || strings.HasPrefix(a.Name, tunnelPrefix) {
 			ownLinks[a.Index], k.links[a.Name] = a.Name, l
 			put(link{a.Name, k.wg.kind(l), a.MTU, a.Flags&net.FlagUp != 0, vxlanOf(l)})
 		}
@@ -388,8 +388,8 @@ func permanentNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) *netlink
 	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac}
 }
 
-// ofPod reports whether the device is a pod's device on the host.
-func ofPod(l netlink.Link) bool {
+// isPodDevice reports whether the device is a pod's device on the host.
+func isPodDevice(l netlink.Link) bool {
 	name := l.Attrs().Name
 	return l.Type() == kindVeth && strings.HasPrefix(name, devicePrefix) || l.Type() == kindIFB && strings.HasPrefix(name, shaperPrefix)
 }

@@ -45,8 +45,8 @@ func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// servicesMoved reports whether Services have other addresses now than the table exempts.
-func (pn *podNetwork) servicesMoved() bool {
+// serviceAddressesChanged reports whether Services have other addresses now than the table exempts.
+func (pn *podNetwork) serviceAddressesChanged() bool {
 	now, err := serviceAddresses(pn.o.ServiceCIDRs)
 	if err != nil {
 		pn.log.Error(err, "Host ports may answer at addresses of new Services", "again", pn.guardPeriod)

@@ -89,7 +89,7 @@ func (st *stream) readLog(ctx context.Context, logPath string, query url.Values)
 	}
 }
 
-// readLines reads a log until it ends.
+// readLines sends the lines of a log to lines until it ends. It cuts a line that is longer than maxLine.
 func readLines(ctx context.Context, body io.Reader, lines chan<- string) error {
 	r := bufio.NewReaderSize(body, maxLine)
 	for {

@@ -44,8 +44,8 @@ const (
 	maxSilent  = 256
 	// maxMembers limits the live members where the limit is not known.
 	maxMembers = 4096
-	// askAlone and askAloneMost are the first and the longest pause between a member's attempts when it knows no live
-	// one.
+	// askAlone and askAloneMost are the first and the longest pause between attempts to reach any member, while none is
+	// known to be alive.
 	askAlone, askAloneMost = time.Second, 15 * time.Second
 	// askEvery is the interval at which unresponsive members are dialed while there are live ones. askEach is added for
 	// every live member, so that a machine that is off is not dialed more often in a larger cluster.

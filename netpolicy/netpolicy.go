@@ -328,4 +328,4 @@ func (e *Enforcer) report(r Result, err error) {
 	}
 }
 
-var everyLabel = labels.Everything()
+var allObjects = labels.Everything()

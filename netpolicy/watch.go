@@ -110,15 +110,15 @@ func (w *watch) complete() bool {
 func (w *watch) state() (State, error) {
 	s := State{Node: w.node}
 	var err error
-	if s.Policies, err = w.informers.NetworkPolicies.Lister().List(everyLabel); err != nil || len(s.Policies) == 0 {
+	if s.Policies, err = w.informers.NetworkPolicies.Lister().List(allObjects); err != nil || len(s.Policies) == 0 {
 		return s, err
 	}
-	if s.Pods, err = w.informers.Pods.Lister().List(everyLabel); err != nil {
+	if s.Pods, err = w.informers.Pods.Lister().List(allObjects); err != nil {
 		return s, err
 	}
-	if s.Namespaces, err = w.informers.Namespaces.Lister().List(everyLabel); err != nil {
+	if s.Namespaces, err = w.informers.Namespaces.Lister().List(allObjects); err != nil {
 		return s, err
 	}
-	s.Nodes, err = w.nodes.List(everyLabel)
+	s.Nodes, err = w.nodes.List(allObjects)
 	return s, err
 }

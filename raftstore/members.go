@@ -142,7 +142,7 @@ func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.S
 		return false, errNotLeader // the next leader removes it
 	}
 	if v.Suffrage == raft.Voter {
-		if err := c.canDoWithout(ctx, members, v.ID); err != nil {
+		if err := c.checkRemovable(ctx, members, v.ID); err != nil {
 			return false, err
 		}
 	}
@@ -174,10 +174,10 @@ func votersOf(members []raft.Server) []raft.Server {
 	return slices.DeleteFunc(slices.Clone(members), func(m raft.Server) bool { return m.Suffrage != raft.Voter })
 }
 
-// canDoWithout returns an error unless a majority of the other voters stores now. etcd has the same rule (server.go,
+// checkRemovable returns an error unless a majority of the other voters stores now. etcd has the same rule (server.go,
 // mayRemoveMember: strict reconfiguration check), but counts the servers that are connected. A server with a stalled
 // disk stays connected.
-func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id raft.ServerID) error {
+func (c *Cluster) checkRemovable(ctx context.Context, members []raft.Server, id raft.ServerID) error {
 	left := slices.DeleteFunc(votersOf(members), func(m raft.Server) bool { return m.ID == id })
 	stores := c.replication.storageProbe(ctx, func(stores storing) bool { return stores.majorityOf(left) })
 	switch {

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// connTable has the open connections to servers, and counts those from this machine.
+// connTable has the clients' open connections, each with its server, and counts those from this machine.
 type connTable struct {
 	mu         sync.Mutex
 	openConns  map[net.Conn]string // by the server of each

@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-func everyLabel() labels.Selector { return labels.Everything() }
+func allObjects() labels.Selector { return labels.Everything() }
 
 // complete returns a table with the endpoints of the Services that it names.
 func (n *Node) complete(s table.Sections) table.Sections {
@@ -64,7 +64,7 @@ func (n *Node) slicesOf(backends map[string]table.Backend) map[types.NamespacedN
 	for _, b := range backends {
 		out[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}] = nil
 	}
-	all, _ := n.o.EndpointSlices.Lister().List(everyLabel()) // it is a cache: listing cannot fail
+	all, _ := n.o.EndpointSlices.Lister().List(allObjects()) // it is a cache: listing cannot fail
 	for _, s := range all {
 		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 		if have, wanted := out[name]; wanted {

@@ -191,7 +191,7 @@ func (n *Node) ownNetworks() []netip.Prefix {
 // nodeAddresses returns the addresses of all nodes, including this one.
 func (n *Node) nodeAddresses() []netip.Addr {
 	out := slices.Clone(n.o.NodeIPs)
-	nodes, _ := n.o.Nodes.Lister().List(everyLabel()) // of a cache: it cannot fail
+	nodes, _ := n.o.Nodes.Lister().List(allObjects()) // of a cache: it cannot fail
 	for _, node := range nodes {
 		out = append(out, clusterconfig.NodeAddresses(node, corev1.NodeInternalIP, corev1.NodeExternalIP)...)
 	}

@@ -191,7 +191,7 @@ func (s *sockets) listen(at []netip.Addr, name string, port int) error {
 	var opened []net.Listener
 	defer func() {
 		for _, l := range opened {
-			_ = l.Close() // the duplicates stay open
+			_ = l.Close() // the proxy gets duplicates, which stay open
 		}
 	}()
 	for _, ip := range at {

@@ -86,14 +86,14 @@ func (s *Starts) endStart(ctx context.Context, stop func(context.Context) error)
 // gatedClient calls the runtime through a gate.
 type gatedClient struct {
 	runtimeapi.RuntimeServiceClient
-	starts *Starts
+	gate *Starts
 }
 
 // startGated makes one call that starts something. stop is called with the response if the gate was closed
 // meanwhile. The call does not end with its caller: the runtime could start the container all the same.
 func startGated[Q, A any](ctx context.Context, c gatedClient, call func(context.Context, Q, ...grpc.CallOption) (A, error), question Q,
 	options []grpc.CallOption, stop func(context.Context, A) error) (A, error) {
-	if err := c.starts.beginStart(); err != nil {
+	if err := c.gate.beginStart(); err != nil {
 		var none A
 		return none, err
 	}
@@ -107,7 +107,7 @@ func startGated[Q, A any](ctx context.Context, c gatedClient, call func(context.
 	if err == nil && stop != nil {
 		undo = func(ctx context.Context) error { return stop(ctx, answer) }
 	}
-	c.starts.endStart(ctx, undo)
+	c.gate.endStart(ctx, undo)
 	return answer, err
 }
 

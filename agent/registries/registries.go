@@ -42,7 +42,7 @@ const anyRegistry = "*"
 // hubHost is the host that serves docker.io.
 const hubHost = "registry-1.docker.io"
 
-// Config is the file's content.
+// Config is the content of registries.yaml.
 type Config struct {
 	Mirrors map[string]Mirror `yaml:"mirrors"`
 	Configs map[string]Host   `yaml:"configs"`

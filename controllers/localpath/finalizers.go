@@ -32,7 +32,7 @@ func finalizersOf(pv *corev1.PersistentVolume) (want []string, changed bool) {
 	case has && !remove:
 		return slices.DeleteFunc(slices.Clone(pv.Finalizers),
 			func(f string) bool { return f == storagehelpers.PVDeletionInTreeProtectionFinalizer }), true
-	// upstream removes it from those that it deletes
+	// upstream removes it from a volume that is being deleted
 	case !has && remove && pv.DeletionTimestamp == nil && pv.Status.Phase == corev1.VolumeBound:
 		return append(slices.Clone(pv.Finalizers), storagehelpers.PVDeletionInTreeProtectionFinalizer), true
 	}

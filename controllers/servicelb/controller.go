@@ -65,9 +65,9 @@ type Options struct {
 	// several times a second while an address of a pool is in use, and is required where there are pools.
 	Barred func() []netip.Addr
 	Alive  func(node string) bool
-	// Joined reads from the API the addresses with which machines have joined, including those without a Node. It is
-	// called when a Service would get a new address of a pool. nil is for none.
-	Joined func(ctx context.Context) ([]netip.Addr, error)
+	// JoinedAddresses reads from the API the addresses with which machines have joined, including those without a Node.
+	// It is called when a Service would get a new address of a pool. nil is for none.
+	JoinedAddresses func(ctx context.Context) ([]netip.Addr, error)
 	// Disabled removes the allocated addresses.
 	Disabled bool
 	// Part is the status line.

@@ -21,11 +21,11 @@ func (c *Controller) excludeJoined(ctx context.Context, s *State,
 		v, has := plan[serviceKey(svc)], statusAddresses(svc)
 		return v.Pool && slices.ContainsFunc(v.Addresses, func(a netip.Addr) bool { return !slices.Contains(has, a) })
 	}
-	if c.o.Joined == nil || !slices.ContainsFunc(s.Services, gets) {
+	if c.o.JoinedAddresses == nil || !slices.ContainsFunc(s.Services, gets) {
 		return plan, nil
 	}
 	var err error
-	if s.Joined, err = c.o.Joined(ctx); err != nil {
+	if s.Joined, err = c.o.JoinedAddresses(ctx); err != nil {
 		return nil, err
 	}
 	return Plan(s), nil

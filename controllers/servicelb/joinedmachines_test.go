@@ -42,7 +42,7 @@ func TestDeletedNodesAddressIsNotAllocated(t *testing.T) {
 				o.Pool = lb.Ranges("10.0.0.200-10.0.0.202")
 				o.Barred = func() []netip.Addr { return nil }
 				o.Alive = func(string) bool { return true }
-				o.Joined = func(context.Context) ([]netip.Addr, error) {
+				o.JoinedAddresses = func(context.Context) ([]netip.Addr, error) {
 					asked++
 					return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")}, c.fail
 				}

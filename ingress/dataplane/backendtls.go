@@ -62,10 +62,10 @@ type backendTLS struct {
 	shared
 }
 
-// tlsClients holds a transport for HTTP/1.1 and one for HTTP/2.
-type tlsClients struct{ http1, http2 *http.Transport }
+// tlsTransports holds a transport for HTTP/1.1 and one for HTTP/2.
+type tlsTransports struct{ http1, http2 *http.Transport }
 
-func (c *tlsClients) closeIdle() {
+func (c *tlsTransports) closeIdle() {
 	c.http1.CloseIdleConnections()
 	c.http2.CloseIdleConnections()
 }
@@ -82,7 +82,7 @@ func (o *objects) backendTLSOf(from *table.BackendTLS) *backendTLS {
 		if from.Certificate != "" {
 			b.certificate = objectOf(o.certificates, from.Certificate)
 		}
-		b.clients.Store(o.upstream.tlsClients(b.config()))
+		b.clients.Store(o.upstream.makeTLSTransports(b.config()))
 		o.tls[string(key)] = b
 	}
 	return b
@@ -93,7 +93,7 @@ func (o *objects) backendTLSOf(from *table.BackendTLS) *backendTLS {
 func (o *objects) resetTLS(of func(*backendTLS) bool) {
 	for _, b := range o.tls {
 		if of(b) {
-			b.clients.Swap(o.upstream.tlsClients(b.config())).closeIdle()
+			b.clients.Swap(o.upstream.makeTLSTransports(b.config())).closeIdle()
 		}
 	}
 }

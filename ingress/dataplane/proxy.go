@@ -144,8 +144,8 @@ func New(o Options) (*Proxy, error) {
 // Stats returns the counters. They change while the proxy serves.
 func (p *Proxy) Stats() *Stats { return &p.stats }
 
-// http2Server limits the bytes of bodies that a client's connection may hold in memory while no backend reads them.
-func http2Server() *http.HTTP2Config {
+// http2Config limits the bytes of bodies that a client's connection may hold in memory while no backend reads them.
+func http2Config() *http.HTTP2Config {
 	c := http2Pings()
 	c.MaxReceiveBufferPerConnection, c.MaxReceiveBufferPerStream = 128<<10, 128<<10
 	return c

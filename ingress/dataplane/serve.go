@@ -188,7 +188,7 @@ func (p *Proxy) server(h *listener) *http.Server {
 	protocols.SetHTTP2(h.secure)
 	protocols.SetUnencryptedHTTP2(!h.secure)
 	server := &http.Server{
-		Handler: h, Protocols: &protocols, HTTP2: http2Server(),
+		Handler: h, Protocols: &protocols, HTTP2: http2Config(),
 		ReadHeaderTimeout: p.options.HeaderTimeout, IdleTimeout: p.options.KeepAlive, MaxHeaderBytes: maxRequestHeader,
 		ErrorLog: slog.NewLogLogger(p.options.Logger.Handler(), slog.LevelDebug),
 		ConnState: func(conn net.Conn, state http.ConnState) {

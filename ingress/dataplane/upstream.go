@@ -19,7 +19,7 @@ type upstream struct {
 	dialer, tunnelDialer *net.Dialer
 	handshakeTimeout     time.Duration // of TLS
 	http1, h2c           *http.Transport
-	https                *tlsClients     // does not verify certificates, as in nginx
+	https                *tlsTransports  // does not verify certificates, as in nginx
 	outside              *http.Transport // of servers outside of the cluster
 	// refuse reports whether an address may not be dialled. inCluster reports whether it is one of the cluster's.
 	refuse, inCluster func(netip.Addr) bool
@@ -32,7 +32,7 @@ func newUpstream(o Options, inCluster func(netip.Addr) bool, failures *atomic.Ui
 		inCluster: inCluster, failures: failures,
 	}
 	u.http1, u.h2c = u.transport(false), u.transport(true)
-	u.https = u.tlsClients(unverified())
+	u.https = u.makeTLSTransports(unverified())
 	u.outside = u.outsideTransport(o.DialTimeout)
 	return u
 }
@@ -50,8 +50,8 @@ func (u *upstream) transport(h2c bool) *http.Transport {
 	}
 }
 
-// tlsClients makes the clients of endpoints with TLS.
-func (u *upstream) tlsClients(config *tls.Config) *tlsClients {
+// makeTLSTransports makes the clients of endpoints with TLS.
+func (u *upstream) makeTLSTransports(config *tls.Config) *tlsTransports {
 	make := func(http2 bool) *http.Transport {
 		t := u.transport(false)
 		t.Protocols.SetHTTP1(!http2)
@@ -60,7 +60,7 @@ func (u *upstream) tlsClients(config *tls.Config) *tlsClients {
 		t.TLSHandshakeTimeout = u.handshakeTimeout
 		return t
 	}
-	return &tlsClients{http1: make(false), http2: make(true)}
+	return &tlsTransports{http1: make(false), http2: make(true)}
 }
 
 // client returns the client for a backend's endpoints.

@@ -43,7 +43,7 @@ func install(src fs.FS, x index.Index, bin string, d Dir) error {
 		return err
 	}
 	if !isComplete(x, d.Path) { // another process may have installed it
-		if err := writeSet(src, x, bin, d.Path); err != nil {
+		if err := writePrograms(src, x, bin, d.Path); err != nil {
 			return err
 		}
 	}
@@ -62,7 +62,7 @@ func lockBin(bin string) (*os.File, error) {
 	return f, nil
 }
 
-func writeSet(src fs.FS, x index.Index, bin, dst string) error {
+func writePrograms(src fs.FS, x index.Index, bin, dst string) error {
 	tmp, err := os.MkdirTemp(bin, tempPrefix)
 	if err != nil {
 		return err

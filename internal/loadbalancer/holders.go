@@ -31,8 +31,8 @@ const (
 	// ConflictsAnnotation is an annotation of a Node. It lists addresses that the node has to announce and that another
 	// machine uses: ADDRESS=ETHERNET-ADDRESS, separated by commas.
 	ConflictsAnnotation = "coracle.dev/addresses-in-use"
-	// ProvenAnnotation is an annotation of a Node. It lists addresses that the node has proven since it holds them, and
-	// that the record still has as New: ADDRESS=TERM, separated by commas.
+	// ProvenAnnotation is an annotation of a Node. It lists addresses for which no other machine answered when this
+	// node probed them, and that the record still has as New: ADDRESS=TERM, separated by commas.
 	ProvenAnnotation = "coracle.dev/addresses-proven"
 	// Lease is for how long a node may announce an address after it began to check whether it is still the holder.
 	Lease = 700 * time.Millisecond

@@ -214,9 +214,9 @@ func (r *run) ports() {
 	r.addFailure("ports", "in use: "+strings.Join(taken, "; "), do)
 }
 
-// ingress warns of programs that listen at the ports of the ingress. These programs keep the ports, and the ingress
-// does not use this node's addresses.
-func (r *run) ingress() {
+// checkIngressPorts warns of programs that listen at the ports of the ingress. These programs keep the ports, and the
+// ingress does not use this node's addresses.
+func (r *run) checkIngressPorts() {
 	if len(r.Ingress) == 0 {
 		return
 	}

@@ -124,7 +124,7 @@ func Run(ctx context.Context, h Host, n Needs) []Result {
 	r := &run{Host: h, Needs: n}
 	for _, check := range []func(){
 		r.rights, r.kernel, r.namespaces, r.cgroups, r.memory, r.swap, r.clock, r.devices, r.limits,
-		r.links, r.nat, r.proxyMode, r.forwarding, r.filters, r.routes, r.address, r.ports, r.ingress,
+		r.links, r.nat, r.proxyMode, r.forwarding, r.filters, r.routes, r.address, r.ports, r.checkIngressPorts,
 		r.mount, r.space, r.overlay, r.speed, r.findOtherRuntimes,
 		func() { r.searchList(ctx) },
 	} {

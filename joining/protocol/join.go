@@ -58,7 +58,7 @@ type Request struct {
 	Want string `json:"want,omitempty"`
 	// Program is the version of the machine's program, for the log.
 	Program string `json:"program"`
-	// Protocol is version.Protocol of the program. Versions before the second do not send it. Ask fills it in.
+	// Protocol is version.Protocol of the program. Versions before the second do not send it. Send fills it in.
 	Protocol int `json:"protocol,omitempty"`
 	// Time is the machine's clock.
 	Time  time.Time `json:"time"`

@@ -35,13 +35,13 @@ type touched struct {
 	members map[member]bool
 }
 
-func (t touched) server(k Key) {
+func (t touched) addServer(k Key) {
 	if t.servers != nil {
 		t.servers[k] = true
 	}
 }
 
-func (t touched) member(m member) {
+func (t touched) addMember(m member) {
 	if t.members != nil {
 		t.members[m] = true
 	}
@@ -129,7 +129,7 @@ func (l *ledger) remove(p *portState) {
 // serve adds a candidate to the state.
 func (l *ledger) serve(o *candidate) {
 	l.state.Servers[o.key] = o.server
-	l.touched.server(o.key)
+	l.touched.addServer(o.key)
 	if o.local {
 		retain(l.state.Addresses, l.addresses, o.key.Addr, o.key.Addr)
 	}
@@ -139,7 +139,7 @@ func (l *ledger) serve(o *candidate) {
 // withdraw removes a candidate from the state.
 func (l *ledger) withdraw(o *candidate) {
 	delete(l.state.Servers, o.key)
-	l.touched.server(o.key)
+	l.touched.addServer(o.key)
 	if o.local {
 		release(l.state.Addresses, l.addresses, o.key.Addr, o.key.Addr)
 	}
@@ -149,14 +149,14 @@ func (l *ledger) withdraw(o *candidate) {
 func (l *ledger) addMembers(all members) {
 	for _, m := range all {
 		retain(l.state.Sets[m.set], l.members, m.text, m)
-		l.touched.member(m)
+		l.touched.addMember(m)
 	}
 }
 
 func (l *ledger) removeMembers(all members) {
 	for _, m := range all {
 		release(l.state.Sets[m.set], l.members, m.text, m)
-		l.touched.member(m)
+		l.touched.addMember(m)
 	}
 }
 

@@ -158,8 +158,8 @@ func (n *watcher) whileLeader(ctx context.Context) (_ context.Context, release f
 	}
 }
 
-// awaitLeader returns true as soon as there is a leader. It waits for as long as watches have been refused already, so
-// that the time between two refusals of a watch doubles.
+// awaitLeader waits for a leader and reports whether there is one. It waits at most as long as there has been none, so
+// that the pauses between refusals of a watch double.
 func (n *watcher) awaitLeader(ctx context.Context) bool {
 	n.mu.Lock()
 	if n.leaderlessSince.IsZero() {

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// auditPerSource and auditTotal limit the events of requests without an identity, a minute. With texts of
-	// maxRecordText, the events of a day have some 300 MB at most.
+	// auditPerSource and auditTotal are how many events of requests without an identity are recorded in a minute, of
+	// one source and of all. With texts of maxRecordText, the events of a day have some 300 MB at most.
 	auditPerSource, auditTotal = 10, 120
 	// maxAuditSources is how many of the addresses that a request names as its own are kept.
 	maxAuditSources = 4

@@ -108,7 +108,7 @@ type Options struct {
 	// Console, when set, serves status.ConsoleSettingPath.
 	Console http.Handler
 
-	// Events, when set, limits events.
+	// Events, when set, decides how long events live, and refuses new ones when a namespace has too many.
 	Events EventLimits
 
 	// Dial, when set, makes the connections to nodes and pods: to kubelets, to webhooks and API servers in the cluster,
