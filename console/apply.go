@@ -373,7 +373,8 @@ func (a *applier) mappingOf(kind schema.GroupVersionKind) (*meta.RESTMapping, er
 		for version, resources := range g.VersionedResources {
 			for _, r := range resources {
 				if r.Kind == kind.Kind && !strings.Contains(r.Name, "/") {
-					missing.otherVersions = append(missing.otherVersions, schema.GroupVersion{Group: g.Group.Name, Version: version}.String())
+					other := schema.GroupVersion{Group: g.Group.Name, Version: version}
+					missing.otherVersions = append(missing.otherVersions, other.String())
 				}
 			}
 		}

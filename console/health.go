@@ -220,7 +220,9 @@ type check struct {
 }
 
 func newCheck(now time.Time) *check {
-	return &check{now: now, read: map[string]bool{}, services: map[string]service{}, ready: map[string][2]int32{}, runs: map[string]cronRun{}}
+	return &check{
+		now: now, read: map[string]bool{}, services: map[string]service{}, ready: map[string][2]int32{}, runs: map[string]cronRun{},
+	}
 }
 
 func (c *check) addWhole(resource string) {

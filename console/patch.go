@@ -279,7 +279,8 @@ func (c changes) conflict(others changes) string {
 	for path, value := range c {
 		for at, other := range others {
 			same := path == at
-			if same && !equal(value, other) || !same && (strings.HasPrefix(path, at+keySeparator) || strings.HasPrefix(at, path+keySeparator)) {
+			if same && !equal(value, other) ||
+				!same && (strings.HasPrefix(path, at+keySeparator) || strings.HasPrefix(at, path+keySeparator)) {
 				return strings.ReplaceAll(strings.TrimPrefix(path, keySeparator), keySeparator, ".")
 			}
 		}

@@ -134,7 +134,8 @@ func New(o Options) *Manager {
 	return &Manager{
 		o: o, http: &http.Client{Transport: &boundedTransport{o.Transport}, Timeout: requestTimeout}, wake: timers.NewSignal(),
 		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*failedAttempts{},
-		unsaved: map[types.NamespacedName]*progress{}, shares: map[string]*rate.Limiter{}, leaves: map[types.NamespacedName]storedCertificate{},
+		unsaved: map[types.NamespacedName]*progress{}, shares: map[string]*rate.Limiter{},
+		leaves: map[types.NamespacedName]storedCertificate{},
 	}
 }
 

@@ -115,7 +115,8 @@ func (m *Manager) save(ctx context.Context, of types.NamespacedName, p *progress
 	s := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: compile.Account.Namespace, Name: stateName(of),
-			Labels: map[string]string{managedBy: managerName, orderLabel: "true"}, Annotations: map[string]string{forAnnotation: of.String()},
+			Labels:      map[string]string{managedBy: managerName, orderLabel: "true"},
+			Annotations: map[string]string{forAnnotation: of.String()},
 		},
 		Data: map[string][]byte{progressKey: text, corev1.TLSPrivateKeyKey: key},
 	}

@@ -242,8 +242,8 @@ func (e *entry) chartWithStatus() *kinds.HelmChart {
 }
 
 func (e *entry) view(c *Controller, now time.Time) *View {
-	v := &View{Chart: e.chartWithStatus(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.missing, Release: e.release, Tries: e.tries,
-		Rival: e.releaseOwner, Now: now}
+	v := &View{Chart: e.chartWithStatus(), Hash: e.hash, Key: e.key, Problem: e.problem, Lacks: e.missing, Release: e.release,
+		Tries: e.tries, Rival: e.releaseOwner, Now: now}
 	v.NamespaceDeleted, v.NamespaceEnding = c.namespaceOf(Target(v.Chart))
 	if e.work != nil {
 		v.Work = &e.work.Work

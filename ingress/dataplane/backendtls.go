@@ -58,7 +58,7 @@ type backendTLS struct {
 	from        table.BackendTLS
 	authorities *authorities // nil for the system's authorities
 	certificate *certificate // of the proxy; nil for none
-	clients     atomic.Pointer[tlsClients]
+	clients     atomic.Pointer[tlsTransports]
 	shared
 }
 

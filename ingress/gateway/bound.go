@@ -305,7 +305,8 @@ func (f *siteFilling) add(a *attachment, cost int) (n, others int) {
 	}
 	for _, host := range a.hosts {
 		place := hostAtListener{a.listener, host}
-		if f.counted[place][a.route] || slices.ContainsFunc(a.hosts, func(other string) bool { return other != host && covers(other, host) }) {
+		if f.counted[place][a.route] ||
+			slices.ContainsFunc(a.hosts, func(other string) bool { return other != host && covers(other, host) }) {
 			continue
 		}
 		if f.counted[place] == nil {

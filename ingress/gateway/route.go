@@ -333,7 +333,8 @@ func (c *compiler) routeStatus(r *route) {
 		}
 		want := []metav1.Condition{
 			newCondition(gatewayv1.RouteConditionAccepted, gatewayv1.RouteReasonAccepted, p.refused, "the route is attached"),
-			newCondition(gatewayv1.RouteConditionResolvedRefs, gatewayv1.RouteReasonResolvedRefs, r.resolved, "all references are resolved"),
+			newCondition(gatewayv1.RouteConditionResolvedRefs, gatewayv1.RouteReasonResolvedRefs, r.resolved,
+				"all references are resolved"),
 		}
 		if p.refused.ok() && !r.partialProblem.ok() {
 			want = append(want, metav1.Condition{

@@ -381,7 +381,8 @@ func (r *reader) disable(name string) (out clusterconfig.Disabled) {
 		}
 		if parts == nil {
 			names := slices.Sorted(slices.Values(slices.AppendSeq(slices.Clone(known), maps.Keys(disableAliases))))
-			r.addProblem(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", names), strings.Join(known, ", "))
+			r.addProblem(it.src, "%q is no part of coracle%s (there is: %s)", it.text, didYouMean(it.text, "", names),
+				strings.Join(known, ", "))
 		}
 	}
 	for _, part := range known {

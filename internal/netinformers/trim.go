@@ -43,8 +43,8 @@ func trim(obj any) (any, error) {
 				Endpoints: nameFields(o.Endpoints)}, nil
 		}
 		meta.Labels, meta.Annotations = o.Labels, o.Annotations // an annotation holds the time at which the change was triggered
-		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: trimEndpoints(o.Endpoints)},
-			nil
+		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports,
+			Endpoints: trimEndpoints(o.Endpoints)}, nil
 	case *networkingv1.ServiceCIDR:
 		return &networkingv1.ServiceCIDR{ObjectMeta: trimMetadata(o), Spec: o.Spec, Status: o.Status}, nil
 	case *corev1.Node:

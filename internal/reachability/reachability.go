@@ -349,7 +349,8 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 		}
 		s.verified, s.failed, s.roundTrip = true, 0, min(trip, maxTrip)
 		if !s.downSince.IsZero() {
-			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.downSince).Round(10*time.Millisecond))
+			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node,
+				"after", now.Sub(s.downSince).Round(10*time.Millisecond))
 			s.downSince = time.Time{}
 			if !c.gossipHeard && !s.gossipHeard {
 				s.checkUntil = now.Add(checkAfterReturn)

@@ -168,8 +168,8 @@ func (t *Transport) pushAll(p *peer) {
 	}
 }
 
-// awaitReply waits until the peer has answered something since a given time, or until replyTimeout has passed. It reports
-// whether the peer has answered.
+// awaitReply waits until the peer has answered something since a given time, or until replyTimeout has passed. It
+// reports whether the peer has answered.
 func (t *Transport) awaitReply(p *peer, since time.Time) bool {
 	ctx, cancel := context.WithTimeout(t.ctx, replyTimeout)
 	defer cancel()

@@ -74,8 +74,8 @@ func (ps *peers) Transfer(id raft.ServerID) time.Duration {
 	return time.Duration(p.excess) * time.Second / entriesRate
 }
 
-// adjustSize is called with how long a message took. limit is its timeout. The next message may be larger if this one was quick
-// and at least half full. It is smaller if this one timed out.
+// adjustSize is called with how long a message took. limit is its timeout. The next message may be larger if this one
+// was quick and at least half full. It is smaller if this one timed out.
 func (p *peer) adjustSize(r *raft.AppendEntriesRequest, took, limit time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -85,7 +85,8 @@ type Starting struct {
 // New returns the Starting of a server that is not ready.
 func New(o Options) *Starting {
 	s := &Starting{
-		o: o, apiReady: make(chan struct{}), failedOver: make(chan struct{}), targetsChanged: timers.NewSignal(), readyTimeout: readyTimeout,
+		o: o, apiReady: make(chan struct{}), failedOver: make(chan struct{}), targetsChanged: timers.NewSignal(),
+		readyTimeout: readyTimeout,
 	}
 	s.beginOnce = sync.OnceFunc(func() { o.Begin(s.answer) })
 	return s

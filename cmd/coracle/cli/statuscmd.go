@@ -117,8 +117,8 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	var b strings.Builder
 	if r.Running {
 		fmt.Fprintf(&b, "coracle %s (Kubernetes %s), %s, node %s\n", r.Version, r.Kubernetes, r.Role, r.Node)
-		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"), formatAge(now.Sub(r.Started)),
-			r.PID)
+		fmt.Fprintf(&b, "runs     since %s (%s), process %d\n", r.Started.Local().Format("2006-01-02 15:04:05"),
+			formatAge(now.Sub(r.Started)), r.PID)
 		if r.Stopping {
 			fmt.Fprintf(&b, "state    stopping; pods keep running\n")
 		} else if r.Ready.IsZero() {
