@@ -227,7 +227,7 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		Judge:     &s.judge, Members: store.Cluster(),
 		ServiceLB: servicelb.Options{
 			Disabled: o.Cluster.Disabled.Has(clusterconfig.PartServiceLB), Pool: o.LBPool, Networks: o.reserved(),
-			Barred: s.roster.ReservedAddresses, Joined: s.roster.JoinedAddresses,
+			Barred: s.roster.ReservedAddresses, JoinedAddresses: s.roster.JoinedAddresses,
 		},
 		Port: o.HTTPSPort, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
 		Ingress: ingress.Options{Disabled: o.Cluster.Disabled.Has(clusterconfig.PartIngress), Rules: o.Ingress, Built: o.BuildTime},

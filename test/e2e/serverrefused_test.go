@@ -120,7 +120,7 @@ func refusedSettings(t *testing.T, first, peer *harness.Server) {
 	both := func(flag, own, cluster string) string {
 		return fmt.Sprintf("--%s: this server was given %q, but its cluster has %q; remove the flag", flag, own, cluster)
 	}
-	parts := "coredns,manifests,network-policy,local-storage,servicelb,metrics-server,helm-controller"
+	parts := "coredns,manifests,servicelb,network-policy,local-storage,metrics-server,helm-controller"
 	for _, tt := range []struct {
 		name  string
 		flags [][3]string // name, value, the cluster's
