@@ -77,7 +77,7 @@ func TestConflictsOfTwoWhoEdit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			base, mine, others := mustObject(t, c.base), mustObject(t, c.mine), mustObject(t, c.others)
 			p := testenv.Must(newPatch(base, mine))(t)
-			testenv.Equal(t, p.mine.conflict(p.changesBetween(base, others)), c.field, "the conflict is")
+			testenv.Equal(t, p.userChanges.conflict(p.changesBetween(base, others)), c.field, "the conflict is")
 			merged := testenv.Must(p.onTopOf(others))(t)
 			if c.merged == "" {
 				return
