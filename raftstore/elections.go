@@ -223,10 +223,10 @@ func (e *elections) checkLeader(
 			}
 			attempt.Own = e.report()
 			e.polling.Store(true)
-			attempt.Stage, attempt.Answers = election.Polled, e.pollVoters(ctx, except, election.CandidacyDelay)
+			attempt.Stage, attempt.Answers = election.Polled, e.pollVoters(ctx, except, e.answerTimeout(o))
 		case election.PollWithLeader:
 			attempt.LeaderAsked, attempt.Flush = true, 0
-			attempt.Answers = e.pollVoters(ctx, "", election.CandidacyDelay)
+			attempt.Answers = e.pollVoters(ctx, "", e.answerTimeout(o))
 		case election.MeasureFlush:
 			attempt.Flush = max(e.flushDurationNow(ctx, e.question().Within), time.Nanosecond) // 0 means not measured
 		case election.Await:
@@ -234,7 +234,7 @@ func (e *elections) checkLeader(
 			attempt.Stage = election.Awaited
 		case election.PollAgain:
 			attempt.Stage, attempt.Flush = election.Repolled, 0
-			attempt.Later = e.pollVoters(ctx, "", election.CandidacyDelay, attempt.Answers...)
+			attempt.Later = e.pollVoters(ctx, "", e.answerTimeout(o), attempt.Answers...)
 		case election.BecomeCandidate:
 			e.log.Info("a majority has no contact with the store's leader: starting an election", "leader", except, "exited", attempt.Own.Exited,
 				"unanswered", attempt.Own.Unanswered, "since contact", attempt.Own.SinceContact.Round(time.Millisecond))
@@ -246,6 +246,15 @@ func (e *elections) checkLeader(
 			return 0, memory
 		}
 	}
+}
+
+// answerTimeout returns how long the other voters have to answer: longer if the leader answers no calls. While its
+// heartbeats arrive, raft's own timers make no voter a candidate where messages take too long for this.
+func (e *elections) answerTimeout(o election.Observation) time.Duration {
+	if o.Unanswered {
+		return e.opts.ElectionTimeout
+	}
+	return election.CandidacyDelay
 }
 
 // observe returns what this server knows of its leader and of itself.

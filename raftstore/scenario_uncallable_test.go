@@ -266,6 +266,23 @@ func cutsAreReported(c *cluster) {
 	c.serves(c.nodes...)
 }
 
+// No call reaches the leader any more, and messages take 80 ms each way. The voters' answers arrive in time all the
+// same, and another server is elected.
+func TestScenarioUncallableLeaderFarAway(t *testing.T) {
+	for _, size := range []int{3, 5} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			stages(t, 2, size, nil, func(c *cluster) {
+				c.jitter(80*time.Millisecond, 2*time.Millisecond)
+				c.pass(5 * time.Second)
+				leader := c.leader()
+				c.failCalls(leader)
+				err := c.writes(c.others(leader)[0], 5*time.Second)
+				c.failIf(err != nil, "no write within 5 s: %v", err)
+			})
+		})
+	}
+}
+
 // failCalls keeps new connections from being made from a server and to it, and ends those for calls: raft's heartbeats
 // pass where calls fail. It is added to what blocks connections already.
 func (c *cluster) failCalls(victim *node) {
