@@ -90,8 +90,8 @@ func TestStoreQuota(t *testing.T) {
 	k.Await(soon, "serviceaccount/default", "{.metadata.name}", "default")
 	k.Apply(condemned)
 	k.Kubectl("create", "namespace", "fill")
-	k.Kubectl("wait", "--for=condition=Ready", "pod/runs", "--timeout=300s")
-	k.Kubectl("wait", "--for=condition=Ready", "-n", "doomed", "pod/inside", "--timeout=300s")
+	k.Kubectl("wait", "--for=condition=Ready", "pod/runs", "--timeout=900s")
+	k.Kubectl("wait", "--for=condition=Ready", "-n", "doomed", "pod/inside", "--timeout=900s")
 	coracle := func(args ...string) (string, error) {
 		return s.Run(s.Coracle(), append(args, "--data-dir", s.DataDir)...)
 	}
@@ -136,10 +136,10 @@ func TestStoreQuota(t *testing.T) {
 	f.fill(t, 5000)
 	k.Kubectl("delete", "namespace", "doomed", "--wait=false")
 	k.Await(longer, "namespace/doomed", "{.status.phase}", "Terminating")
-	k.Kubectl("wait", "--for=jsonpath={.metadata.deletionTimestamp}", "-n", "doomed", "configmap/inside", "--timeout=300s")
+	k.Kubectl("wait", "--for=jsonpath={.metadata.deletionTimestamp}", "-n", "doomed", "configmap/inside", "--timeout=900s")
 	f.fill(t, 5000)
 	k.Kubectl("patch", "configmap", "-n", "doomed", "inside", "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
-	k.Kubectl("wait", "--for=delete", "namespace/doomed", "--timeout=300s")
+	k.Kubectl("wait", "--for=delete", "namespace/doomed", "--timeout=900s")
 
 	// What takes the space is known without an API server, and a new process refuses as well.
 	s.Kill()
@@ -148,7 +148,7 @@ func TestStoreQuota(t *testing.T) {
 	awaitAPI(t, s)
 	f.fill(t, 5000)
 	refuses(true)
-	k.Kubectl("delete", "namespace", "fill", "--timeout=300s")
+	k.Kubectl("delete", "namespace", "fill", "--timeout=900s")
 	refuses(false)
 	k.Kubectl("create", "configmap", "again", "--from-literal=a=b")
 	testenv.NoError(t, s.Stop())
