@@ -63,7 +63,7 @@ func (a *authentication) askServer(r *route) bool {
 	e := r.policy.external
 	ctx, cancel := context.WithTimeout(a.in.Context(), a.proxy.options.IdleTimeout)
 	defer cancel()
-	res, err := a.ask(ctx, r)
+	res, err := a.requestVerdict(ctx, r)
 	if err != nil {
 		if a.in.Context().Err() != nil {
 			panic(http.ErrAbortHandler) // the client has closed the connection
@@ -100,8 +100,8 @@ func (a *authentication) askServer(r *route) bool {
 	return false
 }
 
-// ask sends the request to the server and returns its response. A redirect is returned, not followed.
-func (a *authentication) ask(ctx context.Context, r *route) (*http.Response, error) {
+// requestVerdict sends the request to the server and returns its response. A redirect is returned, not followed.
+func (a *authentication) requestVerdict(ctx context.Context, r *route) (*http.Response, error) {
 	e := r.policy.external
 	text, ok := a.expand(e.url)
 	if !ok {
