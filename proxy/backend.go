@@ -20,10 +20,9 @@ type backend interface {
 	// name returns the name in logs and status output.
 	name() string
 
-	OnServiceAdd(*corev1.Service)
+	// OnServiceUpdate receives a Service that was added (old is nil), changed or deleted (new is nil).
 	OnServiceUpdate(old, new *corev1.Service)
-	OnServiceDelete(*corev1.Service)
-	OnEndpointSliceAdd(*discoveryv1.EndpointSlice)
+	// OnEndpointSliceUpdate receives a slice that was added (old is nil) or changed.
 	OnEndpointSliceUpdate(old, new *discoveryv1.EndpointSlice)
 	OnEndpointSliceDelete(*discoveryv1.EndpointSlice)
 	// OnTopologyChange receives this node's topology labels.

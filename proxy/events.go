@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy/config"
 
@@ -148,7 +149,7 @@ func (e events) onNodeGone(obj any) {
 // OnServiceCIDRsChanged forwards the API's CIDRs, once there are any. Only a full sync uses them.
 func (e events) OnServiceCIDRsChanged(cidrs []string) {
 	e.p.mu.Lock()
-	changed := len(cidrs) > 0 && !equalSets(cidrs, e.p.serviceCIDRs)
+	changed := len(cidrs) > 0 && !sets.New(cidrs...).Equal(sets.New(e.p.serviceCIDRs...))
 	if changed {
 		e.p.serviceCIDRs = cidrs
 	}
@@ -167,12 +168,4 @@ func (e events) wantFullSync() {
 	e.p.fullSync = true
 	e.p.mu.Unlock()
 	e.p.trigger()
-}
-
-// equalSets compares without regard to order.
-func equalSets(a, b []string) bool {
-	a, b = slices.Clone(a), slices.Clone(b)
-	slices.Sort(a)
-	slices.Sort(b)
-	return slices.Equal(a, b)
 }

@@ -63,7 +63,7 @@ type filtered struct {
 	loggedAs string
 }
 
-// notifier informs the back end of a change of one Service. was or is may be nil.
+// notifier is the back end's OnServiceUpdate. Both arguments are nil for a Service that it never received.
 type notifier func(was, is *corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
@@ -293,26 +293,13 @@ func (x *externals) clusterReason(a netip.Addr) string {
 
 // services forwards a change of a Service to the back end.
 func (p *Proxy) services(old, svc *corev1.Service) {
-	p.o.externals.handleService(old, svc, p.notifyBackend)
+	p.o.externals.handleService(old, svc, p.backend.OnServiceUpdate)
 }
 
 // change calls f. If f changes what Services are filtered by, it filters them again and triggers a sync.
 func (p *Proxy) change(f func() (changed bool)) {
-	if p.o.externals.change(f, p.notifyBackend) {
+	if p.o.externals.change(f, p.backend.OnServiceUpdate) {
 		p.trigger()
-	}
-}
-
-// notifyBackend informs the back end of a Service that was added (was is nil), changed or deleted (is is nil).
-func (p *Proxy) notifyBackend(was, is *corev1.Service) {
-	switch {
-	case was == nil && is == nil:
-	case was == nil:
-		p.backend.OnServiceAdd(is)
-	case is == nil:
-		p.backend.OnServiceDelete(was)
-	default:
-		p.backend.OnServiceUpdate(was, is)
 	}
 }
 
@@ -372,5 +359,5 @@ func (p *Proxy) serviceNetworks(cidrs []string) {
 	p.o.externals.change(func() bool {
 		p.o.externals.networks = networks
 		return true
-	}, p.notifyBackend)
+	}, p.backend.OnServiceUpdate)
 }

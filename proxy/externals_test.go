@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"testing"
@@ -214,7 +215,6 @@ func TestTunnelAddressIsNoExternalIP(t *testing.T) {
 // unresponsive is a back end that receives endpoints and does nothing.
 type unresponsive struct{ backend }
 
-func (unresponsive) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
 func (unresponsive) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
 func (unresponsive) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
 
@@ -232,16 +232,12 @@ type hearing struct {
 	mistakes int
 }
 
-func (h *hearing) OnServiceAdd(s *corev1.Service) { h.OnServiceUpdate(nil, s) }
 func (h *hearing) OnServiceUpdate(old, s *corev1.Service) {
-	if h.now[s.Name] != old {
+	name := cmp.Or(old, s).Name
+	if h.now[name] != old {
 		h.mistakes++
 	}
-	h.now[s.Name] = s
-}
-func (h *hearing) OnServiceDelete(s *corev1.Service) {
-	if h.now[s.Name] != s {
-		h.mistakes++
+	if h.now[name] = s; s == nil {
+		delete(h.now, name)
 	}
-	delete(h.now, s.Name)
 }

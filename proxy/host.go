@@ -137,7 +137,7 @@ func (p *Proxy) refreshHost() (changed bool) {
 		}
 		x.host = &now
 		return true
-	}, p.notifyBackend)
+	}, p.backend.OnServiceUpdate)
 }
 
 // judgesByHost reports whether any Service has an address that is filtered by the routes: an external IP, or one of a

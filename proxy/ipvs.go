@@ -72,13 +72,10 @@ func (b *ipvsBackend) ownTables() []nft.Table {
 	return []nft.Table{{Family: nft.IPv4, Name: nft.IPVSTable}, {Family: nft.IPv6, Name: nft.IPVSTable}}
 }
 
-func (b *ipvsBackend) name() string                                    { return nft.ServicesByIPVS }
-func (b *ipvsBackend) OnServiceAdd(s *corev1.Service)                  { b.OnServiceUpdate(nil, s) }
-func (b *ipvsBackend) OnServiceDelete(s *corev1.Service)               { b.OnServiceUpdate(s, nil) }
-func (b *ipvsBackend) prepare() error                                  { return b.Prepare() }
-func (b *ipvsBackend) sync(full bool) error                            { return b.Sync(b.ctx, full) }
-func (b *ipvsBackend) intact() (bool, error)                           { return b.Intact() }
-func (b *ipvsBackend) OnEndpointSliceAdd(s *discoveryv1.EndpointSlice) { b.OnEndpointSlice(s, false) }
+func (b *ipvsBackend) name() string          { return nft.ServicesByIPVS }
+func (b *ipvsBackend) prepare() error        { return b.Prepare() }
+func (b *ipvsBackend) sync(full bool) error  { return b.Sync(b.ctx, full) }
+func (b *ipvsBackend) intact() (bool, error) { return b.Intact() }
 func (b *ipvsBackend) OnEndpointSliceUpdate(_, s *discoveryv1.EndpointSlice) {
 	b.OnEndpointSlice(s, false)
 }

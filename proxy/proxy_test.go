@@ -61,15 +61,15 @@ func (r *recorder) set(f func()) {
 
 func (r *recorder) name() string                         { return "recorder" }
 func (r *recorder) prepare() error                       { return nil }
-func (r *recorder) OnServiceAdd(*corev1.Service)         { r.note("service") }
 func (r *recorder) OnServiceUpdate(_, _ *corev1.Service) { r.note("service") }
 func (r *recorder) OnTopologyChange(l map[string]string) {
 	r.note("zone " + l[corev1.LabelTopologyZone])
 }
-func (r *recorder) OnServiceCIDRsChanged(cidrs []string)          { r.note("cidrs " + strings.Join(cidrs, " ")) }
-func (r *recorder) OnEndpointSliceAdd(*discoveryv1.EndpointSlice) {}
-func (r *recorder) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {
-	r.note("slice")
+func (r *recorder) OnServiceCIDRsChanged(cidrs []string) { r.note("cidrs " + strings.Join(cidrs, " ")) }
+func (r *recorder) OnEndpointSliceUpdate(old, _ *discoveryv1.EndpointSlice) {
+	if old != nil {
+		r.note("slice")
+	}
 }
 
 func (r *recorder) sync(full bool) error {

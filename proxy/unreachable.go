@@ -85,26 +85,13 @@ func (f *reachabilityFilter) remove(s *discoveryv1.EndpointSlice) {
 	if i < 0 {
 		return
 	}
-	f.notify(all[i].handed, nil)
+	f.next.OnEndpointSliceDelete(all[i].handed)
 	if all = slices.Delete(all, i, i+1); len(all) == 0 {
 		delete(f.groups, g)
 		return
 	}
 	f.groups[g] = all
 	f.sync(all)
-}
-
-// notify calls the back end for a slice that was added (was is nil), changed or removed (is is nil).
-func (f *reachabilityFilter) notify(was, is *discoveryv1.EndpointSlice) {
-	switch {
-	case was == nil && is == nil:
-	case was == nil:
-		f.next.OnEndpointSliceAdd(is)
-	case is == nil:
-		f.next.OnEndpointSliceDelete(was)
-	default:
-		f.next.OnEndpointSliceUpdate(was, is)
-	}
 }
 
 // setUnreachable replaces the set of unreachable nodes. It returns whether that changes anything for the back end.
@@ -126,7 +113,7 @@ func (f *reachabilityFilter) sync(g []*slicePair) (changed bool) {
 		if s.handed != nil && (s.handed == now || now != s.received && reflect.DeepEqual(s.handed, now)) {
 			continue
 		}
-		f.notify(s.handed, now)
+		f.next.OnEndpointSliceUpdate(s.handed, now)
 		s.handed, changed = now, true
 	}
 	return changed

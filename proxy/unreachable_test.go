@@ -32,13 +32,6 @@ func newMirror(t *testing.T) *mirror {
 	return &mirror{t: t, slices: map[string]*discoveryv1.EndpointSlice{}}
 }
 
-func (m *mirror) OnEndpointSliceAdd(s *discoveryv1.EndpointSlice) {
-	if m.events++; m.slices[s.Name] != nil {
-		m.t.Errorf("%s is added twice", s.Name)
-	}
-	m.slices[s.Name] = s
-}
-
 func (m *mirror) OnEndpointSliceUpdate(old, s *discoveryv1.EndpointSlice) {
 	if m.events++; m.slices[s.Name] != old {
 		m.t.Errorf("%s was something else than the update says", s.Name)
