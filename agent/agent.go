@@ -52,7 +52,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := errors.Join(closedFolder(o.paths().AgentDir), os.MkdirAll(o.RunDir, 0o755)); err != nil {
 		return fmt.Errorf("agent: make its folder: %w", err)
 	}
-	hosts, relay, auths, err := configureRegistries(o)
+	hosts, relay, err := configureRegistries(o)
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	o.pullAuth = pullAuth(hosts)
-	runtime, err := startRuntime(ctx, o, auths)
+	runtime, err := startRuntime(ctx, o, hosts.Auths())
 	if err != nil {
 		return err
 	}
@@ -91,24 +91,17 @@ func closedFolder(dir string) error {
 
 // configureRegistries writes containerd's configuration of the operator's registries. The relay is nil where none is
 // needed.
-func configureRegistries(o Options) (*registries.Config, *registries.Relay, map[string]containerd.RegistryAuth, error) {
+func configureRegistries(o Options) (*registries.Config, *registries.Relay, error) {
 	config, err := registries.Load(o.RegistriesFile)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	config.DisableDefaultEndpoint = o.DisableDefaultEndpoint
 	relay, err := registries.NewRelay(config)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	if err := config.Write(o.paths().registries, relay); err != nil {
-		return nil, nil, nil, err
-	}
-	auths := map[string]containerd.RegistryAuth{}
-	for host, a := range config.Auths() {
-		auths[host] = containerd.RegistryAuth(a)
-	}
-	return config, relay, auths, nil
+	return config, relay, config.Write(o.paths().registries, relay)
 }
 
 // pullAuth returns the credentials of a pull that containerd's configuration cannot have.
@@ -123,7 +116,7 @@ func pullAuth(hosts *registries.Config) func(image string) *runtimeapi.AuthConfi
 	}
 }
 
-func startRuntime(ctx context.Context, o Options, auths map[string]containerd.RegistryAuth) (*containerd.Server, error) {
+func startRuntime(ctx context.Context, o Options, auths map[string]registries.Auth) (*containerd.Server, error) {
 	part := o.statusPart("containerd")
 	server, err := containerd.Start(ctx, o.containerd(auths))
 	if err != nil {
@@ -333,7 +326,7 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		ClusterDNS: o.clusterDNS(), ClusterDomain: o.Cluster.Domain,
 		OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 		LostRecords: o.reportLostRecords,
-		Lists:       runtime.Lists(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(),
+		Lists:       runtime.Calls(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(),
 		Starts: &o.Shutdown.starts, Mounts: &o.Shutdown.mounts, Made: o.Shutdown.setPods,
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/records"
+	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -168,7 +169,7 @@ func (o Options) servesPolicies() bool {
 	return !o.Cluster.Disabled.Has(clusterconfig.PartNetworkPolicy) && o.Cluster.NetworkBackend != clusterconfig.NetworkNone
 }
 
-func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd.Options {
+func (o Options) containerd(auths map[string]registries.Auth) containerd.Options {
 	p := o.paths()
 	cniBin, cniConf := o.BinDir, p.cniConf
 	if o.Cluster.NetworkBackend == clusterconfig.NetworkNone { // where other plugins put their programs and configuration

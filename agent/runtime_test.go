@@ -77,10 +77,7 @@ func runtimeChild(dir string) error {
 	if err := config.Write(o.RegistryDir, relay); err != nil {
 		return err
 	}
-	o.RegistryAuths = map[string]containerd.RegistryAuth{}
-	for host, auth := range config.Auths() {
-		o.RegistryAuths[host] = containerd.RegistryAuth(auth)
-	}
+	o.RegistryAuths = config.Auths()
 	server, err := containerd.Start(ctx, o)
 	if err != nil {
 		return err

@@ -158,7 +158,7 @@ func (s *Shutdown) stopPods(ctx context.Context, within time.Duration) (done str
 	go func() { mounting <- s.mounts.Close(closing) }()
 	preparing.Wait()
 	n, err := podstop.Stop(ctx, podstop.Options{
-		Runtime: s.runtime.Pods(), Within: within - time.Since(began), Logger: log,
+		Runtime: s.runtime.Calls(), Within: within - time.Since(began), Logger: log,
 		Pod: func(uid string) *corev1.Pod { return known[uid] },
 	})
 	if left > 0 {

@@ -35,6 +35,7 @@ import (
 	"github.com/containerd/plugin/registry"
 
 	"github.com/coracle-k8s/coracle/agent/records"
+	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/config"
 )
@@ -67,18 +68,13 @@ type Options struct {
 	// PauseTar is the archive with PauseImage; empty for none. What is unpacked is compared with it before each start.
 	PauseTar string
 	// RegistryAuths are credentials by the registry host that requires them.
-	RegistryAuths map[string]RegistryAuth
+	RegistryAuths map[string]registries.Auth
 	// Runtimes are installed runtimes beside the embedded runc.
 	Runtimes []runtimes.Runtime
 	// Records are checked before the start, and set aside if they are damaged. nil means that they are not checked.
 	Records *records.Records
 	// Logger receives this package's messages. containerd itself logs through logrus' standard logger.
 	Logger *slog.Logger
-}
-
-// RegistryAuth is a user name and a password, or both as base64 in Auth, or a token.
-type RegistryAuth struct {
-	Username, Password, Auth, IdentityToken string
 }
 
 // Address returns the path of the gRPC socket, which CRI clients, ctr and crictl use.
@@ -91,7 +87,7 @@ type Server struct {
 	server           *server.Server
 	client           *client.Client
 	notifyImageAdded func(ctx context.Context, name string) error
-	lists            *Lists
+	calls            *Calls
 	fatal            *fatalTrap
 	stopOnce         sync.Once
 }
@@ -198,7 +194,7 @@ func (s *Server) waitReady(ctx context.Context) error {
 	defer timer.Stop()
 	select {
 	case <-ready:
-		if s.client == nil || s.lists == nil {
+		if s.client == nil || s.calls == nil {
 			return errors.New("containerd: its services were not set up in memory")
 		}
 		return nil
@@ -220,11 +216,8 @@ func (s *Server) NotifyImageAdded(ctx context.Context, name string) error {
 	return s.notifyImageAdded(ctx, name)
 }
 
-// Lists returns the CRI list calls, served in this process and not over the socket.
-func (s *Server) Lists() Lists { return *s.lists }
-
-// Pods returns the CRI calls that end pods, served in this process.
-func (s *Server) Pods() Pods { return Pods{*s.lists} }
+// Calls returns the CRI calls that are served in this process and not over the socket.
+func (s *Server) Calls() Calls { return *s.calls }
 
 // Snapshotter returns the name of the snapshotter in use.
 func (s *Server) Snapshotter() string { return s.snapshotter }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"github.com/sirupsen/logrus"
 
+	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -88,7 +89,7 @@ func TestEffectiveCapabilityIsReadFromProcStatus(t *testing.T) {
 func TestContainerdConfigurationHasItsOptions(t *testing.T) {
 	o := Options{Root: "/r", State: "/s", BinDir: "/b", CNIBinDir: "/b", CNIConfDir: "/c", RegistryDir: "/reg", Runtime: config.Runtime{PauseImage: "p:1"},
 		Runtimes:      []runtimes.Runtime{{Name: "crun", Program: "/usr/bin/crun"}, {Name: "kata", Program: "/k/containerd-shim-kata-v2", OwnShim: true}},
-		RegistryAuths: map[string]RegistryAuth{"a.example.org": {Username: "u", Password: "p"}}}
+		RegistryAuths: map[string]registries.Auth{"a.example.org": {Username: "u", Password: "p"}}}
 	c := serverConfig(o, "native", host{canLowerOOMScore: false})
 	at := func(path ...string) any {
 		var v any = c.Plugins

@@ -20,7 +20,7 @@ import (
 // waits for it.
 const criPlugin plugin.Type = "io.coracle.cri.v1"
 
-// criService has the calls of containerd's CRI service that Lists and Pods use.
+// criService has the calls of containerd's CRI service that Calls has.
 type criService interface {
 	IsInitialized() bool
 	PodSandboxStatus(context.Context, *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error)
@@ -32,47 +32,45 @@ type criService interface {
 	Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
 }
 
-// Lists serves the calls that a kubelet repeats all the time, within this process. Over the socket each of them wakes
-// four threads, for the readers and writers of both ends (docs/adr/0040). Errors are the same as over the socket.
-// Responses share memory with containerd and must not be changed.
-type Lists struct{ cri criService }
+// Calls serves within this process the calls that a kubelet repeats all the time, and those that end pods. Over the
+// socket each of the former wakes four threads, for the readers and writers of both ends (docs/adr/0040). A machine
+// that goes down needs no socket for the latter. Errors are the same as over the socket. Responses share memory with
+// containerd and must not be changed.
+type Calls struct{ cri criService }
 
 // ListPodSandbox implements CRI's call of that name.
-func (l Lists) ListPodSandbox(ctx context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	return callCRI(ctx, l.cri, l.cri.ListPodSandbox, r)
+func (c Calls) ListPodSandbox(ctx context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	return callCRI(ctx, c.cri, c.cri.ListPodSandbox, r)
 }
 
 // ListContainers implements CRI's call of that name.
-func (l Lists) ListContainers(ctx context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	return callCRI(ctx, l.cri, l.cri.ListContainers, r)
+func (c Calls) ListContainers(ctx context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	return callCRI(ctx, c.cri, c.cri.ListContainers, r)
 }
 
 // Status implements CRI's call of that name.
-func (l Lists) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
-	return callCRI(ctx, l.cri, l.cri.Status, r)
+func (c Calls) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	return callCRI(ctx, c.cri, c.cri.Status, r)
 }
 
-// Pods serves the calls that end pods, within this process: a machine that goes down needs no socket for them.
-type Pods struct{ Lists }
-
 // PodSandboxStatus implements CRI's call of that name.
-func (p Pods) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
-	return callCRI(ctx, p.cri, p.cri.PodSandboxStatus, r)
+func (c Calls) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	return callCRI(ctx, c.cri, c.cri.PodSandboxStatus, r)
 }
 
 // ExecSync implements CRI's call of that name.
-func (p Pods) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	return callCRI(ctx, p.cri, p.cri.ExecSync, r)
+func (c Calls) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	return callCRI(ctx, c.cri, c.cri.ExecSync, r)
 }
 
 // StopContainer implements CRI's call of that name.
-func (p Pods) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
-	return callCRI(ctx, p.cri, p.cri.StopContainer, r)
+func (c Calls) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	return callCRI(ctx, c.cri, c.cri.StopContainer, r)
 }
 
 // StopPodSandbox implements CRI's call of that name.
-func (p Pods) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
-	return callCRI(ctx, p.cri, p.cri.StopPodSandbox, r)
+func (c Calls) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	return callCRI(ctx, c.cri, c.cri.StopPodSandbox, r)
 }
 
 // callCRI does the same as upstream for each call over the socket.
@@ -110,8 +108,8 @@ func registerCRIPlugin(s *Server) {
 			if err := boundStreams(service); err != nil {
 				return nil, fmt.Errorf("bound the connections to the port for streams: %w", err)
 			}
-			s.lists = &Lists{cri}
-			return s.lists, nil
+			s.calls = &Calls{cri}
+			return s.calls, nil
 		},
 	})
 }

@@ -55,7 +55,7 @@ func inOwnProcess(t *testing.T, test func(*Server)) {
 func sameOverTheSocket(t *testing.T, s *Server) {
 	conn := testenv.Must(grpc.NewClient("unix://"+s.Address(), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
 	defer conn.Close()
-	socket, lists := runtimeapi.NewRuntimeServiceClient(conn), s.Lists()
+	socket, lists := runtimeapi.NewRuntimeServiceClient(conn), s.Calls()
 
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
