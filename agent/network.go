@@ -86,11 +86,15 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if n.policies, err = newPolicies(o, n.informers, log); err != nil {
 		return nil, err
 	}
-	if n.pods, err = newPods(ctx, o, n.informers.Nodes(), n.backends, n.changed, admission(n.policies), log); err != nil {
+	var admission cni.Policies // nil where pods wait for no policies
+	if n.policies != nil {
+		admission = n.policies
+	}
+	if n.pods, err = newPods(ctx, o, n.informers.Nodes(), n.backends, n.changed, admission, log); err != nil {
 		return nil, err
 	}
 	if n.policies != nil {
-		restore(n.policies, n.pods.Sandboxes())
+		n.policies.Restore(n.pods.Sandboxes())
 	}
 	var backend string // of Services
 	if o.Cluster.NoServiceProxy {
@@ -210,13 +214,7 @@ func (n *network) podCIDRs() []netip.Prefix {
 	if err != nil {
 		return nil
 	}
-	var out []netip.Prefix
-	for _, c := range node.Spec.PodCIDRs {
-		if p, err := netip.ParsePrefix(c); err == nil {
-			out = append(out, p)
-		}
-	}
-	return out
+	return clusterconfig.PodCIDRs(node)
 }
 
 // removeServiceRules removes the rules that an earlier run's Service proxy has left in the kernel: two proxies that

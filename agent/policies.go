@@ -3,14 +3,12 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/go-logr/logr"
 
-	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/netpolicy"
@@ -47,28 +45,4 @@ func (o Options) dnsForPolicies() netpolicy.DNS {
 		out.Servers = append(out.Servers, netip.AddrPortFrom(ip, dns.Port))
 	}
 	return out
-}
-
-// admission lets the pod network wait for e. It returns nil where pods wait for no policies.
-func admission(e *netpolicy.Enforcer) cni.Policies {
-	if e == nil {
-		return nil
-	}
-	return admitter{e}
-}
-
-type admitter struct{ *netpolicy.Enforcer }
-
-// Admit implements cni.Policies.
-func (a admitter) Admit(ctx context.Context, b cni.Sandbox) error {
-	return a.Enforcer.Admit(ctx, netpolicy.Sandbox(b))
-}
-
-// restore gives e the pods that have their network from an earlier run.
-func restore(e *netpolicy.Enforcer, all []cni.Sandbox) {
-	out := make([]netpolicy.Sandbox, 0, len(all))
-	for _, b := range all {
-		out = append(out, netpolicy.Sandbox(b))
-	}
-	e.Restore(out)
 }

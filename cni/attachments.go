@@ -53,7 +53,7 @@ func (r *attachment) key() key { return key{r.ContainerID, r.IfName} }
 // sandbox converts the attachment to Policies' type. It returns false for a container that is no pod of Kubernetes'.
 func (r *attachment) sandbox() (Sandbox, bool) {
 	namespace, name, _ := strings.Cut(r.Pod, "/")
-	return Sandbox{r.key().String(), namespace, name, r.UID, r.IPs}, namespace != "" && name != ""
+	return Sandbox{ID: r.key().String(), Namespace: namespace, Name: name, UID: r.UID, IPs: r.IPs}, namespace != "" && name != ""
 }
 
 // isAlive reports whether the attachment's network namespace still exists. A runtime removes it only after DEL, and a

@@ -32,6 +32,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/unixsocket"
@@ -104,12 +105,8 @@ type Policies interface {
 	Release(id string)
 }
 
-// Sandbox is a pod's network, as Policies get it.
-type Sandbox struct {
-	ID                   string // of the attachment
-	Namespace, Name, UID string // the pod's; UID is empty where the runtime, or an earlier version, did not send it
-	IPs                  []netip.Addr
-}
+// Sandbox is a pod's network, as Policies get it. UID is empty where the runtime or an earlier version did not send it.
+type Sandbox = netinformers.Sandbox
 
 // Sandboxes returns the sandboxes with a network on this node.
 func (pn *podNetwork) Sandboxes() []Sandbox {

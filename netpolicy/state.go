@@ -10,6 +10,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // State is the whole input for the rules of one node.
@@ -31,12 +34,8 @@ type State struct {
 	DNS DNS
 }
 
-// Sandbox is a pod's network on this node.
-type Sandbox struct {
-	ID                   string // of the attachment
-	Namespace, Name, UID string // the pod's; UID is empty where it was not recorded
-	IPs                  []netip.Addr
-}
+// Sandbox is a pod's network on this node. UID is empty where it was not recorded.
+type Sandbox = netinformers.Sandbox
 
 // podKey identifies a pod by its namespace and name.
 type podKey struct{ namespace, name string }
@@ -175,10 +174,8 @@ func podCIDRs(own string, nodes []*corev1.Node) map[string][]netip.Prefix {
 		if n.Name == own {
 			rank = -1
 		}
-		for _, text := range n.Spec.PodCIDRs {
-			if c, err := netip.ParsePrefix(text); err == nil {
-				all = append(all, network{c.Masked(), n.Name, rank})
-			}
+		for _, c := range clusterconfig.PodCIDRs(n) {
+			all = append(all, network{c.Masked(), n.Name, rank})
 		}
 	}
 	slices.SortFunc(all, func(a, b network) int {

@@ -177,15 +177,11 @@ func (n *Node) protect(ctx context.Context, ports, udp []int) error {
 
 // ownNetworks returns the networks of this node's pods. It returns none where another plugin makes the pod network.
 func (n *Node) ownNetworks() []netip.Prefix {
-	var out []netip.Prefix
-	if node, err := n.o.Nodes.Lister().Get(n.o.PodNetworkOf); err == nil {
-		for _, text := range node.Spec.PodCIDRs {
-			if c, err := netip.ParsePrefix(text); err == nil {
-				out = append(out, c)
-			}
-		}
+	node, err := n.o.Nodes.Lister().Get(n.o.PodNetworkOf)
+	if err != nil {
+		return nil
 	}
-	return out
+	return clusterconfig.PodCIDRs(node)
 }
 
 // nodeAddresses returns the addresses of all nodes, including this one.

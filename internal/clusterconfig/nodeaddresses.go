@@ -19,3 +19,13 @@ func NodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) (out []netip
 	}
 	return out
 }
+
+// PodCIDRs returns the networks of a node's pods, as its Node object has them.
+func PodCIDRs(n *corev1.Node) (out []netip.Prefix) {
+	for _, text := range n.Spec.PodCIDRs {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -207,4 +208,11 @@ func (i *Informers) Policies() (PolicyInformers, error) {
 		Pods:            i.peers.Core().V1().Pods(),
 		WatchPeers:      func() { i.needOnce.Do(func() { close(i.peersNeeded) }) },
 	}, nil
+}
+
+// Sandbox is a pod's network on this node, as the pod network passes it to the enforcement of NetworkPolicies.
+type Sandbox struct {
+	ID                   string // of the attachment
+	Namespace, Name, UID string // the pod's
+	IPs                  []netip.Addr
 }

@@ -102,7 +102,7 @@ func OwnerByNodes(nodes corelisters.NodeLister) Owner {
 				}
 				own = n.Name
 			}
-			for _, c := range podNetworks(n) {
+			for _, c := range clusterconfig.PodCIDRs(n) {
 				switch {
 				case !c.Contains(a) || c.Bits() < bits:
 				case c.Bits() == bits && pods != n.Name:
@@ -126,15 +126,4 @@ func hasAddress(n *corev1.Node, a netip.Addr) bool {
 // Addresses returns the addresses at which a node reports that it can be reached.
 func Addresses(n *corev1.Node) []netip.Addr {
 	return clusterconfig.NodeAddresses(n, corev1.NodeInternalIP, corev1.NodeExternalIP)
-}
-
-// podNetworks returns the networks of a node's pods.
-func podNetworks(n *corev1.Node) []netip.Prefix {
-	var out []netip.Prefix
-	for _, c := range n.Spec.PodCIDRs {
-		if p, err := netip.ParsePrefix(c); err == nil {
-			out = append(out, p)
-		}
-	}
-	return out
 }

@@ -84,7 +84,7 @@ func runNode(ctx context.Context) error {
 		if policies, err = netpolicy.New(netpolicy.Options{Informers: informers}); err != nil {
 			return err
 		}
-		policies.Restore(sandboxes(c.Sandboxes))
+		policies.Restore(c.Sandboxes)
 		parts = append(parts, policies.Run)
 	}
 	key := ""
@@ -144,22 +144,7 @@ func newPods(ctx context.Context, c nodeConfig, informers *netinformers.Informer
 		Report: func(err error) { klog.InfoS("Ways to other nodes", "time", time.Now(), "trouble", err) },
 	}
 	if policies != nil {
-		o.Policies = admission{policies}
+		o.Policies = policies
 	}
 	return cni.NewServer(o)
-}
-
-// admission is what agent/policies.go has between the two.
-type admission struct{ *netpolicy.Enforcer }
-
-func (a admission) Admit(ctx context.Context, b cni.Sandbox) error {
-	return a.Enforcer.Admit(ctx, netpolicy.Sandbox(b))
-}
-
-func sandboxes(all []cni.Sandbox) []netpolicy.Sandbox {
-	var out []netpolicy.Sandbox
-	for _, b := range all {
-		out = append(out, netpolicy.Sandbox(b))
-	}
-	return out
 }
