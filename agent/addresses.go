@@ -4,14 +4,12 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -28,8 +26,7 @@ func syncAddresses(ctx context.Context, o Options) error {
 	}
 	want := o.addresses()
 	return syncNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error {
-		return setAddresses(ctx, nodes, o.Name,
-			want)
+		return setAddresses(ctx, nodes, o.Name, want)
 	})
 }
 
@@ -87,13 +84,8 @@ func setAddresses(ctx context.Context, nodes corev1client.NodeInterface, name st
 	if slices.Equal(node.Status.Addresses, want) {
 		return nil
 	}
-	// A merge patch (RFC 7386) replaces the list. A strategic one would merge it by type, and two addresses may have
-	// the same type.
-	patch, err := json.Marshal(map[string]any{"status": map[string]any{"addresses": want}})
-	if err != nil {
-		return err
-	}
-	if _, err = nodes.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+	// A merge patch replaces the list. A strategic one would merge it by type, and two addresses may have one type.
+	if err := patchNode(ctx, nodes, name, map[string]any{"status": map[string]any{"addresses": want}}, "status"); err != nil {
 		return fmt.Errorf("setting the node's addresses: %w", err)
 	}
 	return nil

@@ -4,15 +4,17 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
-	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -47,7 +49,7 @@ func watchNode(ctx context.Context, o Options) {
 				o.Logger.Warn("agent: changes of the node's labels in the configuration are not applied; the next start tries again", "error", err)
 			}
 			if o.PodSubnets != nil {
-				o.PodSubnets(podSubnets(node))
+				o.PodSubnets(clusterconfig.PodCIDRs(node)) // a node that is ready has them, and they never change
 			}
 			return
 		default:
@@ -76,17 +78,6 @@ func (o Options) nodeIsThere() func(bool) {
 		}
 		missing = !there
 	}
-}
-
-// podSubnets returns the networks of a node's pods. A node that is ready has them, and they never change.
-func podSubnets(n *corev1.Node) []netip.Prefix {
-	var out []netip.Prefix
-	for _, text := range n.Spec.PodCIDRs {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			out = append(out, p)
-		}
-	}
-	return out
 }
 
 // earliestStart returns when something began: by the clock of that moment, or the clock of now less the time since,
@@ -121,6 +112,16 @@ func nodeClient(kubeconfig string) (corev1client.NodeInterface, error) {
 		return nil, err
 	}
 	return client.Nodes(), nil
+}
+
+// patchNode merges a change into a Node (RFC 7386), or into its status where that is named as the subresource.
+func patchNode(ctx context.Context, nodes corev1client.NodeInterface, name string, change map[string]any, subresources ...string) error {
+	patch, err := json.Marshal(change)
+	if err != nil {
+		return err
+	}
+	_, err = nodes.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}, subresources...)
+	return err
 }
 
 // coreClient returns a client of the core group alone: the whole clientset costs memory for groups that are not used.

@@ -4,11 +4,9 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/cni"
@@ -40,11 +38,8 @@ func annotate(ctx context.Context, nodes corev1client.NodeInterface, node, name,
 	if n.Annotations[name] == value {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]string{name: value}}})
-	if err != nil {
-		return err
-	}
-	if _, err := nodes.Patch(ctx, node, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	change := map[string]any{"metadata": map[string]any{"annotations": map[string]string{name: value}}}
+	if err := patchNode(ctx, nodes, node, change); err != nil {
 		return fmt.Errorf("writing the node's annotation %s: %w", name, err)
 	}
 	return nil

@@ -4,18 +4,12 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -28,33 +22,17 @@ type nodeSettings struct {
 	Taints []string          `json:"taints"` // KEY=VALUE:EFFECT
 }
 
-func loadNodeSettings(file string) (nodeSettings, error) {
-	s := nodeSettings{}
-	text, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &s)
-	}
-	return s, err
-}
-
 // applyNodeSettings gives a registered Node the labels that are new in the configuration. The kubelet does so only when
 // it registers a Node. What a node may not do itself is logged with the lines for kubectl: NodeRestriction keeps it
 // from changing its taints, and a label that the configuration no longer has may be in use.
 func (o Options) applyNodeSettings(ctx context.Context, nodes corev1client.NodeInterface, node *corev1.Node) error {
-	last, err := loadNodeSettings(o.paths().nodeSettings)
-	if err != nil {
+	var last nodeSettings
+	if _, err := atomicfile.ReadJSON(o.paths().nodeSettings, &last); err != nil {
 		o.Logger.Warn("agent: the record of the node's labels and taints cannot be read, and is written again", "error", err)
 	}
 	labels, next, lines := o.labelChanges(last, node)
 	if len(labels) > 0 {
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels}})
-		if err != nil {
-			return err
-		}
-		if _, err := nodes.Patch(ctx, o.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		if err := patchNode(ctx, nodes, o.Name, map[string]any{"metadata": map[string]any{"labels": labels}}); err != nil {
 			return fmt.Errorf("setting the node's labels: %w", err)
 		}
 		o.Logger.Info("agent: the node has the labels that are new in the configuration", "labels", labels)
@@ -64,11 +42,7 @@ func (o Options) applyNodeSettings(ctx context.Context, nodes corev1client.NodeI
 		o.Logger.Warn("agent: the node's labels and taints differ from the configuration, and a node does not change these itself. To "+
 			"change them, run these lines where you administrate the cluster", "lines", strings.Join(lines, "; "))
 	}
-	text, err := json.Marshal(nodeSettings{next, taints})
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(o.paths().nodeSettings, text, 0o600)
+	return atomicfile.WriteJSON(o.paths().nodeSettings, nodeSettings{next, taints}, 0o600)
 }
 
 // labelChanges returns the labels to set, those to keep in the record afterwards, and lines for those to remove.

@@ -4,15 +4,12 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/agent/runtimes"
@@ -67,10 +64,5 @@ func labelRuntimes(ctx context.Context, nodes corev1client.NodeInterface, node *
 	if len(change) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": change}})
-	if err != nil {
-		return err
-	}
-	_, err = nodes.Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{})
-	return err
+	return patchNode(ctx, nodes, node.Name, map[string]any{"metadata": map[string]any{"labels": change}})
 }

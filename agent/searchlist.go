@@ -9,6 +9,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -33,10 +34,8 @@ func watchSearchList(ctx context.Context, o Options, wildcards func(context.Cont
 		case err == nil && shown:
 			o.statusPart(partSearchList).Set(status.Running, "outside names are looked up as they are again")
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, searchListCheck) {
 			return nil
-		case <-time.After(searchListCheck):
 		}
 	}
 }

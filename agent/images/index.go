@@ -47,11 +47,7 @@ func loadIndex(path string) (map[string]entry, error) {
 }
 
 func saveIndex(path string, record map[string]entry) error {
-	data, err := json.MarshalIndent(record, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode the record of imported archives: %w", err)
-	}
-	if err := atomicfile.Write(path, data, 0o600); err != nil {
+	if err := atomicfile.WriteJSON(path, record, 0o600); err != nil {
 		return fmt.Errorf("keep the record of imported archives: %w", err)
 	}
 	return nil

@@ -4,7 +4,6 @@ package ingress
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,11 +57,7 @@ func (r *processList) write(dir string) error {
 		}
 		return false
 	})
-	text, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("writing the record of the ingress proxy: %w", err)
-	}
-	if err := atomicfile.Write(processFile(dir), text, 0o600); err != nil {
+	if err := atomicfile.WriteJSON(processFile(dir), r, 0o600); err != nil {
 		return fmt.Errorf("writing the record of the ingress proxy: %w", err)
 	}
 	return nil

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -67,8 +66,7 @@ func (k *supervisor) serves(s *sockets) bool {
 
 // serveQUIC reports whether the sockets are for HTTP/3 at exactly these addresses.
 func (s *sockets) serveQUIC(at []netip.Addr) bool {
-	have := s.addresses()[quicName]
-	return len(have) == len(at) && !slices.ContainsFunc(have, func(a netip.AddrPort) bool { return !slices.Contains(at, a.Addr()) })
+	return sameAddresses(s.addresses()[quicName], at)
 }
 
 // listenQUIC opens a UDP socket at each address. The port is that of the sockets in before, if there are any. Otherwise

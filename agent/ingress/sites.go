@@ -4,14 +4,11 @@ package ingress
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -96,12 +93,7 @@ func (s *sockets) adjust(at []netip.Addr, want map[string]int, patient bool, cha
 		if have[name] != nil {
 			continue
 		}
-		err := s.listen(at, name, want[name])
-		for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
-			time.Sleep(10 * time.Millisecond) // the kernel has no event for a port that becomes free
-			err = s.listen(at, name, want[name])
-		}
-		if err != nil {
+		if err := s.listenPatiently(at, name, want[name], patient); err != nil {
 			failed[name] = err
 			continue
 		}

@@ -132,12 +132,7 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	s := &sockets{}
 	for name, port := range map[string]int{table.HTTP: table.NodeHTTPPort, table.HTTPS: table.NodeHTTPSPort} {
 		name = table.SiteIngress + "/" + name
-		err := s.listen(at, name, port)
-		for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
-			time.Sleep(10 * time.Millisecond) // the kernel has no event for a port that becomes free
-			err = s.listen(at, name, port)
-		}
-		if err == nil {
+		if s.listenPatiently(at, name, port, patient) == nil {
 			continue
 		}
 		if err := s.listen(at, name, 0); err != nil { // another program has the port
@@ -146,6 +141,16 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 		}
 	}
 	return s, nil
+}
+
+// listenPatiently opens sockets as listen does. With patient it waits up to closedWithin while the port is in use.
+func (s *sockets) listenPatiently(at []netip.Addr, name string, port int, patient bool) error {
+	err := s.listen(at, name, port)
+	for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond) // the kernel has no event for a port that becomes free
+		err = s.listen(at, name, port)
+	}
+	return err
 }
 
 // movedTo returns sockets at the given addresses with the ports of s. It duplicates those that s has there already and

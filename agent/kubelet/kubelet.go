@@ -142,33 +142,27 @@ func Run(ctx context.Context, o Options) error {
 	}
 	deps.Options = append(deps.Options, func(k *upstream.Kubelet) {
 		made <- k
-		if err := flushPulls(k, server.RootDirectory, o.LostRecords); err != nil {
-			klog.FromContext(ctx).Error(err, "After a power cut, an image that was just pulled needs its registry once more")
-		}
 		if o.Made != nil {
 			o.Made(k.GetPods)
 		}
-		if err := errors.Join(gateStarts(k, o.Starts), gateMounts(k, o.Mounts)); err != nil {
-			klog.FromContext(ctx).Error(err, "Pods may still be started while the node's pods are being stopped")
-		}
-		if err := trustImported(k, server.ImagePullCredentialsVerificationPolicy, o.Imported); err != nil {
-			klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
-		}
-		if err := restVolumes(k); err != nil {
-			klog.FromContext(ctx).Error(err, "The volume manager keeps polling; an idle node uses slightly more CPU")
-		}
-		if err := useInProcessClient(k, o.lists(server)); err != nil {
-			klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; an idle node uses slightly more CPU")
-		}
-		if err := useRegistryAuth(k, o.PullAuth); err != nil {
-			klog.FromContext(ctx).Error(err, "Registries get no credentials from the entry * of registries.yaml")
-		}
-		if err := serveBounded(k, server, deps, bound); err != nil {
-			klog.FromContext(ctx).Error(err, "The kubelet's port is served without a limit on unauthenticated connections")
-		}
-		for _, err := range []error{measureWhenAsked(k), evictByNode(ctx, k, k), sweepRarely(k)} {
-			if err != nil {
-				klog.FromContext(ctx).Error(err, "The kubelet takes measurements as often as upstream's; an idle node uses slightly more CPU")
+		for _, a := range []struct {
+			err    error
+			effect string
+		}{
+			{flushPulls(k, server.RootDirectory, o.LostRecords), "After a power cut, an image that was just pulled needs its registry once more"},
+			{gateStarts(k, o.Starts), "Pods may still be started while the node's pods are being stopped"},
+			{gateMounts(k, o.Mounts), "Volumes may still be mounted while the node's pods are being stopped"},
+			{trustImported(k, server.ImagePullCredentialsVerificationPolicy, o.Imported),
+				"While one pod fails to pull an imported image, other pods cannot use it"},
+			{restVolumes(k), "The volume manager keeps polling; an idle node uses slightly more CPU"},
+			{useInProcessClient(k, o.lists(server)), "The kubelet asks containerd over its socket; an idle node uses slightly more CPU"},
+			{useRegistryAuth(k, o.PullAuth), "Registries get no credentials from the entry * of registries.yaml"},
+			{serveBounded(k, server, deps, bound), "The kubelet's port is served without a limit on unauthenticated connections"},
+			{errors.Join(measureWhenAsked(k), evictByNode(ctx, k, k), sweepRarely(k)),
+				"The kubelet takes measurements as often as upstream's; an idle node uses slightly more CPU"},
+		} {
+			if a.err != nil {
+				klog.FromContext(ctx).Error(a.err, a.effect)
 			}
 		}
 	})
