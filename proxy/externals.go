@@ -194,7 +194,7 @@ func leaveOut[T any](all []T, places []int) (out []T) {
 
 // excludedIPs returns the external IPs that no node serves, or not this one. The API server's admission decides which
 // Service may have one of the others, and which one owns it where two request it
-// (server/apiserver/serviceexternalips.go).
+// (server/apiserver/admissionexternalips.go).
 func (x *externals) excludedIPs(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, ip := range svc.Spec.ExternalIPs {
 		a, ok := parseIP(ip)

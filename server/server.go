@@ -406,7 +406,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 		})
 	}
 	options.Dial, options.ForUser = s.tunnels.DialContext, tunnels.ForUser
-	options.NodeClaims = &apiserver.NodeClaims{
+	options.Admission = &apiserver.AdmissionOptions{
 		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.CertifiedAddresses,
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}

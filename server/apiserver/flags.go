@@ -52,8 +52,8 @@ var ownFlags = map[string]string{
 // validated.
 func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, error) {
 	s := kubeoptions.NewServerRunOptions()
-	addNodeClaims(s, o.NodeClaims)
-	addServiceExternalIPs(s, o.NodeClaims)
+	addNodeClaims(s, o.Admission)
+	addServiceExternalIPs(s, o.Admission)
 	if err := setOptions(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
@@ -164,7 +164,7 @@ func CheckArgs(args []string) error {
 		return nil // making upstream's options is slow
 	}
 	s := kubeoptions.NewServerRunOptions()
-	addNodeClaims(s, &NodeClaims{}) // so that its name may be given
+	addNodeClaims(s, &AdmissionOptions{}) // so that its name may be given
 	addServiceExternalIPs(s, nil)
 	// A registry of its own, since the process-wide one applies to the whole process.
 	s.GenericServerRunOptions.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()

@@ -98,8 +98,8 @@ type Options struct {
 	// the only one. It is called twice a second.
 	EndpointAddresses func() ServersOfService
 
-	// NodeClaims limits what nodes may write into their Node. When nil, only NodeRestriction does.
-	NodeClaims *NodeClaims
+	// Admission are the options of our admission plugins. When nil, only NodeRestriction limits what nodes may write.
+	Admission *AdmissionOptions
 
 	// Status, when set, serves status.ClusterPath.
 	Status http.Handler

@@ -68,7 +68,7 @@ func pluginWith(t *testing.T, services ...*corev1.Service) (p *serviceExternalIP
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
 	testenv.NoError(t, nodes.Add(n))
-	p = newServiceExternalIPs(&NodeClaims{
+	p = newServiceExternalIPs(&AdmissionOptions{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd43::/112")},
 		Servers:  func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.6")} },
 	})

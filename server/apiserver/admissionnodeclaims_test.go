@@ -35,7 +35,7 @@ func nodeAt(name string, ips ...string) *corev1.Node {
 func TestNodesClaimsAreChecked(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
-	o.NodeClaims = &NodeClaims{
+	o.Admission = &AdmissionOptions{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 		Servers:  func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
 		Own:      "boat", ServerLabel: "node-role.kubernetes.io/control-plane",
@@ -178,7 +178,7 @@ func TestMovingNodeKeepsOneAddress(t *testing.T) {
 	o := f.options(t)
 	certified := make(chan []netip.Addr, 1) // what it joined with last
 	certified <- nil
-	o.NodeClaims = &NodeClaims{ServerLabel: "node-role.kubernetes.io/control-plane", Certified: func(context.Context, string) ([]netip.Addr, error) {
+	o.Admission = &AdmissionOptions{ServerLabel: "node-role.kubernetes.io/control-plane", Certified: func(context.Context, string) ([]netip.Addr, error) {
 		is := <-certified
 		certified <- is
 		return is, nil
@@ -219,7 +219,7 @@ func TestMovingNodeKeepsOneAddress(t *testing.T) {
 // TestServersNodeMayClaimServersAddress: a server's own node may have the server's address, and any server's node
 // another's, for two that exchange theirs must not wait for one another.
 func TestServersNodeMayClaimServersAddress(t *testing.T) {
-	p := newNodeClaims(NodeClaims{
+	p := newNodeClaims(AdmissionOptions{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Own: "boat", ServerLabel: "role",
 		Servers: func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} },
 	})
@@ -241,7 +241,7 @@ func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, 
 func TestMalformedAutonomyIsWarnedOf(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
-	o.NodeClaims = &NodeClaims{}
+	o.Admission = &AdmissionOptions{}
 	r := f.start(t, o)
 	var got warnings
 	config := r.admin()

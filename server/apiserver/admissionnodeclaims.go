@@ -41,9 +41,8 @@ const (
 	maxAddresses = 4
 )
 
-// NodeClaims limits what a node may write into its Node object with its own credentials. It is used beside upstream's
-// NodeRestriction, which does not check pod networks and addresses, by which traffic is routed.
-type NodeClaims struct {
+// AdmissionOptions are what this package's admission plugins, nodeClaims and serviceExternalIPs, know of the cluster.
+type AdmissionOptions struct {
 	// Networks are the cluster's own, for pods and Services. No machine has an address in them.
 	Networks []netip.Prefix
 	// Servers returns the addresses of the API servers. Only the nodes of servers may have them.
@@ -61,10 +60,12 @@ type NodeClaims struct {
 	ServerLabel string
 }
 
-// nodeClaims is the admission plugin that enforces NodeClaims.
+// nodeClaims is the admission plugin that limits what a node may write into its Node object with its own credentials.
+// It is used beside upstream's NodeRestriction, which does not check pod networks and addresses, by which traffic is
+// routed.
 type nodeClaims struct {
 	*admission.Handler
-	NodeClaims
+	AdmissionOptions
 	identifier nodeidentifier.NodeIdentifier
 	nodes      corelisters.NodeLister
 	services   corelisters.ServiceLister
@@ -77,7 +78,7 @@ var (
 )
 
 // addNodeClaims registers the plugin, to run after NodeRestriction.
-func addNodeClaims(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
+func addNodeClaims(s *kubeoptions.ServerRunOptions, o *AdmissionOptions) {
 	if o == nil {
 		return
 	}
@@ -87,8 +88,8 @@ func addNodeClaims(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
 	a.RecommendedPluginOrder = slices.Insert(order, slices.Index(order, noderestriction.PluginName)+1, nodeClaimsPlugin)
 }
 
-func newNodeClaims(o NodeClaims) *nodeClaims {
-	return &nodeClaims{Handler: admission.NewHandler(admission.Create, admission.Update), NodeClaims: o,
+func newNodeClaims(o AdmissionOptions) *nodeClaims {
+	return &nodeClaims{Handler: admission.NewHandler(admission.Create, admission.Update), AdmissionOptions: o,
 		identifier: nodeidentifier.NewDefaultNodeIdentifier()}
 }
 

@@ -49,7 +49,7 @@ func labelled(labels ...string) *core.Node {
 // balancer's Services; one that joins may.
 func TestRegisteredNodeCannotChangeServicesLabel(t *testing.T) {
 	joined, trouble := false, error(nil)
-	p := newNodeClaims(NodeClaims{Own: "boat", JustJoined: func(_ context.Context, node string) (bool, error) {
+	p := newNodeClaims(AdmissionOptions{Own: "boat", JustJoined: func(_ context.Context, node string) (bool, error) {
 		testenv.Equal(t, node, "one", "asked for")
 		return joined, trouble
 	}})
@@ -85,7 +85,7 @@ func TestRegisteredNodeCannotChangeServicesLabel(t *testing.T) {
 // TestExcludedNodeCannotReturnByItself: a node may keep itself out of Services; once it is out, the user who put it
 // there takes it back in.
 func TestExcludedNodeCannotReturnByItself(t *testing.T) {
-	p := newNodeClaims(NodeClaims{})
+	p := newNodeClaims(AdmissionOptions{})
 	const label = corev1.LabelNodeExcludeBalancers
 	out, in := labelled(label+"="), labelled()
 	for what, c := range map[string]struct {
@@ -118,7 +118,7 @@ func TestPoolAddressIsNoNodesAddress(t *testing.T) {
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{in}
 		testenv.NoError(t, index.Add(s))
 	}
-	p := newNodeClaims(NodeClaims{})
+	p := newNodeClaims(AdmissionOptions{})
 	p.services = corelisters.NewServiceLister(index)
 	for ip, want := range map[string]string{"192.0.2.200": "is the address of the Service default/pooled", "192.0.2.3": "", "192.0.2.4": "", "192.0.2.9": ""} {
 		err := p.mayHaveBesideServices(netip.MustParseAddr(ip))

@@ -51,16 +51,15 @@ var (
 	_ apiserveradmission.WantsAuthorizer                  = &serviceExternalIPs{}
 )
 
-// addServiceExternalIPs registers the plugin, to run after NodeRestriction. It takes the cluster's networks and servers
-// from the options of nodeClaims.
-func addServiceExternalIPs(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
+// addServiceExternalIPs registers the plugin, to run after NodeRestriction. It uses the Networks and Servers of o.
+func addServiceExternalIPs(s *kubeoptions.ServerRunOptions, o *AdmissionOptions) {
 	a := s.Admission.GenericAdmission
 	a.Plugins.Register(serviceExternalIPsPlugin, func(io.Reader) (admission.Interface, error) { return newServiceExternalIPs(o), nil })
 	order := slices.Clone(a.RecommendedPluginOrder) // upstream's is a shared variable
 	a.RecommendedPluginOrder = slices.Insert(order, slices.Index(order, noderestriction.PluginName)+1, serviceExternalIPsPlugin)
 }
 
-func newServiceExternalIPs(o *NodeClaims) *serviceExternalIPs {
+func newServiceExternalIPs(o *AdmissionOptions) *serviceExternalIPs {
 	p := &serviceExternalIPs{Handler: admission.NewHandler(admission.Create, admission.Update)}
 	if o != nil {
 		p.networks, p.servers = o.Networks, o.Servers
