@@ -69,7 +69,7 @@ type Node struct {
 
 // Kubelet holds the settings that the kubelet gets.
 type Kubelet struct {
-	// Labels and Taints are given to the node when it registers.
+	// Labels and Taints are given to the node when it registers. Later changes are agent/nodesettings.go's.
 	Labels map[string]string
 	Taints []corev1.Taint
 	// ResolvConf is the resolv.conf that pods inherit. "" means the host's, see package resolvconf.

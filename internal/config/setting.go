@@ -58,12 +58,13 @@ type Scope uint8
 const (
 	// PerMachine settings may differ from server to server and from node to node.
 	PerMachine Scope = iota
-	// Shared settings have to be the same on all servers. Each server uses its own value, and a joining server has to
-	// agree with the server that it asks, whether the flag is given or not. An operator changes the value on one server
-	// after the other.
+	// Shared settings have to be the same on all servers: the operator gives the flag to each of them. Each server uses
+	// its own value, and a joining server has to agree with the server that it asks, whether the flag is given or not.
+	// An operator changes the value on one server after the other. A Shared setting needs a Value.
 	Shared
-	// ClusterWide settings are stored in the cluster (Server.Cluster and ServerSettings). A server that joins gets the
-	// cluster's values, and must not be given others.
+	// ClusterWide settings are stored in the cluster (Server.Cluster and ServerSettings): one server's flag is enough.
+	// A server that joins gets the cluster's values, and must not be given others. A ClusterWide setting needs a Value
+	// too, unless it may differ or is compared elsewhere.
 	ClusterWide
 )
 
@@ -84,7 +85,8 @@ type Setting struct {
 	Env      string   // environment variable, when it is not CORACLE_<NAME>
 	FlagOnly bool     // not allowed as a key in a file
 	Scope    Scope
-	Value    func(*Server) string // in the form that servers compare; nil for a setting that they do not compare
+	// Value returns the value in the form that servers compare when one joins. Shared and ClusterWide settings need it.
+	Value func(*Server) string
 }
 
 // EnvName returns the name of the environment variable that sets the setting.

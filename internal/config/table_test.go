@@ -5,6 +5,7 @@ package config
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,8 +23,9 @@ func TestEverySettingIsDescribed(t *testing.T) {
 		if s.Help == "" || strings.HasSuffix(s.Help, ".") || s.Group == "" || s.Commands == 0 {
 			t.Errorf("--%s lacks help, group or command, or its help ends with a full stop", s.Name)
 		}
-		if s.Scope == Shared && s.Value == nil {
-			t.Errorf("--%s is shared, but servers cannot compare it", s.Name)
+		differs := []string{"network-backend", "load-balancer-reserved-ports"} // compared elsewhere, and not compared
+		if (s.Value != nil) != (s.Scope != PerMachine && !slices.Contains(differs, s.Name)) {
+			t.Errorf("--%s needs a Value if all servers have to agree, and none if it is one machine's", s.Name)
 		}
 		if s.Kind != Bool && s.Holder == "" {
 			t.Errorf("--%s has a value but no name for it", s.Name)
