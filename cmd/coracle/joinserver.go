@@ -12,7 +12,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/joining/member"
 	joiningnode "github.com/coracle-k8s/coracle/joining/node"
@@ -50,10 +49,10 @@ func joinedOptions(ctx context.Context, o server.Options) (server.Options, error
 			has = clusterconfig.NetworkNone
 		}
 		o.Cluster.NetworkBackend = has
-		return o, backendContradiction(&c, has)
+		return o, conflictingBackend(&c, has)
 	}
 	joined.Settings.NetworkBackend = cmp.Or(known, joined.Settings.NetworkBackend)
-	if err := contradictions(&c, joined); err != nil {
+	if err := conflictingSettings(&c, joined); err != nil {
 		return o, err
 	}
 	o.Cluster, o.ServerSettings, o.Join = joined.Settings, joined.ServerSettings, joined.Peers
@@ -73,43 +72,4 @@ func joinedOptions(ctx context.Context, o server.Options) (server.Options, error
 		o.Join = append(o.Join, c.ServerURL.Host)
 	}
 	return o, nil
-}
-
-// contradictions returns an error for each setting that was given on this server and differs from the cluster's.
-func contradictions(c *config.Server, j *admission.Joined) error {
-	errs := []error{backendContradiction(c, j.Settings.Backend())}
-	cluster := *c
-	cluster.Cluster, cluster.ServerSettings = j.Settings, j.ServerSettings
-	for _, s := range config.Table(config.ServerCommand) {
-		if s.Scope != config.ClusterWide || s.Value == nil || !slices.Contains(c.Given, s.Name) || s.Value(c) == s.Value(&cluster) {
-			continue
-		}
-		err := fmt.Errorf("--%s: this server was given %q, but its cluster has %q; remove the flag", s.Name, s.Value(c), s.Value(&cluster))
-		if s.Name == "load-balancer-pool" {
-			err = fmt.Errorf("%w. AddressPools add other addresses; one with the name default replaces the flag", err)
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
-// backendContradiction returns an error for a --network-backend that differs from the cluster's: no node would use it.
-func backendContradiction(c *config.Server, has string) error {
-	if given := givenBackend(c); given == "" || given == has {
-		return nil
-	}
-	err := fmt.Errorf("--network-backend: this server was given %q, but its cluster has %q; remove the flag",
-		c.Cluster.NetworkBackend, has)
-	if running := clusterconfig.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.Cluster.NetworkBackend) {
-		err = fmt.Errorf("%w. To change the cluster's back end while it runs: coracle network-backend set %s", err, c.Cluster.NetworkBackend)
-	}
-	return err
-}
-
-// givenBackend returns the --network-backend that this server was given, or "".
-func givenBackend(c *config.Server) string {
-	if !slices.Contains(c.Given, "network-backend") {
-		return ""
-	}
-	return c.Cluster.NetworkBackend
 }

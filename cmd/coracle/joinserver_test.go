@@ -33,38 +33,38 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	}
 	joined := &admission.Joined{Settings: c("10.42.0.0/16").Cluster, ServerSettings: c("10.42.0.0/16").ServerSettings}
 	for _, own := range []*config.Server{c("10.42.0.0/16", "cluster-cidr", "disable"), c("10.99.0.0/16"), c("10.99.0.0/16", "cluster-dns")} {
-		testenv.Check(t, contradictions(own, joined))
+		testenv.Check(t, conflictingSettings(own, joined))
 	}
-	err := contradictions(c("10.99.0.0/16", "cluster-cidr"), joined)
+	err := conflictingSettings(c("10.99.0.0/16", "cluster-cidr"), joined)
 	testenv.WantError(t, err, `"10.99.0.0/16"`, `"10.42.0.0/16"`)
 	own := c("10.42.0.0/16", "default-toleration-seconds")
-	if own.Cluster.TolerationSeconds = 60; contradictions(own, joined) != nil { // the default, however it is said
-		t.Error(contradictions(own, joined))
+	if own.Cluster.TolerationSeconds = 60; conflictingSettings(own, joined) != nil { // the default, however it is said
+		t.Error(conflictingSettings(own, joined))
 	}
 	own.Cluster.NetworkBackend = clusterconfig.NetworkHostGateway
-	testenv.Check(t, contradictions(own, joined))
+	testenv.Check(t, conflictingSettings(own, joined))
 	own.Given = append(own.Given, "network-backend")
-	testenv.WantError(t, contradictions(own, joined), `--network-backend: this server was given "host-gw", but its cluster has "vxlan"`)
+	testenv.WantError(t, conflictingSettings(own, joined), `--network-backend: this server was given "host-gw", but its cluster has "vxlan"`)
 	own.Cluster.NetworkBackend = clusterconfig.NetworkVXLAN // the default, however it is said
-	if own.Cluster.TolerationSeconds = 10; contradictions(own, joined) == nil {
+	if own.Cluster.TolerationSeconds = 10; conflictingSettings(own, joined) == nil {
 		t.Error("another toleration is taken")
 	}
 	own = c("10.42.0.0/16", "secrets-encryption", "disable")
 	own.EncryptResources, own.Cluster.Disabled = nil, clusterconfig.Disabled{clusterconfig.PartDNS}
-	testenv.WantError(t, contradictions(own, joined), "--secrets-encryption", "--disable")
+	testenv.WantError(t, conflictingSettings(own, joined), "--secrets-encryption", "--disable")
 	own = c("10.42.0.0/16", "load-balancer-pool")
 	own.Cluster.Balancer.Pool = []string{"192.0.2.1-192.0.2.9"}
-	testenv.WantError(t, contradictions(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", but its cluster has ""`)
+	testenv.WantError(t, conflictingSettings(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", but its cluster has ""`)
 	own.Given, own.Cluster.Disabled = []string{"disable"}, []string{clusterconfig.PartServiceLB}
-	testenv.WantError(t, contradictions(own, joined), `--disable: this server was given "servicelb", but its cluster has ""`)
+	testenv.WantError(t, conflictingSettings(own, joined), `--disable: this server was given "servicelb", but its cluster has ""`)
 	for _, part := range []string{clusterconfig.PartMetrics, clusterconfig.PartHelm, clusterconfig.PartManifests, clusterconfig.PartIngress, clusterconfig.PartGateway, clusterconfig.PartConsole, clusterconfig.PartRuntimes} {
 		own.Cluster.Disabled = []string{part}
 		want := fmt.Sprintf(`--disable: this server was given %q, but its cluster has ""`, part)
-		testenv.WantError(t, contradictions(own, joined), want)
+		testenv.WantError(t, conflictingSettings(own, joined), want)
 	}
 	own = c("10.42.0.0/16", "load-balancer-reserved-ports")
-	if own.LBReserved = []string{"22", "80/TCP"}; contradictions(own, joined) != nil { // it may change
-		t.Error(contradictions(own, joined))
+	if own.LBReserved = []string{"22", "80/TCP"}; conflictingSettings(own, joined) != nil { // it may change
+		t.Error(conflictingSettings(own, joined))
 	}
 }
 
