@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// mostMethods are types that once did everything, each with how many methods it may have. What one of them would do
+// maxMethods are types that once did everything, each with how many methods it may have. What one of them would do
 // beyond that belongs to one of its parts.
-var mostMethods = map[string]struct {
+var maxMethods = map[string]struct {
 	folder, name string
 	most         int
 }{
@@ -27,7 +27,7 @@ var mostMethods = map[string]struct {
 }
 
 func TestTypesHaveFewMethods(t *testing.T) {
-	for what, of := range mostMethods {
+	for what, of := range maxMethods {
 		paths := testenv.Must(filepath.Glob(filepath.Join(of.folder, "*.go")))(t)
 		var methods []string
 		found := false

@@ -49,9 +49,9 @@ func parseConf(data []byte) (pluginConf, error) {
 	return c, nil
 }
 
-// mostHostPorts limits the host ports of a pod: one that took all free ports would receive the packets for programs
+// maxHostPorts limits the host ports of a pod: one that took all free ports would receive the packets for programs
 // that start later.
-const mostHostPorts = 256
+const maxHostPorts = 256
 
 // ports returns the wanted host ports. Runtimes also send container ports without a host port.
 func (c pluginConf) ports() ([]PortMapping, error) {
@@ -76,9 +76,9 @@ func (c pluginConf) ports() ([]PortMapping, error) {
 		}
 		out = append(out, PortMapping{uint16(m.HostPort), uint16(m.ContainerPort), proto, m.HostIP})
 	}
-	if len(out) > mostHostPorts {
+	if len(out) > maxHostPorts {
 		return nil, wire.Errorf(wire.CodeInvalidConfig,
-			"the pod has %d host ports, and a pod may have %d: give it fewer, or the host's network", len(out), mostHostPorts)
+			"the pod has %d host ports, and a pod may have %d: give it fewer, or the host's network", len(out), maxHostPorts)
 	}
 	return out, nil
 }

@@ -105,57 +105,57 @@ type ruleset struct {
 func desiredTable(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
 	var rs ruleset
 	// Host ports come before Services' node ports, whose chains have priority dstnat (-100).
-	rs.base(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
+	rs.addBaseChain(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
 	// Behind connection tracking and before any translation, so that addresses are those that the pod uses.
-	rs.base(chainErrors, knftables.FilterType, knftables.PreroutingHook, "-150")
-	rs.base(chainPrerouting, knftables.NATType, knftables.PreroutingHook, "-110")
-	rs.base(chainOutput, knftables.NATType, knftables.OutputHook, "-110")
-	rs.base(chainPostrouting, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority)
+	rs.addBaseChain(chainErrors, knftables.FilterType, knftables.PreroutingHook, "-150")
+	rs.addBaseChain(chainPrerouting, knftables.NATType, knftables.PreroutingHook, "-110")
+	rs.addBaseChain(chainOutput, knftables.NATType, knftables.OutputHook, "-110")
+	rs.addBaseChain(chainPostrouting, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority)
 	rs.objects = append(rs.objects, &knftables.Chain{Name: chainHostPorts}, &knftables.Chain{Name: chainPodErrors})
 
 	// A pod may send from its own address only, and never to the host's loopback, which host ports make reachable.
 	pods := "iifname " + quote(devicePrefix+"*")
-	rs.rule(chainGuard, pods, "ip daddr 127.0.0.0/8 drop")
-	rs.rule(chainGuard, pods, "ip saddr 0.0.0.0 drop") // which the next rule would let the pod broadcast
-	rs.rule(chainGuard, pods, "meta nfproto ipv4 fib saddr . iif oif 0 drop")
+	rs.addRule(chainGuard, pods, "ip daddr 127.0.0.0/8 drop")
+	rs.addRule(chainGuard, pods, "ip saddr 0.0.0.0 drop") // which the next rule would let the pod broadcast
+	rs.addRule(chainGuard, pods, "meta nfproto ipv4 fib saddr . iif oif 0 drop")
 	// Every pod has an IPv6 link-local address, requested or not, and the node has one that is easy to guess. It is
 	// only for neighbour discovery. Policies do not know whose packets these are, and a router advertisement would give
 	// the host addresses and a default route through the pod.
-	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } meta l4proto != ipv6-icmp drop")
-	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } icmpv6 type != { nd-neighbor-solicit, nd-neighbor-advert } drop")
-	rs.rule(chainGuard, pods, "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
+	rs.addRule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } meta l4proto != ipv6-icmp drop")
+	rs.addRule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } icmpv6 type != { nd-neighbor-solicit, nd-neighbor-advert } drop")
+	rs.addRule(chainGuard, pods, "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
 	// The sender of an ICMP error chooses its content, and the receiver applies it to the connection that it names. A
 	// pod is no router, so it may send errors about its own connections only. Otherwise it could reach an end of any
 	// other connection, whatever NetworkPolicies say.
-	rs.rule(chainErrors, "meta l4proto { icmp, ipv6-icmp }", pods, "jump", chainPodErrors)
-	rs.rule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
-	rs.rule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that are not assigned (RFC 4443)
-	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
+	rs.addRule(chainErrors, "meta l4proto { icmp, ipv6-icmp }", pods, "jump", chainPodErrors)
+	rs.addRule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
+	rs.addRule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that are not assigned (RFC 4443)
+	rs.addRule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	rs.output(reserved)
 	// A host process that connects to 127.0.0.1 must get a source address to which the pod can reply.
-	rs.rule(chainPostrouting, "oifname", quote(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
+	rs.addRule(chainPostrouting, "oifname", quote(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
 	for _, f := range ruleFamilies() {
 		// No other sender may use a pod's address either, except by the device that leads to the pod: another machine
 		// on the segment may try it.
-		rs.rule(chainGuard, "iifname !=", quote(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
+		rs.addRule(chainGuard, "iifname !=", quote(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
 		rs.family(f, podCIDRs, clusterCIDRs, services, ports)
 	}
-	rs.rule(chainPodErrors, "counter drop")
+	rs.addRule(chainPodErrors, "counter drop")
 	return rs
 }
 
 // output fills the chain for packets of the node's own programs.
 func (rs *ruleset) output(reserved []uint16) {
 	// No other namespace can reply for ::1. When the kernel refuses it at once, clients try 127.0.0.1.
-	rs.rule(chainOutput, "ip6 daddr ::1 return")
+	rs.addRule(chainOutput, "ip6 daddr ::1 return")
 	// Other loopback addresses have listeners of the host: clusterconfig.Loopback, and 127.0.0.53 of systemd-resolved.
-	rs.rule(chainOutput, "ip daddr 127.0.0.0/8 ip daddr !=", loopback4.String(), "return")
+	rs.addRule(chainOutput, "ip daddr 127.0.0.0/8 ip daddr !=", loopback4.String(), "return")
 	// Packets of the node's own programs to a reserved port go to no pod, not even to one that had the port before it
 	// was reserved.
 	if len(reserved) > 0 {
-		rs.rule(chainOutput, "ip daddr", loopback4.String(), "tcp dport {", portList(reserved), "} return")
+		rs.addRule(chainOutput, "ip daddr", loopback4.String(), "tcp dport {", portList(reserved), "} return")
 	}
-	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
+	rs.addRule(chainOutput, "fib daddr type local jump", chainHostPorts)
 }
 
 // portList writes ports in nftables' syntax.
@@ -202,22 +202,22 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 		Name: f.name(setSenders), Type: f.addrType + " . " + f.addrType, Flags: []knftables.SetFlag{knftables.DynamicFlag,
 			knftables.TimeoutFlag}, Size: knftables.PtrTo[uint64](1 << 16),
 	})
-	rs.rule(chainPodErrors, "update", "@", f.name(setSenders), "{", f.proto, "saddr .", f.proto, "saddr timeout 60s }")
+	rs.addRule(chainPodErrors, "update", "@", f.name(setSenders), "{", f.proto, "saddr .", f.proto, "saddr timeout 60s }")
 	for _, way := range []string{"original", "reply"} {
-		rs.rule(chainPodErrors, "ct state related", f.proto, "saddr . ct", way, f.proto, "saddr @"+f.name(setSenders), "return")
+		rs.addRule(chainPodErrors, "ct state related", f.proto, "saddr . ct", way, f.proto, "saddr @"+f.name(setSenders), "return")
 	}
-	rs.rule(chainHostPorts, f.proto, "daddr @"+f.name(setServices), "return") // the kernel calls them local where IPVS serves them
-	rs.rule(chainHostPorts, "dnat", f.proto, "to", f.proto, "daddr . meta l4proto . th dport map @"+f.name(mapAddressPorts))
-	rs.rule(chainHostPorts, "meta nfproto", f.nfproto, "dnat", f.proto, "to meta l4proto . th dport map @"+f.name(mapPorts))
+	rs.addRule(chainHostPorts, f.proto, "daddr @"+f.name(setServices), "return") // the kernel calls them local where IPVS serves them
+	rs.addRule(chainHostPorts, "dnat", f.proto, "to", f.proto, "daddr . meta l4proto . th dport map @"+f.name(mapAddressPorts))
+	rs.addRule(chainHostPorts, "meta nfproto", f.nfproto, "dnat", f.proto, "to meta l4proto . th dport map @"+f.name(mapPorts))
 	// A pod that reaches itself by a host port must see another source address than its own. Otherwise it replies to
 	// itself.
-	rs.rule(chainPostrouting, f.proto, "saddr .", f.proto, "daddr @"+f.name(setHairpin), "masquerade")
-	rs.rule(chainPostrouting, f.proto, "saddr @"+f.name(setPods), f.proto, "daddr != @"+f.name(setCluster),
+	rs.addRule(chainPostrouting, f.proto, "saddr .", f.proto, "daddr @"+f.name(setHairpin), "masquerade")
+	rs.addRule(chainPostrouting, f.proto, "saddr @"+f.name(setPods), f.proto, "daddr != @"+f.name(setCluster),
 		f.proto, "daddr !=", f.multicast, "masquerade fully-random")
 
-	rs.networks(f, setPods, podCIDRs)
-	rs.networks(f, setCluster, clusterCIDRs)
-	rs.networks(f, setServices, services)
+	rs.addNetworks(f, setPods, podCIDRs)
+	rs.addNetworks(f, setCluster, clusterCIDRs)
+	rs.addNetworks(f, setServices, services)
 	seen := map[string]bool{} // two pods with the same port: the scheduler prevents that; here the first gets it
 	for _, p := range ports {
 		if !f.contains(p.Pod) {
@@ -229,32 +229,32 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 		}
 		if id := fmt.Sprint(key); !seen[id] {
 			seen[id] = true
-			rs.element(&knftables.Element{Map: name, Key: key, Value: []string{p.Pod.String(), strconv.Itoa(int(p.PodPort))}})
+			rs.addElement(&knftables.Element{Map: name, Key: key, Value: []string{p.Pod.String(), strconv.Itoa(int(p.PodPort))}})
 		}
 		if id := p.Pod.String(); !seen[id] {
 			seen[id] = true
-			rs.element(&knftables.Element{Set: f.name(setHairpin), Key: []string{id, id}})
+			rs.addElement(&knftables.Element{Set: f.name(setHairpin), Key: []string{id, id}})
 		}
 	}
 }
 
-// networks adds the networks of a family to a set.
-func (rs *ruleset) networks(f family, set string, networks []netip.Prefix) {
+// addNetworks adds the networks of a family to a set.
+func (rs *ruleset) addNetworks(f family, set string, networks []netip.Prefix) {
 	for _, p := range networks {
 		if f.hasNet(p) {
-			rs.element(&knftables.Element{Set: f.name(set), Key: []string{p.Masked().String()}})
+			rs.addElement(&knftables.Element{Set: f.name(set), Key: []string{p.Masked().String()}})
 		}
 	}
 }
 
-func (rs *ruleset) base(name string, t knftables.BaseChainType, hook knftables.BaseChainHook, prio knftables.BaseChainPriority) {
+func (rs *ruleset) addBaseChain(name string, t knftables.BaseChainType, hook knftables.BaseChainHook, prio knftables.BaseChainPriority) {
 	rs.objects = append(rs.objects, &knftables.Chain{Name: name, Type: &t, Hook: &hook, Priority: &prio})
 }
 
-func (rs *ruleset) rule(chain string, words ...any) {
+func (rs *ruleset) addRule(chain string, words ...any) {
 	rs.content = append(rs.content, &knftables.Rule{Chain: chain, Rule: knftables.Concat(words...)})
 }
 
-func (rs *ruleset) element(e *knftables.Element) { rs.content = append(rs.content, e) }
+func (rs *ruleset) addElement(e *knftables.Element) { rs.content = append(rs.content, e) }
 
 func quote(s string) string { return strconv.Quote(s) }

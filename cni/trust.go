@@ -36,9 +36,9 @@ func (vxlan) rules(rs *ruleset, in pathInput) {
 	if len(in.underlay.addresses) == 0 {
 		return
 	}
-	rs.base(chainTunnelIn, knftables.FilterType, knftables.InputHook, "-10")
+	rs.addBaseChain(chainTunnelIn, knftables.FilterType, knftables.InputHook, "-10")
 	rs.objects = append(rs.objects, &knftables.Chain{Name: chainTunnel})
-	rs.rule(chainTunnelIn, fmt.Sprintf("udp dport %d @th,%d,24 %d jump %s", clusterconfig.VXLANPort, atVNI, vxlanVNI, chainTunnel))
+	rs.addRule(chainTunnelIn, fmt.Sprintf("udp dport %d @th,%d,24 %d jump %s", clusterconfig.VXLANPort, atVNI, vxlanVNI, chainTunnel))
 	for _, outer := range []string{"ip", "ip6"} {
 		for _, inner := range []struct{ etherType, source string }{
 			{"0x0800", fmt.Sprintf("@th,%d,32", atSource4)},
@@ -46,10 +46,10 @@ func (vxlan) rules(rs *ruleset, in pathInput) {
 		} {
 			key, name := outer+" saddr . "+inner.source, tunnelSet(outer == "ip", inner.etherType == "0x0800")
 			rs.objects = append(rs.objects, &knftables.Set{Name: name, TypeOf: key, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
-			rs.rule(chainTunnel, fmt.Sprintf("@th,%d,16 %s %s @%s return", atType, inner.etherType, key, name))
+			rs.addRule(chainTunnel, fmt.Sprintf("@th,%d,16 %s %s @%s return", atType, inner.etherType, key, name))
 		}
 	}
-	rs.rule(chainTunnel, "counter drop")
+	rs.addRule(chainTunnel, "counter drop")
 	rs.noTunnelsOfPods()
 	rs.podsByTunnelOnly(in.underlay)
 	for _, p := range in.peers {
@@ -71,11 +71,11 @@ func (vxlan) rules(rs *ruleset, in pathInput) {
 // through a Service. They are masqueraded to this node's address. So another node would accept them as this node's own,
 // and the pod could pretend to be any pod of this node.
 func (rs *ruleset) noTunnelsOfPods() {
-	rs.base(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
+	rs.addBaseChain(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
 	for _, f := range ruleFamilies() {
 		outside := fmt.Sprintf("udp dport %d %s daddr != @%s", clusterconfig.VXLANPort, f.proto, f.name(setCluster))
-		rs.rule(chainTunnelOut, "iifname", quote(devicePrefix+"*"), outside, "drop")
-		rs.rule(chainTunnelOut, "ct status dnat", outside, "drop")
+		rs.addRule(chainTunnelOut, "iifname", quote(devicePrefix+"*"), outside, "drop")
+		rs.addRule(chainTunnelOut, "ct status dnat", outside, "drop")
 	}
 }
 
@@ -87,7 +87,7 @@ func (rs *ruleset) podsByTunnelOnly(u underlay) {
 			continue
 		}
 		for _, f := range ruleFamilies() {
-			rs.rule(chainGuard, "iifname", quote(device), f.proto, "saddr @"+f.name(setCluster), "drop")
+			rs.addRule(chainGuard, "iifname", quote(device), f.proto, "saddr @"+f.name(setCluster), "drop")
 		}
 	}
 }
@@ -98,7 +98,7 @@ func tunnelSet(outer4, inner4 bool) string {
 }
 
 func (rs *ruleset) tunnelSource(from netip.Addr, inside netip.Prefix) {
-	rs.element(&knftables.Element{Set: tunnelSet(from.Is4(), inside.Addr().Is4()), Key: []string{from.String(), numberRange(inside)}})
+	rs.addElement(&knftables.Element{Set: tunnelSet(from.Is4(), inside.Addr().Is4()), Key: []string{from.String(), numberRange(inside)}})
 }
 
 // numberRange writes a network as a range of numbers, to compare with raw payload.

@@ -25,7 +25,7 @@ type document struct {
 	parsed bool
 }
 
-// source is an object in a text, or what is there instead of one.
+// source is one item of the user's YAML: an object, or the problems that keep it from being one.
 type source struct {
 	*document
 	item     int // the object's index in a List; -1 when the document is the object

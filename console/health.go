@@ -99,7 +99,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
 	c := newCheck(time.Now())
 	out := healthResponse{Kinds: make([]checkedKind, len(in.Paths))}
 	atOnce(len(in.Paths), healthRequests, func(i int) { out.Kinds[i] = u.checkList(ctx, c, in.Paths[i]) })
-	c.webhooks.find(ctx, c, u)
+	c.webhooks.checkEndpoints(ctx, c, u)
 	out.Findings = c.conclude()
 	if out.Full = len(out.Findings) > maxFindings; out.Full {
 		out.Findings = out.Findings[:maxFindings]

@@ -171,9 +171,9 @@ func judgeWebhooks(c *check, o *checkedObject, base finding, young bool) bool {
 	return false
 }
 
-// find looks for the endpoints of the webhooks' Services, which may be in other namespaces than the check's. A Service
-// of which the user may not know is left out.
-func (w webhooks) find(ctx context.Context, c *check, u *user) {
+// checkEndpoints adds a finding for each webhook whose Service has no ready endpoint. The Services may be in other
+// namespaces than the check's. One of which the user may not know is left out.
+func (w webhooks) checkEndpoints(ctx context.Context, c *check, u *user) {
 	found := map[string]int32{}
 	for i := range w {
 		n, known := found[w[i].service]

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// codeLife is the lifetime of a one-time code.
-	codeLife = time.Minute
+	// codeLifetime is the lifetime of a one-time code.
+	codeLifetime = time.Minute
 	// idlePoll is the interval of checks whether the console is unused.
 	idlePoll = 10 * time.Second
 	// stopTimeout limits the wait for requests when the console ends.
@@ -120,7 +120,7 @@ func (l *Loopback) Port() int {
 func (l *Loopback) Link() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.code, l.expires = rand.Text(), time.Now().Add(codeLife)
+	l.code, l.expires = rand.Text(), time.Now().Add(codeLifetime)
 	return fmt.Sprintf("http://127.0.0.1:%d/#code=%s", l.Port(), l.code)
 }
 

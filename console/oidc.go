@@ -34,9 +34,9 @@ const (
 	exchangeTimeout = 15 * time.Second
 	// maxProvider limits a response of the provider, in bytes.
 	maxProvider = 256 << 10
-	// discoveryLife is the time for which the provider's description of itself is cached. discoveryRetry is the time
+	// discoveryTTL is the time for which the provider's description of itself is cached. discoveryRetry is the time
 	// before the next attempt after a failed one.
-	discoveryLife, discoveryRetry = 10 * time.Minute, 3 * time.Second
+	discoveryTTL, discoveryRetry = 10 * time.Minute, 3 * time.Second
 	// clockLeeway is the time by which the provider's clock may be ahead.
 	clockLeeway = 5 * time.Minute
 )
@@ -321,7 +321,7 @@ func (p *provider) discover(ctx context.Context) (*description, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout) // the result is for other requests, too
 	defer cancel()
 	p.found, p.err = p.fetch(ctx)
-	p.expires = time.Now().Add(discoveryLife)
+	p.expires = time.Now().Add(discoveryTTL)
 	if p.err != nil {
 		p.expires = time.Now().Add(discoveryRetry)
 	}

@@ -33,7 +33,7 @@ type RemoteOptions struct {
 	OIDC *OIDC
 	// Program is the path of coracle, which is Helm in a child process.
 	Program string
-	// Ended is called as Options.Ended.
+	// Ended has the meaning of Options.Ended.
 	Ended  func()
 	Logger *slog.Logger
 }

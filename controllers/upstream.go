@@ -27,8 +27,8 @@ const component = "kube-controller-manager"
 const stopTimeout = 15 * time.Second
 
 const (
-	// mostTerminatedPods is how many ended pods are kept at most. Upstream keeps 12,500.
-	mostTerminatedPods = 1000
+	// maxTerminatedPods is how many ended pods are kept at most. Upstream keeps 12,500.
+	maxTerminatedPods = 1000
 	// terminatedPodBytes is about what one takes of the store and of each cache, in bytes. They may take
 	// 1/terminatedPodsShare of the store's quota.
 	terminatedPodBytes, terminatedPodsShare = 8 << 10, 20
@@ -37,9 +37,9 @@ const (
 // terminatedPods returns how many ended pods are kept. quota is the store's in bytes, 0 for none.
 func terminatedPods(quota int64) int32 {
 	if quota == 0 {
-		return mostTerminatedPods
+		return maxTerminatedPods
 	}
-	return int32(max(1, min(mostTerminatedPods, quota/terminatedPodsShare/terminatedPodBytes))) // 0 would keep all
+	return int32(max(1, min(maxTerminatedPods, quota/terminatedPodsShare/terminatedPodBytes))) // 0 would keep all
 }
 
 // upstream is the configuration made from kube-controller-manager's own options.

@@ -75,9 +75,9 @@ type blocks struct {
 // directives are the directives of a block, each with all of its lines.
 type directives map[string][]caddyfile.Token
 
-// parse parses one section of the configuration. Server blocks get the port and the addresses of the cluster's DNS: the
-// Service leads to no others, and port 53 of the host is not ours.
-func (b *blocks) parse(o Options, name, text string) error {
+// parseSection parses one section of the configuration. Server blocks get the port and the addresses of the cluster's
+// DNS: the Service leads to no others, and port 53 of the host is not ours.
+func (b *blocks) parseSection(o Options, name, text string) error {
 	if err := checkBraces(name, text); err != nil {
 		return err
 	}
@@ -196,9 +196,9 @@ func (d directives) text() string {
 	return b.String()
 }
 
-// selectWorking returns the sections of a configuration that work by themselves. For one that does not, the last
-// working version is kept, and errs has the error by name.
-func (s *Server) selectWorking(have, now customConfig) (out customConfig, errs map[string]error) {
+// selectWorkingSections returns the sections of a configuration that work by themselves. For one that does not, the
+// last working version is kept, and errs has the error by name.
+func (s *Server) selectWorkingSections(have, now customConfig) (out customConfig, errs map[string]error) {
 	out, errs = customConfig{}, map[string]error{}
 	for name, text := range now {
 		if !isCustom(name) {
@@ -278,7 +278,7 @@ func (s *Server) report(w *customWatch, refused map[string]error) {
 func (s *Server) render(sections customConfig) (blocks, error) {
 	b := blocks{main: map[string]string{}}
 	for _, name := range slices.Sorted(maps.Keys(sections)) {
-		if err := b.parse(s.o, name, sections[name]); err != nil {
+		if err := b.parseSection(s.o, name, sections[name]); err != nil {
 			return b, err
 		}
 	}

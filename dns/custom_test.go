@@ -131,7 +131,7 @@ func TestDirectivesAreWrittenAgain(t *testing.T) {
 		testenv.True(t, strings.Join(was, "|") == strings.Join(is, "|"), "%s was\n%q and is\n%q", name, was, is)
 	}
 	b := blocks{main: map[string]string{}}
-	testenv.Fails(t, b.parse(Options{}, "x.override", "}\nevil:53 {\n"), "an override leaves the block of the cluster")
+	testenv.Fails(t, b.parseSection(Options{}, "x.override", "}\nevil:53 {\n"), "an override leaves the block of the cluster")
 }
 
 // A client that is neither in the cluster nor on this machine is refused.
@@ -227,7 +227,7 @@ func TestMissingBraceIsRefused(t *testing.T) {
 		{"a.server", "corp.example {\n  hosts {\n    192.0.2.1 a\n  }\n}\n}", "a.server:6: there is nothing that this } ends"},
 	} {
 		b := blocks{main: map[string]string{}}
-		err := b.parse(Options{}, c.name, c.text)
+		err := b.parseSection(Options{}, c.name, c.text)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s %q: %v, want %q", c.name, c.text, err, c.want)
 		}

@@ -206,13 +206,13 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 	if err != nil {
 		s.log.Error(err, "The operator's DNS configuration is left out", "dir", s.o.ImportDir)
 	}
-	s.fileSections, s.invalidSections = s.selectWorking(nil, files)
+	s.fileSections, s.invalidSections = s.selectWorkingSections(nil, files)
 	return watchCustom(ctx, s.o)
 }
 
 // apply takes over the ConfigMap's content, and returns whether that changes anything.
 func (s *Server) apply(data customConfig) (changed bool) {
-	now, errs := s.selectWorking(s.custom, data)
+	now, errs := s.selectWorkingSections(s.custom, data)
 	invalid := map[string]error{}
 	for name, err := range s.invalidSections {
 		if filepath.IsAbs(name) { // a file, which is read at the start only

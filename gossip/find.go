@@ -49,7 +49,7 @@ type SearchOptions struct {
 // Search sends one question to the networks of the machine. It returns the servers' addresses from the replies of
 // machines that have the cluster's key.
 func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
-	s, err := seals(o.Keys)
+	s, err := searchCiphers(o.Keys)
 	if err != nil || len(s) == 0 {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ func newSearcher(m *Member) *searcher {
 }
 
 func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {
-	ciphers, err := seals(keys)
+	ciphers, err := searchCiphers(keys)
 	if err != nil {
 		return err
 	}

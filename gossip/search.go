@@ -57,9 +57,9 @@ func newQuestion() (searchText, error) {
 	return q, nil
 }
 
-// seals returns the ciphers of a cluster's gossip keys, the one to send with first. The keys of the ciphers are
+// searchCiphers returns the ciphers of a cluster's gossip keys, the one to send with first. The keys of the ciphers are
 // derived, so that neither memberlist's packets nor these datagrams can be taken for the other.
-func seals(keys clusterconfig.GossipKeys) ([]cipher.AEAD, error) {
+func searchCiphers(keys clusterconfig.GossipKeys) ([]cipher.AEAD, error) {
 	var out []cipher.AEAD
 	for _, k := range keys.Keys {
 		derived, err := hkdf.Key(sha256.New, k, nil, "coracle search for servers "+searchMagic, 32)

@@ -33,8 +33,8 @@ func newKeys(t testing.TB) clusterconfig.GossipKeys {
 func TestChangedSearchDatagramIsNotRead(t *testing.T) {
 	old, keys, strange := newKeys(t), newKeys(t), newKeys(t)
 	keys.Keys = append(keys.Keys, old.Keys...) // while they are replaced
-	current := testenv.Must(seals(keys))(t)
-	previous := testenv.Must(seals(old))(t)
+	current := testenv.Must(searchCiphers(keys))(t)
+	previous := testenv.Must(searchCiphers(old))(t)
 	q := testenv.Must(newQuestion())(t)
 	question := testenv.Must(q.datagram(previous[0]))(t)
 	got, seal, err := openSearch(current, question)
@@ -51,7 +51,7 @@ func TestChangedSearchDatagramIsNotRead(t *testing.T) {
 	if len(answer) != len(question) || len(question) > maxPacket {
 		t.Errorf("a question of %d bytes, an answer of %d", len(question), len(answer))
 	}
-	none := testenv.Must(seals(strange))(t)
+	none := testenv.Must(searchCiphers(strange))(t)
 	if _, _, err := openSearch(none, question); err == nil {
 		t.Error("another cluster reads it")
 	}
@@ -84,7 +84,7 @@ func FuzzSearchText(f *testing.F) {
 
 // FuzzSearchDatagram: a datagram of a foreign sender does nothing.
 func FuzzSearchDatagram(f *testing.F) {
-	ciphers := testenv.Must(seals(newKeys(f)))(f)
+	ciphers := testenv.Must(searchCiphers(newKeys(f)))(f)
 	f.Add([]byte(searchMagic))
 	f.Add(append([]byte(searchMagic), make([]byte, datagramSize-len(searchMagic))...))
 	f.Fuzz(func(t *testing.T, data []byte) {

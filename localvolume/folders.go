@@ -160,7 +160,7 @@ func (f *Folders) make(r Request) (Response, error) {
 		err = root.Chmod(r.Name, volumeMode) // not by Mkdir, which applies the umask
 	}
 	if err == nil {
-		a.Quota, err = f.setLimit(root, r.Name, r.Bytes)
+		a.Quota, err = f.limitVolume(root, r.Name, r.Bytes)
 	}
 	if err == nil {
 		err = syncFolder(root) // it must still exist after a power cut once the API reports it

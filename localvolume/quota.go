@@ -23,8 +23,8 @@ const (
 	// /etc/projid, and that a kubelet counts from 1048577.
 	firstProject = 1 << 30
 	projects     = 1 << 30
-	// mostTaken is how many numbers are tried before a volume is rejected.
-	mostTaken = 1000
+	// maxProjectTries is how many numbers are tried before a volume is rejected.
+	maxProjectTries = 1000
 
 	quotaBlock = 1024 // bytes: the unit of limits (QIF_DQBLKSIZE)
 )
@@ -110,7 +110,7 @@ func isProjectOf(project uint32, name string) bool {
 	if rest, was := strings.CutPrefix(name, removingPrefix); was {
 		_, name, _ = strings.Cut(rest, "-")
 	}
-	return isOurProject(project) && (project-firstProjectOf(name))%projects < mostTaken
+	return isOurProject(project) && (project-firstProjectOf(name))%projects < maxProjectTries
 }
 
 // firstProjectOf returns the number at which the search for a volume's number begins.
@@ -125,9 +125,9 @@ func isOurProject(project uint32) bool {
 	return project >= firstProject && project-firstProject < projects
 }
 
-// setLimit limits a volume to so many bytes, and returns whether its filesystem supports that. It is idempotent, also
-// after an interruption at any point.
-func (f *Folders) setLimit(root *os.Root, name string, bytes int64) (bool, error) {
+// limitVolume limits a volume to so many bytes, and returns whether its filesystem supports that. It is idempotent,
+// also after an interruption at any point.
+func (f *Folders) limitVolume(root *os.Root, name string, bytes int64) (bool, error) {
 	folder, err := root.Open(".")
 	if err != nil {
 		return false, err
@@ -145,7 +145,7 @@ func (f *Folders) setLimit(root *os.Root, name string, bytes int64) (bool, error
 	defer f.assigningProject.Unlock()
 	project, err := giveProject(folder, dir, name)
 	if err == nil {
-		err = setLimit(folder, project, bytes)
+		err = setProjectLimit(folder, project, bytes)
 	}
 	if errors.Is(err, unix.EPERM) { // root in a container may not set limits
 		f.o.Logger.Warn("the filesystem has project quotas, and this process may not set them: what the volume holds is not limited",
@@ -164,7 +164,7 @@ func giveProject(folder, dir *os.File, name string) (uint32, error) {
 	if err != nil || a.project != 0 {
 		return a.project, err
 	}
-	for i := range uint32(mostTaken) {
+	for i := range uint32(maxProjectTries) {
 		project := firstProject + (firstProjectOf(name)+i)%projects // firstProject is a multiple of projects
 		var q diskQuota
 		err := quotactl(folder, getQuota, project, unsafe.Pointer(&q))
@@ -178,11 +178,11 @@ func giveProject(folder, dir *os.File, name string) (uint32, error) {
 		a.flags |= inheritsProject
 		return project, ioctl(dir, fsSetXattr, &a)
 	}
-	return 0, fmt.Errorf("%d numbers of projects in a row are taken", mostTaken)
+	return 0, fmt.Errorf("%d numbers of projects in a row are taken", maxProjectTries)
 }
 
-// setLimit limits a project to so many bytes, rounded up. 0 removes its limit.
-func setLimit(folder *os.File, project uint32, bytes int64) error {
+// setProjectLimit limits a project to so many bytes, rounded up. 0 removes its limit.
+func setProjectLimit(folder *os.File, project uint32, bytes int64) error {
 	q := diskQuota{hardLimit: (uint64(bytes) + quotaBlock - 1) / quotaBlock, valid: limitOfBlocks}
 	return quotactl(folder, setQuota, project, unsafe.Pointer(&q))
 }
@@ -203,7 +203,7 @@ func (f *Folders) grow(r Request) (Response, error) {
 	if project == 0 || !enforcesProjects(folder) {
 		return Response{}, nil
 	}
-	if err := setLimit(folder, project, r.Bytes); err != nil {
+	if err := setProjectLimit(folder, project, r.Bytes); err != nil {
 		return Response{}, fmt.Errorf("raising the volume's project quota to %s: %w", Size(r.Bytes), err)
 	}
 	return Response{Quota: true}, nil

@@ -144,7 +144,7 @@ func testLimitRemoved(t *testing.T, folder string) {
 func TestProjectNumbersAreUniquePerVolume(t *testing.T) {
 	for _, name := range []string{volume, other("ffff"), other("aaaa")} {
 		first := firstProjectOf(name)
-		for i, want := range map[uint32]bool{0: true, mostTaken - 1: true, mostTaken: false, projects - 1: false} {
+		for i, want := range map[uint32]bool{0: true, maxProjectTries - 1: true, maxProjectTries: false, projects - 1: false} {
 			project := firstProject + (first+i)%projects
 			for _, as := range []string{name, asideName(name, 0), asideName(name, 17)} {
 				testenv.True(t, isProjectOf(project, as) == want, "the number %d after the first of %s: %v", i, as, !want)

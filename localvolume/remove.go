@@ -44,7 +44,7 @@ func removeAside(ctx context.Context, folder *os.File) error {
 			project := projectOf(r.folder, name)
 			err := r.remove(r.folder, name, 0)
 			if err == nil && project != 0 {
-				_ = setLimit(folder, project, 0) // a limit that stays limits nothing, and its number is not used again
+				_ = setProjectLimit(folder, project, 0) // a limit that stays limits nothing, and its number is not used again
 			}
 			if err != nil {
 				failed[name] = true
@@ -96,8 +96,8 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	return nil
 }
 
-// mostStuck is how many entries of one directory that cannot be removed are skipped.
-const mostStuck = 100
+// maxSkipped is how many entries of one directory that cannot be removed are skipped.
+const maxSkipped = 100
 
 // removeEntries removes a directory's entries. One that cannot be removed does not prevent the others: their removal
 // frees space on the disk.
@@ -129,7 +129,7 @@ func (r *remover) removeEntries(dir *os.File, depth int) error {
 			if first == nil {
 				first = err
 			}
-			if len(stuck) > mostStuck {
+			if len(stuck) > maxSkipped {
 				return first
 			}
 		}

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// mostPings limits the pings within a second. A peer sends one a second, and after a pause perhaps a few.
-	mostPings = 20
+	// maxPings limits the pings within a second. A peer sends one a second, and after a pause perhaps a few.
+	maxPings = 20
 	// frameHead is the length of a frame's header: version, type, flags (2), stream (4), length (4), as in yamux'
 	// spec.md.
 	frameHead = 12
@@ -52,7 +52,7 @@ func (p *pingLimit) allow(b []byte, now time.Time) bool {
 			if now.Sub(p.windowStart) > time.Second {
 				p.windowStart, p.count = now, 0
 			}
-			if p.count++; p.count > mostPings {
+			if p.count++; p.count > maxPings {
 				return false
 			}
 		}

@@ -37,7 +37,7 @@ func TestPingsAreRateLimited(t *testing.T) {
 		}
 		for second := range 3 {
 			at := start.Add(time.Duration(second) * 2 * time.Second)
-			for range mostPings {
+			for range maxPings {
 				if !feed(frame(typeData, 1000), at) || !feed(frame(typePing, 0), at) {
 					t.Fatalf("in pieces of %d: refused within the limit", piece)
 				}

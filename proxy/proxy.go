@@ -110,7 +110,7 @@ type Proxy struct {
 	servicesSynced bool
 	slicesSynced   bool
 	fullSync       bool      // the next sync rewrites everything
-	rewritten      time.Time // when the last sync began that rewrote everything, zero when none has
+	lastFullSync   time.Time // when the last sync began that rewrote everything, zero when none has
 	zone           string
 	serviceCIDRs   []string
 	lastHealth     Health
@@ -235,7 +235,7 @@ func (p *Proxy) idleWait() time.Duration {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return time.Until(p.rewritten.Add(fullSyncPeriod))
+	return time.Until(p.lastFullSync.Add(fullSyncPeriod))
 }
 
 // complete reports whether the first lists of Services, EndpointSlices and nodes are complete. Rules of an incomplete
@@ -250,7 +250,7 @@ func (p *Proxy) complete() bool {
 func (p *Proxy) sync() time.Duration {
 	start := time.Now()
 	p.mu.Lock()
-	first, full := !p.lastHealth.Synced, p.fullSync || !p.rewritten.IsZero() && start.Sub(p.rewritten) >= fullSyncPeriod
+	first, full := !p.lastHealth.Synced, p.fullSync || !p.lastFullSync.IsZero() && start.Sub(p.lastFullSync) >= fullSyncPeriod
 	p.fullSync = false
 	p.mu.Unlock()
 	if p.o.externals.judgesByHost() {
@@ -274,7 +274,7 @@ func (p *Proxy) sync() time.Duration {
 			p.limitConntrack()
 		}
 		if first || full { // back ends have no state before their first sync
-			p.rewritten = start
+			p.lastFullSync = start
 		}
 		p.lastHealth = Health{Synced: true, LastDuration: took}
 	}

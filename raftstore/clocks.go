@@ -18,8 +18,8 @@ const (
 	// judgeAgainAfter is the pause before a server whose clock is off asks the voters again, and before it tries again
 	// to transfer its leadership.
 	judgeAgainAfter = 5 * time.Second
-	// leastVoters is the least number of voters of which a majority can say whose clock is wrong.
-	leastVoters = 3
+	// minVoters is the least number of voters of which a majority can say whose clock is wrong.
+	minVoters = 3
 )
 
 // clockOff is how far this server's clock is ahead of those of a majority, while that is more than
@@ -133,7 +133,7 @@ func judgeClock(
 		return n
 	}
 	most := voters / 2
-	if voters < leastVoters || agreeing(0) > most {
+	if voters < minVoters || agreeing(0) > most {
 		return 0, false
 	}
 	if was {

@@ -63,9 +63,9 @@ type compactor struct {
 	lastHistory int64 // bytes of history in the last view; only published uses it
 }
 
-// leastByQuota is the fraction of the quota that history may always use. Without it, each write to a store whose keys
+// minByQuota is the fraction of the quota that history may always use. Without it, each write to a store whose keys
 // fill its quota would cause a compaction, and so end watches that are slightly behind.
-const leastByQuota = 1.0 / 64
+const minByQuota = 1.0 / 64
 
 func newCompactor(w *writer) *compactor {
 	return &compactor{
@@ -78,7 +78,7 @@ func newCompactor(w *writer) *compactor {
 // allowedBytes returns how many bytes of history may stay.
 func (c *compactor) allowedBytes(stats mvcc.Stats) int64 {
 	quota := c.quota()
-	return min(c.bytes, max(quota-stats.LiveBytes-c.margin, int64(leastByQuota*float64(quota))))
+	return min(c.bytes, max(quota-stats.LiveBytes-c.margin, int64(minByQuota*float64(quota))))
 }
 
 // published is called for every new view, one after the other, on every server. It does not block.

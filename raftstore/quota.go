@@ -18,23 +18,23 @@ import (
 )
 
 const (
-	// mostQuota is the largest quota that is computed, in bytes. It is etcd's default.
-	mostQuota = 2 << 30
-	// leastQuota is the smallest such quota, in bytes. It is enough for a small cluster: the objects of a new one use 2
+	// maxQuota is the largest quota that is computed, in bytes. It is etcd's default.
+	maxQuota = 2 << 30
+	// minQuota is the smallest such quota, in bytes. It is enough for a small cluster: the objects of a new one use 2
 	// MB.
-	leastQuota = 16 << 20
+	minQuota = 16 << 20
 	// besideStore is the memory that the process needs without the store, for an API server and a node, in bytes.
 	besideStore = 192 << 20
-	// perQuotaByte is how many bytes of memory one byte of the quota may need. Data takes a quarter more than is
-	// counted. As much again is garbage, before it is collected under load. The rest is for what is read, sent and kept
-	// in raft's log.
+	// perQuotaByte is how many bytes of memory one byte of the quota may need: 1.25 for the data, which takes a quarter
+	// more than is counted, 1.25 for garbage before it is collected under load, and 0.5 for reads, messages to other
+	// servers and raft's log.
 	perQuotaByte = 3
 )
 
 // quotaOf returns the quota of a process that may use memory bytes. With that quota, writes are refused before the
 // kernel kills the process.
 func quotaOf(memory int64) int64 {
-	return min(max((memory-besideStore)/perQuotaByte, leastQuota), mostQuota)
+	return min(max((memory-besideStore)/perQuotaByte, minQuota), maxQuota)
 }
 
 // defaultQuota returns how large the store may become, in bytes. It is computed from the memory that this process may
@@ -42,8 +42,8 @@ func quotaOf(memory int64) int64 {
 func defaultQuota(log *slog.Logger) int64 {
 	limit, err := memory.Self()
 	if err != nil {
-		log.Warn("the store's quota could not be derived from the available memory; using the largest one", "quota", int64(mostQuota), "err", err)
-		return mostQuota
+		log.Warn("the store's quota could not be derived from the available memory; using the largest one", "quota", int64(maxQuota), "err", err)
+		return maxQuota
 	}
 	quota := quotaOf(limit.Bytes)
 	log.Debug("derived the store's quota from the available memory", "quota", quota, "memory", limit.String())
@@ -67,8 +67,8 @@ type quota struct {
 const (
 	// reserveShare is the share of the quota that only steps of a deletion may use.
 	reserveShare = 32
-	// mostLengthened is by how many bytes a step of a deletion may lengthen what is stored.
-	mostLengthened = 1 << 10
+	// maxLengthened is by how many bytes a step of a deletion may lengthen what is stored.
+	maxLengthened = 1 << 10
 )
 
 // bytes returns how many bytes keys and history may take: on all voters, and on this server if that is not known.
@@ -85,7 +85,7 @@ func (q *quota) admit(c mvcc.Command) (done func(), err error) {
 	}
 	needed := q.underWay.Add(size) // before the view is read: a write that has ended is in the one or the other
 	view, limit := q.fsm.view(), q.bytes()
-	if c.Deleting && view.Lengthened(c.Request) <= mostLengthened {
+	if c.Deleting && view.Lengthened(c.Request) <= maxLengthened {
 		limit += limit / reserveShare
 	}
 	fits := view.Stats().TotalBytes+needed <= limit

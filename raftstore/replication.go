@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// replication has what a store does differently if its cluster can have other servers. Each part is one of [clustered]
-// then. In a store without a network all are [standalone].
+// replication is what differs between a store that can have other servers and one without a network. Its embedded
+// interfaces are implemented by the parts of [clustered] and by [standalone].
 type replication struct {
 	requests
 	connections

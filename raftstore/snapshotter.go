@@ -24,10 +24,10 @@ const (
 	// trailingBytes is how many bytes of entries stay in the log although a snapshot covers them, where there are other
 	// servers. A server that was down for a moment gets these instead of a whole snapshot.
 	trailingBytes = 16 << 20
-	// snapshotRetry is how long to wait after a snapshot failed. The wait doubles each time, up to snapshotTimeout.
+	// snapshotRetry is how long to wait after a snapshot failed. The wait doubles each time, up to maxSnapshotRetry.
 	// Right after a start raft refuses a snapshot until it has seen the last change of members applied.
-	snapshotRetry   = time.Second
-	snapshotTimeout = time.Minute
+	snapshotRetry    = time.Second
+	maxSnapshotRetry = time.Minute
 )
 
 // snapshotter bounds the log. It counts bytes, while raft would count entries: an entry holds anything from one small
@@ -90,7 +90,7 @@ func snapshotThreshold(st mvcc.Stats, packed float64) int64 {
 
 // snapshotUntilDone takes a snapshot, and repeats that until it succeeds or ctx is done. It returns ctx's error.
 func (sn *snapshotter) snapshotUntilDone(ctx context.Context) error {
-	for retry := snapshotRetry; ; retry = min(2*retry, snapshotTimeout) {
+	for retry := snapshotRetry; ; retry = min(2*retry, maxSnapshotRetry) {
 		err := sn.takeSnapshot()
 		if err == nil {
 			return nil

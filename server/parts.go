@@ -202,7 +202,7 @@ func (s *Server) newAdmission() *admission.Admission {
 		Cluster: s.o.Cluster, Networks: s.o.reserved(), NodeName: s.o.Node.Name,
 		ServerSettings: s.o.ServerSettings, Flags: s.o.SharedFlags(), Folders: s.o.folders(),
 		Members: s.store.ReadyMembers, Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
-		VirtualIPs: s.vips.Kept, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
+		VirtualIPs: s.vips.ClusterAddresses, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
 }
@@ -239,8 +239,8 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		OwnsAddress:    s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
 		Helm: helmcharts.Options{Folders: o.ChartFolders, Server: o.Node.Name,
 			Disabled: o.Cluster.Disabled.Has(clusterconfig.PartHelm)},
-		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
-		Part:         s.board.leader, Board: o.Board, Logger: s.log,
+		HelmEngine: helmcharts.ChildEngine{Program: o.HelmProgram, Dir: o.RunDir},
+		Part:       s.board.leader, Board: o.Board, Logger: s.log,
 	})
 }
 

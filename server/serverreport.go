@@ -32,7 +32,7 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	if s.o.Board != nil {
 		out.Components = s.o.Board.Components()
 	}
-	for _, a := range s.vips.Kept() {
+	for _, a := range s.vips.ClusterAddresses() {
 		out.VirtualIPs = append(out.VirtualIPs, a.String())
 	}
 	if store := s.store.Ready(); store != nil {

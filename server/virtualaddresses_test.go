@@ -66,8 +66,8 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 		t.Helper()
 		testenv.Eventually(t, 2*time.Minute, what, func() error {
 			kept, known, err := clusterconfig.ReadVIPs(o.ServerDir)
-			if err == nil && (!known || !slices.Equal(kept, want) || !slices.Equal(v.Kept(), want)) {
-				err = errors.New("has " + virtualip.Format(v.Kept()) + ", keeps " + virtualip.Format(kept))
+			if err == nil && (!known || !slices.Equal(kept, want) || !slices.Equal(v.ClusterAddresses(), want)) {
+				err = errors.New("has " + virtualip.Format(v.ClusterAddresses()) + ", keeps " + virtualip.Format(kept))
 			}
 			for _, a := range []netip.Addr{one, two} {
 				if covered(t, s, a) != slices.Contains(want, a) {

@@ -19,10 +19,10 @@ const (
 	// refused connection (client-go's watches 30 s and more), so those that wait reconnect at once. It is less than the
 	// 10 s that clients give a TLS handshake. holdPause is the pause between two attempts.
 	holdFor, holdPause = 8 * time.Second, 250 * time.Millisecond
-	// mostWaiting is how many connections may wait for a server at a time. One more closes the connection that has
+	// maxWaiting is how many connections may wait for a server at a time. One more closes the connection that has
 	// waited longest. The node's own parts have a few. Any program of this machine may connect, again and again while
 	// no server replies, and each waiting connection costs a file descriptor and some goroutines.
-	mostWaiting = 256
+	maxWaiting = 256
 )
 
 // joinToServer connects a connection from this machine to a server, and forwards the data. It waits for a server if one

@@ -38,17 +38,17 @@ func passing(t *testing.T) func() (client *net.TCPConn, passed chan struct{}) {
 // for one.
 func TestWaitingConnectionsAreBounded(t *testing.T) {
 	pass := passing(t)
-	const many = 2 * mostWaiting
+	const many = 2 * maxWaiting
 	turnedAway := make(chan struct{}, many)
 	for range many {
 		_, passed := pass()
 		go func() { <-passed; turnedAway <- struct{}{} }()
 	}
-	for range many - mostWaiting {
+	for range many - maxWaiting {
 		<-turnedAway
 	}
 	if n := len(turnedAway); n > 0 {
-		t.Errorf("%d of %d that could wait do not", n, mostWaiting)
+		t.Errorf("%d of %d that could wait do not", n, maxWaiting)
 	}
 }
 

@@ -69,7 +69,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	conns := &connTable{openConns: map[net.Conn]string{}, pairs: map[addressPair]int{}, localEnded: timers.NewSignal()}
 	b := &Balancer{
 		serverList: list, connTable: conns, verifier: &verifier{list: list, conns: conns, handshakes: map[string]*runningHandshake{}},
-		waiting: &connlimit.Table{Max: mostWaiting},
+		waiting: &connlimit.Table{Max: maxWaiting},
 	}
 	o.Part.Set(status.Waiting, "no server was used yet")
 	var err error

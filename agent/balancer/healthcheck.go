@@ -31,9 +31,9 @@ const (
 	// delayThreshold is by how much a check or a probe may be late before this machine is assumed to lack processor
 	// time.
 	delayThreshold = 250 * time.Millisecond
-	// mostLate is how many late checks or probes in a row are discounted. The next one counts as if it were in time: a
-	// machine may stay like that for hours while a server is dead.
-	mostLate = 4
+	// maxLateChecks is how many late checks or probes in a row are discounted. The next one counts as if it were in
+	// time: a machine may stay like that for hours while a server is dead.
+	maxLateChecks = 4
 )
 
 // probeState is what the checks have found out about a server since its last contact.
@@ -65,7 +65,7 @@ func (b *Balancer) watch(ctx context.Context) {
 		switch late++; {
 		case now.Sub(timers.Later(due, before)) <= delayThreshold:
 			late = 0
-		case late > mostLate:
+		case late > maxLateChecks:
 			late = 0
 			b.discountDelay(before.Add(checkEvery))
 		default:
@@ -116,7 +116,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		b.dropStale(server, l)
 		return
 	}
-	if took := b.now().Sub(began); took > b.timeoutOr(dialTimeout)+delayThreshold && l.lateProbes < mostLate {
+	if took := b.now().Sub(began); took > b.timeoutOr(dialTimeout)+delayThreshold && l.lateProbes < maxLateChecks {
 		l.lateProbes++
 		b.discountDelay(time.Time{}) // the next check follows at once, before contacts of other servers are read
 		return

@@ -118,7 +118,7 @@ func TestDeadServerIsLeftOnSlowMachine(t *testing.T) {
 		pause := pausedProcess(b)
 		b.Replied("one", true)
 		watching(t, b)
-		const most = 2*(mostLate+1) + 1
+		const most = 2*(maxLateChecks+1) + 1
 		for range most {
 			lateRound(b, pause, time.Second)
 		}
@@ -143,14 +143,14 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 		asks(delayThreshold)
 		testenv.False(t, l.failedProbes != 1 || !l.hostUnreachable, "a question that was left open does not count: %+v", l)
 		l = probeState{}
-		for i := range mostLate {
+		for i := range maxLateChecks {
 			asks(time.Second)
 			if l.failedProbes != 0 || l.hostUnreachable {
 				t.Fatalf("question %d was given up late, and counts: %+v", i, l)
 			}
 		}
 		asks(time.Second)
-		testenv.True(t, l.failedProbes == 1, "%d questions were given up late, and the next one does not count either: %+v", mostLate, l)
+		testenv.True(t, l.failedProbes == 1, "%d questions were given up late, and the next one does not count either: %+v", maxLateChecks, l)
 		leaves(t, closed, false, "the server was left")
 		asks(0)
 		leaves(t, closed, true, "two questions were left open, and the server is not left")

@@ -102,7 +102,8 @@ func (n *Node) stats(ctx context.Context) *table.Stats {
 	}
 }
 
-// report answers a question. If the proxy fails to reply, it is replaced as after a failed probe.
+// report sends the proxy's counters to q.response, or nil without them. A proxy that fails to reply is replaced as
+// after a failed probe.
 func (s *serving) report(ctx context.Context, q question) {
 	if s.supervisor.current == nil || q.ctx.Err() != nil {
 		q.response <- nil

@@ -155,7 +155,7 @@ func closeRoutes(h *table.Host, name string, namespaces map[string]table.Charge)
 // removeUnnamed removes the certificates, authorities and users whose key is no string in any host or site.
 func removeUnnamed(s table.Sections) {
 	kinds := []string{table.KindCertificate, table.KindAuthorities, table.KindUsers}
-	named := map[string]bool{table.DefaultCertificate: true}
+	named := map[string]bool{table.DefaultCertificateKey: true}
 	for key, value := range s {
 		if kind := table.Kind(key); kind != table.KindHost && kind != table.KindSite {
 			continue

@@ -153,7 +153,7 @@ func TestSectionsOfLeftOutNamespacesGo(t *testing.T) {
 	closedCertificate, sharedCertificate := table.CertificateKey("tb", "own"), table.CertificateKey("tb", "granted")
 	put := func(key string, value any) { testenv.NoError(t, s.Put(key, value)) }
 	put(table.KindCharges+"/ingress", table.Charges{})
-	for _, key := range []string{closedCertificate, sharedCertificate, table.DefaultCertificate} {
+	for _, key := range []string{closedCertificate, sharedCertificate, table.DefaultCertificateKey} {
 		put(key, table.Certificate{Chain: "x"})
 	}
 	put(users, table.Users{})
@@ -163,7 +163,7 @@ func TestSectionsOfLeftOutNamespacesGo(t *testing.T) {
 	put(table.HostKey("s", "a.example"), table.Host{Certificate: sharedCertificate, Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Object: "HTTPRoute/ta/web"}}})
 	put(table.HostKey("s", "stream.example"), table.Host{Stream: &table.Stream{Backends: []table.Backend{{Namespace: "tb", Service: "s"}}}})
 	out := withoutNamespaces(s, map[string]table.Charge{"tb": {}})
-	want := []string{sharedCertificate, table.DefaultCertificate, table.HostKey("s", "a.example"), table.HostKey("s", "b.example"), table.HostKey("s", "stream.example")}
+	want := []string{sharedCertificate, table.DefaultCertificateKey, table.HostKey("s", "a.example"), table.HostKey("s", "b.example"), table.HostKey("s", "stream.example")}
 	slices.Sort(want)
 	got := slices.Sorted(maps.Keys(out))
 	testenv.True(t, slices.Equal(got, want), "the sections are %v, want %v", got, want)

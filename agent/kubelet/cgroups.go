@@ -42,12 +42,13 @@ func (p rarePodCgroups) GetAllPodsFromCgroups(logger klog.Logger) (map[types.UID
 	return p.PodContainerManager.GetAllPodsFromCgroups(logger)
 }
 
-// cgroupsAt is the path of the field with a kubelet's manager of cgroups. Upstream has no function that returns it.
-var cgroupsAt = []string{"containerManager"}
+// cgroupsFieldPath is the path of the field with a kubelet's manager of cgroups. Upstream has no function that returns
+// it.
+var cgroupsFieldPath = []string{"containerManager"}
 
 // sweepRarely makes a kubelet that is not running yet use rareCgroups. After an error the kubelet is unchanged.
 func sweepRarely(kubelet any) error {
-	cgroups, err := kubecompat.Field[cm.ContainerManager](kubelet, cgroupsAt)
+	cgroups, err := kubecompat.Field[cm.ContainerManager](kubelet, cgroupsFieldPath)
 	if err != nil {
 		return err
 	}

@@ -48,6 +48,6 @@ func wayBegins[T any](t *testing.T, way []string) {
 
 // Upstream's kubelet still has its manager of cgroups where sweepRarely expects it.
 func TestWayToTheCgroups(t *testing.T) {
-	wayBegins[cm.ContainerManager](t, cgroupsAt)
+	wayBegins[cm.ContainerManager](t, cgroupsFieldPath)
 	testenv.Fails(t, sweepRarely(&struct{ containerManager int }{}), "there is no manager, and no error")
 }

@@ -75,18 +75,18 @@ func (nodeStats) ListPodStatsAndUpdateCPUNanoCoreUsage(context.Context) ([]stats
 
 // Paths of the fields by which a kubelet's eviction manager decides. Upstream has no function that returns them.
 var (
-	evictionStatsAt = []string{"evictionManager", "summaryProvider"}
-	thresholdsAt    = []string{"evictionManager", "config", "Thresholds"}
+	evictionStatsFieldPath = []string{"evictionManager", "summaryProvider"}
+	thresholdsFieldPath    = []string{"evictionManager", "config", "Thresholds"}
 )
 
 // evictByNode makes the eviction manager of a kubelet that is not running yet use evictionStats. of is that kubelet.
 // After an error the kubelet is unchanged.
 func evictByNode(ctx context.Context, kubelet any, of stats.Provider) error {
-	summary, err := kubecompat.Field[stats.SummaryProvider](kubelet, evictionStatsAt)
+	summary, err := kubecompat.Field[stats.SummaryProvider](kubelet, evictionStatsFieldPath)
 	if err != nil {
 		return err
 	}
-	thresholds, err := kubecompat.Field[[]evictionapi.Threshold](kubelet, thresholdsAt)
+	thresholds, err := kubecompat.Field[[]evictionapi.Threshold](kubelet, thresholdsFieldPath)
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,7 @@ func TestEvictionHasPodsFiguresWhenItEvicts(t *testing.T) {
 			}}, nil, nil, nil, nil, nil, clock.RealClock{}, true)
 			k := &struct{ evictionManager eviction.Manager }{m}
 			testenv.NoError(t, evictByNode(t.Context(), k, &c.node))
-			provider := testenv.Must(kubecompat.Field[stats.SummaryProvider](k, evictionStatsAt))(t)
+			provider := testenv.Must(kubecompat.Field[stats.SummaryProvider](k, evictionStatsFieldPath))(t)
 			s := testenv.Must((*provider).Get(t.Context(), true))(t)
 			testenv.True(t, len(s.Pods) == c.want, "there are figures of %d pods, want %d", len(s.Pods), c.want)
 			if s.Node.Memory == nil || *s.Node.Memory.AvailableBytes != c.node.memory || time.Since(s.Node.Fs.Time.Time) > time.Minute {
@@ -109,6 +109,6 @@ func TestEvictionHasPodsFiguresWhenItEvicts(t *testing.T) {
 
 // Upstream's kubelet still begins the ways to the eviction manager's figures as evictByNode does.
 func TestWayToTheEvictionManager(t *testing.T) {
-	wayBegins[eviction.Manager](t, evictionStatsAt)
+	wayBegins[eviction.Manager](t, evictionStatsFieldPath)
 	testenv.Fails(t, evictByNode(t.Context(), &struct{ evictionManager int }{}, &someNode{}), "there is no eviction manager, and no error")
 }

@@ -32,9 +32,9 @@ func (m importedImages) MustAttemptImagePull(ctx context.Context, image, imageRe
 	return m.ImagePullManager.MustAttemptImagePull(ctx, image, imageRef, credentials)
 }
 
-// pullManagerAt is the path of the field with a kubelet's manager of image pulls. Upstream has no function that returns
-// it.
-var pullManagerAt = []string{"containerRuntime", "imagePuller", "imagePullManager"}
+// pullManagerFieldPath is the path of the field with a kubelet's manager of image pulls. Upstream has no function that
+// returns it.
+var pullManagerFieldPath = []string{"containerRuntime", "imagePuller", "imagePullManager"}
 
 // trustImported makes a kubelet that is not running yet use importedImages, unless the operator chose a policy under
 // which images that were present before are verified, too.
@@ -42,7 +42,7 @@ func trustImported(kubelet any, policy string, imported func(ctx context.Context
 	if imported == nil || policy != string(kubeletconfig.NeverVerifyPreloadedImages) {
 		return nil
 	}
-	manager, err := kubecompat.Field[pullmanager.ImagePullManager](kubelet, pullManagerAt)
+	manager, err := kubecompat.Field[pullmanager.ImagePullManager](kubelet, pullManagerFieldPath)
 	if err != nil {
 		return err
 	}

@@ -140,7 +140,7 @@ func credentialsOf(tenant string) *kubeletconfig.ImagePullCredentials {
 // Upstream's kubelet still begins the way to its manager of pulls as trustImported does. That the rest of the way is
 // right is seen with a whole kubelet (TestOneNode/imported).
 func TestWayToThePullManager(t *testing.T) {
-	wayBegins[kubecontainer.Runtime](t, pullManagerAt)
+	wayBegins[kubecontainer.Runtime](t, pullManagerFieldPath)
 	for _, lost := range []any{struct{}{}, &struct{ containerRuntime int }{}, &struct{ containerRuntime kubecontainer.Runtime }{}} {
 		testenv.Fails(t, trustImported(lost, string(kubeletconfig.NeverVerifyPreloadedImages), func(context.Context, string) bool { return true }), "%T has no manager of pulls, and no error", lost)
 	}

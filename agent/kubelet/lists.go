@@ -51,8 +51,9 @@ func (o Options) lists(server *options.KubeletServer) Lists {
 	return o.Lists
 }
 
-// clientAt is the path of the field with a kubelet's client of the runtime. Upstream has no function that returns it.
-var clientAt = []string{"runtimeService", "runtimeClient"}
+// clientFieldPath is the path of the field with a kubelet's client of the runtime. Upstream has no function that
+// returns it.
+var clientFieldPath = []string{"runtimeService", "runtimeClient"}
 
 // useInProcessClient makes a kubelet that is not running yet use a listingClient. After an error the kubelet is
 // unchanged.
@@ -70,5 +71,5 @@ func useInProcessClient(kubelet any, lists Lists) error {
 
 // clientOf returns where a kubelet has its client of the runtime.
 func clientOf(kubelet any) (*runtimeapi.RuntimeServiceClient, error) {
-	return kubecompat.Field[runtimeapi.RuntimeServiceClient](kubelet, clientAt)
+	return kubecompat.Field[runtimeapi.RuntimeServiceClient](kubelet, clientFieldPath)
 }

@@ -82,6 +82,6 @@ func TestListsAreOurRuntimes(t *testing.T) {
 // Upstream's kubelet still begins the way to its client as useInProcessClient does; the rest of it is in
 // TestListsWithoutTheSocket.
 func TestWayToTheRuntimesClient(t *testing.T) {
-	wayBegins[internalapi.RuntimeService](t, clientAt)
+	wayBegins[internalapi.RuntimeService](t, clientFieldPath)
 	testenv.Fails(t, useInProcessClient(&struct{ runtimeService int }{}, someRuntime{}), "there is no client, and no error")
 }

@@ -40,8 +40,8 @@ func (o gatedOperations) Run(volume v1.UniqueVolumeName, pod volumetypes.UniqueP
 	return err
 }
 
-// operationsAt is the path of the field with a kubelet's mounts that are under way.
-var operationsAt = []string{"volumeManager", "operationExecutor", "pendingOperations"}
+// operationsFieldPath is the path of the field with a kubelet's mounts that are under way.
+var operationsFieldPath = []string{"volumeManager", "operationExecutor", "pendingOperations"}
 
 // gateMounts makes a kubelet that is not running yet mount through a gate. It has to be called before restVolumes.
 // After an error the kubelet is unchanged.
@@ -49,7 +49,7 @@ func gateMounts(kubelet any, mounts *Starts) error {
 	if mounts == nil {
 		return nil
 	}
-	operations, err := kubecompat.Field[nestedpendingoperations.NestedPendingOperations](kubelet, operationsAt)
+	operations, err := kubecompat.Field[nestedpendingoperations.NestedPendingOperations](kubelet, operationsFieldPath)
 	if err != nil {
 		return fmt.Errorf("kubelet: gate its mounts: %w", err)
 	}

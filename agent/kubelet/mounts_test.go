@@ -26,7 +26,7 @@ func TestMountsUnderWayAreWaitedFor(t *testing.T) {
 		k := &struct{ volumeManager *manager }{&manager{operationexecutor.NewOperationExecutor(nil)}}
 		mounts, mounted := &Starts{}, 0
 		testenv.NoError(t, gateMounts(k, mounts))
-		operations := *testenv.Must(kubecompat.Field[nestedpendingoperations.NestedPendingOperations](k, operationsAt))(t)
+		operations := *testenv.Must(kubecompat.Field[nestedpendingoperations.NestedPendingOperations](k, operationsFieldPath))(t)
 		mount := func() error {
 			return operations.Run("volume", "pod", "", volumetypes.GeneratedOperations{
 				OperationFunc: func() volumetypes.OperationContext {
@@ -47,4 +47,4 @@ func TestMountsUnderWayAreWaitedFor(t *testing.T) {
 }
 
 // Upstream's kubelet still begins the way to its mounts as gateMounts does. The rest of it is upstream's own types.
-func TestWayToTheMounts(t *testing.T) { wayBegins[volumemanager.VolumeManager](t, operationsAt) }
+func TestWayToTheMounts(t *testing.T) { wayBegins[volumemanager.VolumeManager](t, operationsFieldPath) }

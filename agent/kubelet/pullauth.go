@@ -26,16 +26,16 @@ func (c pullingClient) PullImage(ctx context.Context, in *runtimeapi.PullImageRe
 	return c.ImageServiceClient.PullImage(ctx, in, opts...)
 }
 
-// imageClientAt is the path of the field with a kubelet's client of the image service. Upstream has no function that
-// returns it.
-var imageClientAt = []string{"containerRuntime", "imageService", "service", "imageClient"}
+// imageClientFieldPath is the path of the field with a kubelet's client of the image service. Upstream has no function
+// that returns it.
+var imageClientFieldPath = []string{"containerRuntime", "imageService", "service", "imageClient"}
 
 // useRegistryAuth makes a kubelet that is not running yet use a pullingClient. After an error the kubelet is unchanged.
 func useRegistryAuth(kubelet any, auth func(image string) *runtimeapi.AuthConfig) error {
 	if auth == nil {
 		return nil
 	}
-	client, err := kubecompat.Field[runtimeapi.ImageServiceClient](kubelet, imageClientAt)
+	client, err := kubecompat.Field[runtimeapi.ImageServiceClient](kubelet, imageClientFieldPath)
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,6 @@ func TestPullsGetCredentialsOfRegistries(t *testing.T) {
 
 // Upstream's kubelet still has its runtime where useRegistryAuth begins.
 func TestWayToTheImageClient(t *testing.T) {
-	wayBegins[kubecontainer.Runtime](t, imageClientAt)
+	wayBegins[kubecontainer.Runtime](t, imageClientFieldPath)
 	testenv.Fails(t, useRegistryAuth(&struct{ containerRuntime int }{}, func(string) *runtimeapi.AuthConfig { return nil }), "there is no client, and no error")
 }

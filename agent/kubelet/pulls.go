@@ -85,7 +85,7 @@ func (m *flushedPulls) recordLost(imageRef, image string) {
 
 // flushPulls makes a kubelet that is not running yet use flushedPulls. root is the kubelet's folder.
 func flushPulls(kubelet any, root string, lost func(images []string)) error {
-	manager, err := kubecompat.Field[pullmanager.ImagePullManager](kubelet, pullManagerAt)
+	manager, err := kubecompat.Field[pullmanager.ImagePullManager](kubelet, pullManagerFieldPath)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ func (p *puller) flushed(t *testing.T, root string) (files *[]string, lost *[]st
 	t.Helper()
 	files, lost = new([]string), new([]string)
 	testenv.NoError(t, flushPulls(p, root, func(images []string) { *lost = images }))
-	manager, ok := (*testenv.Must(kubecompat.Field[pullmanager.ImagePullManager](p, pullManagerAt))(t)).(*flushedPulls)
+	manager, ok := (*testenv.Must(kubecompat.Field[pullmanager.ImagePullManager](p, pullManagerFieldPath))(t)).(*flushedPulls)
 	testenv.True(t, ok, "the kubelet has another manager of pulls")
 	manager.flush = func(path string) error {
 		*files = append(*files, path)
@@ -36,7 +36,7 @@ func TestRecordOfAPullIsFlushed(t *testing.T) {
 	root := t.TempDir()
 	p := newPuller(t, root)
 	files, lost := p.flushed(t, root)
-	manager := *testenv.Must(kubecompat.Field[pullmanager.ImagePullManager](p, pullManagerAt))(t)
+	manager := *testenv.Must(kubecompat.Field[pullmanager.ImagePullManager](p, pullManagerFieldPath))(t)
 	for range 2 {
 		testenv.NoError(t, manager.RecordPullIntent(klog.Background(), private))
 		manager.RecordImagePulled(t.Context(), private, "sha256:private", credentialsOf("tenant"))
@@ -65,7 +65,7 @@ func TestLostRecordIsReported(t *testing.T) {
 	testenv.False(t, p.may(t, private, v1.PullIfNotPresent), "a pod without credentials may use an image whose record was lost")
 	testenv.Equal(t, strings.Join(*lost, " "), private, "lost records")
 
-	manager := *testenv.Must(kubecompat.Field[pullmanager.ImagePullManager](p, pullManagerAt))(t)
+	manager := *testenv.Must(kubecompat.Field[pullmanager.ImagePullManager](p, pullManagerFieldPath))(t)
 	manager.RecordImagePulled(t.Context(), private, "sha256:private", credentialsOf("tenant")) // the registry is back
 	testenv.Equal(t, len(*lost), 0, "lost records after the pull")
 	testenv.False(t, p.may(t, private, v1.PullIfNotPresent), "a pod without credentials may use another tenant's image")

@@ -42,14 +42,14 @@ func measured(o cadvisorapi.RequestOptions) cadvisorapi.RequestOptions {
 	return o
 }
 
-// statsAt are the paths of the fields with a kubelet's cAdvisor: for /metrics/cadvisor, for cgroups, and for pods.
-// Upstream has no function that returns them.
-var statsAt = [][]string{{"cadvisor"}, {"StatsProvider", "cadvisor"}, {"StatsProvider", "containerStatsProvider", "cadvisor"}}
+// statsFieldPaths are the paths of the fields with a kubelet's cAdvisor: for /metrics/cadvisor, for cgroups, and for
+// pods. Upstream has no function that returns them.
+var statsFieldPaths = [][]string{{"cadvisor"}, {"StatsProvider", "cadvisor"}, {"StatsProvider", "containerStatsProvider", "cadvisor"}}
 
 // measureWhenAsked makes a kubelet that is not running yet use measuredStats. After an error the kubelet is unchanged.
 func measureWhenAsked(kubelet any) error {
 	var all []*cadvisor.Interface
-	for _, way := range statsAt {
+	for _, way := range statsFieldPaths {
 		at, err := kubecompat.Field[cadvisor.Interface](kubelet, way)
 		if err != nil {
 			return err

@@ -46,7 +46,7 @@ func TestContainersAreMeasuredWhenAsked(t *testing.T) {
 	testenv.False(t, asked.maxAge == nil || *asked.maxAge != oldestStats, "a cgroup's figures may be %v old", asked.maxAge)
 	_, _ = provider.GetCgroupCPUAndMemoryStats("/", true) // there are no figures
 	testenv.False(t, asked.maxAge == nil || *asked.maxAge != 0, "new figures of a cgroup may be %v old", asked.maxAge)
-	for _, way := range statsAt {
+	for _, way := range statsFieldPaths {
 		at := testenv.Must(kubecompat.Field[cadvisor.Interface](k, way))(t)
 		for _, o := range []cadvisorapi.RequestOptions{{}, {MaxAge: ptr.To(time.Minute)}} {
 			want := oldestStats

@@ -174,10 +174,10 @@ func (p pacedPods) GetPods() []*v1.Pod {
 // Paths of the fields with a kubelet's volume manager, with the first function that each loop calls in a round, and
 // with the loops' pauses. Upstream has no function that returns them.
 var (
-	volumesAt  = []string{"volumeManager"}
-	podsAt     = []string{"volumeManager", "desiredStateOfWorldPopulator", "podManager"}
-	hasAddedAt = []string{"volumeManager", "reconciler", "populatorHasAddedPods"}
-	pausesAt   = [][]string{
+	volumesFieldPath  = []string{"volumeManager"}
+	podsFieldPath     = []string{"volumeManager", "desiredStateOfWorldPopulator", "podManager"}
+	hasAddedFieldPath = []string{"volumeManager", "reconciler", "populatorHasAddedPods"}
+	pausesFieldPaths  = [][]string{
 		{"volumeManager", "desiredStateOfWorldPopulator", "loopSleepDuration"},
 		{"volumeManager", "reconciler", "loopSleepDuration"},
 	}
@@ -185,20 +185,20 @@ var (
 
 // restVolumes makes a kubelet that is not running yet use restingVolumes. After an error the kubelet is unchanged.
 func restVolumes(kubelet any) error {
-	pods, err := kubecompat.Field[populator.PodManager](kubelet, podsAt)
+	pods, err := kubecompat.Field[populator.PodManager](kubelet, podsFieldPath)
 	if err != nil {
 		return err
 	}
-	hasAdded, err := kubecompat.Field[func() bool](kubelet, hasAddedAt)
+	hasAdded, err := kubecompat.Field[func() bool](kubelet, hasAddedFieldPath)
 	if err != nil {
 		return err
 	}
-	volumes, err := kubecompat.Field[volumemanager.VolumeManager](kubelet, volumesAt)
+	volumes, err := kubecompat.Field[volumemanager.VolumeManager](kubelet, volumesFieldPath)
 	if err != nil {
 		return err
 	}
 	var pauses []*time.Duration
-	for _, way := range pausesAt {
+	for _, way := range pausesFieldPaths {
 		pause, err := kubecompat.Field[time.Duration](kubelet, way)
 		if err != nil {
 			return err

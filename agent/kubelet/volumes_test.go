@@ -74,7 +74,7 @@ func runVolumes(t *testing.T, ctx context.Context) (*someKubelet, *rounds) {
 	k.volumeManager = volumemanager.NewVolumeManager(true, "node", pods, noPodEnds{}, fake.NewClientset(), plugins,
 		mount.NewFakeMounter(nil), hostutil.NewFakeHostUtil(nil), t.TempDir(), record.NewFakeRecorder(1000), volumepathhandler.NewBlockVolumePathHandler(), nil, 0)
 	r := &rounds{pods: pods}
-	hasAdded := testenv.Must(kubecompat.Field[func() bool](k, hasAddedAt))(t)
+	hasAdded := testenv.Must(kubecompat.Field[func() bool](k, hasAddedFieldPath))(t)
 	ask := *hasAdded
 	*hasAdded = func() bool {
 		r.reconciled.Add(1)
@@ -268,6 +268,6 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 
 // Upstream's kubelet still begins the ways as restVolumes does; the rest of them is in TestVolumeLoopsRestBetweenPods.
 func TestWayToTheVolumeManager(t *testing.T) {
-	wayBegins[volumemanager.VolumeManager](t, volumesAt)
+	wayBegins[volumemanager.VolumeManager](t, volumesFieldPath)
 	testenv.Fails(t, restVolumes(&struct{ volumeManager int }{}), "there is no volume manager, and no error")
 }

@@ -31,7 +31,7 @@ func (o Options) preStop(ctx context.Context, c *runtimeapi.Container, atMost ti
 	if err := json.Unmarshal([]byte(text), &hook); err != nil {
 		return fmt.Errorf("decode the hook: %w", err)
 	}
-	pod, container := restored(c)
+	pod, container := podForHook(c)
 	if hook.HTTPGet != nil && hook.HTTPGet.Host == "" {
 		hook.HTTPGet.Host = o.address(ctx, c.PodSandboxId)
 	}
@@ -49,8 +49,8 @@ func (o Options) preStop(ctx context.Context, c *runtimeapi.Container, atMost ti
 	return err
 }
 
-// restored returns as much of a pod and its container as a hook needs: names, and the ports that a hook may name.
-func restored(c *runtimeapi.Container) (*corev1.Pod, *corev1.Container) {
+// podForHook returns as much of a pod and its container as a hook needs: names, and the ports that a hook may name.
+func podForHook(c *runtimeapi.Container) (*corev1.Pod, *corev1.Container) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Name: c.Labels[crilabels.KubernetesPodNameLabel], Namespace: c.Labels[crilabels.KubernetesPodNamespaceLabel],
 		UID: types.UID(c.Labels[crilabels.KubernetesPodUIDLabel]),

@@ -30,8 +30,8 @@ import (
 const (
 	// secondWave is how much of the time is kept for critical pods, if that is no more than half of it.
 	secondWave = 10 * time.Second
-	// leastGrace is the least time between a container's stop signal and its end, as the kubelet has it.
-	leastGrace = 2 * time.Second
+	// minGrace is the least time between a container's stop signal and its end, as the kubelet has it.
+	minGrace = 2 * time.Second
 	// killTimeout is how long the runtime may take to end a container after its time, or to answer another call.
 	killTimeout = 5 * time.Second
 	// sandboxTimeout bounds the end of all sandboxes.
@@ -186,7 +186,7 @@ func (o Options) stopContainer(ctx context.Context, c *runtimeapi.Container, unt
 	if err := o.preStop(ctx, c, grace); err != nil {
 		o.Logger.Warn("the preStop hook of a container failed; it is stopped all the same", "container", nameOf(c), "error", err)
 	}
-	grace = max(grace-time.Since(began), leastGrace)
+	grace = max(grace-time.Since(began), minGrace)
 	request := &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: int64(math.Ceil(grace.Seconds()))}
 	if _, err := bounded(ctx, grace+killTimeout, o.Runtime.StopContainer, request); err != nil {
 		o.Logger.Warn("a container could not be stopped", "container", nameOf(c), "error", err)

@@ -32,8 +32,8 @@ import (
 const (
 	// grace is how long containers may run after SIGTERM, when the records by which they are known are set aside.
 	grace = 10 * time.Second
-	// mostKept is how many directories that were set aside stay: each may hold gigabytes of images.
-	mostKept = 2
+	// maxSetAside is how many directories that were set aside stay: each may hold gigabytes of images.
+	maxSetAside = 2
 	// metaDB is containerd's main file.
 	metaDB = "meta.db"
 )
@@ -177,8 +177,8 @@ func (r *Records) finishStart(s state, root, boot, why string) error {
 		err = errors.Join(err, os.RemoveAll(b))
 	}
 	before := setAsideBefore(root)
-	for _, path := range before[:max(0, len(before)-mostKept)] {
-		r.Logger.Warn("containerd: removing the oldest of the directories that were set aside", "directory", path, "kept", mostKept)
+	for _, path := range before[:max(0, len(before)-maxSetAside)] {
+		r.Logger.Warn("containerd: removing the oldest of the directories that were set aside", "directory", path, "kept", maxSetAside)
 		err = errors.Join(err, os.RemoveAll(path))
 	}
 	s.Boot, s.Next = boot, ""

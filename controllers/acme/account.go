@@ -174,8 +174,8 @@ func newAccount() (*corev1.Secret, error) {
 // retryDelay returns the wait before a failed request is sent once more, since nonces expire and servers fail for a
 // moment. 0 is for never: a request that exceeds the authority's limits is not sent again.
 func retryDelay(n int, _ *http.Request, res *http.Response) time.Duration {
-	const mostTries = 5
-	if n > mostTries || res.StatusCode == http.StatusTooManyRequests {
+	const maxTries = 5
+	if n > maxTries || res.StatusCode == http.StatusTooManyRequests {
 		return 0
 	}
 	if res.StatusCode < http.StatusInternalServerError { // an expired nonce

@@ -43,7 +43,7 @@ import (
 )
 
 const (
-	// maxOrders is the greatest number of orders under way, and mostOfOne the same for one namespace.
+	// maxOrders is the greatest number of orders under way, and maxOrdersOfNamespace the same for one namespace.
 	maxOrders, maxOrdersOfNamespace = 4, 3
 	// newOrders is how many new orders of one namespace are begun within newOrdersTime: half of what Let's Encrypt
 	// accepts of an account, which all namespaces share.

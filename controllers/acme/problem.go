@@ -55,12 +55,12 @@ type failure struct {
 	pauseOrders time.Duration
 }
 
-// mostPause limits the time for which a limit that one order exceeded keeps others from being begun. The limit may be
+// maxPause limits the time for which a limit that one order exceeded keeps others from being begun. The limit may be
 // one of that order's domain only.
-const mostPause = 10 * time.Minute
+const maxPause = 10 * time.Minute
 
-// mostWait limits the wait that an authority can demand. The longest known limit is a week.
-const mostWait = 7 * 24 * time.Hour
+// maxWait limits the wait that an authority can demand. The longest known limit is a week.
+const maxWait = 7 * 24 * time.Hour
 
 // classifyError returns the failure for the error of an attempt.
 func classifyError(err error) failure {
@@ -103,8 +103,8 @@ func classifyError(err error) failure {
 			v.refused = false
 		}
 		if wait, limited := acme.RateLimit(problem); limited || problem.StatusCode == http.StatusTooManyRequests {
-			v.wait = min(wait, mostWait)
-			v.pauseOrders = max(time.Minute, min(wait, mostPause))
+			v.wait = min(wait, maxWait)
+			v.pauseOrders = max(time.Minute, min(wait, maxPause))
 		}
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		v.text += ". Where this server's clock is wrong, set it (NTP)"

@@ -234,7 +234,7 @@ func (c *Controller) syncPorts(ctx context.Context, config *corev1.ConfigMap, ha
 					c.event(want.Gateway, ReasonNoPorts, fmt.Sprintf("the port %d is not served: all of the %d ports of nodes that are "+
 						"for ports of Gateways are taken, "+
 						"or the %d that one namespace can have; delete a Gateway, or have several share one as ListenerSets", port,
-						table.LastGatewayPort-table.FirstGatewayPort+1, mostPorts))
+						table.LastGatewayPort-table.FirstGatewayPort+1, maxPorts))
 				}
 			}
 		}

@@ -28,13 +28,13 @@ const (
 	fieldManager = "coracle-gateway"
 	// sliceManager is the manager label of coracle's EndpointSlices, which upstream's controllers then do not touch.
 	sliceManager = "gateway.coracle.dev"
-	// mostPorts is the greatest number of node ports of one namespace: half of them.
-	mostPorts = (table.LastGatewayPort - table.FirstGatewayPort + 1) / 2
+	// maxPorts is the greatest number of node ports of one namespace: half of them.
+	maxPorts = (table.LastGatewayPort - table.FirstGatewayPort + 1) / 2
 )
 
 // choosePorts allocates a node port to each site: its present one, or the lowest free one. Ports of sites that are not
 // wanted any more become free. It returns the data of the ConfigMap, and the sites without a port. A namespace gets
-// mostPorts at most.
+// maxPorts at most.
 func choosePorts(have map[string]uint16, sites []string) (data map[string]string, without []string) {
 	data = map[string]string{}
 	slices.Sort(sites)
@@ -52,7 +52,7 @@ func choosePorts(have map[string]uint16, sites []string) (data map[string]string
 	for _, site := range fresh {
 		for ; next <= table.LastGatewayPort && data[strconv.Itoa(next)] != ""; next++ {
 		}
-		if next > table.LastGatewayPort || of[namespaceOf(site)] >= mostPorts {
+		if next > table.LastGatewayPort || of[namespaceOf(site)] >= maxPorts {
 			without = append(without, site)
 			continue
 		}

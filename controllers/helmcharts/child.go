@@ -20,8 +20,8 @@ const (
 	userGroup = "system:masters"
 )
 
-// Children does each request in a child process. Its Do is an [Engine].
-type Children struct {
+// ChildEngine does each request in a child process. Its Do is an [Engine].
+type ChildEngine struct {
 	// Config is the term's client configuration. The store refuses writes over it after the end of the term.
 	Config *rest.Config
 	// Program is the path of coracle, which is also the child process, by the name helmjob.Name.
@@ -32,7 +32,7 @@ type Children struct {
 }
 
 // Do is an [Engine].
-func (c Children) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, error) {
+func (c ChildEngine) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, error) {
 	if c.Program == "" {
 		return nil, errors.New("this server was given no program for Helm charts")
 	}

@@ -100,7 +100,7 @@ func listenersOf(process string) (out []string) {
 
 // children is an engine before an API server that repeats who asks. The listeners are those of this process when the
 // last request came.
-func children(t *testing.T) (c Children, listeners func() []string) {
+func children(t *testing.T) (c ChildEngine, listeners func() []string) {
 	t.Helper()
 	var during atomic.Pointer[[]string]
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -109,7 +109,7 @@ func children(t *testing.T) (c Children, listeners func() []string) {
 		fmt.Fprint(w, r.URL, " ", r.Header["Impersonate-User"], r.Header["Impersonate-Group"], r.Header["Impersonate-Extra-Scopes"], r.Header["Authorization"])
 	}))
 	t.Cleanup(s.Close)
-	return Children{
+	return ChildEngine{
 		Config: &rest.Config{Host: s.URL, BearerToken: "ours", Transport: s.Client().Transport}, Program: testenv.Must(os.Executable())(t), Dir: t.TempDir(),
 	}, func() []string { return *during.Load() }
 }

@@ -151,16 +151,16 @@ func hasFinalizer(c *kinds.HelmChart) bool {
 func Decide(v *View) Decision {
 	switch {
 	case !Managed(v.Chart):
-		return v.unmanaged()
+		return v.decideUnmanaged()
 	case v.Chart.DeletionTimestamp != nil:
-		return v.deleted()
+		return v.decideDeleted()
 	default:
-		return v.managed()
+		return v.decideManaged()
 	}
 }
 
-// unmanaged releases a chart. An operation under way ends by itself.
-func (v *View) unmanaged() Decision {
+// decideUnmanaged releases a chart. An operation under way ends by itself.
+func (v *View) decideUnmanaged() Decision {
 	if v.Work != nil || !hasFinalizer(v.Chart) {
 		return Decision{}
 	}
@@ -172,7 +172,8 @@ func (v *View) unmanaged() Decision {
 		Event:  &Event{Reason: ReasonReleased, Message: "The release is not managed by this HelmChart any more and stays as it is."}}
 }
 
-func (v *View) deleted() Decision {
+// decideDeleted uninstalls the release of a deleted chart, and then removes the finalizers.
+func (v *View) decideDeleted() Decision {
 	name := Target(v.Chart) + "/" + v.Chart.Name
 	switch {
 	case !hasFinalizer(v.Chart):
@@ -208,7 +209,8 @@ func (v *View) deleted() Decision {
 	return Decision{Step: Uninstall, Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
 }
 
-func (v *View) managed() Decision {
+// decideManaged installs, upgrades or checks the release of a chart.
+func (v *View) decideManaged() Decision {
 	c := v.Chart
 	switch {
 	case v.Work != nil && v.Work.Operation == helmjob.Apply && v.Work.Hash != v.Hash && v.Problem == nil && !v.Release.Deployed:

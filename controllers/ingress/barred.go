@@ -53,7 +53,7 @@ func (c *Controller) barred(ofNode map[netip.Addr]bool) map[types.NamespacedName
 
 // isBarred reports whether the proxies open no connection to an address.
 func (c *Controller) isBarred(a netip.Addr, port uint16, ofNode map[netip.Addr]bool) bool {
-	return outside.Local(a) || isInNetworks(a, c.o.ServiceCIDRs) || ofNode[a] && slices.Contains(c.o.NodePorts, port)
+	return outside.Local(a) || isInNetworks(a, c.o.ServiceCIDRs) || ofNode[a] && slices.Contains(c.o.ReservedNodePorts, port)
 }
 
 func isInNetworks(a netip.Addr, networks []netip.Prefix) bool {

@@ -22,9 +22,9 @@ import (
 )
 
 const (
-	// defaultLife is the validity of the default certificate. It is replaced when defaultRest of it is left. No client
-	// trusts it, whatever its age.
-	defaultLife, defaultRest = 10 * 365 * 24 * time.Hour, 365 * 24 * time.Hour
+	// defaultValidity is the validity of the default certificate. It is replaced when defaultRest of it is left. No
+	// client trusts it, whatever its age.
+	defaultValidity, renewBefore = 10 * 365 * 24 * time.Hour, 365 * 24 * time.Hour
 	// reasonDefault is the reason of events about problems of the default certificate.
 	reasonDefault = "BadCertificate"
 )
@@ -47,7 +47,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 		case have.Labels[managedBy] != managerName:
 			c.judgeDefault(have, pair.Leaf, err)
 			return nil
-		case err == nil && !now.Before(pair.Leaf.NotBefore) && now.Before(pair.Leaf.NotAfter.Add(-defaultRest)):
+		case err == nil && !now.Before(pair.Leaf.NotBefore) && now.Before(pair.Leaf.NotAfter.Add(-renewBefore)):
 			return nil
 		}
 	}
@@ -103,7 +103,7 @@ func newDefault(now time.Time) (map[string][]byte, error) {
 	}
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "Coracle ingress default certificate"}, DNSNames: []string{"ingress.local"},
-		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(defaultLife),
+		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(defaultValidity),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	chain, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)

@@ -56,8 +56,8 @@ const Component = "ingress"
 // ReasonPortInUse is the reason of events of a Service or a Gateway about nodes on which other programs use its ports.
 const ReasonPortInUse = "PortInUse"
 
-// All fields of Options are required, except Rules, Disabled, PodCIDRs, ServiceCIDRs, NodePorts, Certificates, Built,
-// Part and Logger.
+// All fields of Options are required, except Rules, Disabled, PodCIDRs, ServiceCIDRs, ReservedNodePorts,
+// Certificates, Built, Part and Logger.
 type Options struct {
 	// Client writes objects. Informers are the term's, and are started after New.
 	Client    kubernetes.Interface
@@ -67,10 +67,10 @@ type Options struct {
 	Rules compile.Rules
 	// Disabled removes the Service.
 	Disabled bool
-	// PodCIDRs and ServiceCIDRs are the cluster's networks, and NodePorts the ports of nodes that are the cluster's. Of
-	// them the proxies connect to pods alone, and only as to endpoints.
+	// PodCIDRs and ServiceCIDRs are the cluster's networks, and ReservedNodePorts the ports of nodes that are the
+	// cluster's. Of them the proxies connect to pods alone, and only as to endpoints.
 	PodCIDRs, ServiceCIDRs []netip.Prefix
-	NodePorts              []uint16
+	ReservedNodePorts      []uint16
 	// Certificates, when set, is called in each round with the certificates to request by ACME. nil requests none. It
 	// must not block.
 	Certificates func([]compile.Order)

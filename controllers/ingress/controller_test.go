@@ -119,7 +119,7 @@ func runPrepared(t *testing.T, prepare func(*fake.Clientset), test func(b bed)) 
 		factory := informers.NewSharedInformerFactory(b.client, 0)
 		c := testenv.Must(ingress.New(ingress.Options{Client: b.client, Informers: factory, Recorder: b.events,
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-			NodePorts: []uint16{10250}}))(t)
+			ReservedNodePorts: []uint16{10250}}))(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		factory.Start(ctx.Done())

@@ -3,7 +3,7 @@
 package ingress
 
 // What the tests from outside compare with.
-const PerSlice, UnusedFor, DefaultRest, YieldAfter, Retry = perSlice, unusedFor, defaultRest, yieldAfter, retryDelay
+const PerSlice, UnusedFor, DefaultRest, YieldAfter, Retry = perSlice, unusedFor, renewBefore, yieldAfter, retryDelay
 
 var SlicesOf, NewDefault = slicesOf, newDefault
 

@@ -11,8 +11,8 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-// mostRefused is the longest time between two attempts at a write that the API refuses.
-const mostRefused = 5 * time.Minute
+// maxRetryDelay is the longest time between two attempts at a write that the API refuses.
+const maxRetryDelay = 5 * time.Minute
 
 // refusals makes writes that the API refuses, for example by an admission policy, be tried less and less often. Other
 // failures, such as those of the network, are not counted as refusals.
@@ -28,7 +28,7 @@ type refusal struct {
 }
 
 func newRefusals() *refusals {
-	return &refusals{workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryDelay, mostRefused), map[string]refusal{}}
+	return &refusals{workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryDelay, maxRetryDelay), map[string]refusal{}}
 }
 
 // isRefused reports whether the same write would be refused again.

@@ -43,7 +43,7 @@ func (v *Volumes) watchNodes() error {
 
 // recordLeftover records a directory that has to be removed when its node comes back.
 func (v *Volumes) recordLeftover(node, path string) error {
-	err := v.change(v.o.Context, func(data map[string]string) {
+	err := v.updateLeftovers(v.o.Context, func(data map[string]string) {
 		paths := strings.Fields(data[node])
 		if !slices.Contains(paths, path) {
 			paths = append(paths, path)
@@ -59,8 +59,8 @@ func (v *Volumes) recordLeftover(node, path string) error {
 	return nil
 }
 
-// change changes the ConfigMap. It creates a missing object, and deletes an empty one.
-func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
+// updateLeftovers changes the ConfigMap of leftovers. It creates a missing object, and deletes an empty one.
+func (v *Volumes) updateLeftovers(ctx context.Context, f func(map[string]string)) error {
 	objects := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	return retry.OnError(retry.DefaultRetry, func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) },
 		func() error {
@@ -147,7 +147,7 @@ func (v *Volumes) collect(ctx context.Context) (away []string, err error) {
 		if len(removed) == 0 {
 			continue
 		}
-		errs = append(errs, v.change(ctx, func(data map[string]string) {
+		errs = append(errs, v.updateLeftovers(ctx, func(data map[string]string) {
 			rest := slices.DeleteFunc(strings.Fields(data[node]), func(p string) bool { return slices.Contains(removed, p) })
 			if data[node] = strings.Join(rest, "\n"); len(rest) == 0 {
 				delete(data, node)

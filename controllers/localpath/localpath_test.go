@@ -297,7 +297,7 @@ func TestVolumesOfADeletedNode(t *testing.T) {
 	testenv.Must(f.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: strings.Replace(name, "0a1b", "ffff", 1)},
 	}, metav1.CreateOptions{}))(t)
-	testenv.NoError(t, f.change(t.Context(), func(data map[string]string) { data["n1"] += "\n/etc\n/storage/" + live }))
+	testenv.NoError(t, f.updateLeftovers(t.Context(), func(data map[string]string) { data["n1"] += "\n/etc\n/storage/" + live }))
 	if got, want := f.record(t)["n1"], "/storage/"+dir+"\n/etc\n/storage/"+live; got != want {
 		t.Fatalf("written down: %q, want %q", got, want)
 	}

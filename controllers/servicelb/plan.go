@@ -72,7 +72,7 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 		default:
 			v := Allocation{Ours: true, Reason: ReasonNodePortRange, Message: s.inNodePorts(svc)}
 			if v.Message == "" {
-				v = taken.atNodes(svc, nodes, endpoints[serviceKey(svc)])
+				v = taken.allocateNodeAddresses(svc, nodes, endpoints[serviceKey(svc)])
 			}
 			v.heldPorts = owners.heldPorts(svc, v.Addresses)
 			out[serviceKey(svc)] = v
@@ -91,9 +91,9 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 	return out
 }
 
-// atNodes allocates to a Service the addresses of the nodes at which all its ports are free. endpoints are the nodes
-// with endpoints of it.
-func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Allocation {
+// allocateNodeAddresses allocates to a Service the addresses of the nodes at which all its ports are free. endpoints
+// are the nodes with endpoints of it.
+func (p ports) allocateNodeAddresses(svc *corev1.Service, nodes []node, endpoints map[string]bool) Allocation {
 	v := Allocation{Ours: true}
 	var conflicts []string
 	wanted := requestedAddresses(svc)

@@ -21,8 +21,8 @@ const (
 	// certManager is the prefix of the annotations of cert-manager. It makes the Secrets of an Ingress that has such an
 	// annotation.
 	certManager = "cert-manager.io/"
-	// mostNames is the greatest number of names of a certificate, as with Let's Encrypt.
-	mostNames = 100
+	// maxNames is the greatest number of names of a certificate, as with Let's Encrypt.
+	maxNames = 100
 	// maxOrdered is the greatest number of hosts of the certificates that are ordered for one namespace. All namespaces
 	// share an authority's limits, such as Let's Encrypt's 300 orders in three hours.
 	maxOrdered = 500
@@ -107,10 +107,10 @@ func (c *compiler) orders() error {
 		name := o.Secret
 		slices.Sort(o.Hosts)
 		o.Hosts = slices.Compact(o.Hosts)
-		if len(o.Hosts) > mostNames {
+		if len(o.Hosts) > maxNames {
 			c.find(o.Ingresses[0], Finding{ReasonCertificate, fieldTLS, fmt.Sprintf(
 				"the Secret %s is for %d hosts, and a certificate has %d names at most: name several Secrets in spec.tls", name.Name,
-				len(o.Hosts), mostNames)})
+				len(o.Hosts), maxNames)})
 			continue
 		}
 		if ordered[name.Namespace] += max(1, len(o.Hosts)); ordered[name.Namespace] > maxOrdered {
@@ -185,6 +185,6 @@ func (c *compiler) owners() map[string]string {
 // defaultCertificate adds the certificate of hosts that have none.
 func (c *compiler) defaultCertificate() {
 	if section := c.s.Memory.certificateOf(c.s.Default).section; section != nil && len(c.r.Served) > 0 {
-		c.r.Sections[table.DefaultCertificate] = section
+		c.r.Sections[table.DefaultCertificateKey] = section
 	}
 }

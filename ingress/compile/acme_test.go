@@ -37,7 +37,7 @@ func withAnnotation(ing *networkingv1.Ingress, name, value string) *networkingv1
 }
 
 func TestCertificatesAreOrderedForAnnotatedIngresses(t *testing.T) {
-	many := make([]string, mostNames+1)
+	many := make([]string, maxNames+1)
 	for i := range many {
 		many[i] = fmt.Sprintf("h%d.example", i)
 	}
@@ -194,6 +194,6 @@ func TestDefaultCertificateSection(t *testing.T) {
 		if c.served {
 			s.Ingresses = []*networkingv1.Ingress{ingress("shop/web", 1, "web.example/=web:80")}
 		}
-		testenv.Equal(t, desired(t, s).Sections[table.DefaultCertificate] != nil, c.want, "%s: it is in the table:", c.name)
+		testenv.Equal(t, desired(t, s).Sections[table.DefaultCertificateKey] != nil, c.want, "%s: it is in the table:", c.name)
 	}
 }

@@ -109,9 +109,9 @@ func (c *compiler) service(ing *networkingv1.Ingress, field string, b table.Back
 	if at := c.s.Barred(b.Namespace, b.Service); len(at) > 0 {
 		c.find(ing, Finding{ReasonUnreachable, field, fmt.Sprintf("the Service %s has endpoints at %s, to which proxies open no connection, "+
 			"since they are addresses of Services or ports of the cluster's own programs: requests for them answer 502. Correct its "+
-			"EndpointSlices", b.Service, strings.Join(at[:min(len(at), mostNamed)], ", "))})
+			"EndpointSlices", b.Service, strings.Join(at[:min(len(at), maxNamedEndpoints)], ", "))})
 	}
 }
 
-// mostNamed limits how many endpoints a finding names.
-const mostNamed = 3
+// maxNamedEndpoints limits how many endpoints a finding names.
+const maxNamedEndpoints = 3

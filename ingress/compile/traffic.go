@@ -14,8 +14,8 @@ import (
 // maxSeconds limits time-outs.
 const maxSeconds = 7 * 24 * 3600
 
-// sizes reads the annotations about sizes and time-outs.
-func (o *options) sizes() {
+// bodySize reads the annotation that limits the body of a request.
+func (o *options) bodySize() {
 	if text, ok := o.annotations["proxy-body-size"]; ok {
 		n, good := size(text)
 		if !good {
@@ -23,6 +23,10 @@ func (o *options) sizes() {
 		}
 		o.policy.BodyLimit = n
 	}
+}
+
+// timeouts reads the annotations about time-outs.
+func (o *options) timeouts() {
 	for _, name := range []string{"proxy-send-timeout", "proxy-read-timeout"} { // the last has precedence
 		if text, ok := o.annotations[name]; ok {
 			n, err := strconv.Atoi(strings.TrimSuffix(text, "s"))

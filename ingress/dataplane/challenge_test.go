@@ -96,7 +96,7 @@ func TestChallengesOfAHostEnd(t *testing.T) {
 func TestHostWithoutCertificateGetsDefault(t *testing.T) {
 	standard := pemCertificate(t)
 	p, address := ingressProxy(t, true,
-		section(t, table.DefaultCertificate, standard),
+		section(t, table.DefaultCertificateKey, standard),
 		section(t, table.HostKey(table.SiteIngress, "lost.example"), table.Host{Routes: []table.Route{}}),
 	)
 	shown := func(name string) string {
@@ -107,12 +107,12 @@ func TestHostWithoutCertificateGetsDefault(t *testing.T) {
 	for _, name := range []string{"lost.example", "unknown.example", ""} {
 		testenv.True(t, shown(name) == standard.Chain, "the host %q has another certificate", name)
 	}
-	p.Apply([]table.Change{{Key: table.HostKey(table.SiteIngress, "lost.example")}, {Key: table.DefaultCertificate}})
+	p.Apply([]table.Change{{Key: table.HostKey(table.SiteIngress, "lost.example")}, {Key: table.DefaultCertificateKey}})
 	testenv.True(t, shown("") != standard.Chain, "the table's default certificate is served after it has gone")
 	other := pemCertificate(t)
-	p.Apply([]table.Change{section(t, table.DefaultCertificate, other)})
+	p.Apply([]table.Change{section(t, table.DefaultCertificateKey, other)})
 	testenv.Equal(t, shown(""), other.Chain, "another default certificate is not served:")
-	p.Apply([]table.Change{section(t, table.DefaultCertificate, table.Certificate{Chain: "none"})})
+	p.Apply([]table.Change{section(t, table.DefaultCertificateKey, table.Certificate{Chain: "none"})})
 	testenv.True(t, shown("") != other.Chain, "a default certificate that cannot be used leaves the one before")
 }
 

@@ -19,10 +19,10 @@ import (
 // slowly.
 func backendDialer(o Options, tunnel bool) *net.Dialer {
 	d := &net.Dialer{Timeout: o.DialTimeout, KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: o.Unresponsive / 3, Interval: o.Unresponsive / 6, Count: 4, // the kernel counts whole seconds
+		Enable: true, Idle: o.UnresponsiveTimeout / 3, Interval: o.UnresponsiveTimeout / 6, Count: 4, // the kernel counts whole seconds
 	}}
 	if tunnel {
-		d.Control = func(_, _ string, raw syscall.RawConn) error { return setUserTimeout(raw, o.Unresponsive) }
+		d.Control = func(_, _ string, raw syscall.RawConn) error { return setUserTimeout(raw, o.UnresponsiveTimeout) }
 	}
 	return d
 }

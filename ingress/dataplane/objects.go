@@ -56,7 +56,7 @@ type compiler struct{ *objects }
 // sweep evicts the objects that no section and no host of a routing names.
 func (o *objects) sweep(by *routing) {
 	o.sweeps++
-	objectOf(o.certificates, table.DefaultCertificate).lastSweep = o.sweeps
+	objectOf(o.certificates, table.DefaultCertificateKey).lastSweep = o.sweeps
 	for _, s := range by.sites {
 		if s.clients != nil {
 			s.clients.authorities.lastSweep = o.sweeps

@@ -40,7 +40,7 @@ type Options struct {
 	DialTimeout time.Duration
 	// Unresponsive is the time after which a connection to a backend is closed if the backend's machine acknowledges
 	// nothing. Whole seconds, 30 s by default.
-	Unresponsive time.Duration
+	UnresponsiveTimeout time.Duration
 	// DrainTimeout limits the time for which Serve waits for requests and tunnels when it ends; 30 s by default.
 	DrainTimeout time.Duration
 	// HandoverTimeout is the limit in place of DrainTimeout when another process serves on the sockets (ErrHandedOver);
@@ -121,7 +121,7 @@ func New(o Options) (*Proxy, error) {
 	for field, value := range map[*time.Duration]time.Duration{
 		&o.HeaderTimeout: 10 * time.Second, &o.IdleTimeout: time.Minute, &o.KeepAlive: 75 * time.Second,
 		&o.DialTimeout: 2 * time.Second, &o.DrainTimeout: 30 * time.Second,
-		&o.HandoverTimeout: time.Hour, &o.Unresponsive: 30 * time.Second,
+		&o.HandoverTimeout: time.Hour, &o.UnresponsiveTimeout: 30 * time.Second,
 	} {
 		if *field == 0 {
 			*field = value
@@ -137,7 +137,7 @@ func New(o Options) (*Proxy, error) {
 	p.limits = newLimits(o.MaxConnections, &p.stats)
 	p.upstream = newUpstream(o, func(a netip.Addr) bool { return inNetworks(a.String(), p.current.Load().cluster) }, &p.stats.DialFailures)
 	p.objects = newObjects(p.upstream)
-	p.defaultCert = objectOf(p.objects.certificates, table.DefaultCertificate)
+	p.defaultCert = objectOf(p.objects.certificates, table.DefaultCertificateKey)
 	return p, nil
 }
 

@@ -30,7 +30,7 @@ func (s *selection) balance(in *request, to *response, r *route, b *backend) *ba
 	p := r.policy
 	if p.Affinity != nil {
 		if sessions := in.routing.sessions[r.object]; sessions != nil {
-			return s.join(in, to, sessions, p, b)
+			return s.applySession(in, to, sessions, p, b)
 		}
 	}
 	if p.canary != nil && p.canary.selects(in.in, &in.steps) {

@@ -68,9 +68,9 @@ func (w *response) setSession(a *table.Affinity, value string) {
 	w.cookies = append(slices.Clip(w.cookies), c.String())
 }
 
-// join returns the backend of the client's session, which is b or the canary, and sets s. A client
+// applySession returns the backend of the client's session, which is b or the canary, and sets s. A client
 // without a session, or whose backend or endpoint is gone, begins one.
-func (s *selection) join(in *request, to *response, sessions *table.Sessions, p *policy, b *backend) *backend {
+func (s *selection) applySession(in *request, to *response, sessions *table.Sessions, p *policy, b *backend) *backend {
 	value := in.session(p.Affinity)
 	s.key = cmp.Or(value, crand.Text())
 	if p.canary != nil && !sessions.Canary && p.canary.selects(in.in, &in.steps) {

@@ -74,7 +74,7 @@ func TestTunnelEndsWithItsMachine(t *testing.T) {
 	for name, sends := range map[string]bool{"idle": false, "with data": true} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
-			f := newFixture(t, Options{Unresponsive: 3 * time.Second}, site(t, "", m.address)...)
+			f := newFixture(t, Options{UnresponsiveTimeout: 3 * time.Second}, site(t, "", m.address)...)
 			conn, r := dialWebsocket(t, f, false, "late")
 			expect(t, r, "late")
 			m.cut(t, true)
@@ -86,7 +86,7 @@ func TestTunnelEndsWithItsMachine(t *testing.T) {
 	}
 	t.Run("events", func(t *testing.T) {
 		m := newMachine(t)
-		f := newFixture(t, Options{Unresponsive: 3 * time.Second}, site(t, "", m.address)...)
+		f := newFixture(t, Options{UnresponsiveTimeout: 3 * time.Second}, site(t, "", m.address)...)
 		conn := testenv.Must(net.Dial("tcp", f.http))(t)
 		defer conn.Close()
 		testenv.Must(io.WriteString(conn, "GET /events HTTP/1.1\r\nHost: h\r\n\r\n"))(t)
@@ -109,7 +109,7 @@ func ends(t *testing.T, conn net.Conn, r io.Reader) {
 // TestTunnelOutlivesAShortCut: what is sent while the link is cut arrives when it is back.
 func TestTunnelOutlivesAShortCut(t *testing.T) {
 	m := newMachine(t)
-	f := newFixture(t, Options{Unresponsive: 2 * patience}, site(t, "", m.address)...)
+	f := newFixture(t, Options{UnresponsiveTimeout: 2 * patience}, site(t, "", m.address)...)
 	conn, r := dialWebsocket(t, f, false, "late")
 	expect(t, r, "late")
 	m.cut(t, true)

@@ -34,9 +34,9 @@ type Object struct {
 	UID        string `json:"uid"`
 }
 
-// leastCharges is the sum, in bytes, below which a table has no Charges. The smallest proxy may have 64 MiB, and there
+// minCharges is the sum, in bytes, below which a table has no Charges. The smallest proxy may have 64 MiB, and there
 // are two compilers: their sum is below half of that then.
-const leastCharges = 16 << 20
+const minCharges = 16 << 20
 
 // PutCharges adds the Charges of a compiler, unless they are small. object returns an object of a namespace.
 func (s Sections) PutCharges(compiler string, bytes map[string]int, object func(namespace string) Object) error {
@@ -51,7 +51,7 @@ func (s Sections) PutCharges(compiler string, bytes map[string]int, object func(
 		}
 		out.Namespaces = append(out.Namespaces, Charge{namespace, (int64(n) + 1<<20 - 1) >> 20 << 20, object(namespace)})
 	}
-	if out.Others = (out.Others + 1<<20 - 1) >> 20 << 20; all < leastCharges {
+	if out.Others = (out.Others + 1<<20 - 1) >> 20 << 20; all < minCharges {
 		return nil
 	}
 	return s.Put(KindCharges+"/"+compiler, out)

@@ -108,9 +108,9 @@ func CertificateKey(namespace, secret string) string {
 	return KindCertificate + "/" + namespace + "/" + secret
 }
 
-// DefaultCertificate is the key of the certificate for hosts that have none. While that section is absent, each proxy
-// uses a certificate that it makes itself.
-var DefaultCertificate = CertificateKey("kube-system", "ingress-default")
+// DefaultCertificateKey is the key of the certificate for hosts that have none. While that section is absent, each
+// proxy uses a certificate that it makes itself.
+var DefaultCertificateKey = CertificateKey("kube-system", "ingress-default")
 
 // ChallengesPath begins the paths at which an authority asks for the response to a challenge (RFC 8555, section 8.3).
 const ChallengesPath = "/.well-known/acme-challenge/"

@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	// leastFiles and mostFiles are the minimum and the maximum of the memory, in bytes, that a limit reserves for pages
+	// minFiles and maxFiles are the minimum and the maximum of the memory, in bytes, that a limit reserves for pages
 	// of files. These are the program's own pages, for which its control group is charged, and other files'. A start
 	// reads some 90 MB of them. With less, the kernel drops pages that are needed next, and the process reads them
 	// again instead of running.
-	leastFiles, mostFiles = 72 << 20, 256 << 20
-	// leastHeap is about the heap of an idle server, in bytes. A lower limit would make the collector run all the time
+	minFiles, maxFiles = 72 << 20, 256 << 20
+	// minHeap is about the heap of an idle server, in bytes. A lower limit would make the collector run all the time
 	// without a gain.
-	leastHeap = 96 << 20
+	minHeap = 96 << 20
 	// tightLimit is the memory that a start takes without a limit, in bytes: 125 MB of heap and 155 MB of its program.
 	tightLimit = 288 << 20
 )
@@ -25,9 +25,9 @@ const (
 // memory: the other half is for pods.
 func HeapLimit(l Limit) int64 {
 	if l.Group > 0 && l.Group < l.Machine {
-		return max(l.Group-min(max(l.Group*3/8, leastFiles), mostFiles), leastHeap)
+		return max(l.Group-min(max(l.Group*3/8, minFiles), maxFiles), minHeap)
 	}
-	return max(l.Machine/2, leastHeap)
+	return max(l.Machine/2, minHeap)
 }
 
 // Tight says whether a control group leaves so little memory that a start with the default settings would have to read

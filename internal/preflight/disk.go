@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// leastSpace and goodSpace are sizes in bytes. The kubelet evicts pods when less than evictShare of the disk is free.
+// minSpace and goodSpace are sizes in bytes. The kubelet evicts pods when less than evictShare of the disk is free.
 const (
-	leastSpace = 1 << 30
+	minSpace   = 1 << 30
 	goodSpace  = 4 << 30
 	evictShare = 0.15
 )
@@ -93,7 +93,7 @@ func (r *run) space() {
 	found := fmt.Sprintf("%s, %.1f of %.1f GB free", s.Type, float64(s.Free)/1e9, float64(s.Total)/1e9)
 	free := float64(s.Free) / float64(max(s.Total, 1))
 	switch {
-	case s.Free < leastSpace:
+	case s.Free < minSpace:
 		r.addFailure("disk", found+": too little", "make room below "+r.DataDir+", or choose another folder with --data-dir")
 	case slices.Contains(remoteTypes, s.Type):
 		r.warn("disk", found+": a file system of another machine or program; the store's files belong on a disk of this one",

@@ -12,8 +12,8 @@ import (
 
 // Memory that a server with a few pods needs, in MB.
 const (
-	leastMemory = 256
-	goodMemory  = 512
+	minMemory  = 256
+	goodMemory = 512
 )
 
 func (r *run) memory() {
@@ -25,7 +25,7 @@ func (r *run) memory() {
 	total, allowed := limit.Machine>>20, limit.Bytes>>20
 	found := fmt.Sprintf("%d MB", total)
 	switch {
-	case total < leastMemory:
+	case total < minMemory:
 		r.addFailure("memory", found+" are too few for a server and pods", fmt.Sprintf("use a machine with at least %d MB", goodMemory))
 	case allowed < total && allowed < goodMemory: // the service may be in another control group than this command
 		r.warn("memory", "of "+found+" this command may use only "+limit.String(),

@@ -56,8 +56,8 @@ const (
 	lateBy = 500 * time.Millisecond
 	// maxParallel is how many checks run at the same time. maxRechecks is how many of these may be checks of nodes that
 	// are not known to be reachable and of which nothing new was received. Each of these may take a whole timeout, and
-	// there may be hundreds. mostNodes is how many nodes are tracked at most.
-	maxParallel, maxRechecks, mostNodes = 32, 24, 4096
+	// there may be hundreds. maxNodes is how many nodes are tracked at most.
+	maxParallel, maxRechecks, maxNodes = 32, 24, 4096
 	// maxPause is the longest wait of the loop.
 	maxPause = time.Hour
 )
@@ -125,7 +125,7 @@ func (w *Watch) NodeJoined(node string, port uint16) {
 	defer w.mu.Unlock()
 	s := w.nodes[node]
 	switch {
-	case s == nil && len(w.nodes) >= mostNodes:
+	case s == nil && len(w.nodes) >= maxNodes:
 		return
 	case s == nil:
 		s = &state{}

@@ -326,7 +326,7 @@ func TestLeavingMemberIsNotNominated(t *testing.T) {
 // A member that reports again and again that nodes do not answer causes few checks, and none of unknown ones.
 func TestReportsAreBounded(t *testing.T) {
 	run(t, func(w *world) {
-		for i := range 2 * mostNodes {
+		for i := range 2 * maxNodes {
 			w.NodeJoined(fmt.Sprintf("x%d", i), port)
 		}
 		time.Sleep(24 * time.Hour)

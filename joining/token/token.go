@@ -3,11 +3,12 @@
 // Package token makes, parses and checks the tokens with which machines join the cluster.
 //
 // A token contains the hash of the cluster's certificate authority. So a joining machine verifies the server before it
-// sends anything, and an attacker in between cannot get a token. There are three kinds:
+// sends anything, and an attacker in between cannot get a token. Two tokens stay valid until they are rotated, and each
+// server has them in files (files.go). Bootstrap tokens expire, and are Secrets of the cluster (bootstrap.go):
 //
 //	CRC1<sha256 of the CA, hex>::server:<secret>        may add a server, that is: read the cluster's keys
 //	CRC1<sha256 of the CA, hex>::agent:<secret>         may add a node
-//	CRC1<sha256 of the CA, hex>::<id>.<secret>          may add a node until it expires (a bootstrap token, see bootstrap.go)
+//	CRC1<sha256 of the CA, hex>::<id>.<secret>          may add a node until it expires (a bootstrap token)
 //
 // The package owns the token files of a server. It never talks to another machine.
 package token

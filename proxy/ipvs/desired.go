@@ -113,7 +113,7 @@ func (v View) service(p *portState, svc *ServicePort, endpoints []upstream.Endpo
 	outside := func(a netip.Addr, port int, sources bool) {
 		o := v.serve(p, svc, Key{proto, a, uint16(port)}, external)
 		if sources {
-			v.sources(o, svc)
+			v.restrictToSourceRanges(o, svc)
 		}
 		if !svc.ExternalPolicyLocal() {
 			o.members.add(setMasquerade, o.key.element()...)
@@ -166,9 +166,9 @@ func (v View) serve(p *portState, svc *ServicePort, k Key, t target) *candidate 
 	return o
 }
 
-// sources restricts a candidate to the Service's source ranges. This node's own requests have the address itself as
-// their source, which is allowed if one of the node's addresses is.
-func (v View) sources(o *candidate, svc *ServicePort) {
+// restrictToSourceRanges restricts a candidate to the Service's source ranges. This node's own requests have the
+// address itself as their source, which is allowed if one of the node's addresses is, as with upstream's nftables mode.
+func (v View) restrictToSourceRanges(o *candidate, svc *ServicePort) {
 	ranges := svc.LoadBalancerSourceRanges()
 	if len(ranges) == 0 {
 		return

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// leastTimeout is the least time after which Linux's TCP retransmits what was not acknowledged. The time doubles
+	// minTimeout is the least time after which Linux's TCP retransmits what was not acknowledged. The time doubles
 	// with each further retransmission.
-	leastTimeout = 200 * time.Millisecond
+	minTimeout = 200 * time.Millisecond
 	// failedTries is the number of retransmissions after which a connection is given up: the next one would come later
 	// than a new connection takes. Of packets that are lost at random, three in a row are rare.
 	failedTries = 2
@@ -70,7 +70,7 @@ func endAfterSilence(c net.Conn) {
 // backsOff says whether data that is sent on the connection now waits for TCP's next retransmission, since packets were
 // lost. A peer that is slow to read or to answer still acknowledges, and is not meant.
 func (c *conn) backsOff(now time.Time) bool {
-	if c.conns.clock(now)-c.lastRead.Load() < int64(leastTimeout) {
+	if c.conns.clock(now)-c.lastRead.Load() < int64(minTimeout) {
 		return false // the kernel need not be asked while answers arrive
 	}
 	return retransmits(c.Conn) >= failedTries

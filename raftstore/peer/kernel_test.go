@@ -108,8 +108,8 @@ func TestUnresponsivePeerIsNoPacketLoss(t *testing.T) {
 	testenv.NoError(t, testenv.Err(a.Call(t.Context(), string(b.address), "echo", nil))) // so that there is a connection
 	conn := a.onlyConn(t)
 	began := time.Now()
-	for time.Since(began) < 5*leastTimeout {
-		ctx, cancel := context.WithTimeout(t.Context(), leastTimeout)
+	for time.Since(began) < 5*minTimeout {
+		ctx, cancel := context.WithTimeout(t.Context(), minTimeout)
 		testenv.Fails(t, testenv.Err(a.Call(ctx, string(b.address), "hang", nil)), "a call was answered")
 		cancel()
 	}
@@ -123,7 +123,7 @@ func TestUnresponsivePeerIsNoPacketLoss(t *testing.T) {
 	c, err := net.Dial("tcp", l.Addr().String())
 	testenv.NoError(t, err)
 	defer c.Close()
-	testenv.NoError(t, c.SetDeadline(time.Now().Add(5*leastTimeout)))
+	testenv.NoError(t, c.SetDeadline(time.Now().Add(5*minTimeout)))
 	for err == nil {
 		_, err = c.Write(make([]byte, 1<<16))
 	}

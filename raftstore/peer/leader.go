@@ -48,7 +48,7 @@ func (l *leaderObserver) LeaderContact() time.Time {
 }
 
 // LeaderGap returns the longest time between two messages of a leader, over the last ten to twenty seconds in which
-// messages arrived. A gap of mostGap or more does not count, since no server waits that long for a leader.
+// messages arrived. A gap of maxGap or more does not count, since no server waits that long for a leader.
 func (l *leaderObserver) LeaderGap() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -56,7 +56,7 @@ func (l *leaderObserver) LeaderGap() time.Duration {
 }
 
 const (
-	mostGap   = time.Second
+	maxGap    = time.Second
 	gapWindow = 10 * time.Second
 )
 
@@ -70,7 +70,7 @@ func (g *gaps) record(now time.Time, gap time.Duration) {
 	if now.Sub(g.windowStart) > gapWindow {
 		g.windowStart, g.longest = now, [2]time.Duration{0, g.longest[0]}
 	}
-	if gap < mostGap {
+	if gap < maxGap {
 		g.longest[0] = max(g.longest[0], gap)
 	}
 }

@@ -15,8 +15,8 @@ import (
 // answers in time, beginning with firstMessage.
 const (
 	firstMessage = 64 << 10
-	leastMessage = 16 << 10
-	mostMessage  = 1 << 20
+	minMessage   = 16 << 10
+	maxMessage   = 1 << 20
 )
 
 // EntryBytes returns about how many bytes an entry uses in memory.
@@ -82,8 +82,8 @@ func (p *peer) adjustSize(r *raft.AppendEntriesRequest, took, limit time.Duratio
 	p.excess = 0
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		p.maxMessage = max(p.maxMessage/2, leastMessage)
+		p.maxMessage = max(p.maxMessage/2, minMessage)
 	case err == nil && took < limit/8 && entriesBytes(r.Entries) > p.maxMessage/2:
-		p.maxMessage = min(2*p.maxMessage, mostMessage)
+		p.maxMessage = min(2*p.maxMessage, maxMessage)
 	}
 }

@@ -18,9 +18,9 @@ import (
 
 // EventLimits keep events from using up the store's quota.
 type EventLimits interface {
-	// Life returns how long an event in a namespace may live that would live for usual. refused says that the namespace
+	// TTL returns how long an event in a namespace may live that would live for usual. refused says that the namespace
 	// gets no new ones.
-	Life(namespace string, usual time.Duration) (life time.Duration, refused bool)
+	TTL(namespace string, usual time.Duration) (ttl time.Duration, refused bool)
 	// Refused counts a refused event.
 	Refused()
 }
@@ -49,13 +49,13 @@ type eventStorage struct {
 // they drop an event that is refused.
 func (s eventStorage) Create(ctx context.Context, key string, event, out runtime.Object, ttl uint64) error {
 	namespace := namespaceOf(event)
-	life, refused := s.limits.Life(namespace, time.Duration(ttl)*time.Second)
+	shortened, refused := s.limits.TTL(namespace, time.Duration(ttl)*time.Second)
 	if refused {
 		s.limits.Refused()
 		return apierrors.NewTooManyRequests(fmt.Sprintf(
 			"events take a quarter of the quota of the cluster's store, and those of namespace %q more than its share", namespace), 0)
 	}
-	return s.Interface.Create(ctx, key, event, out, uint64(life/time.Second))
+	return s.Interface.Create(ctx, key, event, out, uint64(shortened/time.Second))
 }
 
 // GuaranteedUpdate implements storage.Interface. An update is not refused: it adds hardly anything.
@@ -64,8 +64,8 @@ func (s eventStorage) GuaranteedUpdate(ctx context.Context, key string, destinat
 	limited := func(in runtime.Object, res storage.ResponseMeta) (runtime.Object, *uint64, error) {
 		out, ttl, err := update(in, res)
 		if err == nil && ttl != nil {
-			life, _ := s.limits.Life(namespaceOf(out), time.Duration(*ttl)*time.Second)
-			ttl = new(uint64(life / time.Second))
+			shortened, _ := s.limits.TTL(namespaceOf(out), time.Duration(*ttl)*time.Second)
+			ttl = new(uint64(shortened / time.Second))
 		}
 		return out, ttl, err
 	}

@@ -26,7 +26,7 @@ type eventLimits struct {
 	refused int
 }
 
-func (e *eventLimits) Life(namespace string, usual time.Duration) (time.Duration, bool) {
+func (e *eventLimits) TTL(namespace string, usual time.Duration) (time.Duration, bool) {
 	return min(usual, e.life), namespace == e.refuse
 }
 

@@ -27,9 +27,9 @@ import (
 // firstDescriptor is the lowest number that a socket gets here. A server has 40 to 300 descriptors.
 const firstDescriptor = 512
 
-// mostTries is how often a duplicate is made. Other goroutines may close files in the meantime, and the duplicate may
+// maxTries is how often a duplicate is made. Other goroutines may close files in the meantime, and the duplicate may
 // get one of their numbers.
-const mostTries = 8
+const maxTries = 8
 
 // socket is a socket that package net can make again from a duplicate of its descriptor.
 type socket interface {
@@ -88,7 +88,7 @@ func moveHigh[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, 
 		return moved, err
 	}
 	defer f.Close()
-	for range mostTries {
+	for range maxTries {
 		release, err := reserveLowFDs()
 		defer release() // at the end: the next attempt needs other numbers
 		if err != nil {

@@ -20,7 +20,7 @@ import (
 // helmPart installs the charts of HelmChart objects, for a term. If it is disabled, it releases existing objects.
 func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "helm-controller")
-	o, children := l.o.Helm, l.o.HelmChildren
+	o, children := l.o.Helm, l.o.HelmEngine
 	o.Informers, o.Wanted, o.Logger = t.Informers, l.helmWanted, l.log("helm")
 	children.Config, children.Logger = config, o.Logger
 	o.Engine = children.Do

@@ -30,7 +30,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	o := l.o.Ingress
 	o.Client, o.Informers, o.Logger, o.Part = client, t.Informers, l.log("ingress"), l.line("ingress controller")
 	o.PodCIDRs, o.ServiceCIDRs = l.o.Cluster.PodCIDRs, l.o.Cluster.ServiceCIDRs
-	o.NodePorts = append(table.GatewayPorts(), uint16(l.o.Port), kubeletPort, table.NodeHTTPPort, table.NodeHTTPSPort)
+	o.ReservedNodePorts = append(table.GatewayPorts(), uint16(l.o.Port), kubeletPort, table.NodeHTTPPort, table.NodeHTTPSPort)
 	o.Recorder = recorder.New(ctx, client, ingress.Component, record.WithCorrelatorOptions(ingress.Correlation))
 	defer notLeading(o.Part)
 	certificates := l.newCertificates(&o, t)

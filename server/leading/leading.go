@@ -83,8 +83,8 @@ type Options struct {
 	OwnsAddress func(corelisters.NodeLister, netip.Addr) bool
 	GatewayUse  *gatewayuse.Use
 	Helm        helmcharts.Options
-	// HelmChildren starts the child processes that run Helm.
-	HelmChildren helmcharts.Children
+	// HelmEngine starts the child processes that run Helm.
+	HelmEngine helmcharts.ChildEngine
 	// Part, when set, shows whether this server leads. Board, when set, has a line for each part with a status.
 	Part   *status.Part
 	Board  *status.Board

@@ -7,9 +7,9 @@ import (
 	"net"
 )
 
-// mostWaiting is how many connections of other machines wait for an API server that does not run yet. With one more,
+// maxWaiting is how many connections of other machines wait for an API server that does not run yet. With one more,
 // the connection that has waited longest is closed.
-const mostWaiting = 64
+const maxWaiting = 64
 
 // earlyConns holds the connections that are accepted before there is an API server.
 type earlyConns struct {
@@ -27,7 +27,7 @@ func (l *Listener) Begin(answer func(net.Conn)) {
 	if l.hadServer || l.ended {
 		return
 	}
-	b := &earlyConns{conns: make(chan net.Conn, mostWaiting), serverStarted: make(chan struct{})}
+	b := &earlyConns{conns: make(chan net.Conn, maxWaiting), serverStarted: make(chan struct{})}
 	l.begun = b
 	l.running.Go(func() { l.await(b, answer) })
 }

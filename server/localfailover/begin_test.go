@@ -78,7 +78,7 @@ func TestRemoteClientsWaitForTheAPIServer(t *testing.T) {
 	f.l.FailOver(true)
 	oldest := f.connect()
 	var waiting []*client
-	for range mostWaiting {
+	for range maxWaiting {
 		waiting = append(waiting, f.connect())
 	}
 	f.ends(oldest)

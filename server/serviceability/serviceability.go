@@ -77,7 +77,7 @@ func Run(ctx context.Context, o Options) {
 		}
 		before := now
 		var why string
-		if now, why = o.nextState(before); now == before {
+		if now, why = o.currentState(before); now == before {
 			continue
 		}
 		switch {
@@ -95,9 +95,9 @@ func Run(ctx context.Context, o Options) {
 	}
 }
 
-// nextState returns the state that follows before, and the reason. While this server's store waits at its start, the
+// currentState returns the state that follows before, and the reason. While this server's store waits at its start, the
 // state comes from a ready server that was found.
-func (o *Options) nextState(before state) (now state, why string) {
+func (o *Options) currentState(before state) (now state, why string) {
 	if list := o.FailoverTargets(); len(list) > 0 {
 		return state{unable: true, leader: list[0]}, "its store waits, and the server at " + list[0] + " is ready"
 	}

@@ -15,8 +15,8 @@ const (
 	// shortenFrom and limitFrom are shares of the quota. When events take the first, new ones live for shorter. When
 	// they take the second, namespaces that have more of it than their share get no more.
 	shortenFrom, limitFrom = 8, 4
-	// shortLife is how long those new events live.
-	shortLife = 10 * time.Minute
+	// shortTTL is how long those new events live.
+	shortTTL = 10 * time.Minute
 	// recountAfter is the least time between two counts of all events. recountShare bounds the time that counting
 	// takes: a count is not repeated before that many times its duration.
 	recountAfter, recountShare = time.Second, 50
@@ -51,9 +51,9 @@ func NewEvents(view func() *mvcc.View, quota func() int64, now func() time.Time)
 // Collector returns the metric of the refused events.
 func (e *Events) Collector() prometheus.Collector { return e.refused }
 
-// Life returns how long an event may live that would live for usual. refused says that a new event is refused in its
+// TTL returns how long an event may live that would live for usual. refused says that a new event is refused in its
 // namespace. Each namespace that has events may use an equal share of the quarter of the quota.
-func (e *Events) Life(namespace string, usual time.Duration) (life time.Duration, refused bool) {
+func (e *Events) TTL(namespace string, usual time.Duration) (ttl time.Duration, refused bool) {
 	view, quota := e.view(), e.quota()
 	if view.Stats().LiveBytes < quota/shortenFrom {
 		return usual, false
@@ -64,12 +64,10 @@ func (e *Events) Life(namespace string, usual time.Duration) (life time.Duration
 		e.count(view)
 		e.nextCount = began.Add(max(recountAfter, recountShare*e.now().Sub(began)))
 	}
-	if e.total >= quota/shortenFrom {
-		life = min(usual, shortLife)
-	} else {
-		life = usual
+	if ttl = usual; e.total >= quota/shortenFrom {
+		ttl = min(usual, shortTTL)
 	}
-	return life, e.total >= quota/limitFrom && e.namespaces[namespace] > quota/limitFrom/int64(max(1, len(e.namespaces)))
+	return ttl, e.total >= quota/limitFrom && e.namespaces[namespace] > quota/limitFrom/int64(max(1, len(e.namespaces)))
 }
 
 // Refused counts a refused event.

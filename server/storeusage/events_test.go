@@ -44,17 +44,17 @@ func TestEventsHaveAShareOfTheQuota(t *testing.T) {
 		view = viewOf(sizes)
 		now = now.Add(time.Minute)
 		for namespace, want := range map[string]bool{"loud": c.refused, "quiet": c.both} {
-			life, refused := events.Life(namespace, time.Hour)
+			life, refused := events.TTL(namespace, time.Hour)
 			testenv.Equal(t, refused, want, "%s: refused in %s:", c.what, namespace)
 			testenv.Equal(t, life, c.life, "%s: life in %s", c.what, namespace)
 		}
-		life, _ := events.Life("loud", time.Minute)
+		life, _ := events.TTL("loud", time.Minute)
 		testenv.Equal(t, life, time.Minute, "%s: life of an event that lives for a minute", c.what)
 	}
 	view = viewOf(map[string]int{"/registry/events/loud/a": 4 << 20}) // not counted before a second has passed
-	_, refused := events.Life("quiet", time.Hour)
+	_, refused := events.TTL("quiet", time.Hour)
 	testenv.Equal(t, refused, true, "a moment later: refused")
 	now = now.Add(time.Second)
-	_, refused = events.Life("quiet", time.Hour)
+	_, refused = events.TTL("quiet", time.Hour)
 	testenv.Equal(t, refused, false, "a second later: refused")
 }

@@ -87,8 +87,8 @@ func kindOf(key string) (kind, namespace string) {
 	return kind, namespace
 }
 
-// mostNamed is how many kinds a note names.
-const mostNamed = 3
+// maxNamedKinds is how many kinds a note names.
+const maxNamedKinds = 3
 
 // Judge adds to the state of the servers what their quotas mean for the store. quota is the limit of the store's size
 // in bytes if no leader reports one.
@@ -140,7 +140,7 @@ func limitOf(servers []status.ClusterServer, quota int64) (limit int64, by strin
 func largestKinds(usage *status.StoreUsage) string {
 	var words []string
 	kinds := usage.ByKind()
-	for _, k := range kinds[:min(mostNamed, len(kinds))] {
+	for _, k := range kinds[:min(maxNamedKinds, len(kinds))] {
 		words = append(words, fmt.Sprintf("%s (%d, %s)", k.Kind, k.Keys, status.Bytes(k.Bytes)))
 	}
 	return strings.Join(words, ", ")

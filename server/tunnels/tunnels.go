@@ -38,9 +38,9 @@ const (
 	// identifyTimeout is how long a connection may take to authenticate. maxUnknown is how many may do so concurrently.
 	identifyTimeout = 10 * time.Second
 	maxUnknown      = 256
-	// mostOfOne is how many connections of one node are kept. A server may have two names, and a broken connection is
+	// maxPerNode is how many connections of one node are kept. A server may have two names, and a broken connection is
 	// closed only after a while. With one more connection the oldest is closed.
-	mostOfOne = 4
+	maxPerNode = 4
 
 	nodeUser  = "system:node:"
 	nodeGroup = "system:nodes"
@@ -205,7 +205,7 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 		t.report(s)
 	}
 	t.arrived.Send()
-	for _, oldest := range e.sessions[:max(len(e.sessions)-mostOfOne, 0)] { // also those that are being closed
+	for _, oldest := range e.sessions[:max(len(e.sessions)-maxPerNode, 0)] { // also those that are being closed
 		go func() { _ = oldest.Close() }() // it may take a moment; serve removes it
 	}
 	return func() {

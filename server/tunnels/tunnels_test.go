@@ -246,13 +246,13 @@ func TestDialUsesNodesOwnTunnel(t *testing.T) {
 
 func TestConnectionsOfOneNode(t *testing.T) {
 	f := newFixture(t)
-	for range mostOfOne + 3 {
+	for range maxPerNode + 3 {
 		f.node("n1", "10.0.0.1")
 	}
 	testenv.Eventually(t, 2*time.Minute, "the oldest are gone", func() error {
 		f.table.mu.Lock()
 		defer f.table.mu.Unlock()
-		if n := len(f.table.nodes["n1"].sessions); n != mostOfOne {
+		if n := len(f.table.nodes["n1"].sessions); n != maxPerNode {
 			return errors.New("not yet")
 		}
 		return nil
@@ -306,8 +306,8 @@ func TestReconnectingNodeLeavesNothingBehind(t *testing.T) {
 func TestManyConnectionsAtOnce(t *testing.T) {
 	table := &Table{nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
 	const tooMany = 3
-	ended := make(chan int, mostOfOne+tooMany)
-	for i := range mostOfOne + tooMany {
+	ended := make(chan int, maxPerNode+tooMany)
+	for i := range maxPerNode + tooMany {
 		a, b := net.Pipe()
 		defer a.Close()
 		defer b.Close()

@@ -100,7 +100,7 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 	for {
 		h.reconcile(ctx)
 		var again <-chan time.Time
-		if len(h.v.Kept()) > 0 {
+		if len(h.v.ClusterAddresses()) > 0 {
 			again = time.After(pollInterval)
 		}
 		select {
@@ -124,7 +124,7 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 
 // reconcile updates translations, announcements and status.
 func (h *holder) reconcile(ctx context.Context) {
-	h.interfaces, h.problems = h.findInterfaces(h.v.Kept())
+	h.interfaces, h.problems = h.findInterfaces(h.v.ClusterAddresses())
 	redirects, err := h.v.redirects(h.interfaces)
 	if err == nil && h.v.o.Redirect != nil && slices.Equal(redirects, h.redirects) && len(redirects) > 0 {
 		if there, readErr := vip.RedirectsThere(redirects); readErr == nil && !there {
@@ -154,7 +154,7 @@ func (h *holder) reconcile(ctx context.Context) {
 // not known which server has one. A new leader without a link transfers leadership in its turn.
 func (h *holder) transfer(ctx context.Context) {
 	again := !h.transferred.IsZero() && time.Since(h.transferred) < transferAgain
-	if len(h.v.Kept()) == 0 || time.Since(h.leadSince) < transferAfter || again {
+	if len(h.v.ClusterAddresses()) == 0 || time.Since(h.leadSince) < transferAfter || again {
 		return
 	}
 	others := slices.DeleteFunc(h.store.Members(), func(m raftstore.Member) bool { return m.Self || !m.Voter })
@@ -305,7 +305,7 @@ func (h *holder) showStatus() {
 		problems = append([]string{problem}, problems...)
 	}
 	h.mu.Lock()
-	for _, a := range h.v.Kept() {
+	for _, a := range h.v.ClusterAddresses() {
 		if c, ok := h.conflict[a]; ok && time.Since(c.seenAt) < conflictShown {
 			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: remove it from that "+
 				"machine, or choose another address with coracle vip set", a, c.mac))
@@ -317,7 +317,7 @@ func (h *holder) showStatus() {
 	}
 	h.reported = true
 	line := board.Part("virtual address")
-	text := Format(h.v.Kept())
+	text := Format(h.v.ClusterAddresses())
 	switch {
 	case len(problems) > 0:
 		line.Set(status.Degraded, strings.Join(problems, "; "))

@@ -114,8 +114,9 @@ func (v *Addresses) Current() []netip.Addr {
 	return slices.Clone(v.addresses)
 }
 
-// Kept returns the cluster's addresses. It returns none while only this server's flag is known.
-func (v *Addresses) Kept() []netip.Addr {
+// ClusterAddresses returns the addresses in the cluster's ConfigMap. It returns none while only this server's flag is
+// known.
+func (v *Addresses) ClusterAddresses() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.fromCluster {
@@ -155,13 +156,13 @@ func (v *Addresses) Run(ctx context.Context, api API, store Store, leadership <-
 // SleepUntilMoved waits, after a leadership transfer, until the new leader announces the addresses. This server's API
 // serves in the meantime.
 func (v *Addresses) SleepUntilMoved() {
-	if len(v.Kept()) > 0 {
+	if len(v.ClusterAddresses()) > 0 {
 		time.Sleep(leaderWait + handoverTime) // the other server waits as long, and there is no event when it begins
 	}
 }
 
-// Clear removes the translations of a killed process: until this process serves, traffic to the addresses belongs to
-// another server.
+// Clear removes the nftables rules that an earlier, killed process of this server left for the virtual addresses. Until
+// this process serves, another server gets the traffic to them.
 func (v *Addresses) Clear() {
 	if v.o.Redirect == nil {
 		return
@@ -304,7 +305,7 @@ func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *c
 	if err != nil {
 		return fmt.Errorf(how, m.Namespace, m.Name, err)
 	}
-	had := v.Kept()
+	had := v.ClusterAddresses()
 	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(had, a) })
 	if err := v.checkUnused(ctx, client, fresh); err != nil {
 		return fmt.Errorf(how, m.Namespace, m.Name, err)
@@ -419,7 +420,7 @@ func (v *Addresses) redirects(places map[netip.Addr]vip.Interface) ([]vip.Redire
 		return nil, fmt.Errorf("the API server's port: %w", err)
 	}
 	var out []vip.Redirect
-	for _, a := range v.Kept() {
+	for _, a := range v.ClusterAddresses() {
 		p, ok := places[a]
 		if !ok {
 			continue

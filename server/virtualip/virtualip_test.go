@@ -140,8 +140,8 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 	take(router.String(), "router")
 	take(node.String(), "node off")
 	take("fd00::1,"+node.String(), "node off")
-	if kept, known, err := clusterconfig.ReadVIPs(v.o.Dir); err != nil || !known || Format(kept) != "192.0.2.100" || Format(v.Kept()) != "192.0.2.100" {
-		t.Errorf("it has %v and keeps %v, %v, %v", v.Kept(), kept, known, err)
+	if kept, known, err := clusterconfig.ReadVIPs(v.o.Dir); err != nil || !known || Format(kept) != "192.0.2.100" || Format(v.ClusterAddresses()) != "192.0.2.100" {
+		t.Errorf("it has %v and keeps %v, %v, %v", v.ClusterAddresses(), kept, known, err)
 	}
 	take("192.0.2.100", "")
 }
@@ -207,16 +207,16 @@ func newAddresses(t *testing.T, own ...netip.Addr) (v *Addresses, used *[]netip.
 func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	own, others := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("192.0.2.200")
 	v, used := newAddresses(t, own)
-	if !slices.Equal(v.Current(), []netip.Addr{own}) || len(v.Kept()) != 0 {
-		t.Errorf("certified: %v; announced: %v", v.Current(), v.Kept())
+	if !slices.Equal(v.Current(), []netip.Addr{own}) || len(v.ClusterAddresses()) != 0 {
+		t.Errorf("certified: %v; announced: %v", v.Current(), v.ClusterAddresses())
 	}
 	err := v.apply(t.Context(), fake.NewClientset(), &corev1.ConfigMap{Data: map[string]string{clusterconfig.VIPData: others.String()}})
 	if err != nil || !strings.Contains(v.problem, own.String()) || !strings.Contains(v.problem, others.String()) {
 		t.Errorf("another address than the cluster's: %v, %s", err, v.problem)
 	}
-	testenv.False(t, !slices.Equal(v.Kept(), []netip.Addr{others}) || !slices.Equal(*used, v.Kept()), "it has %v", v.Kept())
+	testenv.False(t, !slices.Equal(v.ClusterAddresses(), []netip.Addr{others}) || !slices.Equal(*used, v.ClusterAddresses()), "it has %v", v.ClusterAddresses())
 	kept, known, err := clusterconfig.ReadVIPs(v.o.Dir)
-	testenv.False(t, err != nil || !known || !slices.Equal(kept, v.Kept()), "it keeps %v, %v, %v", kept, known, err)
+	testenv.False(t, err != nil || !known || !slices.Equal(kept, v.ClusterAddresses()), "it keeps %v, %v, %v", kept, known, err)
 	testenv.NoError(t, v.applyAddresses(nil, false))
 	if _, known, err := clusterconfig.ReadVIPs(v.o.Dir); known || err != nil {
 		t.Errorf("it keeps what the cluster has forgotten: %v", err)

@@ -25,15 +25,15 @@ import (
 )
 
 const (
-	// leastLimit is too little, mostLimit enough: between them, in steps of limitStep, the smallest is looked for. All
+	// minLimit is too little, maxLimit enough: between them, in steps of limitStep, the smallest is looked for. All
 	// MB.
-	leastLimit, mostLimit, limitStep = 144, 272, 16
+	minLimit, maxLimit, limitStep = 144, 272, 16
 	// startPatience is how long a start may take, three pods included.
 	startPatience = 3 * time.Minute
 	// answerPatience is how long the API server may take for an answer afterwards.
 	answerPatience = 10 * time.Second
-	// mostFaults is how many pages a second a healthy server reads from the disk at rest. More is thrashing.
-	mostFaults = 50
+	// maxFaults is how many pages a second a healthy server reads from the disk at rest. More is thrashing.
+	maxFaults = 50
 )
 
 // TestLimit finds the smallest limit of a memory control group in which a server stays healthy after a cold start: it
@@ -53,7 +53,7 @@ func TestLimit(t *testing.T) {
 		fmt.Printf("limit %d MB, for %s: %s\n", mb, length, stderrOf(tryLimit(t, mb, length)))
 		return
 	}
-	low, high := leastLimit, mostLimit
+	low, high := minLimit, maxLimit
 	for high-low > limitStep {
 		mid := (low + high) / 2 / limitStep * limitStep
 		err := tryLimit(t, mid, settle)
@@ -64,7 +64,7 @@ func TestLimit(t *testing.T) {
 			low = mid
 		}
 	}
-	for ; high <= mostLimit; high += limitStep {
+	for ; high <= maxLimit; high += limitStep {
 		err := tryLimit(t, high, window(10*time.Minute))
 		fmt.Printf("limit %d MB, longer: %s\n", high, stderrOf(err))
 		if err == nil {
@@ -72,7 +72,7 @@ func TestLimit(t *testing.T) {
 			return
 		}
 	}
-	t.Errorf("no limit up to %d MB is enough", mostLimit)
+	t.Errorf("no limit up to %d MB is enough", maxLimit)
 }
 
 func stderrOf(err error) string {
@@ -189,7 +189,7 @@ func healthy(s *harness.Server, length time.Duration) error {
 	}
 	rate := float64(majorFaults(s)-faults) / time.Since(since).Seconds()
 	fmt.Printf("started within %v; then %.1f major faults a second, RSS %.0f MB\n", started.Round(100*time.Millisecond), rate, proc.StatusMB(s.Pid(), "VmRSS:"))
-	if rate > mostFaults {
+	if rate > maxFaults {
 		return fmt.Errorf("it reads %.0f pages a second from the disk at rest", rate)
 	}
 	return ready()

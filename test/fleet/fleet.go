@@ -46,8 +46,8 @@ const (
 	joinAtOnce, watchAtOnce = 16, 8
 	// clusterPort is where members of the gossip are reached, kubeletPort where kubelets are.
 	clusterPort, kubeletPort = 6443, 10250
-	// mostComplaints is how many errors are logged.
-	mostComplaints = 200
+	// maxComplaints is how many errors are logged.
+	maxComplaints = 200
 )
 
 // Network is where nodes have their addresses. The machine with the fleet takes all of it for its own.
@@ -192,7 +192,7 @@ func (f *fleet) kubelets(ctx context.Context) error {
 
 // complain tells of an error, unless there have been many.
 func (f *fleet) complain(what string, err error) {
-	if f.complaints.Add(1) <= mostComplaints {
+	if f.complaints.Add(1) <= maxComplaints {
 		fmt.Fprintf(os.Stderr, "%s %s: %v\n", time.Now().UTC().Format(time.TimeOnly), what, err)
 	}
 }

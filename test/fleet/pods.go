@@ -34,7 +34,7 @@ func (n *node) followPods(ctx context.Context) {
 		n.again(ctx, "watch its pods", func(ctx context.Context) error {
 			o := metav1.ListOptions{
 				FieldSelector: "spec.nodeName=" + n.name, AllowWatchBookmarks: true, ResourceVersion: revision,
-				TimeoutSeconds: new(int64((leastWatch + rand.N(leastWatch)).Seconds())),
+				TimeoutSeconds: new(int64((minWatch + rand.N(minWatch)).Seconds())),
 			}
 			if revision == "" {
 				o.SendInitialEvents, o.ResourceVersionMatch = new(true), metav1.ResourceVersionMatchNotOlderThan

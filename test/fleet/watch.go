@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// A watch ends by itself after leastWatch to twice as long, as client-go's reflectors ask for.
-	leastWatch = 5 * time.Minute
+	// A watch ends by itself after minWatch to twice as long, as client-go's reflectors ask for.
+	minWatch = 5 * time.Minute
 	// maxEvent bounds one event.
 	maxEvent = 16 << 20
 )
@@ -151,7 +151,7 @@ var errRefused = errors.New("the server ends the watch with an error")
 
 // read reads until the server ends the watch.
 func (s *stream) read(ctx context.Context) error {
-	q := url.Values{"watch": {"true"}, "allowWatchBookmarks": {"true"}, "timeoutSeconds": {strconv.Itoa(int((leastWatch + rand.N(leastWatch)).Seconds()))}}
+	q := url.Values{"watch": {"true"}, "allowWatchBookmarks": {"true"}, "timeoutSeconds": {strconv.Itoa(int((minWatch + rand.N(minWatch)).Seconds()))}}
 	if s.revision == "" {
 		q.Set("sendInitialEvents", "true")
 		q.Set("resourceVersionMatch", string(metav1.ResourceVersionMatchNotOlderThan))

@@ -115,15 +115,15 @@ func diskNote(path string) string {
 	return fmt.Sprintf(" (%.1f GB free)", float64(s.freeBytes)/1e9)
 }
 
-// leastFree is the free space below which a store will soon be unable to write, in bytes.
-const leastFree = 200 << 20
+// minFree is the free space below which a store will soon be unable to write, in bytes.
+const minFree = 200 << 20
 
 func diskProblems(p config.Paths) []string {
 	s, err := spaceAt(p.DataDir)
 	if err != nil {
 		return nil
 	}
-	if s.freeBytes < leastFree {
+	if s.freeBytes < minFree {
 		return []string{fmt.Sprintf("the disk of %s is full: %s are left. Writes to the cluster fail or soon will, reads go on, nothing "+
 			"is lost. Free space: unused images are removed by coracle ctr images rm", p.DataDir, formatMB(int64(s.freeBytes)))}
 	}

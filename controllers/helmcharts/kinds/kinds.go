@@ -28,18 +28,18 @@ var configYAML []byte
 // Group is the API group of both kinds.
 const Group = "helm.cattle.io"
 
-// Charts returns the kind HelmChart.
+// Charts returns the CustomResourceDefinition of HelmCharts.
 func Charts() definition.Kind {
 	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmcharts"}, YAML: chartYAML}
 }
 
-// Configs returns the kind HelmChartConfig.
+// Configs returns the CustomResourceDefinition of HelmChartConfigs.
 func Configs() definition.Kind {
 	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmchartconfigs"},
 		YAML: configYAML}
 }
 
-// HelmChart is an object of that kind. helmchart.yaml describes its fields.
+// HelmChart is a HelmChart as the API has it. helmchart.yaml describes its fields.
 type HelmChart struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`

@@ -25,10 +25,10 @@ func Resource() schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: "coracle.dev", Version: "v1alpha1", Resource: "addresspools"}
 }
 
-// Kind returns the kind with its definition.
+// Kind returns the CustomResourceDefinition of AddressPools.
 func Kind() definition.Kind { return definition.Kind{Resource: Resource(), YAML: poolYAML} }
 
-// AddressPool is an object of that kind. addresspool.yaml describes its fields.
+// AddressPool is an AddressPool as the API has it. addresspool.yaml describes its fields.
 type AddressPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`

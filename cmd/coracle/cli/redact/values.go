@@ -129,8 +129,8 @@ var (
 	goType = regexp.MustCompile(`^(&|\*)?(map\[[\w.]*\])?(\[\])?[\w.*\[\]]*[\[{]`)
 	// authScheme is the first word of what some headers have.
 	authScheme = regexp.MustCompile(`^(?i)(bearer|basic|digest|token|negotiate|aws4-hmac-sha256)\s+`)
-	// escapedQuote is an opening quote.
-	escapedQuote = regexp.MustCompile(`^\\*["']`)
+	// openingQuote is the quote at the beginning of a value, escaped or not.
+	openingQuote = regexp.MustCompile(`^\\*["']`)
 )
 
 // valueLength returns the length of the value at the beginning of a text.
@@ -142,7 +142,7 @@ func valueLength(name, separator, text string) int {
 	if strings.HasPrefix(whole, "environ") && strings.HasSuffix(separator, "=") {
 		return len(text) // a unit of systemd has several in one line
 	}
-	if quote := escapedQuote.FindString(text); quote != "" {
+	if quote := openingQuote.FindString(text); quote != "" {
 		return quotedLength(quote, text)
 	}
 	if opensList(text) {

@@ -203,12 +203,15 @@ export class Log extends LogLines {
   }
 }
 
+/** TAIL_LINES is how many lines of the end of a log are shown when no time is chosen. */
+const TAIL_LINES = 500;
+
 export function optionsOf(params: Record<string, string>): LogOptions {
   const since = params.since ?? "";
   return {
     previous: params.previous === "1",
     sinceSeconds: /^\d+$/.test(since) ? since : "",
-    tailLines: since === "" ? "500" : "",
+    tailLines: since === "" ? String(TAIL_LINES) : "",
   };
 }
 
