@@ -90,6 +90,7 @@ type cluster struct {
 	trail  *uint64 // entries that stay in the logs, see keep
 	actors int
 	block  dialBlock
+	held   heldCalls
 	// reported are the addresses that something outside the store reports to all servers.
 	reported atomic.Pointer[[]string]
 }
@@ -365,7 +366,7 @@ func (n *node) options(join ...string) Options {
 		Dir: n.dir, NodeID: n.name, ClusterID: "scenario", Version: "scenario", Logger: testLog(n.name), Faults: n.faults, Join: join,
 		Others:  func() []string { return *n.c.reported.Load() },
 		Wall:    func() time.Time { return time.Now().Add(time.Duration(n.off.Load())) },
-		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: n.c.block.dial(n.host, host.Dial)},
+		Network: &Network{Address: n.host, Listener: host.Listen(), Dial: n.c.held.dial(n.c.block.dial(n.host, host.Dial))},
 	}
 	if n.c.tune != nil {
 		n.c.tune(&o)

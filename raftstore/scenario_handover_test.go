@@ -55,36 +55,6 @@ func TestScenarioLostAnswer(t *testing.T) {
 	})
 }
 
-// A leader that stops in good order transfers leadership first: no client notices.
-func TestScenarioHandOver(t *testing.T) {
-	const limit = 50 * time.Millisecond
-	for _, n := range []int{3, 5} {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			scenarios(t, 3, n, func(c *cluster) {
-				w := c.work(3)
-				for range 3 {
-					c.pass(time.Second)
-					leader := c.leader()
-					others := c.others(leader)
-					stopped := make(chan struct{})
-					go func() {
-						leader.stop()
-						close(stopped)
-					}()
-					if gap := c.gap(others); gap > limit {
-						c.Errorf("seed %d: the store stood still for %v", c.seed, gap)
-					}
-					<-stopped
-					c.pass(time.Second)
-					leader.start()
-					c.ready(leader)
-				}
-				w.stop()
-			})
-		})
-	}
-}
-
 // A write of a term that ends while another server takes the lead is fenced, or its outcome is open. It does not say
 // that there is no leader: its writer would try again.
 func TestScenarioWritesOfTransferredTerm(t *testing.T) {

@@ -158,8 +158,7 @@ func (r *losses) trouble() {
 func (r *losses) mend() {
 	r.net.HealAll()
 	for _, n := range r.nodes {
-		n.faults.DelayFlushes(0)
-		n.faults.DelaySnapshots(0)
+		n.mendDisk()
 	}
 	for n, leaving := range r.leaving {
 		if !leaving {

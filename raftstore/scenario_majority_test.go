@@ -300,9 +300,7 @@ func (r *round) mend() {
 	r.net.HealAll()
 	r.block.shut.Store(nil)
 	for _, n := range r.nodes {
-		n.faults.SeemFull(false)
-		n.faults.DelayFlushes(0)
-		n.faults.FailWrites(nil)
+		n.mendDisk()
 		if n.running() == nil && !contains(r.removed, n) {
 			n.start()
 		}

@@ -62,8 +62,7 @@ func (c *cluster) strike() {
 		}
 	case 11:
 		for _, o := range nodes {
-			o.faults.DelayFlushes(0)
-			o.faults.FailWrites(nil)
+			o.mendDisk()
 		}
 	case 12:
 		if s := n.running(); s != nil {
@@ -89,9 +88,7 @@ func (c *cluster) calm() {
 	c.net.HealAll()
 	c.block.shut.Store(nil)
 	for _, n := range c.nodes {
-		n.faults.DelayFlushes(0)
-		n.faults.DelaySnapshots(0)
-		n.faults.FailWrites(nil)
+		n.mendDisk()
 		if n.running() == nil {
 			n.start()
 		}

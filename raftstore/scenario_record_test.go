@@ -286,9 +286,7 @@ func (c *cluster) settle() {
 	c.Helper()
 	c.net.HealAll()
 	for _, n := range c.nodes {
-		n.faults.DelayFlushes(0)
-		n.faults.DelaySnapshots(0)
-		n.faults.FailWrites(nil)
+		n.mendDisk()
 		if n.running() == nil && !n.gone {
 			n.start()
 		}

@@ -91,37 +91,3 @@ func (c *cluster) same(a, b *node) {
 		return x.Revision() == y.Revision() && x.Compacted() == y.Compacted() && x.Hash(x.Revision()) == y.Hash(y.Revision())
 	})
 }
-
-// A cluster that was recovered two hours ago loses its majority again. One server is recovered, and an hour later
-// another one in its place: what clients saw of the first is not given out again.
-func TestScenarioRecoveredInstead(t *testing.T) {
-	stage(t, 1, 3, nil, func(c *cluster) {
-		c.fill(c.leader(), 20)
-		for _, n := range c.nodes {
-			n.crash()
-		}
-		a, b := c.nodes[0], c.nodes[1]
-		c.recover(a)
-		for _, n := range c.others(a) {
-			n.wipe()
-			n.start(a.name)
-			c.ready(n)
-		}
-		c.rest(time.Minute, 3, names(c.nodes)...)
-		c.pass(2 * time.Hour)
-		c.isolate(b)
-		c.puts(c.leader(c.others(b)...), "lost", 30)
-		for _, n := range c.nodes {
-			n.crash()
-		}
-		c.net.HealAll()
-		c.recover(a)
-		seen := c.puts(a, "a", 20)
-		a.crash()
-		c.pass(time.Hour)
-		c.recover(b)
-		if first := c.puts(b, "b", 1); first <= seen {
-			t.Errorf("revisions up to %d were given out, and %d again", seen, first)
-		}
-	})
-}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,13 +29,16 @@ import (
 // played:
 //
 //	servers 3 5     with three servers and with five
-//	cases deaf mute once for each word; $case in the script is that word, and of a word 30ms,1s $1 is 30ms and $2 is 1s
+//	cases deaf mute once for each word; $case in the script is that word, and of a word 30ms,1s $1 is 30ms and $2 is 1s;
+//	                with several such lines once for each choice of a word of each, which is deaf,1s; a,5 is for five servers
 //	seeds 3         with three seeds, or as many as the environment says (see seeds)
 //	max-voters 1    with at most one voter; "max-members 2": with at most two members
+//	request-timeout 4m  with requests that may take so long
 //	unsettled       without what every scenario checks at its end
 //
 // A statement that begins with [deaf] is for that case, or those with that part; one that begins with [5] is for five
-// servers. "repeat 3" and "each X of SET" repeat what follows until "end", the latter with the name X for each server.
+// servers. "repeat 3", "for 2m" and "each X of SET" repeat what follows until "end", the last with the name X for each
+// server; "one time in 4" plays it or not, and "one of these" one of the parts between which there is "or".
 // Names of servers in a script are those that "let" gives, or a, b, c and so on. SET is one or several of these, or
 // "all"; -X leaves X out.
 func TestScenarioScripts(t *testing.T) {
@@ -46,8 +50,14 @@ func TestScenarioScripts(t *testing.T) {
 			head := readHead(t, text)
 			for _, n := range head.servers {
 				for _, word := range head.cases {
+					isForOthers := func(m int) bool { return m != n && slices.Contains(strings.Split(word, ","), strconv.Itoa(m)) }
+					if slices.ContainsFunc(head.servers, isForOthers) {
+						continue
+					}
 					t.Run(strings.TrimSuffix(fmt.Sprintf("%d %s", n, word), " "), func(t *testing.T) {
-						tune := func(o *Options) { o.MaxVoters, o.MaxMembers = head.voters, head.members }
+						tune := func(o *Options) {
+							o.MaxVoters, o.MaxMembers, o.RequestTimeout = head.voters, head.members, head.timeout
+						}
 						play := func(c *cluster) {
 							s := &script{
 								cluster: c, file: file, word: word,
@@ -72,33 +82,39 @@ type scriptHead struct {
 	servers                []int
 	cases                  []string
 	seeds, voters, members int
+	timeout                time.Duration
 	unsettled              bool
 }
 
 // headLine is a line of a script's top.
-var headLine = regexp.MustCompile(`(?m)^(servers|cases|seeds|max-voters|max-members|unsettled)\b(.*)\n`)
+var headLine = regexp.MustCompile(`(?m)^(servers|cases|seeds|max-voters|max-members|request-timeout|unsettled)\b(.*)\n`)
 
 func readHead(t *testing.T, text string) scriptHead {
 	h := scriptHead{cases: []string{""}, seeds: 1}
 	for _, line := range headLine.FindAllStringSubmatch(text, -1) {
 		words := strings.Fields(line[2])
-		var numbers []int
-		for _, w := range words {
-			if line[1] != "cases" {
-				numbers = append(numbers, testenv.Must(strconv.Atoi(w))(t))
-			}
-		}
+		number := func(i int) int { return testenv.Must(strconv.Atoi(words[i]))(t) }
 		switch line[1] {
 		case "servers":
-			h.servers = numbers
+			for i := range words {
+				h.servers = append(h.servers, number(i))
+			}
 		case "cases":
-			h.cases = words
+			var all []string
+			for _, c := range h.cases {
+				for _, w := range words {
+					all = append(all, strings.TrimPrefix(c+","+w, ","))
+				}
+			}
+			h.cases = all
 		case "seeds":
-			h.seeds = numbers[0]
+			h.seeds = number(0)
 		case "max-voters":
-			h.voters = numbers[0]
+			h.voters = number(0)
 		case "max-members":
-			h.members = numbers[0]
+			h.members = number(0)
+		case "request-timeout":
+			h.timeout = testenv.Must(time.ParseDuration(words[0]))(t)
 		case "unsettled":
 			h.unsettled = true
 		}
@@ -120,8 +136,8 @@ type script struct {
 // line is a statement of a script: its place, and what it does.
 type line struct {
 	at, text string
-	run      func(block func()) // block plays those of a loop
-	block    []line
+	run      func(block []line)
+	block    []line // of a loop
 }
 
 // form is a form of statements. N is a number, D a duration, X one server, SET servers, NAMES new names, CODE a gRPC
@@ -134,18 +150,38 @@ type form struct {
 // loops are the statements that repeat a block.
 var loops = []struct {
 	words string
-	run   func(s *script, a []string, block func())
+	run   func(s *script, a []string, block []line)
 }{
-	{"repeat N", func(s *script, a []string, block func()) {
+	{"repeat N", func(s *script, a []string, block []line) {
 		for range s.number(a[0]) {
-			block()
+			s.play(block)
 		}
 	}},
-	{"each X of SET", func(s *script, a []string, block func()) {
+	{"for D", func(s *script, a []string, block []line) {
+		for end := time.Now().Add(s.duration(a[0])); time.Now().Before(end); {
+			s.play(block)
+		}
+	}},
+	{"each X of SET", func(s *script, a []string, block []line) {
 		for _, n := range s.set(a[1]) {
 			s.sets[a[0]] = []*node{n}
-			block()
+			s.play(block)
 		}
+	}},
+	{"one time in N", func(s *script, a []string, block []line) {
+		if s.rand.IntN(s.number(a[0])) == 0 {
+			s.play(block)
+		}
+	}},
+	{"one of these", func(s *script, _ []string, block []line) {
+		parts := [][]line{nil}
+		for _, l := range block {
+			if l.text == "or" {
+				parts = append(parts, nil)
+			}
+			parts[len(parts)-1] = append(parts[len(parts)-1], l)
+		}
+		s.play(parts[s.rand.IntN(len(parts))])
 	}},
 }
 
@@ -171,8 +207,10 @@ var forms = []form{
 	// Names, terms, indices and times to come back to.
 	{"let X = leader", func(s *script, a []string) { s.sets[a[0]] = []*node{s.leader()} }},
 	{"let X = leader of SET", func(s *script, a []string) { s.sets[a[0]] = []*node{s.leader(s.set(a[1])...)} }},
-	{"let X = voter", func(s *script, a []string) { s.sets[a[0]] = []*node{s.voter()} }},
-	{"let X = standby", func(s *script, a []string) { s.sets[a[0]] = []*node{s.standby()} }},
+	{"let X = voter", func(s *script, a []string) {
+		s.sets[a[0]] = []*node{s.member(func(m Member) bool { return m.Voter && !m.Leader })}
+	}},
+	{"let X = standby", func(s *script, a []string) { s.sets[a[0]] = []*node{s.member(func(m Member) bool { return !m.Voter })} }},
 	{"let NAMES = first of SET", func(s *script, a []string) { s.name(a[0], s.set(a[1])) }},
 	{"let NAMES = any of SET", func(s *script, a []string) {
 		from := slices.Clone(s.set(a[1]))
@@ -189,6 +227,8 @@ var forms = []form{
 	{"newest term X", func(s *script, a []string) { s.numbers[a[0]] = s.newest() }},
 	{"index X", func(s *script, a []string) { s.numbers[a[0]] = s.leader().running().replica.raft.LastIndex() }},
 	{"clock X", func(s *script, a []string) { s.times[a[0]] = time.Now() }},
+	{"revision X at X", func(s *script, a []string) { s.numbers[a[0]] = uint64(s.one(a[1]).running().Status().Revision) }},
+	{"or", func(*script, []string) {}},
 
 	// Time and clients.
 	{"pass D", func(s *script, a []string) { s.pass(s.duration(a[0])) }},
@@ -202,13 +242,30 @@ var forms = []form{
 		s.working = nil
 	}},
 	{"fill N at X", func(s *script, a []string) { s.fill(s.one(a[1]), s.number(a[0])) }},
+	{"X writes N values of N bytes, each within D", func(s *script, a []string) {
+		value := noise(s.number(a[2]))
+		for i := range s.number(a[1]) {
+			_, err := s.one(a[0]).running().Client().KV.Put(s.within(s.duration(a[3])), fmt.Sprintf("k%d", i%100), value)
+			s.endIf(err != nil, "value %d: %v", i, err)
+		}
+	}},
 
 	// Servers and members.
 	{"crash SET", func(s *script, a []string) { s.each(a[0], (*node).crash) }},
 	{"begin to crash SET", func(s *script, a []string) { s.each(a[0], func(n *node) { s.tasks.Go(n.crash) }) }},
+	{"begin to stop SET", func(s *script, a []string) { s.each(a[0], func(n *node) { s.tasks.Go(n.stop) }) }},
+	{"add NAMES", func(s *script, a []string) {
+		for _, name := range strings.Fields(a[0]) {
+			s.add(name)
+		}
+	}},
 	{"stop SET", func(s *script, a []string) { s.each(a[0], (*node).stop) }},
 	{"start SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.start() }) }},
 	{"start SET through SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.start(hosts(s.set(a[1]))...) }) }},
+	{"start X finds damage", func(s *script, a []string) {
+		err, damage := s.one(a[0]).tryStart(), (*DamageError)(nil)
+		s.failIf(!errors.As(err, &damage), "it ended with %v", err)
+	}},
 	{"wipe SET", func(s *script, a []string) { s.each(a[0], (*node).wipe) }},
 	{"damage SET", func(s *script, a []string) { s.each(a[0], (*node).spoil) }},
 	{"recover X", func(s *script, a []string) { s.recover(s.one(a[0])) }},
@@ -227,6 +284,9 @@ var forms = []form{
 	{"transfer leadership is CODE", func(s *script, a []string) { s.transferAny(a[0]) }},
 	{"transfer leadership to X", func(s *script, a []string) { s.transfer(a[0], "") }},
 	{"transfer leadership to X is CODE", func(s *script, a []string) { s.transfer(a[0], a[1]) }},
+	{"X tries to transfer leadership within D", func(s *script, a []string) {
+		_ = s.one(a[0]).running().cluster.TransferLeadership(s.within(s.duration(a[1])))
+	}},
 	{"remove X through X", func(s *script, a []string) { s.takeOut(a[0], a[1], "") }},
 	{"remove X through X is CODE", func(s *script, a []string) { s.takeOut(a[0], a[1], a[2]) }},
 	{"promote X through X", func(s *script, a []string) { s.promote(a[0], a[1], "") }},
@@ -246,6 +306,21 @@ var forms = []form{
 	{"lose large packets SET > SET", func(s *script, a []string) {
 		s.pairs(a[0], a[1], func(x, y *node) { s.net.Largest(x.host, y.host, 1200) })
 	}},
+	{"links of SET carry N bytes a second", func(s *script, a []string) {
+		s.pairs(a[0], "all", func(x, y *node) {
+			s.net.Rate(x.host, y.host, s.number(a[1]))
+			s.net.Rate(y.host, x.host, s.number(a[1]))
+		})
+	}},
+	{"no new connections SET > SET", func(s *script, a []string) {
+		from, to := hosts(s.set(a[0])), hosts(s.set(a[1]))
+		s.block.add(func(x, y string) bool { return slices.Contains(from, x) && slices.Contains(to, y) })
+	}},
+	{"attempts to connect get no answer", func(s *script, _ []string) { s.block.silent.Store(true) }},
+	{"new connections", func(s *script, _ []string) { s.block.shut.Store(nil) }},
+	{"calls of X fail", func(s *script, a []string) { s.failCalls(s.one(a[0])) }},
+	{"calls to SET are held up", func(s *script, a []string) { s.held.begin(hosts(s.set(a[0]))) }},
+	{"calls go on", func(s *script, _ []string) { s.held.end() }},
 	{"pass large packets", func(s *script, _ []string) { s.loseLarge(0) }},
 
 	// Disks.
@@ -257,9 +332,8 @@ var forms = []form{
 	{"all disks stall for D", func(s *script, a []string) { s.allStalled(s.duration(a[0])) }},
 	{"full SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.faults.SeemFull(true) }) }},
 	{"writes fail on SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.faults.FailWrites(unix.ENOSPC) }) }},
-	{"mend SET", func(s *script, a []string) {
-		s.each(a[0], func(n *node) { n.faults.DelayFlushes(0); n.faults.SeemFull(false); n.faults.FailWrites(nil) })
-	}},
+	{"mend SET", func(s *script, a []string) { s.each(a[0], (*node).mendDisk) }},
+	{"mend X in D", func(s *script, a []string) { time.AfterFunc(s.duration(a[1]), s.one(a[0]).mendDisk) }},
 
 	// What is expected.
 	{"ready SET", func(s *script, a []string) { s.each(a[0], s.ready) }},
@@ -294,9 +368,14 @@ var forms = []form{
 		store := s.one(a[0]).running()
 		testenv.Check(s, testenv.Err(store.Client().KV.Compact(s.within(5*time.Second), store.Status().Revision)), "a compaction")
 	}},
-	{"fenced write at X in term X fails", func(s *script, a []string) { s.failIf(s.fencedWrite(a) == nil, "it was done") }},
+	{"begin a fenced write at X in term X", func(s *script, a []string) { s.tasks.Go(func() { _ = s.fencedWrite(a, 20*time.Second) }) }},
+	{"fenced write at X in term X", func(s *script, a []string) {
+		err := s.fencedWrite(a, time.Second)
+		s.failIf(err != nil, "%v", err)
+	}},
+	{"fenced write at X in term X fails", func(s *script, a []string) { s.failIf(s.fencedWrite(a, 3*time.Second) == nil, "it was done") }},
 	{"fenced write at X in term X is fenced", func(s *script, a []string) {
-		err := s.fencedWrite(a)
+		err := s.fencedWrite(a, 3*time.Second)
 		s.failIf(!errors.Is(err, mvcc.ErrFenced), "it was not fenced: %v", err)
 	}},
 	{"gap of SET at most D", func(s *script, a []string) {
@@ -367,6 +446,28 @@ var states = []struct {
 	}},
 	{"no clock is off", func(s *script, _ []string) bool { return s.clocksOff() }},
 	{"only the clock of X is off", func(s *script, a []string) bool { return s.clocksOff(s.one(a[0])) }},
+	{"survey of X misses only X", func(s *script, a []string) bool {
+		return s.survey(a, func(m MemberState) bool { return !m.Answers || m.Version != "scenario" || m.Lag > caughtUpWithin })
+	}},
+	{"survey of X finds only the disk of X stalled", func(s *script, a []string) bool {
+		return s.survey(a, func(m MemberState) bool { return m.Stalled && m.Answers })
+	}},
+	{"X can write within D", func(s *script, a []string) bool { return s.writes(s.one(a[0]), s.duration(a[1])) == nil }},
+	{"X can write within D or is without a leader", func(s *script, a []string) bool {
+		return s.writes(s.one(a[0]), s.duration(a[1])) == nil || !s.withoutLeader(a[0]).IsZero()
+	}},
+	{"X is without a leader", func(s *script, a []string) bool { return !s.withoutLeader(a[0]).IsZero() }},
+	{"X has been without a leader for D", func(s *script, a []string) bool {
+		since := s.withoutLeader(a[0])
+		return !since.IsZero() && time.Since(since) >= s.duration(a[1])
+	}},
+	{"X reads at revision X", func(s *script, a []string) bool {
+		at := clientv3.WithRev(int64(s.numbers[a[1]]))
+		return testenv.Err(s.one(a[0]).running().Client().KV.Get(s.within(5*time.Second), "fill0", at)) == nil
+	}},
+	{"revision of X is newer than X", func(s *script, a []string) bool {
+		return uint64(s.one(a[0]).running().Status().Revision) > s.numbers[a[1]]
+	}},
 	{"X is removed", func(s *script, a []string) bool { return s.one(a[0]).running().Health().Removed() }},
 	{"X is cut off", func(s *script, a []string) bool { return s.one(a[0]).running().Health().CutOff() }},
 	{"X is confirmed", func(s *script, a []string) bool { return s.one(a[0]).running().Health().MembershipConfirmed() }},
@@ -396,15 +497,19 @@ func (s *script) holds(words string) func() bool {
 
 // read makes statements of a script's text, those of its case and number of servers.
 func (s *script) read(text string) []line {
-	parts := strings.Split(s.word, ",")
-	values := strings.NewReplacer("$case", s.word, "$1", parts[0], "$2", parts[len(parts)-1])
+	parts, pairs := strings.Split(s.word, ","), []string{"$case", s.word}
+	for i, p := range parts {
+		pairs = append(pairs, fmt.Sprint("$", i+1), p)
+	}
+	values := strings.NewReplacer(pairs...)
 	blocks := [][]line{nil} // the innermost is the last
 	for i, l := range strings.Split(headLine.ReplaceAllString(text, "\n"), "\n") {
 		l, _, _ = strings.Cut(l, "#")
 		l = strings.TrimSpace(values.Replace(l))
-		if only, rest, ok := strings.Cut(strings.TrimPrefix(l, "["), "]"); ok && l[0] == '[' {
+		for strings.HasPrefix(l, "[") {
+			only, rest, _ := strings.Cut(l[1:], "]")
 			if l = strings.TrimSpace(rest); only != s.word && only != strconv.Itoa(len(s.nodes)) && !slices.Contains(parts, only) {
-				continue
+				l = ""
 			}
 		}
 		at, inner := fmt.Sprintf("%s:%d", s.file, i+1), len(blocks)-1
@@ -429,21 +534,21 @@ func (s *script) read(text string) []line {
 }
 
 // loop returns nil if a line begins none.
-func (s *script) loop(text string) func(block func()) {
+func (s *script) loop(text string) func(block []line) {
 	for _, l := range loops {
 		if m := pattern(l.words).FindStringSubmatch(text); m != nil {
-			return func(block func()) { l.run(s, m[1:], block) }
+			return func(block []line) { l.run(s, m[1:], block) }
 		}
 	}
 	return nil
 }
 
-func (s *script) statement(at, text string) func(block func()) {
+func (s *script) statement(at, text string) func(block []line) {
 	for _, f := range slices.SortedStableFunc(slices.Values(forms), func(a, b form) int {
 		return len(strings.Fields(b.words)) - len(strings.Fields(a.words))
 	}) {
 		if m := pattern(f.words).FindStringSubmatch(text); m != nil {
-			return func(func()) { f.run(s, m[1:]) }
+			return func([]line) { f.run(s, m[1:]) }
 		}
 	}
 	s.Fatalf("%s: no such statement: %q", at, text)
@@ -460,7 +565,7 @@ func (s *script) play(lines []line) {
 					s.Logf("at %s: %s", l.at, l.text)
 				}
 			}()
-			l.run(func() { s.play(l.block) })
+			l.run(l.block)
 		}()
 	}
 }
@@ -548,6 +653,34 @@ func (s *script) refusedWith(code string, err error) {
 	s.endIf(status.Code(err) != want, "it ended with %v, want %v", err, want)
 }
 
+// member is the first server that is so, as the leader knows.
+func (s *script) member(so func(Member) bool) *node {
+	members := s.leader().running().cluster.Members()
+	i := slices.IndexFunc(members, so)
+	s.endIf(i < 0, "there is no such server")
+	return s.one(members[i].Name)
+}
+
+// named is the name of the server that a word stands for, or the word if there is none.
+func (s *script) named(word string) string {
+	if of := s.sets[word]; len(of) == 1 {
+		return of[0].name
+	}
+	return word
+}
+
+// survey says whether a survey of the members by one server finds only another one to be so.
+func (s *script) survey(a []string, so func(MemberState) bool) bool {
+	return !slices.ContainsFunc(s.one(a[0]).running().cluster.Survey(s.within(time.Second)), func(m MemberState) bool {
+		return so(m) != (m.Name == s.one(a[1]).name)
+	})
+}
+
+func (s *script) withoutLeader(word string) time.Time {
+	since, _ := s.one(word).running().Health().WithoutLeader()
+	return since
+}
+
 func (s *script) transferAny(code string) {
 	s.refusedWith(code, s.leader().running().cluster.TransferLeadership(s.within(20*time.Second)))
 }
@@ -557,16 +690,16 @@ func (s *script) transfer(to, code string) {
 }
 
 func (s *script) takeOut(victim, through, code string) {
-	s.refusedWith(code, s.one(through).running().cluster.RemoveMember(s.within(20*time.Second), s.one(victim).name))
+	s.refusedWith(code, s.one(through).running().cluster.RemoveMember(s.within(20*time.Second), s.named(victim)))
 }
 
 func (s *script) promote(who, through, code string) {
-	s.refusedWith(code, s.one(through).running().cluster.PromoteMember(s.within(10*time.Second), s.one(who).name))
+	s.refusedWith(code, s.one(through).running().cluster.PromoteMember(s.within(10*time.Second), s.named(who)))
 }
 
 // fencedWrite writes in a term at a server.
-func (s *script) fencedWrite(a []string) error {
+func (s *script) fencedWrite(a []string, within time.Duration) error {
 	n := s.one(a[0])
 	value := fmt.Sprintf("fenced %d %d", s.seed, s.clock.Add(1))
-	return s.fenced(s.within(3*time.Second), n.name, n.running().Client().KV, "fenced", value, s.numbers[a[1]]).err
+	return s.fenced(s.within(within), n.name, n.running().Client().KV, "fenced", value, s.numbers[a[1]]).err
 }

@@ -46,41 +46,6 @@ func (c *cluster) compactLog(nodes ...*node) {
 	}
 }
 
-// A follower was cut off for so long that the others' logs do not reach back to where it was. It gets a snapshot, which
-// is interrupted again and again, while writes go on, and its watches miss nothing (see also the script
-// snapshot-install).
-func TestScenarioInterruptedSnapshot(t *testing.T) {
-	scenarios(t, 3, 3, func(c *cluster) {
-		w := c.work(3)
-		c.pass(time.Second)
-		leader := c.leader()
-		away := c.others(leader)[c.rand.IntN(2)]
-		c.isolate(away)
-		c.fill(leader, 150)
-		c.compactLog(c.others(away)...)
-		first, err := c.leader(c.others(away)...).running().replica.dir.Log.FirstIndex()
-		c.endIf(err != nil || first < 150, "the log still begins at %d: %v", first, err)
-		c.jitter(20*time.Millisecond, 20*time.Millisecond)
-		c.net.HealAll()
-		for range 5 {
-			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
-			if c.rand.IntN(2) == 0 {
-				away.crash()
-				away.start()
-			} else {
-				c.isolate(away)
-				c.pass(time.Duration(c.rand.Int64N(int64(500 * time.Millisecond))))
-			}
-			c.net.HealAll()
-		}
-		c.ready(away)
-		c.serves(away)
-		c.failIf(away.running().replica.raft.Stats()["last_snapshot_index"] == "0", "it got no snapshot")
-		c.pass(time.Second)
-		w.stop()
-	})
-}
-
 // The leader's snapshot arrives whole, and what follows fails: an older one cannot
 // be removed, or the new one cannot be read back for a while. Neither ends the
 // follower, which has everything as soon as its disk works again.
@@ -125,51 +90,6 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A follower is away while history is compacted. Its watches, which would need
-// it, get an error; new ones from there on miss nothing.
-func TestScenarioCompactionWhileAway(t *testing.T) {
-	for _, how := range []string{"log", "snapshot"} {
-		t.Run(how, func(t *testing.T) {
-			scenarios(t, 2, 3, func(c *cluster) {
-				w := c.work(3)
-				c.pass(time.Second)
-				leader := c.leader()
-				away := c.others(leader)[0]
-				c.isolate(away)
-				c.fill(leader, 150)
-				revision := leader.running().Status().Revision
-				testenv.NoError(c, testenv.Err(leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5)), "seed %d", c.seed)
-				if how == "snapshot" {
-					c.compactLog(c.others(away)...)
-				}
-				c.net.HealAll()
-				c.ready(away)
-				c.pass(time.Second)
-				testenv.Fails(c, testenv.Err(away.running().Client().KV.Get(c.within(5*time.Second), "fill0", clientv3.WithRev(revision-10))), "seed %d: a compacted revision was read", c.seed)
-				w.stop()
-			})
-		})
-	}
-}
-
-// Snapshots are taken and servers crash all the time: what a server has after
-// its restart is what it had.
-func TestScenarioSnapshotsAndCrashes(t *testing.T) {
-	scenarios(t, 3, 3, func(c *cluster) {
-		w := c.work(4)
-		for range 10 {
-			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
-			n := c.shuffled()[0]
-			c.compactLog(n)
-			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
-			n.crash()
-			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
-			n.start()
-		}
-		w.stop()
-	})
 }
 
 // Leases belong to the cluster, their time to the leader: a new one gives each
