@@ -62,8 +62,7 @@ func startMemory(t *testing.T) *harness.Server {
 	s := harness.NewMachine(t).NewServer(strings.Fields(os.Getenv("CORACLE_BENCH_ARGS"))...)
 	testenv.NoError(t, os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755))
 	harness.WriteBoxImage(t, filepath.Join(s.DataDir, "images", "box.tar"))
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	idleWorkload(s)
 	return s
 }

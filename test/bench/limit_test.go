@@ -147,11 +147,7 @@ func copyCold(from, to string) error {
 func healthy(s *harness.Server, length time.Duration) error {
 	began := time.Now()
 	ready := func() error {
-		out, err := kubectl(s, startPatience, "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
-		if err == nil && out != "True" {
-			err = fmt.Errorf("the node's Ready is %q", out)
-		}
-		return err
+		return harness.Exactly("True")(kubectl(s, startPatience, "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`))
 	}
 	pods := func() error {
 		for i := range idlePods {

@@ -38,8 +38,7 @@ func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image
 	settings := serveMirror(t, site, r.folder, archive, carried)
 	server.Log = filepath.Join(r.folder, "coracle.log")
 	_ = os.Remove(server.Log)
-	server.Start()
-	server.WaitAPI()
+	server.StartAPI()
 	token := testenv.Must(os.ReadFile(server.Seen("server", "agent-token")))(t)
 	dir := harness.GuestFolder(t)
 	flags := fmt.Sprintf("agent --server https://%s:6443 --token %s --data-dir /run/disk/data --private-registry %s",

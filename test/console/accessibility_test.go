@@ -105,8 +105,7 @@ func TestViewsAreAccessible(t *testing.T) {
 	p.shows("ErrImageNeverPull")
 	p.accessible("events", axe)
 
-	p.list("po default")
-	p.only("talker-")
+	p.find("po default", "talker-")
 	p.keys("l")
 	p.shows("a line of talker-")
 	p.accessible("log", axe)
@@ -126,8 +125,7 @@ func TestViewsAreAccessible(t *testing.T) {
 	p.accessible("shell that has ended", axe)
 	p.keys(kb.Escape)
 	for _, o := range [][2]string{{"po default", "talker-"}, {"deploy default", "talker"}, {"cm default", "words"}, {"secrets default", "hidden"}, {"svc default", "talker"}, {"no", "node-1"}, {"cj default", "nightly"}} {
-		p.list(o[0])
-		p.only(o[1])
+		p.find(o[0], o[1])
 		p.details()
 		p.shows("Created")
 		p.accessible("details of "+o[0], axe)
@@ -140,8 +138,7 @@ func TestViewsAreAccessible(t *testing.T) {
 		p.accessible("events of "+o[0], axe)
 	}
 
-	p.list("svc default")
-	p.only("talker")
+	p.find("svc default", "talker")
 	p.details()
 	p.keys("m")
 	p.shows("What the map shows", "2 endpoints are ready")
@@ -160,8 +157,7 @@ func TestViewsAreAccessible(t *testing.T) {
 		{"po default", "talker-", "f", "It names no ports of TCP."}, {"po default", "talker-", "b", "Debug container"},
 		{"deploy default", "talker", "u", "talker"}, {"deploy default", "talker", "P", "Pause this rollout?"}, {"no", "node-1", "D", "Drain node"},
 	} {
-		p.list(o.list)
-		p.only(o.name)
+		p.find(o.list, o.name)
 		p.keys(o.key)
 		p.shows(o.shows)
 		p.until("the question", func(string) bool { return eval[bool](p, `!!document.querySelector("dialog")`) })
@@ -169,15 +165,13 @@ func TestViewsAreAccessible(t *testing.T) {
 		p.keys(kb.Escape)
 	}
 
-	p.list("po default")
-	p.only("talker-")
+	p.find("po default", "talker-")
 	p.keys("A")
 	p.shows("Attached to", "reads no input")
 	p.accessible("attached", axe)
 	p.keys(kb.Escape)
 
-	p.list("cm default")
-	p.only("words")
+	p.find("cm default", "words")
 	p.keys("e")
 	p.editor("greeting: hello")
 	p.accessible("editor", axe)

@@ -44,8 +44,7 @@ func newServer(t testing.TB, args ...string) *harness.Kube {
 	t.Helper()
 	s := harness.NewMachine(t).NewServer(append([]string{"--console-listen", ":" + consolePort}, args...)...)
 	s.AddBoxImage()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.In(t)
 	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
 	return k
@@ -200,9 +199,7 @@ func (b *browser) login(s *harness.Server, token string) *page {
 	p.focused("textarea")
 	p.keys(token, kb.Tab, kb.Enter)
 	p.shows("live")
-	p.until("the menu has kinds, which ':' knows from then on", func(string) bool {
-		return eval[bool](p, `!!document.querySelector("nav a[href^='#/list/']")`)
-	})
+	p.becomes("the menu has kinds, which ':' knows from then on", `!!document.querySelector("nav a[href^='#/list/']")`)
 	return p
 }
 

@@ -36,8 +36,7 @@ func TestBudgetAtRest(t *testing.T) {
 		var pair [2]*harness.Server
 		for i, args := range [][]string{{"--disable-agent"}, {"--disable-agent", "--console-listen", ":" + consolePort}} {
 			pair[i] = harness.NewMachine(t).NewServer(args...)
-			pair[i].Start()
-			pair[i].WaitAPI()
+			pair[i].StartAPI()
 		}
 		time.Sleep(90 * time.Second) // a measurement: until both have settled
 		var before, after [2]sample
@@ -146,8 +145,7 @@ func kubectlWatch(t *testing.T, s *harness.Server) (leave func()) {
 func TestBudgetViewers(t *testing.T) {
 	byHand(t, "viewers")
 	s := harness.NewMachine(t).NewServer("--disable-agent", "--console-listen", ":"+consolePort)
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	c := client(t, s)
 	addPods(t, s, c)
 	v := viewers{dial: s.Dial, address: "wss://" + net.JoinHostPort(s.IP, consolePort), token: newToken(s.In(t), "--role", "view")}
@@ -210,8 +208,7 @@ func TestBudgetHandler(t *testing.T) {
 	byHand(t, "handler")
 	m := harness.NewMachine(t)
 	s := m.NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	c := client(t, s)
 	addPods(t, s, c)
 	ctx, stop := context.WithCancel(t.Context())

@@ -44,8 +44,7 @@ func TestActionsByKeyboard(t *testing.T) {
 	p.keys(kb.Escape)
 
 	// Edit: a dry run, its difference, and then it is applied.
-	p.list("cm shop")
-	p.only("one")
+	p.find("cm shop", "one")
 	p.keys("e")
 	p.editor("a: b")
 	p.replace("a: b", "a: changed")
@@ -57,8 +56,7 @@ func TestActionsByKeyboard(t *testing.T) {
 	p.shows("one is changed")
 	testenv.Equal(t, k.Kubectl("-n", "shop", "get", "configmap", "one", "-o", "jsonpath={.data}"), `{"a":"changed","c":"d"}`, "the edit has made:")
 	// What the API refuses is said, and the text stays.
-	p.list("deploy default")
-	p.only("talker")
+	p.find("deploy default", "talker")
 	p.keys("e")
 	p.editor("replicas: 2")
 	p.replace("replicas: 2", "replicas: -2")
@@ -88,8 +86,7 @@ func TestActionsByKeyboard(t *testing.T) {
 	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=10s")
 
 	// A node: cordon, and back.
-	p.list("no")
-	p.only("node-1")
+	p.find("no", "node-1")
 	p.keys("C")
 	p.shows("Cordon this node?", "kubectl cordon node-1")
 	p.keys(kb.Enter)
@@ -103,8 +100,7 @@ func TestActionsByKeyboard(t *testing.T) {
 	k.Await(harness.Soon, "node/node-1", "{.spec.unschedulable}", "")
 
 	// A CronJob runs now.
-	p.list("cj default")
-	p.only("nightly")
+	p.find("cj default", "nightly")
 	p.keys("T")
 	p.shows("A job is made from nightly", "--from=cronjob/nightly")
 	p.keys(kb.Enter)
@@ -156,8 +152,7 @@ func TestActionsByKeyboard(t *testing.T) {
 func readOnly(t *testing.T, k *harness.Kube) {
 	p := newBrowser(t, k.Machine.Site).admin(k, "--read-only")
 	p.shows("This console is read-only.")
-	p.list("deploy default")
-	p.only("talker")
+	p.find("deploy default", "talker")
 	for _, key := range []string{"e", "S", "R", "x"} {
 		p.keys(key)
 		p.shows("×") // a message, which can be dismissed
@@ -181,8 +176,7 @@ func twoEditors(t *testing.T, k *harness.Kube) {
 	mine, other := b.admin(k), b.admin(k)
 	for _, p := range []*page{mine, other} {
 		p.T = t
-		p.list("cm default")
-		p.only("shared")
+		p.find("cm default", "shared")
 		p.keys("e")
 		p.editor("third: three")
 	}

@@ -178,8 +178,7 @@ func TestCreateAndItsMistakes(t *testing.T) {
 
 	t.Run("an edit without last-applied, over a reload", func(t *testing.T) {
 		p.T = t
-		p.list("cm default")
-		p.only("mine")
+		p.find("cm default", "mine")
 		p.keys("e")
 		p.editor("first: one")
 		p.shows("team: x")
@@ -198,8 +197,7 @@ func TestCreateAndItsMistakes(t *testing.T) {
 
 	t.Run("an edit that is refused", func(t *testing.T) {
 		p.T = t
-		p.list("cm default")
-		p.only("mine")
+		p.find("cm default", "mine")
 		p.keys("e")
 		p.editor("first: changed")
 		p.replace("first: changed", "first: 1")

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-const scaled = `
+var scaled = `
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: one, namespace: default, labels: {app.kubernetes.io/managed-by: Helm}, annotations: {meta.helm.sh/release-name: shop}}
@@ -28,16 +28,8 @@ spec:
       terminationGracePeriodSeconds: 0
       containers: [{name: box, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, hold]}]
 ---
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: two, namespace: default}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: two}}
-  template:
-    metadata: {labels: {app: two}}
-    spec: {containers: [{name: box, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, hold]}]}
----
+` + harness.Workload("Deployment", "default/two", "replicas: 2", `
+  containers: [`+harness.BoxYAML+`, command: [testbox, hold]}]`) + `
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata: {name: guard, namespace: default}
@@ -107,8 +99,7 @@ func scaleSafely(k *harness.Kube, p *page) {
 	replicas := func(name string) string {
 		return k.Kubectl("get", "deployment", name, "-o", "jsonpath={.spec.replicas}")
 	}
-	p.list("deploy default")
-	p.only("one")
+	p.find("deploy default", "one")
 	p.keys("S")
 	p.shows("Scale deployment default/one", "It has 1 replica now.", "Helm made this object in release shop")
 	p.keys("3")
@@ -153,8 +144,7 @@ func scaleSafely(k *harness.Kube, p *page) {
 	testenv.Equal(t, eval[string](p, `__copied`), "kubectl scale deployment one two --replicas=1 -n default", "the clipboard has")
 	p.keys(kb.Escape, kb.Escape)
 
-	p.list("svc default")
-	p.only("front")
+	p.find("svc default", "front")
 	p.keys("f")
 	p.shows("It says it has: 8080 (main).")
 	p.keys("9999")
@@ -167,8 +157,7 @@ func scaleSafely(k *harness.Kube, p *page) {
 func deleteSafely(k *harness.Kube, p *page) {
 	t := p.T
 	// Enter twice does nothing to a pod; the command follows the choices.
-	p.list("po default")
-	p.only("alone")
+	p.find("po default", "alone")
 	p.keys("x")
 	p.shows("Delete pod default/alone?", "nothing makes it again", "kubectl delete pod alone -n default")
 	p.keys(kb.Enter)
@@ -188,8 +177,7 @@ func deleteSafely(k *harness.Kube, p *page) {
 	testenv.Equal(t, k.Kubectl("get", "pod", "alone", "-o", "jsonpath={.metadata.deletionGracePeriodSeconds}"), "0", "the grace period is")
 
 	// What is left can be chosen.
-	p.list("deploy default")
-	p.only("one")
+	p.find("deploy default", "one")
 	p.keys("x")
 	p.shows("Its pods are deleted, too.")
 	eval[any](p, `document.querySelector("dialog summary").focus()`)
@@ -206,8 +194,7 @@ func deleteSafely(k *harness.Kube, p *page) {
 	})
 
 	// Another object of the name is not the one that was shown.
-	p.list("cm default")
-	p.only("again")
+	p.find("cm default", "again")
 	p.keys("x")
 	p.shows("Delete configmap default/again?")
 	k.Kubectl("delete", "configmap", "again")
@@ -217,8 +204,7 @@ func deleteSafely(k *harness.Kube, p *page) {
 	testenv.Equal(t, k.Kubectl("get", "configmap", "again", "-o", "jsonpath={.data.a}"), "b", "the new object has")
 
 	// A namespace wants its name.
-	p.list("ns")
-	p.only("full")
+	p.find("ns", "full")
 	p.keys("x")
 	p.shows("Delete namespace full?", "objects of", "go with it.", "secrets 1", "Type full to confirm")
 	p.without("At least")
@@ -242,8 +228,7 @@ func deleteSafely(k *harness.Kube, p *page) {
 func removeFinalizers(k *harness.Kube, p *page) {
 	t := p.T
 	k.Kubectl("delete", "configmap", "stuck", "--wait=false")
-	p.list("cm default")
-	p.only("stuck")
+	p.find("cm default", "stuck")
 	p.details()
 	p.shows("Its deletion began", "It waits for the finalizers example.com/never, example.com/other.")
 	eval[any](p, `document.querySelector(".note button").focus()`)

@@ -204,8 +204,7 @@ func TestOldTabSurvivesUpgrade(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
 	p := newBrowser(t, k.Machine.Site).admin(k)
-	p.list("cm default")
-	p.only("words")
+	p.find("cm default", "words")
 	p.do("refusing parts of the page", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		_, err := cdp.Call(ctx, t, network.SetBlockedURLs, network.SetBlockedURLsParams{
 			URLPatterns: []*network.BlockPattern{{URLPattern: "*://*:*/part-*", Block: true}},

@@ -97,8 +97,7 @@ func TestListIsWhatIsSeen(t *testing.T) {
 		{"marks that a filter hides", hiddenMarks},
 		{"one object at a time", oneAtATime},
 		{"a row that goes", func(p *page) {
-			p.list("cm quiet")
-			p.only("victim-d")
+			p.find("cm quiet", "victim-d")
 			p.keys("x")
 			p.shows("kubectl delete configmap victim-d")
 			k.Kubectl("-n", "quiet", "delete", "configmap", "victim-d")
@@ -245,24 +244,18 @@ func quickFilter(p *page) {
 func sortInAddress(p *page) {
 	p.list("cm many")
 	p.keys("O", "w")
-	p.until("the address has the order and the columns", func(string) bool {
-		return eval[bool](p, `/sort=-Name/.test(location.hash) && /wide=1/.test(location.hash)`)
-	})
+	p.becomes("the address has the order and the columns", `/sort=-Name/.test(location.hash) && /wide=1/.test(location.hash)`)
 	eval[any](p, `location.hash = location.hash.replace("sort=-Name", "sort=Age")`)
 	sorted := func(column, order string) {
 		p.T.Helper()
-		p.until("the list is sorted by "+column, func(string) bool {
-			return eval[bool](p, fmt.Sprintf(`document.querySelector(".table [aria-sort=%s]")?.innerText.startsWith(%q) ?? false`, order, column))
-		})
+		p.becomes("the list is sorted by "+column, fmt.Sprintf(`document.querySelector(".table [aria-sort=%s]")?.innerText.startsWith(%q) ?? false`, order, column))
 	}
 	sorted("Age", "ascending")
 	p.list("cm quiet")
 	sorted("Name", "ascending")
 	p.list("cm many")
 	sorted("Age", "ascending")
-	p.until("the address has the order and the columns again", func(string) bool {
-		return eval[bool](p, `/sort=Age/.test(location.hash) && /wide=1/.test(location.hash)`)
-	})
+	p.becomes("the address has the order and the columns again", `/sort=Age/.test(location.hash) && /wide=1/.test(location.hash)`)
 }
 
 func focusAfterCommand(p *page) {
@@ -309,18 +302,13 @@ func filterIsSeen(p *page) {
 }
 
 func mapAndEvents(p *page) {
-	p.list("deploy quiet")
-	p.only("old-web")
+	p.find("deploy quiet", "old-web")
 	p.keys("m")
-	p.until("the map is there", func(string) bool {
-		return eval[bool](p, `location.hash.startsWith("#/map/deployments") && !!document.querySelector(".map")`)
-	})
+	p.becomes("the map is there", `location.hash.startsWith("#/map/deployments") && !!document.querySelector(".map")`)
 	p.back()
 	p.until("the cursor is in the list", func(string) bool { return strings.HasPrefix(p.cursor(), "old-web ") })
 	p.keys("v")
-	p.until("the events are there", func(string) bool {
-		return eval[bool](p, `location.hash.startsWith("#/object/") && location.hash.includes("old-web?tab=events") && document.querySelector(".tabs [aria-selected=true]")?.textContent === "Events"`)
-	})
+	p.becomes("the events are there", `location.hash.startsWith("#/object/") && location.hash.includes("old-web?tab=events") && document.querySelector(".tabs [aria-selected=true]")?.textContent === "Events"`)
 	p.back()
 }
 
@@ -340,8 +328,7 @@ func foot(p *page) {
 func namesCopied(p *page) {
 	// What the page puts into the clipboard: a browser without a screen may have none.
 	eval[any](p, `navigator.clipboard.writeText = async (text) => { window.__copied = text }; undefined`)
-	p.list("cm quiet")
-	p.only("victim-b")
+	p.find("cm quiet", "victim-b")
 	p.keys("c")
 	p.until("the name is copied", func(string) bool { return eval[string](p, `window.__copied ?? ""`) == "victim-b" })
 	p.keys(kb.Escape, "/", "victim-[ab]", kb.Enter)
@@ -355,8 +342,7 @@ func actionsThatFit(p *page) {
 	first := func() string {
 		return eval[string](p, `[...document.querySelectorAll(".tools > button")].map((b) => b.textContent).join(" ")`)
 	}
-	p.list("po quiet")
-	p.only("waits")
+	p.find("po quiet", "waits")
 	p.until("a pod that waits has its events and its YAML", func(string) bool { return first() == "Events Edit Delete" })
 	p.keys(".")
 	p.focused(".menu [role=menuitem]")

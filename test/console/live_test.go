@@ -14,8 +14,7 @@ import (
 // itself. A page whose user's token is revoked becomes the login page.
 func TestStateOfTheConnectionIsTrue(t *testing.T) {
 	s := harness.NewMachine(t).NewServer("--disable-agent", "--console-listen", ":"+consolePort)
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	k := s.In(t)
 	b := newBrowser(t, s.Machine.Site)
 	create := b.login(s, newToken(k, "--role", "admin", "--namespace", "default", "--ttl", "1h"))

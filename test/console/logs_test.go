@@ -14,18 +14,8 @@ import (
 )
 
 // stuck are pods that do not start, each for another reason.
-const stuck = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: hungry, namespace: default}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: hungry}}
-  template:
-    metadata: {labels: {app: hungry}}
-    spec:
-      containers: [{name: box, image: ` + harness.BoxImage + `, imagePullPolicy: Never, resources: {requests: {memory: 500Gi}}}]
----
+var stuck = harness.Workload("Deployment", "default/hungry", "replicas: 2", `
+  containers: [`+harness.BoxYAML+`, resources: {requests: {memory: 500Gi}}}]`) + `
 apiVersion: v1
 kind: Pod
 metadata: {name: nomap, namespace: default}
@@ -100,8 +90,7 @@ func TestLogsByKeys(t *testing.T) {
 		t.Helper()
 		t.Run(name, func(t *testing.T) {
 			p.T = t
-			p.list(list)
-			p.only(only)
+			p.find(list, only)
 			f(p)
 		})
 		p.T = t
@@ -227,9 +216,7 @@ func TestLogsByKeys(t *testing.T) {
 	sub("the last jobs of a CronJob", "cj default", "tick", func(p *page) {
 		p.keys("l")
 		p.shows("Jobs: tick-b (the newest), tick-a", "tick-a-", "tick-b-", "has run")
-		p.until("the newest stands out", func(string) bool {
-			return eval[bool](p, `[...document.querySelectorAll(".log-line")].every((e) => e.innerText.startsWith("tick-b-") === e.matches(".newest"))`)
-		})
+		p.becomes("the newest stands out", `[...document.querySelectorAll(".log-line")].every((e) => e.innerText.startsWith("tick-b-") === e.matches(".newest"))`)
 		p.shot("log-cronjob")
 	})
 	p.saysNothing()

@@ -105,8 +105,7 @@ func eventsAreRead(p *page) {
 }
 
 func timesOfTheReader(p *page) {
-	p.list("cj default")
-	p.only("nightly")
+	p.find("cj default", "nightly")
 	p.details()
 	p.shows("Next run")
 	p.until("how long it is until the next run", func(now string) bool { return strings.Contains(now, " (in ") })

@@ -63,8 +63,7 @@ func TestMetricsHistoryOnPages(t *testing.T) {
 		t.Fatalf("a history that nobody asked for: %v, %v", enabled, err)
 	}
 	p := b.admin(k)
-	p.list("no")
-	p.only(node)
+	p.find("no", node)
 	p.keys(kb.Enter)
 	p.shows("Use since this page was opened", "allocatable", "start the servers with --metrics-history")
 	p.without("Since opened")
@@ -72,15 +71,13 @@ func TestMetricsHistoryOnPages(t *testing.T) {
 
 	testenv.NoError(t, k.Stop())
 	k.Args = append(k.Args, "--metrics-history")
-	k.Start()
-	k.WaitReady()
+	k.StartNode()
 	testenv.Until(t, harness.Soon, "the history has begun", func() bool {
 		enabled, _, err := history(k, "", "node="+node)
 		return err == nil && enabled
 	})
 	p = b.admin(k)
-	p.list("no")
-	p.only(node)
+	p.find("no", node)
 	p.keys(kb.Enter)
 	p.shows("Use in the last hour", "keeps these figures since", "allocatable")
 	p.keys("h")
@@ -110,8 +107,7 @@ func TestMetricsHistoryOnPages(t *testing.T) {
 	}
 	points("the pod", own)
 	points("the node", "node="+node)
-	p.list("po default")
-	p.only(pod)
+	p.find("po default", pod)
 	p.keys(kb.Enter)
 	p.shows("Use in the last hour")
 	testenv.Until(t, harness.Soon, "two charts are drawn", func() bool { return eval[int](p, `document.querySelectorAll(".chart canvas").length`) == 2 })
@@ -126,11 +122,10 @@ func TestBudgetMetricsHistory(t *testing.T) {
 	for i, args := range [][]string{nil, {"--metrics-history"}} {
 		pair[i] = harness.NewMachine(t).NewServer(args...)
 		pair[i].AddBoxImage()
-		pair[i].Start()
-		pair[i].WaitReady()
+		pair[i].StartNode()
 		k := pair[i].In(t)
 		k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
-		k.Apply(strings.Replace(served, "spec:\n  selector: {matchLabels", "spec:\n  replicas: 3\n  selector: {matchLabels", 1))
+		k.Apply(strings.Replace(served, "spec: {selector", "spec: {replicas: 3, selector", 1))
 		k.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 	}
 	time.Sleep(time.Duration(setting("SETTLE", 120)) * time.Second) // a measurement: until both have settled

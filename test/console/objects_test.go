@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-const described = `
+var described = `
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: words, namespace: default, annotations: {long: "` + long + `"}}
@@ -34,17 +34,8 @@ spec:
     volumeMounts: [{name: texts, mountPath: /texts}]
     readinessProbe: {exec: {command: [test, -f, /texts/greeting]}, periodSeconds: 3}
 ---
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: idle, namespace: default}
-spec:
-  replicas: 0
-  selector: {matchLabels: {app: idle}}
-  template:
-    metadata: {labels: {app: idle}}
-    spec:
-      containers: [{name: box, image: ` + harness.BoxImage + `, envFrom: [{configMapRef: {name: words}}]}]
----
+` + harness.Workload("Deployment", "default/idle", "replicas: 0", `
+  containers: [{name: box, image: `+harness.BoxImage+`, envFrom: [{configMapRef: {name: words}}]}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: right, namespace: default}

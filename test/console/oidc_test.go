@@ -61,8 +61,7 @@ func TestOIDCSessionIsRenewed(t *testing.T) {
 		"--kube-apiserver-arg=oidc-issuer-url="+provider.Issuer, "--kube-apiserver-arg=oidc-client-id=console",
 		"--kube-apiserver-arg=oidc-ca-file="+ca, "--kube-apiserver-arg=oidc-username-claim=sub", "--kube-apiserver-arg=oidc-username-prefix=oidc:")
 	s.AddBoxImage()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.In(t)
 	k.Await(harness.Soon, "serviceaccount/default", "{.metadata.name}", "default")
 	k.Apply(ada)

@@ -49,26 +49,10 @@ spec: {hard: {pods: "0"}}
 `
 
 // quietObjects have no pods that could say what is wrong, but for the last one: a probe kills its pods.
-const quietObjects = `
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: agentd, namespace: quiet}
-spec:
-  selector: {matchLabels: {app: agentd}}
-  template:
-    metadata: {labels: {app: agentd}}
-    spec: {containers: [{name: box, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, hold]}]}
----
-apiVersion: apps/v1
-kind: ReplicaSet
-metadata: {name: plain, namespace: quiet}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: plain}}
-  template:
-    metadata: {labels: {app: plain}}
-    spec: {containers: [{name: box, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, hold]}]}
----
+var quietObjects = harness.Workload("DaemonSet", "quiet/agentd", "", `
+  containers: [`+harness.BoxYAML+`, command: [testbox, hold]}]`) +
+	harness.Workload("ReplicaSet", "quiet/plain", "replicas: 2", `
+  containers: [`+harness.BoxYAML+`, command: [testbox, hold]}]`) + `
 apiVersion: batch/v1
 kind: Job
 metadata: {name: once, namespace: quiet}
@@ -113,23 +97,10 @@ webhooks:
   clientConfig: {service: {name: guard, namespace: quiet}}
   rules: [{apiGroups: [example.com], apiVersions: [v1], operations: [CREATE], resources: [nothings]}]
 ---
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: shop}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: web
-        image: ` + harness.BoxImage + `
-        imagePullPolicy: Never
-        command: [testbox, hold]
-        livenessProbe: {httpGet: {path: /, port: 9999}, periodSeconds: 1, failureThreshold: 1}
----
+` + harness.Workload("Deployment", "shop/web", "replicas: 2", `
+  terminationGracePeriodSeconds: 0,
+  containers: [{name: web, image: `+harness.BoxImage+`, imagePullPolicy: Never, command: [testbox, hold],
+  livenessProbe: {httpGet: {path: /, port: 9999}, periodSeconds: 1, failureThreshold: 1}}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
@@ -172,11 +143,7 @@ func TestOverviewCannotLie(t *testing.T) {
 	k.Kubectl("wait", "--for=condition=Established", "crd/gears.example.com", "--timeout=60s")
 	k.Becomes(harness.Soon, "0", "-n", "quiet", "get", "resourcequota/none", "-o", "jsonpath={.status.hard.pods}")
 	harness.Eventually(t, harness.Soon, "the objects are there", func() error {
-		out, err := k.TryApply(quietObjects)
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
+		return harness.Succeeds(k.TryApply(quietObjects))
 	})
 	p := newBrowser(t, k.Machine.Site).admin(k)
 	testenv.Until(t, 2*time.Minute, "the objects are a minute old", func() bool { return len(youngObjects(k, "quiet")) == 0 })
@@ -222,9 +189,7 @@ func TestOverviewCannotLie(t *testing.T) {
 	// Without a card, a warning keeps the page from being green.
 	k.Kubectl("delete", "validatingwebhookconfiguration", "guard")
 	p.visit("#/?ns=calm")
-	p.until("the page is green", func(string) bool {
-		return eval[bool](p, `document.querySelector("p.good")?.innerText === "Nothing is wrong."`)
-	})
+	p.becomes("the page is green", `document.querySelector("p.good")?.innerText === "Nothing is wrong."`)
 	k.Apply(`
 apiVersion: v1
 kind: Event

@@ -159,6 +159,12 @@ func (p *page) until(what string, ok func(now string) bool) {
 	}
 }
 
+// becomes waits until an expression is true in the page.
+func (p *page) becomes(what, expression string) {
+	p.T.Helper()
+	p.until(what, func(string) bool { return eval[bool](p, expression) })
+}
+
 // kindOf is what a list is called, by the short names that these tests use.
 var kindOf = map[string]string{
 	"po": "pods", "deploy": "deployments", "cm": "configmaps", "svc": "services", "no": "nodes", "ns": "namespaces", "cj": "cronjobs",
@@ -168,9 +174,7 @@ var kindOf = map[string]string{
 // list opens a kind by the line after ":", with a namespace, and waits until the list is there.
 func (p *page) list(command string) {
 	p.T.Helper()
-	p.until("no question and no editor is open", func(string) bool {
-		return eval[bool](p, `!document.querySelector("dialog, .editor") && !location.hash.startsWith("#/edit")`)
-	})
+	p.becomes("no question and no editor is open", `!document.querySelector("dialog, .editor") && !location.hash.startsWith("#/edit")`)
 	p.keys(":")
 	p.focused(".command-bar input")
 	p.keys(command, kb.Enter)
@@ -189,36 +193,35 @@ func (p *page) list(command string) {
 func (p *page) only(name string) {
 	p.T.Helper()
 	p.keys("/", name, kb.Enter)
-	p.until("only "+name+" is in the list", func(string) bool {
-		return eval[bool](p, fmt.Sprintf(`{ const rows = [...document.querySelectorAll(".table .line")]; rows.length > 0 && rows.every((r) => r.innerText.includes(%q)) }`, name))
-	})
+	p.becomes("only "+name+" is in the list", fmt.Sprintf(`{ const rows = [...document.querySelectorAll(".table .line")]; rows.length > 0 && rows.every((r) => r.innerText.includes(%q)) }`, name))
 	p.keys("g")
+}
+
+// find opens a list and has only one name in it.
+func (p *page) find(list, name string) {
+	p.T.Helper()
+	p.list(list)
+	p.only(name)
 }
 
 // details opens the object at the cursor.
 func (p *page) details() {
 	p.T.Helper()
 	p.keys("d")
-	p.until("the object is there", func(string) bool {
-		return eval[bool](p, `location.hash.startsWith("#/object/") && !!document.querySelector(".object .facts")`)
-	})
+	p.becomes("the object is there", `location.hash.startsWith("#/object/") && !!document.querySelector(".object .facts")`)
 }
 
 // back goes back to a list.
 func (p *page) back() {
 	p.T.Helper()
 	p.keys(kb.Escape)
-	p.until("the list is there", func(string) bool {
-		return eval[bool](p, `location.hash.startsWith("#/list/") && !!document.querySelector(".table")`)
-	})
+	p.becomes("the list is there", `location.hash.startsWith("#/list/") && !!document.querySelector(".table")`)
 }
 
 // focused waits until an element has the keyboard's focus.
 func (p *page) focused(selector string) {
 	p.T.Helper()
-	p.until(selector+" has the focus", func(string) bool {
-		return eval[bool](p, fmt.Sprintf(`!!document.activeElement?.matches(%q)`, selector))
-	})
+	p.becomes(selector+" has the focus", fmt.Sprintf(`!!document.activeElement?.matches(%q)`, selector))
 }
 
 // editor waits until the editor has the focus and a text.
@@ -233,14 +236,10 @@ func (p *page) editor(text string) {
 func (p *page) replace(text, with string) {
 	p.T.Helper()
 	p.ctrl('f')
-	p.until("the editor's search is open", func(string) bool {
-		return eval[bool](p, `!!document.querySelector(".editor").shadowRoot.querySelector(".cm-search")`)
-	})
+	p.becomes("the editor's search is open", `!!document.querySelector(".editor").shadowRoot.querySelector(".cm-search")`)
 	p.ctrl('a')
 	p.keys(text, kb.Enter, kb.Escape)
-	p.until("the editor's search is closed", func(string) bool {
-		return eval[bool](p, `!document.querySelector(".editor").shadowRoot.querySelector(".cm-search")`)
-	})
+	p.becomes("the editor's search is closed", `!document.querySelector(".editor").shadowRoot.querySelector(".cm-search")`)
 	p.keys(with)
 	p.shows(with)
 }

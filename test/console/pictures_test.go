@@ -26,7 +26,7 @@ import (
 )
 
 // shop is what the pictures of docs/console.md show.
-const shop = `
+var shop = `
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop}
@@ -73,19 +73,9 @@ spec:
         imagePullPolicy: Never
         command: [sh, -c, 'echo "reading /etc/payments/key.pem"; echo "error: no such file: is the Secret payments-key mounted?"; exit 1']
 ---
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: database, namespace: shop}
-spec:
-  serviceName: database
-  replicas: 2
-  selector: {matchLabels: {app: database}}
-  template:
-    metadata: {labels: {app: database}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers: [{name: database, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, hold]}]
----
+` + harness.Workload("StatefulSet", "shop/database", "serviceName: database, replicas: 2", `
+  terminationGracePeriodSeconds: 0,
+  containers: [{name: database, image: `+harness.BoxImage+`, imagePullPolicy: Never, command: [testbox, hold]}]`) + `
 apiVersion: batch/v1
 kind: Job
 metadata: {name: import-29731, namespace: shop}
@@ -181,8 +171,7 @@ func TestEachPictureOfTheDocsIsMade(t *testing.T) {
 	p.size(360, 640)
 	p.picture("list-phone")
 	p.size(1040, 640)
-	p.list("deploy shop")
-	p.only("web")
+	p.find("deploy shop", "web")
 	p.dark(true)
 	p.keys("l")
 	p.shows("connection refused")

@@ -19,26 +19,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-const served = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: default}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: box
-        image: ` + harness.BoxImage + `
-        imagePullPolicy: Never
-        command: [testbox, serve]
-        env: [{name: COLOR, value: green}]
-        ports: [{name: http, containerPort: 8080}]
-        volumeMounts: [{name: scratch, mountPath: /scratch}]
-      volumes: [{name: scratch, emptyDir: {}}]
----
+var served = harness.Workload("Deployment", "default/web", "", `
+  terminationGracePeriodSeconds: 1, containers: [`+harness.BoxYAML+`, command: [testbox, serve], env: [{name: COLOR, value: green}],
+  ports: [{name: http, containerPort: 8080}], volumeMounts: [{name: scratch, mountPath: /scratch}]}],
+  volumes: [{name: scratch, emptyDir: {}}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: default}

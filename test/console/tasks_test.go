@@ -24,7 +24,7 @@ import (
 )
 
 // tasksYAML is what the tasks are done on, beside the shop of the pictures.
-const tasksYAML = `
+var tasksYAML = `
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: words, namespace: shop}
@@ -39,36 +39,15 @@ kind: Secret
 metadata: {name: key, namespace: shop}
 stringData: {password: swordfish}
 ---
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: front, namespace: shop}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: front}}
-  template:
-    metadata: {labels: {app: front}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - ` + harness.BoxYAML + `
-        , command: [testbox, serve], ports: [{name: http, containerPort: 8080}], env: [{name: COLOR, value: red}], envFrom: [{configMapRef: {name: words}}]}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: greedy, namespace: shop}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: greedy}}
-  template:
-    metadata: {labels: {app: greedy}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - ` + harness.BoxYAML + `
-        , command: [sh, -c, "dd if=/dev/zero of=/m/x bs=1M count=64 && exec testbox hold"], volumeMounts: [{name: m, mountPath: /m}],
-        resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {memory: 256Mi}}}
-      volumes: [{name: m, emptyDir: {medium: Memory}}]
----
+` + harness.Workload("Deployment", "shop/front", "replicas: 1", `
+  terminationGracePeriodSeconds: 0,
+  containers: [`+harness.BoxYAML+`, command: [testbox, serve], ports: [{name: http, containerPort: 8080}],
+  env: [{name: COLOR, value: red}], envFrom: [{configMapRef: {name: words}}]}]`) +
+	harness.Workload("Deployment", "shop/greedy", "replicas: 1", `
+  terminationGracePeriodSeconds: 0,
+  containers: [`+harness.BoxYAML+`, command: [sh, -c, "dd if=/dev/zero of=/m/x bs=1M count=64 && exec testbox hold"],
+  volumeMounts: [{name: m, mountPath: /m}], resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {memory: 256Mi}}}],
+  volumes: [{name: m, emptyDir: {medium: Memory}}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: front, namespace: shop}
@@ -241,9 +220,7 @@ func reading(p *page) []task {
 			p.keys(kb.Enter)
 			p.shows("1 endpoint is ready.", "Endpoint slices")
 			p.back()
-			p.until("the list is shown, and not the page's own tables", func(string) bool {
-				return eval[bool](p, `document.querySelector("#filter")?.value === "front"`)
-			})
+			p.becomes("the list is shown, and not the page's own tables", `document.querySelector("#filter")?.value === "front"`)
 			p.keys(kb.Escape) // the filter
 			p.pick("wrong")
 			p.keys(kb.Enter)

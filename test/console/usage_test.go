@@ -18,23 +18,10 @@ import (
 
 // usageYAML is a Deployment that uses much more memory than it requests, and a pod that uses nearly all that it may,
 // beside a container that uses nothing.
-const usageYAML = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: greedy, namespace: default}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: greedy}}
-  template:
-    metadata: {labels: {app: greedy}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      volumes: [{name: m, emptyDir: {medium: Memory}}]
-      containers:
-      - ` + harness.BoxYAML + `
-        , command: [sh, -c, "dd if=/dev/zero of=/m/x bs=1M count=64 && exec testbox hold"], volumeMounts: [{name: m, mountPath: /m}],
-        resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {memory: 256Mi}}}
----
+var usageYAML = harness.Workload("Deployment", "default/greedy", "replicas: 2", `
+  terminationGracePeriodSeconds: 0, volumes: [{name: m, emptyDir: {medium: Memory}}],
+  containers: [`+harness.BoxYAML+`, command: [sh, -c, "dd if=/dev/zero of=/m/x bs=1M count=64 && exec testbox hold"],
+  volumeMounts: [{name: m, mountPath: /m}], resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {memory: 256Mi}}}]`) + `
 apiVersion: v1
 kind: Pod
 metadata: {name: nearly, namespace: default}
@@ -150,16 +137,14 @@ func (p *page) inUse(row string) string {
 
 // usageOnPages: the page of a pod or workload says it by container, and that of a node as kubectl describe does.
 func usageOnPages(p *page, k *harness.Kube) {
-	p.list("po default")
-	p.only("nearly")
+	p.find("po default", "nearly")
 	p.details()
 	p.until("the pod's containers", func(string) bool {
 		return regexp.MustCompile(`\|:9\dMi\|:100Mi \(9\d%\)\|bad:100Mi \(9\d%\)$`).MatchString(p.inUse("box")) &&
 			regexp.MustCompile(`\|:10Mi \(\d+%\)\|:$`).MatchString(p.inUse("quiet"))
 	})
 	p.shot("usage-pod")
-	p.list("deploy default")
-	p.only("greedy")
+	p.find("deploy default", "greedy")
 	p.details()
 	p.shows("Sums of the 2 pods that are measured")
 	p.until("the workload's containers", func(string) bool {
@@ -210,9 +195,7 @@ rules: [{apiGroups: [""], resources: [pods], verbs: [list, watch, get]}]
 	p.T = t
 	p.list("po default")
 	p.shows("nearly")
-	p.until("the figures were refused", func(string) bool {
-		return eval[bool](p, `performance.getEntriesByType("resource").some((e) => e.name.includes("/usage?") && e.responseEnd > 0)`)
-	})
+	p.becomes("the figures were refused", `performance.getEntriesByType("resource").some((e) => e.name.includes("/usage?") && e.responseEnd > 0)`)
 	p.without("CPU", "Mi")
 	p.saysNothing("status of 403")
 }

@@ -17,23 +17,9 @@ import (
 )
 
 // workload is what the views show: pods that run, one that cannot, and objects of other kinds.
-const workload = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: talker, namespace: default}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: talker}}
-  template:
-    metadata: {labels: {app: talker}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: box
-        image: ` + harness.BoxImage + `
-        imagePullPolicy: Never
-        command: [sh, -c, 'echo a line of $HOSTNAME; echo "{\"level\":\"warn\",\"msg\":\"it is hot\",\"degrees\":41}"; exec testbox hold']
----
+var workload = harness.Workload("Deployment", "default/talker", "replicas: 2", `
+  terminationGracePeriodSeconds: 1, containers: [`+harness.BoxYAML+`, command: [sh, -c,
+  'echo a line of $HOSTNAME; echo "{\"level\":\"warn\",\"msg\":\"it is hot\",\"degrees\":41}"; exec testbox hold']}]`) + `
 apiVersion: v1
 kind: Pod
 metadata: {name: broken, namespace: default}
@@ -140,9 +126,7 @@ func TestViewsByKeyboard(t *testing.T) {
 	p.shows("2 pods")
 	p.until("the lines of both pods", func(now string) bool { return strings.Count(now, "a line of talker-") == 2 })
 	p.keys("t")
-	p.until("times are shown", func(string) bool {
-		return eval[bool](p, `/^20\d\d-/.test(document.querySelector(".log-line").innerText)`)
-	})
+	p.becomes("times are shown", `/^20\d\d-/.test(document.querySelector(".log-line").innerText)`)
 	p.keys("J")
 	p.until("JSON is in words", func(now string) bool { return strings.Count(now, "WARN it is hot degrees=41") == 2 })
 	p.keys("J", "t", "/", "no such line", kb.Enter)
@@ -159,8 +143,7 @@ func TestViewsByKeyboard(t *testing.T) {
 	p.keys(kb.Escape)
 
 	// A shell.
-	p.list("po default")
-	p.only("talker-")
+	p.find("po default", "talker-")
 	p.keys("s")
 	p.shows("#")
 	p.keys("echo an$((40+2))swer", kb.Enter)
@@ -171,24 +154,20 @@ func TestViewsByKeyboard(t *testing.T) {
 	p.shows("pods", "Ready")
 
 	// Objects of other kinds.
-	p.list("cm default")
-	p.only("words")
+	p.find("cm default", "words")
 	p.keys("y")
 	p.shows("greeting: hello")
-	p.list("secrets default")
-	p.only("hidden")
+	p.find("secrets default", "hidden")
 	p.details()
 	p.shows("password")
 	p.without("not-to-be-seen", "bm90LXRvLWJlLXNlZW4")
 	p.keys("y")
 	p.shows("hidden until you ask")
 	p.without("bm90LXRvLWJlLXNlZW4")
-	p.list("svc default")
-	p.only("talker")
+	p.find("svc default", "talker")
 	p.details()
 	p.shows("Endpoint slices", "Pods it selects", "talker-")
-	p.list("no")
-	p.only("node-1")
+	p.find("no", "node-1")
 	p.details()
 	p.shows("Pods on this node", "talker-", "Kubelet")
 	p.list("events default")
@@ -200,8 +179,7 @@ func TestViewsByKeyboard(t *testing.T) {
 	p.keys(kb.Escape)
 
 	// A question has the keys, also when "back" has changed the view behind it.
-	p.list("cm default")
-	p.only("words")
+	p.find("cm default", "words")
 	p.details()
 	p.keys("x")
 	p.shows("Delete configmap default/words?")
@@ -219,8 +197,7 @@ func TestViewsByKeyboard(t *testing.T) {
 	before := eval[map[string]int](p, `__types`)
 	k.Server.Kill()
 	p.shows("ErrImageNeverPull")
-	k.Server.Start()
-	k.Server.WaitReady()
+	k.Server.StartNode()
 	k.Kubectl("delete", "pod", "broken", "--wait=false")
 	p.without("broken")
 	after := eval[map[string]int](p, `__types`)

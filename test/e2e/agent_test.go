@@ -31,8 +31,7 @@ import (
 func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	a := site.NewMachine().NewAgent(s)
 	a.AddBoxImage()
 	run := filepath.Join(a.DataDir, "run") // in memory, as /run is: only there is the ingress' table kept
@@ -48,11 +47,7 @@ func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	expectStatus(t, a, "agent", "kubelet", "node")
 	s.Apply(pod("web", "[testbox, serve]", "ports: [{containerPort: 8080}]", "") + webIngress)
 	serves := func() error {
-		out, err := s.Run("curl", "-sS", "--max-time", "5", "-H", "Host: web.example", "http://"+a.IP+"/")
-		if err == nil && out != "web\n" {
-			err = fmt.Errorf("it answers %q", out)
-		}
-		return err
+		return harness.Exactly("web\n")(s.Run("curl", "-sS", "--max-time", "5", "-H", "Host: web.example", "http://"+a.IP+"/"))
 	}
 	harness.Eventually(t, longer, "the Ingress answers at the node", serves)
 	pair := []*harness.Server{s, a}
@@ -83,8 +78,7 @@ func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	testenv.Must(a.Run("kill", "-9", before))(t)
 	harness.Eventually(t, soon, "the Ingress answers by another proxy, without a server", serves)
 	testenv.False(t, proxyPid(t, a) == before, "the proxy %s was not ended", before)
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	harness.Eventually(t, longer, "the node is ready again", ready)
 	testenv.Check(t, serves(), "with the server again")
 	testenv.Equal(t, s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"), started, "the pod's container is")
@@ -226,8 +220,7 @@ func withAddress(t *testing.T, node, address string) string {
 func TestRefusedAgentSaysWhy(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	m := site.NewMachine()
 	token := func(file string) string {
 		data := testenv.Must(os.ReadFile(filepath.Join(s.DataDir, "server", file)))(t)

@@ -30,8 +30,7 @@ func TestAuthoritiesAreNamedAndRenewed(t *testing.T) {
 	for _, name := range pki.Signers() {
 		testenv.NoError(t, testca.WriteOwn(tls, string(name), time.Now().AddDate(0, 1, 0)))
 	}
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	s.Creates("configmap", "before", "--from-literal=a=b")
 	a := site.NewMachine().NewAgent(s)
 	later := site.NewMachine().NewAgent(s) // it has the token of today
@@ -63,8 +62,7 @@ func TestAuthoritiesAreNamedAndRenewed(t *testing.T) {
 	out := testenv.Must(s.Run(s.Coracle(), "certificate", "renew-authority", "--data-dir", s.DataDir))(t)
 	testenv.Check(t, lacks(out, "peer-ca ", "new certificate", "systemctl restart coracle"))
 	testenv.NoError(t, testca.WriteOwn(tls, "server-ca", time.Now().AddDate(1, 0, 0)))
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	s.Kubectl("get", "configmap", "before")
 	testenv.NoError(t, a.Stop())
 	a.Start()

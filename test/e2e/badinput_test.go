@@ -25,8 +25,7 @@ import (
 func TestServerRefusesBadHostAndChangesNothing(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	s.Kubectl("create", "configmap", "kept", "--from-literal=a=1")
 	testenv.NoError(t, s.Stop())
 
@@ -73,8 +72,7 @@ func TestDiskFull(t *testing.T) {
 	s := m.NewServer("--disable-agent")
 	testenv.NoError(t, os.MkdirAll(s.DataDir, 0o755))
 	testenv.Must(m.Run("mount", "-t", "tmpfs", "-o", "size=160m", "none", s.DataDir))(t)
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	k := s.In(t)
 	k.Kubectl("create", "configmap", "kept", "--from-literal=a=1")
 	filler := filepath.Join(s.DataDir, "filler")
@@ -105,8 +103,7 @@ func TestDiskFull(t *testing.T) {
 	s.Creates("configmap", "after", "--from-literal=a=1") // writes go on
 	testenv.NoError(t, s.Alive())
 	s.Kill()
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	k.Kubectl("get", "configmap", "after", "kept")
 }
 

@@ -161,11 +161,7 @@ func rbac(k *harness.Kube) {
 	token := k.Kubectl("create", "token", "reader")
 	for path, want := range map[string]string{"/readyz": "200", "/livez": "200", "/version": "401", "/api": "401"} {
 		harness.Eventually(k.T, soon, "anonymous "+path, func() error { // a busy server is not healthy for a moment
-			out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://127.0.0.1:6443"+path)
-			if err == nil && out != want {
-				err = fmt.Errorf("%s, want %s", out, want)
-			}
-			return err
+			return harness.Exactly(want)(k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "https://127.0.0.1:6443"+path))
 		})
 	}
 	out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Authorization: Bearer "+token, "https://127.0.0.1:6443/api/v1/namespaces/"+k.NS+"/configmaps")

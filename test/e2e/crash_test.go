@@ -75,8 +75,7 @@ func crash(t *testing.T, s *harness.Server) {
 		})
 	}
 
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	harness.Eventually(t, soon, "pods are still there", func() error {
 		if got := containers(k); got != ids {
 			return fmt.Errorf("containers are\n%s, were\n%s", got, ids)
@@ -156,8 +155,7 @@ func stopAndStart(t *testing.T, s *harness.Server) {
 	if out, err := s.Run(harness.Box(t), "get", address, "120"); err != nil || strings.TrimSpace(out) != "serving" {
 		t.Errorf("after SIGTERM the pod answers %q, %v", out, err)
 	}
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	harness.Eventually(t, soon, "the same container", func() error {
 		if got := containers(k); got != ids {
 			return fmt.Errorf("containers are\n%s, were\n%s", got, ids)
@@ -204,8 +202,7 @@ func otherProxy(t *testing.T, s *harness.Server) {
 	}
 	with := s.Args
 	s.Args = append(slices.Clone(with), "--disable-kube-proxy", "--disable", "network-policy")
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	// The node is Ready from before: its network comes up a moment later.
 	harness.Eventually(t, soon, "the rules for Services and policies are gone, and nothing else", func() error {
 		if got := tables(); strings.Contains(got, "kube-proxy") || strings.Contains(got, "coracle-ipvs") || strings.Contains(got, "coracle-policy") || !strings.Contains(got, "table inet coracle") {
@@ -223,8 +220,7 @@ func otherProxy(t *testing.T, s *harness.Server) {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
 	}
 	s.Args = with
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	harness.Eventually(t, soon, "the rules are there again", func() error {
 		if got := tables(); !served(got) || !strings.Contains(got, "table inet coracle-policy") {
 			return fmt.Errorf("tables %s", got)

@@ -87,26 +87,16 @@ spec:
 `
 
 // csiUser is a pod of an ordinary user with a volume of that driver.
-const csiUser = `
+var csiUser = `
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {name: data}
 spec: {storageClassName: csi, accessModes: [ReadWriteOnce], resources: {requests: {storage: 5Mi}}}
 ---
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: user}
-spec:
-  serviceName: user
-  selector: {matchLabels: {app: user}}
-  template:
-    metadata: {labels: {app: user}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000}
-      containers: [` + boxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
-      volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
-`
+` + harness.Workload("StatefulSet", "user", "serviceName: user", `
+  terminationGracePeriodSeconds: 1, securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000},
+  containers: [`+boxYAML+`, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}],
+  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]`)
 
 // TestCSIDriver: a storage driver as others make them, with upstream's provisioner, makes a volume for a claim, which
 // outlives its pod, the driver and coracle's process, and removes it.
@@ -119,8 +109,7 @@ func TestCSIDriver(t *testing.T) {
 		csi.Build(t, p, filepath.Join(programs, filepath.Base(p)))
 	}
 	s.AddBoxImage()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, c := range []string{"driver", "provisioner"} {
@@ -156,8 +145,7 @@ func TestCSIDriver(t *testing.T) {
 	// The driver, coracle and the pod go and come again.
 	s.Kubectl("delete", "pod", "-l", "app=csi", "--wait=false")
 	s.Kill()
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	s.Kubectl("rollout", "status", "deployment/csi", "--timeout=300s")
 	s.Kubectl("delete", "pod", "user-0", "--wait=false") // its end waits for the driver, which the kubelet asks less and less often
 	harness.Eventually(t, longer, "the new pod has the data", func() error {

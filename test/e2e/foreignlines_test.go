@@ -34,8 +34,7 @@ func TestForeignClientsLeaveFewLines(t *testing.T) {
 	site := harness.NewSite(t)
 	m := site.NewMachine()
 	s := m.NewServer("--console-listen", net.JoinHostPort(m.IP, consolePort))
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	s.InsistsOn(webIngress)
 	foreign := site.NewMachine()
 	ports := []string{"80", "443"} // the ingress'

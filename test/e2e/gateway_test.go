@@ -35,8 +35,7 @@ func TestGatewayServesThroughRestarts(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer()
 	s.AddBoxImage()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.Namespace(t, "shop")
 	k.Await(soon, "gatewayclass/coracle", `{.status.conditions[?(@.type=="Accepted")].status}`, "True")
 	k.Apply(forgedGateway)
@@ -53,11 +52,7 @@ func TestGatewayServesThroughRestarts(t *testing.T) {
 	site := []string{"-H", "Host: web.example", "http://" + harness.NodeIP + "/"}
 	asks := func(want string, args ...string) func() error {
 		return func() error {
-			out, err := curl(k, args...)
-			if err == nil && out != want {
-				err = fmt.Errorf("it answers %q", out)
-			}
-			return err
+			return harness.Exactly(want)(curl(k, args...))
 		}
 	}
 	harness.Eventually(t, soon, "the Gateway answers", asks("web\n200", site...))
@@ -66,8 +61,7 @@ func TestGatewayServesThroughRestarts(t *testing.T) {
 	}
 	proxy := proxyPid(t, s)
 	s.Kill()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	harness.Eventually(t, soon, "the node has its proxy again", func() error {
 		return s.LogSays("the proxy of the previous run keeps running")
 	})

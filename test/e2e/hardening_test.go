@@ -83,8 +83,7 @@ func TestHardeningGuideHolds(t *testing.T) {
 	writeUnit(s)
 	for _, args := range [][]string{nil, {"--profile=cis"}} {
 		s.Args = append(s.Args, args...)
-		s.Start()
-		s.WaitReady()
+		s.StartNode()
 		s.In(t).Await(soon, "serviceaccount/default", "{.metadata.name}", "default")
 		for _, c := range controls {
 			t.Run(strings.Join(append(args, c.name), " "), func(t *testing.T) {

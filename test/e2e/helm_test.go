@@ -123,8 +123,7 @@ func TestHelmCharts(t *testing.T) {
 
 	ca := startChartServer(t, m, filepath.Join(m.Dir, "repository"))
 
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.Namespace(t, "charts")
 	chartOfFolder(k)
 	chartOfRepository(k)
@@ -216,8 +215,7 @@ func chartOfKilledServer(k *harness.Kube) {
 	k.Await(longer, "job/itself-hook", "{.status.active}", "1")
 	k.Kill()
 	harness.Eventually(k.T, longer, "the child ends with the server", func() error { return k.NoProcess("coracle-tool[s] helmjob") })
-	k.Start()
-	k.WaitReady()
+	k.StartNode()
 	awaitChart(k, "itself", "Working")
 	k.Kubectl("patch", "helmchart", "itself", "--type=merge", "-p", `{"spec":{"valuesContent":"greeting: again"}}`)
 	awaitChart(k, "itself", "Deployed")

@@ -51,8 +51,7 @@ func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--ingress-host-owner", "namespace")
 	s.AddBoxImage()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.Namespace(t, "shop")
 	program := startProgram(m)
 	if out, err := m.Run("pgrep", "-x", "coracle-ingress"); err == nil {
@@ -67,11 +66,7 @@ func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	k.Await(soon, "ingress/web", ingressPath, harness.NodeIP)
 	asks := func(want string, args ...string) func() error {
 		return func() error {
-			out, err := curl(k, args...)
-			if err == nil && out != want {
-				err = fmt.Errorf("it answers %q", out)
-			}
-			return err
+			return harness.Exactly(want)(curl(k, args...))
 		}
 	}
 	site := []string{"-H", "Host: web.example", "http://" + harness.NodeIP + "/"}
@@ -111,8 +106,7 @@ func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	failed := make(chan error, 1) // one: the requests' only result
 	go func() { failed <- keepAsking(k, stop, site...) }()
 	s.Kill()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	harness.Eventually(t, soon, "the node has its proxy again", func() error {
 		return s.LogSays("the proxy of the previous run keeps running")
 	})

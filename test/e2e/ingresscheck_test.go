@@ -42,8 +42,7 @@ const events = `{range .items[*]}{.metadata.uid} {.involvedObject.name} {.reason
 func TestIngressCheckBeforeAndEventsAfterAMigration(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	k := s.Namespace(t, "shop")
 	k.Apply(migrated)
 
@@ -80,8 +79,7 @@ func TestIngressCheckBeforeAndEventsAfterAMigration(t *testing.T) {
 	k.Prints([]string{"Unsupported 1", "BadCertificate 1", "BadBackend 1"}, "get", "events", "-o", "jsonpath="+events)
 	before := k.Kubectl("get", "events", "-o", "jsonpath="+events)
 	s.Kill()
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	// An event of another Ingress comes after those that an earlier round would have recorded.
 	k.Apply(strings.ReplaceAll(strings.ReplaceAll(migrated, "name: migrated", "name: later"), "shop.example", "later.example"))
 	k.Prints([]string{"later Unsupported 1", "later BadCertificate 1", "later BadBackend 1"}, "get", "events", "-o", "jsonpath="+events)

@@ -31,8 +31,7 @@ spec:
 func TestIngressSessionsStayWithTheirPods(t *testing.T) {
 	s := harness.NewMachine(t).NewServer()
 	s.AddBoxImage()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.Namespace(t, "shop")
 	start := func(names ...string) {
 		for _, name := range names {

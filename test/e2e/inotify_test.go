@@ -40,8 +40,7 @@ func TestServerWithoutInotifyInstances(t *testing.T) {
 	s.Bin = filepath.Join(s.Dir, "without-inotify")
 	testenv.NoError(t, os.WriteFile(s.Bin, []byte(withoutInotify), 0o755))
 	s.Env = append(s.Env, "CORACLE="+s.Coracle())
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	fds := testenv.Must(filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", s.Pid())))(t)
 	for _, fd := range fds {
 		if to, err := os.Readlink(fd); err == nil && strings.Contains(to, "inotify") {

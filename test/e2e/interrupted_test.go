@@ -78,8 +78,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	t.Parallel() // it mostly waits
 	c := &bareServer{T: t, site: harness.NewSite(t)}
 	c.s = c.site.NewMachine().NewServer("--disable-agent")
-	c.s.Start()
-	c.s.WaitAPI()
+	c.s.StartAPI()
 	c.join()
 	killed := c.join()
 	c.all(clusterconfig.NetworkVXLAN)
@@ -128,13 +127,11 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	testenv.False(t, c.s.WaitExit(soon) == 0, "a server with another --network-backend starts")
 	harness.Says(t, c.s.LogTail(20), `--network-backend: this server was given "vxlan", but its cluster has "host-gw"`)
 	c.s.Args = args
-	c.s.Start()
-	c.s.WaitAPI()
+	c.s.StartAPI()
 
 	c.s.Kubectl("delete", "configmap", "-n", "kube-system", clusterconfig.BackendConfigMap)
 	c.stop()
-	c.s.Start()
-	c.s.WaitAPI()
+	c.s.StartAPI()
 	harness.Eventually(t, soon, "the server has written it again", func() error {
 		if got := c.output(); got != now {
 			return fmt.Errorf("it is %s", got)
@@ -155,11 +152,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c.join()
 	c.all(now)
 	harness.Eventually(t, soon, "all nodes change", func() error { // given again it goes on: it waits for a minute each time
-		out, err := c.set(clusterconfig.NetworkVXLAN)
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
+		return harness.Succeeds(c.set(clusterconfig.NetworkVXLAN))
 	})
 	c.all(clusterconfig.NetworkVXLAN)
 }

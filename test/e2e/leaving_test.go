@@ -21,8 +21,7 @@ func TestNodesAndServersLeave(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	second := site.NewMachine().NewPeer(first)
 	third := site.NewMachine().NewPeer(first)
 	agent := site.NewMachine().NewAgent(first)
@@ -110,29 +109,10 @@ func rolledOut(s *harness.Server, what string) {
 // and keeps new ones away until kubectl uncordon.
 func drains(t *testing.T, s *harness.Server) {
 	t.Helper()
-	const container = `terminationGracePeriodSeconds: 0
-      containers: [{name: c, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: [sleep, "3600"], volumeMounts: [{name: scratch, mountPath: /scratch}]}]
-      volumes: [{name: scratch, emptyDir: {}}]`
-	s.InsistsOn(fmt.Sprintf(`apiVersion: apps/v1
-kind: Deployment
-metadata: {name: moves}
-spec:
-  selector: {matchLabels: {app: moves}}
-  template:
-    metadata: {labels: {app: moves}}
-    spec:
-      %s
----
-apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: stays}
-spec:
-  selector: {matchLabels: {app: stays}}
-  template:
-    metadata: {labels: {app: stays}}
-    spec:
-      %s
-`, container, container))
+	const pod = `terminationGracePeriodSeconds: 0,
+  containers: [{name: c, image: "` + harness.BoxImage + `", imagePullPolicy: Never, command: [sleep, "3600"],
+  volumeMounts: [{name: scratch, mountPath: /scratch}]}], volumes: [{name: scratch, emptyDir: {}}]`
+	s.InsistsOn(harness.Workload("Deployment", "moves", "", pod) + harness.Workload("DaemonSet", "stays", "", pod))
 	rolledOut(s, "deployment/moves")
 	rolledOut(s, "daemonset/stays")
 	on := func(app string) string {

@@ -27,30 +27,12 @@ import (
 
 // burner uses as much of a processor as it may until there is a file named stop in the machine's folder %s, and holds
 // memory.
-var burner = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: burner}
-spec:
-  selector: {matchLabels: {app: burner}}
-  template:
-    metadata: {labels: {app: burner}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: box
-        image: ` + harness.BoxImage + `
-        imagePullPolicy: Never
-        command: [sh, -c, 'head -c ` + strconv.Itoa(burnerHolds) + ` /dev/zero > /dev/shm/held; while [ ! -e /host/stop ]; do :; done; exec testbox hold']
-        resources: {requests: {cpu: 100m}, limits: {cpu: 150m}}
-        volumeMounts: [{name: host, mountPath: /host}]
-      - name: idle
-        image: ` + harness.BoxImage + `
-        imagePullPolicy: Never
-        command: [testbox, hold]
-        resources: {requests: {cpu: 1m}}
-      volumes: [{name: host, hostPath: {path: %s}}]
----
+var burner = harness.Workload("Deployment", "burner", "", `
+  terminationGracePeriodSeconds: 1, containers: [`+boxYAML+`, command: [sh, -c,
+  'head -c `+strconv.Itoa(burnerHolds)+` /dev/zero > /dev/shm/held; while [ ! -e /host/stop ]; do :; done; exec testbox hold'],
+  resources: {requests: {cpu: 100m}, limits: {cpu: 150m}}, volumeMounts: [{name: host, mountPath: /host}]},
+  {name: idle, image: `+harness.BoxImage+`, imagePullPolicy: Never, command: [testbox, hold], resources: {requests: {cpu: 1m}}}],
+  volumes: [{name: host, hostPath: {path: %s}}]`) + `
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata: {name: burner}

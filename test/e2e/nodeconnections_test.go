@@ -22,8 +22,7 @@ import (
 func TestPortForwardsLeaveTheNodeToOthers(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	a := site.NewMachine().NewAgent(s)
 	site.NoConnecting(s.Machine, a.Machine)
 	a.AddBoxImage()

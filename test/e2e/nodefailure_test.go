@@ -23,8 +23,7 @@ func TestNodeFailureLeavesServer(t *testing.T) {
 	listener := m.Command(ctx, harness.Box(t), "serve", "10250")
 	testenv.NoError(t, listener.Start())
 	s := m.NewServer()
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	s.Creates("configmap", "kept", "--from-literal=a=1")
 	pid := s.Pid()
 	harness.Eventually(t, soon, "the status says why the node is off", func() error {
@@ -40,8 +39,7 @@ func TestNodeFailureLeavesServer(t *testing.T) {
 	// The minute of the start's trial is not over.
 	testenv.NoError(t, syscall.Kill(pid, syscall.SIGABRT))
 	s.WaitExit(soon)
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	testenv.Equal(t, s.Kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.a}"), "1", "the store has")
 	harness.Eventually(t, soon, "the status says that the node is off", func() error { return statusLine(s, "node", "failed.*SIGABRT.*after 5m0s") })
 	testenv.NoError(t, s.Stop())

@@ -26,11 +26,7 @@ initContainers:
 - {name: second, image: "`+harness.BoxImage+`", imagePullPolicy: Never, command: [sh, -c, "testbox get http://127.0.0.1:8080/ 120 && echo second >> /shared/order"], volumeMounts: [{name: shared, mountPath: /shared}]}`))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/ordered", "--timeout=180s")
 	harness.Eventually(k.T, soon, "init containers left their names in order", func() error { // the pod is ready before it has written anything
-		got, err := k.Try("logs", "ordered", "-c", "box")
-		if err == nil && got != "first\nsecond" {
-			err = fmt.Errorf("they left %q", got)
-		}
-		return err
+		return harness.Exactly("first\nsecond")(k.Try("logs", "ordered", "-c", "box"))
 	})
 	k.Await(soon, "pod/ordered", "{.status.initContainerStatuses[1].state.running.startedAt}{.status.initContainerStatuses[1].started}",
 		k.Kubectl("get", "pod", "ordered", "-o", "jsonpath={.status.initContainerStatuses[1].state.running.startedAt}")+"true")

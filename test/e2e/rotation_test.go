@@ -25,8 +25,7 @@ func threeServers(site *harness.Site) (servers []*harness.Server) {
 		if i > 0 {
 			s = m.NewPeer(servers[0], "--disable-agent")
 		}
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 		servers = append(servers, s)
 	}
 	return servers
@@ -84,11 +83,7 @@ func TestRotateWithSeveralServers(t *testing.T) {
 		for _, s := range servers { // a rotation waits for one whose process has ended
 			testenv.NoError(t, s.Alive())
 		}
-		out, err := s.Run(s.Coracle(), "secrets-encrypt", "rotate", "--data-dir", s.DataDir)
-		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, out)
-		}
-		return err
+		return harness.Succeeds(s.Run(s.Coracle(), "secrets-encrypt", "rotate", "--data-dir", s.DataDir))
 	}
 	harness.Eventually(t, 2*soon, "the first rotation", func() error { return rotates(servers[1]) })
 	stop()
@@ -101,15 +96,12 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	harness.Eventually(t, soon, "a rotation waits for the server that is off", func() error { return rotateUntilItWaits(t, servers[1]) })
 	leader := first
 	leader.Kill() // no client can write for a moment: one of three is left until the other is back
-	off.Start()
-	off.WaitAPI()
-	leader.Start()
-	leader.WaitAPI()
+	off.StartAPI()
+	leader.StartAPI()
 	harness.Eventually(t, 2*soon, "the rotation is brought to its end on another server", func() error { return rotates(off) })
 	all("after the second rotation", "key3", servers)
 	late := site.NewMachine().NewPeer(first, "--disable-agent")
-	late.Start()
-	late.WaitAPI()
+	late.StartAPI()
 	all("a server that joined", "key3", append(servers, late))
 }
 
@@ -167,11 +159,7 @@ func TestRotateToken(t *testing.T) {
 	off := servers[2]
 	off.Kill()
 	rotate := func(old, next string) error {
-		out, err := servers[1].Run(servers[1].Coracle(), "token", "rotate", "--token", old, "--new-token", next, "--data-dir", servers[1].DataDir)
-		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, out)
-		}
-		return err
+		return harness.Succeeds(servers[1].Run(servers[1].Coracle(), "token", "rotate", "--token", old, "--new-token", next, "--data-dir", servers[1].DataDir))
 	}
 	harness.Eventually(t, soon, "a token that was never the cluster's is refused", func() error { // a leader may have to be elected
 		err := rotate("guessed", "sesame-of-the-cluster")
@@ -189,8 +177,7 @@ func TestRotateToken(t *testing.T) {
 		}
 		return err
 	})
-	off.Start()
-	off.WaitAPI()
+	off.StartAPI()
 	for _, s := range servers {
 		harness.Eventually(t, soon, fmt.Sprintf("machine %d has the new token", s.Number), func() error {
 			if now := shown(s); now == before || !strings.HasSuffix(now, ":sesame-of-the-cluster") {
@@ -204,7 +191,6 @@ func TestRotateToken(t *testing.T) {
 		t.Errorf("a machine with the old token ended with %d:\n%s", code, revoked.LogTail(1<<12))
 	}
 	late := site.NewMachine().NewPeer(first, "--disable-agent")
-	late.Start()
-	late.WaitAPI()
+	late.StartAPI()
 	testenv.Equal(t, shown(late), shown(first), "a server that joined has")
 }

@@ -56,8 +56,7 @@ func TestRuntimesOfTheMachine(t *testing.T) {
 		testenv.Missing(t, testenv.Crun, "%v", err)
 	}
 	s, programs, calls := newRuntimesServer(t)
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.In(t)
 	k.Await(soon, "serviceaccount/default", "{.metadata.name}", "default")
 	node := "node/" + s.NodeName()
@@ -97,8 +96,7 @@ func TestRuntimesOfTheMachine(t *testing.T) {
 			testenv.NoError(t, os.Remove(filepath.Join(programs, name)))
 		}
 		s.Args = append(s.Args, "--default-runtime", "crun")
-		s.Start()
-		s.WaitReady()
+		s.StartNode()
 		k := s.In(t)
 		k.Await(soon, node, label("crun")+label("spin"), "true")
 		harness.Eventually(t, soon, "no runtime is in trouble", func() error {

@@ -96,8 +96,7 @@ func TestSnapshotsInS3(t *testing.T) {
 	s := m.NewServer("--disable-agent")
 	base := s.Args
 	s.Args = slices.Concat(base, o.args(o.ca, s3Secret))
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	// Nothing that can be compressed: it takes more than one part.
 	for i := range 16 {
 		file := filepath.Join(s.Dir, "cargo")
@@ -147,8 +146,7 @@ func TestSnapshotsInS3(t *testing.T) {
 	} {
 		testenv.NoError(t, s.Stop())
 		s.Args = slices.Concat(base, wrong.args)
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 		out, err := s.Run(s.Coracle(), "snapshot", "save", "--name", wrong.name, "--data-dir", s.DataDir)
 		if err == nil || !strings.Contains(out+err.Error(), wrong.message) {
 			t.Errorf("with a wrong %s it says %v\n%s", wrong.name, err, out)
@@ -172,8 +170,7 @@ func TestSnapshotsInS3(t *testing.T) {
 	if out, err := restore(o.ca, s3Secret); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	blank.Start()
-	blank.WaitAPI()
+	blank.StartAPI()
 	if out := blank.Kubectl("get", "configmaps", "-o", "name"); strings.Count(out, "configmap/cargo-") != 16 || !strings.Contains(out, "configmap/latest") {
 		t.Errorf("the blank machine has\n%s", out)
 	}

@@ -33,8 +33,7 @@ const (
 func TestRefusedServerSaysWhy(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	first.Creates("configmap", "kept")
 	a := site.NewMachine().NewAgent(first)
 	a.Start()
@@ -192,15 +191,13 @@ func refusedWithStore(t *testing.T, first, peer *harness.Server) {
 	s := m.NewServer("--disable-agent")
 	s.DataDir, s.Log = filepath.Join(m.Dir, "own"), filepath.Join(m.Dir, "own.log")
 	s.Args = append(s.Args, "--data-dir", s.DataDir)
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	s.Creates("configmap", "own")
 	testenv.NoError(t, s.Stop())
 	joins := *peer
 	joins.Args = append(slices.Clone(peer.Args), "--disable-agent", "--data-dir", s.DataDir)
 	refusedServer(t, first, &joins, "", []string{"of a server that started a cluster: it cannot join another one. Nothing was changed", "--data-dir"})
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	s.Kubectl("get", "configmap", "own")
 	testenv.NoError(t, s.Stop())
 	testenv.NoError(t, os.Remove(s.Kubeconfig)) // of that cluster
@@ -215,8 +212,7 @@ func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	harness.Eventually(t, soon, "it waits for a server", func() error {
 		return peer.LogSays("no server answers at " + a.IP + ":6443: the machine there accepts the connection")
 	})
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	peer.WaitAPI()
 	peer.Kubectl("get", "configmap", "kept")
 	harness.Eventually(t, longer, "its node is ready", func() error { return first.NodeReady(peer) })

@@ -17,28 +17,16 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-const spreadDeployment = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: d}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: d}}
-  template:
-    metadata: {labels: {app: d}}
-    spec:
-      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: d}}}]
-      terminationGracePeriodSeconds: 1 # sleep does not end by being asked to
-      containers: [` + boxYAML + `, command: [sleep, "3600"]}]
-`
+var spreadDeployment = harness.Workload("Deployment", "d", "replicas: 2", `
+  `+harness.OnePerNode("d")+`, terminationGracePeriodSeconds: 1, # sleep does not end by being asked to
+  containers: [`+boxYAML+`, command: [sleep, "3600"]}]`)
 
 // TestThreeServers: two servers join a third; each serves all of the API; what was written stays when the one that
 // leads is killed, another one's controllers go on, and the one that was killed comes back.
 func TestThreeServers(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	servers := []*harness.Server{first}
 	for i := range 2 {
 		m := site.NewMachine()
@@ -47,8 +35,7 @@ func TestThreeServers(t *testing.T) {
 			s = m.NewPeer(first) // with a node
 			s.AddBoxImage()
 		}
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 		servers = append(servers, s)
 	}
 	for i, s := range servers {
@@ -106,11 +93,7 @@ func TestThreeServers(t *testing.T) {
 	alive := strings.Repeat("alive ", len(all))
 	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(all, alive) })
 	harness.Eventually(t, soon, "the gossip key is replaced", func() error { // given again it goes on
-		out, err := first.Run(first.Coracle(), "gossip", "rotate-key", "--data-dir", first.DataDir)
-		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, out)
-		}
-		return err
+		return harness.Succeeds(first.Run(first.Coracle(), "gossip", "rotate-key", "--data-dir", first.DataDir))
 	})
 	harness.Eventually(t, soon, "all machines know one another after the gossip key was replaced", func() error { return harness.KnowOneAnother(all, alive) })
 	// A machine that is cut off and back is known again.
@@ -165,8 +148,7 @@ func TestThreeServers(t *testing.T) {
 		return err
 	})
 	scaled(t, rest[0])
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	back := time.Now()
 	testenv.Check(t, see(first))
 	testenv.Equal(t, first.Insists("get", "configmaps", "after", "-o", "name"), "configmap/after", "the server that came back has")
@@ -177,8 +159,7 @@ func TestThreeServers(t *testing.T) {
 	// A server that has lost its store belongs to the cluster nevertheless, and begins no other one.
 	testenv.NoError(t, first.Stop())
 	testenv.NoError(t, os.RemoveAll(filepath.Join(first.DataDir, "server", "store")))
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	testenv.Check(t, see(first), "after its store was lost")
 
 	// A node that is deleted takes its server out of the cluster.
@@ -208,8 +189,7 @@ spec:
 func TestServerAtNamedAddress(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--proxy-mode", "nftables") // with a node, whose proxy translates what the server sends, too, by rules that are read
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	harness.Eventually(t, longer, "the node is ready", func() error { return first.NodeReady(first) })
 	second := site.NewMachine().NewPeer(first, "--disable-agent")
 	first.Apply(fmt.Sprintf(waitingService, second.IP, 6443))
@@ -222,18 +202,12 @@ func TestServerAtNamedAddress(t *testing.T) {
 	}
 	harness.Eventually(t, soon, "the Service is served at its external IP", func() error { return served(true) })
 	unready := func(want string) error {
-		got, err := first.TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[?(@.conditions.ready==false)].addresses[0]}")
-		if err == nil && got != want {
-			err = fmt.Errorf("not ready is %q, want %q", got, want)
-		}
-		return err
+		return harness.Exactly(want)(first.TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[?(@.conditions.ready==false)].addresses[0]}"))
 	}
-	second.Start()
-	second.WaitAPI()
+	second.StartAPI()
 	second.Kill()
 	harness.Eventually(t, soon, "the one that was killed is not ready", func() error { return unready(second.IP) })
 	harness.Eventually(t, soon, "the Service is not served at the address of a server that is away", func() error { return served(false) })
-	second.Start()
-	second.WaitAPI()
+	second.StartAPI()
 	harness.Eventually(t, soon, "the one that came back is ready", func() error { return unready("") })
 }

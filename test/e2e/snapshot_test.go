@@ -26,8 +26,7 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 	site := harness.NewSite(t)
 	lost := site.NewMachine().NewServer()
 	lost.AddBoxImage()
-	lost.Start()
-	lost.WaitReady()
+	lost.StartNode()
 	lost.Apply(spreadDeployment)
 	lost.Kubectl("create", "secret", "generic", "treasure", "--from-literal=v=gold")
 	readyPods(lost, "2")
@@ -45,8 +44,7 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 	copyTo(t, file, copied)
 	copyTo(t, lost.Kubeconfig, admin)
 	harness.Says(t, snapshot(t, s, "restore", copied, "--token", strings.TrimSpace(token)), "Restored "+copied, "Start this server")
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.In(t)
 	k.Await(soon, "secret/treasure", "{.data.v}", "Z29sZA==") // gold
 	withStore(t, s, func(ctx context.Context, c *clientv3.Client) error {
@@ -82,8 +80,7 @@ func TestSnapshotUnderRunningNodes(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	a := site.NewMachine().NewAgent(s)
 	a.AddBoxImage()
 	a.Start()
@@ -104,8 +101,7 @@ func TestSnapshotUnderRunningNodes(t *testing.T) {
 	}
 	testenv.NoError(t, s.Stop())
 	harness.Says(t, snapshot(t, s, "restore", name), "is kept in "+filepath.Join(s.DataDir, "server.before-"))
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	startsOver(t, k, seen)
 	harness.Eventually(t, longer, "the pods of the snapshot run as before, and no others", func() error {
 		if err := s.NodeReady(a); err != nil {
@@ -162,11 +158,7 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 	second, third := servers[1], servers[2]
 	first.Creates("configmap", "kept")
 	harness.Eventually(t, soon, "a snapshot is saved", func() error { // servers that elect another leader refuse it meanwhile
-		out, err := second.Run(second.Coracle(), "snapshot", "save", "--data-dir", second.DataDir)
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
+		return harness.Succeeds(second.Run(second.Coracle(), "snapshot", "save", "--data-dir", second.DataDir))
 	})
 	name := strings.Fields(snapshot(t, second, "list"))[5]
 	first.Creates("configmap", "later")
@@ -174,8 +166,7 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 		testenv.NoError(t, s.Stop())
 	}
 	harness.Says(t, snapshot(t, second, "restore", name), "If the cluster had other servers")
-	second.Start()
-	second.WaitAPI()
+	second.StartAPI()
 	alone := func() (term uint64) {
 		t.Helper()
 		var objects string
@@ -218,8 +209,7 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 	for _, s := range []*harness.Server{first, third} {
 		testenv.NoError(t, os.Rename(filepath.Join(s.DataDir, "server"), filepath.Join(s.DataDir, "server.old")))
 		s.Args = append(s.Args, "--server", "https://"+second.IP+":6443", "--token", strings.TrimSpace(token))
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 	}
 	harness.Eventually(t, soon, "all three vote again", func() error { return members(second, 3) })
 	testenv.Equal(t, third.Insists("get", "configmap", "kept", "-o", "name"), "configmap/kept", "a server that joined again has")

@@ -259,8 +259,7 @@ spec:
 		}
 	}
 
-	off.Start()
-	off.WaitAPI()
+	off.StartAPI()
 	shut(off)
 	harness.Eventually(t, soon, "all servers have said that they refuse the node", func() error {
 		out, err := revoke()

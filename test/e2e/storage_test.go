@@ -17,26 +17,12 @@ import (
 )
 
 // keepers is a pod on each of two nodes, of an ordinary user, with a volume of the default class.
-const keepers = `
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: keep}
-spec:
-  serviceName: keep
-  replicas: 2
-  podManagementPolicy: Parallel
-  selector: {matchLabels: {app: keep}}
-  template:
-    metadata: {labels: {app: keep}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000}
-      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: keep}}}]
-      containers: [` + boxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
-  volumeClaimTemplates:
-  - metadata: {name: data}
-    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 5Mi}}}
-`
+var keepers = harness.Workload("StatefulSet", "keep", `
+  serviceName: keep, replicas: 2, podManagementPolicy: Parallel,
+  volumeClaimTemplates: [{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 5Mi}}}}]`, `
+  terminationGracePeriodSeconds: 1, securityContext: {runAsUser: 1000, runAsGroup: 1000, fsGroup: 2000},
+  `+harness.OnePerNode("keep")+`,
+  containers: [`+boxYAML+`, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]`)
 
 // hold fails unless both pods run with what was written into their volumes.
 func hold(s *harness.Server) error {
@@ -113,8 +99,7 @@ func TestLocalStorage(t *testing.T) {
 	s.AddBoxImage()
 	s.Args = append(s.Args, "--default-local-storage-path", filepath.Join(s.DataDir, "storage")+","+roomFolder)
 	giveRoom(t, s, "8m")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	a := site.NewMachine().NewAgent(s)
 	giveRoom(t, a, "128m")
 	folder := func(name string) string { return filepath.Join(a.Dir, name) }

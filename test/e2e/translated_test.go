@@ -53,8 +53,7 @@ func TestWireGuardBehindRouter(t *testing.T) {
 	machine.Readdress("203.0.113.2")
 	s := machine.NewServer("--network-backend", clusterconfig.NetworkWireGuard)
 	s.AddBoxImage()
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 
 	hidden := site.NewMachine()
 	if out, err := hidden.Run("sh", "-ec", behindRouter); err != nil {

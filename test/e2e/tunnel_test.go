@@ -24,13 +24,11 @@ import (
 func TestNodeBehindNAT(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	servers := []*harness.Server{first}
 	for _, args := range [][]string{{"--disable-agent"}, {}} {
 		s := site.NewMachine().NewPeer(first, args...)
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 		servers = append(servers, s)
 	}
 	a := site.NewMachine().NewAgent(first)

@@ -20,25 +20,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-const webDeployment = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 3
-      containers:
-      - name: box
-        image: %s
-        imagePullPolicy: Never
-        command: [testbox, serve]
-        env: [{name: GENERATION, value: "%s"}]
-        readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 60}
----
+var webDeployment = harness.Workload("Deployment", "web", "replicas: 3", `
+  terminationGracePeriodSeconds: 3,
+  containers: [{name: box, image: %s, imagePullPolicy: Never, command: [testbox, serve], env: [{name: GENERATION, value: "%s"}],
+  readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 60}}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: web}

@@ -24,11 +24,7 @@ func testIngress(t *testing.T, l *lab) {
 	pods := []string{l.pod(1), l.pod(2)}
 	l.kube.Apply(`{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: web}, spec: {defaultBackend: {service: {name: web, port: {name: http}}}}}`)
 	l.await(t, "both nodes serve", func() error {
-		out, err := l.kube.Try("-n", "kube-system", "get", "endpointslices", "-l", "kubernetes.io/service-name=ingress", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}")
-		if err == nil && out != "true true" {
-			err = fmt.Errorf("their endpoints are ready: %q", out)
-		}
-		return err
+		return harness.Exactly("true true")(l.kube.Try("-n", "kube-system", "get", "endpointslices", "-l", "kubernetes.io/service-name=ingress", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}"))
 	})
 	at := func(path string) string {
 		return l.kube.Kubectl("-n", "kube-system", "get", "service", "ingress", "-o", "jsonpath="+path)

@@ -61,8 +61,7 @@ func newLab(t *testing.T) *lab {
 		testenv.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755))
 	}
 	server := harness.NewMachine(t).NewServer("--disable-agent", "--disable", "helm-controller,metrics-server,servicelb")
-	server.Start()
-	server.WaitAPI()
+	server.StartAPI()
 	kube := server.In(t)
 	kube.NS = "default"
 	return &lab{t: t, shared: dir, nfs: nfs, server: server, kube: kube}
@@ -203,11 +202,7 @@ func (n *node) ready(t *testing.T) {
 func (l *lab) prints(t *testing.T, want string, args ...string) {
 	t.Helper()
 	l.await(t, fmt.Sprintf("kubectl %s prints %q", strings.Join(args, " "), want), func() error {
-		out, err := l.kube.Try(args...)
-		if err == nil && out != want {
-			err = fmt.Errorf("it prints %q", out)
-		}
-		return err
+		return harness.Exactly(want)(l.kube.Try(args...))
 	})
 }
 

@@ -33,9 +33,7 @@ const ends = "coracle has ended"
 // wrong when it wants to join, and joins once NTP has set it. Then the machine loses its power and comes back in 1970,
 // and NTP does not answer: the agent goes on at the newest time that its machine has seen.
 func TestAgentJoinsOnceClockIsSet(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes, for system calls are slow in such a machine")
 	g := newGuests(t)
 	server := g.site.NewMachine().NewServer("--disable-agent", "--network-backend", "none", "--disable-kube-proxy", "--disable", "network-policy,coredns")
 	server.Start()
@@ -89,9 +87,7 @@ func TestAgentJoinsOnceClockIsSet(t *testing.T) {
 // so that all of their certificates have run out when they are switched on again. The server makes new ones, the agent
 // joins once more with its token, as the node that it was, and neither ends.
 func TestClusterReturnsAfter400DaysOff(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes, for system calls are slow in such a machine")
 	g := newGuests(t)
 	server := g.add(1, "server", "--network-backend none --disable-kube-proxy --disable network-policy,coredns")
 	now := time.Now()

@@ -28,13 +28,11 @@ func TestAuthoritiesRenewedAfterTheirEnd(t *testing.T) {
 	for _, name := range pki.Signers() {
 		testenv.NoError(t, testca.WriteOwn(s.Seen("server", "tls"), string(name), end))
 	}
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	servers := []*harness.Server{s}
 	for range 2 {
 		p := site.NewMachine().NewPeer(s, "--disable-agent")
-		p.Start()
-		p.WaitAPI()
+		p.StartAPI()
 		servers = append(servers, p)
 	}
 	s.Creates("configmap", "before", "--from-literal=a=b")

@@ -30,9 +30,7 @@ const guestPatience = 10 * time.Minute
 // become one cluster with all that was acknowledged, no clock is behind the newest time that its machine has seen, and
 // none was set forward beyond that.
 func TestServersWithoutClockBatteries(t *testing.T) {
-	if !whole {
-		t.Skip("it takes many minutes, for system calls are slow in such a machine: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes many minutes, for system calls are slow in such a machine")
 	g := newGuests(t)
 	no := time.Unix(100, 0) // what a clock without a battery shows
 	first := g.add(1, "server", "")

@@ -106,9 +106,7 @@ func longestPause(acked []Ack, from, to time.Time) (longest time.Duration) {
 // TestClockOfOneServer: the clock of the server that an agent uses leaps, which leads or does not, and is right again
 // after a minute. The majority writes on, each agent has an API, and all is whole once the clock is right.
 func TestClockOfOneServer(t *testing.T) {
-	if !whole {
-		t.Skip("it takes many minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes many minutes")
 	const day = 24 * time.Hour
 	for _, by := range []time.Duration{-400 * day, -3 * time.Hour, 400 * day} {
 		t.Run(by.String(), func(t *testing.T) {
@@ -176,9 +174,7 @@ func (x *clients) skew(t *testing.T, by time.Duration, leads bool, probes []*nod
 // TestClusterFormedWithClocksAhead: the clocks of a server and an agent are ahead when the cluster is formed, and are
 // set right then. The agent's certificates, which are not valid yet, are replaced, and a start of the agent keeps them.
 func TestClusterFormedWithClocksAhead(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes")
 	const ahead = 8 * time.Hour
 	c := &Cluster{T: t, Site: harness.NewSite(t), store: atStore}
 	server := c.machine().NewServer(c.flags()...)

@@ -81,11 +81,7 @@ func (h *helmScenario) apply(name, values, chart string) {
 	}
 	manifest := fmt.Sprintf("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: %s}\nspec:\n  %s\n  valuesContent: '{%s}'\n", name, chart, values)
 	harness.Eventually(h.t, soon, "the HelmChart "+name+" is taken", func() error { // the kind comes with the first node
-		out, err := h.kube.TryApply(manifest)
-		if err != nil {
-			err = fmt.Errorf("%w %s", err, out)
-		}
-		return err
+		return harness.Succeeds(h.kube.TryApply(manifest))
 	})
 }
 

@@ -36,9 +36,7 @@ echo all are taken
 // TestNodeWithoutInotifyInstances: a server with a node, on a machine that has 128 inotify instances, goes on when
 // other programs have all of them, and starts again beside these: it raises the limit before its kubelet starts.
 func TestNodeWithoutInotifyInstances(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes, for system calls are slow in such a machine")
 	g := newGuests(t)
 	server := g.add(1, "server and agent", "--network-backend none --disable-kube-proxy --disable network-policy,helm-controller,metrics-server")
 	server.boot(time.Now())

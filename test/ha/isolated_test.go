@@ -95,9 +95,7 @@ func processorTime(t *testing.T, s *harness.Server) time.Duration {
 // TestServerWithoutLeaderIsIdle: a server that has no leader for a minute, since it reaches no other server or since
 // the others are dead, uses little processor time.
 func TestServerWithoutLeaderIsIdle(t *testing.T) {
-	if !whole {
-		t.Skip("it measures processor time for minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it measures processor time for minutes")
 	const most = 5 // percent of a core; 3 at most are wanted, and a load of 12 on two cores has been seen to add a half
 	for name, fault := range map[string]func(c *Cluster, left *harness.Server){
 		"isolated": (*Cluster).isolate,
@@ -134,9 +132,7 @@ func TestServerWithoutLeaderIsIdle(t *testing.T) {
 // TestLeaderThatCannotBeCalled: connections that are there stay, and no new one is made between the leader and the
 // other servers. No client uses the followers for so long that their connections for calls end. Then all write again.
 func TestLeaderThatCannotBeCalled(t *testing.T) {
-	if !whole {
-		t.Skip("connections for calls end after a minute without calls: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "connections for calls end after a minute without calls")
 	c := New(t, 3, 0)
 	leader := c.MustLeader()
 	for _, o := range Without(c.Servers, leader) {

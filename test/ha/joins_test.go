@@ -20,9 +20,7 @@ import (
 // lines of their log later, until one gets to its end. Started once more, each is one member and one node of the
 // cluster, which goes on all the while.
 func TestInterruptedJoins(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes")
 	c := NewOfNodes(t, 1, 0)
 	x := startClients(t, c, "load", "")
 	first := c.Servers[0]

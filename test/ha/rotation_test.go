@@ -34,9 +34,7 @@ type rotation struct {
 // meanwhile, and all machines have what is new. Each single request at which a leader may die is the matter of the
 // tests beside the rotations (server, server/encryption).
 func TestRotationsLeaderKilled(t *testing.T) {
-	if !whole {
-		t.Skip("it takes many minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes many minutes")
 	c := New(t, 3, 1)
 	c.Servers[0].Kubectl("create", "secret", "generic", "kept", "--from-literal=a=b")
 	for _, r := range []rotation{
@@ -110,11 +108,7 @@ func (c *Cluster) rotate(t *testing.T, r rotation, line int) bool {
 				}
 				again = append(again, "--token", before)
 			}
-			out, err := on.Run(on.Coracle(), again...)
-			if err != nil {
-				err = fmt.Errorf("%w\n%s", err, out)
-			}
-			return err
+			return harness.Succeeds(on.Run(on.Coracle(), again...))
 		})
 	}
 	c.same(t, r, before)

@@ -16,20 +16,10 @@ import (
 )
 
 // everywhere is a Deployment with a pod on each of so many nodes and a Service before it.
-const everywhere = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: everywhere}
-spec:
-  replicas: %d
-  selector: {matchLabels: {app: everywhere}}
-  template:
-    metadata: {labels: {app: everywhere}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: everywhere}}}]
-      containers: [{name: c, image: ` + harness.BoxImage + `, imagePullPolicy: Never, command: [testbox, serve], ports: [{containerPort: 8080}]}]
----
+var everywhere = harness.Workload("Deployment", "everywhere", "replicas: %d", `
+  terminationGracePeriodSeconds: 1, `+harness.OnePerNode("everywhere")+`,
+  containers: [{name: c, image: `+harness.BoxImage+`, imagePullPolicy: Never, command: [testbox, serve],
+  ports: [{containerPort: 8080}]}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: everywhere}

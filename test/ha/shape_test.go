@@ -49,9 +49,7 @@ var mayFail = map[int]string{1: "this is the only server", 3: "any one server", 
 // refused, which gets its vote at once. All the while clients write at three servers at most and watch, and an agent's
 // balancer reaches the API.
 func TestClusterGrowsToSevenAndShrinks(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes")
 	c := New(t, 1, 1)
 	x := startClients(t, c, "load", "")
 	x.shape(t)

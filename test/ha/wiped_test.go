@@ -23,9 +23,7 @@ import (
 // is the node that it was; a server takes the place of the one that it was, so that there are three as before; and
 // clients lose nothing.
 func TestWipedMachineRejoinsUnderItsName(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes")
 	c := NewOfNodes(t, 3, 1)
 	c.faults(t, []string{"wiped"}, nil)
 	for _, s := range c.Servers {

@@ -32,11 +32,7 @@ func (s *Site) NewCluster(servers int, archive, folder string, args ...string) *
 		start(s.NewMachine().NewPeer(first, args...))
 	}
 	Eventually(s.T, Longer, fmt.Sprintf("%d nodes are ready", servers), func() error {
-		out, err := first.TryKubectl("get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
-		if err == nil && out != strings.TrimSpace(strings.Repeat("True ", servers)) {
-			err = fmt.Errorf("the nodes are Ready: %s", out)
-		}
-		return err
+		return Exactly(strings.TrimSpace(strings.Repeat("True ", servers)))(first.TryKubectl("get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`))
 	})
 	return first
 }

@@ -24,6 +24,46 @@ const (
 // BoxYAML begins a container that runs the box.
 const BoxYAML = `{name: box, image: "` + BoxImage + `", imagePullPolicy: Never`
 
+// Workload is an object of apps/v1 with pods that have the label app: its name, which may have its namespace before it,
+// as "shop/web". spec and pods are what else its spec and that of its pods have, in YAML's flow style.
+func Workload(kind, name, spec, pods string) string {
+	at := ""
+	if namespace, rest, ok := strings.Cut(name, "/"); ok {
+		name, at = rest, ", namespace: "+namespace
+	}
+	return fmt.Sprintf(`
+apiVersion: apps/v1
+kind: %[1]s
+metadata: {name: %[2]s%[3]s}
+spec: {selector: {matchLabels: {app: %[2]s}}, template: {metadata: {labels: {app: %[2]s}}, spec: {%[4]s}}, %[5]s}
+---
+`, kind, name, at, pods, spec)
+}
+
+// OnePerNode spreads the pods of a Workload, one to a node.
+func OnePerNode(name string) string {
+	return "topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, " +
+		"labelSelector: {matchLabels: {app: " + name + "}}}]"
+}
+
+// Exactly gets what a program printed, and returns an error unless that is want.
+func Exactly(want string) func(got string, err error) error {
+	return func(got string, err error) error {
+		if err == nil && got != want {
+			err = fmt.Errorf("%q, want %q", got, want)
+		}
+		return err
+	}
+}
+
+// Succeeds gets what a program printed, and returns its error with that.
+func Succeeds(out string, err error) error {
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, out)
+	}
+	return err
+}
+
 // Says fails the test unless got has each of want in it.
 func Says(t testing.TB, got string, want ...string) {
 	t.Helper()
@@ -72,11 +112,7 @@ func (s *Server) Insists(args ...string) (out string) {
 func (s *Server) InsistsOn(manifest string) {
 	s.T.Helper()
 	Eventually(s.T, Soon, fmt.Sprintf("server %d applies a manifest", s.Number), func() error {
-		out, err := s.In(s.T).TryApply(manifest)
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
+		return Succeeds(s.In(s.T).TryApply(manifest))
 	})
 }
 

@@ -106,11 +106,7 @@ func (k *Kube) Refused(want string, args ...string) {
 func (k *Kube) Apply(manifest string) {
 	k.T.Helper()
 	testenv.NoError(k.T, Reaching(func() error {
-		out, err := k.TryApply(manifest)
-		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, out)
-		}
-		return err
+		return Succeeds(k.TryApply(manifest))
 	}))
 }
 
@@ -133,11 +129,7 @@ func (k *Kube) Await(within time.Duration, object, path, want string) {
 func (k *Kube) Becomes(within time.Duration, want string, args ...string) {
 	k.T.Helper()
 	Eventually(k.T, within, "kubectl "+strings.Join(args, " "), func() error {
-		got, err := k.Try(args...)
-		if err == nil && got != want {
-			err = fmt.Errorf("is %q, want %q", got, want)
-		}
-		return err
+		return Exactly(want)(k.Try(args...))
 	})
 }
 

@@ -14,6 +14,14 @@ var length = os.Getenv("CORACLE_HA_WHOLE")
 // Whole reports whether scenarios run at their whole length, which takes hours.
 func Whole() bool { return length != "" && length != "short" }
 
+// SkipUnlessWhole skips a scenario where those do not run at their whole length, and says why.
+func SkipUnlessWhole(t *testing.T, why string) {
+	t.Helper()
+	if !Whole() {
+		t.Skip(why + ": make e2e-ha has it")
+	}
+}
+
 // ByHand skips a scenario unless make e2e-ha runs it. Such a scenario tries each fault on each machine, or its result
 // depends on real time: a busy machine can make it fail where nothing is wrong, and a user who runs it by hand reads
 // what it says.

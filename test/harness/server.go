@@ -114,6 +114,20 @@ func (s *Server) Start() {
 	s.pid = onlyChild(s.T, s.cmd.Process.Pid, done)
 }
 
+// StartAPI is Start, and waits until the API server takes writes.
+func (s *Server) StartAPI() {
+	s.T.Helper()
+	s.Start()
+	s.WaitAPI()
+}
+
+// StartNode is Start of the first server, and waits until its node is ready.
+func (s *Server) StartNode() {
+	s.T.Helper()
+	s.Start()
+	s.WaitReady()
+}
+
 // Pid is the server's process id as this process sees it.
 func (s *Server) Pid() int { return s.pid }
 

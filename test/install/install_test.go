@@ -16,26 +16,12 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-const workload = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      volumes: [{name: host, hostPath: {path: /var/lib/precious}}, {name: scratch, emptyDir: {medium: Memory}}]
-      containers:
-      - name: web
-        image: ` + harness.BoxImage + `
-        imagePullPolicy: Never
-        command: [sh, -c, "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"]
-        ports: [{containerPort: 8080}]
-        volumeMounts: [{name: host, mountPath: /host}, {name: scratch, mountPath: /scratch}]
----
+var workload = harness.Workload("Deployment", "web", "replicas: 2", `
+  terminationGracePeriodSeconds: 1,
+  volumes: [{name: host, hostPath: {path: /var/lib/precious}}, {name: scratch, emptyDir: {medium: Memory}}],
+  containers: [{name: web, image: `+harness.BoxImage+`, imagePullPolicy: Never,
+  command: [sh, -c, "echo hello > /tmp/index.html; exec httpd -f -p 8080 -h /tmp"], ports: [{containerPort: 8080}],
+  volumeMounts: [{name: host, mountPath: /host}, {name: scratch, mountPath: /scratch}]}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: web}

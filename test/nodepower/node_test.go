@@ -127,19 +127,9 @@ func (n *node) deploy(pulled bool) (app string) {
 	return app
 }
 
-const deployment = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: %[1]s}
-spec:
-  selector: {matchLabels: {app: %[1]s}}
-  template:
-    metadata: {labels: {app: %[1]s}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - {name: c, image: "%[2]s", imagePullPolicy: %[3]s, command: [/bin/busybox, sleep, "1000000"]}
-`
+var deployment = harness.Workload("Deployment", "%[1]s", "", `
+  terminationGracePeriodSeconds: 0,
+  containers: [{name: c, image: "%[2]s", imagePullPolicy: %[3]s, command: [/bin/busybox, sleep, "1000000"]}]`)
 
 // count has a pod count in a local volume. It writes how far it has got to "flushed" once that is on the disk.
 func (n *node) count() {

@@ -95,23 +95,11 @@ const attachingControllers = `- name: provisioner
     volumeMounts: *controllers`
 
 // attachedTo is a StatefulSet NAME with a volume that has to be attached.
-const attachedTo = `
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: NAME}
-spec:
-  serviceName: NAME
-  selector: {matchLabels: {app: NAME}}
-  template:
-    metadata: {labels: {app: NAME}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      nodeSelector: {for: volumes}
-      containers: [` + harness.BoxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
-  volumeClaimTemplates:
-  - metadata: {name: data}
-    spec: {accessModes: [ReadWriteOnce], storageClassName: csi, resources: {requests: {storage: 1Mi}}}
-`
+var attachedTo = harness.Workload("StatefulSet", "NAME", `
+  serviceName: NAME, volumeClaimTemplates: [{metadata: {name: data},
+  spec: {accessModes: [ReadWriteOnce], storageClassName: csi, resources: {requests: {storage: 1Mi}}}}]`, `
+  terminationGracePeriodSeconds: 1, nodeSelector: {for: volumes},
+  containers: [`+harness.BoxYAML+`, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]`)
 
 // attachments fails unless there are so many VolumeAttachments, all attached and to this node, and the driver has as
 // many volumes attached, there too.

@@ -47,8 +47,7 @@ func TestRunningClusterChangesNetworkBackend(t *testing.T) {
 	m.refusesVXLAN(s)
 	flag := slices.Index(s.Args, "--network-backend")
 	s.Args = slices.Delete(s.Args, flag, flag+2)
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	m.returned(0)
 	m.allMeet()
 }

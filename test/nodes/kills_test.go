@@ -17,15 +17,12 @@ import (
 // TestKillsDuringPodStart: a server is killed again and again at some moment of its pods' start. The next one always
 // starts them, and when they are deleted nothing of them is left running.
 func TestKillsDuringPodStart(t *testing.T) {
-	if !whole {
-		t.Skip("it takes minutes: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it takes minutes")
 	const rounds, pods = 30, 3
 	m := harness.NewMachine(t)
 	s := m.NewServer()
 	s.AddBoxImage()
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	k := s.Namespace(t, "kills")
 	for i := range rounds {
 		var all strings.Builder

@@ -19,9 +19,7 @@ import (
 // cut off. Services stop sending to their pods, but no pod is moved, though one node's are moved after its tolerations
 // (TestPodsOfDeadNodeAreReplaced); and when the nodes are back all is as it was.
 func TestMostNodesVanish(t *testing.T) {
-	if !whole {
-		t.Skip("it waits for minutes in which nothing may happen: make e2e-ha has it")
-	}
+	harness.SkipUnlessWhole(t, "it waits for minutes in which nothing may happen")
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	const tolerated = 15 // s: longer than upstream's 5 s between two looks, of which one may come while the Nodes are being written (docs/adr/0065)

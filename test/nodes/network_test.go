@@ -339,8 +339,7 @@ func TestNetworkHostGateway(t *testing.T) {
 // TestNetworkNone: coracle makes no pod network where that is left to another plugin, and takes up the one that comes.
 func TestNetworkNone(t *testing.T) {
 	s := harness.NewMachine(t).NewServer("--network-backend", "none")
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	harness.Eventually(t, patient, "the node waits for a network", func() error {
 		out, err := s.TryKubectl("get", "node", s.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].message}`)
 		if err == nil && !strings.Contains(out, "cni plugin not initialized") {

@@ -14,19 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-const spreadService = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: d}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: d}}
-  template:
-    metadata: {labels: {app: d}}
-    spec:
-      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: d}}}]
-      containers: [` + harness.BoxYAML + `, command: [sh, -c, "testbox tcp 9 & exec testbox serve"]}]
----
+var spreadService = harness.Workload("Deployment", "d", "replicas: 2", `
+  `+harness.OnePerNode("d")+`, containers: [`+harness.BoxYAML+`, command: [sh, -c, "testbox tcp 9 & exec testbox serve"]}]`) + `
 apiVersion: v1
 kind: Service
 metadata: {name: d}
@@ -35,11 +24,7 @@ spec: {selector: {app: d}, ports: [{port: 80, targetPort: 8080}]}
 
 // isReady fails unless a node's condition Ready has that status.
 func isReady(s, node *harness.Server, want string) error {
-	out, err := s.TryKubectl("get", "node", node.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
-	if err == nil && out != want {
-		err = fmt.Errorf("Ready is %q, want %q", out, want)
-	}
-	return err
+	return harness.Exactly(want)(s.TryKubectl("get", "node", node.NodeName(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`))
 }
 
 // endpoints fails unless so many endpoints of the Service d are ready.
@@ -79,8 +64,7 @@ func spreadOn(t *testing.T, site *harness.Site, args ...string) (s *harness.Serv
 // withAgents starts a server and so many agents that can run testbox, and waits until these are ready.
 func withAgents(t *testing.T, s *harness.Server, count int, args ...string) (agents []*harness.Server) {
 	t.Helper()
-	s.Start()
-	s.WaitAPI()
+	s.StartAPI()
 	for range count {
 		a := s.Machine.Site.NewMachine().NewAgent(s, args...)
 		a.AddBoxImage()
@@ -175,13 +159,11 @@ func TestSilentAgentIsNotDead(t *testing.T) {
 func TestLeadersNodeDies(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer()
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	servers := []*harness.Server{first}
 	for range 2 {
 		s := site.NewMachine().NewPeer(first, "--disable-agent")
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 		servers = append(servers, s)
 	}
 	second := servers[1]

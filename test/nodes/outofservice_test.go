@@ -16,19 +16,9 @@ import (
 )
 
 // leaveable is a Deployment on all nodes, and a StatefulSet with a claim whose volume any node can mount.
-const leaveable = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: d}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: d}}
-  template:
-    metadata: {labels: {app: d}}
-    spec:
-      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: d}}}]
-      containers: [` + harness.BoxYAML + `, command: [testbox, serve]}]
----
+var leaveable = harness.Workload("Deployment", "d", "replicas: 2", `
+  topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway,
+  labelSelector: {matchLabels: {app: d}}}], containers: [`+harness.BoxYAML+`, command: [testbox, serve]}]`) + `
 apiVersion: v1
 kind: PersistentVolume
 metadata: {name: v}
@@ -38,20 +28,10 @@ spec:
   storageClassName: none
   hostPath: {path: /var/lib/shared-by-hand, type: DirectoryOrCreate}
 ---
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: s}
-spec:
-  serviceName: s
-  selector: {matchLabels: {app: s}}
-  template:
-    metadata: {labels: {app: s}}
-    spec:
-      containers: [` + harness.BoxYAML + `, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]
-  volumeClaimTemplates:
-  - metadata: {name: data}
-    spec: {accessModes: [ReadWriteOnce], storageClassName: none, resources: {requests: {storage: 1Mi}}}
-`
+` + harness.Workload("StatefulSet", "s", `
+  serviceName: s, volumeClaimTemplates: [{metadata: {name: data},
+  spec: {accessModes: [ReadWriteOnce], storageClassName: none, resources: {requests: {storage: 1Mi}}}}]`, `
+  containers: [`+harness.BoxYAML+`, command: [testbox, serve], volumeMounts: [{name: data, mountPath: /data}]}]`)
 
 // runningOn fails unless the pods of an app that are ready, and not being deleted, are on these nodes.
 func runningOn(s *harness.Server, app string, nodes ...string) error {

@@ -69,11 +69,7 @@ func (p policyPod) meets(m *mesh, want string, urls ...string) {
 	m.Helper()
 	all := strings.TrimSpace(strings.Repeat(want+"\n", len(urls)))
 	harness.Eventually(m, patient, fmt.Sprintf("%s meets %v: %s", p.name, urls, want), func() error {
-		out, err := p.exec(m, tries(urls...))
-		if err == nil && out != all {
-			err = fmt.Errorf("it meets\n%s", out)
-		}
-		return err
+		return harness.Exactly(all)(p.exec(m, tries(urls...)))
 	})
 }
 
@@ -133,11 +129,7 @@ func TestNetworkPolicy(t *testing.T) {
 	manifest.WriteString(`
 {apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {ipFamilyPolicy: RequireDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}`)
 	harness.Eventually(m, patient, "pods are made", func() error { // once their service accounts are there
-		out, err := s.In(t).TryApply(manifest.String())
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
+		return harness.Succeeds(s.In(t).TryApply(manifest.String()))
 	})
 	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod", "--all", "--timeout=180s")
 	s.Kubectl("wait", "-n", "other", "--for=condition=Ready", "pod", "--all", "--timeout=180s")

@@ -99,11 +99,7 @@ func newPolicyTable(t *testing.T) *policyTable {
 		m.run(i, "sh", "-ec", "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit; echo 0 > /proc/sys/net/ipv6/icmp/ratelimit") // so many refusals of datagrams
 	}
 	harness.Eventually(t, patient, "pods are made", func() error { // once their service accounts are there
-		out, err := m.nodes[0].In(t).TryApply(manifest.String())
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
+		return harness.Succeeds(m.nodes[0].In(t).TryApply(manifest.String()))
 	})
 	p.learn(pods)
 	p.connect()

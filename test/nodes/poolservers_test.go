@@ -43,8 +43,7 @@ func newPoolServers(t *testing.T, f families) *poolServers {
 			p.servers = append(p.servers, machine.NewPeer(p.servers[0]))
 		}
 		p.servers[i].AddBoxImage()
-		p.servers[i].Start()
-		p.servers[i].WaitAPI()
+		p.servers[i].StartAPI()
 	}
 	p.site.Heal() // it unpacks nft, so that this is no part of what is measured
 	p.whole("at first")

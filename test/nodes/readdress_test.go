@@ -27,8 +27,7 @@ func newMoving(t *testing.T) *moving {
 	site := harness.NewSite(t)
 	// The pods are to be the same at the end: none is moved, however long a node is away.
 	first := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "600").FindIP()
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	m := &moving{t: t, servers: []*harness.Server{first}}
 	for i := range 2 {
 		var s *harness.Server
@@ -38,8 +37,7 @@ func newMoving(t *testing.T) *moving {
 			s = site.NewMachine().NewPeer(first).FindIP()
 			s.AddBoxImage()
 		}
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 		m.servers = append(m.servers, s)
 	}
 	harness.Eventually(t, harness.Soon, "all three vote", func() error {

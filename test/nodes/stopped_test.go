@@ -19,19 +19,9 @@ import (
 
 // beside is a StatefulSet whose pod runs where the one of leaveable does. It has no volume: that one's is on its node's
 // disk for all that coracle knows, and a node without other pods does not say that it stopped.
-const beside = `
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: w}
-spec:
-  serviceName: w
-  selector: {matchLabels: {app: w}}
-  template:
-    metadata: {labels: {app: w}}
-    spec:
-      affinity: {podAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: s}}}]}}
-      containers: [` + harness.BoxYAML + `, command: [testbox, serve]}]
-`
+var beside = harness.Workload("StatefulSet", "w", "serviceName: w", `
+  affinity: {podAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname,
+  labelSelector: {matchLabels: {app: s}}}]}}, containers: [`+harness.BoxYAML+`, command: [testbox, serve]}]`)
 
 // TestStoppedNodeFreesStatefulSet: a node that stopped its pods before its machine was switched off is out of service
 // once the tolerations are over, so that a StatefulSet's pod and its volume move to another node without a person; and

@@ -25,15 +25,12 @@ func TestMixedVersions(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Bin = older
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	newer := site.NewMachine().NewPeer(first, "--disable-agent") // of this version, let in by the older one
-	newer.Start()
-	newer.WaitAPI()
+	newer.StartAPI()
 	third := site.NewMachine().NewPeer(newer, "--disable-agent") // older, let in by this version
 	third.Bin = older
-	third.Start()
-	third.WaitAPI()
+	third.StartAPI()
 	servers := []*harness.Server{first, newer, third}
 	agents := []*harness.Server{site.NewMachine().NewAgent(newer), site.NewMachine().NewAgent(first)}
 	agents[0].Bin = older

@@ -77,13 +77,11 @@ func newVIPCluster(t *testing.T) *vipCluster {
 	t.Helper()
 	c := &vipCluster{T: t, site: harness.NewSite(t)}
 	first := c.site.NewMachine().NewServer("--disable-agent", "--vip", testVIP)
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	c.servers = append(c.servers, first)
 	for range 2 {
 		s := c.site.NewMachine().NewPeer(first, "--disable-agent")
-		s.Start()
-		s.WaitAPI()
+		s.StartAPI()
 		c.servers = append(c.servers, s)
 	}
 	c.client, c.ca = c.site.NewMachine(), caOf(t, first)
@@ -235,11 +233,7 @@ func (c *vipCluster) changes() {
 	change := func(args ...string) {
 		c.Helper()
 		harness.Eventually(c, harness.Soon, fmt.Sprintf("coracle vip %v", args), func() error { // the server that was killed may have led
-			out, err := vip(args...)
-			if err != nil {
-				err = fmt.Errorf("%w\n%s", err, out)
-			}
-			return err
+			return harness.Succeeds(vip(args...))
 		})
 	}
 	change("set", next)
@@ -253,8 +247,7 @@ func (c *vipCluster) changes() {
 		return err
 	})
 	testenv.NoError(c, first.Stop()) // it was started with --vip and the first address
-	first.Start()
-	first.WaitAPI()
+	first.StartAPI()
 	harness.Eventually(c, harness.Soon, "the server says which address counts", func() error { return first.LogSays("--vip is ignored: the cluster has another virtual address") })
 	harness.Says(c, first.LogTail(1000), testVIP, next, "coracle vip set")
 	testenv.NoError(c, first.Stop())
@@ -271,8 +264,7 @@ func (c *vipCluster) changes() {
 		}
 		return nil
 	})
-	third.Start()
-	third.WaitAPI()
+	third.StartAPI()
 	for _, s := range c.servers {
 		harness.Eventually(c, harness.Soon, "the translations are gone", func() error {
 			out, err := s.NFT("list", "tables")

@@ -50,8 +50,7 @@ func play(t testing.TB, command string, console bool, serverArgs []string) int {
 	testenv.NoError(t, os.MkdirAll(images, 0o755))
 	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
 	fmt.Fprintln(os.Stderr, "starting a cluster of one node")
-	s.Start()
-	s.WaitReady()
+	s.StartNode()
 	bin := filepath.Join(m.Dir, "bin")
 	testenv.NoError(t, os.Mkdir(bin, 0o755))
 	for _, name := range []string{"coracle", "kubectl", "ctr"} {
