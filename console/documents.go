@@ -195,9 +195,9 @@ func (d *document) node() *yaml.Node {
 
 func (s *source) stepsOf(field string) []step {
 	if s.item < 0 {
-		return stepsOf(field)
+		return parseSteps(field)
 	}
-	return append([]step{{"items", false}, {strconv.Itoa(s.item), true}}, stepsOf(field)...)
+	return append([]step{{"items", false}, {strconv.Itoa(s.item), true}}, parseSteps(field)...)
 }
 
 // step is one step of a path: a field's name, or what is in brackets: an index, keys of an element, a map's key.
@@ -206,9 +206,9 @@ type step struct {
 	bracket bool
 }
 
-// stepsOf parses the paths of upstream's validation (spec.containers[0].image, metadata.labels[a.b/c]) and of
+// parseSteps parses the paths of upstream's validation (spec.containers[0].image, metadata.labels[a.b/c]) and of
 // server-side apply (.spec.containers[name="x"].image).
-func stepsOf(path string) []step {
+func parseSteps(path string) []step {
 	var out []step
 	for path != "" {
 		switch path[0] {

@@ -88,7 +88,7 @@ func (h *charts) part(ctx context.Context, t *term.Term) error {
 	var errs [3]error
 	o := helmcharts.Options{
 		Informers: t.Informers, Engine: h.engine, FirstWait: h.retries, Wanted: h.wanted, Logger: quiet, Disabled: h.disabled,
-		Folders: []string{h.folder}, FilesEvery: 20 * time.Millisecond, Server: "node-1", LeastCheck: 20 * time.Millisecond,
+		Folders: []string{h.folder}, FilesEvery: 20 * time.Millisecond, Server: "node-1", MinCheckPeriod: 20 * time.Millisecond,
 		Recorder: recorder.New(ctx, h.client, "test"),
 	}
 	o.Client, errs[0] = kubernetes.NewForConfig(t.Config)

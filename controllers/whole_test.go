@@ -45,7 +45,7 @@ func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (s
 			func(ctx context.Context, t *term.Term) error {
 				return scheduler.Run(ctx, scheduler.Options{Term: t, Refusals: c.refusals})
 			})
-		done <- term.Run(ctx, term.Options{Config: c.config, Number: number, Patience: stopWithin}, parts...)
+		done <- term.Run(ctx, term.Options{Config: c.config, Number: number, EndTimeout: stopWithin}, parts...)
 	}()
 	return func() error { cancel(); return <-done }
 }

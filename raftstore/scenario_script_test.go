@@ -447,7 +447,7 @@ var states = []struct {
 	{"no clock is off", func(s *script, _ []string) bool { return s.clocksOff() }},
 	{"only the clock of X is off", func(s *script, a []string) bool { return s.clocksOff(s.one(a[0])) }},
 	{"survey of X misses only X", func(s *script, a []string) bool {
-		return s.survey(a, func(m MemberState) bool { return !m.Answers || m.Version != "scenario" || m.Lag > caughtUpWithin })
+		return s.survey(a, func(m MemberState) bool { return !m.Answers || m.Version != "scenario" || m.Lag > maxMissingEntries })
 	}},
 	{"survey of X finds only the disk of X stalled", func(s *script, a []string) bool {
 		return s.survey(a, func(m MemberState) bool { return m.Stalled && m.Answers })

@@ -31,8 +31,8 @@ const (
 	// promoted in that time. If too few voters stored, no vote is changed in that time. Without the pause, an entry
 	// would be written again and again for disks that take too long each time.
 	probeAgainAfter = time.Minute
-	// caughtUpWithin is how many entries a server may lack and still be promoted. It gets them during the promotion.
-	caughtUpWithin = 64
+	// maxMissingEntries is how many entries a server may lack and still be promoted. It gets them during the promotion.
+	maxMissingEntries = 64
 	// fullFor is how long a leader refuses writes for lack of disk space before it transfers the leadership to a server
 	// that may have space.
 	fullFor = 3 * time.Second
@@ -263,7 +263,7 @@ func (s *steward) observe(servers []raft.Server, known *observations) []voters.M
 			index, stored := s.Stored(server.ID, term)
 			without := min(time.Since(stored), time.Since(of.begunAt))
 			m.Healthy, m.Gone = without < healthyWithin && !stored.IsZero(), without > replaceAfter
-			m.CaughtUp = index+caughtUpWithin >= newest && time.Since(of.failed) > probeAgainAfter
+			m.CaughtUp = index+maxMissingEntries >= newest && time.Since(of.failed) > probeAgainAfter
 			quiet[i] = min(time.Since(s.Contact(server.ID)), time.Since(of.begunAt)) >= healthyWithin
 		}
 		out[i] = m

@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// transferWithin bounds the leadership transfer of a server that stops.
-const transferWithin = time.Second
+// transferTimeout bounds the leadership transfer of a server that stops.
+const transferTimeout = time.Second
 
 // TransferBeforeStop transfers the leadership to another voter, so that an orderly stop leaves no time without a
 // leader. It says whether it did.
@@ -26,7 +26,7 @@ func (c *Cluster) TransferBeforeStop() bool {
 	if lead, _ := c.leadership.get(); !lead.Leader || !c.othersVote() {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, transferWithin)
+	ctx, cancel := context.WithTimeout(c.ctx, transferTimeout)
 	defer cancel()
 	if err := c.TransferLeadership(ctx); err != nil {
 		c.log.Warn("could not transfer the store's leadership before stopping", "err", err)

@@ -245,7 +245,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := s.data.RecordVersion(); err != nil {
 		return fmt.Errorf("recording this version in the data directory: %w", err)
 	}
-	s.vips.Clear()
+	s.vips.ClearRedirects()
 	// The API server and the loops need the store and the certificates until they have stopped. So these end after them
 	// and not with ctx.
 	background := supervise.NewGroup(context.WithoutCancel(ctx), s.o.Board, s.log)

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// confirmWithin limits one confirmation: a machine that asked for the address repeats its request after a second.
-	confirmWithin = 500 * time.Millisecond
+	// confirmTimeout limits one confirmation: a machine that asked for the address repeats its request after a second.
+	confirmTimeout = 500 * time.Millisecond
 	// confirmPause is the pause after a failed confirmation, however many packets arrive: a leader without a majority
 	// would ask the voters for each of them.
 	confirmPause = 200 * time.Millisecond
@@ -159,7 +159,7 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 		if now < r.quietUntil {
 			return false
 		}
-		ctx, cancel := context.WithTimeout(ctx, confirmWithin)
+		ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 		until, err := r.a.Confirm(ctx)
 		cancel()
 		if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// statsWithin limits how long a scrape waits for the proxy.
-const statsWithin = 2 * time.Second
+// statsTimeout limits how long a scrape waits for the proxy.
+const statsTimeout = 2 * time.Second
 
 // Descriptions of the proxy's metrics.
 var (
@@ -51,7 +51,7 @@ func (*Metrics) Describe(to chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (m *Metrics) Collect(to chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), statsWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), statsTimeout)
 	defer cancel()
 	s := m.n.stats(ctx)
 	if s == nil {

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// responseTimeout limits the wait for the proxy's response to a change, socketsWithin that for its sockets.
-	responseTimeout, socketsWithin = 30 * time.Second, 3 * time.Second
+	// responseTimeout limits the wait for the proxy's response to a change, socketsTimeout that for its sockets.
+	responseTimeout, socketsTimeout = 30 * time.Second, 3 * time.Second
 	// maxResponse limits a response in bytes: a proxy that an attacker controls must not exhaust this process' memory.
 	maxResponse = 8 << 20
 )
@@ -78,12 +78,12 @@ func adopt(dir string, e entry) (*process, *sockets, error) {
 	return p, s, nil
 }
 
-// errNoResponse means that a process did not reply within socketsWithin.
+// errNoResponse means that a process did not reply within socketsTimeout.
 var errNoResponse = errors.New("the ingress proxy does not pass on its sockets")
 
 // askSockets asks for the process' sockets. It has to be called first on a connection, before read.
 func (p *process) askSockets() (*sockets, error) {
-	if err := p.conn.SetDeadline(time.Now().Add(socketsWithin)); err != nil {
+	if err := p.conn.SetDeadline(time.Now().Add(socketsTimeout)); err != nil {
 		return nil, fmt.Errorf("asking the ingress proxy for its sockets: %w", err)
 	}
 	defer func() { _ = p.conn.SetDeadline(time.Time{}) }()

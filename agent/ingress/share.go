@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// eventWithin limits the time for writing an event.
-const eventWithin = 5 * time.Second
+// eventTimeout limits the time for writing an event.
+const eventTimeout = 5 * time.Second
 
 // useTable makes a table that a server sent the node's table. If it takes more than half of the proxy's memory by the
 // server's estimates, it leaves out namespaces: those that take most, until the others fit. That depends on the table
@@ -38,7 +38,7 @@ func (n *Node) useTable(ctx context.Context, received table.Sections) {
 		if n.o.Event == nil {
 			continue
 		}
-		limited, cancel := context.WithTimeout(ctx, eventWithin)
+		limited, cancel := context.WithTimeout(ctx, eventTimeout)
 		if err := n.o.Event(limited, c, text); err != nil && ctx.Err() == nil {
 			n.o.Logger.Warn("ingress: the event about a namespace that is left out could not be written", "namespace", namespace, "error", err)
 		}

@@ -122,8 +122,8 @@ func (s *sockets) serve(at []netip.Addr) bool {
 	return true
 }
 
-// closedWithin limits how long to wait until a proxy that was asked to end has closed its sockets.
-const closedWithin = 2 * time.Second
+// closeTimeout limits how long to wait until a proxy that was asked to end has closed its sockets.
+const closeTimeout = 2 * time.Second
 
 // listenAll opens for each of the node's addresses one socket for HTTP and one for HTTPS. All addresses have the same
 // ports: the usual ones, or others where another program uses those. patient is set when a proxy was ended before:
@@ -143,10 +143,10 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	return s, nil
 }
 
-// listenPatiently opens sockets as listen does. With patient it waits up to closedWithin while the port is in use.
+// listenPatiently opens sockets as listen does. With patient it waits up to closeTimeout while the port is in use.
 func (s *sockets) listenPatiently(at []netip.Addr, name string, port int, patient bool) error {
 	err := s.listen(at, name, port)
-	for end := time.Now().Add(closedWithin); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
+	for end := time.Now().Add(closeTimeout); patient && errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond) // the kernel has no event for a port that becomes free
 		err = s.listen(at, name, port)
 	}

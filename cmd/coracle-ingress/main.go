@@ -47,8 +47,8 @@ func main() {
 	}
 }
 
-// claimWithin is the maximum time between the start of the process and its first table from the agent.
-const claimWithin = time.Minute
+// claimTimeout is the maximum time between the start of the process and its first table from the agent.
+const claimTimeout = time.Minute
 
 // errAbandoned says that the process has no table, and no agent that would send one.
 var errAbandoned = errors.New("no agent has sent a table")
@@ -105,7 +105,7 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 			defer cancel(nil) // a socket that fails drains the others; the agent restarts the process
 			failures[1] = listeners.Serve(ctx)
 		})
-	case <-time.After(claimWithin):
+	case <-time.After(claimTimeout):
 		cancel(errAbandoned)
 	case <-ctx.Done():
 	}

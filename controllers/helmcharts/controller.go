@@ -45,8 +45,8 @@ const (
 // Engine executes a request. The error is for failures that are not caused by the chart.
 type Engine func(context.Context, *helmjob.Request) (*helmjob.Result, error)
 
-// All fields of Options are required, except Folders, Server, FilesEvery, LeastCheck, FirstWait, Disabled, Wanted, Part
-// and Logger.
+// All fields of Options are required, except Folders, Server, FilesEvery, MinCheckPeriod, FirstWait, Disabled, Wanted,
+// Part and Logger.
 type Options struct {
 	// Client, Dynamic and Metadata read and write. Informers are the term's, and are started after New.
 	Client    kubernetes.Interface
@@ -61,8 +61,8 @@ type Options struct {
 	Server string
 	// FilesEvery is the interval of checks of these files; 15 s when zero.
 	FilesEvery time.Duration
-	// LeastCheck is the shortest time that the annotation ReconcileEvery may have; 1 min when zero.
-	LeastCheck time.Duration
+	// MinCheckPeriod is the shortest time that the annotation ReconcileEvery may have; 1 min when zero.
+	MinCheckPeriod time.Duration
 	// FirstWait is the pause after a first failure; 5 s when zero.
 	FirstWait time.Duration
 	// Disabled removes the finalizers from all charts. It removes the kinds if there are no objects of them.
@@ -103,11 +103,11 @@ func New(o Options) (*Controller, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	o.FirstWait = cmp.Or(o.FirstWait, firstWait)
 	o.FilesEvery = cmp.Or(o.FilesEvery, filesEvery)
-	o.LeastCheck = cmp.Or(o.LeastCheck, time.Minute)
+	o.MinCheckPeriod = cmp.Or(o.MinCheckPeriod, time.Minute)
 	core := o.Informers.Core().V1()
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
-			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(),
+			server: o.Server, minCheckPeriod: o.MinCheckPeriod}, namespaces: core.Namespaces().Lister(),
 		wake: timers.NewSignal(), outcomes: make(chan workResult, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}

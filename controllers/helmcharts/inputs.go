@@ -78,8 +78,8 @@ type reader struct {
 	client kubernetes.Interface
 	files  *files // charts that are named by file
 	server string // name of this server
-	// leastCheck is the shortest permitted time in ReconcileEvery.
-	leastCheck time.Duration
+	// minCheckPeriod is the shortest permitted time in ReconcileEvery.
+	minCheckPeriod time.Duration
 }
 
 // inputs has everything that a chart's release is made from.
@@ -165,9 +165,9 @@ func (r reader) checkEvery(c *kinds.HelmChart) (time.Duration, error) {
 		return 0, nil
 	}
 	every, err := time.ParseDuration(text)
-	if err != nil || every < r.leastCheck {
+	if err != nil || every < r.minCheckPeriod {
 		return 0, newProblem(string(helmjob.BadRequest), "The annotation %s is %q: it takes a time such as 6h or 30m, of %s at the least.",
-			ReconcileEvery, text, r.leastCheck)
+			ReconcileEvery, text, r.minCheckPeriod)
 	}
 	return every, nil
 }

@@ -49,8 +49,8 @@ type Options struct {
 	Config *rest.Config
 	// Number is the Raft term, for messages.
 	Number uint64
-	// Patience limits the wait for goroutines after the end of the term; 20 s when zero.
-	Patience time.Duration
+	// EndTimeout limits the wait for goroutines after the end of the term; 20 s when zero.
+	EndTimeout time.Duration
 }
 
 // Term holds the shared resources of one term of leadership.
@@ -175,7 +175,7 @@ func newTerm(ctx context.Context, o Options) (*Term, context.Context, error) {
 	if o.Config == nil {
 		return nil, nil, errors.New("term: no client configuration given")
 	}
-	t := &Term{number: o.Number, endTimeout: o.Patience, started: make(chan struct{})}
+	t := &Term{number: o.Number, endTimeout: o.EndTimeout, started: make(chan struct{})}
 	t.endTimeout = cmp.Or(t.endTimeout, defaultTimeout)
 	t.tally, ctx = newTally(ctx)
 	t.Config = rest.CopyConfig(o.Config)

@@ -53,7 +53,7 @@ func TestRunGivesUpOnStragglersAndShowsThem(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release := make(chan struct{})
 	defer close(release)
-	err := term.Run(ctx, term.Options{Config: nowhere, Patience: 50 * time.Millisecond}, func(context.Context, *term.Term) error {
+	err := term.Run(ctx, term.Options{Config: nowhere, EndTimeout: 50 * time.Millisecond}, func(context.Context, *term.Term) error {
 		go straggle(release)
 		cancel()
 		return nil
@@ -68,7 +68,7 @@ func straggle(release <-chan struct{}) { <-release }
 func TestRunGivesUpOnAStuckComponent(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release := make(chan struct{})
-	err := term.Run(ctx, term.Options{Config: nowhere, Patience: 50 * time.Millisecond}, func(context.Context, *term.Term) error {
+	err := term.Run(ctx, term.Options{Config: nowhere, EndTimeout: 50 * time.Millisecond}, func(context.Context, *term.Term) error {
 		cancel()
 		straggle(release)
 		return nil
@@ -172,7 +172,7 @@ func TestRunGivesUpOnAPartInsideARequest(t *testing.T) {
 	config := handledBy(t, func(http.ResponseWriter, *http.Request) { close(inside); <-release })
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-inside; cancel() }()
-	err := term.Run(ctx, term.Options{Config: config, Patience: 50 * time.Millisecond}, func(_ context.Context, t *term.Term) error {
+	err := term.Run(ctx, term.Options{Config: config, EndTimeout: 50 * time.Millisecond}, func(_ context.Context, t *term.Term) error {
 		list(t)
 		return nil
 	})
@@ -194,7 +194,7 @@ func TestTheServersSideIsNotCounted(t *testing.T) {
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	config := &rest.Config{Host: server.URL, Transport: transport}
-	err := term.Run(ctx, term.Options{Config: config, Patience: time.Minute}, func(ctx context.Context, t *term.Term) error {
+	err := term.Run(ctx, term.Options{Config: config, EndTimeout: time.Minute}, func(ctx context.Context, t *term.Term) error {
 		defer cancel()
 		_, err := t.Client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 		return err

@@ -41,11 +41,11 @@ const (
 	// from it. Before that no member probes the node.
 	checkAfterReturn = time.Minute
 	// verifyWithin is the time after a node appears within which it is tried for the first time, so that not all
-	// machines connect to a new one at once. verifyAgain is the wait after the first failure, which doubles. verifyMost
-	// is the number of tries.
-	verifyWithin = 2 * time.Second
-	verifyAgain  = 10 * time.Second
-	verifyMost   = 6
+	// machines connect to a new one at once. verifyAgain is the wait after the first failure, which doubles.
+	// maxVerifications is the number of tries.
+	verifyWithin     = 2 * time.Second
+	verifyAgain      = 10 * time.Second
+	maxVerifications = 6
 	// unknownAgain is the wait for the address of a node that the API does not have (yet). Gossip knows a machine
 	// before the API does, and a starting machine knows members before it has a list from the API. The wait doubles,
 	// and unknownMost is the number of waits.
@@ -360,7 +360,7 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 	case void: // this machine was short of CPU time, or is stopping
 		next = now.Add(recheckInterval)
 	case !s.verified:
-		if s.failed++; s.failed < verifyMost {
+		if s.failed++; s.failed < maxVerifications {
 			next = now.Add(verifyAgain << s.failed)
 		}
 	case s.downSince.IsZero():

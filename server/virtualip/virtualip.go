@@ -161,9 +161,9 @@ func (v *Addresses) SleepUntilMoved() {
 	}
 }
 
-// Clear removes the nftables rules that an earlier, killed process of this server left for the virtual addresses. Until
-// this process serves, another server gets the traffic to them.
-func (v *Addresses) Clear() {
+// ClearRedirects removes the nftables rules that an earlier, killed process of this server left for the virtual
+// addresses. Until this process serves, another server gets the traffic to them.
+func (v *Addresses) ClearRedirects() {
 	if v.o.Redirect == nil {
 		return
 	}

@@ -31,8 +31,8 @@ type cluster struct {
 	ownKinds map[schema.GroupKind]bool
 }
 
-// comingWithin is how long to wait for a newly defined kind to appear in the API server's discovery data.
-const comingWithin = 30 * time.Second
+// discoveryTimeout is how long to wait for a newly defined kind to appear in the API server's discovery data.
+const discoveryTimeout = 30 * time.Second
 
 // apiHost is the API server's address as errors show it.
 const apiHost = "http://kubernetes.default.svc"
@@ -74,7 +74,7 @@ type patientMapper struct {
 
 // RESTMapping returns the mapping of a kind. Helm calls it for each object of a chart.
 func (m patientMapper) RESTMapping(gk schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
-	for deadline := time.Now().Add(comingWithin); ; {
+	for deadline := time.Now().Add(discoveryTimeout); ; {
 		mapping, err := m.DeferredDiscoveryRESTMapper.RESTMapping(gk, versions...)
 		if err == nil || !meta.IsNoMatchError(err) || !m.c.ownKinds[gk] || time.Now().After(deadline) {
 			return mapping, err
