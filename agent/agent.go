@@ -191,7 +191,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		g.Essential(o.statusPart("kubelet"), func(ctx context.Context) error {
 			ctx, cancel := o.Shutdown.untilStop(ctx)
 			defer cancel()
-			if err := o.unmark(ctx); err != nil || ctx.Err() != nil {
+			if err := o.removeStopMark(ctx); err != nil || ctx.Err() != nil {
 				return err
 			}
 			return kubelet.Run(ctx, o.kubelet(p.runtime, report))

@@ -131,7 +131,7 @@ func TestOnlyNodesWithAwaitedPodsAreMarked(t *testing.T) {
 			node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{
 				clusterconfig.AutonomyAnnotation: tt.autonomy}}}
 			client := fake.NewClientset(append([]runtime.Object{node}, volumes...)...).CoreV1()
-			testenv.NoError(t, markStopped(t.Context(), client, "n", "boot", map[string]*corev1.Pod{"uid": tt.pod}))
+			testenv.NoError(t, markNode(t.Context(), client, "n", "boot", map[string]*corev1.Pod{"uid": tt.pod}))
 			n := testenv.Must(client.Nodes().Get(t.Context(), "n", metav1.GetOptions{}))(t)
 			testenv.Equal(t, n.Annotations[clusterconfig.StoppedAnnotation], tt.want, "the mark:")
 		})
@@ -149,10 +149,10 @@ func TestKubeletWaitsForTheMarksRemoval(t *testing.T) {
 			failures--
 			return failures >= 0, nil, errors.New("no API yet")
 		})
-		testenv.NoError(t, unmark(t.Context(), client.CoreV1(), "n", log))
+		testenv.NoError(t, unmarkNode(t.Context(), client.CoreV1(), "n", log))
 		n := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{}))(t)
 		testenv.Equal(t, len(n.Annotations), 1, "annotations %v; how many:", n.Annotations)
-		testenv.NoError(t, unmark(t.Context(), client.CoreV1(), "missing", log), "a node that is not registered yet")
+		testenv.NoError(t, unmarkNode(t.Context(), client.CoreV1(), "missing", log), "a node that is not registered yet")
 	})
 }
 
@@ -165,7 +165,7 @@ func TestMarkIsForOneVersion(t *testing.T) {
 		conflicts--
 		return conflicts >= 0, nil, apierrors.NewConflict(corev1.Resource("nodes"), "n", errors.New("another version"))
 	})
-	testenv.NoError(t, markStopped(t.Context(), client.CoreV1(), "n", "boot", map[string]*corev1.Pod{"uid": ownedPod("StatefulSet")}))
+	testenv.NoError(t, markNode(t.Context(), client.CoreV1(), "n", "boot", map[string]*corev1.Pod{"uid": ownedPod("StatefulSet")}))
 	n := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{}))(t)
 	testenv.Equal(t, n.Annotations[clusterconfig.StoppedAnnotation], "boot", "the mark after a conflict:")
 }
@@ -184,7 +184,7 @@ func TestKubeletWaitsForTheTaintsRemoval(t *testing.T) {
 		})
 		defer leader.Stop()
 		began := time.Now()
-		testenv.NoError(t, unmark(t.Context(), client.CoreV1(), "n", slog.New(slog.DiscardHandler)))
+		testenv.NoError(t, unmarkNode(t.Context(), client.CoreV1(), "n", slog.New(slog.DiscardHandler)))
 		testenv.True(t, time.Since(began) >= time.Minute, "the kubelet starts after %v", time.Since(began))
 	})
 }
@@ -193,7 +193,7 @@ func TestKubeletWaitsForTheTaintsRemoval(t *testing.T) {
 func TestNewNodesAreUnmarkedToo(t *testing.T) {
 	o := Options{Node: config.Node{Name: "n"}, KubeletKubeconfig: filepath.Join(t.TempDir(), "missing"), DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
 	testenv.True(t, o.isNew(), "the node is not new")
-	testenv.WantError(t, o.unmark(t.Context()), "read the node's credentials")
+	testenv.WantError(t, o.removeStopMark(t.Context()), "read the node's credentials")
 }
 
 // TestPodsAreMadeUnready: ready pods are not ready any more, their other conditions stay, and a pod that has the name

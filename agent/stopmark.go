@@ -28,9 +28,9 @@ const (
 	bootIDFile = "/proc/sys/kernel/random/boot_id"
 	// markTime bounds all requests for the mark of a node that stopped its pods.
 	markTime = 5 * time.Second
-	// unmarkFirst is the pause after the first attempt to remove it, unmarkPause the longest one.
-	unmarkFirst = 20 * time.Millisecond
-	unmarkPause = time.Second
+	// minUnmarkPause is the pause after the first attempt to remove it, maxUnmarkPause the longest one.
+	minUnmarkPause = 20 * time.Millisecond
+	maxUnmarkPause = time.Second
 )
 
 // markStopped writes on the Node that none of its pods is left on this machine. Other nodes may then start pods that
@@ -47,10 +47,10 @@ func (s *Shutdown) markStopped(ctx context.Context, pods map[string]*corev1.Pod)
 	if err != nil {
 		return fmt.Errorf("read the id of this boot: %w", err)
 	}
-	return markStopped(ctx, client, s.options.Name, strings.TrimSpace(string(boot)), pods)
+	return markNode(ctx, client, s.options.Name, strings.TrimSpace(string(boot)), pods)
 }
 
-func markStopped(ctx context.Context, client corev1client.CoreV1Interface, name, boot string, pods map[string]*corev1.Pod) error {
+func markNode(ctx context.Context, client corev1client.CoreV1Interface, name, boot string, pods map[string]*corev1.Pod) error {
 	awaited := anyAwaited(ctx, client, pods)
 	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		node, err := client.Nodes().Get(ctx, name, metav1.GetOptions{})
@@ -137,21 +137,21 @@ func isLocal(ctx context.Context, client corev1client.CoreV1Interface, namespace
 	return false
 }
 
-// unmark is the function of that name for this node. A node without pods yet may have a mark, of one whose data was
-// removed.
-func (o Options) unmark(ctx context.Context) error {
+// removeStopMark removes the mark of this node's last stop, as unmarkNode does. A node without pods yet may have a
+// mark, of one whose data was removed.
+func (o Options) removeStopMark(ctx context.Context) error {
 	client, err := coreClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
 	}
-	return unmark(ctx, client, o.Name, o.Logger)
+	return unmarkNode(ctx, client, o.Name, o.Logger)
 }
 
-// unmark removes the mark of the last stop. The kubelet has to wait for it: until then the leader lets other nodes have
-// the pods that it would start. It waits for the leader's taint to be removed too, by which pods are removed from a
-// node. It tries until it succeeds or ctx is done, which is no error.
-func unmark(ctx context.Context, client corev1client.CoreV1Interface, name string, log *slog.Logger) error {
-	for pause := unmarkFirst; ; pause = min(2*pause, unmarkPause) {
+// unmarkNode removes the mark of the last stop. The kubelet has to wait for it: until then the leader lets other nodes
+// have the pods that it would start. It waits for the leader's taint to be removed too, by which pods are removed from
+// a node. It tries until it succeeds or ctx is done, which is no error.
+func unmarkNode(ctx context.Context, client corev1client.CoreV1Interface, name string, log *slog.Logger) error {
+	for pause := minUnmarkPause; ; pause = min(2*pause, maxUnmarkPause) {
 		node, err := client.Nodes().Get(ctx, name, metav1.GetOptions{})
 		marked := err == nil && node.Annotations[clusterconfig.StoppedAnnotation] != ""
 		tainted := err == nil && slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool {
@@ -165,7 +165,7 @@ func unmark(ctx context.Context, client corev1client.CoreV1Interface, name strin
 				continue // read again
 			}
 		}
-		if pause == unmarkPause {
+		if pause == maxUnmarkPause {
 			log.Info("agent: the kubelet waits until the Node's annotation "+clusterconfig.StoppedAnnotation+" and the taint "+
 				corev1.TaintNodeOutOfService+"="+clusterconfig.StoppedTaint+" are removed", "error", err)
 		}

@@ -91,10 +91,10 @@ func subscribe(done <-chan struct{}) (*kernelEvents, error) {
 		begin func() error
 		drain func()
 	}{
-		{func() error { return netlink.LinkSubscribe(n.links, done) }, func() { drain(n.links) }},
-		{func() error { return netlink.AddrSubscribe(n.addrs, done) }, func() { drain(n.addrs) }},
-		{func() error { return netlink.RouteSubscribe(n.routes, done) }, func() { drain(n.routes) }},
-		{func() error { return netlink.NeighSubscribe(n.neighbours, done) }, func() { drain(n.neighbours) }},
+		{func() error { return netlink.LinkSubscribe(n.links, done) }, func() { drainChannel(n.links) }},
+		{func() error { return netlink.AddrSubscribe(n.addrs, done) }, func() { drainChannel(n.addrs) }},
+		{func() error { return netlink.RouteSubscribe(n.routes, done) }, func() { drainChannel(n.routes) }},
+		{func() error { return netlink.NeighSubscribe(n.neighbours, done) }, func() { drainChannel(n.neighbours) }},
 	} {
 		if err := s.begin(); err != nil {
 			return n, fmt.Errorf("following the kernel's network: %w", err)
@@ -111,7 +111,7 @@ func (n *kernelEvents) drain() {
 	}
 }
 
-func drain[T any](c <-chan T) {
+func drainChannel[T any](c <-chan T) {
 	for range c { // netlink's goroutine closes the channel at its end
 	}
 }

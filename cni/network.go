@@ -236,11 +236,11 @@ func (pn *podNetwork) desiredNetwork(st networkState) (*network, []unreachablePe
 }
 
 // KnownBackend returns the back end that the cluster last set for the node with that state folder, or "".
-func KnownBackend(stateDir string) string { return loadState(stateDir).Backend }
+func KnownBackend(stateDir string) string { return loadNetworkState(stateDir).Backend }
 
-func (pn *podNetwork) loadState() networkState { return loadState(pn.o.StateDir) }
+func (pn *podNetwork) loadState() networkState { return loadNetworkState(pn.o.StateDir) }
 
-func loadState(stateDir string) networkState {
+func loadNetworkState(stateDir string) networkState {
 	var st networkState
 	if _, err := atomicfile.ReadJSON(filepath.Join(stateDir, networkFile), &st); err != nil {
 		return networkState{} // a first start, or a file that the Node's values will replace
