@@ -55,30 +55,18 @@ func restrictARP(device string) error {
 	return nil
 }
 
-// findings carries what the speaker found out about addresses of Services in the network. Its capacity is 1: only the
-// latest finding waits.
-type findings chan finding
-
-// finding has the values of two of the Node's annotations.
-type finding struct{ conflicts, proven string }
-
-// replace replaces the finding that waits. It does not block, since there is one writer.
-func (f findings) replace(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
-	select {
-	case <-f:
-	default:
-	}
-	f <- finding{conflicts: used.String(), proven: proven.String()}
-}
+// findings is what the speaker found out about addresses of Services in the network: the values of two of the Node's
+// annotations.
+type findings struct{ conflicts, proven string }
 
 // publishFindings writes two annotations of the Node: which addresses of Services other machines use, so that the
 // Services' owners can read that, and which ones are proven to be unused.
-func publishFindings(ctx context.Context, o Options, found findings) error {
+func publishFindings(ctx context.Context, o Options, found <-chan findings) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
 	}
-	var want finding // empty at first, which removes the annotations of an earlier run
+	var want findings // empty at first, which removes the annotations of an earlier run
 	for {
 		var again <-chan time.Time
 		for name, value := range map[string]string{loadbalancer.ConflictsAnnotation: want.conflicts,

@@ -58,7 +58,7 @@ type network struct {
 	addresses *lbspeaker.Speaker
 	ingress   *ingress.Node // nil when another program serves Ingresses
 	settings  *clustersettings.StreamClient
-	findings  findings
+	findings  chan findings // capacity 1: only the latest wait
 }
 
 // MissingForIPVS calls proxy.MissingForIPVS. Its error names what this kernel lacks for that proxy mode.
@@ -71,7 +71,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: timers.NewSignal()}
+	n := &network{o: o, findings: make(chan findings, 1), backends: make(chan string), changed: timers.NewSignal()}
 	if n.informers, err = netinformers.New(netinformers.Options{
 		Client: client, NodeName: o.Name, AllNodes: true, Services: !o.Cluster.NoServiceProxy, Names: len(o.clusterDNS()) > 0,
 		Policies: o.servesPolicies(),
@@ -111,7 +111,10 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}
 		backend, _ = n.services.Backend()
 	}
-	if n.addresses, err = lbspeaker.New(o.speaker(client, n.settings, backend, n.findings.replace)); err != nil {
+	report := func(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
+		timers.Replace(n.findings, findings{conflicts: used.String(), proven: proven.String()})
+	}
+	if n.addresses, err = lbspeaker.New(o.speaker(client, n.settings, backend, report)); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if len(o.clusterDNS()) > 0 {

@@ -113,9 +113,8 @@ func (s shaper) satisfiedBy(have object) bool {
 // redirect redirects all packets that arrive at a device to another one.
 type redirect struct{ device, target string }
 
-func (r redirect) id() string                   { return "redirect dev " + r.device }
-func (r redirect) String() string               { return r.id() + " to " + r.target }
-func (r redirect) satisfiedBy(have object) bool { return r == have }
+func (r redirect) id() string     { return "redirect dev " + r.device }
+func (r redirect) String() string { return r.id() + " to " + r.target }
 
 // desiredBandwidth computes the host's side of a pod's limits. It is pure.
 func desiredBandwidth(r *attachment, mtu int) []object {

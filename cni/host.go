@@ -26,8 +26,20 @@ type object interface {
 	id() string
 	// String returns the id and all wanted properties.
 	fmt.Stringer
+}
+
+// A lenientObject does not need the object in the kernel to be equal to it.
+type lenientObject interface {
 	// satisfiedBy reports whether the object in the kernel with this id has the wanted properties.
 	satisfiedBy(have object) bool
+}
+
+// satisfies reports whether the object in the kernel with the id of the wanted one has its properties.
+func satisfies(have, want object) bool {
+	if w, ok := want.(lenientObject); ok {
+		return w.satisfiedBy(have)
+	}
+	return have == want
 }
 
 // link is a network device. One of kind veth is made together with its pod's end, never separately.
@@ -76,9 +88,8 @@ type address struct {
 	ip     netip.Addr
 }
 
-func (a address) id() string                   { return "address " + a.ip.String() + " dev " + a.device }
-func (a address) String() string               { return a.id() }
-func (a address) satisfiedBy(have object) bool { return a == have }
+func (a address) id() string     { return "address " + a.ip.String() + " dev " + a.device }
+func (a address) String() string { return a.id() }
 
 // route leads to a device. src is the source address of the host's packets. If it is invalid the kernel chooses one.
 type route struct {
@@ -112,8 +123,6 @@ func (r route) String() string {
 	return s
 }
 
-func (r route) satisfiedBy(have object) bool { return r == have }
-
 // neighbour is a permanent entry, so that no broadcast is ever needed.
 type neighbour struct {
 	device string
@@ -121,9 +130,8 @@ type neighbour struct {
 	mac    string
 }
 
-func (n neighbour) id() string                   { return "neighbour " + n.ip.String() + " dev " + n.device }
-func (n neighbour) String() string               { return n.id() + " lladdr " + n.mac }
-func (n neighbour) satisfiedBy(have object) bool { return n == have }
+func (n neighbour) id() string     { return "neighbour " + n.ip.String() + " dev " + n.device }
+func (n neighbour) String() string { return n.id() + " lladdr " + n.mac }
 
 // forward is an entry of a tunnel's forwarding database: frames to mac go to the node at dst.
 type forward struct {
@@ -131,23 +139,20 @@ type forward struct {
 	dst         netip.Addr
 }
 
-func (f forward) id() string                   { return "fdb " + f.mac + " dev " + f.device }
-func (f forward) String() string               { return f.id() + " dst " + f.dst.String() }
-func (f forward) satisfiedBy(have object) bool { return f == have }
+func (f forward) id() string     { return "fdb " + f.mac + " dev " + f.device }
+func (f forward) String() string { return f.id() + " dst " + f.dst.String() }
 
 // checksums makes the processor compute the checksums of what a device sends.
 type checksums struct{ device string }
 
-func (c checksums) id() string                   { return "checksums dev " + c.device }
-func (c checksums) String() string               { return c.id() + " by software" }
-func (c checksums) satisfiedBy(have object) bool { return c == have }
+func (c checksums) id() string     { return "checksums dev " + c.device }
+func (c checksums) String() string { return c.id() + " by software" }
 
 // sysctl is a kernel parameter. Its name is its path below /proc/sys.
 type sysctl struct{ name, value string }
 
-func (s sysctl) id() string                   { return "sysctl " + s.name }
-func (s sysctl) String() string               { return s.id() + " " + s.value }
-func (s sysctl) satisfiedBy(have object) bool { return s == have }
+func (s sysctl) id() string     { return "sysctl " + s.name }
+func (s sysctl) String() string { return s.id() + " " + s.value }
 
 // desiredObject is an object with the pod or the peer that it is for. Both are empty for an object of the node itself.
 type desiredObject struct {
@@ -248,7 +253,7 @@ func difference(want []desiredObject, have map[string]object) (ensure []desiredO
 	keep := map[string]bool{}
 	for _, w := range want {
 		keep[w.id()] = true
-		if h, ok := have[w.id()]; !ok || !w.satisfiedBy(h) {
+		if !satisfies(have[w.id()], w.object) {
 			ensure = append(ensure, w)
 		}
 	}

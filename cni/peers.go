@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Peer is another node, with what is needed to reach its pods.
@@ -100,11 +101,7 @@ func (w *peerWatch) deliver() {
 		return
 	}
 	w.lastPeers, w.delivered = peers, true
-	select {
-	case <-w.updates:
-	default:
-	}
-	w.updates <- peers
+	timers.Replace(w.updates, peers)
 }
 
 // peersOf reads the peers from Node objects. It is pure. Nodes without pod networks are left out: they have no pods to

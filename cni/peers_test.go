@@ -231,7 +231,7 @@ func TestPodsFollowUnderlayMTU(t *testing.T) {
 			}
 			ways, _ := vxlan{}.desired(n.server.network.Load().paths)
 			for _, w := range ways {
-				if _, ok := w.object.(sysctl); !ok && (have[w.id()] == nil || !w.satisfiedBy(have[w.id()])) {
+				if _, ok := w.object.(sysctl); !ok && !satisfies(have[w.id()], w.object) {
 					return fmt.Errorf("%s: %s is missing", what, w)
 				}
 			}

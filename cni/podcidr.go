@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // WatchPodCIDRs delivers the spec.podCIDRs of one Node, IPv4 first, whenever they change. Only the latest value waits.
@@ -47,11 +49,7 @@ func (w *podCIDRWatch) deliver(obj any) {
 		return
 	}
 	w.lastPrefixes = cidrs
-	select {
-	case <-w.updates:
-	default:
-	}
-	w.updates <- cidrs
+	timers.Replace(w.updates, cidrs)
 }
 
 func podCIDRs(node *corev1.Node) ([]netip.Prefix, error) {

@@ -243,8 +243,7 @@ func TestForeignPresharedKeyIsRemoved(t *testing.T) {
 		t.Helper()
 		have := map[string]object{}
 		testenv.NoError(t, d.observe(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "wg"}}, func(o object) { have[o.id()] = o }))
-		o, ok := have[want.id()]
-		return ok && want.satisfiedBy(o)
+		return satisfies(have[want.id()], want)
 	}
 	testenv.True(t, satisfied(), "a peer that was given all is not what it should be")
 	foreign := testKey(9)

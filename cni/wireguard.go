@@ -153,7 +153,6 @@ func (w wgIdentity) id() string { return "wireguard dev " + w.device }
 func (w wgIdentity) String() string {
 	return w.id() + " key " + w.public + fmt.Sprint(" port ", w.port)
 }
-func (w wgIdentity) satisfiedBy(have object) bool { return w == have }
 
 // wgPeer is another node, as configured in the tunnel's device.
 type wgPeer struct {
@@ -194,6 +193,5 @@ func (b blackhole) route() *netlink.Route {
 	return &netlink.Route{Dst: ipNet(b.dst), Type: unix.RTN_BLACKHOLE, Protocol: routeProtocol}
 }
 
-func (b blackhole) id() string                   { return "blackhole " + b.dst.String() }
-func (b blackhole) String() string               { return b.id() }
-func (b blackhole) satisfiedBy(have object) bool { return b == have }
+func (b blackhole) id() string     { return "blackhole " + b.dst.String() }
+func (b blackhole) String() string { return b.id() }

@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // CustomConfigMap, in kube-system, holds the operator's configuration, as with k3s: keys that end in .override extend
@@ -299,18 +300,9 @@ func watchCustom(ctx context.Context, o Options) *customWatch {
 	}
 	go func() {
 		defer close(w.done)
-		o.Settings.Follow(ctx, CustomConfigMap, func(d clustersettings.Data) { w.replaceWaiting(d) })
+		o.Settings.Follow(ctx, CustomConfigMap, func(d clustersettings.Data) { timers.Replace(w.changes, customConfig(d)) })
 	}()
 	return w
 }
 
 func (w *customWatch) close() { <-w.done }
-
-// replaceWaiting replaces the waiting content by the newest. It must not be called concurrently.
-func (w *customWatch) replaceWaiting(data clustersettings.Data) {
-	select {
-	case <-w.changes:
-	default:
-	}
-	w.changes <- customConfig(data)
-}

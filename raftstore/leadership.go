@@ -6,6 +6,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -47,9 +48,7 @@ func (l *leadership) setLeadership(now Leadership) {
 	l.current = now
 	close(l.changed)
 	l.changed = make(chan struct{})
-	for _, sub := range l.subs {
-		offerLatest(sub, l.shown())
-	}
+	l.tellSubscribers()
 }
 
 // withhold lets subscribers receive that this server does not lead, if yes is true. Otherwise they receive the real
@@ -61,8 +60,13 @@ func (l *leadership) withhold(yes bool) {
 		return
 	}
 	l.isWithheld = yes
+	l.tellSubscribers()
+}
+
+// tellSubscribers sends what they receive now. l.mu is held.
+func (l *leadership) tellSubscribers() {
 	for _, sub := range l.subs {
-		offerLatest(sub, l.shown())
+		timers.Replace(sub, l.shown())
 	}
 }
 
@@ -72,14 +76,6 @@ func (l *leadership) shown() Leadership {
 		return Leadership{Term: l.current.Term}
 	}
 	return l.current
-}
-
-func offerLatest(sub chan Leadership, now Leadership) {
-	select {
-	case <-sub: // the value before was not received
-	default:
-	}
-	sub <- now
 }
 
 func (l *leadership) get() (Leadership, <-chan struct{}) {

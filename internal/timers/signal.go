@@ -21,6 +21,16 @@ func (s Signal) Send() {
 	}
 }
 
+// Replace puts a value into a channel of capacity 1, in place of one that waits there. It does not block, if no other
+// goroutine sends.
+func Replace[T any](latest chan T, v T) {
+	select {
+	case <-latest:
+	default:
+	}
+	latest <- v
+}
+
 // Rounds calls round at once, and again each time that the signal is sent, after waiting for gather so that further
 // signals are included. It also calls round after the pause that round returned, if that is more than 0. It returns
 // when ctx is done.
