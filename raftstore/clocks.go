@@ -46,9 +46,7 @@ type clockJudge struct {
 
 // onCompared is called when this server's clock was compared with another one's.
 func (j *clockJudge) onCompared(_ raft.ServerID, o peer.Offset) {
-	select {
-	case <-j.started:
-	default:
+	if !j.hasStarted() {
 		return
 	}
 	if o.By.Abs()-o.Within > j.opts.ClockTolerance && j.judging.CompareAndSwap(false, true) && !j.spawn(j.judge) {

@@ -21,6 +21,16 @@ type peers struct {
 	started         chan struct{} // closed when raft can be used
 }
 
+// hasStarted says whether raft can be used.
+func (p *peers) hasStarted() bool {
+	select {
+	case <-p.started:
+		return true
+	default:
+		return false
+	}
+}
+
 // clustered is the part of a store that exists only where the cluster has other servers. It makes this server a member,
 // sends its clients' writes to the leader and asks the leader for read indexes. While this server leads, it answers the
 // others and assigns the votes. The work is done by its parts. No part holds another part.
@@ -76,10 +86,8 @@ func (s *Store) openPeers() (*clustered, error) {
 	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
 	others.OnLeader(s.leader.leaderHeard.Send)
 	others.OnLeaderEnd(func(id raft.ServerID) {
-		select {
-		case <-others.started:
+		if others.hasStarted() {
 			p.elections.leaderGone(id)
-		default:
 		}
 	})
 	return p, nil
@@ -132,12 +140,7 @@ func (p *clustered) handle(ctx context.Context, from, method string, body []byte
 // follows says whether raft follows a leader in a term. The term is read last: the result is for the moment of that
 // read, which is after the leader asked.
 func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
-	select {
-	case <-p.peers.started:
-	default:
-		return false
-	}
-	if p.peers.diskStalled() {
+	if !p.peers.hasStarted() || p.peers.diskStalled() {
 		return false
 	}
 	_, now := p.peers.raft.LeaderWithID()
@@ -147,9 +150,7 @@ func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 // entriesBehind returns the log entries after an index, up to a sum of bytes. It returns none if this server is no
 // longer in the given term of its leadership.
 func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
-	select {
-	case <-p.peers.started:
-	default:
+	if !p.peers.hasStarted() {
 		return nil
 	}
 	var out []*raft.Log

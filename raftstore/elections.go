@@ -327,22 +327,16 @@ func (e *elections) startElection(ctx context.Context) bool {
 // recordTransfer notes that a leader makes this server a candidate, to transfer the leadership. If the disk is slow,
 // the other voters miss a leader before they are asked for their votes.
 func (e *elections) recordTransfer() {
-	select {
-	case <-e.started:
+	if e.hasStarted() {
 		e.lastCandidacy.Store(&candidacy{startedAt: time.Now(), term: e.raft.CurrentTerm()})
-	default:
 	}
 }
 
 // newTerm is called when raft is about to save a term. If raft has made this server a candidate, newTerm notes the
 // candidacy. Otherwise a voter that has just given this server its vote would become a candidate as well.
 func (e *elections) newTerm() {
-	select {
-	case <-e.started:
-		if e.raft.State() == raft.Candidate {
-			e.recordTransfer()
-		}
-	default:
+	if e.hasStarted() && e.raft.State() == raft.Candidate {
+		e.recordTransfer()
 	}
 }
 

@@ -129,9 +129,7 @@ func (e *elections) compareDisks(ctx context.Context) {
 
 // setTimeouts sets raft's timeouts, if they have changed.
 func (t *raftTimeouts) setTimeouts() {
-	select {
-	case <-t.started:
-	default:
+	if !t.hasStarted() {
 		return
 	}
 	t.setting.Lock()

@@ -57,9 +57,7 @@ func (e *elections) unanswered() bool {
 // verifyLeader is called when a call to an address has had no answer. If the leader is there, a goroutine calls it
 // again.
 func (e *elections) verifyLeader(address string) {
-	select {
-	case <-e.started:
-	default:
+	if !e.hasStarted() {
 		return
 	}
 	if l := e.leaderToCall(); l.Address == "" || string(l.Address) != address || !e.verifying.CompareAndSwap(false, true) {

@@ -131,24 +131,12 @@ func open(o Options) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	vars := filepath.Join(o.Path, varsFile)
-	if found, err := exists(vars); err != nil {
-		return nil, err
-	} else if !found {
-		return nil, newDamageError(vars, "it is missing")
-	}
-	variables, err := verifyVars(vars)
+	scanned, variables, err := scan(o.Path, newest)
 	if err != nil {
 		return nil, err
-	}
-	scanned, err := scanLog(filepath.Join(o.Path, logDir))
-	if err != nil {
-		return nil, err
-	}
-	if err := scanned.checkStart(newest, variables); err != nil {
-		return nil, errors.Join(err, scanned.close())
 	}
 	// All checks have succeeded. Files are changed only from here on.
+	vars := filepath.Join(o.Path, varsFile)
 	bolt, err := openBolt(vars)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", vars, err), scanned.close())
@@ -189,6 +177,28 @@ func open(o Options) (*Dir, error) {
 		d.peers.known = true
 	}
 	return d, nil
+}
+
+// scan reads and verifies a directory's variables and log, and compares them with its newest snapshot.
+func scan(dir string, newest snapshotEnd) (*scannedLog, savedVars, error) {
+	vars := filepath.Join(dir, varsFile)
+	if found, err := exists(vars); err != nil {
+		return nil, savedVars{}, err
+	} else if !found {
+		return nil, savedVars{}, newDamageError(vars, "it is missing")
+	}
+	variables, err := verifyVars(vars)
+	if err != nil {
+		return nil, savedVars{}, err
+	}
+	scanned, err := scanLog(filepath.Join(dir, logDir))
+	if err != nil {
+		return nil, savedVars{}, err
+	}
+	if err := scanned.checkStart(newest, variables); err != nil {
+		return nil, savedVars{}, errors.Join(err, scanned.close())
+	}
+	return scanned, variables, nil
 }
 
 // raiseFormat writes the present format number, so that an older version can no longer read the directory. On a full

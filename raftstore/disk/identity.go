@@ -38,19 +38,13 @@ const memberRandom = 10
 
 // NodeOf returns the name of the node that a member belongs to.
 func NodeOf(member string) string {
-	node, random, ok := cutLast(member, ".")
+	dot := strings.LastIndexByte(member, '.')
+	random := member[dot+1:]
 	// The end of a node's own name is not taken for a random part: random parts are in capitals.
-	if !ok || len(random) != memberRandom || strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
+	if dot < 0 || len(random) != memberRandom || strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
 		return member
 	}
-	return node
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
+	return member[:dot]
 }
 
 // A FormatError says that a newer version of the program wrote the directory.

@@ -94,6 +94,13 @@ func allocate(f *os.File, length int64) error {
 	return err
 }
 
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 func encodeSegmentHeader(number uint64, length int64, batch uint64) []byte {
 	h := make([]byte, segmentHeader)
 	copy(h, segmentMagic)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -127,27 +126,11 @@ func (s *space) reserve() {
 	if err != nil {
 		return
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, 0, s.size)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		err = fillWithZeros(f, s.size)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(allocate(f, s.size), f.Close()); err != nil {
 		os.Remove(path)
 		return
 	}
 	s.hasReserve = true
-}
-
-func fillWithZeros(f *os.File, size int64) error {
-	_, err := io.CopyN(f, zeroReader{}, size)
-	return err
-}
-
-type zeroReader struct{}
-
-func (zeroReader) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
 }
 
 // noteFailure notes that a write failed. If the disk is full, it frees the reserve.

@@ -86,25 +86,11 @@ func inspect(dir string) (*Inspection, error) {
 		}
 		i.Snapshot = list[0]
 	}
-	vars := filepath.Join(dir, varsFile)
-	if found, err := exists(vars); err != nil {
-		return nil, err
-	} else if !found {
-		return nil, newDamageError(vars, "it is missing")
-	}
-	variables, err := verifyVars(vars)
+	scanned, _, err := scan(dir, newest)
 	if err != nil {
 		return nil, err
 	}
-	scanned, err := scanLog(filepath.Join(dir, logDir))
-	if err != nil {
-		return nil, err
-	}
-	err = scanned.checkStart(newest, variables)
-	if err == nil {
-		err = i.readLog(scanned, newest)
-	}
-	if err != nil {
+	if err := i.readLog(scanned, newest); err != nil {
 		return nil, errors.Join(err, scanned.close())
 	}
 	return i, nil

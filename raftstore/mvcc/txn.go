@@ -39,12 +39,8 @@ func ReadOnly(r *pb.TxnRequest) bool {
 	return true
 }
 
-// Grows says whether a request may add data, whichever of its branches are chosen. Requests that do not grow may still
-// be run when there is no room.
-func Grows(req Request) bool { return Added(req) > 0 }
-
 // Added returns how many bytes a request may add to Stats.TotalBytes, by all of its branches together. Deletion marks
-// do not count.
+// do not count. Requests that add nothing may still be run when there is no room.
 func Added(req Request) int64 {
 	added := int64(0)
 	for put := range puts(req) {
