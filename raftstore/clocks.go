@@ -49,14 +49,13 @@ func (j *clockJudge) onCompared(_ raft.ServerID, o peer.Offset) {
 	if !j.hasStarted() {
 		return
 	}
-	if o.By.Abs()-o.Within > j.opts.ClockTolerance && j.judging.CompareAndSwap(false, true) && !j.spawn(j.judge) {
-		j.judging.Store(false)
+	if o.By.Abs()-o.Within > j.opts.ClockTolerance {
+		j.spawnSingle(&j.judging, j.judge)
 	}
 }
 
 // judge asks the voters, and continues while this server's clock is off.
 func (j *clockJudge) judge() {
-	defer j.judging.Store(false)
 	for {
 		by, off := j.askVoters(j.ctx)
 		if j.ctx.Err() != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 )
@@ -41,6 +42,16 @@ func (l *lifecycle) spawn(task func()) bool {
 	}
 	l.tasks.Go(task)
 	return true
+}
+
+// spawnSingle runs a task, unless one that was spawned with the same flag still runs.
+func (l *lifecycle) spawnSingle(running *atomic.Bool, task func()) {
+	if running.CompareAndSwap(false, true) && !l.spawn(func() {
+		defer running.Store(false)
+		task()
+	}) {
+		running.Store(false)
+	}
 }
 
 // endTasks waits for the tasks, and prevents that others start.

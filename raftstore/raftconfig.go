@@ -94,13 +94,8 @@ func (t *raftTimeouts) flushDurationNow(ctx context.Context, within time.Duratio
 	if took > election.StalledAfter { // the stall may be over, and nothing else is written while there is no leader
 		_, ok = t.dir.FlushedWithin(min(within, took+election.StalledAfter))
 	}
-	if !ok && t.flushing.CompareAndSwap(false, true) {
-		t.spawn(func() {
-			defer t.flushing.Store(false)
-			_ = t.dir.Flush() // a flush that fails does not count as ended
-		})
-	}
 	if !ok {
+		t.spawnSingle(&t.flushing, func() { _ = t.dir.Flush() }) // a flush that fails does not count as ended
 		sleepUnless(ctx, flushWait, func() bool {
 			took, ok = t.dir.FlushedWithin(within)
 			return ok

@@ -60,17 +60,13 @@ func (e *elections) verifyLeader(address string) {
 	if !e.hasStarted() {
 		return
 	}
-	if l := e.leaderToCall(); l.Address == "" || string(l.Address) != address || !e.verifying.CompareAndSwap(false, true) {
-		return
-	}
-	if !e.spawn(e.callLeaderUntilAnswered) {
-		e.verifying.Store(false)
+	if l := e.leaderToCall(); l.Address != "" && string(l.Address) == address {
+		e.spawnSingle(&e.verifying, e.callLeaderUntilAnswered)
 	}
 }
 
 // callLeaderUntilAnswered calls the leader and has the others call it, until it answers or there is another one.
 func (e *elections) callLeaderUntilAnswered() {
-	defer e.verifying.Store(false)
 	for pause := election.CandidacyDelay; ; pause = min(2*pause, maxUnanswered) {
 		l := e.leaderToCall()
 		if l.Address == "" {
@@ -142,16 +138,12 @@ func (e *elections) serveLeaderCall(l leaderCall) {
 	if now := e.leaderToCall(); now != l || e.answers(l) {
 		return
 	}
-	if e.verifying.CompareAndSwap(false, true) && !e.spawn(func() {
+	e.spawnSingle(&e.verifying, func() {
 		// It has just been called, so this begins with the pause.
 		if timers.Sleep(e.ctx, election.CandidacyDelay) {
 			e.callLeaderUntilAnswered()
-			return
 		}
-		e.verifying.Store(false)
-	}) {
-		e.verifying.Store(false)
-	}
+	})
 }
 
 // askerUnanswered says whether the server that asks gave no answer when it led. If so it is called again, for the next
@@ -165,11 +157,8 @@ func (e *elections) askerUnanswered(asker raft.ServerAddress) bool {
 		return false
 	}
 	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
-		if server.Address == asker && e.recalling.CompareAndSwap(false, true) && !e.spawn(func() {
-			defer e.recalling.Store(false)
-			e.answers(leaderCall{ID: server.ID, Address: asker, Term: term})
-		}) {
-			e.recalling.Store(false)
+		if server.Address == asker {
+			e.spawnSingle(&e.recalling, func() { e.answers(leaderCall{ID: server.ID, Address: asker, Term: term}) })
 		}
 	}
 	return true

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"reflect"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/proto"
@@ -75,9 +76,9 @@ func CommandSize(c Command) int {
 
 // AppendCommand appends the encoded command to an entry of Raft's log.
 func AppendCommand(entry []byte, c Command) ([]byte, error) {
-	kind, err := kindOf(c.Request)
-	if err != nil {
-		return nil, err
+	kind := kindOf(requests[:], c.Request)
+	if kind == 0 {
+		return nil, fmt.Errorf("mvcc: %T is not a command", c.Request)
 	}
 	if c.Session != 0 && c.Floor > c.Seq {
 		return nil, fmt.Errorf("mvcc: command %d of session %d says that it was answered already", c.Seq, c.Session)
@@ -109,44 +110,35 @@ func Plain(entry []byte) bool { return len(entry) > 0 && entry[0] == entryFormat
 // error.
 func AppendEncoded(entry, commands []byte) []byte { return append(entry, commands...) }
 
-func kindOf(req Request) (byte, error) {
-	switch req.(type) {
-	case *pb.PutRequest:
-		return kindPut, nil
-	case *pb.DeleteRangeRequest:
-		return kindDelete, nil
-	case *pb.TxnRequest:
-		return kindTxn, nil
-	case *pb.CompactionRequest:
-		return kindCompact, nil
-	case *pb.LeaseGrantRequest:
-		return kindGrant, nil
-	case *pb.LeaseRevokeRequest:
-		return kindRevoke, nil
-	case *wrapperspb.StringValue:
-		return kindSession, nil
+// requests and responses have an empty message of each kind of command.
+var (
+	requests = [...]proto.Message{
+		kindPut: &pb.PutRequest{}, kindDelete: &pb.DeleteRangeRequest{}, kindTxn: &pb.TxnRequest{}, kindCompact: &pb.CompactionRequest{},
+		kindGrant: &pb.LeaseGrantRequest{}, kindRevoke: &pb.LeaseRevokeRequest{}, kindSession: &wrapperspb.StringValue{},
 	}
-	return 0, fmt.Errorf("mvcc: %T is not a command", req)
+	responses = [...]proto.Message{
+		kindPut: &pb.PutResponse{}, kindDelete: &pb.DeleteRangeResponse{}, kindTxn: &pb.TxnResponse{},
+		kindCompact: &pb.CompactionResponse{}, kindGrant: &pb.LeaseGrantResponse{}, kindRevoke: &pb.LeaseRevokeResponse{},
+		kindSession: &wrapperspb.UInt64Value{},
+	}
+)
+
+// kindOf returns the kind that has a message of m's type, 0 if none has.
+func kindOf(messages []proto.Message, m any) byte {
+	for kind, of := range messages {
+		if of != nil && reflect.TypeOf(of) == reflect.TypeOf(m) {
+			return byte(kind)
+		}
+	}
+	return 0
 }
 
-func newRequest(kind byte) Request {
-	switch kind {
-	case kindPut:
-		return &pb.PutRequest{}
-	case kindDelete:
-		return &pb.DeleteRangeRequest{}
-	case kindTxn:
-		return &pb.TxnRequest{}
-	case kindCompact:
-		return &pb.CompactionRequest{}
-	case kindGrant:
-		return &pb.LeaseGrantRequest{}
-	case kindRevoke:
-		return &pb.LeaseRevokeRequest{}
-	case kindSession:
-		return &wrapperspb.StringValue{}
+// newOf returns a new message of a kind, nil if there is no such kind.
+func newOf(messages []proto.Message, kind byte) proto.Message {
+	if kind == 0 || int(kind) >= len(messages) {
+		return nil
 	}
-	return nil
+	return messages[kind].ProtoReflect().New().Interface()
 }
 
 // DecodeEntry returns an entry's commands. They do not alias the entry.
@@ -159,7 +151,7 @@ func DecodeEntry(entry []byte) ([]Command, error) {
 		}
 		commands = make([]Command, 0, count)
 		return eachOf(encoded, func(c Command, kind byte, body []byte) error {
-			c.Request = newRequest(kind)
+			c.Request = newOf(requests[:], kind)
 			commands = append(commands, c)
 			return proto.Unmarshal(body, c.Request)
 		})

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // A Result is the result of one command: either Response or Err is set. Err is a gRPC status error, of etcd's rpctypes
@@ -95,10 +94,11 @@ func appendResult(b []byte, r Result) ([]byte, error) {
 		b = append(b, byte(code)) // a varint: all codes are below 128
 		return append(b, message...), nil
 	}
-	kind, m := responseKind(r.Response)
-	if m == nil {
+	kind := kindOf(responses[:], r.Response)
+	if kind == 0 {
 		return nil, fmt.Errorf("%T is not a command's response", r.Response)
 	}
+	m := r.Response.(proto.Message)
 	b = append(b, kind)
 	b = binary.AppendUvarint(b, uint64(proto.Size(m)))
 	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, m)
@@ -112,7 +112,7 @@ func decodeResult(in *frame) (Result, error) {
 	if kind == kindError {
 		return decodeError(body)
 	}
-	m := newResponse(kind)
+	m := newOf(responses[:], kind)
 	if m == nil {
 		return Result{}, fmt.Errorf("unknown kind %d", kind)
 	}
@@ -149,46 +149,6 @@ func describeError(err error) (codes.Code, string) {
 		return codes.Unknown, err.Error()
 	}
 	return st.Code(), st.Message()
-}
-
-func responseKind(resp any) (byte, proto.Message) {
-	switch r := resp.(type) {
-	case *pb.PutResponse:
-		return kindPut, r
-	case *pb.DeleteRangeResponse:
-		return kindDelete, r
-	case *pb.TxnResponse:
-		return kindTxn, r
-	case *pb.CompactionResponse:
-		return kindCompact, r
-	case *pb.LeaseGrantResponse:
-		return kindGrant, r
-	case *pb.LeaseRevokeResponse:
-		return kindRevoke, r
-	case *wrapperspb.UInt64Value:
-		return kindSession, r
-	}
-	return 0, nil
-}
-
-func newResponse(kind byte) proto.Message {
-	switch kind {
-	case kindPut:
-		return &pb.PutResponse{}
-	case kindDelete:
-		return &pb.DeleteRangeResponse{}
-	case kindTxn:
-		return &pb.TxnResponse{}
-	case kindCompact:
-		return &pb.CompactionResponse{}
-	case kindGrant:
-		return &pb.LeaseGrantResponse{}
-	case kindRevoke:
-		return &pb.LeaseRevokeResponse{}
-	case kindSession:
-		return &wrapperspb.UInt64Value{}
-	}
-	return nil
 }
 
 type errorText struct {

@@ -47,22 +47,14 @@ func endAfterSilence(c net.Conn) {
 		p.EndAfterSilence(idleTimeout)
 		return
 	}
-	s, ok := c.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Control(func(fd uintptr) {
+	control(c, func(fd int) {
 		for _, o := range []struct{ level, option, value int }{
 			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(probeAfter / time.Second)},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int((idleTimeout - probeAfter) / time.Second)},
 			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(idleTimeout / time.Millisecond)}, // counts instead of a number of probes
 		} {
-			_ = unix.SetsockoptInt(int(fd), o.level, o.option, o.value)
+			_ = unix.SetsockoptInt(fd, o.level, o.option, o.value)
 		}
 	})
 }
@@ -85,20 +77,23 @@ func retransmits(c net.Conn) int {
 	if r, ok := c.(retransmitter); ok {
 		return r.Retransmits()
 	}
-	s, ok := c.(syscall.Conn)
-	if !ok {
-		return 0
-	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return 0
-	}
 	times := 0
-	_ = raw.Control(func(fd uintptr) {
+	control(c, func(fd int) {
 		// Retransmits is used and not Backoff, which also counts window probes to a reader whose buffer is full.
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Unacked > 0 {
+		if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Unacked > 0 {
 			times = int(info.Retransmits)
 		}
 	})
 	return times
+}
+
+// control calls f with the kernel's socket of a connection that has one and is not closed.
+func control(c net.Conn, f func(fd int)) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := s.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { f(int(fd)) })
+	}
 }
