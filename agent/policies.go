@@ -10,6 +10,7 @@ import (
 	"github.com/go-logr/logr"
 
 	"github.com/coracle-k8s/coracle/dns"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/netpolicy"
 )
@@ -40,9 +41,6 @@ func (o Options) dnsForPolicies() netpolicy.DNS {
 	if len(o.clusterDNS()) == 0 {
 		return netpolicy.DNS{}
 	}
-	out := netpolicy.DNS{Service: o.clusterDNS()}
-	for _, ip := range o.IPs {
-		out.Servers = append(out.Servers, netip.AddrPortFrom(ip, dns.Port))
-	}
-	return out
+	servers := convert.Slice(o.IPs, func(ip netip.Addr) netip.AddrPort { return netip.AddrPortFrom(ip, dns.Port) })
+	return netpolicy.DNS{Servers: servers, Service: o.clusterDNS()}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/runtimes"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
@@ -22,10 +23,8 @@ import (
 func findRuntimes(ctx context.Context, o Options, dirs []string) ([]runtimes.Runtime, error) {
 	found := runtimes.Find(dirs)
 	usable, failures := runtimes.Query(ctx, found, runtimes.QueryTimeout)
-	names := []string{clusterconfig.DefaultRuntime}
-	for _, r := range usable {
-		names = append(names, r.Name)
-	}
+	names := append([]string{clusterconfig.DefaultRuntime},
+		convert.Slice(usable, func(r runtimes.Runtime) string { return r.Name })...)
 	failed := errors.Join(failures...)
 	if o.DefaultRuntime != "" && !slices.Contains(names, o.DefaultRuntime) {
 		if !slices.ContainsFunc(found, func(r runtimes.Runtime) bool { return r.Name == o.DefaultRuntime }) {

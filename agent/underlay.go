@@ -14,6 +14,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -76,11 +77,7 @@ func (o Options) underlay() (string, error) {
 	if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(o.IPs, a) }) {
 		return "", nil
 	}
-	var texts []string
-	for _, a := range addrs {
-		texts = append(texts, a.String())
-	}
-	return strings.Join(texts, ","), nil
+	return strings.Join(convert.Slice(addrs, netip.Addr.String), ","), nil
 }
 
 // networkExternal returns the addresses at which packets for this node's pods arrive, where the machine's interfaces do

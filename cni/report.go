@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // reporter reports why this node cannot reach others' pods. Each field is the text that was reported last, or "" where
@@ -36,20 +38,16 @@ func (r *reporter) reportUnderlay(err error) {
 // reportPeers reports which nodes' pods cannot be reached for a reason that waiting does not remove, when that has
 // changed.
 func (r *reporter) reportPeers(unreachable []unreachablePeer) {
-	var texts []string
-	for _, u := range unreachable {
-		texts = append(texts, fmt.Sprintf("node %s: %s", u.peer, u.reason))
-	}
+	texts := convert.Slice(unreachable, func(u unreachablePeer) string { return fmt.Sprintf("node %s: %s", u.peer, u.reason) })
 	r.report(&r.peers, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one",
 		"Nothing keeps this node from reaching the pods of all others any more")
 }
 
 // reportTunnelErrors reports for which nodes the kernel rejects routes and entries, when that has changed.
 func (r *reporter) reportTunnelErrors(errs map[string]error) {
-	var texts []string
-	for _, peer := range slices.Sorted(maps.Keys(errs)) {
-		texts = append(texts, fmt.Sprintf("node %s: the kernel takes no way to it: %v", peer, errs[peer]))
-	}
+	texts := convert.Slice(slices.Sorted(maps.Keys(errs)), func(peer string) string {
+		return fmt.Sprintf("node %s: the kernel takes no way to it: %v", peer, errs[peer])
+	})
 	r.report(&r.tunnelErrors, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one; it is tried again",
 		"The kernel takes the ways to all nodes again")
 }

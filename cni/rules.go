@@ -7,9 +7,10 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // tableName is our nftables table. No other program's tables are ever changed.
@@ -153,18 +154,9 @@ func (rs *ruleset) output(reserved []uint16) {
 	// Packets of the node's own programs to a reserved port go to no pod, not even to one that had the port before it
 	// was reserved.
 	if len(reserved) > 0 {
-		rs.addRule(chainOutput, "ip daddr", loopback4.String(), "tcp dport {", portList(reserved), "} return")
+		rs.addRule(chainOutput, "ip daddr", loopback4.String(), "tcp dport {", nft.Numbers(reserved), "} return")
 	}
 	rs.addRule(chainOutput, "fib daddr type local jump", chainHostPorts)
-}
-
-// portList writes ports in nftables' syntax.
-func portList(ports []uint16) string {
-	var texts []string
-	for _, p := range slices.Compact(slices.Sorted(slices.Values(ports))) {
-		texts = append(texts, strconv.Itoa(int(p)))
-	}
-	return strings.Join(texts, ", ")
 }
 
 // family has nftables' names for an address family.

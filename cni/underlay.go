@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // underlay is the network that transports packets between nodes.
@@ -104,11 +106,7 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 // the interface that the pattern names, or else the node's own.
 func UnderlayAddresses(nodeIPs []netip.Addr, pattern string) ([]netip.Addr, error) {
 	u, err := findUnderlay(nodeIPs, pattern)
-	var out []netip.Addr
-	for _, p := range u.addresses {
-		out = append(out, p.Addr())
-	}
-	return out, err
+	return convert.Slice(u.addresses, netip.Prefix.Addr), err
 }
 
 // underlayNamed returns the first interface by number that matches the pattern, is up and has an address.

@@ -24,6 +24,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // wgDevice is a node's end of the tunnel. The kernel's device outlives the process. Where the kernel has none,
@@ -271,9 +272,5 @@ func joinNets(nets []net.IPNet) string {
 	}
 	slices.SortFunc(ps, netip.Prefix.Compare)
 	sortFamilies(ps)
-	var out []string
-	for _, p := range ps {
-		out = append(out, p.String())
-	}
-	return strings.Join(out, ",")
+	return strings.Join(convert.Slice(ps, netip.Prefix.String), ",")
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 const (
@@ -37,11 +39,8 @@ func clientsLine(o Options) string {
 }
 
 // networks returns the cluster's networks as arguments of a directive.
-func networks(o Options) (words []string) {
-	for _, p := range o.Clients {
-		words = append(words, p.Masked().String())
-	}
-	return words
+func networks(o Options) []string {
+	return convert.Slice(o.Clients, func(p netip.Prefix) string { return p.Masked().String() })
 }
 
 func loopName(id string) string { return id + ".loop.coracle.internal." }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // apiWait is how long a start waits for the API's Services before it answers without them.
@@ -69,9 +71,5 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 }
 
 func joinStrings[T fmt.Stringer](items []T) string {
-	var words []string
-	for _, i := range items {
-		words = append(words, i.String())
-	}
-	return strings.Join(words, " ")
+	return strings.Join(convert.Slice(items, T.String), " ")
 }

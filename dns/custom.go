@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/recorder"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -106,10 +107,7 @@ func (b *blocks) parseSection(o Options, name, text string) error {
 		if err := checkAllowed(name, block); err != nil {
 			return err
 		}
-		var keys []string
-		for _, k := range block.Keys {
-			keys = append(keys, onOurPort(k))
-		}
+		keys := convert.Slice(block.Keys, onOurPort)
 		all := directives(block.Tokens)
 		head := []string{"    " + clientsLine(o)}
 		if all["bind"] == nil {

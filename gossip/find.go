@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -199,10 +200,7 @@ func (s *searcher) search(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	var known []uint16
-	for _, i := range s.m.Members() {
-		known = append(known, i.Address.Port())
-	}
+	known := convert.Slice(s.m.Members(), func(i Info) uint16 { return i.Address.Port() })
 	s.mu.Lock()
 	s.openChallenge = q.challenge
 	s.mu.Unlock()
@@ -317,9 +315,5 @@ func resolve(ctx context.Context, r resolver, names []string) []netip.AddrPort {
 
 // Known returns the addresses of the members that an earlier run knew, from its file.
 func Known(file string) []netip.AddrPort {
-	var out []netip.AddrPort
-	for _, k := range readKnown(file) {
-		out = append(out, k.Address)
-	}
-	return out
+	return convert.Slice(readKnown(file), func(k savedMember) netip.AddrPort { return k.Address })
 }

@@ -14,6 +14,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // Result is the desired ruleset of a node, with the pods and namespaces to which it lets nothing pass.
@@ -158,10 +160,7 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 	if len(rules) > p.limits.RulesOfPod {
 		p.setExceeded("more than %d rules for one pod", p.limits.RulesOfPod)
 	}
-	words := []string{d.String()}
-	for _, r := range rules {
-		words = append(words, r.key())
-	}
+	words := append([]string{d.String()}, convert.Slice(rules, Rule.key)...)
 	name := d.String() + "-" + hashName(words...)
 	if _, ok := p.ruleset.Chains[name]; !ok {
 		p.ruleset.Chains[name] = Chain{d, rules}

@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
@@ -138,10 +139,7 @@ func (c addressUse) belongsTo(p *corev1.Pod) bool {
 // statusAddresses returns the addresses of a pod's status that its node can have assigned. Otherwise a client that may
 // write a pod's status, such as a node, could make its traffic count as that of any pod.
 func statusAddresses(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
-	texts := []string{p.Status.PodIP}
-	for _, ip := range p.Status.PodIPs {
-		texts = append(texts, ip.IP)
-	}
+	texts := append([]string{p.Status.PodIP}, convert.Slice(p.Status.PodIPs, func(ip corev1.PodIP) string { return ip.IP })...)
 	var out []netip.Addr
 	for _, text := range texts {
 		ip, err := netip.ParseAddr(text)

@@ -52,15 +52,10 @@ func openIPVS(ctx context.Context, o Options) (backend, error) {
 	if err := MissingForIPVS(o.Mode, o.IPVSScheduler, o.ClusterCIDRs); err != nil {
 		return nil, err
 	}
-	ports := o.NodePortAddresses
-	if len(ports) == 0 {
-		for _, ip := range o.NodeIPs {
-			ports = append(ports, netip.PrefixFrom(ip, ip.BitLen()).String())
-		}
-	}
 	p, err := ipvs.New(ipvs.Options{
-		NodeName: o.Informers.NodeName(), ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: ports, Protected: o.externals.protected,
-		Scheduler: o.IPVSScheduler, Health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil), Logger: o.Logger,
+		NodeName: o.Informers.NodeName(), ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: o.nodePortNetworks(),
+		Protected: o.externals.protected, Scheduler: o.IPVSScheduler,
+		Health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil), Logger: o.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("preparing IPVS: %w", err)

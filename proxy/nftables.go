@@ -21,6 +21,7 @@ import (
 	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/proxy/healthports"
@@ -99,18 +100,21 @@ func familyOf(a netip.Addr) corev1.IPFamily {
 func nftablesConfig(o Options) *kubeproxyconfig.KubeProxyConfiguration {
 	conf := &kubeproxyconfig.KubeProxyConfiguration{
 		Mode:              kubeproxyconfig.ProxyModeNFTables,
-		NodePortAddresses: o.NodePortAddresses,
+		NodePortAddresses: o.nodePortNetworks(),
 		SyncPeriod:        metav1.Duration{Duration: retryPause}, // for upstream's loop, which does not run
 		MinSyncPeriod:     metav1.Duration{Duration: minPause},
 	}
 	bit := int32(masqueradeBit)
 	conf.NFTables.MasqueradeBit = &bit
-	if len(conf.NodePortAddresses) == 0 {
-		for _, ip := range o.NodeIPs {
-			conf.NodePortAddresses = append(conf.NodePortAddresses, netip.PrefixFrom(ip, ip.BitLen()).String())
-		}
-	}
 	return conf
+}
+
+// nodePortNetworks returns the networks of the addresses at which node ports are served.
+func (o Options) nodePortNetworks() []string {
+	if len(o.NodePortAddresses) > 0 {
+		return o.NodePortAddresses
+	}
+	return convert.Slice(o.NodeIPs, func(ip netip.Addr) string { return netip.PrefixFrom(ip, ip.BitLen()).String() })
 }
 
 func (b *nftables) name() string { return nft.ServicesByNFTables }

@@ -22,6 +22,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -147,9 +148,7 @@ func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, er
 		guard: guardPeriod, root: "/",
 		wake: timers.NewSignal(),
 	}
-	for _, c := range o.ServiceCIDRs {
-		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
-	}
+	p.serviceCIDRs = convert.Slice(o.ServiceCIDRs, func(c netip.Prefix) string { return c.Masked().String() })
 	b.OnServiceCIDRsChanged(p.serviceCIDRs)
 	if err := p.subscribe(ctx); err != nil {
 		return nil, err

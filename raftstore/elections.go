@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/election"
 )
@@ -76,10 +77,7 @@ func (e *elections) leaderExited() bool {
 
 // rank returns this server's position among the voters, by id. It reports false if this server has no vote.
 func (e *elections) rank() (int, bool) {
-	var ids []raft.ServerID
-	for _, v := range e.voters() {
-		ids = append(ids, v.ID)
-	}
+	ids := convert.Slice(e.voters(), func(v raft.Server) raft.ServerID { return v.ID })
 	slices.Sort(ids)
 	return slices.BinarySearch(ids, e.id)
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 const (
@@ -76,11 +78,7 @@ func exists(path string) bool {
 
 // addProcess makes the group of a process and moves the process there.
 func (g groups) addProcess(name string, pid int) error {
-	var errs []error
-	for _, h := range g.hierarchies() {
-		errs = append(errs, h.addProcess(name, pid))
-	}
-	return errors.Join(errs...)
+	return errors.Join(convert.Slice(g.hierarchies(), func(h hierarchy) error { return h.addProcess(name, pid) })...)
 }
 
 func (h hierarchy) addProcess(name string, pid int) error {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -29,13 +30,8 @@ func (n *Node) complete(s table.Sections) table.Sections {
 			n.o.Logger.Warn("ingress: the settings of the table cannot be read", "error", err)
 		}
 	}
-	settings.ClusterNetworks = nil
-	for _, p := range slices.Concat(n.o.PodCIDRs, n.o.ServiceCIDRs) {
-		settings.ClusterNetworks = append(settings.ClusterNetworks, p.String())
-	}
-	for _, a := range n.nodeAddresses() {
-		settings.ClusterNetworks = append(settings.ClusterNetworks, netip.PrefixFrom(a, a.BitLen()).String())
-	}
+	nodes := convert.Slice(n.nodeAddresses(), func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) })
+	settings.ClusterNetworks = convert.Slice(slices.Concat(n.o.PodCIDRs, n.o.ServiceCIDRs, nodes), netip.Prefix.String)
 	slices.Sort(settings.ClusterNetworks)
 	if err := out.Put(table.KindSettings, settings); err != nil {
 		n.o.Logger.Warn("ingress: settings cannot be written", "error", err)
@@ -84,11 +80,7 @@ func (n *Node) endpoints(b table.Backend, found []*discoveryv1.EndpointSlice, pr
 	if !ok {
 		return nil
 	}
-	var out []string
-	for _, at := range proxyNode.Endpoints(found, name) {
-		out = append(out, at.String())
-	}
-	return out
+	return convert.Slice(proxyNode.Endpoints(found, name), netip.AddrPort.String)
 }
 
 // proxyNode returns this node's zone and which other nodes it does not reach.

@@ -66,10 +66,10 @@ func (s kernelState) rules() map[string][]string {
 	for _, p := range forbidden {
 		split(netip.MustParsePrefix(p), &services4, &services6)
 	}
-	ports := numberSet(s.ports)
+	ports := nft.Numbers(s.ports)
 	own := []string{"tcp dport { " + ports + " } ct original proto-dst { " + ports + " } "}
 	if len(s.udp) > 0 {
-		udp := numberSet(s.udp)
+		udp := nft.Numbers(s.udp)
 		own = append(own, "udp dport { "+udp+" } ct original proto-dst { "+udp+" } ")
 	}
 	mine := "meta skuid " + strconv.Itoa(User) + " ct direction original "
@@ -95,7 +95,7 @@ func (s kernelState) rules() map[string][]string {
 			out["postrouting"] = append(out["postrouting"], mine+f.family+" daddr { "+setOf(f.pods)+" }"+snat)
 		}
 		if len(f.nodes) > 0 && len(s.reserved) > 0 {
-			out["output"] = append(out["output"], mine+f.family+" daddr { "+setOf(f.nodes)+" } tcp dport { "+numberSet(s.reserved)+" } "+
+			out["output"] = append(out["output"], mine+f.family+" daddr { "+setOf(f.nodes)+" } tcp dport { "+nft.Numbers(s.reserved)+" } "+
 				refuse)
 		}
 	}
@@ -115,15 +115,6 @@ func (s kernelState) source(v4 bool) (netip.Addr, bool) {
 func setOf(all []string) string {
 	slices.Sort(all)
 	return strings.Join(slices.Compact(all), ", ")
-}
-
-func numberSet[N int | uint16](all []N) string {
-	all = slices.Compact(slices.Sorted(slices.Values(all)))
-	out := make([]string, 0, len(all))
-	for _, n := range all {
-		out = append(out, strconv.Itoa(int(n)))
-	}
-	return strings.Join(out, ", ")
 }
 
 // apply replaces the whole table.

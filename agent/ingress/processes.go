@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // processList is the list of the node's proxies in a file, by which the next run finds them. A process is recorded
@@ -148,10 +149,7 @@ func stop(dir string) error {
 	if err != nil || len(r.Processes) == 0 {
 		r = recoverProcesses(dir)
 	}
-	var errs []error
-	for _, e := range r.Processes {
-		errs = append(errs, e.signal(syscall.SIGTERM))
-	}
+	errs := convert.Slice(r.Processes, func(e entry) error { return e.signal(syscall.SIGTERM) })
 	if err := errors.Join(append(errs, removeLast(dir))...); err != nil {
 		return err
 	}

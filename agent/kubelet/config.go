@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
@@ -47,16 +49,12 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 	if resolvConf == "" {
 		resolvConf = resolvconf.Choose(resolvconf.HostFiles)
 	}
-	var dns []string
-	for _, ip := range o.ClusterDNS {
-		dns = append(dns, ip.String())
-	}
 	return &v1beta1.KubeletConfiguration{
 		TypeMeta:                 metav1.TypeMeta{APIVersion: v1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
 		ContainerRuntimeEndpoint: runtimeEndpoint(o.RuntimeSocket),
 		StaticPodPath:            o.StaticPodDir,
 		PodLogsDir:               o.PodLogsDir,
-		ClusterDNS:               dns,
+		ClusterDNS:               convert.Slice(o.ClusterDNS, netip.Addr.String),
 		ClusterDomain:            o.ClusterDomain,
 		ResolverConfig:           &resolvConf,
 		RegisterWithTaints:       o.Taints,

@@ -15,9 +15,14 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // Table identifies one table.
@@ -32,6 +37,12 @@ const (
 	IPv4 = nftables.TableFamilyIPv4
 	IPv6 = nftables.TableFamilyIPv6
 )
+
+// Numbers returns the text of a set's elements.
+func Numbers[N int | uint16](all []N) string {
+	all = slices.Compact(slices.Sorted(slices.Values(all)))
+	return strings.Join(convert.Slice(all, func(n N) string { return strconv.Itoa(int(n)) }), ", ")
+}
 
 // Missing says whether err means that this kernel has no nftables. err is the error of listing all tables or chains.
 // Without netfilter's subsystem of netlink there is no such socket. Without nf_tables no subsystem handles the request,

@@ -13,6 +13,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
@@ -131,11 +132,8 @@ func (v ruleView) chains() []chain {
 
 // anonymousSet returns the prefixes as nftables' text of an anonymous set.
 func anonymousSet(prefixes []netip.Prefix) string {
-	var out []string
-	for _, p := range prefixes {
-		out = append(out, p.Masked().String())
-	}
-	return "{ " + strings.Join(out, ", ") + " }"
+	masked := convert.Slice(prefixes, func(p netip.Prefix) string { return p.Masked().String() })
+	return "{ " + strings.Join(masked, ", ") + " }"
 }
 
 // rulesWriter keeps one table of the kernel up to date.

@@ -9,6 +9,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 const (
@@ -70,9 +72,6 @@ func (a *API) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.Le
 	if err != nil {
 		return nil, err
 	}
-	resp := &pb.LeaseLeasesResponse{Header: a.Header()}
-	for _, id := range ids {
-		resp.Leases = append(resp.Leases, &pb.LeaseStatus{ID: id})
-	}
-	return resp, nil
+	leases := convert.Slice(ids, func(id int64) *pb.LeaseStatus { return &pb.LeaseStatus{ID: id} })
+	return &pb.LeaseLeasesResponse{Header: a.Header(), Leases: leases}, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
@@ -54,10 +55,7 @@ type peers struct {
 
 // Peers returns the statistics of the other servers, in the order of their ids.
 func (ps *peers) Peers() []PeerStats {
-	var stats []PeerStats
-	for _, p := range ps.all() {
-		stats = append(stats, p.stats())
-	}
+	stats := convert.Slice(ps.all(), (*peer).stats)
 	slices.SortFunc(stats, func(a, b PeerStats) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	return stats
 }
