@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -132,12 +131,8 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 // annotated address must not be another node's, unless it is this node's as well: the machine may have replaced one
 // whose Node still exists.
 func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
-	var annotated []netip.Addr
-	for text := range strings.SplitSeq(n.Annotations[clusterconfig.UnderlayAnnotation], ",") {
-		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil && may(a.Unmap()) && isRoutable(a) {
-			annotated = append(annotated, a.Unmap())
-		}
-	}
+	annotated := slices.DeleteFunc(clusterconfig.ParseAddresses(n.Annotations[clusterconfig.UnderlayAnnotation]),
+		func(a netip.Addr) bool { return !may(a) || !isRoutable(a) })
 	for _, addrs := range [][]netip.Addr{annotated, nodeAddresses(n, corev1.NodeInternalIP), nodeAddresses(n, corev1.NodeExternalIP)} {
 		if out := oneOfEach(addrs); len(out) > 0 {
 			return out

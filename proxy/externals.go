@@ -16,6 +16,7 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	netutils "k8s.io/utils/net"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -350,12 +351,7 @@ func (p *Proxy) nodeTunnel(node string, port int) {
 
 // serviceNetworks records the API's Service CIDRs.
 func (p *Proxy) serviceNetworks(cidrs []string) {
-	networks := slices.Clone(p.o.externals.pods)
-	for _, c := range cidrs {
-		if prefix, err := netip.ParsePrefix(c); err == nil {
-			networks = append(networks, prefix.Masked())
-		}
-	}
+	networks := slices.Concat(p.o.externals.pods, convert.Slice(convert.Valid(cidrs, netip.ParsePrefix), netip.Prefix.Masked))
 	p.o.externals.change(func() bool {
 		p.o.externals.networks = networks
 		return true

@@ -5,11 +5,12 @@ package proxy
 import (
 	"net/netip"
 	"slices"
-	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // apiService is the Service whose endpoints are the servers.
@@ -25,13 +26,7 @@ func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
 // get them, or with IPVS keep them from all of these pods. The annotation is not checked, so it only affects external
 // IPs.
 func (p *Proxy) nodeTunnelAt(name, said string) {
-	var addrs []netip.Addr
-	for text := range strings.SplitSeq(said, ",") {
-		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil {
-			addrs = append(addrs, a.Unmap())
-		}
-	}
-	p.machine(p.o.externals.tunnelAt, name, addrs)
+	p.machine(p.o.externals.tunnelAt, name, clusterconfig.ParseAddresses(said))
 }
 
 // serverAddresses records the servers' addresses of an EndpointSlice, if it belongs to the Service kubernetes. There

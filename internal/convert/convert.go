@@ -11,3 +11,15 @@ func Slice[S ~[]E, E, R any](in S, f func(E) R) []R {
 	}
 	return out
 }
+
+// Valid returns the results of f for the elements for which it returns no error, in order. It returns nil if there are
+// none.
+func Valid[S ~[]E, E, R any](in S, f func(E) (R, error)) []R {
+	var out []R
+	for _, e := range in {
+		if r, err := f(e); err == nil {
+			out = append(out, r)
+		}
+	}
+	return out
+}

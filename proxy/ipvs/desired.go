@@ -3,6 +3,7 @@
 package ipvs
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	upstream "k8s.io/kubernetes/pkg/proxy"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // View is the whole input for the desired state of one family.
@@ -176,13 +179,8 @@ func (v View) restrictToSourceRanges(o *candidate, svc *ServicePort) {
 	k := o.key
 	o.members.add(setGuarded, k.element()...)
 	allow := func(p string) { o.members.add(setAllowed, append(k.element(), p)...) }
-	var prefixes []netip.Prefix
-	for _, r := range ranges {
-		if p, err := netip.ParsePrefix(r.String()); err == nil {
-			prefixes = append(prefixes, p.Masked())
-		}
-	}
-	prefixes = withoutOverlap(prefixes)
+	texts := convert.Slice(ranges, (*net.IPNet).String)
+	prefixes := withoutOverlap(convert.Slice(convert.Valid(texts, netip.ParsePrefix), netip.Prefix.Masked))
 	for _, p := range prefixes {
 		allow(p.String())
 	}

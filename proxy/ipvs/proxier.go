@@ -25,6 +25,7 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	"sigs.k8s.io/knftables"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/proxy/healthports"
 )
@@ -181,15 +182,9 @@ func (p *Proxier) OnTopologyChange(labels map[string]string) {
 
 // OnServiceCIDRsChanged records all Service CIDRs. Only a full sync uses them.
 func (p *Proxier) OnServiceCIDRsChanged(cidrs []string) {
-	var out []netip.Prefix
-	for _, c := range cidrs {
-		if prefix, err := netip.ParsePrefix(c); err == nil {
-			out = append(out, prefix.Masked())
-		}
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.serviceCIDRs = out
+	p.serviceCIDRs = convert.Slice(convert.Valid(cidrs, netip.ParsePrefix), netip.Prefix.Masked)
 }
 
 // Sync writes the received state to the kernel: the difference, or with full everything. After an error the next call
@@ -252,12 +247,7 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 			neverLocal(a)
 		}
 	}
-	var ranges []netip.Prefix
-	for _, c := range p.o.NodePortAddresses {
-		if prefix, err := netip.ParsePrefix(c); err == nil {
-			ranges = append(ranges, prefix)
-		}
-	}
+	ranges := convert.Valid(p.o.NodePortAddresses, netip.ParsePrefix)
 	for a := range local {
 		if a.Is6() == (f.name == corev1.IPv6Protocol) && !a.IsLoopback() && !a.IsLinkLocalUnicast() && contains(ranges, a) {
 			v.NodePortAddrs = append(v.NodePortAddrs, a)
