@@ -51,9 +51,7 @@ var differences = []difference{
 func (b *testbed) differs(t *testing.T, what string) bool {
 	t.Helper()
 	i := slices.IndexFunc(differences, func(d difference) bool { return d.what == what && d.of(t) })
-	if i < 0 {
-		t.Fatalf("no difference is listed as %q", what)
-	}
+	testenv.Require(t, i >= 0, "no difference is listed as %q", what)
 	b.asked = append(b.asked, what)
 	return slices.ContainsFunc(differences, func(d difference) bool { return d.what == what && d.mode == b.mode && d.of(t) })
 }

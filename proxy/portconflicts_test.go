@@ -66,9 +66,7 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 			testenv.Equal(t, h.now[name].Spec.Ports[0].NodePort, want, "after step %d: %s has node port", i, name)
 		}
 	}
-	if x := p.o.externals; len(x.tunnels)+len(x.senders) > 0 {
-		t.Errorf("left: %v, %v", x.tunnels, x.senders)
-	}
+	testenv.True(t, len(p.o.externals.tunnels)+len(p.o.externals.senders) == 0, "left: %v, %v", p.o.externals.tunnels, p.o.externals.senders)
 }
 
 // TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened

@@ -258,9 +258,7 @@ func TestAutoPrefersIPVS(t *testing.T) {
 		for _, c := range from {
 			names = append(names, c.name)
 		}
-		if got := strings.Join(names, " "); err != nil || got != want {
-			t.Errorf("%q: %q, %v; want %q", mode, got, err, want)
-		}
+		testenv.True(t, err == nil && strings.Join(names, " ") == want, "%q: %q, %v; want %q", mode, strings.Join(names, " "), err, want)
 	}
 	testenv.Fails(t, testenv.Err(candidatesOf("iptables")), "there is a mode iptables")
 }

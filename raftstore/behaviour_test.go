@@ -103,9 +103,7 @@ func TestRestartFromSnapshot(t *testing.T) {
 	testenv.NoError(t, s.Close(ctx))
 	c = openStore(t, Options{Dir: dir}).Client()
 	got, err := c.KV.Get(ctx, "/a", clientv3.WithRev(last-1))
-	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "1" || got.Header.Revision != last {
-		t.Fatalf("%v, %v", got, err)
-	}
+	testenv.Require(t, err == nil && len(got.Kvs) == 1 && string(got.Kvs[0].Value) == "1" && got.Header.Revision == last, "%v, %v", got, err)
 	events := collect(ctx, t, c.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV()), 2002)
 	if e := events[2001]; string(e.PrevKv.Value) != "1" || string(e.Kv.Value) != "2" {
 		t.Errorf("%v", e)
@@ -155,15 +153,11 @@ func testManyWriters(ctx context.Context, t *testing.T, s *Store) {
 	seen := map[int64]bool{}
 	for w, revs := range revisions {
 		for i, rev := range revs {
-			if seen[rev] || i > 0 && rev <= revs[i-1] {
-				t.Fatalf("writer %d got revisions %v", w, revs)
-			}
+			testenv.Require(t, !seen[rev] && (i == 0 || rev > revs[i-1]), "writer %d got revisions %v", w, revs)
 			seen[rev] = true
 		}
 		got, err := s.Client().KV.Get(ctx, fmt.Sprintf("/w/%d", w))
-		if err != nil || string(got.Kvs[0].Value) != fmt.Sprint(each-1) || got.Kvs[0].Version != each {
-			t.Fatalf("%v, %v", got, err)
-		}
+		testenv.Require(t, err == nil && string(got.Kvs[0].Value) == fmt.Sprint(each-1) && got.Kvs[0].Version == each, "%v, %v", got, err)
 	}
 	if entries := s.replica.raft.LastIndex() - before; entries > writers*each/2 {
 		t.Errorf("%d writes took %d log entries", writers*each, entries)

@@ -136,9 +136,7 @@ func TestHistoryByAgeWithManyLeaders(t *testing.T) {
 						}
 					}
 				}
-				if t.Failed() {
-					t.Fatalf("seed %d, disks that stall: %v", seed, failing)
-				}
+				testenv.Require(t, !t.Failed(), "seed %d, disks that stall: %v", seed, failing)
 			})
 		}
 	}

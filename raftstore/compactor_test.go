@@ -213,17 +213,13 @@ func TestListsExpireOnAllServers(t *testing.T) {
 				begun, rev := time.Now(), put.Header.Revision
 				readable := func(n *node) bool {
 					_, err := n.running().Client().KV.Get(c.ctx, "/a", clientv3.WithRev(rev), clientv3.WithSerializable())
-					if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
-						c.Fatal(err)
-					}
+					testenv.Require(c, err == nil || errors.Is(err, rpctypes.ErrCompacted), "%v", err)
 					return err == nil
 				}
 				for time.Since(begun) < 5*time.Minute-time.Second {
 					c.pass(10 * time.Second)
 					for _, n := range c.nodes {
-						if !readable(n) {
-							c.Fatalf("%s: gone after %v", n.name, time.Since(begun))
-						}
+						testenv.Require(c, readable(n), "%s: gone after %v", n.name, time.Since(begun))
 					}
 				}
 				for left := 10*time.Minute + 30*time.Second - time.Since(begun); left > 0; left -= 4 * time.Minute {
@@ -233,9 +229,7 @@ func TestListsExpireOnAllServers(t *testing.T) {
 					c.pass(min(left, 4*time.Minute))
 				}
 				for _, n := range c.nodes {
-					if readable(n) {
-						c.Errorf("%s: still there after %v", n.name, time.Since(begun))
-					}
+					testenv.True(c, !readable(n), "%s: still there after %v", n.name, time.Since(begun))
 				}
 			})
 		})

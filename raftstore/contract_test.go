@@ -121,9 +121,7 @@ func TestLeasesByExpiry(t *testing.T) {
 			testenv.Must(c.Grant(ctx, ttl))(t)
 		}
 		all, err := c.Leases(ctx)
-		if err != nil || len(all.Leases) < 5 {
-			t.Fatalf("%v, %v", all, err)
-		}
+		testenv.Require(t, err == nil && len(all.Leases) >= 5, "%v, %v", all, err)
 		var left []int64
 		for _, l := range all.Leases {
 			info := testenv.Must(c.TimeToLive(ctx, l.ID))(t)
@@ -175,9 +173,7 @@ func TestLeadershipIsReported(t *testing.T) {
 	}
 	testenv.NoError(t, s.Close(ctx))
 	for got := range lead {
-		if got.Leader {
-			t.Fatalf("%+v after closing", got)
-		}
+		testenv.Require(t, !got.Leader, "%+v after closing", got)
 	}
 	testenv.Fails(t, testenv.Err(s.Client().Put(ctx, "/a", "1")), "a closed store took a write")
 }
@@ -235,9 +231,7 @@ func testSlowWatcher(ctx context.Context, t *testing.T, s *raftstore.Store) {
 		if want := first + int64(i); e.Kv.ModRevision != want {
 			t.Fatalf("event %d has revision %d, want %d", i, e.Kv.ModRevision, want)
 		}
-		if e.IsModify() && e.PrevKv == nil {
-			t.Fatalf("event %d has no previous value", i)
-		}
+		testenv.Require(t, !e.IsModify() || e.PrevKv != nil, "event %d has no previous value", i)
 	}
 	testenv.Must(c.Compact(ctx, first+n))(t)
 	var last int64
@@ -249,9 +243,7 @@ func testSlowWatcher(ctx context.Context, t *testing.T, s *raftstore.Store) {
 			last = e.Kv.ModRevision
 		}
 		if err := resp.Err(); err != nil {
-			if !errors.Is(err, rpctypes.ErrCompacted) || resp.CompactRevision != first+n {
-				t.Fatalf("%+v", resp)
-			}
+			testenv.Require(t, errors.Is(err, rpctypes.ErrCompacted) && resp.CompactRevision == first+n, "%+v", resp)
 			return
 		}
 	}

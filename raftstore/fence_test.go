@@ -20,9 +20,7 @@ func TestWritesOfATerm(t *testing.T) {
 	stores := openSteady(t, 3)
 	leader, follower := stores[0], stores[1]
 	term := leader.Status().Leadership.Term
-	if term == 0 || !leader.Status().Leadership.Leader {
-		t.Fatal("the first server does not lead")
-	}
+	testenv.Require(t, term != 0 && leader.Status().Leadership.Leader, "the first server does not lead")
 	refused := 0
 	in := func(term uint64) context.Context { return WithFence(ctx, term, func() { refused++ }) }
 	put := func(s *Store, term uint64) error {

@@ -60,13 +60,9 @@ func TestAnswersWithin(t *testing.T) {
 		}}
 	}
 	encoded, err := mvcc.EncodeResultsWithin([]mvcc.Result{answer(10), answer(5000), answer(20), answer(3000)}, 4000)
-	if err != nil || len(encoded) > 4000 {
-		t.Fatalf("%d bytes, %v", len(encoded), err)
-	}
+	testenv.Require(t, err == nil && len(encoded) <= 4000, "%d bytes, %v", len(encoded), err)
 	results, err := mvcc.DecodeResults(encoded)
-	if err != nil || len(results) != 4 {
-		t.Fatalf("%v, %v", results, err)
-	}
+	testenv.Require(t, err == nil && len(results) == 4, "%v, %v", results, err)
 	for i, want := range []error{nil, mvcc.ErrResultDropped, nil, nil} {
 		if !errors.Is(results[i].Err, want) {
 			t.Errorf("answer %d: %v instead of %v", i, results[i].Err, want)
@@ -80,7 +76,5 @@ func TestLeadershipIsForVoters(t *testing.T) {
 	ctx := testContext(t)
 	stores := openCluster(t, 2)
 	err := transferBetween(ctx, stores[0], stores[1])
-	if status.Code(err) != codes.FailedPrecondition {
-		t.Fatalf("%v", err)
-	}
+	testenv.Require(t, status.Code(err) == codes.FailedPrecondition, "%v", err)
 }

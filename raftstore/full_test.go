@@ -51,9 +51,7 @@ func TestDiskFull(t *testing.T) {
 	t.Logf("full after %d writes", len(acknowledged))
 
 	got, err := c.KV.Get(ctx, acknowledged[0])
-	if err != nil || len(got.Kvs) != 1 {
-		t.Fatalf("read on a full disk: %v, %v", got, err)
-	}
+	testenv.Require(t, err == nil && len(got.Kvs) == 1, "read on a full disk: %v, %v", got, err)
 	if _, err := c.Put(ctx, "/more", "x"); !errors.Is(err, rpctypes.ErrNoSpace) {
 		t.Fatalf("write on a full disk: %v", err)
 	}

@@ -49,18 +49,12 @@ func TestKVServesRangesAndTransactions(t *testing.T) {
 			t.Fatalf("%v, %v", got, err)
 		}
 		got, err = c.Get(ctx, "/a/", clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithSort(clientv3.SortByKey, clientv3.SortDescend))
-		if err != nil || len(got.Kvs) != 2 || string(got.Kvs[1].Value) != "one" {
-			t.Fatalf("%v, %v", got, err)
-		}
+		testenv.Require(t, err == nil && len(got.Kvs) == 2 && string(got.Kvs[1].Value) == "one", "%v, %v", got, err)
 		got, err = c.Get(ctx, "", clientv3.WithFromKey(), clientv3.WithKeysOnly())
-		if err != nil || len(got.Kvs) != 3 || got.Kvs[0].Value != nil {
-			t.Fatalf("%v, %v", got, err)
-		}
+		testenv.Require(t, err == nil && len(got.Kvs) == 3 && got.Kvs[0].Value == nil, "%v, %v", got, err)
 		stream := testenv.Must(c.GetStream(ctx, "/a/", clientv3.WithPrefix()))(t)
 		streamed, err := clientv3.GetStreamToGetResponse(stream)
-		if err != nil || len(streamed.Kvs) != 2 || streamed.Count != 2 {
-			t.Fatalf("%v, %v", streamed, err)
-		}
+		testenv.Require(t, err == nil && len(streamed.Kvs) == 2 && streamed.Count == 2, "%v, %v", streamed, err)
 		txn, err := c.Txn(ctx).If(
 			clientv3.Compare(clientv3.Version("/a/1"), "=", 2), clientv3.Compare(clientv3.Value("/b"), "=", "b"),
 		).Then(
@@ -72,9 +66,7 @@ func TestKVServesRangesAndTransactions(t *testing.T) {
 			t.Fatalf("%v, %v", txn, err)
 		}
 		deleted, err := c.Delete(ctx, "/nothing")
-		if err != nil || deleted.Deleted != 0 || deleted.Header.Revision != txn.Header.Revision {
-			t.Fatalf("%v, %v", deleted, err)
-		}
+		testenv.Require(t, err == nil && deleted.Deleted == 0 && deleted.Header.Revision == txn.Header.Revision, "%v, %v", deleted, err)
 	})
 }
 
@@ -203,14 +195,10 @@ func TestLeasesThroughBothFaces(t *testing.T) {
 		stop()
 		testenv.Check(t, c.Lease.Close()) // or it tries again for as long as the process lives
 		all, err := c.Leases(ctx)
-		if err != nil || len(all.Leases) != 1 || all.Leases[0].ID != lease.ID {
-			t.Fatalf("%+v, %v", all, err)
-		}
+		testenv.Require(t, err == nil && len(all.Leases) == 1 && all.Leases[0].ID == lease.ID, "%+v, %v", all, err)
 		testenv.Must(c.Revoke(ctx, lease.ID))(t)
 		got, err := c.Get(ctx, "/l/", clientv3.WithPrefix())
-		if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Key) != "/l/1" {
-			t.Fatalf("%v, %v", got, err)
-		}
+		testenv.Require(t, err == nil && len(got.Kvs) == 1 && string(got.Kvs[0].Key) == "/l/1", "%v, %v", got, err)
 		if info, err := c.TimeToLive(ctx, lease.ID); err != nil || info.TTL != -1 {
 			t.Fatalf("%+v, %v", info, err)
 		}
@@ -252,9 +240,7 @@ func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
 	rev := raftstore.MustPut(ctx, t, c, "/b", strings.Repeat("2", 200<<10))
 	r := testenv.Must(c.Snapshot(ctx))(t)
 	blob, err := io.ReadAll(r)
-	if err != nil || len(blob)%512 != 32 {
-		t.Fatalf("%d bytes, %v", len(blob), err)
-	}
+	testenv.Require(t, err == nil && len(blob)%512 == 32, "%d bytes, %v", len(blob), err)
 	dir := filepath.Join(t.TempDir(), "restored")
 	damaged := bytes.Clone(blob)
 	damaged[len(blob)/2] ^= 1
@@ -267,9 +253,7 @@ func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
 	}
 	nc := raftstore.OpenStore(t, raftstore.Options{Dir: dir, NodeID: "two"}).Client().Client
 	got, err := nc.Get(ctx, "/", clientv3.WithPrefix())
-	if err != nil || len(got.Kvs) != 2 || got.Kvs[1].ModRevision != rev || got.Header.Revision <= rev+1000 {
-		t.Fatalf("%v, %v", got.Header, err)
-	}
+	testenv.Require(t, err == nil && len(got.Kvs) == 2 && got.Kvs[1].ModRevision == rev && got.Header.Revision > rev+1000, "%v, %v", got.Header, err)
 	if info, err := nc.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys()); err != nil || len(info.Keys) != 1 {
 		t.Fatalf("%v, %v", info, err)
 	}

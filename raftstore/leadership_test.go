@@ -22,16 +22,12 @@ func TestOldNoticesOfLeadership(t *testing.T) {
 	ctx := testContext(t)
 	s := openSteady(t, 3)[0]
 	lead, changed := s.leadership.get()
-	if !lead.Leader {
-		t.Fatal("the first server does not lead")
-	}
+	testenv.Require(t, lead.Leader, "the first server does not lead")
 	// The reader looks at its term, and passes over one that is not its own.
 	come := func() { s.leadership.endedTerms <- 0 }
 	taken := func(waiting func() int) {
 		for waiting() > 0 {
-			if ctx.Err() != nil {
-				t.Fatal("the notices are not read")
-			}
+			testenv.Require(t, ctx.Err() == nil, "the notices are not read")
 			time.Sleep(time.Millisecond)
 		}
 	}

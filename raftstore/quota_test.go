@@ -57,9 +57,7 @@ func TestQuotaIsSaidOnce(t *testing.T) {
 		return false
 	}
 	for range 2 { // the second time nothing may be said again
-		if !full() {
-			t.Fatal("a store over its quota takes more")
-		}
+		testenv.Require(t, full(), "a store over its quota takes more")
 	}
 	testenv.Must(c.Client.Delete(ctx, "/", clientv3.WithPrefix()))(t)
 	rev := s.Status().Revision
@@ -94,9 +92,7 @@ func TestHistoryGoesBeforeWritesAreRefused(t *testing.T) {
 		kv := s.Client().KV
 		value := string(noise(100 << 10))
 		fillUp(c, kv, value)
-		if compacted := s.Status().Compacted; compacted > 1 {
-			t.Errorf("compacted to %d, which frees nothing", compacted)
-		}
+		testenv.True(t, s.Status().Compacted <= 1, "compacted to %d, which frees nothing", s.Status().Compacted)
 		for i := range 20 { // 2 MB of 16; 4 MiB of history are allowed
 			testenv.Must(kv.Delete(c.ctx, fmt.Sprintf("/%03d", i)))(c)
 		}
@@ -146,9 +142,7 @@ func TestSmallestQuotaOfVoters(t *testing.T) {
 		t.Run(small, func(t *testing.T) {
 			stageOfQuotas(t, 3, map[string]int64{small: 8 << 20}, func(c *cluster) {
 				leader := c.nodes[0]
-				if !leader.leads() {
-					c.Fatal("the first server does not lead")
-				}
+				testenv.Require(c, leader.leads(), "the first server does not lead")
 				through := c.nodes[2].running()
 				kv := through.Client().KV
 				testenv.NoError(c, testenv.Err(kv.Put(c.ctx, "/first", "x")))
@@ -171,9 +165,7 @@ func TestSmallestQuotaOfVoters(t *testing.T) {
 					testenv.NoError(c, err)
 				}
 				results, err := peersOf(through).forwarder.forward(entry, nil)()
-				if err != nil || len(results) != 3 {
-					c.Fatalf("%v, %v", results, err)
-				}
+				testenv.Require(c, err == nil && len(results) == 3, "%v, %v", results, err)
 				for i := range results {
 					if got := results[i].Err; (got == nil) != (i == 1) || got != nil && !errors.Is(got, rpctypes.ErrGRPCNoSpace) {
 						t.Errorf("command %d: %v", i, got)
@@ -301,15 +293,11 @@ func TestQuotaIsNotExceededByManyWritesAtOnce(t *testing.T) {
 	for i := range 200 {
 		writing.Go(func() {
 			_, err := s.api.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "/%03d", i), Value: []byte(value)})
-			if err != nil && !errors.Is(err, rpctypes.ErrGRPCNoSpace) {
-				t.Error(err)
-			}
+			testenv.False(t, err != nil && !errors.Is(err, rpctypes.ErrGRPCNoSpace), "%v", err)
 		})
 	}
 	writing.Wait()
-	if total := s.Status().TotalBytes; total > quota || total < quota-(1<<20) {
-		t.Errorf("%d bytes of %d", total, quota)
-	}
+	testenv.True(t, s.Status().TotalBytes <= quota && s.Status().TotalBytes >= quota-(1<<20), "%d bytes of %d", s.Status().TotalBytes, quota)
 	testenv.Equal(t, s.quota.underWay.Load(), 0, "under way:")
 }
 
@@ -351,9 +339,7 @@ func TestDeletingAtAFullQuota(t *testing.T) {
 				c.pass(time.Millisecond)
 			}
 		}
-		if total := leader.running().Status().TotalBytes; total > quota+quota/reserveShare {
-			t.Errorf("%d bytes of %d", total, quota)
-		}
+		testenv.True(t, leader.running().Status().TotalBytes <= quota+quota/reserveShare, "%d bytes of %d", leader.running().Status().TotalBytes, quota)
 	})
 }
 

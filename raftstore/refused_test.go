@@ -47,9 +47,7 @@ func TestGivenUpNumberIsReplaced(t *testing.T) {
 	peersOf(s).forwarder.session.mu.Unlock()
 	same := &pb.PutRequest{Key: []byte("b"), Value: []byte("2")}
 	res, err := s.writer.proposer.propose(ctx, bounds{}, mvcc.Command{Request: same, Session: id, Seq: next, Floor: next})
-	if err != nil || res.Err != nil {
-		t.Fatal(err, res.Err)
-	}
+	testenv.Require(t, err == nil && res.Err == nil, "%v %v", err, res.Err)
 	testenv.Must(s.api.Put(ctx, same))(t)
 }
 
@@ -162,9 +160,7 @@ func TestReadsAfterRecovery(t *testing.T) {
 	testenv.NoError(t, Recover(o))
 	o.Network = tcpNetwork(t)
 	got, err := openStore(t, o).api.Range(ctx, &pb.RangeRequest{Key: []byte("a")})
-	if err != nil || got.Count != 1 {
-		t.Fatalf("%v, %v", got, err)
-	}
+	testenv.Require(t, err == nil && got.Count == 1, "%v, %v", got, err)
 }
 
 // A server whose keys were replaced after it had asked for them gets them again by itself, and is added then; the

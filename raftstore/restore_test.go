@@ -33,9 +33,7 @@ func TestInterruptedRestore(t *testing.T) {
 	testenv.NoError(t, Restore(o, bytes.NewReader(backup.Bytes()), 0))
 	testenv.Fails(t, testenv.Err(os.Stat(o.Dir+".restoring")), "what was built is still beside")
 	got, err := openStore(t, o).Client().KV.Get(ctx, "key")
-	if err != nil || len(got.Kvs) != 1 {
-		t.Fatalf("%v, %v", got, err)
-	}
+	testenv.Require(t, err == nil && len(got.Kvs) == 1, "%v, %v", got, err)
 }
 
 // A backup that is restored again, after the cluster has gone on from the first time, gets later revisions: those that

@@ -55,9 +55,7 @@ func TestEntriesBehindSnapshot(t *testing.T) {
 			testenv.NoError(t, peersOf(s).logs.GetLog(s.replica.raft.AppliedIndex(), &last))
 			testenv.NoError(t, s.snapshotter.takeSnapshot())
 			end, _ := s.replica.dir.Log.Snapshot()
-			if end != last.Index {
-				t.Fatalf("the snapshot ends with entry %d, want %d", end, last.Index)
-			}
+			testenv.Require(t, end == last.Index, "the snapshot ends with entry %d, want %d", end, last.Index)
 			got := peersOf(s).entriesBehind(s.replica.raft.CurrentTerm(), end-1, 1<<20)
 			switch {
 			case keep == 0 && len(got) > 0:

@@ -35,9 +35,7 @@ func TestScenarioWatchWithoutLeader(t *testing.T) {
 		// Raft gives its leader up at a look, one to two times its patience after the last one, if it has not heard it
 		// for that patience by then.
 		const limit = 3*candidateFor*defaultElectionTimeout + leaderlessAfter + 100*time.Millisecond
-		if !errors.Is(resp.Err(), rpctypes.ErrNoLeader) || time.Since(cut) > limit {
-			t.Errorf("after %v: %+v, %v", time.Since(cut), resp, open)
-		}
+		testenv.True(t, errors.Is(resp.Err(), rpctypes.ErrNoLeader) && time.Since(cut) <= limit, "after %v: %+v, %v", time.Since(cut), resp, open)
 		if again := <-client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k"); !errors.Is(again.Err(), rpctypes.ErrNoLeader) {
 			t.Errorf("a new one: %+v", again)
 		}
@@ -114,9 +112,7 @@ func TestScenarioLargeValues(t *testing.T) {
 			// A write that also reads a lot has a large answer.
 			txn, err := n.running().Client().Txn(c.within(20*time.Second)).
 				Then(clientv3.OpPut("txn", "of "+n.name), clientv3.OpGet("large", clientv3.WithPrefix())).Commit()
-			if err != nil || len(txn.Responses[1].GetResponseRange().Kvs) != 24 {
-				t.Errorf("a transaction through %s: %v", n.name, err)
-			}
+			testenv.True(t, err == nil && len(txn.Responses[1].GetResponseRange().Kvs) == 24, "a transaction through %s: %v", n.name, err)
 		}
 	})
 }

@@ -48,9 +48,7 @@ func TestScenarioSlowRandom(t *testing.T) {
 			}
 			elections := c.leader().term() - term
 			t.Logf("seed %d: each flush takes %v but those of %v: %d writes, the longest time without one %v, %d elections", seed, slow, quick, written, longest, elections)
-			if elections > 1 {
-				t.Errorf("seed %d: each flush takes %v but those of %v: %d elections while nothing changed", seed, slow, quick, elections)
-			}
+			testenv.True(t, elections <= 1, "seed %d: each flush takes %v but those of %v: %d elections while nothing changed", seed, slow, quick, elections)
 			c.mendDisks()
 		})
 	})

@@ -79,9 +79,7 @@ func findsAtLast(t *testing.T, b *Balancer, want string) {
 	t.Helper()
 	testenv.Eventually(t, echo.Patience, "an answer of "+want, func() error {
 		got, err := connectTo(t, b).Ask()
-		if err == nil && got != want+" hi\n" {
-			t.Fatalf("%q, want that of %s", got, want)
-		}
+		testenv.Require(t, err != nil || got == want+" hi\n", "%q, want that of %s", got, want)
 		return err
 	})
 }

@@ -170,9 +170,7 @@ func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 	testenv.NoError(t, b.Set(invented))
 	b.SetLastResort([]string{one.Address, two.Address})
 	got := b.Servers()
-	if len(got) > maxServers || !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {
-		t.Errorf("%d are known: %q", len(got), got)
-	}
+	testenv.True(t, len(got) <= maxServers && slices.Contains(got, one.Address) && slices.Contains(got, two.Address), "%d are known: %q", len(got), got)
 	if got := b.candidates()[:2]; !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {
 		t.Errorf("these are tried first: %q", got)
 	}
@@ -188,9 +186,7 @@ func TestResponsiveServerGetsNoHandshake(t *testing.T) {
 	b.Replied(one.Address, true) // over the node's connection
 	wantAnswer(t, b, "one")
 	time.Sleep(2*checkEvery + probeEvery) // the balancer has looked, and would have asked, by then: what must not happen has no event to wait for
-	if got := len(one.Conns); got != 1 {
-		t.Errorf("the server has had %d connections", got)
-	}
+	testenv.True(t, len(one.Conns) == 1, "the server has had %d connections", len(one.Conns))
 }
 
 // sendPlaintext connects to an address, sends what is no TLS, and waits until the server closes the connection. With
@@ -258,9 +254,7 @@ func TestPortProbesCostNoHandshake(t *testing.T) {
 		_ = c.Close()
 	}
 	wantAnswer(t, b, "one")
-	if got := len(one.Conns); got != times+1 {
-		t.Errorf("the server has had %d connections, want %d", got, times+1)
-	}
+	testenv.True(t, len(one.Conns) == times+1, "the server has had %d connections, want %d", len(one.Conns), times+1)
 }
 
 // TestStaleConnectionsCloseWhenMachineReturns: those from before a server's machine could not be reached are closed

@@ -184,9 +184,7 @@ func TestMistakenKubeletArgsAreFound(t *testing.T) {
 			list = []string{args}
 		}
 		err := CheckArgs(list)
-		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: error %v, want one with %q", args, err, want)
-		}
+		testenv.False(t, (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want), "%s: error %v, want one with %q", args, err, want)
 	}
 }
 

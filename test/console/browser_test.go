@@ -56,9 +56,7 @@ var link = regexp.MustCompile(`http://127\.0\.0\.1:\d+/#code=\S+`)
 func openConsole(m *harness.Machine, k *harness.Kube, args ...string) string {
 	config := testenv.Must(os.ReadFile(k.Kubeconfig))(m.T)
 	local, remote := "https://127.0.0.1:6443", "https://"+net.JoinHostPort(k.IP, "6443")
-	if !strings.Contains(string(config), local) {
-		m.T.Fatalf("%s does not name %s", k.Kubeconfig, local)
-	}
+	testenv.Require(m.T, strings.Contains(string(config), local), "%s does not name %s", k.Kubeconfig, local)
 	kubeconfig := filepath.Join(m.T.TempDir(), "kubeconfig")
 	testenv.NoError(m.T, os.WriteFile(kubeconfig, []byte(strings.ReplaceAll(string(config), local, remote)), 0o600))
 	cmd := m.Command(m.T.Context(), m.Coracle(), append([]string{"console", "--no-open", "--kubeconfig", kubeconfig}, args...)...)

@@ -106,9 +106,7 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 		out, err = k.Run("/bin/busybox", "env", "HELM_DRIVER=configmap", k.Coracle(), "helm", "--kubeconfig", k.Kubeconfig, "-n", k.NS, "list")
 		return err
 	})
-	if err != nil || !strings.Contains(out, "registry") || strings.Contains(out, "shop") {
-		k.T.Errorf("a user's helm sees %q, %v", out, err)
-	}
+	testenv.True(k.T, err == nil && strings.Contains(out, "registry") && !strings.Contains(out, "shop"), "a user's helm sees %q, %v", out, err)
 	k.Kubectl("delete", "helmchart", "shop", "registry", "--timeout=300s")
 	k.Kubectl("delete", "secret", "shop-login", "registry-login")
 	testenv.Equal(k.T, k.Kubectl("get", "configmaps", "-l", "owner=helm", "-o", "name"), "", "the charts have left")

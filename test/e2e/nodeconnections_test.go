@@ -67,9 +67,7 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
 func forwarding(t *testing.T, s *harness.Server, namespace, pod string) int {
 	t.Helper()
 	fails := func(err error) bool {
-		if err != nil {
-			t.Errorf("a port-forward: %v", err)
-		}
+		testenv.True(t, err == nil, "a port-forward: %v", err)
 		return err != nil
 	}
 	file := filepath.Join(s.DataDir, "server", "tls", "client-admin.pem")

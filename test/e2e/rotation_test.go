@@ -142,9 +142,7 @@ func TestRotateToken(t *testing.T) {
 	first := servers[0]
 	shown := func(s *harness.Server) string {
 		out, err := s.Run(s.Coracle(), "token", "print", "--server", "--quiet", "--data-dir", s.DataDir)
-		if err != nil {
-			t.Fatalf("machine %d: %v\n%s", s.Number, err, out)
-		}
+		testenv.Require(t, err == nil, "machine %d: %v\n%s", s.Number, err, out)
 		return strings.TrimSpace(out)
 	}
 	harness.Eventually(t, soon, "all three vote", func() error {

@@ -120,9 +120,7 @@ func (x *guest) shows(from, to time.Time) {
 		at, err = x.clock()
 		return err
 	})
-	if at.Before(from) || at.After(to) {
-		x.t.Errorf("the clock of %s shows %v, which is not between %v and %v", x.Name, at, from, to)
-	}
+	testenv.True(x.t, !at.Before(from) && !at.After(to), "the clock of %s shows %v, which is not between %v and %v", x.Name, at, from, to)
 }
 
 // cluster waits until the machines are one cluster: all are behind the Service kubernetes, each takes a write, and each

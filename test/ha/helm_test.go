@@ -112,9 +112,7 @@ func (h *helmScenario) revision(name string) string {
 
 func (h *helmScenario) greets(name, want string) {
 	h.t.Helper()
-	if got := h.kube.Insists("get", "configmap", name, "-o", "jsonpath={.data.greeting}"); got != want {
-		h.t.Errorf("the release %s has the greeting %q, want %q", name, got, want)
-	}
+	testenv.Equal(h.t, h.kube.Insists("get", "configmap", name, "-o", "jsonpath={.data.greeting}"), want, "the release %s has the greeting", name)
 }
 
 // begun waits for the Job of a chart's hook that is another one than before.

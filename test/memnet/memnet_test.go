@@ -321,9 +321,7 @@ func TestResetEndsBothEnds(t *testing.T) {
 		}
 		_, _ = first.Close(), a.Close()
 		for _, h := range []string{"a", "b"} {
-			if k := len(n.Host(h).conns); k > 0 {
-				t.Errorf("%s still knows %d connections", h, k)
-			}
+			testenv.True(t, len(n.Host(h).conns) == 0, "%s still knows %d connections", h, len(n.Host(h).conns))
 		}
 	})
 }

@@ -143,9 +143,7 @@ func (p *policyTable) learn(pods []*corev1.Pod) {
 	p.generator.Networks = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	for _, pod := range pods {
 		ips := addresses[pod.Namespace+"/"+pod.Name]
-		if len(ips) != 2 {
-			p.Fatalf("pod %s/%s has the addresses %v", pod.Namespace, pod.Name, ips)
-		}
+		testenv.Require(p, len(ips) == 2, "pod %s/%s has the addresses %v", pod.Namespace, pod.Name, ips)
 		for _, text := range ips {
 			ip := netip.MustParseAddr(text)
 			p.model.Pods[ip] = pod
