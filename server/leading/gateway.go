@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"k8s.io/client-go/dynamic"
@@ -48,14 +47,7 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
-	if !t.StartInformers(ctx) {
-		return nil
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	var beside sync.WaitGroup
-	defer beside.Wait()
-	defer cancel()
-	beside.Go(func() {
+	beside := []func(context.Context){func(ctx context.Context) {
 		if !definition.AwaitTurn(ctx, t.Informers.Core().V1().Nodes().Informer(), l.gatewayWanted) {
 			return
 		}
@@ -65,9 +57,9 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 			}
 			return gateway.Define(ctx, definitions, api, time.Now())
 		})
-	})
+	}}
 	if !o.Disabled {
-		beside.Go(func() { objects.Run(ctx, use) })
+		beside = append(beside, func(ctx context.Context) { objects.Run(ctx, use) })
 	}
-	return runUntilDone(ctx, controller.Run, "running the gateway controller")
+	return runPart(ctx, t, controller.Run, "running the gateway controller", beside...)
 }

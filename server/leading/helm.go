@@ -38,8 +38,5 @@ func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
-	if !t.StartInformers(ctx) {
-		return nil
-	}
-	return runUntilDone(ctx, c.Run, "running the Helm controller")
+	return runPart(ctx, t, c.Run, "running the Helm controller")
 }

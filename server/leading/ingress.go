@@ -5,7 +5,6 @@ package leading
 import (
 	"context"
 	"net/netip"
-	"sync"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -38,20 +37,14 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
-	if !t.StartInformers(ctx) {
-		return nil
-	}
+	var beside []func(context.Context)
 	if certificates != nil {
-		ctx, cancel := context.WithCancel(ctx)
-		var beside sync.WaitGroup
-		defer beside.Wait()
-		defer cancel()
-		beside.Go(func() {
+		beside = append(beside, func(ctx context.Context) {
 			certificates.Run(ctx)
 			notLeading(l.line(ingressCertificates))
 		})
 	}
-	return runUntilDone(ctx, c.Run, "running the ingress controller")
+	return runPart(ctx, t, c.Run, "running the ingress controller", beside...)
 }
 
 // newCertificates returns the Manager that orders certificates for a term, and sets it in o. It returns nil if none are

@@ -72,8 +72,19 @@ func (l *Leader) line(name string) *status.Part {
 // notLeading sets a status line at the end of a term.
 func notLeading(line *status.Part) { line.Set(status.Waiting, "this server does not lead") }
 
-// runUntilDone calls run. It returns an error if run returns before ctx is done. what names the part in that error.
-func runUntilDone(ctx context.Context, run func(context.Context) error, what string) error {
+// runPart starts the term's informers, for which the other parts wait, and calls run. If run returns before ctx is
+// done, it returns an error that names the part by what. The functions beside it run until run has returned.
+func runPart(ctx context.Context, t *term.Term, run func(context.Context) error, what string, beside ...func(context.Context)) error {
+	if !t.StartInformers(ctx) {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	for _, f := range beside {
+		running.Go(func() { f(ctx) })
+	}
 	if err := run(ctx); err != nil {
 		return err
 	}
@@ -130,19 +141,13 @@ func (l *Leader) schedulerPart(ctx context.Context, t *term.Term) error {
 
 func (l *Leader) dnsPart(ctx context.Context, t *term.Term) error {
 	d := bootstrap.NewDNSEndpoints(t.Client, t.Informers, l.o.Cluster.DNS.AsSlice(), l.log("cluster DNS"))
-	if !t.StartInformers(ctx) {
-		return nil
-	}
-	return d.Run(ctx)
+	return runPart(ctx, t, d.Run, "writing the endpoints of the cluster DNS")
 }
 
 // runtimesPart makes RuntimeClasses of the container runtimes that nodes have found, for a term.
 func (l *Leader) runtimesPart(ctx context.Context, t *term.Term) error {
 	r := bootstrap.NewRuntimeClasses(t.Client, t.Informers, l.log("container runtimes"))
-	if !t.StartInformers(ctx) {
-		return nil
-	}
-	return r.Run(ctx)
+	return runPart(ctx, t, r.Run, "making RuntimeClasses")
 }
 
 func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
@@ -152,18 +157,12 @@ func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
-	if !t.StartInformers(ctx) { // it uses none, but the others wait for every part
-		return nil
-	}
-	return m.Run(ctx)
+	return runPart(ctx, t, m.Run, "applying manifests")
 }
 
 // metricsHistoryPart keeps the history of metrics of a term.
 func (l *Leader) metricsHistoryPart(ctx context.Context, t *term.Term) error {
-	if !t.StartInformers(ctx) { // it uses none, but the others wait for every part
-		return nil
-	}
-	return runUntilDone(ctx, func(ctx context.Context) error { l.o.MetricsHistory(ctx); return nil }, "keeping the history of metrics")
+	return runPart(ctx, t, func(ctx context.Context) error { l.o.MetricsHistory(ctx); return nil }, "keeping the history of metrics")
 }
 
 // wantKind says whether a kind is one that parts of this package define. If it is, the part defines it at once, since a
@@ -184,14 +183,17 @@ func (l *Leader) wantKind(of schema.GroupKind) bool {
 func (l *Leader) livenessPart(ctx context.Context, t *term.Term) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	synced := nodes.Informer().HasSynced
-	if !t.StartInformers(ctx) || !cache.WaitForCacheSync(ctx.Done(), synced) {
+	return runPart(ctx, t, func(ctx context.Context) error {
+		if !cache.WaitForCacheSync(ctx.Done(), synced) {
+			return nil
+		}
+		o := l.o.Liveness
+		o.Client, o.Nodes, o.Logger = t.Client, nodes.Lister(), l.log("liveness")
+		o.Recorder = recorder.New(ctx, t.Client, "node-liveness")
+		j := liveness.New(o)
+		l.o.Judge.Store(j)
+		defer l.o.Judge.CompareAndSwap(j, nil)
+		j.Run(ctx)
 		return nil
-	}
-	o := l.o.Liveness
-	o.Client, o.Nodes, o.Logger = t.Client, nodes.Lister(), l.log("liveness")
-	o.Recorder = recorder.New(ctx, t.Client, "node-liveness")
-	j := liveness.New(o)
-	l.o.Judge.Store(j)
-	defer l.o.Judge.CompareAndSwap(j, nil)
-	return runUntilDone(ctx, func(ctx context.Context) error { j.Run(ctx); return nil }, "judging nodes")
+	}, "judging nodes")
 }

@@ -52,10 +52,7 @@ func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
-	if !t.StartInformers(ctx) {
-		return nil
-	}
-	return runUntilDone(ctx, c.Run, "assigning addresses to Services")
+	return runPart(ctx, t, c.Run, "assigning addresses to Services")
 }
 
 // isAlive says whether this server has contact with a node: every node sends a ping each second. For a node that never
