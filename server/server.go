@@ -411,7 +411,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *sto
 		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
 	}
 	options.Events = events
-	options.Status, options.Clocks, options.Console = s.statusHandler(), s.roster.ClocksHandler(), s.console.StatusHandler()
+	options.Status, options.Clocks = status.JSONHandler(s.serverReport), status.JSONHandler(s.roster.Clocks)
+	options.Console = status.JSONHandler(s.console.Setting)
 	options.MetricsPart = s.o.Board.Part("metrics API")
 	options.MetricsHistory = &apiserver.MetricsHistory{
 		Server: s.o.Node.Name, CAFile: s.pki.CAFile(pki.ServerCA), ServerName: localcreds.EveryServer,

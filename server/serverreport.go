@@ -4,31 +4,21 @@ package server
 
 import (
 	"cmp"
-	"encoding/json"
+	"context"
 	"net/http"
 
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server/storeusage"
 )
 
-// statusHandler serves status.ClusterPath.
-func (s *Server) statusHandler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		servers, err := s.roster.Report(r.Context())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		out := s.serverReport(*servers)
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
-	})
-}
-
 // serverReport returns this server's report about the cluster and itself, for users of the API. It contains only what
 // this server has in memory, and the names and headers of its snapshots.
-func (s *Server) serverReport(servers status.Servers) status.ServerReport {
-	out := status.ServerReport{Servers: servers, Components: []status.Component{}, NetworkBackend: s.backend.Last()}
+func (s *Server) serverReport(ctx context.Context) (out status.ServerReport, _ error) {
+	servers, err := s.roster.Report(ctx)
+	if err != nil {
+		return out, err
+	}
+	out = status.ServerReport{Servers: *servers, Components: []status.Component{}, NetworkBackend: s.backend.Last()}
 	if s.o.Board != nil {
 		out.Components = s.o.Board.Components()
 	}
@@ -47,7 +37,7 @@ func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	} else if kept.Scheduled || kept.Count > 0 {
 		out.Snapshots = &kept
 	}
-	return out
+	return out, nil
 }
 
 // StoreUsageHandler serves status.UsagePath on a server's admin socket. It works without a majority and without the API

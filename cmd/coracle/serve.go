@@ -89,7 +89,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	}
 	p.Admin.Handle(snapshots.Path, s.SnapshotsHandler())
 	p.Admin.Handle(snapshots.Path+"/", s.SnapshotsHandler())
-	p.Admin.Handle("GET "+status.ServersPath, s.Roster().Handler())
+	p.Admin.Handle("GET "+status.ServersPath, status.JSONHandler(s.Roster().Report))
 	p.Admin.Handle("GET "+status.UsagePath, server.StoreUsageHandler(s))
 	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Gossip().Members()) })
 	runNode := func(context.Context) {}

@@ -31,7 +31,7 @@ type Server struct {
 // NewServer makes a server that does not listen yet.
 func NewServer(socket string, id Identity, src Source) *Server {
 	s := &Server{id: id, src: src, socket: socket, mux: http.NewServeMux()}
-	s.mux.HandleFunc("GET /v1/status", s.status)
+	s.Handle("GET /v1/status", JSONHandler(func(context.Context) (Report, error) { return s.Report(), nil }))
 	return s
 }
 
@@ -73,9 +73,17 @@ func (s *Server) Report() Report {
 	return r
 }
 
-func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(s.Report()) // an error means that the client has disconnected
+// JSONHandler answers requests with what answer returns, in JSON, or with its error and the code 503.
+func JSONHandler[T any](answer func(context.Context) (T, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out, err := answer(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
+	})
 }
 
 // Listen listens on the admin socket, as [unixsocket.Listen] does.

@@ -5,9 +5,7 @@ package roster
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,31 +26,15 @@ const (
 	surveyTimeout, namesTimeout = 5 * time.Second, 2 * time.Second
 )
 
-// Handler serves Report on the admin socket. It works without a majority.
-func (r *Roster) Handler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		out, err := r.Report(request.Context())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
-	})
+// Clocks returns the problems of the servers' clocks, within surveyTimeout.
+func (r *Roster) Clocks(ctx context.Context) (status.ClocksReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
+	defer cancel()
+	problems := status.Clocks(listServers(r.o.Store.Opened().Cluster().Survey(ctx), r.serverNames(ctx), nil))
+	return status.ClocksReport{Now: r.o.Clock.Now(), Problems: problems}, nil
 }
 
-// ClocksHandler serves status.ClocksPath to nodes.
-func (r *Roster) ClocksHandler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		ctx, cancel := context.WithTimeout(request.Context(), surveyTimeout)
-		defer cancel()
-		problems := status.Clocks(listServers(r.o.Store.Opened().Cluster().Survey(ctx), r.serverNames(ctx), nil))
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(status.ClocksReport{Now: r.o.Clock.Now(), Problems: problems}) // an error: the client has ended
-	})
-}
-
-// Report returns a list of the cluster's servers with their state, within surveyTimeout.
+// Report returns a list of the cluster's servers with their state, within surveyTimeout. It works without a majority.
 func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
 	store := r.o.Store.Opened()
 	if store == nil {

@@ -6,7 +6,8 @@
 package storeusage
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -18,14 +19,12 @@ import (
 
 // Handler serves status.UsagePath. It returns an error until the store is open.
 func Handler(store func() *raftstore.Store) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	return status.JSONHandler(func(context.Context) (*status.StoreUsage, error) {
 		s := store()
 		if s == nil {
-			http.Error(w, "the store is not open yet; coracle status says why", http.StatusServiceUnavailable)
-			return
+			return nil, errors.New("the store is not open yet; coracle status says why")
 		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(Of(s.View(), s.Health().Quota())) // an error means that the client has ended
+		return Of(s.View(), s.Health().Quota()), nil
 	})
 }
 

@@ -8,11 +8,9 @@ package webconsole
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 
 	"k8s.io/client-go/rest"
@@ -84,12 +82,9 @@ func (c *Console) Close() {
 	}
 }
 
-// StatusHandler serves status.ConsoleSettingPath.
-func (c *Console) StatusHandler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(status.Console{Disabled: c.o.Disabled}) // an error means that the client has ended
-	})
+// Setting returns the response at status.ConsoleSettingPath.
+func (c *Console) Setting(context.Context) (status.Console, error) {
+	return status.Console{Disabled: c.o.Disabled}, nil
 }
 
 // endpoint returns the address at which others reach a console with this listening address. If it listens on all
