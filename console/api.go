@@ -176,7 +176,6 @@ func readBy(response *http.Response, most int64, decode func(*json.Decoder) erro
 	return nil
 }
 
-// statusError returns the error in a response of the API.
 func statusError(response *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10)) // as much as could be read is shown
 	var status metav1.Status

@@ -38,7 +38,6 @@ type applyRequest struct {
 	DryRun    bool   `json:"dryRun"`
 }
 
-// applyResult is the result of applying one object.
 type applyResult struct {
 	Document   int       `json:"document"` // counts from 1
 	Line       int       `json:"line"`     // of the text, at which the object begins
@@ -223,7 +222,6 @@ func (a *applier) missingDependency(s *source, out *applyResult, err error) (by 
 	return -1, ""
 }
 
-// definesKind reports whether a CustomResourceDefinition defines a kind.
 func definesKind(definition anyObject, kind schema.GroupVersionKind) bool {
 	spec, _ := definition["spec"].(map[string]any)
 	names, _ := spec["names"].(map[string]any)

@@ -213,7 +213,6 @@ func (l *Loopback) listContexts(w http.ResponseWriter, current string) {
 	answerJSON(w, map[string]any{"current": current, "contexts": out})
 }
 
-// handlers returns the handlers of all open contexts.
 func (l *Loopback) handlers() []*Handler {
 	l.mu.Lock()
 	defer l.mu.Unlock()

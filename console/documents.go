@@ -15,7 +15,6 @@ import (
 // maxDocuments limits the objects of one text.
 const maxDocuments = 1000
 
-// document is one of the YAML documents of a text.
 type document struct {
 	number int    // counts from 1, without empty documents
 	line   int    // the line of the text at which it begins, from 1

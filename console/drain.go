@@ -33,7 +33,6 @@ const (
 	drainRetry = 5 * time.Second
 )
 
-// drainOptions are the options of kubectl drain.
 type drainOptions struct {
 	ignoreDaemonSets, deleteEmptyDirData, force bool
 	gracePeriod                                 *int64        // seconds; nil for each pod's own
@@ -72,7 +71,6 @@ type drain struct {
 	waiting map[types.UID]*podEviction
 }
 
-// podEviction is a pod to evict.
 type podEviction struct {
 	pod     corev1.Pod
 	evicted bool
@@ -220,7 +218,6 @@ func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, s
 	return "", false, nil
 }
 
-// pods returns the pods of the node.
 func (d *drain) pods(ctx context.Context) ([]corev1.Pod, error) {
 	var out []corev1.Pod
 	query := url.Values{"fieldSelector": {"spec.nodeName=" + d.node}, "limit": {"500"}}

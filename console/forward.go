@@ -43,7 +43,6 @@ const (
 // 127.0.0.1.
 const noForwards = "the console of a server opens no ports: use kubectl port-forward"
 
-// isForwardPort reports whether a port is in the range of the forwards' ports.
 func isForwardPort(port int) bool { return port >= firstForwardPort && port <= lastForwardPort }
 
 // forwards are the ports of 127.0.0.1 that are forwarded to pods. They end with the console.
@@ -69,7 +68,6 @@ type forward struct {
 	state forwardState
 }
 
-// forwardState is the state of a forward for the pages.
 type forwardState struct {
 	ID        int64  `json:"id"`
 	Resource  string `json:"resource"` // pods or services: the kind that the user chose
@@ -190,7 +188,6 @@ func (fs *forwards) close() {
 	}
 }
 
-// listenForward opens a port for a forward.
 func listenForward(ctx context.Context) (net.Listener, error) {
 	var lc net.ListenConfig
 	var err error
@@ -204,7 +201,6 @@ func listenForward(ctx context.Context) (net.Listener, error) {
 	return nil, fmt.Errorf("opening a port between %d and %d: %w", firstForwardPort, lastForwardPort, err)
 }
 
-// currentState returns the forward's state.
 func (f *forward) currentState() forwardState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -289,7 +285,6 @@ func (f *forward) refusalReason(ctx context.Context) string {
 	return ""
 }
 
-// podPath returns the path of a pod in the API.
 func podPath(pod *corev1.Pod) string {
 	return "/api/v1/namespaces/" + url.PathEscape(pod.Namespace) + "/pods/" + url.PathEscape(pod.Name)
 }

@@ -248,7 +248,6 @@ func hostname(host string) string {
 	return strings.Trim(host, "[]")
 }
 
-// user is the user who makes a request.
 type user struct {
 	config *rest.Config
 	// identified, when set, is called once the API has accepted the user's token.
@@ -383,7 +382,6 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	answerJSON(w, map[string]string{"token": token})
 }
 
-// answerJSON writes v as JSON.
 func answerJSON(w http.ResponseWriter, v any) {
 	respondWith(w, http.StatusOK, v)
 }
@@ -403,7 +401,6 @@ func respondWith(w http.ResponseWriter, code int, v any) {
 	}
 }
 
-// answerError answers with an error message for users.
 func answerError(w http.ResponseWriter, code int, message string) {
 	text, _ := json.Marshal(map[string]string{"message": message}) //nolint:errchkjson // a map of strings
 	w.Header().Set("Content-Type", "application/json")

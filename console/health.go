@@ -254,7 +254,6 @@ func (c *check) checkObject(path string, o *checkedObject, judge judge) (ready b
 	return judge(c, o, base, young)
 }
 
-// add adds a finding about the object of base.
 func (c *check) add(base finding, what string, passing bool, change ...func(*finding)) {
 	base.What, base.Passing = what, passing
 	for _, f := range change {

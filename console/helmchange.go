@@ -201,7 +201,6 @@ type helmDocument struct {
 	Items    []helmDocument    `json:"items"` // of a List, which Helm replaces by its items
 }
 
-// helmObjects returns the objects in a manifest.
 func helmObjects(manifest string) ([]helmObject, error) {
 	if len(manifest) > maxReleaseText {
 		return nil, tooLargeRelease()
@@ -237,7 +236,6 @@ func (d *helmDocument) isKept() bool {
 	return strings.EqualFold(strings.TrimSpace(d.Metadata.Annotations[helmKeep]), "keep")
 }
 
-// add adds a document's objects to others.
 func (d *helmDocument) add(to []helmObject, kept bool) []helmObject {
 	if d.Kind != "" && len(d.Items) == 0 { // without a kind it is a comment
 		m := &d.Metadata

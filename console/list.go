@@ -236,7 +236,6 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	}
 }
 
-// add adds an event to the gathered changes.
 func (l *list) add(e event, g *pendingChanges) error {
 	if e.Type == "ERROR" {
 		return eventError(e.Object)

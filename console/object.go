@@ -136,7 +136,6 @@ func objectPath(path string) error {
 	return nil
 }
 
-// objectOf reads the YAML of one object.
 func objectOf(text string) (anyObject, error) {
 	if err := fewAliases(text); err != nil {
 		return nil, fmt.Errorf("this is not taken: %w", err)

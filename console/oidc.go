@@ -239,7 +239,6 @@ func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest)
 	return out, nil
 }
 
-// exchange requests tokens from the provider.
 func (p *provider) exchange(ctx context.Context, form url.Values) (*loginResponse, *claims, error) {
 	d, err := p.discover(ctx)
 	if err != nil {

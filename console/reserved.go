@@ -82,7 +82,6 @@ func (o *rowObject) requestsAndLimits() (use []int64, limits map[string][2]int64
 	return nil, nil
 }
 
-// pod returns a pod with these fields only.
 func (r *podRequests) pod() *corev1.Pod {
 	of := func(containers []reservingContainer) []corev1.Container {
 		out := make([]corev1.Container, len(containers))

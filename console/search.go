@@ -29,7 +29,6 @@ const (
 
 var errSearchTooLong = fmt.Errorf("the search was ended after %s: choose a namespace", searchTimeout)
 
-// foundObject is a result of a search.
 type foundObject struct {
 	Path      string `json:"path"` // of the list with the object
 	Namespace string `json:"ns,omitempty"`

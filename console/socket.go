@@ -44,7 +44,6 @@ const (
 	reviewTimeout = 10 * time.Second
 )
 
-// pageMessage is a message from a page.
 type pageMessage struct {
 	ID      int64             `json:"id"`
 	Op      string            `json:"op"`
@@ -338,7 +337,6 @@ func (st *stream) queue(r pageMessage) bool {
 	}
 }
 
-// run runs a stream until it ends.
 func (st *stream) run(ctx context.Context, r pageMessage) {
 	var err error
 	switch r.Op {

@@ -36,7 +36,6 @@ func (l *socketLimit) acquire(user string) (release func(), ok bool) {
 	}, true
 }
 
-// hasSockets reports whether there is a WebSocket.
 func (l *socketLimit) hasSockets() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

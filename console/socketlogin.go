@@ -56,7 +56,6 @@ func (n *newestToken) RoundTrip(r *http.Request) (*http.Response, error) {
 	return n.RoundTripper.RoundTrip(r) //nolint:wrapcheck // as if there were no wrapper
 }
 
-// hasExpired reports whether the token has expired.
 func (l *socketLogin) hasExpired(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,7 +10,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// column describes a column of a table.
 type column struct {
 	Name        string `json:"name"`
 	Type        string `json:"type"`
@@ -149,7 +148,6 @@ func expectDelim(d *json.Decoder, want json.Delim) error {
 // plainColumns are the columns for an API that has no tables.
 var plainColumns = []column{{Name: "Name", Type: "string"}, {Name: "Created At", Type: "date"}}
 
-// rows returns the objects of a response.
 func (t *table) rows() []row {
 	if t.Kind != "Table" {
 		out := make([]row, 0, len(t.Items))

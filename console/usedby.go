@@ -55,7 +55,6 @@ var usingKinds = []usingKind{
 	{resource: "serviceaccounts", usedResources: []string{"secrets"}},
 }
 
-// path returns the path of a namespace's objects.
 func (k *usingKind) path(namespace string) string {
 	root := "/api/v1"
 	if k.group != "" {

@@ -47,7 +47,6 @@ func readEvents(ctx context.Context, body io.Reader, events chan<- event) error 
 	}
 }
 
-// eventError returns the error in an event of a watch.
 func eventError(object json.RawMessage) error {
 	var s metav1.Status
 	if err := json.NewDecoder(bytes.NewReader(object)).Decode(&s); err != nil {

@@ -174,7 +174,6 @@ func (o *Options) ownNode() string {
 	return o.Node.Name
 }
 
-// runsNode says whether a node runs in this process.
 func (o *Options) runsNode(node string) bool {
 	return node != "" && node == o.ownNode() && (o.NodeIsOff == nil || !o.NodeIsOff())
 }

@@ -100,7 +100,6 @@ type Server struct {
 	revoked nodecreds.Guard
 	// admission admits machines to the cluster.
 	admission *admission.Admission
-	// gossip is this server's member of the gossip.
 	gossip    *gossipmember.Member
 	snapshots *snapshots.Keeper
 	vips      *virtualip.Addresses
@@ -391,7 +390,6 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	return nil
 }
 
-// newAPI makes an API server that uses the store.
 func (s *Server) newAPI(ctx context.Context, store *raftstore.Store, events *storeusage.Events) (*apiserver.Server, error) {
 	configDir := filepath.Join(s.o.CredDir, "apiserver")
 	if err := os.MkdirAll(configDir, 0o700); err != nil {

@@ -169,7 +169,6 @@ func noServerHint(tried []string) string {
 		strings.Join(tried, ", "))
 }
 
-// knownServers returns the servers that the balancer knows.
 func (a *agentMember) knownServers() []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, s := range a.servers.Servers() {

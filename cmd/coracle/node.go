@@ -109,7 +109,6 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 	return agent.Run(ctx, n.options(dir, p))
 }
 
-// options are the agent's.
 func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 	o := agent.Options{
 		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable, Node: n.machine, Cluster: n.cluster,
@@ -129,7 +128,6 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 	return o
 }
 
-// newVolumes returns the folders for local volumes on this machine.
 func newVolumes(machine config.Node, paths config.Paths, p *cli.Process) *localvolume.Folders {
 	return localvolume.New(localvolume.Options{Paths: machine.StoragePaths, Own: paths.StorageDir,
 		Logger: p.Log.With("part", "local volumes")})

@@ -171,7 +171,6 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer 
 	}
 }
 
-// serverOptions returns the options of a server with these settings.
 func serverOptions(c *config.Server) server.Options {
 	v := version.Get()
 	o := server.Options{

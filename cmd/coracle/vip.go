@@ -75,7 +75,6 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 	return virtualip.Format(addresses), virtualip.Check(ctx, fresh, on, reserved)
 }
 
-// clusterNetworks returns the networks of Services and pods.
 func clusterNetworks(ctx context.Context, client kubernetes.Interface) ([]netip.Prefix, error) {
 	services, err := client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
 	if err != nil {

@@ -93,7 +93,6 @@ func importCircles(imports map[string][]string) []error {
 	return errs
 }
 
-// checkLayersOf checks the sources of a folder.
 func checkLayersOf(folder string) error {
 	return checkLayers(os.DirFS(folder))
 }

@@ -271,7 +271,6 @@ func (m *Manager) nextAttempt(o compile.Order) (at time.Time, wanted bool) {
 	return at, true
 }
 
-// beginOrder counts a new order of a namespace.
 func (m *Manager) beginOrder(namespace string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -405,7 +404,6 @@ func (m *Manager) showStatus() {
 // errNoNode says that no node could answer a challenge.
 var errNoNode = errors.New("no node serves Ingresses yet")
 
-// hostsText returns hosts as text for a sentence.
 func hostsText(hosts []string) string {
 	const shown = 3
 	if len(hosts) <= shown {

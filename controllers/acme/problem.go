@@ -62,7 +62,6 @@ const maxPause = 10 * time.Minute
 // maxWait limits the wait that an authority can demand. The longest known limit is a week.
 const maxWait = 7 * 24 * time.Hour
 
-// classifyError returns the failure for the error of an attempt.
 func classifyError(err error) failure {
 	v := failure{text: oneLine(err.Error())}
 	if a := (*accountError)(nil); errors.As(err, &a) {

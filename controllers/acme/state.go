@@ -136,7 +136,6 @@ func (m *Manager) writeSecret(ctx context.Context, s *corev1.Secret) error {
 	return nil
 }
 
-// deleteState deletes the saved state of an order.
 func (m *Manager) deleteState(ctx context.Context, name string) error {
 	err := m.o.Client.CoreV1().Secrets(compile.Account.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {

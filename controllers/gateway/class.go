@@ -96,7 +96,6 @@ func Undefine(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, 
 	return definitions.Remove(ctx, c)
 }
 
-// classes writes the status of classes.
 func (w *writer) classes(ctx context.Context, s gateway.State, r gateway.Result) {
 	want := map[types.NamespacedName]gatewayv1.GatewayClassStatus{}
 	for name, status := range r.ClassStatus {

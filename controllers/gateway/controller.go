@@ -192,7 +192,6 @@ func (c *Controller) reconcileAll(ctx context.Context) (again time.Duration, err
 	return again, errors.Join(append(errs, failed)...)
 }
 
-// madeServices returns the Services that were made for Gateways.
 func (c *Controller) madeServices() map[types.NamespacedName]*corev1.Service {
 	all, _ := c.services.List(gatewayapi.Labelled) // a lister of a cache returns no error
 	out := map[types.NamespacedName]*corev1.Service{}

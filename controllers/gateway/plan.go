@@ -62,13 +62,11 @@ func choosePorts(have map[string]uint16, sites []string) (data map[string]string
 	return data, without
 }
 
-// namespaceOf returns the namespace of a site's Gateway.
 func namespaceOf(site string) string {
 	namespace, _, _ := strings.Cut(site, ":")
 	return namespace
 }
 
-// sitesOf returns the sites of the Services that Gateways need.
 func sitesOf(services map[types.NamespacedName]gateway.Service) []string {
 	var out []string
 	for _, s := range services {
@@ -124,7 +122,6 @@ func upToDate(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) boo
 	return same && svc.Spec.Type == *want.Spec.Type && svc.Spec.ExternalTrafficPolicy == *want.Spec.ExternalTrafficPolicy
 }
 
-// isOf reports whether a Service was made for a Gateway.
 func isOf(svc *corev1.Service, g *gatewayv1.Gateway) bool {
 	owner := metav1.GetControllerOf(svc)
 	return owner != nil && owner.UID == g.UID
@@ -154,7 +151,6 @@ func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map
 	return out
 }
 
-// portsObject returns the ConfigMap of ports.
 func portsObject(data map[string]string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: gatewayapi.PortsName,

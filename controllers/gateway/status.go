@@ -40,7 +40,6 @@ type writer struct {
 	errs   []error
 }
 
-// write writes the status of the objects of one kind.
 func write[T copied[T], S any](ctx context.Context, w *writer, resource string, objects []T, want map[types.NamespacedName]S,
 	status func(T) *S) {
 	for _, o := range objects {

@@ -13,7 +13,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
-// releaseKey identifies a release.
 type releaseKey struct {
 	namespace, name string
 	configMap       bool

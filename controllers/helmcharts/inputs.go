@@ -192,7 +192,6 @@ func applyConfig(q *helmjob.Request, config *kinds.HelmChartConfig) {
 	}
 }
 
-// chart sets the source of the chart.
 func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 	s := &c.Spec
 	switch s.HelmVersion {

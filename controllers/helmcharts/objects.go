@@ -176,17 +176,14 @@ func (o *objects) finalizers(ctx context.Context, c *kinds.HelmChart, want []str
 	return o.patch(ctx, c, "", map[string]any{"metadata": map[string]any{"finalizers": want, "resourceVersion": c.ResourceVersion}})
 }
 
-// addFinalizer adds the finalizer to a chart.
 func (o *objects) addFinalizer(ctx context.Context, c *kinds.HelmChart) error {
 	return o.finalizers(ctx, c, append(slices.Clone(c.Finalizers), Finalizer))
 }
 
-// removeFinalizers removes finalizers from a chart.
 func (o *objects) removeFinalizers(ctx context.Context, c *kinds.HelmChart, which ...string) error {
 	return o.finalizers(ctx, c, slices.DeleteFunc(slices.Clone(c.Finalizers), func(f string) bool { return slices.Contains(which, f) }))
 }
 
-// status writes a chart's status.
 func (o *objects) status(ctx context.Context, c *kinds.HelmChart, s *kinds.Status) error {
 	return o.patch(ctx, c, "status", map[string]any{"status": map[string]any{
 		"revision": s.Revision, "configHash": s.ConfigHash, "reconciled": s.Reconciled, "chartDigest": s.ChartDigest,

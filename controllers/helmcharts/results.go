@@ -14,7 +14,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
-// recordResult records the end of an operation.
 func (c *Controller) recordResult(ctx context.Context, o workResult) {
 	c.running--
 	if o.work.Check {
@@ -98,7 +97,6 @@ func eventReason(a helmjob.Action) string {
 	}
 }
 
-// emitEvent records an event of a chart.
 func (c *Controller) emitEvent(ctx context.Context, chart *kinds.HelmChart, e *Event) {
 	kind := corev1.EventTypeNormal
 	if e.Warning {

@@ -129,7 +129,6 @@ func (c *Controller) logRefusal(e *entry, err error) {
 	}
 }
 
-// syncEntries syncs the entries with the objects.
 func (c *Controller) syncEntries(all chartList) {
 	others := findConflicts(all.charts)
 	refs, releases := c.watches.changed()
@@ -258,7 +257,6 @@ func (e *entry) view(c *Controller, now time.Time) *View {
 	return v
 }
 
-// act executes a decision.
 func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.Time, err error) {
 	requests, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -345,7 +343,6 @@ func statusText(s *kinds.Status) string {
 	return string(out)
 }
 
-// start starts a child for an operation.
 func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	w := &work{Work: Work{Operation: helmjob.Uninstall}, key: uninstallKey}
 	q := &helmjob.Request{Operation: helmjob.Uninstall, Namespace: Target(e.chart), Release: e.chart.Name, Driver: e.chart.Spec.Driver}

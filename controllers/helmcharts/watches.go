@@ -137,7 +137,6 @@ func (w *watches) stop() {
 	w.informed.Wait()
 }
 
-// release reads the records of a release.
 func (w *watches) release(ctx context.Context, driver string, of types.NamespacedName) (Release, error) {
 	list, err := w.client.Resource(resourceOf(driver == "configmap")).Namespace(of.Namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: labels.Set{labelOwner: ownerHelm, labelRelease: of.Name}.String(),

@@ -60,7 +60,6 @@ func isInNetworks(a netip.Addr, networks []netip.Prefix) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
-// nodeAddresses returns the addresses of all nodes.
 func (c *Controller) nodeAddresses() map[netip.Addr]bool {
 	nodes, _ := c.nodes.List(labels.Everything()) // a lister of a cache returns no error
 	out := map[netip.Addr]bool{}

@@ -118,7 +118,6 @@ func ownAddresses(svc *corev1.Service, nodes []*corev1.Node) bool {
 	})
 }
 
-// slicesOf returns the EndpointSlices of the Service of Ingresses.
 func slicesOf(nodes []*corev1.Node) map[string]*discoveryv1.EndpointSlice {
 	return Slices(types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: table.Service}, sliceManager, nodes, portsOf)
 }

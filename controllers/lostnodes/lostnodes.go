@@ -63,9 +63,8 @@ type Options struct {
 
 // Controller taints lost nodes that stopped their pods, and ends autonomies.
 type Controller struct {
-	o       Options
-	changed timers.Signal
-	// lastRound is the time of the last round.
+	o         Options
+	changed   timers.Signal
 	lastRound time.Time
 	// malformed are the values of the annotation of autonomy that were reported, by node.
 	malformed map[string]string

@@ -87,7 +87,6 @@ func (o *poolObjects) list() []*unstructured.Unstructured {
 	return out
 }
 
-// pools returns the AddressPools.
 func (o *poolObjects) pools() ([]*addresspool.AddressPool, error) {
 	var out []*addresspool.AddressPool
 	for _, u := range o.list() {
@@ -100,7 +99,6 @@ func (o *poolObjects) pools() ([]*addresspool.AddressPool, error) {
 	return out, nil
 }
 
-// write writes the objects' desired status.
 func (o *poolObjects) write(ctx context.Context, want map[string]addresspool.Status) error {
 	for _, u := range o.list() {
 		p, err := addresspool.From(u)

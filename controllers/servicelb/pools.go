@@ -237,7 +237,6 @@ func poolValues(pools []*Pool) []Pool {
 // shownRanges limits the ranges in a message.
 const shownRanges = 4
 
-// poolsText returns the pools as text for users.
 func poolsText(pools []Pool) string {
 	if len(pools) == 0 {
 		return "none"

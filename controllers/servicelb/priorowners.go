@@ -39,7 +39,6 @@ func (s *State) priorOwners(l *ledger) priorOwners {
 	return out
 }
 
-// statusPorts returns the address ports in a Service's status.
 func statusPorts(svc *corev1.Service) []addressPort {
 	var out []addressPort
 	for _, in := range svc.Status.LoadBalancer.Ingress {

@@ -29,7 +29,6 @@ var metalLB = map[string][]string{
 	ShareAnnotation:     {"metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"},
 }
 
-// annotationOf returns the value of an annotation of a Service.
 func annotationOf(svc *corev1.Service, annotation string) string {
 	for _, name := range append([]string{annotation}, metalLB[annotation]...) {
 		if v := strings.TrimSpace(svc.Annotations[name]); v != "" {
@@ -39,7 +38,6 @@ func annotationOf(svc *corev1.Service, annotation string) string {
 	return ""
 }
 
-// requestedAddresses returns the requested addresses of a Service.
 func requestedAddresses(svc *corev1.Service) []netip.Addr {
 	if text := annotationOf(svc, AddressesAnnotation); text != "" {
 		words := strings.Split(text, ",")
@@ -68,7 +66,6 @@ func hasFamily(svc *corev1.Service, a netip.Addr) bool {
 
 func isOfFamily(f corev1.IPFamily, a netip.Addr) bool { return a.Is4() == (f == corev1.IPv4Protocol) }
 
-// statusAddresses returns the addresses in a Service's status.
 func statusAddresses(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {

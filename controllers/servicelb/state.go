@@ -61,7 +61,6 @@ type State struct {
 	Disabled bool
 }
 
-// serviceKey returns a Service's name.
 func serviceKey(s *corev1.Service) types.NamespacedName {
 	return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 }

@@ -106,7 +106,6 @@ func (t *tally) wait(patience time.Duration) (inert int, err error) {
 	}
 }
 
-// remaining is the result of count.
 type remaining struct {
 	live, inert int      // live includes goroutines inside a round trip
 	stacks      []string // the first few labelled ones of live

@@ -64,7 +64,6 @@ func (g *gatherer) read(ctx context.Context) error {
 	return nil
 }
 
-// service is the function Service of the State.
 func (g *gatherer) service(namespace, name string) *corev1.Service {
 	s := g.services[types.NamespacedName{Namespace: namespace, Name: name}]
 	if s == nil && (!g.servicesRead || g.o.Namespace != "" && g.o.Namespace != namespace) {

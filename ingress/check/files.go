@@ -96,7 +96,6 @@ func (o *Objects) add(text []byte, of metav1.TypeMeta, namespace string) error {
 	return nil
 }
 
-// decodeInto decodes an object into a map by its name.
 func decodeInto[T any, P interface {
 	*T
 	metav1.Object

@@ -138,7 +138,6 @@ const (
 	ReasonTooLarge = "TooLarge"
 )
 
-// compiler builds a Result.
 type compiler struct {
 	s         State
 	r         Result
@@ -156,7 +155,6 @@ type compiler struct {
 	closed      map[*networkingv1.Ingress]string // why all routes of an Ingress are closed
 }
 
-// annotatedIngress is an Ingress with the settings of its annotations.
 type annotatedIngress struct {
 	ing     *networkingv1.Ingress
 	options *options
@@ -383,7 +381,6 @@ func (c *compiler) hostsOf(ing *networkingv1.Ingress, o *options, headers *heade
 	}
 }
 
-// path adds one path of a rule.
 func (c *compiler) path(ing *networkingv1.Ingress, o *options, headers *headers, h *host, name string, p *networkingv1.HTTPIngressPath) {
 	kind, path := table.PathPrefix, cmp.Or(p.Path, "/")
 	r := &route{ing: ing, options: o, headers: headers, written: path}

@@ -39,7 +39,6 @@ type defaults struct {
 	findings                      []Finding
 }
 
-// defaultsOf reads the ConfigMap, which may be nil.
 func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 	d := &defaults{annotations: map[string]string{}, auth: map[string]string{}, redirect: http.StatusPermanentRedirect}
 	if m == nil {

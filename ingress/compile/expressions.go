@@ -30,13 +30,11 @@ func (o *options) expression(name string) string {
 	return text
 }
 
-// expressionKey identifies an expression of a path.
 type expressionKey struct {
 	text string
 	form expression.Form
 }
 
-// readExpression is the result of reading an expression.
 type readExpression struct {
 	expression.Expression
 	err error

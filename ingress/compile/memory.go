@@ -28,7 +28,6 @@ type Memory struct {
 	configMap *corev1.ConfigMap // the one that defaults was read from
 }
 
-// checkedSecret is the result of checking a Secret as a certificate.
 type checkedSecret struct {
 	flaw    string          // why it is invalid; empty for a valid certificate
 	section json.RawMessage // of the table; nil for an invalid one

@@ -68,7 +68,6 @@ func (c *compiler) target(ing *networkingv1.Ingress, field, url string, backend 
 	}
 }
 
-// withoutPort returns the host of a URL without its port.
 func withoutPort(host string) string {
 	if at := strings.LastIndexByte(host, ':'); at > strings.LastIndexByte(host, ']') {
 		return host[:at]

@@ -78,7 +78,6 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 	return p.currentProblems()
 }
 
-// applyHost replaces one host in next.
 func (p *Proxy) applyHost(next *routingBuilder, key string, value json.RawMessage, present bool) error {
 	site, name, ok := table.HostOf(key)
 	switch {

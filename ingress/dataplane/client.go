@@ -206,7 +206,6 @@ func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
 	return v.err
 }
 
-// verifyChain verifies a client's certificate.
 func (t *trustedPool) verifyChain(all []*x509.Certificate, now time.Time) verification {
 	o := x509.VerifyOptions{
 		Roots: t.pool, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

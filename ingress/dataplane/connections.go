@@ -173,7 +173,6 @@ func (l *connections) victim(address netip.Addr) *counted {
 	return nil
 }
 
-// add makes a connection count for a source.
 func (l *connections) add(c *counted, address netip.Addr) {
 	s := l.sources[address]
 	if s == nil {
@@ -188,7 +187,6 @@ func (l *connections) add(c *counted, address netip.Addr) {
 	c.source = s
 }
 
-// remove makes a connection count no more.
 func (l *connections) remove(c *counted) {
 	s := c.source
 	l.moveToChain(c, nil)

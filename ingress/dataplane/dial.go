@@ -60,7 +60,6 @@ func (c *endpointContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// context returns the context of a request to the endpoint.
 func (e *endpoint) context(parent context.Context) context.Context {
 	return &endpointContext{parent, e}
 }

@@ -40,7 +40,6 @@ func (e *endpoint) tryAcquire(now time.Time) bool {
 	return failed == 0 || !e.paused(now) && e.failed.CompareAndSwap(failed, now.UnixNano())
 }
 
-// connected records that a connection to the endpoint was there.
 func (e *endpoint) connected() {
 	if e.failed.Load() != 0 {
 		e.failed.Store(0)

@@ -249,7 +249,6 @@ func (x *exchange) prepare() {
 	x.out = h
 }
 
-// outgoing returns the request to an endpoint.
 func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out := x.in.WithContext(e.context(x.ctx))
 	out.Header = x.out

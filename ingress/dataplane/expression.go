@@ -12,7 +12,6 @@ type pattern struct {
 	shared
 }
 
-// patternKey identifies a pattern.
 type patternKey struct {
 	text string
 	form expression.Form

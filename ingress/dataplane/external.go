@@ -157,7 +157,6 @@ func (a *authentication) ownEndpoints(r *route, target *url.URL) (*endpointSet, 
 	return found.backends[0].endpoints, nil
 }
 
-// question returns the header of the request to the server.
 func (a *authentication) question(e *external) http.Header {
 	h := a.in.Header.Clone()
 	removeHopByHop(h)

@@ -94,7 +94,6 @@ func (x *exchange) answerOrFallback(status int, text string) {
 	x.answer(status, text)
 }
 
-// respond sends the response to the client.
 func (x *exchange) respond(res *http.Response) {
 	if other := x.replace(res.StatusCode, false); other != nil {
 		x.cancel(nil)

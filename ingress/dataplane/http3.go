@@ -105,7 +105,6 @@ func (m connectionIDs) GenerateConnectionID() (quic.ConnectionID, error) {
 // ConnectionIDLen returns the length of each connection ID.
 func (connectionIDs) ConnectionIDLen() int { return table.QUICConnectionIDLength }
 
-// markOf returns the mark of a socket.
 func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

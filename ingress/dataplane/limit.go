@@ -53,7 +53,6 @@ func (l *requestLimit) count(source netip.Addr) int {
 	return l.bySource[source]
 }
 
-// sourceOf returns the source that a connection counts for.
 func sourceOf(a net.Addr) netip.Addr { return sourceOfAddress(addressOf(a)) }
 
 func sourceOfAddress(ip netip.Addr) netip.Addr {

@@ -55,7 +55,6 @@ func Inherit(name string, descriptor int) (Socket, error) {
 	return s, nil
 }
 
-// packets makes a connection of a UDP socket.
 func packets(file *os.File) (*net.UDPConn, error) {
 	conn, err := net.FilePacketConn(file)
 	if err != nil {
@@ -69,7 +68,6 @@ func packets(file *os.File) (*net.UDPConn, error) {
 	return udp, nil
 }
 
-// siteOf returns the site and the kind in the name of a socket.
 func siteOf(name string) (site, kind string, ok bool) {
 	at := strings.LastIndexByte(name, '/')
 	if at <= 0 || !slices.Contains([]string{table.HTTP, table.HTTPS, table.QUIC}, name[at+1:]) {

@@ -57,7 +57,6 @@ func (o *objects) statsOf(key string) *hostStats {
 	return s
 }
 
-// statsOf returns the counters of the host that a request is for.
 func (r *request) statsOf(s *siteRoutes, name string) *hostStats {
 	if h := s.find(name); h != nil && h.stats != nil {
 		return h.stats

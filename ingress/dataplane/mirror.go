@@ -106,7 +106,6 @@ type mirrorRequest struct {
 	body   *mirrorBody // nil for a request without a body
 }
 
-// copyOf makes a copy of a request.
 func (m *mirror) copyOf(x *exchange) *mirrorRequest {
 	c := &mirrorRequest{proxy: x.proxy, mirror: m}
 	c.req = &http.Request{
@@ -176,7 +175,6 @@ func (c *mirrorRequest) run(ctx context.Context) {
 	}
 }
 
-// send sends the copy to an address.
 func (c *mirrorRequest) send(ctx context.Context, by *http.Transport, address string) error {
 	out := c.req.WithContext(ctx)
 	target := *c.req.URL
@@ -294,7 +292,6 @@ func (b *mirrorBody) discard() {
 	b.stop(io.ErrClosedPipe)
 }
 
-// mirror adds a piece of the body to the bodies of all mirrors.
 func (b *requestBody) mirror(piece []byte) {
 	if len(piece) == 0 {
 		return
@@ -304,7 +301,6 @@ func (b *requestBody) mirror(piece []byte) {
 	}
 }
 
-// endMirrors ends the bodies of all mirrors.
 func (b *requestBody) endMirrors(cause error) {
 	for _, m := range b.mirrors {
 		m.finish(cause)

@@ -50,7 +50,6 @@ func objectOf[T any](all map[string]*T, key string) *T {
 	return o
 }
 
-// compiler makes hosts of their sections.
 type compiler struct{ *objects }
 
 // sweep evicts the objects that no section and no host of a routing names.

@@ -213,7 +213,6 @@ func cleanQuery(raw string) string {
 	return string(out)
 }
 
-// isUnreserved reports whether a byte is unreserved in RFC 3986.
 func isUnreserved(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
 }

@@ -165,7 +165,6 @@ func (p *policy) markInUse(sweep uint64) {
 	}
 }
 
-// changeRequestHeaders changes the headers of a request on its way to the backend.
 func (x *exchange) changeRequestHeaders(h http.Header) {
 	p := x.policy
 	if p.external != nil {
@@ -231,7 +230,6 @@ func (c compiler) compileChanges(to *policy) (err error) {
 	return nil
 }
 
-// parseNetworks parses networks.
 func parseNetworks(all []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range all {

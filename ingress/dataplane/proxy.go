@@ -64,18 +64,17 @@ const (
 type Proxy struct {
 	options      Options
 	fallbackCert *tls.Certificate
-	// defaultCert is the table's default certificate.
-	defaultCert *certificate
-	current     atomic.Pointer[routing]
-	upstream    *upstream
-	stats       Stats
-	limits      *limits
-	comparisons *comparisons
-	mirrors     mirrors
-	handshakes  handshakes
-	ending      chan struct{} // End closes it
-	endOnce     sync.Once
-	complained  atomic.Bool // the log has a message about a trusted proxy without the PROXY protocol
+	defaultCert  *certificate
+	current      atomic.Pointer[routing]
+	upstream     *upstream
+	stats        Stats
+	limits       *limits
+	comparisons  *comparisons
+	mirrors      mirrors
+	handshakes   handshakes
+	ending       chan struct{} // End closes it
+	endOnce      sync.Once
+	complained   atomic.Bool // the log has a message about a trusted proxy without the PROXY protocol
 
 	mu           sync.Mutex // guards what follows, for Apply
 	sections     table.Sections

@@ -38,7 +38,6 @@ func (r *replacement) domain(in *request, text string) (string, bool) {
 	return to, ok
 }
 
-// prefix replaces the beginning of a text.
 func (r *replacement) prefix(in *request, text string) (string, bool) {
 	rest, ok := strings.CutPrefix(text, r.from)
 	if !ok {

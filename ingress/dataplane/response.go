@@ -16,7 +16,6 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// response writes the response to a client.
 type response struct {
 	request   *request
 	writer    http.ResponseWriter

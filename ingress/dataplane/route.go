@@ -134,7 +134,6 @@ func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *request) bo
 	return other != nil && other != r && (v == undecided || other.restricts()) && (other.object != r.object || !r.restricts())
 }
 
-// restricts reports whether the route restricts access.
 func (r *route) restricts() bool {
 	p := r.policy
 	return r.refused != "" || p != nil && (len(p.allow)+len(p.deny) > 0 || p.users != nil || p.external != nil || p.limiter != nil ||
@@ -268,7 +267,6 @@ func (c compiler) compileRoute(from *table.Route) (*route, error) {
 	return r, c.compilePool(&r.pool, from.Backends)
 }
 
-// compilePool compiles backends into a pool.
 func (c compiler) compilePool(to *pool, from []table.Backend) error {
 	to.backends = make([]backend, 0, len(from))
 	for _, b := range from {
@@ -282,7 +280,6 @@ func (c compiler) compilePool(to *pool, from []table.Backend) error {
 	return nil
 }
 
-// compilePath compiles the path and its kind.
 func (c compiler) compilePath(r *route, from *table.Route) error {
 	if from.Kind == table.PathRegex || from.Kind == table.PathRegexFold {
 		form := expression.Prefix

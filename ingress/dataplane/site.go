@@ -149,7 +149,6 @@ func (e *routingBuilder) setHost(h *host) {
 	s.hosts[h.name] = h
 }
 
-// remove removes a host.
 func (e *routingBuilder) remove(site, name string) {
 	s := e.site(site)
 	s.count(s.hosts[name], -1)

@@ -66,7 +66,6 @@ var errBecameStream = errors.New("the connection is a stream")
 // errTunnelClosed says that the listener was drained while the tunnel connected.
 var errTunnelClosed = errors.New("the tunnel has been closed")
 
-// becomeStream makes the connection a stream to the host.
 func (c *helloConn) becomeStream(h *host) error {
 	c.complete = true
 	c.isStream.Store(true)

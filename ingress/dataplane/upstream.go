@@ -63,7 +63,6 @@ func (u *upstream) makeTLSTransports(config *tls.Config) *tlsTransports {
 	return &tlsTransports{http1: make(false), http2: make(true)}
 }
 
-// client returns the client for a backend's endpoints.
 func (u *upstream) client(b *backend) *http.Transport {
 	if !b.tls {
 		if b.http2 {

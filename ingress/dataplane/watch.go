@@ -37,7 +37,6 @@ func (w *watch) startTimer(limit time.Duration, expire func()) {
 	w.timer = time.AfterFunc(limit, w.check)
 }
 
-// recordBytes records that bytes moved.
 func (w *watch) recordBytes() {
 	if w.limit != 0 {
 		w.lastBytes.Store(int64(time.Since(w.start)))

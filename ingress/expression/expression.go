@@ -142,7 +142,6 @@ func (p *Pattern) Groups(text string) []int {
 	return p.program.FindStringSubmatchIndex(text)
 }
 
-// firstRunes returns the first runes of a text.
 func firstRunes(text string, runes int) string {
 	at := 0
 	for ; runes > 0 && at < len(text); runes-- {

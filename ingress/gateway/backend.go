@@ -58,7 +58,6 @@ func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out 
 	return out, c.protocol(r, &out, name, service.Spec.Ports[at])
 }
 
-// protocol sets the protocol and the TLS settings of a backend.
 func (c *compiler) protocol(r *route, b *table.Backend, service types.NamespacedName, port corev1.ServicePort) problem {
 	policy := c.policies.policyFor(service, port.Name)
 	if r.kind == kindTLS {

@@ -223,7 +223,6 @@ func (l *listener) boundSecrets(reserve func(key string, size int) bool) {
 	}
 }
 
-// attachments returns the attachments of a route.
 func (r *route) attachments() (out []*attachment) {
 	for _, p := range r.parents {
 		out = append(out, p.attached...)
@@ -320,7 +319,6 @@ func (f *siteFilling) add(a *attachment, cost int) (n, others int) {
 	return n, others
 }
 
-// undo removes what an attachment has added.
 func (f *siteFilling) undo(a *attachment) {
 	one := f.added[a]
 	if one == nil {

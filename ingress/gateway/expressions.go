@@ -66,7 +66,6 @@ func (a *attachment) shared() bool {
 		slices.Contains(a.hosts, l.host)
 }
 
-// steps returns the steps of a route's expressions.
 func (r *route) steps() (sum int) {
 	for _, rule := range r.rules {
 		for _, m := range rule.matches {

@@ -95,7 +95,6 @@ type Service struct {
 	Labels, Annotations map[string]string
 }
 
-// compiler builds a Result.
 type compiler struct {
 	s        State
 	r        Result

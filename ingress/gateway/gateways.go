@@ -16,7 +16,6 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// gateway is a Gateway of this controller with its ListenerSets.
 type gateway struct {
 	object    *gatewayv1.Gateway
 	accepted  problem // without regard to its listeners
@@ -31,7 +30,6 @@ type gateway struct {
 	insecure  bool              // some listener asks for certificates, and accepts clients without a valid one
 }
 
-// listenerSet is a ListenerSet of a Gateway of this controller.
 type listenerSet struct {
 	object    *gatewayv1.ListenerSet
 	gateway   *gateway
@@ -48,7 +46,6 @@ func (g *gateway) listenersInOrder() []*listener {
 	return out
 }
 
-// gateway reads a Gateway of a class of this controller.
 func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 	g := &gateway{object: object, nodePorts: c.s.NodePorts}
 	c.gateways[nameOf(object)] = g
@@ -118,7 +115,6 @@ func (c *compiler) readBackendTLS(g *gateway) {
 	}
 }
 
-// listenerSet reads a ListenerSet of a Gateway of this controller.
 func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
 	ref := object.Spec.ParentRef
 	if ptr.Deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName || ptr.Deref(ref.Kind, "Gateway") != "Gateway" {
@@ -150,7 +146,6 @@ func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
 	g.sets = append(g.sets, s)
 }
 
-// acceptance returns the Gateway's condition Accepted.
 func (g *gateway) acceptance() metav1.Condition {
 	var bad []string
 	some := false
@@ -178,7 +173,6 @@ func (g *gateway) acceptance() metav1.Condition {
 	return newCondition(gatewayv1.GatewayConditionAccepted, gatewayv1.GatewayReasonAccepted, problem{}, "the Gateway is valid")
 }
 
-// requested returns the requested addresses of the Gateway.
 func (g *gateway) requested() []string {
 	var out []string
 	for _, a := range g.object.Spec.Addresses {
@@ -189,7 +183,6 @@ func (g *gateway) requested() []string {
 	return out
 }
 
-// addresses returns the addresses that the Gateway's Service has.
 func (g *gateway) addresses() []gatewayv1.GatewayStatusAddress {
 	var out []gatewayv1.GatewayStatusAddress
 	if g.service == nil || !g.accepted.ok() {
@@ -308,7 +301,6 @@ func (c *compiler) wantService(g *gateway) {
 // valid reports whether a listener of the set can be served.
 func (s *listenerSet) valid() bool { return slices.ContainsFunc(s.listeners, (*listener).servable) }
 
-// finishSet adds the status of a ListenerSet.
 func (c *compiler) finishSet(s *listenerSet) {
 	accepted := s.accepted
 	if accepted.ok() && !s.valid() {

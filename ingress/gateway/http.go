@@ -41,7 +41,6 @@ func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
 	r.read(found, len(rules), func(i int) (rule, problem) { return c.httpRule(r, &rules[i]) })
 }
 
-// read adds the rules with their matches.
 func (r *route) read(found ruleMatches, rules int, read func(i int) (rule, problem)) {
 	if found.tooLarge {
 		r.invalid = firstProblem(r.invalid, problem{
@@ -161,7 +160,6 @@ func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, fla
 	return out, problem{}
 }
 
-// path reads the path of a match.
 func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 	kind, value := gatewayv1.PathMatchPathPrefix, "/"
 	if spec != nil {
@@ -229,7 +227,6 @@ func (m *match) condition(to *[]table.Condition, of, name, kind, value string, f
 	return problem{}
 }
 
-// httpFilters reads the filters of a rule.
 func (c *compiler) httpFilters(r *route, spec *gatewayv1.HTTPRouteRule, out *table.Policy) (flaw problem) {
 	seen := map[gatewayv1.HTTPRouteFilterType]bool{}
 	for i := range spec.Filters {
@@ -268,7 +265,6 @@ func (c *compiler) httpFilters(r *route, spec *gatewayv1.HTTPRouteRule, out *tab
 	return problem{}
 }
 
-// backendFilters reads the filters of a backend.
 func backendFilters(filters []gatewayv1.HTTPRouteFilter, b *table.Backend) problem {
 	for i := range filters {
 		f := &filters[i]
@@ -333,7 +329,6 @@ func redirectOf(f *gatewayv1.HTTPRequestRedirectFilter, matches []gatewayv1.HTTP
 
 const schemeHTTP, schemeHTTPS = "http", "https"
 
-// portAt returns a redirect with the port that it has at a listener.
 func portAt(r table.Redirect, l *listener) *table.Redirect {
 	scheme := r.Scheme
 	if scheme == "" {
@@ -350,7 +345,6 @@ func portAt(r table.Redirect, l *listener) *table.Redirect {
 	return &r
 }
 
-// pathChange reads the change of a path.
 func pathChange(f *gatewayv1.HTTPPathModifier, matches []gatewayv1.HTTPRouteMatch) (*table.PathChange, problem) {
 	if f == nil {
 		return nil, problem{}

@@ -19,7 +19,6 @@ const (
 	kindTLS  gatewayv1.Kind = "TLSRoute"
 )
 
-// listener is a listener of a Gateway or of a ListenerSet.
 type listener struct {
 	gateway *gateway
 	owner   referrer // the object that the listener belongs to
@@ -55,7 +54,6 @@ func (l *listener) passthrough() bool {
 		ptr.Deref(l.spec.TLS.Mode, "") == gatewayv1.TLSModePassthrough
 }
 
-// supportsProtocol reports whether the listener's protocol is served.
 func (l *listener) supportsProtocol() bool {
 	switch l.spec.Protocol {
 	case gatewayv1.HTTPProtocolType, gatewayv1.HTTPSProtocolType, gatewayv1.TLSProtocolType:
@@ -195,7 +193,6 @@ func (c *compiler) selects(from gatewayv1.FromNamespaces, selector *metav1.Label
 	return false
 }
 
-// conditions returns the conditions of the listener's status.
 func (l *listener) conditions() []metav1.Condition {
 	conflicted := metav1.Condition{
 		Type: string(gatewayv1.ListenerConditionConflicted), Status: metav1.ConditionFalse,

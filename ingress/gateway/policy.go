@@ -37,7 +37,6 @@ type target struct {
 	port    string // the name of the port; empty for all
 }
 
-// policies holds policies by target.
 type policies map[target]*policy
 
 // policyFor returns the policy for a port of a Service, or nil. A policy that names the port has precedence.
@@ -80,7 +79,6 @@ func (c *compiler) readPolicies() {
 	}
 }
 
-// judgePolicies sets which policies are accepted.
 func (c *compiler) judgePolicies() {
 	for _, p := range c.allPolicies {
 		var beaten problem
@@ -92,7 +90,6 @@ func (c *compiler) judgePolicies() {
 	}
 }
 
-// missingTarget returns the problem of a target that does not exist.
 func (c *compiler) missingTarget(at target) problem {
 	notFound := string(gatewayv1.PolicyReasonTargetNotFound)
 	service := c.service(at.service)

@@ -113,7 +113,6 @@ type authorities struct {
 	texts []string // PEM
 }
 
-// section returns the section of the table.
 func (a authorities) section() table.Authorities {
 	var out strings.Builder
 	for _, text := range a.texts {

@@ -63,7 +63,6 @@ type parent struct {
 	refused  problem
 }
 
-// attachment is a route attached to a listener.
 type attachment struct {
 	route    *route
 	listener *listener
@@ -167,7 +166,6 @@ func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
 	return p
 }
 
-// attach attaches routes to listeners.
 func (c *compiler) attach() {
 	for _, r := range c.routes {
 		for _, p := range r.parents {
@@ -252,7 +250,6 @@ func (c *compiler) choose(r *route, p *parent) {
 	}
 }
 
-// hostsAt returns the names of the hosts that a route has at a listener.
 func (r *route) hostsAt(l *listener) []string {
 	if len(r.hosts) == 0 {
 		return []string{l.host}

@@ -23,7 +23,6 @@ type site struct {
 // maxNames limits the hosts that the certificates of one listener add.
 const maxNames = 256
 
-// ports returns the sites of a Gateway by port.
 func (g *gateway) ports() map[int32]*site {
 	out := map[int32]*site{}
 	for _, l := range g.listenersInOrder() {
@@ -206,7 +205,6 @@ func (l *listener) certificateFor(host string) *keyPair {
 	return &l.certificates[0]
 }
 
-// backendsAt returns the backends of a TLSRoute at a listener.
 func (r *route) backendsAt(l *listener) []table.Backend {
 	if l.passthrough() {
 		return r.streams.passed

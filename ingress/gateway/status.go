@@ -14,7 +14,6 @@ type problem struct{ reason, message string }
 
 func (p problem) ok() bool { return p.reason == "" }
 
-// firstProblem returns the first problem of several.
 func firstProblem(problems ...problem) problem {
 	for _, p := range problems {
 		if !p.ok() {

@@ -98,7 +98,6 @@ func New(config *rest.Config) (*Client, error) {
 	return &Client{rest: objects, discovery: found, metadata: definitions}, nil
 }
 
-// servedKinds returns the kinds that the cluster has.
 func (c *Client) servedKinds() (map[string]bool, error) {
 	out := map[string]bool{}
 	list, err := c.discovery.ServerResourcesForGroupVersion(gatewayv1.GroupVersion.String())

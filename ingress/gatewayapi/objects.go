@@ -165,7 +165,6 @@ func (o *Objects) State(use Use) (s gateway.State, complete bool) {
 	return s, true
 }
 
-// objectsOf returns the objects of a kind.
 func objectsOf[T any](f *followedKinds, resource string, out []T) []T {
 	i := f.informers[resource]
 	if i == nil {

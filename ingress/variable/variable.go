@@ -76,7 +76,6 @@ func cutName(text string) (name, rest string, ok bool) {
 	return text[:n], text[n:], n > 0
 }
 
-// nameLength returns the length of the name that a text begins with.
 func nameLength(text string) int {
 	for i := 0; i < len(text); i++ {
 		c := text[i]

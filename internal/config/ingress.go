@@ -24,7 +24,6 @@ type Ingress struct {
 	ProxyProtocol bool
 }
 
-// hostOwnerValue returns the value of --ingress-host-owner.
 func (i Ingress) hostOwnerValue() string {
 	if i.HostOwner {
 		return hostOwnerNamespace

@@ -27,7 +27,6 @@ func (r *reader) addProblem(src Source, format string, args ...any) {
 	r.problems = append(r.problems, src.String()+": "+fmt.Sprintf(format, args...))
 }
 
-// isSet says whether a setting was set.
 func (r *reader) isSet(name string) bool { _, ok := r.vals[name]; return ok }
 
 // single returns the value of a setting with a single value, or its default when it was not set.
@@ -50,7 +49,6 @@ func (r *reader) single(name string) item {
 
 func (r *reader) text(name string) string { return r.single(name).text }
 
-// elements returns the elements of a list.
 func (r *reader) elements(name string) []item {
 	if items, ok := r.vals[name]; ok {
 		return items

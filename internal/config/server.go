@@ -319,7 +319,6 @@ func (r *reader) group(name string) int {
 	return gid
 }
 
-// encryption returns the resources to encrypt.
 func (r *reader) encryption() []string {
 	extra := r.elements("encrypt-resources")
 	if !r.boolean("secrets-encryption") {
@@ -342,7 +341,6 @@ func (r *reader) encryption() []string {
 	return out
 }
 
-// ranges returns ranges of addresses.
 func (r *reader) ranges(name string) []loadbalancer.Range {
 	var out []loadbalancer.Range
 	for _, it := range r.elements(name) {

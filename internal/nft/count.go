@@ -131,7 +131,6 @@ func CountRules(t Table) (map[string]int, error) {
 	return out, nil
 }
 
-// countElements counts the elements of a set or a map of a table.
 func countElements(t Table, set string) (int, error) {
 	messages, err := dump(t, unix.NFT_MSG_GETSETELEM, unix.NFT_MSG_NEWSETELEM,
 		nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_TABLE, nl.ZeroTerminated(t.Name)), nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_SET,

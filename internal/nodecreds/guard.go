@@ -15,7 +15,6 @@ type Guard struct {
 	open    map[*connection]struct{}
 }
 
-// connection is an open connection of a node.
 type connection struct {
 	cert      *x509.Certificate
 	closeConn func()

@@ -318,7 +318,6 @@ func (w *Watch) unknown(node string, s *state, now time.Time) {
 	}
 }
 
-// check makes one check.
 func (w *Watch) check(ctx context.Context, c call) {
 	timed, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()

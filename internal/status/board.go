@@ -60,7 +60,6 @@ type boardPart struct {
 	found time.Time     // when check began to return a problem; zero while it returns none
 }
 
-// shown returns the part as a report shows it.
 func (p *boardPart) shown(now func() time.Time) Component {
 	out, problem := p.Component, ""
 	if p.check != nil && (p.State == Starting || p.State == Running) {

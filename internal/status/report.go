@@ -79,7 +79,6 @@ type Identity struct {
 // longStart is how long a part may be starting before the report lists that as a problem.
 const longStart = 2 * time.Minute
 
-// makeReport returns the report of this process.
 func makeReport(id Identity, src Source) Report {
 	r := Report{
 		Running:    true,

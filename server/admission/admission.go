@@ -140,7 +140,6 @@ func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protoc
 	return a.admitNode(ctx, m)
 }
 
-// admitNode returns a node's credentials.
 func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	client, err := a.o.API()
 	if err != nil {

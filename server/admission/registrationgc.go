@@ -67,7 +67,6 @@ func RunGC(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	}
 }
 
-// sweep checks all registrations once.
 func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	all, err := roster.Registrations(ctx, c.client)

@@ -269,7 +269,6 @@ func distinctAddresses(n *core.Node) int {
 	return len(known)
 }
 
-// removesLabel says whether the label of a Node is removed or changed.
 func removesLabel(label string, now, old *core.Node) bool {
 	was, had := old.Labels[label]
 	is, has := now.Labels[label]

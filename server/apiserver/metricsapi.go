@@ -82,7 +82,6 @@ func (m *metricsAPI) install(core *genericapiserver.GenericAPIServer) error {
 	return m.collector.Install(core)
 }
 
-// follow watches the APIService for changes.
 func (m *metricsAPI) follow(aggregator *aggregatorapiserver.APIAggregator) error {
 	informer := aggregator.APIRegistrationInformers.Apiregistration().V1().APIServices()
 	m.services = informer.Lister()

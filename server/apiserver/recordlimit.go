@@ -34,7 +34,6 @@ type recordLimit struct {
 	timer    *time.Timer // of the report; nil when nothing is left out
 }
 
-// allow says whether a record of a source is kept.
 func (l *recordLimit) allow(source netip.Prefix) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -51,7 +51,6 @@ type nodeListener struct {
 	open sync.Map // ends → *nodeConn
 }
 
-// connectionAddresses are the addresses of a connection.
 type connectionAddresses struct{ local, remote string }
 
 // Accept implements net.Listener.

@@ -111,7 +111,6 @@ func (e *watchEnd) stopReading() {
 	e.cancel, e.stop = nil, nil
 }
 
-// wholeStorage is an apigeneric.StorageDecorator.
 func wholeStorage(config *storagebackend.ConfigForResource, prefix string, _ func(runtime.Object) (string, error),
 	newObject, newList func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs,
 	_ *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {

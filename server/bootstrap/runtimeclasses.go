@@ -78,7 +78,6 @@ func runtimesOf(obj any) string {
 	return strings.Join(names, " ")
 }
 
-// reconcile makes the classes that are missing.
 func (r *RuntimeClasses) reconcile(ctx context.Context) error {
 	nodes, err := r.nodes.Lister().List(labels.Everything())
 	if err != nil {

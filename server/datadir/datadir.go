@@ -147,7 +147,6 @@ func (d *Dir) identify(o *Options) error {
 	return nil
 }
 
-// newID makes a random ID.
 func (d *Dir) newID() error {
 	id := make([]byte, 8)
 	if _, err := rand.Read(id); err != nil {

@@ -314,7 +314,6 @@ func (m *Member) useSecret(s *corev1.Secret) error {
 	return err
 }
 
-// keysIn decodes the gossip keys in their Secret.
 func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 	var keys clusterconfig.GossipKeys
 	err := json.Unmarshal(s.Data[gossipData], &keys)
@@ -328,7 +327,6 @@ func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 	return keys, nil
 }
 
-// putKeys encodes gossip keys into their Secret.
 func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 	data, err := json.Marshal(keys)
 	if err != nil {

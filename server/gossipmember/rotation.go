@@ -81,7 +81,6 @@ func (r Rotation) Run(ctx context.Context) error {
 	return nil
 }
 
-// read returns the keys in the API.
 func (r Rotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
 	s, err := r.Client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, GossipSecret, metav1.GetOptions{})
 	if err != nil {

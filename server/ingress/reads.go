@@ -20,8 +20,7 @@ const maxReads, readsPause = 200, time.Second
 // Secrets that are not of the type for certificates. A missing object costs no request.
 type reads[T any] struct {
 	versions *versions
-	// get reads an object from the API.
-	get func(ctx context.Context, name types.NamespacedName) (*T, error)
+	get      func(ctx context.Context, name types.NamespacedName) (*T, error)
 	// byName has an entry for each name. It changes only with versions.mu held.
 	byName map[types.NamespacedName]*cachedObject[T] // nil if the object is missing
 }

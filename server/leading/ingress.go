@@ -20,7 +20,6 @@ import (
 // ingressCertificates is the status line of the part that orders certificates.
 const ingressCertificates = "ingress certificates"
 
-// ingressPart runs the controller of the ingress for a term.
 func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "ingress"))
 	if err != nil {

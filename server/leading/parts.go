@@ -160,7 +160,6 @@ func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
 	return runPart(ctx, t, m.Run, "applying manifests")
 }
 
-// metricsHistoryPart keeps the history of metrics of a term.
 func (l *Leader) metricsHistoryPart(ctx context.Context, t *term.Term) error {
 	return runPart(ctx, t, func(ctx context.Context) error { l.o.MetricsHistory(ctx); return nil }, "keeping the history of metrics")
 }

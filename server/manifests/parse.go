@@ -17,7 +17,6 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// object is an object that a manifest file contains.
 type object struct {
 	*unstructured.Unstructured
 	line int // first line of its document, from 1
@@ -54,7 +53,6 @@ func refsOf(objects []object) []ref {
 	return out
 }
 
-// document is one YAML document of a file.
 type document struct {
 	text []byte
 	line int // its first line, from 1

@@ -148,7 +148,6 @@ func groupVersionName(api *apiregistrationv1.APIService) string {
 	return "apis/" + api.Spec.Group + "/" + api.Spec.Version
 }
 
-// documentsV2 returns the v2 documents of all aggregated servers.
 func (rs *remotes) documentsV2(ctx context.Context) []documentV2 {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()

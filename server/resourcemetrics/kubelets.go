@@ -37,7 +37,6 @@ const (
 	bytesPerContainer = 8 << 10
 )
 
-// kubelets requests figures from kubelets.
 type kubelets struct {
 	http      *http.Client
 	addresses utils.NodeAddressResolver

@@ -47,7 +47,6 @@ func (c *Collector) showLocked() {
 	}
 }
 
-// describeErrors lists nodes with their errors.
 func describeErrors(failed map[string]error) string {
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(failed)) {

@@ -83,7 +83,6 @@ func Recent(registration *corev1.Secret, which string, now time.Time) bool {
 	return err == nil && now.Sub(at).Abs() < RegistrationTime
 }
 
-// registration returns a node's registration, nil if it has none.
 func (r *Roster) registration(ctx context.Context, node string) (*corev1.Secret, error) {
 	client, err := r.o.API()
 	if err != nil {

@@ -178,7 +178,6 @@ func (t *Tokens) knownGeneration() storedTokens {
 	return out
 }
 
-// recordGeneration records what this server has seen.
 func (t *Tokens) recordGeneration(r storedTokens) error {
 	var text strings.Builder
 	fmt.Fprintln(&text, r.Generation)

@@ -213,5 +213,4 @@ func byAge(a, b Info) int {
 // stampForm is the layout of times in names.
 const stampForm = "20060102T150405Z"
 
-// formatStamp formats a time for names.
 func formatStamp(t time.Time) string { return t.UTC().Format(stampForm) }

@@ -55,7 +55,6 @@ func (s *Server) lock() (*datadir.Dir, error) {
 // stamp returns a time that makes names of kept folders unique.
 func (s *Server) stamp() string { return s.Now().UTC().Format("20060102T150405Z") }
 
-// cluster returns the cluster's name in its store.
 func (s *Server) cluster() (string, error) {
 	keys, err := pki.Open(pki.Options{Dir: s.TLSDir, Established: true, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -100,7 +99,6 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	return b, kept, nil
 }
 
-// makeStore makes a store from a backup.
 func (s *Server) makeStore(made, cluster, node, backup string, seen int64) error {
 	f, err := openBackup(backup)
 	if err != nil {

@@ -332,7 +332,6 @@ func (h *holder) showStatus() {
 	}
 }
 
-// leaderName returns the leader's name for messages.
 func (h *holder) leaderName() string {
 	for _, m := range h.store.Members() {
 		if !m.Leader {

@@ -402,7 +402,6 @@ func (v *Addresses) applyAddresses(addresses []netip.Addr, known bool) error {
 	return nil
 }
 
-// clearError clears the error that fail has shown.
 func (v *Addresses) clearError() {
 	v.mu.Lock()
 	was := v.problem != ""

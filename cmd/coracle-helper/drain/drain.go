@@ -333,7 +333,6 @@ func hasReader(f *os.File) bool {
 	return present
 }
 
-// unreadBytes returns the number of unread bytes in the FIFO.
 func unreadBytes(f *os.File) int {
 	n := 0
 	if conn, err := f.SyscallConn(); err == nil {

@@ -200,7 +200,6 @@ func (s *spool) advance(p *segment, n int) {
 	p.read += int64(n)
 }
 
-// remove removes all segments and their files.
 func (s *spool) remove() {
 	for len(s.segments) > 0 {
 		s.discard()

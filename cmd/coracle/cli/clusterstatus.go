@@ -39,7 +39,6 @@ func askCluster(ctx context.Context, t *config.Tool, r *status.Report, now time.
 	}
 }
 
-// clusterState is the state of a cluster as status reports it.
 type clusterState struct {
 	counts          status.Cluster
 	problems, notes []string

@@ -138,7 +138,6 @@ func addJSON(f *bugreport.Files, name string, v any) {
 	f.Text(name, string(text)+"\n")
 }
 
-// condition is a condition of a node or pod.
 type condition struct {
 	Type, Status, Reason, Message string
 	Since                         metav1.Time
@@ -286,7 +285,6 @@ func addConfigMaps(ctx context.Context, client kubernetes.Interface, f *bugrepor
 	f.Binary("configmaps.txt", []byte(b.String())) // names, of which some look like names of secrets
 }
 
-// chosenMetrics returns the lines of the metrics that are collected.
 func chosenMetrics(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
@@ -324,7 +322,6 @@ func formatTable(text []byte) (string, error) {
 	return b.String(), err
 }
 
-// cellText returns a cell as one line.
 func cellText(cell any) string {
 	if n, ok := cell.(float64); ok {
 		return strconv.FormatFloat(n, 'f', -1, 64)

@@ -135,7 +135,6 @@ func (c *collector) registries() (lines, logins []string) {
 	return lines, logins
 }
 
-// scalarValues returns all values in a piece of YAML.
 func scalarValues(n *yaml.Node) []string {
 	if n.Kind == yaml.ScalarNode {
 		return []string{n.Value}

@@ -26,13 +26,11 @@ import (
 	"github.com/coracle-k8s/coracle/console"
 )
 
-// kubeconfigFlags are flags that select a kubeconfig and its context.
 type kubeconfigFlags struct {
 	app                 *App
 	kubeconfig, context string
 }
 
-// consoleFlags are the flags of `coracle console`.
 type consoleFlags struct {
 	kubeconfigFlags
 	port             int
@@ -71,7 +69,6 @@ for a minute. On a machine without a browser it prints how to reach the console 
 	return cmd
 }
 
-// add adds the flags to those of a command.
 func (f *kubeconfigFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "Kubeconfig to use")
 	flags.StringVar(&f.context, "context", "", "Context of the kubeconfig to use (its current one)")
@@ -93,7 +90,6 @@ func (f *kubeconfigFlags) load() (clientcmd.ClientConfig, error) {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}), nil
 }
 
-// completeContext completes --context.
 func (f *kubeconfigFlags) completeContext(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	var raw api.Config
 	k, err := f.load()

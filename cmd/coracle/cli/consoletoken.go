@@ -37,7 +37,6 @@ const (
 	statusSuffix = "-status"
 )
 
-// consoleTokenFlags are the flags of `coracle console token`.
 type consoleTokenFlags struct {
 	role, namespace string
 	ttl             time.Duration

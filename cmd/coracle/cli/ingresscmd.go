@@ -21,7 +21,6 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/check"
 )
 
-// ingressFlags are the flags of `coracle ingress check`.
 type ingressFlags struct {
 	kubeconfigFlags
 	namespace string

@@ -20,7 +20,6 @@ type toolCommand struct {
 	form  *outputFlag   // nil without -o
 }
 
-// invocation is one run of a toolCommand.
 type invocation struct {
 	*toolCommand
 	tool *config.Tool // locates the coracle

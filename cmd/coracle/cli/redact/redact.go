@@ -168,7 +168,6 @@ var maskRules = []maskRule{
 	{"$", regexp.MustCompile(`\$(2[abxy]?|5|6|7|y|apr1|argon2\w*)\$[^\s"':]+`), Mask},
 }
 
-// maskLine masks the secrets of one line.
 func maskLine(line string) string {
 	line = maskUserinfo(line)
 	for _, r := range maskRules {

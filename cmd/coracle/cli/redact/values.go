@@ -133,7 +133,6 @@ var (
 	openingQuote = regexp.MustCompile(`^\\*["']`)
 )
 
-// valueLength returns the length of the value at the beginning of a text.
 func valueLength(name, separator, text string) int {
 	if rest, ok := strings.CutPrefix(text, Mask); ok && (rest == "" || strings.ContainsRune(" \t,;}])\"'\\", rune(rest[0]))) {
 		return 0 // it is masked already
@@ -198,7 +197,6 @@ func quotedLength(quote, text string) int {
 	}
 }
 
-// trailingBackslashes counts the backslashes at the end of a text.
 func trailingBackslashes(text string) int { return len(text) - len(strings.TrimRight(text, `\`)) }
 
 // listLength returns the length of a list or map, with nested ones and quoted texts in it. One that does not end takes

@@ -188,7 +188,6 @@ func removeCNICache(keep *remover) error {
 	return err
 }
 
-// removeEmpty removes those of the folders that are empty.
 func removeEmpty(dirs ...string) {
 	for _, d := range dirs {
 		_ = os.Remove(d) // fails where the folder holds files of other programs

@@ -18,7 +18,6 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// desired is the desired state of a release.
 type desired struct {
 	values map[string]any
 	source *source
@@ -123,7 +122,6 @@ func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history 
 	return j.sweep(history)
 }
 
-// upgrade makes a new revision of the release.
 func (j *job) upgrade(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
 	last := lastOf(history)
 	u := action.NewUpgrade(j.cfg)

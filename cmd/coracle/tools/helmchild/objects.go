@@ -197,7 +197,6 @@ func objectName(info *resource.Info) string {
 	return name
 }
 
-// joinAtMostFive joins the names, at most five of them.
 func joinAtMostFive(names []string) string {
 	if len(names) > 5 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:5], ", "), len(names)-5)

@@ -13,7 +13,6 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// uninstall removes the release.
 func (j *job) uninstall() error {
 	history, err := j.history()
 	if err != nil {

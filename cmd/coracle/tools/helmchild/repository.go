@@ -62,7 +62,6 @@ func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 		redactURL(repoURL))
 }
 
-// connect makes the HTTP client.
 func (f *fetcher) connect() error {
 	config, err := f.tls()
 	if err != nil {
@@ -206,7 +205,6 @@ func sameHost(a, b *url.URL) bool {
 	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
-// redactURL returns a URL without its password.
 func redactURL(s string) string {
 	u, err := url.Parse(s)
 	if err != nil {
