@@ -122,9 +122,7 @@ func New(o Options) (*Handler, error) {
 	}
 	o.pingEvery, o.applyTimeout = cmp.Or(o.pingEvery, pingEvery), cmp.Or(o.applyTimeout, applyTimeout)
 	o.healthTimeout = cmp.Or(o.healthTimeout, healthTimeout)
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
 	h := &Handler{
 		o: o, mux: http.NewServeMux(), closing: make(chan struct{}), sockets: newSocketLimit(),
 		texts: newUserSlots(maxTexts, 1), reads: newUserSlots(maxReads, 2),

@@ -81,9 +81,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 	for _, driver := range helmDrivers {
 		rows, err := u.revisions(r.Context(), driver.resource, driver.fields, namespace, "owner=helm")
 		if err != nil {
-			if failed == nil {
-				failed = err
-			}
+			failed = cmp.Or(failed, err)
 			_, _, text := explainError(err)
 			out.Partial = append(out.Partial, text)
 			continue

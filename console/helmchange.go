@@ -287,10 +287,7 @@ func (u *user) chartOf(ctx context.Context, newest releaseRow) (string, error) {
 			return "", err
 		}
 		for _, c := range list.Items {
-			target := c.Spec.TargetNamespace
-			if target == "" {
-				target = c.Metadata.Namespace
-			}
+			target := cmp.Or(c.Spec.TargetNamespace, c.Metadata.Namespace)
 			_, unmanaged := c.Metadata.Annotations[unmanagedChart]
 			if target == newest.Namespace && !unmanaged && (c.Spec.Driver == "configmap") == (newest.Driver == "configmaps") {
 				return "the HelmChart " + c.Metadata.Namespace + "/" + c.Metadata.Name, nil

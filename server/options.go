@@ -85,9 +85,7 @@ type Options struct {
 }
 
 func (o *Options) setDefaults() {
-	if o.Clock == nil {
-		o.Clock = clock.RealClock{}
-	}
+	o.Clock = cmp.Or[clock.WithTicker](o.Clock, clock.RealClock{})
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Cluster.Disabled.Has(clusterconfig.PartManifests) {
 		o.ManifestsDir = ""

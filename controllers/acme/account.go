@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 )
@@ -118,12 +119,10 @@ func (m *Manager) register(ctx context.Context) error {
 	} else if err := m.announce(ctx, c); err != nil {
 		return err
 	}
-	if s.Annotations == nil {
-		s.Annotations = map[string]string{}
-	}
 	if was := s.Annotations[accountAnnotation]; !registered || was != string(c.KID) || string(s.Data[compile.ThumbprintKey]) != thumbprint {
-		s.Annotations[emailAnnotation], s.Annotations[directoryAnnotation], s.Annotations[accountAnnotation] = m.o.Email, m.o.Directory,
-			string(c.KID)
+		s.Annotations = labels.Merge(s.Annotations, labels.Set{
+			emailAnnotation: m.o.Email, directoryAnnotation: m.o.Directory, accountAnnotation: string(c.KID),
+		})
 		s.Data[compile.ThumbprintKey] = []byte(thumbprint)
 		if _, err := secrets.Update(ctx, s, metav1.UpdateOptions{}); err != nil {
 			return fmt.Errorf("writing the Secret %s: %w", compile.Account, err)

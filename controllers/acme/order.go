@@ -194,10 +194,7 @@ func (m *Manager) store(ctx context.Context, o compile.Order, target *corev1.Sec
 	if target != nil {
 		s = target.DeepCopy()
 	}
-	if s.Annotations == nil {
-		s.Annotations = map[string]string{}
-	}
-	s.Annotations[madeAnnotation] = fingerprint(text.Bytes())
+	metav1.SetMetaDataAnnotation(&s.ObjectMeta, madeAnnotation, fingerprint(text.Bytes()))
 	s.Data = map[string][]byte{corev1.TLSCertKey: text.Bytes(), corev1.TLSPrivateKeyKey: key}
 	if target == nil {
 		_, err = secrets.Create(ctx, s, metav1.CreateOptions{})

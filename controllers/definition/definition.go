@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"strconv"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
@@ -120,17 +120,8 @@ func Remove(ctx context.Context, c dynamic.Interface, name string, unused func()
 // clients stay.
 func renewedDefinition(have, want *unstructured.Unstructured) *unstructured.Unstructured {
 	out := have.DeepCopy()
-	labels, annotations := out.GetLabels(), out.GetAnnotations()
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	if annotations == nil {
-		annotations = map[string]string{}
-	}
-	maps.Copy(labels, want.GetLabels())
-	maps.Copy(annotations, want.GetAnnotations())
-	out.SetLabels(labels)
-	out.SetAnnotations(annotations)
+	out.SetLabels(labels.Merge(out.GetLabels(), want.GetLabels()))
+	out.SetAnnotations(labels.Merge(out.GetAnnotations(), want.GetAnnotations()))
 	out.Object["spec"] = want.DeepCopy().Object["spec"]
 	return out
 }

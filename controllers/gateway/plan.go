@@ -3,7 +3,6 @@
 package gateway
 
 import (
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,17 +81,6 @@ func portName(port int32) string { return "port-" + strconv.Itoa(int(port)) }
 // serviceConfig returns the fields of a Gateway's Service that coracle owns. Other fields are an administrator's:
 // source ranges, the class of the load balancer.
 func serviceConfig(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceApplyConfiguration {
-	labels, annotations := maps.Clone(want.Labels), maps.Clone(want.Annotations)
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	labels[table.GatewayLabel], labels[managedBy] = gateway.LabelValue(want.Gateway.Name), managerName
-	if len(want.Addresses) > 0 {
-		if annotations == nil {
-			annotations = map[string]string{}
-		}
-		annotations[servicelb.AddressesAnnotation] = strings.Join(want.Addresses, ",")
-	}
 	spec := corev1ac.ServiceSpec().WithType(corev1.ServiceTypeLoadBalancer).
 		WithExternalTrafficPolicy(corev1.ServiceExternalTrafficPolicyLocal). // keeps clients' addresses
 		WithIPFamilyPolicy(corev1.IPFamilyPolicyPreferDualStack)
@@ -102,8 +90,14 @@ func serviceConfig(name types.NamespacedName, want gateway.Service) *corev1ac.Se
 	}
 	owner := metav1ac.OwnerReference().WithAPIVersion(gatewayv1.GroupVersion.String()).WithKind("Gateway").
 		WithName(want.Gateway.Name).WithUID(want.Gateway.UID).WithController(true).WithBlockOwnerDeletion(true)
-	return corev1ac.Service(name.Name,
-		name.Namespace).WithLabels(labels).WithAnnotations(annotations).WithOwnerReferences(owner).WithSpec(spec)
+	svc := corev1ac.Service(name.Name, name.Namespace).WithOwnerReferences(owner).WithSpec(spec).WithAnnotations(want.Annotations).
+		WithLabels(want.Labels).WithLabels(map[string]string{
+		table.GatewayLabel: gateway.LabelValue(want.Gateway.Name), managedBy: managerName,
+	})
+	if len(want.Addresses) > 0 {
+		svc.WithAnnotations(map[string]string{servicelb.AddressesAnnotation: strings.Join(want.Addresses, ",")})
+	}
+	return svc
 }
 
 // upToDate reports whether a Service has the wanted values. It does not detect applied fields that are not wanted any

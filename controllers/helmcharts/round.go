@@ -208,9 +208,7 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 		if err != nil && e.problem == nil {
 			return err
 		}
-		if in == nil {
-			in = &inputs{}
-		}
+		in = cmp.Or(in, &inputs{})
 		e.every, _ = c.reader.checkEvery(e.chart) // an error was reported as a problem above
 		if e.hash, e.key, e.missing = in.hash, in.key, in.missing; e.missing != "" && e.file.read.err == nil {
 			e.file = seenFile{} // it exists, and could not be read: it is tried again
@@ -318,10 +316,7 @@ func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status)
 			}
 		}
 	}
-	have := e.status
-	if have == nil {
-		have = &e.chart.Status
-	}
+	have := cmp.Or(e.status, &e.chart.Status)
 	if statusText(have) == statusText(s) {
 		return nil
 	}

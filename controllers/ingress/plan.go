@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
@@ -193,9 +194,7 @@ func internalIPs(n *corev1.Node) map[discoveryv1.AddressType]string {
 		if ip.Is4() {
 			family = discoveryv1.AddressTypeIPv4
 		}
-		if out[family] == "" {
-			out[family] = ip.String()
-		}
+		out[family] = cmp.Or(out[family], ip.String())
 	}
 	return out
 }

@@ -78,10 +78,7 @@ var foreignControllers = []string{"k8s.io/ingress-nginx", "traefik.io/ingress-co
 
 // Run reads the objects and checks them. It returns an error if it could check none.
 func Run(ctx context.Context, o Options) (Report, error) {
-	g := &gatherer{o: o, r: Report{Findings: []Finding{}, Notes: []string{}}, files: o.Objects}
-	if g.files == nil {
-		g.files = NewObjects()
-	}
+	g := &gatherer{o: o, r: Report{Findings: []Finding{}, Notes: []string{}}, files: cmp.Or(o.Objects, NewObjects())}
 	if o.Defaults.Name == "" {
 		g.o.Defaults = compile.Defaults
 	}

@@ -203,9 +203,7 @@ func Desired(s State) (Result, error) {
 		Sections: table.Sections{}, Wanted: map[types.NamespacedName]bool{}, Findings: map[types.NamespacedName][]Finding{},
 	}}
 	c.secrets, c.expressions, c.closed = map[string]bool{}, map[chargedKey]bool{}, map[*networkingv1.Ingress]string{}
-	if c.s.Memory == nil {
-		c.s.Memory = &Memory{}
-	}
+	c.s.Memory = cmp.Or(c.s.Memory, &Memory{})
 	c.s.Memory.evictUnused(s)
 	c.r.OfDefaults = c.s.Memory.defaults.findings
 	c.r.Served = servedIngresses(s)

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"slices"
@@ -56,10 +57,7 @@ func (m *Memory) evictUnused(s State) {
 
 // memory returns the cache, with the defaults of this state.
 func (s State) memory() *Memory {
-	m := s.Memory
-	if m == nil {
-		m = &Memory{}
-	}
+	m := cmp.Or(s.Memory, &Memory{})
 	m.useDefaults(s)
 	return m
 }

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -22,9 +23,7 @@ func (c *compiler) mayHaveHost(ing *networkingv1.Ingress, name string) bool {
 			return false
 		}
 	}
-	if c.ownerOf[name] == nil {
-		c.ownerOf[name] = ing
-	}
+	c.ownerOf[name] = cmp.Or(c.ownerOf[name], ing)
 	return true
 }
 

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
@@ -95,9 +96,7 @@ func (s *endpointSet) nextInTurn(tried []*endpoint, now time.Time) *endpoint {
 		if e.tryAcquire(now) {
 			return e
 		}
-		if second == nil {
-			second = e
-		}
+		second = cmp.Or(second, e)
 	}
 	return second
 }
@@ -160,9 +159,7 @@ func addresses(all []string, refuse func(netip.Addr) bool) ([]string, error) {
 			err = fmt.Errorf("an ingress may not lead to the address %s", text)
 		}
 		if err != nil {
-			if first == nil {
-				first = err
-			}
+			first = cmp.Or(first, err)
 			continue
 		}
 		out = append(out, text)

@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -142,10 +143,7 @@ func (x *exchange) serve() {
 		x.answer(http.StatusMethodNotAllowed, "the ingress proxy does not serve this method")
 		return
 	}
-	raw := x.in.URL.RawPath
-	if raw == "" {
-		raw = x.in.URL.EscapedPath()
-	}
+	raw := cmp.Or(x.in.URL.RawPath, x.in.URL.EscapedPath())
 	if raw != "" && raw[0] != '/' {
 		x.answer(http.StatusBadRequest, "the target is no path") // such as the "*" of a preface of HTTP/2 that net/http takes for a request
 		return

@@ -4,6 +4,7 @@ package dataplane
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -238,9 +239,7 @@ func (b *mirrorBody) write(piece []byte) {
 func (b *mirrorBody) finish(cause error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if cause == nil {
-		cause = io.EOF
-	}
+	cause = cmp.Or(cause, io.EOF)
 	if b.err == nil {
 		b.stop(cause)
 	}

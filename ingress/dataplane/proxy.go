@@ -122,9 +122,7 @@ func New(o Options) (*Proxy, error) {
 		&o.DialTimeout: 2 * time.Second, &o.DrainTimeout: 30 * time.Second,
 		&o.HandoverTimeout: time.Hour, &o.UnresponsiveTimeout: 30 * time.Second,
 	} {
-		if *field == 0 {
-			*field = value
-		}
+		*field = cmp.Or(*field, value)
 	}
 	o.MaxConnections = cmp.Or(o.MaxConnections, 4000)
 	p := &Proxy{

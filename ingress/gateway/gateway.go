@@ -131,9 +131,7 @@ func Desired(s State) (Result, error) {
 			ConfigMaps:        map[types.NamespacedName]bool{},
 		},
 	}
-	if c.s.Memory == nil {
-		c.s.Memory = &Memory{}
-	}
+	c.s.Memory = cmp.Or(c.s.Memory, &Memory{})
 	c.s.Memory.evictUnused()
 	for _, n := range s.Namespaces {
 		c.namespaces[n.Name] = n.Labels

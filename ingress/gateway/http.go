@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -335,9 +336,7 @@ func portAt(r table.Redirect, l *listener) *table.Redirect {
 		if scheme = schemeHTTP; l.tls() {
 			scheme = schemeHTTPS
 		}
-		if r.Port == 0 {
-			r.Port = int(l.spec.Port)
-		}
+		r.Port = cmp.Or(r.Port, int(l.spec.Port))
 	}
 	if scheme == schemeHTTP && r.Port == 80 || scheme == schemeHTTPS && r.Port == 443 {
 		r.Port = 0

@@ -65,9 +65,7 @@ func New(o Options) *Mux {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	if o.Waiting == nil {
-		o.Waiting = &connlimit.Table{Max: MaxWaiting}
-	}
+	o.Waiting = cmp.Or(o.Waiting, &connlimit.Table{Max: MaxWaiting})
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{})}
 	m.fallback = m.newRoute()

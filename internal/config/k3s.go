@@ -2,7 +2,10 @@
 
 package config
 
-import "strings"
+import (
+	"cmp"
+	"strings"
+)
 
 // k3sOnly are settings of k3s that coracle does not have. Each value says what to use instead, or why there is no such
 // setting. docs/coming-from-k3s.md lists the same flags.
@@ -88,10 +91,7 @@ var k3sVariables = map[string]string{
 
 // k3sVariable explains a variable of k3s' environment. Coracle does not read it: k3s may run on the machine, too.
 func k3sVariable(variable string) string {
-	name := k3sVariables[variable]
-	if name == "" {
-		name = strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(variable, k3sPrefix), "_", "-"))
-	}
+	name := cmp.Or(k3sVariables[variable], strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(variable, k3sPrefix), "_", "-")))
 	text := "environment variable " + variable + " is one of k3s and has no effect"
 	if s := Lookup(name); s != nil {
 		return text + "; it is called " + s.EnvName() + " here"

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"maps"
 	"os"
 	"path/filepath"
@@ -32,9 +33,7 @@ func (r *reader) snapshots(p Paths) Snapshots {
 		Retention: r.integer("snapshot-retention", 1, 10_000),
 		KeyFile:   r.existing("snapshot-key-file"),
 	}
-	if s.Dir == "" {
-		s.Dir = filepath.Join(p.DataDir, "snapshots")
-	}
+	s.Dir = cmp.Or(s.Dir, filepath.Join(p.DataDir, "snapshots"))
 	s.S3 = r.boolean("snapshot-s3")
 	s.S3Settings = r.s3Settings()
 	return s
@@ -98,9 +97,7 @@ func (r *reader) checkS3(s *Snapshots) {
 	values := s.S3Settings
 	if s.S3Secret != "" {
 		values = maps.Clone(values)
-		if values[S3Bucket] == "" {
-			values[S3Bucket] = "in-the-secret"
-		}
+		values[S3Bucket] = cmp.Or(values[S3Bucket], "in-the-secret")
 	}
 	_, err := ParseS3(values)
 	for _, e := range S3Errors(err) {

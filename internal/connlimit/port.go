@@ -5,6 +5,7 @@ package connlimit
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -114,10 +115,7 @@ func (Metrics) Describe(to chan<- *prometheus.Desc) {
 // one, with the connections of both.
 func (Metrics) Collect(to chan<- prometheus.Metric) {
 	ports.Lock()
-	all := make([]*namedTable, 0, len(ports.all))
-	for n := range ports.all {
-		all = append(all, n)
-	}
+	all := slices.Collect(maps.Keys(ports.all))
 	ports.Unlock()
 	same := func(a, b *namedTable) int {
 		return strings.Compare(a.name+" "+a.address.String(), b.name+" "+b.address.String())

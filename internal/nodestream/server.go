@@ -6,6 +6,7 @@
 package nodestream
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"math/rand/v2"
@@ -85,10 +86,7 @@ func (s *Server[T]) stream(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, s.Subject+" cannot be read on this server now: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	duration := s.Duration
-	if duration == 0 {
-		duration = minDuration + rand.N(minDuration)
-	}
+	duration := cmp.Or(s.Duration, minDuration+rand.N(minDuration))
 	over := time.NewTimer(duration)
 	defer over.Stop()
 	w.Header().Set("Content-Type", "application/json")

@@ -3,6 +3,7 @@
 package preflight
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -148,9 +149,7 @@ func (kernelProbe) Space(path string) (Space, error) {
 	size := uint64(st.Bsize)
 	s := Space{Type: fileSystems[int64(st.Type)&0xffffffff], Total: st.Blocks * size, Free: st.Bavail * size, Inodes: st.Files,
 		InodeFree: st.Ffree}
-	if s.Type == "" {
-		s.Type = fmt.Sprintf("file system %#x", st.Type)
-	}
+	s.Type = cmp.Or(s.Type, fmt.Sprintf("file system %#x", st.Type))
 	return s, nil
 }
 

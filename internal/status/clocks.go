@@ -85,10 +85,7 @@ func OwnClock(r *ClocksReport, asked time.Time, took time.Duration) string {
 
 // differingClocks names clocks of which no majority agrees.
 func differingClocks(servers []ClusterServer) string {
-	i := slices.IndexFunc(servers, func(s ClusterServer) bool { return s.Self })
-	if i < 0 {
-		i = 0
-	}
+	i := max(0, slices.IndexFunc(servers, func(s ClusterServer) bool { return s.Self }))
 	var all []string
 	for j, s := range servers {
 		if by := s.ClockAhead - servers[i].ClockAhead; j != i {

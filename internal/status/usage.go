@@ -5,6 +5,7 @@ package status
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -41,10 +42,7 @@ func (u *StoreUsage) ByKind() []KindUsage {
 		sum := sums[k.Kind]
 		sums[k.Kind] = KindUsage{Kind: k.Kind, Keys: sum.Keys + k.Keys, Bytes: sum.Bytes + k.Bytes}
 	}
-	out := make([]KindUsage, 0, len(sums))
-	for _, sum := range sums {
-		out = append(out, sum)
-	}
+	out := slices.Collect(maps.Values(sums))
 	SortUsage(out)
 	return out
 }

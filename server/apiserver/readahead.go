@@ -3,6 +3,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -21,9 +22,7 @@ import (
 func newStore(config *storagebackend.ConfigForResource, newObject, newList func() runtime.Object,
 	prefix string) (storage.Interface, factory.DestroyFunc, error) {
 	c := *config
-	if c.Transformer == nil {
-		c.Transformer = identity.NewEncryptCheckTransformer() // upstream's own choice
-	}
+	c.Transformer = cmp.Or(c.Transformer, identity.NewEncryptCheckTransformer()) // upstream's own choice
 	c.Transformer = waitingTransformer{c.Transformer}
 	return apigeneric.NewRawStorage(&c, newObject, newList, prefix)
 }

@@ -200,9 +200,7 @@ func (o Rotation) withDefaults() Rotation {
 	if o.Progress == nil {
 		o.Progress = func(Stage, int, []string) {}
 	}
-	if o.Clock == nil {
-		o.Clock = clock.RealClock{}
-	}
+	o.Clock = cmp.Or[clock.Clock](o.Clock, clock.RealClock{})
 	o.Patience = cmp.Or(o.Patience, 3*time.Minute)
 	o.Poll = cmp.Or(o.Poll, time.Second)
 	return o

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/utils/ptr"
@@ -144,12 +145,7 @@ func (m *Manifests) apply(ctx context.Context, name string, u *unstructured.Unst
 	}
 	setNamespace(u, mapping)
 	u = u.DeepCopy()
-	annotations := u.GetAnnotations()
-	if annotations == nil {
-		annotations = map[string]string{}
-	}
-	annotations[fileAnnotation] = name
-	u.SetAnnotations(annotations)
+	u.SetAnnotations(labels.Merge(u.GetAnnotations(), labels.Set{fileAnnotation: name}))
 	data, err := json.Marshal(u)
 	if err != nil {
 		return err

@@ -104,9 +104,7 @@ type PKI struct {
 // Open loads the CAs from the folder, or makes them when the cluster is new. It uses files that an operator put there
 // before the first start.
 func Open(o Options) (*PKI, error) {
-	if o.Clock == nil {
-		o.Clock = clock.RealClock{}
-	}
+	o.Clock = cmp.Or[clock.WithTicker](o.Clock, clock.RealClock{})
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.BuildTime.IsZero() {
 		o.BuildTime = defaultFloor

@@ -75,9 +75,7 @@ type Keeper struct {
 
 // NewKeeper returns a Keeper. It does not access the disk.
 func NewKeeper(o Options) *Keeper {
-	if o.Clock == nil {
-		o.Clock = clock.RealClock{}
-	}
+	o.Clock = cmp.Or[clock.WithTicker](o.Clock, clock.RealClock{})
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Keeper{o: o, log: o.Logger, folder: folder(o.Dir)}
 }

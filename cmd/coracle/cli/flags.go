@@ -5,6 +5,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/mitchellh/go-wordwrap"
@@ -127,11 +128,9 @@ var _ pflag.Value = (*outputFlag)(nil)
 func (o *outputFlag) String() string { return o.value }
 func (o *outputFlag) Type() string   { return "FORM" }
 func (o *outputFlag) Set(v string) error {
-	for _, f := range o.forms {
-		if f == v {
-			o.value = v
-			return nil
-		}
+	if !slices.Contains(o.forms, v) {
+		return fmt.Errorf("there is no such form; choose one of: %s", strings.Join(o.forms, ", "))
 	}
-	return fmt.Errorf("there is no such form; choose one of: %s", strings.Join(o.forms, ", "))
+	o.value = v
+	return nil
 }

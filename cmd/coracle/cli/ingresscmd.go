@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,9 +117,7 @@ func (f *ingressFlags) checkIngresses(ctx context.Context) (check.Report, error)
 			o.Namespace = namespace
 		}
 	}
-	if namespace == "" {
-		namespace = "default"
-	}
+	namespace = cmp.Or(namespace, "default")
 	for _, name := range f.files {
 		if err := readObjects(f.app.Stdin, o.Objects, name, namespace); err != nil {
 			return check.Report{}, err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/dynamic"
 
@@ -55,12 +56,7 @@ func Read() ([]*unstructured.Unstructured, error) {
 	out := make([]*unstructured.Unstructured, 0, len(all))
 	for _, o := range all {
 		u := &unstructured.Unstructured{Object: o}
-		labels := u.GetLabels()
-		if labels == nil {
-			labels = map[string]string{}
-		}
-		labels[managedBy] = managerName
-		u.SetLabels(labels)
+		u.SetLabels(labels.Merge(u.GetLabels(), labels.Set{managedBy: managerName}))
 		out = append(out, u)
 	}
 	return out, nil

@@ -3,6 +3,7 @@
 package memtransport
 
 import (
+	"cmp"
 	"io"
 	"net/http"
 	"sync"
@@ -90,9 +91,7 @@ func (p *pipe) read(b []byte) (int, error) {
 func (p *pipe) closeWrite(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.writeErr == nil {
-		p.writeErr = err
-	}
+	p.writeErr = cmp.Or(p.writeErr, err)
 	p.changed.Broadcast()
 }
 

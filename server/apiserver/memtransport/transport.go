@@ -14,6 +14,7 @@
 package memtransport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,9 +59,7 @@ func New(o Options) *Transport {
 	if t.handlerContext == nil {
 		t.handlerContext = func(ctx context.Context) context.Context { return ctx }
 	}
-	if t.logger == nil {
-		t.logger = slog.Default()
-	}
+	t.logger = cmp.Or(t.logger, slog.Default())
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }

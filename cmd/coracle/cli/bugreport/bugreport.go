@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -215,12 +216,7 @@ func (a *Archive) describe(introduction string, sections []Section) string {
 func (a *Archive) Write(w io.Writer, folder string, now time.Time) error {
 	z := gzip.NewWriter(w)
 	t := tar.NewWriter(z)
-	names := []string{"README.txt"}
-	for name := range a.files {
-		names = append(names, name)
-	}
-	slices.Sort(names[1:])
-	for _, name := range names {
+	for _, name := range append([]string{"README.txt"}, slices.Sorted(maps.Keys(a.files))...) {
 		content := a.files[name]
 		if name == "README.txt" {
 			content = []byte(a.readme)

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/cli-runtime/pkg/resource"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
@@ -87,7 +88,7 @@ func (j *job) repair(r *release.Release) error {
 
 // markObject puts the release's marks on an object.
 func (j *job) markObject(info *resource.Info) error {
-	labels, err := accessMeta.Labels(info.Object)
+	has, err := accessMeta.Labels(info.Object)
 	if err != nil {
 		return err
 	}
@@ -95,20 +96,11 @@ func (j *job) markObject(info *resource.Info) error {
 	if err != nil {
 		return err
 	}
-	if err := accessMeta.SetLabels(info.Object, withPairs(labels, managedBy, "Helm")); err != nil {
+	if err := accessMeta.SetLabels(info.Object, labels.Merge(has, labels.Set{managedBy: "Helm"})); err != nil {
 		return err
 	}
-	return accessMeta.SetAnnotations(info.Object, withPairs(annotations, releaseName, j.req.Release, releaseNamespace, j.req.Namespace))
-}
-
-func withPairs(m map[string]string, pairs ...string) map[string]string {
-	if m == nil {
-		m = map[string]string{}
-	}
-	for i := 0; i < len(pairs); i += 2 {
-		m[pairs[i]] = pairs[i+1]
-	}
-	return m
+	marks := labels.Set{releaseName: j.req.Release, releaseNamespace: j.req.Namespace}
+	return accessMeta.SetAnnotations(info.Object, labels.Merge(annotations, marks))
 }
 
 // sweep removes the objects of revisions that were never deployed completely, except those that the present revision

@@ -15,6 +15,7 @@ import (
 	releasev1 "helm.sh/helm/v4/pkg/release/v1"
 	"helm.sh/helm/v4/pkg/storage/driver"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/resource"
 )
@@ -79,7 +80,7 @@ func (s *sealedRelease) openAll(list []release.Releaser, err error) ([]release.R
 
 func (s *sealedRelease) seal(r release.Releaser) {
 	if rel, ok := r.(*releasev1.Release); ok {
-		rel.Labels = withPairs(rel.Labels, sealLabel, s.code(rel))
+		rel.Labels = labels.Merge(rel.Labels, labels.Set{sealLabel: s.code(rel)})
 	}
 }
 
