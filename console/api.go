@@ -249,9 +249,13 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	_, _ = io.Copy(w, response.Body) // the browser detects a response that ended early
 }
 
-// refuseError answers with an error of the API in words, and with the API's own text for it. It answers with 502 when
-// the API gave none.
+// refuseError answers with a requestError, or with an error of the API in words, and with the API's own text for it. It
+// answers with 502 when the API gave none.
 func refuseError(w http.ResponseWriter, err error) {
+	if refused, ok := errors.AsType[*requestError](err); ok {
+		respondWith(w, refused.code, refused.response)
+		return
+	}
 	code, reason, said := explainError(err)
 	code = cmp.Or(code, http.StatusBadGateway)
 	respondWith(w, code, map[string]any{"message": joinMessages(err), "said": said, "reason": reason, "code": code})
@@ -310,32 +314,26 @@ func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview,
 }
 
 // session answers with the user's name and groups, as the API knows them.
-func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) session(r *http.Request, u *user) (any, error) {
 	if h.o.Mode == ModeServer && tokenEnded(u.config.BearerToken, time.Now()) { // the API takes it for some seconds more
-		answerError(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
-		return
+		return nil, newRequestError(http.StatusUnauthorized, "%s", whyRefused(u.config.BearerToken, time.Now()))
 	}
 	review, err := u.whoAmI(r.Context())
 	switch {
 	case apierrors.IsUnauthorized(err) && h.o.Mode == ModeServer:
-		answerError(w, http.StatusUnauthorized, whyRefused(u.config.BearerToken, time.Now()))
-		return
+		return nil, newRequestError(http.StatusUnauthorized, "%s", whyRefused(u.config.BearerToken, time.Now()))
 	case apierrors.IsUnauthorized(err):
-		answerError(w, http.StatusUnauthorized, "The cluster does not accept the kubeconfig's credentials any more: they have expired, or are "+
-			"another cluster's. Get new ones, and press Enter where coracle console runs for a new link.")
-		return
-	}
-	if err != nil {
-		refuseError(w, err)
-		return
+		return nil, newRequestError(http.StatusUnauthorized, "The cluster does not accept the kubeconfig's credentials any more: they have "+
+			"expired, or are another cluster's. Get new ones, and press Enter where coracle console runs for a new link.")
+	case err != nil:
+		return nil, err
 	}
 	var v struct{ GitVersion string }
 	if err := u.get(r.Context(), "/version", nil, &v); err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
-	answerJSON(w, sessionResponse{
+	return sessionResponse{
 		Mode: h.o.Mode, User: review.Status.UserInfo.Username, Groups: review.Status.UserInfo.Groups, Context: h.o.Context,
 		Contexts: h.o.Contexts, Namespace: h.o.Namespace, Server: u.config.Host, Version: v.GitVersion, ReadOnly: h.o.ReadOnly,
-	})
+	}, nil
 }

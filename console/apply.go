@@ -53,22 +53,20 @@ type applyResult struct {
 
 // apply creates or changes the objects in a text by the API's server-side apply. It goes on after a failure, and
 // returns the result of each object.
-func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) apply(r *http.Request, u *user) (any, error) {
 	var in applyRequest
-	if !decode(w, r, &in) {
-		return
+	if err := decode(r, &in); err != nil {
+		return nil, err
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		answerError(w, http.StatusForbidden, readOnly)
-		return
+		return nil, newRequestError(http.StatusForbidden, readOnly)
 	}
 	sources, err := sourcesOf(in.YAML)
 	if err != nil {
-		answerError(w, http.StatusUnprocessableEntity, err.Error())
-		return
+		return nil, newRequestError(http.StatusUnprocessableEntity, "%s", err)
 	}
 	a := applier{user: u, namespace: in.Namespace, dryRun: in.DryRun, waitLimit: h.o.applyTimeout, sources: sources}
-	answerJSON(w, map[string]any{"results": a.applyAll(r.Context())})
+	return map[string]any{"results": a.applyAll(r.Context())}, nil
 }
 
 // definitionKinds are the kinds without which the API refuses objects that name one. They go before the other objects

@@ -52,41 +52,35 @@ type editResponse struct {
 
 // edit writes only what the user changed between two texts: other clients' changes stay. When the user and another
 // client changed the same field, it writes nothing and answers with the current object.
-func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) edit(r *http.Request, u *user) (any, error) {
 	var in editRequest
-	if !decode(w, r, &in) {
-		return
+	if err := decode(r, &in); err != nil {
+		return nil, err
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		answerError(w, http.StatusForbidden, readOnly)
-		return
+		return nil, newRequestError(http.StatusForbidden, readOnly)
 	}
 	if err := objectPath(in.Path); err != nil {
-		answerError(w, http.StatusBadRequest, err.Error())
-		return
+		return nil, newRequestError(http.StatusBadRequest, "%s", err)
 	}
 	base, err := singleObject(in.Base)
 	if err == nil && base.problems != nil {
 		err = errors.New(base.problems[0].Text)
 	}
 	if err != nil {
-		answerError(w, http.StatusUnprocessableEntity, err.Error())
-		return
+		return nil, newRequestError(http.StatusUnprocessableEntity, "%s", err)
 	}
 	text, err := singleObject(in.Text)
 	if err != nil {
-		answerError(w, http.StatusUnprocessableEntity, err.Error())
-		return
+		return nil, newRequestError(http.StatusUnprocessableEntity, "%s", err)
 	}
 	if text.problems != nil {
-		refuseText(w, http.StatusUnprocessableEntity, text.problems, "")
-		return
+		return nil, newTextError(http.StatusUnprocessableEntity, text.problems, "")
 	}
 	keepAnnotations(base.object, text.object)
 	patch, err := newPatch(base.object, text.object)
 	if err != nil {
-		answerError(w, http.StatusUnprocessableEntity, err.Error())
-		return
+		return nil, newRequestError(http.StatusUnprocessableEntity, "%s", err)
 	}
 	var live, result anyObject
 	for range editTries {
@@ -97,11 +91,9 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 	}
 	switch {
 	case errors.Is(err, errConflict) || apierrors.IsConflict(err):
-		respondConflict(w, live, patch, err)
-		return
+		return nil, newConflict(live, patch, err)
 	case errors.Is(err, errOther):
-		answerError(w, http.StatusUnprocessableEntity, err.Error())
-		return
+		return nil, newRequestError(http.StatusUnprocessableEntity, "%s", err)
 	case err != nil:
 		code, _, message := explainError(err)
 		problems, said := text.explain(err)
@@ -109,15 +101,9 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		if better, _ := text.explain(decodeStrictly(text.object)); isOfPatch(err) && better != nil {
 			problems, said = better, message
 		}
-		refuseText(w, cmp.Or(code, http.StatusBadGateway), problems, said)
-		return
+		return nil, newTextError(cmp.Or(code, http.StatusBadGateway), problems, said)
 	}
-	out, err := newEditResponse(live, result, patch)
-	if err != nil {
-		refuseError(w, err)
-		return
-	}
-	answerJSON(w, out)
+	return newEditResponse(live, result, patch)
 }
 
 // isOfPatch reports whether the API could not apply a patch at all.
@@ -129,35 +115,32 @@ func isOfPatch(err error) bool {
 	return slices.ContainsFunc(status.Status().Details.Causes, func(c metav1.StatusCause) bool { return c.Field == "patch" })
 }
 
-// refuseText answers with what is wrong in a text, and the API's own words for it.
-func refuseText(w http.ResponseWriter, code int, problems []problem, said string) {
+// newTextError returns the error for what is wrong in a text, with the API's own words for it.
+func newTextError(code int, problems []problem, said string) error {
 	var texts []string
 	for _, p := range problems {
 		texts = append(texts, p.Text)
 	}
-	respondWith(w, code, map[string]any{"message": strings.Join(texts, "; "), "problems": problems, "said": said})
+	return &requestError{code, map[string]any{"message": strings.Join(texts, "; "), "problems": problems, "said": said}}
 }
 
-// respondConflict answers that nothing was written, and why. The response has the current object, and the same with the
-// user's changes, on which the user can continue.
-func respondConflict(w http.ResponseWriter, live anyObject, p *patch, conflict error) {
+// newConflict returns the error that nothing was written, and why. The response has the current object, and the same
+// with the user's changes, on which the user can continue.
+func newConflict(live anyObject, p *patch, conflict error) error {
 	now := ofUser(live)
 	merged, err := p.onTopOf(now)
 	if err != nil {
-		refuseError(w, err)
-		return
+		return err
 	}
 	nowText, err := now.yaml()
 	if err != nil {
-		refuseError(w, err)
-		return
+		return err
 	}
 	mergedText, err := merged.yaml()
 	if err != nil {
-		refuseError(w, err)
-		return
+		return err
 	}
-	respondWith(w, http.StatusConflict, map[string]string{"message": conflict.Error(), "yaml": nowText, "merged": mergedText})
+	return &requestError{http.StatusConflict, map[string]any{"message": conflict.Error(), "yaml": nowText, "merged": mergedText}}
 }
 
 func newEditResponse(live, result anyObject, p *patch) (*editResponse, error) {

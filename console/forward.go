@@ -84,26 +84,23 @@ type forwardState struct {
 }
 
 // openForward opens a port that is forwarded to a pod, or to a pod of a Service.
-func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) openForward(r *http.Request, u *user) (any, error) {
 	if h.o.ReadOnly {
-		answerError(w, http.StatusForbidden, readOnly)
-		return
+		return nil, newRequestError(http.StatusForbidden, readOnly)
 	}
 	if h.o.Mode != ModeLoopback {
-		answerError(w, http.StatusForbidden, noForwards)
-		return
+		return nil, newRequestError(http.StatusForbidden, noForwards)
 	}
 	var in struct {
 		Path string `json:"path"` // of a pod or a Service
 		Port string `json:"port"` // a number or a name
 	}
-	if !decode(w, r, &in) {
-		return
+	if err := decode(r, &in); err != nil {
+		return nil, err
 	}
 	target, err := u.forwardTarget(r.Context(), in.Path, in.Port)
 	if err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
 	f := &forward{h: h, u: u, path: podPath(target.pod), uid: target.pod.UID, poll: cmp.Or(h.forwards.poll, forwardPoll)}
 	f.state = forwardState{
@@ -112,20 +109,17 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 	// The first connection shows at once whether the user may connect.
 	first, err := f.dial(r.Context())
 	if err != nil {
-		refuseError(w, fmt.Errorf("connecting to the pod: %w", err))
-		return
+		return nil, fmt.Errorf("connecting to the pod: %w", err)
 	}
 	_ = first.Close() // nothing was sent
 	if f.listener, err = listenForward(r.Context()); err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
 	if err := h.start(f); err != nil {
 		_ = f.listener.Close() // no client uses it yet
-		answerError(w, http.StatusServiceUnavailable, err.Error())
-		return
+		return nil, newRequestError(http.StatusServiceUnavailable, "%s", err)
 	}
-	answerJSON(w, f.currentState())
+	return f.currentState(), nil
 }
 
 // start serves a forward until it ends.
@@ -151,7 +145,7 @@ func (h *Handler) start(f *forward) error {
 }
 
 // listForwards answers with all forwards of this context: the console has one user.
-func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) {
+func (h *Handler) listForwards(_ *http.Request, _ *user) (any, error) {
 	out := []forwardState{}
 	h.forwards.mu.Lock()
 	for _, f := range h.forwards.list {
@@ -160,22 +154,21 @@ func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) 
 		}
 	}
 	h.forwards.mu.Unlock()
-	answerJSON(w, map[string]any{"forwards": out})
+	return map[string]any{"forwards": out}, nil
 }
 
 // closeForward ends a forward and removes it from the list.
-func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) {
+func (h *Handler) closeForward(r *http.Request, _ *user) (any, error) {
 	h.forwards.mu.Lock()
 	defer h.forwards.mu.Unlock()
 	for i, f := range h.forwards.list {
 		if f.h == h && strconv.FormatInt(f.currentState().ID, 10) == r.PathValue("id") {
 			f.cancel()
 			h.forwards.list = slices.Delete(h.forwards.list, i, i+1)
-			answerJSON(w, map[string]any{})
-			return
+			return map[string]any{}, nil
 		}
 	}
-	answerError(w, http.StatusNotFound, "there is no such forward")
+	return nil, newRequestError(http.StatusNotFound, "there is no such forward")
 }
 
 // close ends all forwards. No further forward can begin.

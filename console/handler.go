@@ -142,7 +142,7 @@ func New(o Options) (*Handler, error) {
 		h.provider = newProvider(*o.OIDC, o.Logger)
 		h.provider.register(h.mux)
 	}
-	h.mux.HandleFunc("GET /session", h.withUser(h.session))
+	h.mux.HandleFunc("GET /session", h.answer(h.session))
 	h.mux.HandleFunc("GET /object", h.withSlot(h.reads, h.object))
 	h.mux.HandleFunc("GET /schedule", h.withSlot(h.reads, h.schedule))
 	h.mux.HandleFunc("GET /usedby", h.withSlot(h.reads, h.usedBy))
@@ -151,14 +151,14 @@ func New(o Options) (*Handler, error) {
 	h.mux.HandleFunc("GET /helm/release", h.withSlot(h.reads, h.release))
 	h.mux.HandleFunc("POST /health", h.withSlot(h.healths, h.health))
 	h.mux.HandleFunc("GET /helm/change", h.withSlot(h.texts, h.previewChange))
-	h.mux.HandleFunc("POST /helm/change", h.withUser(h.changeRelease))
+	h.mux.HandleFunc("POST /helm/change", h.answer(h.changeRelease))
 	h.mux.HandleFunc("POST /apply", h.withSlot(h.texts, h.apply))
 	h.mux.HandleFunc("POST /edit", h.withSlot(h.texts, h.edit))
 	h.mux.HandleFunc("GET /rollout", h.withSlot(h.texts, h.rollout))
 	h.mux.HandleFunc("POST /rollout/undo", h.withSlot(h.texts, h.undo))
-	h.mux.HandleFunc("POST /forward", h.withUser(h.openForward))
-	h.mux.HandleFunc("GET /forwards", h.withUser(h.listForwards))
-	h.mux.HandleFunc("DELETE /forward/{id}", h.withUser(h.closeForward))
+	h.mux.HandleFunc("POST /forward", h.answer(h.openForward))
+	h.mux.HandleFunc("GET /forwards", h.answer(h.listForwards))
+	h.mux.HandleFunc("DELETE /forward/{id}", h.answer(h.closeForward))
 	h.mux.HandleFunc("/k8s/", h.withUser(h.passThrough))
 	h.mux.HandleFunc("GET /ws", h.socket)
 	return h, nil
@@ -326,9 +326,23 @@ func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err e
 	return review.Status.UserInfo.Username, nil
 }
 
-// withSlot is for requests that need more than one request to the API. It serves only authenticated users, and few
-// requests at once.
-func (h *Handler) withSlot(t *userSlots, f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
+// answer calls f with a request's user, and writes its result as JSON.
+func (h *Handler) answer(f func(r *http.Request, u *user) (any, error)) http.HandlerFunc {
+	return h.withUser(func(w http.ResponseWriter, r *http.Request, u *user) { respond(w, r, u, f) })
+}
+
+func respond(w http.ResponseWriter, r *http.Request, u *user, f func(r *http.Request, u *user) (any, error)) {
+	out, err := f(r, u)
+	if err != nil {
+		refuseError(w, err)
+		return
+	}
+	answerJSON(w, out)
+}
+
+// withSlot is answer for requests that need more than one request to the API. It serves only authenticated users, and
+// few requests at once.
+func (h *Handler) withSlot(t *userSlots, f func(r *http.Request, u *user) (any, error)) http.HandlerFunc {
 	return h.withUser(func(w http.ResponseWriter, r *http.Request, u *user) {
 		name, err := h.authenticate(r.Context(), u)
 		if err != nil {
@@ -341,15 +355,15 @@ func (h *Handler) withSlot(t *userSlots, f func(w http.ResponseWriter, r *http.R
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writeTimeout)) // a request in a test has none
 			body, err = io.ReadAll(r.Body)
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-			return err //nolint:wrapcheck // refuseBody explains it
+			return err //nolint:wrapcheck // bodyError explains it
 		})
 		if err != nil {
-			refuseBody(w, err)
+			refuseError(w, bodyError(err))
 			return
 		}
 		defer release()
 		r.Body = io.NopCloser(bytes.NewReader(body))
-		f(w, r, u)
+		respond(w, r, u, f)
 	})
 }
 
@@ -407,24 +421,34 @@ func answerError(w http.ResponseWriter, code int, message string) {
 	_, _ = w.Write(text)
 }
 
-// decode reads a request's JSON into v. It answers with an error when it cannot.
-func decode(w http.ResponseWriter, r *http.Request, v any) bool {
-	err := json.NewDecoder(r.Body).Decode(v)
-	if err != nil {
-		refuseBody(w, err)
-	}
-	return err == nil
+// requestError is an error with the HTTP status and the JSON of its response.
+type requestError struct {
+	code     int
+	response map[string]any
 }
 
-// refuseBody answers that a request could not be read.
-func refuseBody(w http.ResponseWriter, err error) {
+func (e *requestError) Error() string { return fmt.Sprint(e.response["message"]) }
+
+func newRequestError(code int, format string, args ...any) error {
+	return &requestError{code, map[string]any{"message": fmt.Sprintf(format, args...)}}
+}
+
+// decode reads a request's JSON into v.
+func decode(r *http.Request, v any) error {
+	if err := json.NewDecoder(r.Body).Decode(v); err != nil {
+		return bodyError(err)
+	}
+	return nil
+}
+
+// bodyError returns the error for a request that could not be read.
+func bodyError(err error) error {
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		answerError(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("this is longer than %d MB", maxBody>>20))
+		return newRequestError(http.StatusRequestEntityTooLarge, "this is longer than %d MB", maxBody>>20)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.Canceled):
-		answerError(w, http.StatusBadRequest, "the request ended early")
-	default:
-		answerError(w, http.StatusBadRequest, "the request is not as the console's pages send it: "+err.Error())
+		return newRequestError(http.StatusBadRequest, "the request ended early")
 	}
+	return newRequestError(http.StatusBadRequest, "the request is not as the console's pages send it: %s", err)
 }

@@ -85,14 +85,13 @@ type checkedObject struct {
 
 // health answers with what is wrong with the objects of the lists that a request names: with those that have not what
 // they want, and those with a condition that says so. It holds one object of each list in memory at a time.
-func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) health(r *http.Request, u *user) (any, error) {
 	var in struct{ Paths []string }
-	if !decode(w, r, &in) {
-		return
+	if err := decode(r, &in); err != nil {
+		return nil, err
 	}
 	if len(in.Paths) > maxHealthPaths {
-		answerError(w, http.StatusBadRequest, fmt.Sprintf("a check has %d lists at most", maxHealthPaths))
-		return
+		return nil, newRequestError(http.StatusBadRequest, "a check has %d lists at most", maxHealthPaths)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), h.o.healthTimeout)
 	defer cancel()
@@ -104,7 +103,7 @@ func (h *Handler) health(w http.ResponseWriter, r *http.Request, u *user) {
 	if out.Full = len(out.Findings) > maxFindings; out.Full {
 		out.Findings = out.Findings[:maxFindings]
 	}
-	answerJSON(w, out)
+	return out, nil
 }
 
 // checkList checks the objects of one list, a page at a time.

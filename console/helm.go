@@ -70,11 +70,10 @@ type releaseResponse struct {
 }
 
 // releases answers with the newest revision of each release.
-func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) releases(r *http.Request, u *user) (any, error) {
 	namespace := r.URL.Query().Get("namespace")
 	if namespace != "" && len(validation.IsDNS1123Label(namespace)) > 0 {
-		answerError(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace", namespace))
-		return
+		return nil, newRequestError(http.StatusBadRequest, "%q is not the name of a namespace", namespace)
 	}
 	out := releasesResponse{Releases: []releaseRow{}, Partial: []string{}}
 	var failed error
@@ -93,8 +92,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 		out.Releases = append(out.Releases, newestRevisions(rows)...)
 	}
 	if len(out.Partial) == len(helmDrivers) && failed != nil {
-		refuseError(w, failed)
-		return
+		return nil, failed
 	}
 	slices.SortFunc(out.Releases, func(a, b releaseRow) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Driver, b.Driver))
@@ -104,24 +102,22 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 			maxReleases))
 	}
 	h.readReleaseRows(r.Context(), u, out.Releases[:min(len(out.Releases), maxReleases)])
-	answerJSON(w, out)
+	return out, nil
 }
 
 // release answers with one revision of a release, the newest if none is named, and with its history.
-func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) release(r *http.Request, u *user) (any, error) {
 	q := r.URL.Query()
 	rows, err := u.historyOf(r.Context(), q.Get("namespace"), q.Get("name"), q.Get("driver"))
 	if err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
 	wanted := 0
 	if text := q.Get("revision"); text != "" {
 		wanted = slices.IndexFunc(rows, func(row releaseRow) bool { return strconv.Itoa(row.Revision) == text })
 	}
 	if wanted < 0 {
-		answerError(w, http.StatusNotFound, noRelease)
-		return
+		return nil, newRequestError(http.StatusNotFound, noRelease)
 	}
 	out := releaseResponse{}
 	if q.Get("content") == "true" {
@@ -134,15 +130,14 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 			out.Computed, err = record.computed()
 		}
 		if err != nil {
-			refuseError(w, err)
-			return
+			return nil, err
 		}
 	}
 	first := max(0, min(wanted, len(rows)-maxHistory))
 	out.History = rows[first:min(len(rows), first+maxHistory)]
 	h.readReleaseRows(r.Context(), u, out.History)
 	out.releaseRow = rows[wanted]
-	answerJSON(w, out)
+	return out, nil
 }
 
 // noRelease is the error for a release, or a revision of one, that is not there.

@@ -67,14 +67,9 @@ type previewResponse struct {
 
 // previewChange answers with what a change from the revision from to the revision to would do. Without to the change is
 // the removal of the release. The revision from need not be the newest: the answer compares two revisions then.
-func (h *Handler) previewChange(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) previewChange(r *http.Request, u *user) (any, error) {
 	q := r.URL.Query()
-	out, err := h.preview(r.Context(), u, q.Get("namespace"), q.Get("name"), q.Get("driver"), q.Get("from"), q.Get("to"))
-	if err != nil {
-		refuseError(w, err)
-		return
-	}
-	answerJSON(w, out)
+	return h.preview(r.Context(), u, q.Get("namespace"), q.Get("name"), q.Get("driver"), q.Get("from"), q.Get("to"))
 }
 
 func (h *Handler) preview(ctx context.Context, u *user, namespace, name, driver, from, to string) (*previewResponse, error) {
@@ -315,35 +310,31 @@ type changeRequest struct {
 
 // changeRelease rolls a release back, or removes it, by Helm in a child process. The child has the user's own rights.
 // It goes on when the page is closed, up to helmjob.UserLimit, but ends with the console.
-func (h *Handler) changeRelease(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) changeRelease(r *http.Request, u *user) (any, error) {
 	var in changeRequest
-	if !decode(w, r, &in) {
-		return
+	if err := decode(r, &in); err != nil {
+		return nil, err
 	}
 	if h.o.ReadOnly {
-		answerError(w, http.StatusForbidden, readOnly)
-		return
+		return nil, newRequestError(http.StatusForbidden, readOnly)
 	}
 	name, err := h.authenticate(r.Context(), u)
 	if err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
 	release, err := h.changes.acquire(r.Context(), name)
 	if err != nil {
-		answerError(w, http.StatusServiceUnavailable, "Helm is busy with other changes: "+err.Error())
-		return
+		return nil, newRequestError(http.StatusServiceUnavailable, "Helm is busy with other changes: %s", err)
 	}
 	defer release()
 	result, err := h.change(r.Context(), u, &in)
-	switch {
-	case err != nil:
-		refuseError(w, err)
-	case result.Failed():
-		answerError(w, http.StatusConflict, result.Message)
-	default:
-		answerJSON(w, map[string]string{"message": result.Message})
+	if err == nil && result.Failed() {
+		err = newRequestError(http.StatusConflict, "%s", result.Message)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"message": result.Message}, nil
 }
 
 func (h *Handler) change(ctx context.Context, u *user, in *changeRequest) (*helmjob.Result, error) {

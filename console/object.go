@@ -102,26 +102,19 @@ func newObjectResponse(o anyObject) (*objectResponse, error) {
 }
 
 // object answers with one object. With the parameter edit it leaves out the fields that cannot be edited.
-func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) object(r *http.Request, u *user) (any, error) {
 	path := r.URL.Query().Get("path")
 	if err := objectPath(path); err != nil {
-		answerError(w, http.StatusBadRequest, err.Error())
-		return
+		return nil, newRequestError(http.StatusBadRequest, "%s", err)
 	}
 	var o anyObject
 	if err := u.get(r.Context(), path, nil, &o); err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
 	if r.URL.Query().Get("edit") == "true" {
 		o = ofUser(o)
 	}
-	out, err := newObjectResponse(o)
-	if err != nil {
-		refuseError(w, err)
-		return
-	}
-	answerJSON(w, out)
+	return newObjectResponse(o)
 }
 
 // objectPath checks that a path is that of one object. A collection may be of any size.

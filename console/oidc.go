@@ -95,18 +95,6 @@ func newProvider(o OIDC, logger *slog.Logger) *provider {
 	}
 }
 
-// loginError is the refusal of a login, with its HTTP status.
-type loginError struct {
-	code    int
-	message string
-}
-
-func (e *loginError) Error() string { return e.message }
-
-func newLoginError(code int, format string, args ...any) error {
-	return &loginError{code, fmt.Sprintf(format, args...)}
-}
-
 // register adds the paths of the login to mux.
 func (p *provider) register(mux *http.ServeMux) {
 	mux.HandleFunc("GET /oidc/provider", p.describe)
@@ -138,10 +126,9 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 		}
 		defer release()
 		out, err := f(ctx, r, &in)
-		var refused *loginError
-		switch {
-		case errors.As(err, &refused):
-			answerError(w, refused.code, refused.message)
+		switch _, refused := errors.AsType[*requestError](err); {
+		case refused:
+			refuseError(w, err)
 		case err != nil:
 			p.respondUnavailable(w, err)
 		default:
@@ -204,10 +191,10 @@ func (p *provider) describe(w http.ResponseWriter, r *http.Request) {
 // made for this tab's login.
 func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest) (any, error) {
 	if in.Code == "" || in.Verifier == "" || in.Nonce == "" {
-		return nil, newLoginError(http.StatusBadRequest, "a login has a code, a verifier and a nonce")
+		return nil, newRequestError(http.StatusBadRequest, "a login has a code, a verifier and a nonce")
 	}
 	if u, err := url.Parse(in.Redirect); err != nil || u.Host != r.Host || u.RawQuery != "" || u.Fragment != "" {
-		return nil, newLoginError(http.StatusBadRequest, "a login comes back to this console's own page")
+		return nil, newRequestError(http.StatusBadRequest, "a login comes back to this console's own page")
 	}
 	out, c, err := p.exchange(ctx, url.Values{
 		"grant_type": {"authorization_code"}, "code": {in.Code}, "code_verifier": {in.Verifier}, "redirect_uri": {in.Redirect},
@@ -216,7 +203,7 @@ func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest)
 		return nil, err
 	}
 	if c.Nonce != in.Nonce {
-		return nil, newLoginError(http.StatusForbidden, "this login was begun elsewhere, and is not taken: log in again")
+		return nil, newRequestError(http.StatusForbidden, "this login was begun elsewhere, and is not taken: log in again")
 	}
 	return out, nil
 }
@@ -224,14 +211,14 @@ func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest)
 // renew requests a new token for the same user (RFC 6749, 6).
 func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest) (any, error) {
 	if in.Refresh == "" || in.Subject == "" {
-		return nil, newLoginError(http.StatusBadRequest, "a renewal has a refresh token and its user")
+		return nil, newRequestError(http.StatusBadRequest, "a renewal has a refresh token and its user")
 	}
 	out, c, err := p.exchange(ctx, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {in.Refresh}})
 	if err != nil {
 		return nil, err
 	}
 	if c.Subject != in.Subject {
-		return nil, newLoginError(http.StatusConflict, "%s answered for another user: log in again", p.o.Issuer)
+		return nil, newRequestError(http.StatusConflict, "%s answered for another user: log in again", p.o.Issuer)
 	}
 	if out.Refresh == "" { // the earlier token stays valid
 		out.Refresh = in.Refresh
@@ -273,9 +260,9 @@ func (p *provider) exchange(ctx context.Context, form url.Values) (*loginRespons
 		return nil, nil, fmt.Errorf("%s answers with status %d", p.o.Issuer, code)
 	case code != http.StatusOK || got.Error != "":
 		why := shortError(strings.TrimSpace(got.Error+" "+got.Description), code)
-		return nil, nil, newLoginError(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, why)
+		return nil, nil, newRequestError(http.StatusForbidden, "%s refused the login: %s", p.o.Issuer, why)
 	case got.IDToken == "":
-		return nil, nil, newLoginError(http.StatusForbidden, "%s gave no ID token: is openid among the scopes?", p.o.Issuer)
+		return nil, nil, newRequestError(http.StatusForbidden, "%s gave no ID token: is openid among the scopes?", p.o.Issuer)
 	}
 	c, lifetime, err := p.check(got.IDToken)
 	if err != nil {
@@ -291,11 +278,11 @@ func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 	now, ends, begins := time.Now(), claimTime(got.Expires), claimTime(got.IssuedAt)
 	switch {
 	case !isJWT || got.Subject == "" || ends.IsZero():
-		return nil, 0, newLoginError(http.StatusForbidden, "%s gave an ID token that is none", p.o.Issuer)
+		return nil, 0, newRequestError(http.StatusForbidden, "%s gave an ID token that is none", p.o.Issuer)
 	case got.Issuer != p.o.Issuer:
-		return nil, 0, newLoginError(http.StatusForbidden, "the ID token is of %s, and not of %s", shortError(got.Issuer, 0), p.o.Issuer)
+		return nil, 0, newRequestError(http.StatusForbidden, "the ID token is of %s, and not of %s", shortError(got.Issuer, 0), p.o.Issuer)
 	case !now.Before(ends), begins.After(now.Add(clockLeeway)):
-		return nil, 0, newLoginError(http.StatusForbidden,
+		return nil, 0, newRequestError(http.StatusForbidden,
 			"the token is good from %s to %s, and this server's clock has %s: one of the clocks is wrong",
 			begins.UTC().Format(time.RFC3339), ends.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}

@@ -50,28 +50,26 @@ type revision struct {
 }
 
 // rollout answers with the revisions of a workload, the newest first. The newest is the current one.
-func (h *Handler) rollout(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) rollout(r *http.Request, u *user) (any, error) {
 	_, revisions, err := u.revisionsOf(r.Context(), r.URL.Query().Get("path"))
 	if err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
-	answerJSON(w, map[string]any{"revisions": revisions})
+	return map[string]any{"revisions": revisions}, nil
 }
 
 // undo rolls a workload back to a revision. With dryRun it only answers with the changes.
-func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) undo(r *http.Request, u *user) (any, error) {
 	var in struct {
 		Path     string `json:"path"`
 		Revision int64  `json:"revision"`
 		DryRun   bool   `json:"dryRun"`
 	}
-	if !decode(w, r, &in) {
-		return
+	if err := decode(r, &in); err != nil {
+		return nil, err
 	}
 	if h.o.ReadOnly && !in.DryRun {
-		answerError(w, http.StatusForbidden, readOnly)
-		return
+		return nil, newRequestError(http.StatusForbidden, readOnly)
 	}
 	var before, after anyObject
 	var err error
@@ -82,15 +80,13 @@ func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
 		}
 	}
 	if err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
 	diff, err := objectDifference(before, after)
 	if err != nil {
-		refuseError(w, err)
-		return
+		return nil, err
 	}
-	answerJSON(w, map[string]string{"diff": diff})
+	return map[string]string{"diff": diff}, nil
 }
 
 // undoOnce rolls a workload back to a revision. It returns a conflict error when another client writes the workload

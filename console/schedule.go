@@ -13,13 +13,12 @@ import (
 
 // schedule answers with the next run of a CronJob's schedule. A schedule without a time zone is taken as UTC, which
 // most servers use: the API does not give the zone of the cluster's controller.
-func (h *Handler) schedule(w http.ResponseWriter, r *http.Request, _ *user) {
+func (h *Handler) schedule(r *http.Request, _ *user) (any, error) {
 	next, err := nextRun(r.URL.Query().Get("schedule"), r.URL.Query().Get("zone"), time.Now())
 	if err != nil {
-		answerError(w, http.StatusBadRequest, err.Error())
-		return
+		return nil, newRequestError(http.StatusBadRequest, "%s", err)
 	}
-	answerJSON(w, map[string]string{"next": next})
+	return map[string]string{"next": next}, nil
 }
 
 // nextRun returns the first time after now at which a schedule runs (RFC 3339).

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 	"math"
 	"net/http"
 	"net/url"
@@ -49,7 +48,7 @@ func (m *metricsUsage) amounts() amounts {
 
 // usage answers with what nodes use, or the pods of a namespace or of all namespaces, those with a label, or one pod.
 // It leaves out what the pages do not need, which is most of the metrics API's answer.
-func (h *Handler) usage(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) usage(r *http.Request, u *user) (any, error) {
 	q := r.URL.Query()
 	path, namespace := "/apis/metrics.k8s.io/v1beta1/", q.Get("namespace")
 	switch of := q.Get("resource"); {
@@ -58,13 +57,11 @@ func (h *Handler) usage(w http.ResponseWriter, r *http.Request, u *user) {
 	case of == "pods" && len(validation.IsDNS1123Label(namespace)) == 0:
 		path += "namespaces/" + namespace + "/pods"
 	default:
-		answerError(w, http.StatusBadRequest, fmt.Sprintf("the usage of %q in %q is not measured", of, namespace))
-		return
+		return nil, newRequestError(http.StatusBadRequest, "the usage of %q in %q is not measured", of, namespace)
 	}
 	name, selector := q.Get("name"), q.Get("labelSelector")
 	if name != "" && (namespace == "" || len(validation.IsDNS1123Subdomain(name)) > 0) {
-		answerError(w, http.StatusBadRequest, fmt.Sprintf("%q in %q is not the name of a pod", name, namespace))
-		return
+		return nil, newRequestError(http.StatusBadRequest, "%q in %q is not the name of a pod", name, namespace)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), usageTimeout)
 	defer cancel()
@@ -84,12 +81,11 @@ func (h *Handler) usage(w http.ResponseWriter, r *http.Request, u *user) {
 	if err != nil {
 		code, _, _ := explainError(err)
 		if code == http.StatusUnauthorized {
-			refuseError(w, err)
-			return
+			return nil, err
 		}
 		out = &usageResponse{Use: map[string]amounts{}, Failed: cmp.Or(code, http.StatusBadGateway)}
 	}
-	answerJSON(w, out)
+	return out, nil
 }
 
 // readUsage reads a list of the metrics API, an object at a time.

@@ -4,7 +4,6 @@ package console
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -220,12 +219,11 @@ func (c *containerUses) uses(f func(resource, name, how string)) {
 }
 
 // usedBy answers with the objects of a namespace that use an object.
-func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
+func (h *Handler) usedBy(r *http.Request, u *user) (any, error) {
 	q := r.URL.Query()
 	resource, namespace, name := q.Get("resource"), q.Get("namespace"), q.Get("name")
 	if name == "" || len(validation.IsDNS1123Label(namespace)) > 0 {
-		answerError(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace, or the object has none", namespace))
-		return
+		return nil, newRequestError(http.StatusBadRequest, "%q is not the name of a namespace, or the object has none", namespace)
 	}
 	out := &usedByResponse{Users: []reference{}, Partial: []string{}, Hidden: []string{}}
 	for i := range usingKinds {
@@ -238,11 +236,10 @@ func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
 		case apierrors.IsForbidden(err):
 			out.Hidden = append(out.Hidden, k.groupResource())
 		default:
-			refuseError(w, err)
-			return
+			return nil, err
 		}
 	}
-	answerJSON(w, out)
+	return out, nil
 }
 
 // findUses adds the objects of one kind that use an object. It leaves out objects, except pods, that a controller made
