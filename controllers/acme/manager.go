@@ -175,18 +175,13 @@ func (m *Manager) Run(ctx context.Context) {
 	defer m.http.CloseIdleConnections()
 	var attempts sync.WaitGroup
 	defer attempts.Wait()
-	for {
-		var again <-chan time.Time
-		if at := m.beginDueAttempts(ctx, &attempts); !at.IsZero() {
-			again = time.After(max(time.Until(at), time.Millisecond))
+	m.wake.Rounds(ctx, 0, func() time.Duration {
+		at := m.beginDueAttempts(ctx, &attempts)
+		if at.IsZero() {
+			return 0
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-again:
-		case <-m.wake:
-		}
-	}
+		return max(time.Until(at), time.Millisecond)
+	})
 }
 
 // beginDueAttempts begins the attempts that are due. It returns the time of the next one; zero for never.

@@ -98,33 +98,24 @@ func (v *Volumes) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { v.nodeNames.Rounds(ctx, gatherDelay, func() time.Duration { return v.chooseNodes(ctx) }) })
-	for {
+	v.wakeup.Rounds(ctx, 0, func() time.Duration {
 		finalizers := v.setFinalizers(ctx)
 		left, err := v.collect(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		var later <-chan time.Time
 		switch {
+		case ctx.Err() != nil:
+			return 0
 		case finalizers != nil:
 			v.o.Part.Set(status.Degraded, finalizers.Error())
-			later = time.After(sweepPeriod)
 		case err != nil:
 			v.o.Part.Set(status.Degraded, "directories of removed volumes are left on nodes: "+err.Error())
-			later = time.After(sweepPeriod)
 		case len(left) > 0:
 			v.o.Part.Set(status.Running, "directories of removed volumes are left on nodes that are away: "+strings.Join(left, ", "))
-			later = time.After(sweepPeriod)
 		default:
 			v.o.Part.Set(status.Running, "")
+			return 0
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-v.wakeup:
-		case <-later:
-		}
-	}
+		return sweepPeriod
+	})
 }
 
 // collect removes the leftovers that can be removed. It returns the nodes that have no connection.

@@ -65,15 +65,14 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 	defer cancel()
 	defer o.changed()
 	defer o.current.Store(nil)
-	kinds, version, err := o.ask(ctx)
-	for complained := ""; err != nil; kinds, version, err = o.ask(ctx) {
-		if err.Error() != complained && ctx.Err() == nil {
-			complained = err.Error()
-			o.log.Warn("gateway: the kinds of the Gateway API cannot be read yet; it is tried again", "error", err)
-		}
-		if !timers.Sleep(ctx, time.Second) {
-			return
-		}
+	var kinds map[string]bool
+	var version string
+	timers.Retry(ctx, o.log, time.Second, "gateway: the kinds of the Gateway API cannot be read yet; it is tried again", func() (err error) {
+		kinds, version, err = o.ask(ctx)
+		return err
+	})
+	if ctx.Err() != nil {
+		return
 	}
 	f := &followedKinds{informers: map[string]cache.SharedIndexInformer{}, version: version}
 	for name := range kinds {

@@ -29,6 +29,7 @@ import (
 	rbacv1ac "k8s.io/client-go/applyconfigurations/rbac/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -117,22 +118,49 @@ var bindings = []binding{
 	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
 
+// ingressRole lets nodes request the table of the ingress.
+const ingressRole = "system:coracle:ingress"
+
+// clusterRoles returns the rules of ClusterRoles of ours, by name. The roles aggregate to no others.
+func clusterRoles() map[string][]*rbacv1ac.PolicyRuleApplyConfiguration {
+	rule := rbacv1ac.PolicyRule
+	read := func(group string, resources ...string) *rbacv1ac.PolicyRuleApplyConfiguration {
+		return rule().WithAPIGroups(group).WithResources(resources...).WithVerbs("get", "list", "watch")
+	}
+	paths := func(paths ...string) *rbacv1ac.PolicyRuleApplyConfiguration {
+		return rule().WithNonResourceURLs(paths...).WithVerbs("get")
+	}
+	return map[string][]*rbacv1ac.PolicyRuleApplyConfiguration{
+		pki.NetworkUser: {
+			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
+			read("discovery.k8s.io", "endpointslices"),
+			read("networking.k8s.io", "networkpolicies", "servicecidrs"),
+			paths(clustersettings.Path), // the Role of applyHoldersRole limits what it gets there
+			rule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
+		},
+		ingressRole: {paths(table.Path)},
+		// Administrators bind it to users who may set Services' external IPs, and so can receive the traffic to
+		// addresses outside the cluster.
+		clusterconfig.ExternalIPsRole: {rule().WithAPIGroups(clusterconfig.ExternalIPsGroup).
+			WithResources(clusterconfig.ExternalIPsResource).WithVerbs(clusterconfig.ExternalIPsVerb)},
+		clusterconfig.StatusRole:  {paths(status.ClusterPath)}, // shows the cluster's servers with their addresses
+		clusterconfig.ClocksRole:  {paths(status.ClocksPath)},
+		clusterconfig.ConsoleRole: {paths(status.ConsoleSettingPath, clusterconfig.NamespacesPath, clusterconfig.MetricsHistoryPath)},
+	}
+}
+
 // roleSteps returns functions that make the roles and bindings. They can run in any order.
 func roleSteps(ctx context.Context, c kubernetes.Interface) []func() error {
 	steps := []func() error{
-		func() error { return applyNetworkRole(ctx, c) },
-		func() error { return applyIngressRole(ctx, c) },
 		func() error { return applyHoldersRole(ctx, c) },
 		func() error { return applyMetricsRole(ctx, c) },
-		func() error { return applyExternalIPsRole(ctx, c) },
-		func() error { // shows the cluster's servers with their addresses
-			return applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath)
-		},
-		func() error { return applyURLRole(ctx, c, clusterconfig.ClocksRole, status.ClocksPath) },
-		func() error {
-			return applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsoleSettingPath, clusterconfig.NamespacesPath,
-				clusterconfig.MetricsHistoryPath)
-		},
+	}
+	for name, rules := range clusterRoles() {
+		steps = append(steps, func() error {
+			_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(name).
+				WithLabels(map[string]string{managedBy: managerName}).WithRules(rules...), forceOptions())
+			return wrapError("ClusterRole", name, err)
+		})
 	}
 	for _, b := range bindings {
 		steps = append(steps, func() error { return b.apply(ctx, c) })
@@ -152,41 +180,6 @@ func (b binding) apply(ctx context.Context, c kubernetes.Interface) error {
 		WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("ClusterRole").WithName(b.role)).
 		WithSubjects(subject), forceOptions())
 	return wrapError("ClusterRoleBinding", b.name, err)
-}
-
-func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
-	read := func(group string, resources ...string) *rbacv1ac.PolicyRuleApplyConfiguration {
-		return rbacv1ac.PolicyRule().WithAPIGroups(group).WithResources(resources...).WithVerbs("get", "list", "watch")
-	}
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(pki.NetworkUser).
-		WithLabels(map[string]string{managedBy: managerName}).
-		WithRules(
-			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
-			read("discovery.k8s.io", "endpointslices"),
-			read("networking.k8s.io", "networkpolicies", "servicecidrs"),
-			// the Role of applyHoldersRole limits what it gets there
-			rbacv1ac.PolicyRule().WithNonResourceURLs(clustersettings.Path).WithVerbs("get"),
-			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
-		), forceOptions())
-	return wrapError("ClusterRole", pki.NetworkUser, err)
-}
-
-// applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it. It aggregates to no
-// other role, since its users can receive the traffic to addresses outside the cluster.
-func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx,
-		rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: managerName}).
-			WithRules(rbacv1ac.PolicyRule().WithAPIGroups(clusterconfig.ExternalIPsGroup).
-				WithResources(clusterconfig.ExternalIPsResource).
-				WithVerbs(clusterconfig.ExternalIPsVerb)), forceOptions())
-	return wrapError("ClusterRole", clusterconfig.ExternalIPsRole, err)
-}
-
-// applyURLRole makes a role that lets users read some non-resource paths. It aggregates to no other role.
-func applyURLRole(ctx context.Context, c kubernetes.Interface, name string, paths ...string) error {
-	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(name).WithLabels(map[string]string{managedBy: managerName}).
-		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(paths...).WithVerbs("get")), forceOptions())
-	return wrapError("ClusterRole", name, err)
 }
 
 // metricsRole is the name that metrics-server uses.

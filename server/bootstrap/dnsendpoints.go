@@ -57,19 +57,15 @@ func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInform
 
 // Run maintains the slices until ctx is done.
 func (d *DNSEndpoints) Run(ctx context.Context) error {
-	nodes, slices := d.nodes.Core().V1().Nodes().Informer(), d.nodes.Discovery().V1().EndpointSlices().Informer()
-	nodeEvents, err := nodes.AddEventHandler(d.handler(func(obj any) string { return nodeKey(obj, d.clusterDNS) }))
-	if err != nil {
-		return fmt.Errorf("watching nodes: %w", err)
-	}
-	defer func() { _ = nodes.RemoveEventHandler(nodeEvents) }() // the informer may have ended before
-	sliceEvents, err := slices.AddEventHandler(d.handler(sliceKey))
-	if err != nil {
-		return fmt.Errorf("watching endpoint slices: %w", err)
-	}
-	defer func() { _ = slices.RemoveEventHandler(sliceEvents) }()
-	if !cache.WaitForCacheSync(ctx.Done(), nodeEvents.HasSynced, sliceEvents.HasSynced) {
-		return nil
+	synced, err := netinformers.Follow(func(any) { d.changed.Send() }, netinformers.Source{
+		Informer: d.nodes.Core().V1().Nodes().Informer(),
+		Matters:  func(old, now any) bool { return nodeKey(old, d.clusterDNS) != nodeKey(now, d.clusterDNS) },
+	}, netinformers.Source{
+		Informer: d.nodes.Discovery().V1().EndpointSlices().Informer(),
+		Matters:  func(old, now any) bool { return sliceKey(old) != sliceKey(now) },
+	})
+	if err != nil || !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		return err
 	}
 	d.changed.Rounds(ctx, 0, func() time.Duration {
 		if err := d.reconcile(ctx); err != nil && ctx.Err() == nil {
@@ -81,13 +77,7 @@ func (d *DNSEndpoints) Run(ctx context.Context) error {
 	return nil
 }
 
-// handler returns a handler that sends changed when key's result for an object changes. Most updates of nodes and
-// endpoint slices do not change it.
-func (d *DNSEndpoints) handler(key func(any) string) cache.ResourceEventHandler {
-	differs := func(old, now any) bool { return key(old) != key(now) } // old or now is nil when added or deleted
-	return netinformers.Source{Matters: differs}.Handler(func(any) { d.changed.Send() })
-}
-
+// nodeKey returns what the endpoints depend on; most updates of a node do not change it. It is empty for no node.
 func nodeKey(obj any, clusterDNS net.IP) string {
 	n, ok := obj.(*corev1.Node)
 	if !ok {

@@ -44,14 +44,11 @@ func NewRuntimeClasses(client kubernetes.Interface, factory informers.SharedInfo
 
 // Run makes the classes until ctx is done.
 func (r *RuntimeClasses) Run(ctx context.Context) error {
-	differs := func(old, now any) bool { return runtimesOf(old) != runtimesOf(now) } // old or now is nil when added or deleted
-	events, err := r.nodes.Informer().AddEventHandler(netinformers.Source{Matters: differs}.Handler(func(any) { r.changed.Send() }))
-	if err != nil {
-		return fmt.Errorf("watching nodes: %w", err)
-	}
-	defer func() { _ = r.nodes.Informer().RemoveEventHandler(events) }() // the informer may have ended before
-	if !cache.WaitForCacheSync(ctx.Done(), events.HasSynced) {
-		return nil
+	synced, err := netinformers.Follow(func(any) { r.changed.Send() }, netinformers.Source{
+		Informer: r.nodes.Informer(), Matters: func(old, now any) bool { return runtimesOf(old) != runtimesOf(now) },
+	})
+	if err != nil || !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		return err
 	}
 	r.changed.Rounds(ctx, 0, func() time.Duration {
 		if err := r.reconcile(ctx); err != nil && ctx.Err() == nil {

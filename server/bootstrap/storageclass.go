@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/controllers/localpath"
+	"github.com/coracle-k8s/coracle/ingress/compile"
 )
 
 const (
@@ -34,6 +36,14 @@ func applyStorageClass(ctx context.Context, c kubernetes.Interface, wanted bool)
 		VolumeBindingMode:    ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
 		AllowVolumeExpansion: ptr.To(true),
 	}, func(have *storagev1.StorageClass) bool { return have.Provisioner == localpath.Provisioner })
+}
+
+// applyIngressClass makes the IngressClass, or removes the one that it made.
+func applyIngressClass(ctx context.Context, c kubernetes.Interface, wanted bool) error {
+	return applyClass(ctx, c.NetworkingV1().IngressClasses(), "IngressClass", networkingv1.AnnotationIsDefaultIngressClass, wanted,
+		&networkingv1.IngressClass{
+			ObjectMeta: metav1.ObjectMeta{Name: compile.Class}, Spec: networkingv1.IngressClassSpec{Controller: compile.Controller},
+		}, func(have *networkingv1.IngressClass) bool { return have.Spec.Controller == compile.Controller })
 }
 
 // classAPI is the client of a kind of classes.

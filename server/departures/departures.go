@@ -76,19 +76,13 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	if !t.StartInformers(ctx) {
 		return nil
 	}
-	var again <-chan time.Time // nil while no node leaves
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		case <-again:
-		}
-		again = nil
+	changed.Rounds(ctx, 0, func() time.Duration {
 		if d.takeNextSteps(ctx) {
-			again = time.After(departurePoll)
+			return departurePoll
 		}
-	}
+		return 0 // no node leaves
+	})
+	return nil
 }
 
 // isLeaving says whether a node has the order to leave, and its deletion has not begun.

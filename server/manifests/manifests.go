@@ -128,15 +128,8 @@ func (m *Manifests) Run(ctx context.Context) error {
 	m.events = recorder.New(ctx, m.kube, fieldManager)
 	w := newWatcher(m.o)
 	defer w.close()
-	for m.inventories = nil; m.inventories == nil; {
-		if err := m.loadInventories(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			m.log.Warn("what earlier manifests applied cannot be read yet; retrying", "error", err)
-			timers.Sleep(ctx, firstRetry)
-		}
-	}
+	timers.Retry(ctx, m.log, firstRetry, "what earlier manifests applied cannot be read yet; retrying",
+		func() error { return m.loadInventories(ctx) })
 	for ctx.Err() == nil {
 		next := m.syncFolder(ctx)
 		m.showErrors()

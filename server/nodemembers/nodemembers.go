@@ -76,20 +76,13 @@ func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) err
 	if !t.StartInformers(ctx) {
 		return nil
 	}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		}
+	changed.Rounds(ctx, 0, func() time.Duration {
 		if m.removeDeleted(ctx) {
-			continue
+			return 0
 		}
-		if !timers.Sleep(ctx, memberRetry) {
-			return nil
-		}
-		changed.Send()
-	}
+		return memberRetry
+	})
+	return nil
 }
 
 // removeDeleted removes the servers of all nodes that are being deleted. It returns false if one could not be removed.

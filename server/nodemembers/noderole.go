@@ -77,25 +77,18 @@ func (r *Role) Run(ctx context.Context) {
 	var beside sync.WaitGroup
 	beside.Go(func() { informer.RunWithContext(ctx) })
 	defer beside.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-		}
+	changed.Rounds(ctx, 0, func() time.Duration {
 		item, exists, err := store.GetByKey(r.node)
 		if err != nil || !exists || r.complete(item.(*corev1.Node)) {
-			continue
+			return 0
 		}
 		if err := r.writeRole(ctx, item.(*corev1.Node).Annotations[clusterconfig.ServerIDAnnotation]); err != nil && ctx.Err() == nil {
 			r.log.Warn("this server's node could not be marked as one of the control plane; retrying",
 				"node", r.node, "error", err)
-			if !timers.Sleep(ctx, roleRetry) {
-				return
-			}
-			changed.Send()
+			return roleRetry
 		}
-	}
+		return 0
+	})
 }
 
 // complete says that the Node needs no change. No finalizer can be added to a node that is being deleted.
