@@ -15,12 +15,12 @@ import (
 	"k8s.io/client-go/discovery"
 	memory "k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/restmapper"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 	"k8s.io/kubernetes/pkg/controller/garbagecollector"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 const (
@@ -59,11 +59,7 @@ func newDiscovery(ctx context.Context, t *term.Term,
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(t.Client.Discovery()))
 	c := &discoveryCache{now: time.Now, unused: unused, cache: map[string]cachedResources{}}
 	c.changed = c.now()
-	handler := cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { c.invalidate() },
-		UpdateFunc: func(any, any) { c.invalidate() },
-		DeleteFunc: func(any) { c.invalidate() },
-	}
+	handler := netinformers.Source{}.Handler(func(any) { c.invalidate() })
 	for _, gvr := range apiSources {
 		// The garbage collector watches the same two resources, so this needs no further watch.
 		if _, err := t.MetadataInformers.ForResource(gvr).Informer().AddEventHandler(handler); err != nil {

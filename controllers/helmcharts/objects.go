@@ -23,6 +23,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/definition"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // managerName is the field manager of writes to HelmCharts.
@@ -46,13 +47,11 @@ func newObjects(client dynamic.Interface, changed func()) (*objects, error) {
 		if err := i.SetTransform(slimObject); err != nil {
 			return nil, err
 		}
-		r, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { changed() }, UpdateFunc: func(any, any) { changed() }, DeleteFunc: func(any) { changed() },
-		})
+		synced, err := netinformers.Follow(func(any) { changed() }, netinformers.Source{Informer: i})
 		if err != nil {
 			return nil, err
 		}
-		*k.to, o.synced = i, append(o.synced, r.HasSynced)
+		*k.to, o.synced = i, append(o.synced, synced...)
 	}
 	return o, nil
 }

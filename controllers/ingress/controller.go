@@ -211,18 +211,10 @@ func (c *Controller) reconcileAll(ctx context.Context) (again time.Duration) {
 	}
 	for _, at := range []time.Time{r.Next, c.defaultNext} {
 		if !at.IsZero() {
-			wait = shorterWait(wait, max(time.Until(at), time.Millisecond))
+			wait = timers.ShorterWait(wait, max(time.Until(at), time.Millisecond))
 		}
 	}
-	return shorterWait(shorterWait(wait, refused), more)
-}
-
-// shorterWait returns the shorter of two waits. 0 means no wait.
-func shorterWait(a, b time.Duration) time.Duration {
-	if a == 0 || b > 0 && b < a {
-		return b
-	}
-	return a
+	return timers.ShorterWait(timers.ShorterWait(wait, refused), more)
 }
 
 func (c *Controller) compile() (compile.Result, error) {

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/ingress/gateway"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -125,9 +126,7 @@ func (o *Objects) informer(resource string) (cache.SharedIndexInformer, error) {
 	if err := i.SetTransform(slimObject); err != nil {
 		return nil, err
 	}
-	_, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { o.changed() }, UpdateFunc: func(any, any) { o.changed() }, DeleteFunc: func(any) { o.changed() },
-	})
+	_, err := i.AddEventHandler(netinformers.Source{}.Handler(func(any) { o.changed() }))
 	return i, err
 }
 

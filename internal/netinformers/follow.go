@@ -15,8 +15,8 @@ type Source struct {
 	Matters  func(old, now any) bool
 }
 
-// Follow adds handlers to the informers of the sources, which must not run yet. The handlers call changed with the last
-// known state of the object.
+// Follow adds handlers to the informers of the sources. The handlers call changed with the last known state of the
+// object.
 func Follow(changed func(now any), sources ...Source) (synced []cache.InformerSynced, err error) {
 	for _, s := range sources {
 		r, err := s.Informer.AddEventHandler(s.Handler(changed))

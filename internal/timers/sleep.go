@@ -26,6 +26,14 @@ func Later(a, b time.Time) time.Time {
 	return b
 }
 
+// ShorterWait returns the shorter of two waits. 0 means no wait.
+func ShorterWait(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
 // Retry calls f until it succeeds or ctx is done, with a pause after each failure. It logs an error with the message
 // trouble when the error differs from the one before.
 func Retry(ctx context.Context, log *slog.Logger, pause time.Duration, trouble string, f func() error) {

@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Gateways is the source of the objects of the Gateway API.
@@ -125,7 +126,7 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 	}
 	changed, again := g.secrets.sync(ctx, secrets)
 	configs, later := g.configs.sync(ctx, slices.Collect(maps.Keys(r.ConfigMaps)))
-	again = shorterWait(again, later)
+	again = timers.ShorterWait(again, later)
 	if changed || configs {
 		r, err = gateway.Desired(state)
 		again = cmp.Or(again, gatherDelay) // the result may name further objects

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
@@ -58,7 +59,7 @@ func newObjects(of Options) *objects {
 	o := &objects{
 		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: timers.NewSignal(),
 		core: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutUnused)),
-		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
+		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(term.Trim),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 				o.FieldSelector = fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)).String()
 			})),
@@ -96,19 +97,12 @@ func (o *objects) poke(any) {
 	o.wake.Send()
 }
 
-func withoutManagedFields(o any) (any, error) {
-	if m, ok := o.(metav1.Object); ok {
-		m.SetManagedFields(nil)
-	}
-	return o, nil
-}
-
-// withoutUnused also removes what the table does not depend on.
+// withoutUnused removes what the table does not depend on.
 func withoutUnused(o any) (any, error) {
 	if i, ok := o.(*networkingv1.Ingress); ok {
 		i.Spec.TLS = compile.TLS(i.Spec.TLS)
 	}
-	return withoutManagedFields(o)
+	return term.Trim(o)
 }
 
 // run compiles the table after each change, until ctx is done.
@@ -174,7 +168,7 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 			state.Secrets[name] = s
 		}
 	}
-	again = shorterWait(again, o.configMaps(ctx, &state))
+	again = timers.ShorterWait(again, o.configMaps(ctx, &state))
 	if ctx.Err() != nil {
 		return 0
 	}
@@ -192,7 +186,7 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 		if !complete { // with a table without the Gateways' sections nodes would close their sockets
 			return again
 		}
-		again = shorterWait(again, later)
+		again = timers.ShorterWait(again, later)
 		maps.Copy(r.Sections, s)
 	}
 	put(r.Sections)
@@ -210,12 +204,4 @@ func (o *objects) configMaps(ctx context.Context, state *compile.State) (again t
 		}
 	}
 	return again
-}
-
-// shorterWait returns the shorter of two waits. 0 means no wait.
-func shorterWait(a, b time.Duration) time.Duration {
-	if a == 0 || b > 0 && b < a {
-		return b
-	}
-	return a
 }

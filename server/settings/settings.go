@@ -34,6 +34,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nodestream"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -110,10 +111,7 @@ func (s *Settings) watch(ctx context.Context, name string) {
 			},
 		}, s.client),
 		ObjectType: &corev1.ConfigMap{},
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { s.readRequested.Send() }, UpdateFunc: func(any, any) { s.readRequested.Send() },
-			DeleteFunc: func(any) { s.readRequested.Send() },
-		},
+		Handler:    netinformers.Source{}.Handler(func(any) { s.readRequested.Send() }),
 	})
 	var syncing sync.WaitGroup
 	defer syncing.Wait()
