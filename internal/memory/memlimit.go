@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // Limit is how much memory a process may use.
@@ -129,22 +131,19 @@ func (h hierarchy) dir(group string) string {
 
 // hierarchies returns the mounted hierarchies (proc_pid_mountinfo(5)).
 func hierarchies(root fs.FS, process string) []hierarchy {
-	text, err := fs.ReadFile(root, path.Join("proc", process, "mountinfo"))
+	text, err := root.Open(path.Join("proc", process, "mountinfo"))
 	if err != nil {
 		return nil
 	}
+	defer text.Close()
+	all, _ := mountinfo.GetMountsFromReader(text, nil)
 	var out []hierarchy
-	for line := range strings.Lines(string(text)) {
-		before, after, ok := strings.Cut(line, " - ")
-		mount, kind := strings.Fields(before), strings.Fields(after)
-		if !ok || len(mount) < 5 || len(kind) < 3 {
-			continue
-		}
-		h := hierarchy{top: mount[3], mount: path.Clean(strings.TrimPrefix(mount[4], "/"))}
+	for _, m := range all {
+		h := hierarchy{top: m.Root, mount: path.Clean(strings.TrimPrefix(m.Mountpoint, "/"))}
 		switch {
-		case kind[0] == "cgroup2":
+		case m.FSType == "cgroup2":
 			h.version = 2
-		case kind[0] == "cgroup" && contains(kind[2], "memory"):
+		case m.FSType == "cgroup" && contains(m.VFSOptions, "memory"):
 			h.version = 1
 		default:
 			continue

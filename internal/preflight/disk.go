@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // minSpace and goodSpace are sizes in bytes. The kubelet evicts pods when less than evictShare of the disk is free.
@@ -18,37 +20,23 @@ const (
 	evictShare = 0.15
 )
 
-// mountPoint is a line of /proc/self/mountinfo (proc(5)).
-type mountPoint struct {
-	point   string
-	options []string
-	shared  bool
+// mounts returns this process' mounts. It returns none where they cannot be read.
+func (r *run) mounts() []*mountinfo.Info {
+	all, _ := mountinfo.GetMountsFromReader(strings.NewReader(r.read("proc/self/mountinfo")), nil)
+	return all
 }
 
-func (m mountPoint) has(option string) bool { return slices.Contains(m.options, option) }
-
-func parseMount(line string) (mountPoint, bool) {
-	f := strings.Fields(line)
-	if len(f) < 7 {
-		return mountPoint{}, false
-	}
-	m := mountPoint{point: f[4], options: strings.Split(f[5], ",")}
-	for _, tag := range f[6:] {
-		if tag == "-" {
-			break
-		}
-		m.shared = m.shared || strings.HasPrefix(tag, "shared:")
-	}
-	return m, true
+func hasOption(m *mountinfo.Info, option string) bool {
+	return slices.Contains(strings.Split(m.Options, ","), option)
 }
 
 // mountOf returns the mount on which a path is: the one with the longest mount point that is a prefix of the path, and
 // the last of several with the same mount point.
-func (r *run) mountOf(p string) (best mountPoint) {
-	for line := range strings.Lines(r.read("proc/self/mountinfo")) {
-		m, ok := parseMount(line)
-		inside := m.point == "/" || p == m.point || strings.HasPrefix(p, m.point+"/")
-		if ok && inside && len(m.point) >= len(best.point) {
+func (r *run) mountOf(p string) *mountinfo.Info {
+	best := &mountinfo.Info{}
+	for _, m := range r.mounts() {
+		inside := m.Mountpoint == "/" || p == m.Mountpoint || strings.HasPrefix(p, m.Mountpoint+"/")
+		if inside && len(m.Mountpoint) >= len(best.Mountpoint) {
 			best = m
 		}
 	}
@@ -65,19 +53,19 @@ func (r *run) mount() {
 		{"noexec", "runs no programs, and those that start containers are unpacked there", Fail},
 		{"nosuid", "takes no notice of set-user-id programs, which some images have", Warn},
 	} {
-		if m.has(bad.option) {
+		if hasOption(m, bad.option) {
 			r.results = append(r.results, Result{"mount", bad.level,
-				fmt.Sprintf("the file system at %s, which holds %s, is mounted %s: it %s", m.point, r.DataDir, bad.option, bad.why),
+				fmt.Sprintf("the file system at %s, which holds %s, is mounted %s: it %s", m.Mountpoint, r.DataDir, bad.option, bad.why),
 				fmt.Sprintf("mount it without %s (/etc/fstab), or choose another folder with --data-dir", bad.option)})
 			return
 		}
 	}
-	if !m.shared {
-		r.warn("mount", fmt.Sprintf("the mount at %s is private, so volumes with mountPropagation do not reach the host", m.point),
+	if !strings.Contains(m.Optional, "shared:") {
+		r.warn("mount", fmt.Sprintf("the mount at %s is private, so volumes with mountPropagation do not reach the host", m.Mountpoint),
 			"mount --make-rshared /")
 		return
 	}
-	r.ok("mount", m.point+", shared, runs programs")
+	r.ok("mount", m.Mountpoint+", shared, runs programs")
 }
 
 // remoteTypes are types of file systems that belong to other machines or programs. On these, the durability of

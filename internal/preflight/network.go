@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
+
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 )
 
@@ -99,12 +101,10 @@ func (r *run) forwarding() {
 		r.addFailure("forwarding", "/proc/sys/net/ipv4/ip_forward is missing", "mount /proc, or use a kernel with IPv4")
 		return
 	}
-	for line := range strings.Lines(r.read("proc/self/mountinfo")) {
-		if m, ok := parseMount(line); ok && m.point == "/proc/sys" && m.has("ro") {
-			r.addFailure("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods",
-				"this seems to be a container: make it a privileged one")
-			return
-		}
+	if slices.ContainsFunc(r.mounts(), func(m *mountinfo.Info) bool { return m.Mountpoint == "/proc/sys" && hasOption(m, "ro") }) {
+		r.addFailure("forwarding", "/proc/sys is read-only, so that packets cannot be forwarded to pods",
+			"this seems to be a container: make it a privileged one")
+		return
 	}
 	r.ok("forwarding", "can be switched on")
 }
