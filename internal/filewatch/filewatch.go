@@ -81,13 +81,8 @@ func (w *Watcher) add(dir string) (err error) {
 	return w.inner.Add(dir)
 }
 
-// line returns the line on the board. It returns nil without a board; a nil line accepts reports, too.
-func (w *Watcher) line() *status.Part {
-	if w.o.Board == nil {
-		return nil
-	}
-	return w.o.Board.Part(w.name())
-}
+// line returns the line on the board. A nil line, as without a board, accepts reports, too.
+func (w *Watcher) line() *status.Part { return w.o.Board.Part(w.name()) }
 
 func (w *Watcher) name() string { return "watch of " + w.o.What }
 

@@ -3,8 +3,6 @@
 package status
 
 import (
-	"cmp"
-	"slices"
 	"sync"
 	"time"
 
@@ -38,13 +36,7 @@ type Component struct {
 	Message string `json:"message,omitempty"`
 }
 
-// Source is the source of a report's components.
-type Source interface {
-	// Components returns the states of all parts, in the order in which they are shown.
-	Components() []Component
-}
-
-// Board is a Source on which parts report their states. Its zero value cannot be used: see [NewBoard].
+// Board is where parts report their states. Its zero value cannot be used: see [NewBoard].
 type Board struct {
 	now func() time.Time
 
@@ -55,7 +47,6 @@ type Board struct {
 
 type boardPart struct {
 	Component
-	order int
 	check func() string // or nil
 	found time.Time     // when check began to return a problem; zero while it returns none
 }
@@ -100,7 +91,7 @@ func (b *Board) Part(name string) *Part {
 			return &Part{b, p}
 		}
 	}
-	p := &boardPart{Component: Component{Name: name, State: Starting, Since: b.now()}, order: len(b.parts)}
+	p := &boardPart{Component: Component{Name: name, State: Starting, Since: b.now()}}
 	b.parts = append(b.parts, p)
 	b.changes.Send()
 	return &Part{b, p}
@@ -141,10 +132,8 @@ func (b *Board) Changed() <-chan struct{} { return b.changes.Next() }
 func (b *Board) Components() []Component {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	parts := slices.Clone(b.parts)
-	slices.SortStableFunc(parts, func(x, y *boardPart) int { return cmp.Compare(x.order, y.order) })
-	out := make([]Component, len(parts))
-	for i, p := range parts {
+	out := make([]Component, len(b.parts))
+	for i, p := range b.parts {
 		out[i] = p.shown(b.now)
 	}
 	return out

@@ -65,36 +65,13 @@ type Cluster struct {
 	PodsReady  int `json:"podsReady"`
 }
 
-// Identity is what does not change while a process runs.
-type Identity struct {
-	Role       string
-	Version    string
-	Kubernetes string
-	Node       string
-	DataDir    string
-	API        string
-	Started    time.Time
-}
-
 // longStart is how long a part may be starting before the report lists that as a problem.
 const longStart = 2 * time.Minute
 
-func makeReport(id Identity, src Source) Report {
-	r := Report{
-		Running:    true,
-		Role:       id.Role,
-		Version:    id.Version,
-		Kubernetes: id.Kubernetes,
-		Node:       id.Node,
-		PID:        os.Getpid(),
-		Started:    id.Started,
-		DataDir:    id.DataDir,
-		API:        id.API,
-		Goroutines: runtime.NumGoroutine(),
-		CPUSeconds: cpuSeconds(),
-		Components: src.Components(),
-		Problems:   []string{},
-	}
+// makeReport adds to r, which has what does not change while a process runs, the state of the process and its parts.
+func makeReport(r Report, parts *Board) Report {
+	r.Running, r.PID, r.Problems = true, os.Getpid(), []string{}
+	r.Goroutines, r.CPUSeconds, r.Components = runtime.NumGoroutine(), cpuSeconds(), parts.Components()
 	if m, err := ReadMemory(os.Getpid()); err == nil {
 		r.Memory = &m
 	}

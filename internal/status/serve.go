@@ -17,8 +17,8 @@ import (
 
 // Server serves the admin socket of this process.
 type Server struct {
-	id     Identity
-	src    Source
+	fixed  Report // what does not change while the process runs
+	parts  *Board
 	mux    *http.ServeMux
 	socket string
 
@@ -28,9 +28,10 @@ type Server struct {
 	members  func() []Member
 }
 
-// NewServer makes a server that does not listen yet.
-func NewServer(socket string, id Identity, src Source) *Server {
-	s := &Server{id: id, src: src, socket: socket, mux: http.NewServeMux()}
+// NewServer makes a server that does not listen yet. fixed has the fields of reports that do not change while the
+// process runs.
+func NewServer(socket string, fixed Report, parts *Board) *Server {
+	s := &Server{fixed: fixed, parts: parts, socket: socket, mux: http.NewServeMux()}
 	s.Handle("GET /v1/status", JSONHandler(func(context.Context) (Report, error) { return s.Report(), nil }))
 	return s
 }
@@ -63,7 +64,7 @@ func (s *Server) SetStopping() {
 
 // Report returns the report of this process.
 func (s *Server) Report() Report {
-	r := makeReport(s.id, s.src)
+	r := makeReport(s.fixed, s.parts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.Ready, r.Stopping = s.ready, s.stopping

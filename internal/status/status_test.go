@@ -56,7 +56,7 @@ func TestBoardReportsChangesOnly(t *testing.T) {
 // serve starts a server at a socket and returns what stops it.
 func serve(t *testing.T, socket string, b *Board) (*Server, func()) {
 	t.Helper()
-	s := NewServer(socket, Identity{Role: "server", Version: "v1", Node: "n", DataDir: "/d", Started: time.Unix(1, 0)}, b)
+	s := NewServer(socket, Report{Role: "server", Version: "v1", Node: "n", DataDir: "/d", Started: time.Unix(1, 0)}, b)
 	l := testenv.Must(s.Listen())(t)
 	return s, testenv.Run(t, func(ctx context.Context) error { return s.Serve(ctx, l) })
 }
@@ -78,7 +78,7 @@ func TestLongStartIsAProblem(t *testing.T) {
 			b := NewBoard(time.Now)
 			b.Part("containerd").Set(tt.state, tt.message)
 			time.Sleep(tt.ago) // fake time
-			testenv.Equal(t, fmt.Sprint(makeReport(Identity{}, b).Problems), tt.want, "%s for %v:", tt.state, tt.ago)
+			testenv.Equal(t, fmt.Sprint(makeReport(Report{}, b).Problems), tt.want, "%s for %v:", tt.state, tt.ago)
 		})
 	}
 }
@@ -105,7 +105,7 @@ func TestClientGetsServersStatus(t *testing.T) {
 	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the socket: %v %v", fi.Mode(), err)
 	}
-	testenv.ErrorIs(t, testenv.Err(NewServer(socket, Identity{}, b).Listen()), unixsocket.ErrInUse, "a second server took the socket of a living one")
+	testenv.ErrorIs(t, testenv.Err(NewServer(socket, Report{}, b).Listen()), unixsocket.ErrInUse, "a second server took the socket of a living one")
 	stop()
 	testenv.ErrorIs(t, testenv.Err(c.Status(ctx)), ErrNotRunning, "after the end")
 	// What a killed process leaves is taken over.

@@ -40,7 +40,7 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 		Status: func(ctx context.Context, resource string, o gateway.Object) error {
 			return api.UpdateStatus(ctx, resource, o)
 		},
-		Part: l.line("gateway controller"), Logger: log,
+		Part: l.o.Board.Part("gateway controller"), Logger: log,
 	}
 	defer notLeading(o.Part)
 	controller, err := gateway.New(o)

@@ -32,7 +32,7 @@ func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 		return fmt.Errorf("making clients for Helm charts: %w", err)
 	}
 	o.Recorder = recorder.New(ctx, o.Client, "helm-controller")
-	o.Part = l.line("helm charts")
+	o.Part = l.o.Board.Part("helm charts")
 	defer notLeading(o.Part)
 	c, err := helmcharts.New(o)
 	if err != nil {

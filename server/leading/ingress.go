@@ -26,7 +26,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 		return err
 	}
 	o := l.o.Ingress
-	o.Client, o.Informers, o.Logger, o.Part = client, t.Informers, l.log("ingress"), l.line("ingress controller")
+	o.Client, o.Informers, o.Logger, o.Part = client, t.Informers, l.log("ingress"), l.o.Board.Part("ingress controller")
 	o.PodCIDRs, o.ServiceCIDRs = l.o.Cluster.PodCIDRs, l.o.Cluster.ServiceCIDRs
 	o.ReservedNodePorts = append(table.GatewayPorts(), uint16(l.o.Port), kubeletPort, table.NodeHTTPPort, table.NodeHTTPSPort)
 	o.Recorder = recorder.New(ctx, client, ingress.Component, record.WithCorrelatorOptions(ingress.Correlation))
@@ -40,7 +40,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	if certificates != nil {
 		beside = append(beside, func(ctx context.Context) {
 			certificates.Run(ctx)
-			notLeading(l.line(ingressCertificates))
+			notLeading(l.o.Board.Part(ingressCertificates))
 		})
 	}
 	return runPart(ctx, t, c.Run, "running the ingress controller", beside...)
@@ -54,7 +54,7 @@ func (l *Leader) newCertificates(o *ingress.Options, t *term.Term) *acme.Manager
 	}
 	nodes := t.Informers.Core().V1().Nodes().Lister()
 	a := l.o.ACME
-	a.Client, a.Recorder, a.Logger, a.Part = o.Client, o.Recorder, o.Logger, l.line(ingressCertificates)
+	a.Client, a.Recorder, a.Logger, a.Part = o.Client, o.Recorder, o.Logger, l.o.Board.Part(ingressCertificates)
 	a.Secrets, a.Slices = t.Informers.Core().V1().Secrets().Lister(), t.Informers.Discovery().V1().EndpointSlices().Lister()
 	a.Refuse = func(a netip.Addr) bool { return l.o.OwnsAddress(nodes, a) }
 	m := acme.New(a)

@@ -61,14 +61,6 @@ func (l *Leader) parts() []term.Part {
 
 func (l *Leader) log(part string) *slog.Logger { return l.o.Logger.With("part", part) }
 
-// line returns the status line of a part, nil without a board.
-func (l *Leader) line(name string) *status.Part {
-	if l.o.Board == nil {
-		return nil
-	}
-	return l.o.Board.Part(name)
-}
-
 // notLeading sets a status line at the end of a term.
 func notLeading(line *status.Part) { line.Set(status.Waiting, "this server does not lead") }
 
@@ -126,7 +118,7 @@ func (l *Leader) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.
 	return localpath.New(localpath.Options{
 		Client: client, NodeInformer: core.Nodes(), VolumeInformer: core.PersistentVolumes(), ClaimInformer: core.PersistentVolumeClaims(),
 		PodInformer: core.Pods(), ClassInformer: t.Informers.Storage().V1().StorageClasses(),
-		Nodes: l.o.Volumes, Refusals: l.refusals, Context: ctx, Part: l.line(LocalStorageLine), Logger: l.log(LocalStorageLine),
+		Nodes: l.o.Volumes, Refusals: l.refusals, Context: ctx, Part: l.o.Board.Part(LocalStorageLine), Logger: l.log(LocalStorageLine),
 	})
 }
 

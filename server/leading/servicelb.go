@@ -45,7 +45,7 @@ func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 		return fmt.Errorf("reading the node port range %q: %w", l.o.NodePortRange, err)
 	}
 	o.Client, o.Informers, o.NodePorts, o.Alive = client, t.Informers, *nodePorts, l.isAlive
-	o.Logger, o.Part = l.log("load balancer"), l.line("load balancer")
+	o.Logger, o.Part = l.log("load balancer"), l.o.Board.Part("load balancer")
 	o.Recorder = recorder.New(ctx, client, "servicelb")
 	defer notLeading(o.Part)
 	c, err := servicelb.New(o)

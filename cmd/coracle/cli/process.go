@@ -111,7 +111,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	p.quiet = startQuiet(p.Log)
 	defer func() { p.quiet.finish(err == nil) }()
 	p.Board = status.NewBoard(time.Now)
-	p.Admin = status.NewServer(p.Paths.AdminSocket, status.Identity{
+	p.Admin = status.NewServer(p.Paths.AdminSocket, status.Report{
 		Role: p.role, Version: v.Coracle, Kubernetes: v.Kubernetes, Node: p.node, DataDir: p.Paths.DataDir, API: p.api, Started: p.started,
 	}, p.Board)
 	p.Admin.Handle("GET /v1/debug/", profiling.Handler())
