@@ -37,7 +37,7 @@ type group struct {
 }
 
 func newGroup(t *testing.T) *group {
-	keys := testenv.Must(clusterconfig.NewGossipKeys())(t)
+	keys := clusterconfig.NewGossipKeys()
 	g := &group{t: t, net: newNetwork(), keys: keys}
 	t.Cleanup(g.stop) // in the bubble, also after a failure
 	return g
@@ -245,7 +245,7 @@ func TestMachineWithoutKeyIsNoMember(t *testing.T) {
 		g.add(func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		g.add()
 		g.add(func(o *Options) {
-			foreign := testenv.Must(clusterconfig.NewGossipKeys())(t)
+			foreign := clusterconfig.NewGossipKeys()
 			o.Keys, o.Ask = foreign, func() []netip.AddrPort { return []netip.AddrPort{at(0), at(1)} }
 		})
 		time.Sleep(time.Minute)
@@ -303,7 +303,7 @@ func TestKeysRotateWithoutLosingMembers(t *testing.T) {
 		all := "m0 alive, m1 alive, m2 alive, m3 alive"
 		g.within(spread, all, g.members...)
 		old := g.keys
-		added := testenv.Must(old.WithNew())(t)
+		added := old.WithNew()
 		for _, keys := range []clusterconfig.GossipKeys{added, added.UsingLast(), added.UsingLast().OnlyFirst()} {
 			for _, m := range g.members { // not all at once
 				testenv.NoError(t, m.SetKeys(keys))

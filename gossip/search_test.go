@@ -25,7 +25,7 @@ import (
 
 func newKeys(t testing.TB) clusterconfig.GossipKeys {
 	t.Helper()
-	return testenv.Must(clusterconfig.NewGossipKeys())(t)
+	return clusterconfig.NewGossipKeys()
 }
 
 // TestChangedSearchDatagramIsNotRead: what one machine seals another one with the key reads, a changed one is never

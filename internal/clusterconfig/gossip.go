@@ -23,10 +23,7 @@ type GossipKeys struct {
 }
 
 // NewGossipKeys makes the first key of a cluster.
-func NewGossipKeys() (GossipKeys, error) {
-	key, err := newGossipKey()
-	return GossipKeys{Generation: 1, Keys: [][]byte{key}}, err
-}
+func NewGossipKeys() GossipKeys { return GossipKeys{Generation: 1, Keys: [][]byte{newGossipKey()}} }
 
 // Validate returns an error for keys that cannot be used.
 func (k GossipKeys) Validate() error {
@@ -42,9 +39,8 @@ func (k GossipKeys) Validate() error {
 }
 
 // WithNew adds a new key after the first one and drops any others. The new key can decrypt, but does not encrypt yet.
-func (k GossipKeys) WithNew() (GossipKeys, error) {
-	key, err := newGossipKey()
-	return GossipKeys{Generation: k.Generation + 1, Keys: append(append([][]byte(nil), k.Keys[0]), key)}, err
+func (k GossipKeys) WithNew() GossipKeys {
+	return GossipKeys{Generation: k.Generation + 1, Keys: [][]byte{k.Keys[0], newGossipKey()}}
 }
 
 // UsingLast makes the newest key the one that encrypts. The other keys can still decrypt.
@@ -58,10 +54,8 @@ func (k GossipKeys) OnlyFirst() GossipKeys {
 	return GossipKeys{Generation: k.Generation + 1, Keys: [][]byte{k.Keys[0]}}
 }
 
-func newGossipKey() ([]byte, error) {
+func newGossipKey() []byte {
 	key := make([]byte, gossipKeySize)
-	if _, err := rand.Read(key); err != nil {
-		return nil, fmt.Errorf("making a gossip key: %w", err)
-	}
-	return key, nil
+	_, _ = rand.Read(key) // never fails
+	return key
 }

@@ -383,9 +383,7 @@ func NameWithID(name, dir string) (string, error) {
 	id := strings.TrimSpace(string(data))
 	if id == "" {
 		made := make([]byte, 4)
-		if _, err := rand.Read(made); err != nil {
-			return "", fmt.Errorf("making an id for this machine: %w", err)
-		}
+		_, _ = rand.Read(made) // never fails
 		id = hex.EncodeToString(made)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return "", fmt.Errorf("making the folder for this machine's id: %w", err)

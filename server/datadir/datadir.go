@@ -108,7 +108,8 @@ func Open(o Options) (_ *Dir, err error) {
 	d.Established = len(entries) > 0
 	if err := d.identify(&o); err != nil && o.Replace {
 		d.id = identity{Format: Format, Version: o.Version}
-		return d, d.newID()
+		d.newID()
+		return d, nil
 	} else if err != nil {
 		return d, err
 	}
@@ -127,9 +128,7 @@ func (d *Dir) identify(o *Options) error {
 		return fmt.Errorf("%s is missing, although there is a store in %s. Nothing was changed. That file says which server of the "+
 			"cluster this is: restore it from a backup, then start again", path, o.StoreDir)
 	case errors.Is(err, fs.ErrNotExist):
-		if err := d.newID(); err != nil {
-			return err
-		}
+		d.newID()
 	case err != nil:
 		return fmt.Errorf("reading who this server is: %w", err)
 	default:
@@ -147,13 +146,10 @@ func (d *Dir) identify(o *Options) error {
 	return nil
 }
 
-func (d *Dir) newID() error {
+func (d *Dir) newID() {
 	id := make([]byte, 8)
-	if _, err := rand.Read(id); err != nil {
-		return fmt.Errorf("drawing an id for this server: %w", err)
-	}
+	_, _ = rand.Read(id) // never fails
 	d.id.ServerID = hex.EncodeToString(id)
-	return nil
 }
 
 // RecordVersion records this program's version as the last that wrote here.

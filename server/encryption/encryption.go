@@ -74,11 +74,7 @@ func Ensure(ctx context.Context, o Options) (string, error) {
 		o.Logger.Info("the encryption configuration was written by hand and is used as it is", "file", path)
 		return path, nil
 	case errors.Is(err, fs.ErrNotExist):
-		k, err := newKey(nil)
-		if err != nil {
-			return "", err
-		}
-		l = layout{keys: []key{k}}
+		l = layout{keys: []key{newKey(nil)}}
 	case err != nil:
 		return "", fmt.Errorf("%w. Nothing was changed. The file holds the key with which Secrets are encrypted: restore it "+
 			"from a backup, then start again", err)
@@ -97,12 +93,10 @@ func Ensure(ctx context.Context, o Options) (string, error) {
 }
 
 // newKey makes a key. The number in its name is one higher than any in used.
-func newKey(used []string) (key, error) {
+func newKey(used []string) key {
 	secret := make([]byte, keyBytes)
-	if _, err := rand.Read(secret); err != nil {
-		return key{}, fmt.Errorf("making an encryption key: %w", err)
-	}
-	return key{Name: nextName(used), Secret: base64.StdEncoding.EncodeToString(secret)}, nil
+	_, _ = rand.Read(secret) // never fails
+	return key{Name: nextName(used), Secret: base64.StdEncoding.EncodeToString(secret)}
 }
 
 func nextName(used []string) string {

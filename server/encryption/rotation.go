@@ -88,10 +88,7 @@ func (o Rotation) beginOrResume(ctx context.Context) (sharedKeys, error) {
 	if r.State.Stage != StageDone {
 		return r, nil
 	}
-	k, err := newKey(slices.Concat(l.keyNames(), layout{keys: r.Keys}.keyNames(), r.Forgotten, []string{r.State.NewKey}))
-	if err != nil {
-		return sharedKeys{}, err
-	}
+	k := newKey(slices.Concat(l.keyNames(), layout{keys: r.Keys}.keyNames(), r.Forgotten, []string{r.State.NewKey}))
 	r.Keys = append(slices.Clone(r.Keys), k)
 	r.State = state{Stage: StagePrepare, NewKey: k.Name, Started: o.Clock.Now().UTC()}
 	if r, err = o.writeRecord(ctx, r); err != nil {

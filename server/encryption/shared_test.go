@@ -364,7 +364,7 @@ func TestOlderKeysDoNotReplaceNewer(t *testing.T) {
 	path := filepath.Join(dir, configFile)
 	l := testenv.Must(readLayout(path))(t)
 	server := Shared{KV: kv, Secret: []byte("of the cluster"), Dir: dir}
-	second := testenv.Must(newKey(l.keyNames()))(t)
+	second := newKey(l.keyNames())
 	r := testenv.Must(server.writeRecord(t.Context(), sharedKeys{Keys: []key{l.keys[0], second}, State: state{Stage: StagePrepare, NewKey: second.Name}}))(t)
 
 	held := heldKV{KV: kv, read: make(chan struct{}), release: make(chan struct{})}

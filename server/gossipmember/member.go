@@ -340,11 +340,7 @@ func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 func (m *Member) publish(ctx context.Context, client kubernetes.Interface) error {
 	keys := m.Keys()
 	if keys == nil {
-		made, err := clusterconfig.NewGossipKeys()
-		if err != nil {
-			return err
-		}
-		keys = &made
+		keys = new(clusterconfig.NewGossipKeys())
 	}
 	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret,
 		Labels: map[string]string{"app.kubernetes.io/managed-by": "coracle"}}}

@@ -23,7 +23,7 @@ import (
 // in no history any more.
 func TestKeysAreFollowedFromAList(t *testing.T) {
 	old := corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret, ResourceVersion: "7"}}
-	testenv.NoError(t, putKeys(&old, testenv.Must(clusterconfig.NewGossipKeys())(t)))
+	testenv.NoError(t, putKeys(&old, clusterconfig.NewGossipKeys()))
 	client, from := fake.NewClientset(), ""
 	client.PrependReactor("list", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, &corev1.SecretList{ListMeta: metav1.ListMeta{ResourceVersion: "900"}, Items: []corev1.Secret{old}}, nil

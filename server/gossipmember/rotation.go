@@ -51,16 +51,11 @@ func (r Rotation) Run(ctx context.Context) error {
 	}
 	steps := []struct {
 		text string
-		next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)
+		next func(clusterconfig.GossipKeys) clusterconfig.GossipKeys
 	}{
 		{"distributing the new key to all machines", clusterconfig.GossipKeys.WithNew},
-		{"switching all machines to the new key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) {
-			return k.UsingLast(), nil
-		}},
-		{"removing the old key from all machines", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) {
-			return k.OnlyFirst(),
-				nil
-		}},
+		{"switching all machines to the new key", clusterconfig.GossipKeys.UsingLast},
+		{"removing the old key from all machines", clusterconfig.GossipKeys.OnlyFirst},
 	}
 	if len(now.Keys) > 1 {
 		r.Progress("completing an interrupted rotation first")
@@ -90,9 +85,8 @@ func (r Rotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
 }
 
 // change replaces the keys in the API, if they have this generation.
-func (r Rotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys,
-	error)) (clusterconfig.GossipKeys, error) {
-	var out clusterconfig.GossipKeys
+func (r Rotation) change(ctx context.Context, generation uint64,
+	next func(clusterconfig.GossipKeys) clusterconfig.GossipKeys) (out clusterconfig.GossipKeys, _ error) {
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		secrets := r.Client.CoreV1().Secrets(metav1.NamespaceSystem)
 		s, err := secrets.Get(ctx, GossipSecret, metav1.GetOptions{})
@@ -109,9 +103,7 @@ func (r Rotation) change(ctx context.Context, generation uint64, next func(clust
 				"When the other one has ended, run this again if the key is to be replaced once more (the keys' generation is %d, "+
 				"expected was %d)", keys.Generation, generation)
 		}
-		if out, err = next(keys); err != nil {
-			return err
-		}
+		out = next(keys)
 		if err := putKeys(s, out); err != nil {
 			return err
 		}

@@ -34,13 +34,9 @@ func TestGossipRotationAwaitsAllMembers(t *testing.T) {
 	for name, interrupted := range map[string]bool{"new": false, "after an interrupted one": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				first, err := clusterconfig.NewGossipKeys()
-				testenv.NoError(t, err)
-				start := first
+				start := clusterconfig.NewGossipKeys()
 				if interrupted {
-					start, err = first.WithNew()
-					testenv.NoError(t, err)
-					start = start.UsingLast()
+					start = start.WithNew().UsingLast()
 				}
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
 				testenv.NoError(t, putKeys(secret, start))
@@ -118,7 +114,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				first := testenv.Must(clusterconfig.NewGossipKeys())(t)
+				first := clusterconfig.NewGossipKeys()
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
 				testenv.NoError(t, putKeys(secret, first))
 				r := Rotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
@@ -148,7 +144,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 func TestTwoGossipRotations(t *testing.T) {
 	for delay := range 12 {
 		synctest.Test(t, func(t *testing.T) {
-			first := testenv.Must(clusterconfig.NewGossipKeys())(t)
+			first := clusterconfig.NewGossipKeys()
 			secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
 			testenv.NoError(t, putKeys(secret, first))
 			client := fake.NewClientset(secret, nodeNamed("a"))
@@ -237,8 +233,7 @@ func TestGossipRotationLeaderDies(t *testing.T) {
 
 // gossipRotationAtWhichTheLeaderDies has the leader die at a request, and says whether there were so many.
 func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died bool) {
-	first, err := clusterconfig.NewGossipKeys()
-	testenv.NoError(t, err)
+	first := clusterconfig.NewGossipKeys()
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
 	testenv.NoError(t, putKeys(secret, first))
 	whole := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))
@@ -255,7 +250,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 	})
 	members, stop := followKeys(t, fmt.Sprintf("request %d, after it: %t", n, after), whole, first)
 	r := Rotation{Client: mortal, Progress: func(string) {}, Members: members}
-	err = r.Run(t.Context())
+	err := r.Run(t.Context())
 	died = requests >= n
 	if err != nil {
 		r.Client = whole

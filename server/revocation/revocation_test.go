@@ -62,7 +62,7 @@ func newFixture(t *testing.T) *fixture {
 		f.tokens.Run(ctx, f.store.Client().Watcher)
 		return nil
 	})
-	keys := testenv.Must(json.Marshal(testenv.Must(clusterconfig.NewGossipKeys())(t)))(t)
+	keys := testenv.Must(json.Marshal(clusterconfig.NewGossipKeys()))(t)
 	system := func(name string, data map[string][]byte) *corev1.Secret {
 		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: name}, Data: data}
 	}

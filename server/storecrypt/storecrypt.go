@@ -12,7 +12,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -46,11 +45,7 @@ func (b Box) Get(ctx context.Context, v any) (revision int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	data := answer.Kvs[0].Value
-	if len(data) < seal.NonceSize() {
-		return 0, fmt.Errorf("%s in the store is damaged", b.Key)
-	}
-	text, err := seal.Open(nil, data[:seal.NonceSize()], data[seal.NonceSize():], []byte(b.Key))
+	text, err := seal.Open(nil, nil, answer.Kvs[0].Value, []byte(b.Key))
 	if err == nil {
 		err = json.Unmarshal(text, v)
 	}
@@ -71,11 +66,7 @@ func (b Box) Put(ctx context.Context, v any, revision int64) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("encoding %s: %w", b.Key, err)
 	}
-	nonce := make([]byte, seal.NonceSize(), seal.NonceSize()+len(text)+seal.Overhead())
-	if _, err := rand.Read(nonce); err != nil {
-		return 0, fmt.Errorf("sealing %s: %w", b.Key, err)
-	}
-	data := seal.Seal(nonce, nonce, text, []byte(b.Key))
+	data := seal.Seal(nil, nil, text, []byte(b.Key))
 	answer, err := b.KV.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(b.Key), "=", revision)).Then(clientv3.OpPut(b.Key,
 		string(data))).Commit()
 	if err != nil {
@@ -96,5 +87,5 @@ func (b Box) seal() (cipher.AEAD, error) {
 	if err != nil {
 		return nil, fmt.Errorf("deriving the key that seals %s: %w", b.Key, err)
 	}
-	return cipher.NewGCM(block)
+	return cipher.NewGCMWithRandomNonce(block) // the nonce precedes the sealed text
 }
