@@ -153,10 +153,11 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 
 // checkKubeletCA refuses an operator's CA by which a node's certificate would be accepted as an API server's.
 func (p *PKI) checkKubeletCA() error {
+	server, kubelet := p.authority(ServerCA), p.authority(KubeletCA)
 	known := func(c *x509.Certificate) bool {
-		return slices.ContainsFunc(p.server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
+		return slices.ContainsFunc(server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
 	}
-	if slices.ContainsFunc(p.kubelet.chain, known) || certend.SameKey(p.kubelet.key.Public(), p.server.key.Public()) {
+	if slices.ContainsFunc(kubelet.chain, known) || certend.SameKey(kubelet.key.Public(), server.key.Public()) {
 		return fmt.Errorf("what %s signs is trusted wherever %s is trusted: a node's certificate would pass for an API server's. Nothing "+
 			"was changed: remove %[1]s and its key before the first start, and another pair is made that has nothing to do with that",
 			p.CAFile(KubeletCA), p.CAFile(ServerCA))

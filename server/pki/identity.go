@@ -5,6 +5,7 @@ package pki
 import (
 	"net"
 	"path/filepath"
+	"slices"
 
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
@@ -81,24 +82,18 @@ func (p *PKI) Network(dir string) Leaf {
 }
 
 // unique removes repeated names and keeps the order.
-func unique(in []string) []string {
-	seen := map[string]bool{}
-	var out []string
+func unique(in []string) (out []string) {
 	for _, s := range in {
-		if !seen[s] {
-			seen[s] = true
+		if !slices.Contains(out, s) {
 			out = append(out, s)
 		}
 	}
 	return out
 }
 
-func uniqueIPs(in []net.IP) []net.IP {
-	seen := map[string]bool{}
-	var out []net.IP
+func uniqueIPs(in []net.IP) (out []net.IP) {
 	for _, ip := range in {
-		if s := ip.String(); !seen[s] {
-			seen[s] = true
+		if !slices.ContainsFunc(out, ip.Equal) {
 			out = append(out, ip)
 		}
 	}

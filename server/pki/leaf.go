@@ -18,6 +18,7 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 
@@ -214,12 +215,7 @@ func (p *PKI) current(l *Leaf) (*Pair, error) {
 	return pair, nil
 }
 
-func equalSets(a, b []string) bool {
-	a, b = slices.Clone(a), slices.Clone(b)
-	slices.Sort(a)
-	slices.Sort(b)
-	return slices.Equal(slices.Compact(a), slices.Compact(b))
-}
+func equalSets(a, b []string) bool { return sets.New(a...).Equal(sets.New(b...)) }
 
 func ipStrings(ips []net.IP) []string {
 	out := make([]string, len(ips))

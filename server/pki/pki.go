@@ -85,17 +85,13 @@ type Options struct {
 
 // PKI holds the loaded CAs and the leaves that it renews.
 type PKI struct {
-	dir     string
-	clock   clock.WithTicker
-	floor   time.Time
-	log     *slog.Logger
-	server  *authority
-	client  *authority
-	header  *authority
-	peer    *authority
-	kubelet *authority
-	root    *x509.Certificate // names the cluster (Root)
-	serving atomic.Pointer[tls.Certificate]
+	dir         string
+	clock       clock.WithTicker
+	floor       time.Time
+	log         *slog.Logger
+	authorities map[Signer]*authority // Open sets it
+	root        *x509.Certificate     // names the cluster (Root)
+	serving     atomic.Pointer[tls.Certificate]
 
 	mu     sync.Mutex // guards leaves, and one issue at a time
 	leaves []*managedLeaf
@@ -109,7 +105,7 @@ func Open(o Options) (*PKI, error) {
 	if o.BuildTime.IsZero() {
 		o.BuildTime = defaultFloor
 	}
-	p := &PKI{dir: o.Dir, clock: o.Clock, floor: o.BuildTime.UTC(), log: o.Logger}
+	p := &PKI{dir: o.Dir, clock: o.Clock, floor: o.BuildTime.UTC(), log: o.Logger, authorities: map[Signer]*authority{}}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder for certificates: %w", err)
 	}
@@ -117,14 +113,12 @@ func Open(o Options) (*PKI, error) {
 		p.log.Warn("this machine's clock is wrong: it is before this program was built. Certificates are dated so that "+
 			"they work now and after the clock is set; set it soon (NTP)", "clock", now, "built", p.floor)
 	}
-	var errs [6]error
-	p.server, errs[0] = p.loadOrCreateAuthority(ServerCA, o.Established)
-	p.client, errs[1] = p.loadOrCreateAuthority(ClientCA, o.Established)
-	p.header, errs[2] = p.loadOrCreateAuthority(RequestHeaderCA, o.Established)
-	p.peer, errs[3] = p.loadOrCreateAuthority(PeerCA, o.Established)
-	p.kubelet, errs[4] = p.loadOrCreateAuthority(KubeletCA, o.Established)
-	errs[5] = p.ensureServiceAccountKey(o.Established)
-	if err := errors.Join(errs[:]...); err != nil {
+	var errs []error
+	for _, s := range Signers() {
+		a, err := p.loadOrCreateAuthority(s, o.Established)
+		p.authorities[s], errs = a, append(errs, err)
+	}
+	if err := errors.Join(append(errs, p.ensureServiceAccountKey(o.Established))...); err != nil {
 		return nil, err
 	}
 	if err := p.readRoot(); err != nil {
@@ -137,7 +131,7 @@ func Open(o Options) (*PKI, error) {
 		return nil, err
 	}
 	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} {
-		if certend.SameKey(p.authority(s).key.Public(), p.peer.key.Public()) {
+		if certend.SameKey(p.authority(s).key.Public(), p.authority(PeerCA).key.Public()) {
 			return nil, fmt.Errorf("%s and %s have the same key: a holder of a certificate of the one could open the store's connections "+
 				"between servers. Nothing was changed: put another pair in place of the latter, or remove it before the first start",
 				p.CAFile(s), p.CAFile(PeerCA))
@@ -161,21 +155,7 @@ func (p *PKI) ServiceAccountKeyFile() string { return filepath.Join(p.dir, Servi
 // CAPEM returns the certificate chain of a CA, to be embedded in a kubeconfig.
 func (p *PKI) CAPEM(s Signer) []byte { return p.authority(s).pem }
 
-func (p *PKI) authority(s Signer) *authority {
-	switch s {
-	case ServerCA:
-		return p.server
-	case ClientCA:
-		return p.client
-	case RequestHeaderCA:
-		return p.header
-	case PeerCA:
-		return p.peer
-	case KubeletCA:
-		return p.kubelet
-	}
-	panic("pki: unknown signer " + string(s))
-}
+func (p *PKI) authority(s Signer) *authority { return p.authorities[s] }
 
 // now drops the monotonic reading: dates are compared with the wall clock, which may jump.
 func (p *PKI) now() time.Time { return p.clock.Now().Round(0).UTC() }

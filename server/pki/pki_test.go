@@ -186,7 +186,7 @@ func TestOperatorsIntermediateAuthorityIsUsed(t *testing.T) {
 	template := *company.Root()
 	template.Subject.CommonName = "intermediate"
 	template.SerialNumber = nil // another one
-	der := testenv.Must(x509.CreateCertificate(rand.Reader, &template, company.Root(), key.Public(), company.server.key))(t)
+	der := testenv.Must(x509.CreateCertificate(rand.Reader, &template, company.Root(), key.Public(), company.authority(ServerCA).key))(t)
 	intermediate := testenv.Must(x509.ParseCertificate(der))(t)
 	bundle := testenv.Must(cert.EncodeCertificates(intermediate, company.Root()))(t)
 	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "server-ca.crt"), bundle, 0o644))

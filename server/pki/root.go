@@ -64,7 +64,7 @@ func (p *PKI) readRoot() (err error) {
 	if p.root, err = ReadRoot(p.dir); err != nil {
 		return err
 	}
-	if !certend.SameKey(p.root.PublicKey, p.server.root().PublicKey) {
+	if !certend.SameKey(p.root.PublicKey, p.authority(ServerCA).root().PublicKey) {
 		return fmt.Errorf("%s has another key than the authority with which this cluster was made (%s): no node, token or kubeconfig trusts "+
 			"it. Nothing was changed: put the former certificate and key back, or a new certificate of the former key, then start again",
 			p.CAFile(ServerCA), filepath.Join(p.dir, FirstRootFile))
@@ -91,15 +91,16 @@ func (p *PKI) RecordRoot() error {
 func (p *PKI) Root() *x509.Certificate { return p.root }
 
 // rootRenewed reports whether server-ca has another root than its first one.
-func (p *PKI) rootRenewed() bool { return !p.root.Equal(p.server.root()) }
+func (p *PKI) rootRenewed() bool { return !p.root.Equal(p.authority(ServerCA).root()) }
 
 // NodesServerCA returns server-ca's chain for nodes, in PEM. After a renewal it ends with the first root, by which
 // nodes know the cluster.
 func (p *PKI) NodesServerCA() []byte {
+	present := p.CAPEM(ServerCA)
 	if !p.rootRenewed() {
-		return p.server.pem
+		return present
 	}
-	return slices.Concat(p.server.pem, []byte("\n"), pem.EncodeToMemory(&pem.Block{Type: cert.CertificateBlockType, Bytes: p.root.Raw}))
+	return slices.Concat(present, []byte("\n"), pem.EncodeToMemory(&pem.Block{Type: cert.CertificateBlockType, Bytes: p.root.Raw}))
 }
 
 // RootRenewed reports whether server-ca in a folder has another root than its first one. Only then do other machines

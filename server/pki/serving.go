@@ -15,7 +15,7 @@ func (p *PKI) useServing(certPEM, keyPEM []byte) error {
 	if err != nil {
 		return fmt.Errorf("loading the API server's certificate: %w", err)
 	}
-	for _, root := range []*x509.Certificate{p.server.root(), p.root} {
+	for _, root := range []*x509.Certificate{p.authority(ServerCA).root(), p.root} {
 		if !slices.ContainsFunc(c.Certificate, func(der []byte) bool { return slices.Equal(der, root.Raw) }) {
 			c.Certificate = append(c.Certificate, root.Raw)
 		}

@@ -32,7 +32,7 @@ func TestSignIgnoresWhatTheRequestAsksFor(t *testing.T) {
 		c.IsCA || !slices.Equal(c.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}) || !key.PublicKey.Equal(c.PublicKey) {
 		t.Errorf("%+v", c)
 	}
-	testenv.Check(t, c.CheckSignatureFrom(p.client.cert()))
+	testenv.Check(t, c.CheckSignatureFrom(p.authority(ClientCA).cert()))
 	forged := slices.Clone(greedy)
 	forged[len(forged)-1] ^= 1
 	rsaKey := testenv.Must(rsa.GenerateKey(rand.Reader, 2048))(t)
