@@ -103,13 +103,9 @@ func (rs *ruleset) tunnelSource(from netip.Addr, inside netip.Prefix) {
 
 // numberRange writes a network as a range of numbers, to compare with raw payload.
 func numberRange(p netip.Prefix) string {
-	first := p.Masked().Addr().AsSlice()
-	last := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < len(last)*8; bit++ {
-		last[bit/8] |= 0x80 >> (bit % 8)
-	}
+	first := "0x" + hex.EncodeToString(p.Masked().Addr().AsSlice())
 	if p.IsSingleIP() {
-		return "0x" + hex.EncodeToString(first)
+		return first
 	}
-	return "0x" + hex.EncodeToString(first) + "-0x" + hex.EncodeToString(last)
+	return first + "-0x" + hex.EncodeToString(clusterconfig.LastAddress(p).AsSlice())
 }

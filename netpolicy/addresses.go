@@ -8,6 +8,8 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	netutils "k8s.io/utils/net"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // span is a range of addresses of one family, both ends included.
@@ -20,19 +22,7 @@ func (s span) String() string {
 	return s.first.String() + "-" + s.last.String()
 }
 
-func spanOf(p netip.Prefix) span {
-	p = p.Masked()
-	last := p.Addr().AsSlice()
-	for i := range last {
-		for bit := range 8 {
-			if i*8+bit >= p.Bits() {
-				last[i] |= 0x80 >> bit
-			}
-		}
-	}
-	end, _ := netip.AddrFromSlice(last)
-	return span{p.Addr(), end}
-}
+func spanOf(p netip.Prefix) span { return span{p.Masked().Addr(), clusterconfig.LastAddress(p)} }
 
 // spansOf returns the addresses of an ipBlock: its CIDR without the exceptions, sorted and disjoint. The API rejects
 // invalid CIDRs. An invalid CIDR as the block yields no addresses, and as an exception it excludes the whole block.

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // Interface is the interface on which an address is announced.
@@ -145,12 +147,7 @@ func reservedIn(address netip.Addr, network netip.Prefix) error {
 	if !address.Is4() || network.Bits() >= 31 {
 		return nil
 	}
-	first := network.Masked().Addr()
-	last := first.As4()
-	for i := network.Bits(); i < 32; i++ {
-		last[i/8] |= 1 << (7 - i%8)
-	}
-	if address == first || address == netip.AddrFrom4(last) {
+	if address == network.Masked().Addr() || address == clusterconfig.LastAddress(network) {
 		return fmt.Errorf("%s is the first or the last address of %s, which no machine can have", address, network.Masked())
 	}
 	return nil

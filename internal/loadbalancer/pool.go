@@ -10,6 +10,8 @@ import (
 	"math/bits"
 	"net/netip"
 	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // Range is a range of addresses of a pool, both ends included.
@@ -34,20 +36,11 @@ func ParseRange(text string) (Range, error) {
 		return Range{}, fmt.Errorf("%q is neither an address, nor a range such as 192.168.1.240-192.168.1.250, nor a network such as "+
 			"192.168.1.240/28", text)
 	}
-	r := Range{p.Masked().Addr(), lastOf(p)}
+	r := Range{p.Masked().Addr(), clusterconfig.LastAddress(p)}
 	if p.Addr().Is4() && p.Bits() < 31 {
 		r = Range{r.First.Next(), r.Last.Prev()}
 	}
 	return r, nil
-}
-
-func lastOf(p netip.Prefix) netip.Addr {
-	bytes := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(bytes)*8; i++ {
-		bytes[i/8] |= 1 << (7 - i%8)
-	}
-	out, _ := netip.AddrFromSlice(bytes)
-	return out
 }
 
 // Has says whether the range contains an address.

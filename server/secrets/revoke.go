@@ -84,9 +84,3 @@ func changeRevocation(ctx context.Context, kv clientv3.KV, serverDir, node strin
 	}
 	return Revocation{}, errors.New("other commands change the cluster's tokens at this moment; nothing was changed. Run the command again")
 }
-
-// AwaitServers waits until servers refuse what was revoked up to a generation, and returns those that have not said so
-// within timeout. A server that is off does so when it starts, before it serves.
-func AwaitServers(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, timeout time.Duration) ([]string, error) {
-	return awaitTokens(ctx, kv, servers, generation, timeout)
-}

@@ -362,7 +362,7 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 		return token.Token{}, nil,
 			fmt.Errorf("%w. The token may have been replaced all the same: coracle token print shows the one that works", err)
 	}
-	behind, err := awaitTokens(ctx, kv, servers, r.Generation, timeout)
+	behind, err := AwaitServers(ctx, kv, servers, r.Generation, timeout)
 	return next, behind, err
 }
 
@@ -405,8 +405,9 @@ func (r *storedTokens) replace(rotation token.RotationRequest, caHash string) (t
 	return next, nil
 }
 
-// awaitTokens waits until servers have a generation of the tokens, and returns those that do not have it in time.
-func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, timeout time.Duration) ([]string, error) {
+// AwaitServers waits until servers have a generation of the tokens, and refuse what was revoked up to it. It returns
+// those that have not said so within timeout. A server that is off does so when it starts, before it serves.
+func AwaitServers(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, timeout time.Duration) ([]string, error) {
 	began := time.Now()
 	for {
 		answer, err := kv.Get(ctx, tokensServers, clientv3.WithPrefix())
