@@ -9,7 +9,8 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"unicode"
+
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 // libraryLog receives memberlist's log. All of it goes to the debug log, since it repeats itself every second during a
@@ -24,16 +25,6 @@ type libraryLog struct {
 // maxLogged limits how many different warnings are logged: other machines choose the content of some.
 const maxLogged = 256
 
-// withoutControl replaces characters that a terminal would interpret by question marks.
-func withoutControl(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, text)
-}
-
 // advice explains some of memberlist's lines. line is a substring of the log line.
 var advice = []struct{ line, words string }{
 	{"Decrypt packet failed", "ignoring packets from a machine without the cluster's gossip key. " +
@@ -46,7 +37,7 @@ func (l *libraryLog) std() *log.Logger { return log.New(l, "", 0) }
 
 // Write logs a line of memberlist at level Debug. A line that needs advice is logged as a warning, too.
 func (l *libraryLog) Write(line []byte) (int, error) {
-	text := withoutControl(string(bytes.TrimSpace(line))) // it quotes what other members sent
+	text := truncate.Printable(string(bytes.TrimSpace(line)), "") // it quotes what other members sent
 	l.logger.Log(context.Background(), slog.LevelDebug, text)
 	for _, a := range advice {
 		if strings.Contains(text, a.line) {

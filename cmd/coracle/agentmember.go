@@ -230,9 +230,7 @@ func (a *agentMember) balance(members []gossip.Info) {
 	for _, m := range members {
 		switch {
 		case m.State == gossip.Alive && m.Role == gossip.RoleServer:
-			for _, at := range m.API {
-				servers = append(servers, at.String())
-			}
+			servers = append(servers, clusterconfig.Strings(m.API)...)
 		case m.Role == gossip.RoleAgent:
 			agents = append(agents, m.Address.String())
 		}

@@ -50,7 +50,7 @@ func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 		return
 	}
 	f.log.Info("servers were found on this machine's networks", "servers", found)
-	if err := f.servers.Set(addressTexts(found)); err != nil {
+	if err := f.servers.Set(clusterconfig.Strings(found)); err != nil {
 		f.log.Warn("the list of servers could not be saved; retrying", "error", err)
 	}
 }
@@ -59,14 +59,6 @@ func portsOf(in []netip.AddrPort) []uint16 {
 	var out []uint16
 	for _, a := range in {
 		out = append(out, a.Port())
-	}
-	return out
-}
-
-func addressTexts(in []netip.AddrPort) []string {
-	var out []string
-	for _, a := range in {
-		out = append(out, a.String())
 	}
 	return out
 }

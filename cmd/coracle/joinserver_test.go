@@ -129,7 +129,7 @@ func TestJoinedServerTakesClustersOptions(t *testing.T) {
 	joined.Settings.Balancer = clusterconfig.Balancer{Disabled: true, Pool: []string{"192.0.2.1-192.0.2.9", "fd00::1"}}
 	c.ServerDir, c.LBReserved, c.LBPool = dir, []string{"22"}, []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}
 	joined.Settings.Disabled = clusterconfig.Disabled{clusterconfig.PartManifests, clusterconfig.PartMetrics, clusterconfig.PartHelm}
-	if o := options(); strings.Join(o.Cluster.Disabled, ",") != "coredns,manifests,servicelb,metrics-server,helm-controller" || strings.Join(loadbalancer.Texts(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
+	if o := options(); strings.Join(o.Cluster.Disabled, ",") != "coredns,manifests,servicelb,metrics-server,helm-controller" || strings.Join(clusterconfig.Strings(o.LBPool), ",") != "192.0.2.1-192.0.2.9,fd00::1" {
 		t.Errorf("disabled %v, the pool %v", o.Cluster.Disabled, o.LBPool)
 	}
 	joined.Settings.Balancer.ReservedPorts = []string{"none"}

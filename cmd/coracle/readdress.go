@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/addrwatch"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -85,11 +86,7 @@ func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 		p.Log.Info("this machine has its address again", "address", n.IPs)
 		return
 	}
-	var texts []string
-	for _, ip := range gone {
-		texts = append(texts, ip.String())
-	}
-	why := strings.Join(texts, " and ") + " is no longer an address of this machine. "
+	why := strings.Join(clusterconfig.Strings(gone), " and ") + " is no longer an address of this machine. "
 	if n.IPsGiven {
 		why += "Correct --node-ip, or leave it out so that coracle finds the address by itself, and restart coracle"
 	} else {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -243,7 +244,7 @@ func poolsText(pools []Pool) string {
 	}
 	words := make([]string, len(pools))
 	for i, p := range pools {
-		ranges := loadbalancer.Texts(p.Ranges)
+		ranges := clusterconfig.Strings(p.Ranges)
 		if len(ranges) > shownRanges {
 			ranges = append(ranges[:shownRanges], "…")
 		}

@@ -124,11 +124,11 @@ func (s Settings) APIAddresses() ([]netip.Addr, error) {
 // FlagValue formats networks as upstream's flags take them.
 func FlagValue(nets []netip.Prefix) string { return strings.Join(Strings(nets), ",") }
 
-// Strings formats each network.
-func Strings(nets []netip.Prefix) []string {
-	out := make([]string, len(nets))
-	for i, n := range nets {
-		out[i] = n.String()
+// Strings formats each of in.
+func Strings[T fmt.Stringer](in []T) []string {
+	out := make([]string, len(in))
+	for i, v := range in {
+		out[i] = v.String()
 	}
 	return out
 }

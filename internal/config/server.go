@@ -135,7 +135,7 @@ func (r *reader) server(h Host) Server {
 	nodePorts := r.portRange("service-node-port-range")
 	s.ServerSettings = clusterconfig.ServerSettings{NodePortRange: nodePorts.String(), EncryptResources: r.encryption()}
 	s.Cluster.Balancer = clusterconfig.Balancer{Disabled: s.Cluster.Disabled.Has(clusterconfig.PartServiceLB),
-		Pool: loadbalancer.Texts(s.LBPool), ReservedPorts: s.LBReserved}
+		Pool: clusterconfig.Strings(s.LBPool), ReservedPorts: s.LBReserved}
 	s.Snapshots = r.snapshots(s.Paths)
 	s.Snapshots.Schedule, s.Snapshots.S3Secret = r.schedule(), r.text("snapshot-s3-config-secret")
 	r.checkS3(&s.Snapshots)

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -46,10 +48,7 @@ func WriteKept(kept []AddressPort) string {
 	for _, ports := range slices.Sorted(maps.Keys(byPorts)) {
 		at := byPorts[ports]
 		slices.SortFunc(at, netip.Addr.Compare)
-		var words []string
-		for _, a := range at[:min(len(at), left)] {
-			words = append(words, a.String())
-		}
+		words := clusterconfig.Strings(at[:min(len(at), left)])
 		if left -= len(words); len(words) > 0 {
 			message += "; " + ports + " at " + strings.Join(words, ",")
 		}

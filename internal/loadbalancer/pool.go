@@ -87,15 +87,6 @@ func (r Range) String() string {
 	return r.First.String() + "-" + r.Last.String()
 }
 
-// Texts returns the ranges in the form that ParseRange parses.
-func Texts(ranges []Range) []string {
-	out := make([]string, len(ranges))
-	for i, r := range ranges {
-		out[i] = r.String()
-	}
-	return out
-}
-
 // Parse parses ranges.
 func Parse(texts []string) ([]Range, error) {
 	var out []Range

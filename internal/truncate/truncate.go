@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package truncate limits the length of texts.
+// Package truncate limits the length and the characters of texts.
 package truncate
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+)
 
 // Text returns a text, or its first limit bytes with an ellipsis if it is longer. It ends at a character's boundary.
 func Text(s string, limit int) string {
@@ -11,4 +14,15 @@ func Text(s string, limit int) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:limit], "") + "…"
+}
+
+// Printable replaces characters that a terminal would interpret, or that break a line, by question marks. Those in
+// except stay.
+func Printable(text, except string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || strings.ContainsRune(except, r) {
+			return r
+		}
+		return '?'
+	}, text)
 }

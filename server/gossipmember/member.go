@@ -195,17 +195,12 @@ func (m *Member) Servers() []string {
 	if member == nil {
 		return nil
 	}
-	var out []string
-	for _, a := range member.Found() {
-		out = append(out, a.String())
-	}
+	out := clusterconfig.Strings(member.Found())
 	for _, i := range member.Members() {
 		if i.Self || i.State != gossip.Alive || i.Role != gossip.RoleServer {
 			continue
 		}
-		for _, a := range i.API {
-			out = append(out, a.String())
-		}
+		out = append(out, clusterconfig.Strings(i.API)...)
 	}
 	return out
 }

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/util/keyutil"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
 
@@ -129,7 +130,7 @@ func (p *PKI) unfit(l *Leaf, pair *Pair) string {
 	if nodecreds.IdentityOf(c) != l.Identity {
 		return "it does not name its machine"
 	}
-	if !equalSets(c.DNSNames, l.DNSNames) || !equalSets(ipStrings(c.IPAddresses), ipStrings(l.IPs)) {
+	if !equalSets(c.DNSNames, l.DNSNames) || !equalSets(clusterconfig.Strings(c.IPAddresses), clusterconfig.Strings(l.IPs)) {
 		return "the names and addresses it covers changed"
 	}
 	if !slices.Equal(c.ExtKeyUsage, l.usages()) {
@@ -216,11 +217,3 @@ func (p *PKI) current(l *Leaf) (*Pair, error) {
 }
 
 func equalSets(a, b []string) bool { return sets.New(a...).Equal(sets.New(b...)) }
-
-func ipStrings(ips []net.IP) []string {
-	out := make([]string, len(ips))
-	for i, ip := range ips {
-		out[i] = ip.String()
-	}
-	return out
-}

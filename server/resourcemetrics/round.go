@@ -7,10 +7,8 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -168,12 +166,7 @@ const textLimit = 300
 
 // shortError returns an error with a short and printable text.
 func shortError(err error) error {
-	return errors.New(truncate.Text(strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, err.Error()), textLimit))
+	return errors.New(truncate.Text(truncate.Printable(err.Error(), ""), textLimit))
 }
 
 // readyFirst returns a copy of nodes in which those that are ready come first.

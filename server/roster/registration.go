@@ -13,6 +13,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // A node registration is the record of an admitted node: a Secret in kube-system, written by server/admission.
@@ -58,11 +60,7 @@ func RegisteredAddresses(registration *corev1.Secret) []netip.Addr {
 
 // FormatAddresses writes addresses in the form that ParseAddresses reads.
 func FormatAddresses(ips []netip.Addr) []byte {
-	texts := make([]string, len(ips))
-	for i, ip := range ips {
-		texts[i] = ip.String()
-	}
-	return []byte(strings.Join(texts, ","))
+	return []byte(strings.Join(clusterconfig.Strings(ips), ","))
 }
 
 // ParseAddresses parses the addresses in a registration.

@@ -360,11 +360,7 @@ func Parse(text string, reserved []netip.Prefix) ([]netip.Addr, error) {
 
 // Format writes addresses in the form that Parse reads.
 func Format(addresses []netip.Addr) string {
-	words := make([]string, len(addresses))
-	for i, a := range addresses {
-		words[i] = a.String()
-	}
-	return strings.Join(words, ",")
+	return strings.Join(clusterconfig.Strings(addresses), ",")
 }
 
 // applyAddresses stores addresses and updates the file, the certificate and the kubeconfigs. Steps that failed are

@@ -8,7 +8,8 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"unicode"
+
+	"github.com/coracle-k8s/coracle/internal/truncate"
 )
 
 func printJSON(w io.Writer, v any) error {
@@ -53,17 +54,8 @@ func printTable(w io.Writer, heads []string, rows [][]string) error {
 
 // printableLine replaces non-printing characters, which would control a terminal or break a table, by question marks.
 // Much of the printed text comes from other machines.
-func printableLine(text string) string { return printable(text, "") }
+func printableLine(text string) string { return truncate.Printable(text, "") }
 
-// printableText does the same as visible, but keeps lines and tabs. It is for texts such as an error that quotes
+// printableText does the same as printableLine, but keeps lines and tabs. It is for texts such as an error that quotes
 // another machine's response.
-func printableText(text string) string { return printable(text, "\n\t") }
-
-func printable(text, except string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) || strings.ContainsRune(except, r) {
-			return r
-		}
-		return '?'
-	}, text)
-}
+func printableText(text string) string { return truncate.Printable(text, "\n\t") }
