@@ -51,9 +51,7 @@ func TestArchitectureNamesWhatExists(t *testing.T) {
 		return err
 	})
 	page, readErr := os.ReadFile("docs/architecture.md")
-	if err != nil || readErr != nil {
-		t.Fatal(err, readErr)
-	}
+	testenv.Require(t, err == nil && readErr == nil, "%v %v", err, readErr)
 	ours, _, _ := strings.Cut(string(page), "\n## What of other modules' we set") // from there on upstream's names are mixed in
 	for _, text := range paragraphEnd.Split(ours, -1) {
 		folders := []string{"."}

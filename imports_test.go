@@ -102,9 +102,7 @@ func TestImportsAreThoseAllowed(t *testing.T) {
 			edges[a][b] = from + " → " + imp
 		}
 	}
-	if packages < 3 {
-		t.Fatalf("go list found %d packages only:\n%s", packages, out)
-	}
+	testenv.Require(t, packages >= 3, "go list found %d packages only:\n%s", packages, out)
 	for _, a := range slices.Sorted(maps.Keys(edges)) {
 		for _, b := range slices.Sorted(maps.Keys(edges[a])) {
 			switch {

@@ -48,16 +48,12 @@ func TestTypesHaveFewMethods(t *testing.T) {
 						return true
 					}
 					found = true
-					if embeds(n.Type) {
-						t.Errorf("%s: %s.%s embeds a type, whose methods it has too", path, of.folder, of.name)
-					}
+					testenv.True(t, !embeds(n.Type), "%s: %s.%s embeds a type, whose methods it has too", path, of.folder, of.name)
 				}
 				return true
 			})
 		}
-		if !found {
-			t.Errorf("%s: there is no type %s in %s", what, of.name, of.folder)
-		}
+		testenv.True(t, found, "%s: there is no type %s in %s", what, of.name, of.folder)
 		if len(methods) > of.most {
 			t.Errorf("%s: %s.%s has %d methods, at most %d: %s", what, of.folder, of.name, len(methods), of.most, strings.Join(methods, ", "))
 		}

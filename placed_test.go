@@ -39,9 +39,7 @@ func TestArchitecturePlacesEveryPackage(t *testing.T) {
 		}
 		return nil
 	}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Require(t, err == nil, "%v", err)
 }
 
 // TestGoroutinesAreInPackageDocs: the doc of a package that starts goroutines says which, and how long each of them

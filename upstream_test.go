@@ -29,9 +29,7 @@ func TestUpstreamTable(t *testing.T) {
 	text := testenv.Must(os.ReadFile(table))(t)
 	_, section, found := strings.Cut(string(text), "## What of other modules' we set")
 	section, _, _ = strings.Cut(section, "\n## ")
-	if !found {
-		t.Fatalf("%s has no such section any more", table)
-	}
+	testenv.Require(t, found, "%s has no such section any more", table)
 	rows := regexp.MustCompile(`(?m)^\|.*\| (?:`+"`go:linkname`"+`|assignment) \|.*$`).FindAllString(section, -1)
 	named := make([]int, len(rows)) // how many names of a row were found in the sources
 	settings := settingsOfOthers(t)

@@ -225,7 +225,5 @@ func eventually(t *testing.T, f func() error) {
 func wantCode(t *testing.T, err error, code uint, words string) {
 	t.Helper()
 	var e *types.Error
-	if !errors.As(err, &e) || e.Code != code || !strings.Contains(e.Error(), words) {
-		t.Errorf("got %v, want code %d with words %q", err, code, words)
-	}
+	testenv.True(t, errors.As(err, &e) && e.Code == code && strings.Contains(e.Error(), words), "got %v, want code %d with words %q", err, code, words)
 }

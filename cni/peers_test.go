@@ -159,17 +159,13 @@ func TestDesiredWaysKeepInvariantsForRandomNodes(t *testing.T) {
 			seen[w.id()] = true
 			if r, ok := w.object.(route); ok {
 				routed[r.dst] = true
-				if slices.ContainsFunc(in.podCIDRs, r.dst.Overlaps) {
-					t.Fatalf("%s leads away from this node", r)
-				}
+				testenv.Require(t, !slices.ContainsFunc(in.podCIDRs, r.dst.Overlaps), "%s leads away from this node", r)
 			}
 		}
 		for _, p := range in.peers {
 			lost := slices.ContainsFunc(trouble, func(x unreachablePeer) bool { return x.peer == p.Name })
 			for _, cidr := range p.PodCIDRs {
-				if !routed[cidr] && !lost {
-					t.Fatalf("%s of %s has no way, and no error says so", cidr, p.Name)
-				}
+				testenv.Require(t, routed[cidr] || lost, "%s of %s has no way, and no error says so", cidr, p.Name)
 			}
 		}
 		again := in
@@ -179,9 +175,7 @@ func TestDesiredWaysKeepInvariantsForRandomNodes(t *testing.T) {
 		a, b := strings.Split(render(objects, nil), "\n"), strings.Split(render(more, nil), "\n")
 		slices.Sort(a)
 		slices.Sort(b)
-		if !slices.Equal(a, b) {
-			t.Fatalf("another order of peers makes\n%v\nof\n%v", b, a)
-		}
+		testenv.Require(t, slices.Equal(a, b), "another order of peers makes\n%v\nof\n%v", b, a)
 	})
 }
 

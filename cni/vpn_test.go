@@ -158,9 +158,7 @@ func TestNodesReachOneAnotherOverVPN(t *testing.T) {
 				v.join(ns, c.at(i)[0], c.mtu, c.routes...)
 				s.nodes = append(s.nodes, ns)
 			}
-			if got := s.input(1).mtu; got != c.pods {
-				t.Errorf("pods' packets have %d bytes, want %d", got, c.pods)
-			}
+			testenv.True(t, s.input(1).mtu == c.pods, "pods' packets have %d bytes, want %d", s.input(1).mtu, c.pods)
 			s.passAll()
 			s.meets()
 			s.wholePackets()

@@ -120,9 +120,7 @@ func TestRequestsOfAttackersAreRefused(t *testing.T) {
 				}
 				code, text, _ = roundTrip(t, c.at, method, path, map[string]string{"POST": body}[method], headers...)
 			}
-			if code != c.want || !strings.Contains(text, c.says) {
-				t.Errorf("%d %s, want %d %s", code, text, c.want, c.says)
-			}
+			testenv.True(t, code == c.want && strings.Contains(text, c.says), "%d %s, want %d %s", code, text, c.want, c.says)
 		})
 	}
 }
@@ -182,9 +180,7 @@ func TestPagesBehindForwardsAreRefused(t *testing.T) {
 			"a browser without Metadata": {"Origin", origin},
 		} {
 			code, text, _ := roundTrip(t, s, route.method, route.path, "", append(headers, "Authorization", bearer, "Content-Type", "application/json")...)
-			if code != http.StatusForbidden {
-				t.Errorf("%s %s by %s: %d %s", route.method, route.path, name, code, text)
-			}
+			testenv.True(t, code == http.StatusForbidden, "%s %s by %s: %d %s", route.method, route.path, name, code, text)
 		}
 	}
 	if _, code := tab(t, s, "good", http.Header{"Origin": {origin}}); code != http.StatusForbidden {

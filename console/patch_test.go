@@ -100,9 +100,7 @@ func TestAnotherObjectOfTheNameIsAConflict(t *testing.T) {
 func TestWholeNumbersStayAsTheyAre(t *testing.T) {
 	o := mustObject(t, "spec: {num: 9007199254740993, f: 1.5}\n")
 	text, err := o.yaml()
-	if err != nil || !strings.Contains(text, "num: 9007199254740993") || !strings.Contains(text, "f: 1.5") {
-		t.Errorf("%s, %v", text, err)
-	}
+	testenv.True(t, err == nil && strings.Contains(text, "num: 9007199254740993") && strings.Contains(text, "f: 1.5"), "%s, %v", text, err)
 	testenv.True(t, mustObject(t, "num: 9007199254740993")["num"] != mustObject(t, "num: 9007199254740992")["num"], "two numbers are the same")
 	testenv.Check(t, testenv.Err(yaml.YAMLToJSON([]byte(text))))
 }

@@ -89,9 +89,7 @@ func TestSearchIsBounded(t *testing.T) {
 		paths[i] = "/api/v1/many"
 	}
 	all, _, last, end = searchFor(t, conn, 3, "web", paths...)
-	if len(all) != maxFound || last["full"] != true || end["code"] != 0.0 {
-		t.Errorf("it finds %d, and says %v, %v", len(all), last, end)
-	}
+	testenv.True(t, len(all) == maxFound && last["full"] == true && end["code"] == 0.0, "it finds %d, and says %v, %v", len(all), last, end)
 	testenv.False(t, most.Load() > searchRequests, "%d requests at once", most.Load())
 	for i, bad := range [][]string{{""}, append([]string{"web"}, make([]string, maxSearchPaths+1)...)} {
 		if _, _, _, end = searchFor(t, conn, 4+int64(i), bad[0], bad[1:]...); end["code"] != 400.0 {

@@ -180,9 +180,7 @@ func TestMistakesOfATextHaveTheirLines(t *testing.T) {
 		lines = append(lines, fmt.Sprint(s.number, s.problems))
 	}
 	for i, want := range []string{"1 [{3 this", "2 [{7 this is not YAML: key", "3 [{9 this is not an object", "4 [{11 this is not YAML: unknown anchor", "5 []"} {
-		if i >= len(lines) || !strings.HasPrefix(lines[i], want) {
-			t.Errorf("the problems are %q, want %s", lines, want)
-		}
+		testenv.True(t, i < len(lines) && strings.HasPrefix(lines[i], want), "the problems are %q, want %s", lines, want)
 	}
 }
 

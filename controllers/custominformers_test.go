@@ -62,9 +62,7 @@ func TestInformerOfCustomResourcesEndsWithItsLastMonitor(t *testing.T) {
 		testenv.True(t, informer.IsStopped(), "an informer without monitors still runs")
 		fresh, end := monitor(t, f)
 		sleep(unusedFor)
-		if fresh == informer || fresh.IsStopped() || !fresh.HasSynced() {
-			t.Error("a resource that came back has no informer that runs")
-		}
+		testenv.True(t, fresh != informer && !fresh.IsStopped() && fresh.HasSynced(), "a resource that came back has no informer that runs")
 		cancel()
 		end()
 		f.Wait()

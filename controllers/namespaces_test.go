@@ -49,8 +49,6 @@ func TestDiscoveryIsNeverEmpty(t *testing.T) {
 		{some, nil, "apps/v1", false}, {some, gone, "apps/v1", true}, {nil, gone, "v1", true}, {nil, nil, "v1", true},
 	} {
 		got, err := neverEmpty(func() ([]*metav1.APIResourceList, error) { return tt.lists, tt.err })()
-		if len(got) != 1 || got[0].GroupVersion != tt.want || (err != nil) != tt.fails {
-			t.Errorf("%v, %v: got %v, %v", tt.lists, tt.err, got, err)
-		}
+		testenv.True(t, len(got) == 1 && got[0].GroupVersion == tt.want && (err != nil) == tt.fails, "%v, %v: got %v, %v", tt.lists, tt.err, got, err)
 	}
 }

@@ -122,9 +122,7 @@ func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 		}
 		limits.Node = 30_000
 		r := Desired(w.State, limits)
-		if len(r.OverBudget) != 1 || !strings.Contains(r.OverBudget["mallory"], "all namespaces") {
-			t.Errorf("the largest has to go first: %v", r.OverBudget)
-		}
+		testenv.True(t, len(r.OverBudget) == 1 && strings.Contains(r.OverBudget["mallory"], "all namespaces"), "the largest has to go first: %v", r.OverBudget)
 	})
 }
 
@@ -217,9 +215,7 @@ func (w *world) admitted(t *testing.T) (out []string) {
 			out = slices.Sorted(maps.Keys(s.Elems))
 		}
 	}
-	if sets != 1 {
-		t.Fatalf("%d sets", sets)
-	}
+	testenv.Require(t, sets == 1, "%d sets", sets)
 	return out
 }
 

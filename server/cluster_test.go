@@ -86,9 +86,7 @@ func TestServerServesAndRestarts(t *testing.T) {
 	}
 	testenv.Check(t, testenv.Err(c.kube.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{})), "a Secret from before the restart")
 	svc, err := c.kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})
-	if err != nil || svc.ResourceVersion != versions["kube-dns"] {
-		t.Errorf("the second start wrote the DNS Service again: %v, %v", svc.ResourceVersion, err)
-	}
+	testenv.True(t, err == nil && svc.ResourceVersion == versions["kube-dns"], "the second start wrote the DNS Service again: %v, %v", svc.ResourceVersion, err)
 	stop()
 }
 
@@ -200,9 +198,7 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 		return r.Kvs[0].Value
 	}
 	before := stored("treasure")
-	if !bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) || bytes.Contains(before, []byte("palm")) {
-		t.Fatalf("stored as %.60q", before)
-	}
+	testenv.Require(t, bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) && !bytes.Contains(before, []byte("palm")), "stored as %.60q", before)
 	testenv.NoError(t, encryption.Rotation{Shared: testenv.Must(secrets.SharedEncryption(store, o.ServerDir))(t), Client: c.config,
 		Servers: func(ctx context.Context) ([]string, error) {
 			list, err := store.MemberList(ctx)
@@ -259,9 +255,7 @@ func testRenewal(t *testing.T, o Options, c *clients, clock *testclock.FakeClock
 	waitFor(t, "the renewer to wait", clock.HasWaiters)
 	clock.SetTime(now)
 	waitFor(t, "the port to show another certificate", func() bool { return !shown().Equal(certificate) })
-	if got := shown().NotAfter; got.Before(now.AddDate(0, 11, 0)) {
-		t.Errorf("the new certificate is valid until %s", got)
-	}
+	testenv.True(t, !shown().NotAfter.Before(now.AddDate(0, 11, 0)), "the new certificate is valid until %s", shown().NotAfter)
 	waitFor(t, "the administrator's kubeconfig", func() bool { return read() != kubeconfig })
 	for who, clients := range map[string]*clients{"old": c, "new": newClients(t, o)} {
 		testenv.Check(t, testenv.Err(clients.kube.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})), "with the %s kubeconfig", who)

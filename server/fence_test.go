@@ -67,8 +67,6 @@ func TestWritesOfEndedTermAreRefused(t *testing.T) {
 			}
 			return nil // the refusal ends the request as it ends the term
 		})
-		if !errors.Is(err, leading.ErrTermOver) || strings.Contains(err.Error(), "it was done") {
-			t.Errorf("%s in a term that is over: %v", name, err)
-		}
+		testenv.True(t, errors.Is(err, leading.ErrTermOver) && !strings.Contains(err.Error(), "it was done"), "%s in a term that is over: %v", name, err)
 	}
 }

@@ -57,9 +57,7 @@ func TestARPRequestsAreAnswered(t *testing.T) {
 		{"nothing", nil, false, noHW},
 	} {
 		h := four.hear(tt.frame)
-		if (h.answer != nil) != tt.answered || h.conflicting != tt.claimant {
-			t.Errorf("%s: answer %x, claimant %x", tt.name, h.answer, h.conflicting)
-		}
+		testenv.True(t, (h.answer != nil) == tt.answered && h.conflicting == tt.claimant, "%s: answer %x, claimant %x", tt.name, h.answer, h.conflicting)
 	}
 }
 
@@ -143,9 +141,7 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		for _, n := range []neighbour{four, six} {
 			h := n.hear(frame)
-			if h.conflicting != noHW && (h.conflicting == own || h.answer != nil) {
-				t.Errorf("claimed by %x, answered %x", h.conflicting, h.answer)
-			}
+			testenv.False(t, h.conflicting != noHW && (h.conflicting == own || h.answer != nil), "claimed by %x, answered %x", h.conflicting, h.answer)
 			if h.answer == nil {
 				continue
 			}

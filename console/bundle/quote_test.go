@@ -25,9 +25,7 @@ func TestBashReadsQuotedWordsBack(t *testing.T) {
 	built := api.Build(api.BuildOptions{
 		EntryPoints: []string{"../web/src/base/quote.ts"}, Bundle: true, Format: api.FormatIIFE, GlobalName: "shell", Target: api.ES2022,
 	})
-	if len(built.Errors) > 0 {
-		t.Fatal(built.Errors)
-	}
+	testenv.Require(t, len(built.Errors) == 0, "%v", built.Errors)
 	words := []string{
 		"a", "", "=ls", "-n", "a b", "it's", `\`, `\'`, `'\''`, "$(touch canary)", "`touch canary`", "';touch canary;'", `\';touch canary;'`,
 		"a\nb", "a\n", "\t", "\u202e", "\u200b", "é", "𝒳", "\U000e0041", "a\u00a0b", "~", "*", "{a,b}", "!!", "#", "&", "|", "\x01", "\x7f", "x\u0301", "\u2028'",

@@ -297,14 +297,10 @@ func TestCertificatesAreRenewedBeforeExpiry(t *testing.T) {
 			for _, host := range names {
 				issued := b.ca.issued[host]
 				least, most := int(364*day/(life*2/3))+1, int(364*day/(life*2/3-life/30-life/90))+1
-				if n := len(issued); n < least || n > most {
-					t.Errorf("%s: %d certificates, want %d to %d", host, n, least, most)
-				}
+				testenv.True(t, len(issued) >= least && len(issued) <= most, "%s: %d certificates, want %d to %d", host, len(issued), least, most)
 				for i, c := range issued[1:] {
 					left := issued[i].NotAfter.Sub(c.NotBefore.Add(time.Hour))
-					if left > life/3+life/30+time.Minute || left < life/3-time.Minute {
-						t.Errorf("%s: renewed with %s left of %s", host, left, life)
-					}
+					testenv.True(t, left <= life/3+life/30+time.Minute && left >= life/3-time.Minute, "%s: renewed with %s left of %s", host, left, life)
 					moments[c.NotBefore.Truncate(time.Hour)]++
 				}
 			}
@@ -363,9 +359,7 @@ func TestNextLeaderContinuesInterruptedOrder(t *testing.T) {
 				if what == "request" && last == "/order" { // the leader never heard of its order
 					most = 2
 				}
-				if n := len(b.ca.orders); n > most {
-					t.Errorf("killed after %s %d (%s): %d orders", what, at, last, n)
-				}
+				testenv.True(t, len(b.ca.orders) <= most, "killed after %s %d (%s): %d orders", what, at, last, len(b.ca.orders))
 				if n := len(b.ca.validations["a.example"]); n != 1 || len(b.ca.issued["a.example"]) != 1 || len(b.ca.failures) != 0 {
 					t.Errorf("killed after %s %d (%s): %d validations, %d certificates, failures %v", what, at, last, n, len(b.ca.issued["a.example"]), b.ca.failures)
 				}

@@ -39,9 +39,7 @@ func TestSitesKeepTheirChosenPorts(t *testing.T) {
 		many = append(many, fmt.Sprintf("n%d:g:%05d", i%3, i))
 	}
 	data, without = choosePorts(nil, many)
-	if len(data) != table.LastGatewayPort-table.FirstGatewayPort+1 || len(without) != 2 {
-		t.Errorf("%d sites have ports, %v have none", len(data), without)
-	}
+	testenv.True(t, len(data) == table.LastGatewayPort-table.FirstGatewayPort+1 && len(without) == 2, "%d sites have ports, %v have none", len(data), without)
 	have = map[string]uint16{}
 	for port := table.FirstGatewayPort; port <= table.LastGatewayPort; port++ {
 		have[fmt.Sprintf("n:g:%d", port)] = uint16(port)
@@ -220,9 +218,7 @@ func TestServicesFollowGatewaysLife(t *testing.T) {
 			svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal || len(svc.Spec.Selector) > 0 || len(svc.Spec.Ports) != 2 {
 			t.Errorf("the Service is %+v", svc)
 		}
-		if !isOf(svc, g) {
-			t.Errorf("its owner is %v", svc.OwnerReferences)
-		}
+		testenv.True(t, isOf(svc, g), "its owner is %v", svc.OwnerReferences)
 		testenv.Equal(t, fmt.Sprint(b.ports()), "map[10060:shop:web:80 10061:shop:web:8080]", "the ports are")
 
 		// Nodes: one serves both ports, one another Gateway's site at the same port.
@@ -241,9 +237,7 @@ func TestServicesFollowGatewaysLife(t *testing.T) {
 		testenv.Must(b.client.CoreV1().Services("shop").UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(t)
 		time.Sleep(time.Second)
 		now := b.gateway()
-		if len(now.Status.Addresses) != 1 || now.Status.Addresses[0].Value != "192.0.2.80" {
-			t.Errorf("the Gateway's addresses are %v", now.Status.Addresses)
-		}
+		testenv.True(t, len(now.Status.Addresses) == 1 && now.Status.Addresses[0].Value == "192.0.2.80", "the Gateway's addresses are %v", now.Status.Addresses)
 		programmed := slices.IndexFunc(now.Status.Conditions, func(c metav1.Condition) bool {
 			return c.Type == string(gatewayv1.GatewayConditionProgrammed) && c.Status == metav1.ConditionTrue
 		})

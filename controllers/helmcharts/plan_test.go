@@ -186,9 +186,7 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 				c := meta.FindStatusCondition(d.Status.Conditions, kinds.Ready)
 				ready = c.Reason + " " + c.Message
 			}
-			if tc.ready == "" && ready != "" || !strings.HasPrefix(ready, tc.ready) {
-				t.Errorf("it says %q, want %q", ready, tc.ready)
-			}
+			testenv.False(t, tc.ready == "" && ready != "" || !strings.HasPrefix(ready, tc.ready), "it says %q, want %q", ready, tc.ready)
 			if event := ""; d.Event != nil || tc.event != "" {
 				if d.Event != nil {
 					event = d.Event.Reason

@@ -54,9 +54,7 @@ func TestDefaultCertificateIsKept(t *testing.T) {
 		wake()
 		now := b.defaultCertificate()
 		pair, err = tls.X509KeyPair(now.Data[corev1.TLSCertKey], now.Data[corev1.TLSPrivateKeyKey])
-		if err != nil || pair.Leaf.NotAfter.Before(time.Now().Add(ingress.DefaultRest)) {
-			t.Errorf("it was not renewed: %v", err)
-		}
+		testenv.True(t, err == nil && !pair.Leaf.NotAfter.Before(time.Now().Add(ingress.DefaultRest)), "it was not renewed: %v", err)
 	})
 }
 

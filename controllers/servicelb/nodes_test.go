@@ -115,9 +115,7 @@ func TestHeartbeatsWakeNoController(t *testing.T) {
 		t.Error("a change does not matter")
 	}
 	pod := lb.HostPortPod("p", "a", "p", 80)
-	if podMatters(pod, pod) || !podMatters(nil, pod) || podMatters(nil, &corev1.Pod{}) {
-		t.Error("pods")
-	}
+	testenv.True(t, !podMatters(pod, pod) && podMatters(nil, pod) && !podMatters(nil, &corev1.Pod{}), "pods")
 	ended := pod.DeepCopy()
 	ended.Status.Phase = corev1.PodSucceeded
 	testenv.True(t, podMatters(pod, ended), "a pod that has ended does not matter")

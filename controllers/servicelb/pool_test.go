@@ -94,9 +94,7 @@ func TestPlansAreStableAndWithoutConflicts(t *testing.T) {
 			s.Services = append(s.Services, lb.Service(fmt.Sprint("s", step), step, change...))
 		}
 		plan := servicelb.Plan(s)
-		if fmt.Sprint(plan) != fmt.Sprint(servicelb.Plan(s)) {
-			t.Fatalf("step %d: the same state gives two plans", step)
-		}
+		testenv.Require(t, fmt.Sprint(plan) == fmt.Sprint(servicelb.Plan(s)), "step %d: the same state gives two plans", step)
 		at := map[string]string{}
 		for _, svc := range s.Services {
 			v := plan[servicelb.Key(svc)]

@@ -128,9 +128,7 @@ func TestForeignPortsAreRefused(t *testing.T) {
 	for step := range 1500 {
 		w.change(step)
 		for round := 0; w.round(t, step); round++ {
-			if round == 10 {
-				t.Fatalf("step %d: it never rests", step)
-			}
+			testenv.Require(t, round != 10, "step %d: it never rests", step)
 		}
 	}
 	t.Logf("%d times a Service got a port that none had", w.handed)
@@ -143,9 +141,7 @@ func TestForeignPortsAreRefused(t *testing.T) {
 func (w *theft) round(t *testing.T, step int) (changed bool) {
 	t.Helper()
 	plan := Plan(&w.State)
-	if fmt.Sprint(plan) != fmt.Sprint(Plan(&w.State)) {
-		t.Fatalf("step %d: the same state gives two plans", step)
-	}
+	testenv.Require(t, fmt.Sprint(plan) == fmt.Sprint(Plan(&w.State)), "step %d: the same state gives two plans", step)
 	now := map[addressPort]types.NamespacedName{}
 	for _, svc := range w.Services {
 		v := plan[serviceKey(svc)]

@@ -219,9 +219,7 @@ func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 			old := lb.Service("old", 0, lb.OnPorts("443/TCP"))
 			s := &State{Services: []*corev1.Service{old}, Nodes: lb.TwoNodes(), Pools: pools}
 			storing(s, false)
-			if len(statusPorts(old))+len(poolAddresses(old)) == 0 {
-				t.Fatal("it got nothing")
-			}
+			testenv.Require(t, len(statusPorts(old))+len(poolAddresses(old)) != 0, "it got nothing")
 			now := metav1.Now()
 			old.DeletionTimestamp = &now
 			web := lb.Service("web", 100, lb.OnPorts("443/TCP"))

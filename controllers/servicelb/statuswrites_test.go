@@ -71,9 +71,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	}
 	round := func() {
 		t.Helper()
-		if !c.checkServices(t.Context()) {
-			t.Fatal("something could not be written")
-		}
+		testenv.Require(t, c.checkServices(t.Context()), "something could not be written")
 	}
 	come(lb.Service("web", 1))
 	round()
@@ -120,16 +118,12 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 		testenv.NoError(t, err)
 		fails = name == "web"
 		for range 2 {
-			if fails && c.checkServices(t.Context()) {
-				t.Fatal("a round without answers counts as done")
-			}
+			testenv.Require(t, !fails || !c.checkServices(t.Context()), "a round without answers counts as done")
 		}
 		fails = false
 	}
 	for range 2 {
-		if !c.checkServices(t.Context()) {
-			t.Fatal("something could not be written")
-		}
+		testenv.Require(t, c.checkServices(t.Context()), "something could not be written")
 		for name, want := range map[string]string{"web": "10.0.0.1", "old": "none"} {
 			s := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{}))(t)
 			testenv.Equal(t, ingressText(s.Status.LoadBalancer), want, "%s has", name)

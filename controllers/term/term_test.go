@@ -58,9 +58,7 @@ func TestRunGivesUpOnStragglersAndShowsThem(t *testing.T) {
 		cancel()
 		return nil
 	})
-	if !errors.Is(err, term.ErrStragglers) || !strings.Contains(err.Error(), "term_test.straggle") {
-		t.Errorf("got %v", err)
-	}
+	testenv.True(t, errors.Is(err, term.ErrStragglers) && strings.Contains(err.Error(), "term_test.straggle"), "got %v", err)
 }
 
 func straggle(release <-chan struct{}) { <-release }
@@ -176,9 +174,7 @@ func TestRunGivesUpOnAPartInsideARequest(t *testing.T) {
 		list(t)
 		return nil
 	})
-	if !errors.Is(err, term.ErrStragglers) || !strings.Contains(err.Error(), "inside requests") {
-		t.Errorf("got %v", err)
-	}
+	testenv.True(t, errors.Is(err, term.ErrStragglers) && strings.Contains(err.Error(), "inside requests"), "got %v", err)
 	close(release)
 	informersAreFree(t)
 }

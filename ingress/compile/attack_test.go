@@ -192,9 +192,7 @@ func TestOnlyChallengesAreOpen(t *testing.T) {
 		if err := json.Unmarshal(desired(t, State{Ingresses: []*networkingv1.Ingress{i}}).Sections[table.HostKey(table.SiteIngress, "h")], &h); err != nil {
 			t.Fatal(err)
 		}
-		if p := h.Routes[0].Policy; (p == nil || p.External == nil) != open {
-			t.Errorf("%s: %+v", path, p)
-		}
+		testenv.True(t, (h.Routes[0].Policy == nil || h.Routes[0].Policy.External == nil) == open, "%s: %+v", path, h.Routes[0].Policy)
 	}
 }
 

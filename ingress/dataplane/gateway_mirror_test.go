@@ -97,9 +97,7 @@ func TestMirrorsGetTheirShare(t *testing.T) {
 		get(t, c, "http://a/")
 	}
 	waitUntil(t, "all are sent", func() bool { return f.mirrors.open.Load() == 0 })
-	if n := len(got); n < 18 || n > 22 {
-		t.Errorf("%d of 100 requests are mirrored, want a fifth", n)
-	}
+	testenv.True(t, len(got) >= 18 && len(got) <= 22, "%d of 100 requests are mirrored, want a fifth", len(got))
 }
 
 func TestStuckMirrorsCostNothing(t *testing.T) {

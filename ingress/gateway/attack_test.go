@@ -27,9 +27,7 @@ func accepted(t testing.TB, r Result, route string) string {
 	t.Helper()
 	namespace, name, _ := strings.Cut(route, "/")
 	parents := r.HTTPRouteStatus[types.NamespacedName{Namespace: namespace, Name: name}].Parents
-	if len(parents) == 0 {
-		t.Fatalf("the route %s has no parent", route)
-	}
+	testenv.Require(t, len(parents) != 0, "the route %s has no parent", route)
 	for _, c := range parents[0].Conditions {
 		if c.Type == string(gatewayv1.RouteConditionAccepted) {
 			return c.Reason
@@ -212,9 +210,7 @@ func TestAuthoritiesAreBounded(t *testing.T) {
 			size += len(s)
 		}
 	}
-	if size == 0 || size > maxSecrets/2/secretCost*11/10 {
-		t.Errorf("the authorities of one namespace take %d bytes", size)
-	}
+	testenv.True(t, size != 0 && size <= maxSecrets/2/secretCost*11/10, "the authorities of one namespace take %d bytes", size)
 	testenv.Contains(t, string(r.Sections[table.HostKey(Site("infra", "g", 80), "")]), "more memory in the proxies", "a backend whose authorities are left out is not invalid:")
 }
 
@@ -309,9 +305,7 @@ stringData: {tls.names: a.example}
 		return false
 	}
 	w.Memory = &Memory{}
-	if !programmed() {
-		t.Fatal("a certificate is not served")
-	}
+	testenv.Require(t, programmed(), "a certificate is not served")
 	name := types.NamespacedName{Namespace: "a", Name: "cert"}
 	large := w.secrets[name].DeepCopy()
 	large.Data[corev1.TLSCertKey] = bytes.Repeat(large.Data[corev1.TLSCertKey], 200)

@@ -71,9 +71,7 @@ var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
 
 func TestServerHasDefaultsWithoutFlags(t *testing.T) {
 	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
-	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" {
-		t.Errorf("node addresses %v", got)
-	}
+	testenv.True(t, len(s.Node.IPs) == 1 && s.Node.IPs[0].String() == "192.0.2.7", "node addresses %v", s.Node.IPs)
 	checks := map[string]struct{ got, want any }{
 		"name":       {s.Node.Name, "board1"},
 		"advertise":  {s.AdvertiseAddress.String(), "192.0.2.7"},
@@ -139,9 +137,7 @@ func TestTokenIsReadFromFile(t *testing.T) {
 func TestMachineWithoutAddressIsRefused(t *testing.T) {
 	_, err := load(t, map[string]string{}, nil, host{"a", []string{"10.42.0.1"}})
 	var p config.Problems
-	if !errors.As(err, &p) || len(p) != 1 || !strings.Contains(p[0], "--node-ip: this machine has no address but loopback") {
-		t.Errorf("got %v", err)
-	}
+	testenv.True(t, errors.As(err, &p) && len(p) == 1 && strings.Contains(p[0], "--node-ip: this machine has no address but loopback"), "got %v", err)
 }
 
 func TestUnknownProfileIsRefused(t *testing.T) {
@@ -354,9 +350,7 @@ func TestNameWithID(t *testing.T) {
 	testenv.Require(t, err == nil && s.Node.WithID, "%v, %v", err, s)
 	dir := filepath.Join(t.TempDir(), "agent")
 	first, err := config.NameWithID("board1", dir)
-	if err != nil || len(first) != len("board1-00000000") || !strings.HasPrefix(first, "board1-") {
-		t.Fatalf("%q, %v", first, err)
-	}
+	testenv.Require(t, err == nil && len(first) == len("board1-00000000") && strings.HasPrefix(first, "board1-"), "%q, %v", first, err)
 	testenv.Equal(t, testenv.Must(config.NameWithID("board1", dir))(t), first, "a second start:")
 	if other, err := config.NameWithID("board1", t.TempDir()); err != nil || other == first {
 		t.Errorf("another machine: %q, %v", other, err)

@@ -40,9 +40,7 @@ func TestParseS3NamesEveryMistake(t *testing.T) {
 // TestS3FromSecret: the keys of k3s' Secrets.
 func TestS3FromSecret(t *testing.T) {
 	got := config.S3FromSecret(map[string][]byte{"etcd-s3-bucket": []byte("k3s"), "snapshot-s3-bucket": []byte("boats"), "etcd-s3-access-key": []byte("a"), "other": []byte("x")})
-	if len(got) != 2 || got[config.S3Bucket] != "boats" || got[config.S3AccessKey] != "a" {
-		t.Errorf("%q", got)
-	}
+	testenv.True(t, len(got) == 2 && got[config.S3Bucket] == "boats" && got[config.S3AccessKey] == "a", "%q", got)
 }
 
 func TestS3CertificateIsTakenAsPEMOrBase64(t *testing.T) {
@@ -121,9 +119,7 @@ func TestS3EndpointsAreThoseMinioTakes(t *testing.T) {
 		"fd00::9": false, "[fd00::9": false, "user@minio": false,
 	} {
 		s, err := config.ParseS3(map[string]string{config.S3Bucket: "b", config.S3Endpoint: text})
-		if (err == nil) != good {
-			t.Errorf("%q: %v", text, err)
-		}
+		testenv.True(t, (err == nil) == good, "%q: %v", text, err)
 		if err == nil {
 			testenv.Check(t, testenv.Err(minio.New(s.Endpoint, &minio.Options{Secure: true})), "%q is taken, and minio says", text)
 		}

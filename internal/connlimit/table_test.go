@@ -121,8 +121,6 @@ func TestSourceWithTooManyClosesItsOwn(t *testing.T) {
 				t.Fatal("refused")
 			}
 		}
-		if !slices.Equal(closed, want) {
-			t.Errorf("with fixed addresses %v: closed %q, want %q", fixed, closed, want)
-		}
+		testenv.True(t, slices.Equal(closed, want), "with fixed addresses %v: closed %q, want %q", fixed, closed, want)
 	}
 }

@@ -120,9 +120,7 @@ func TestUnusualChainNamesAreNotInCommands(t *testing.T) {
 	}
 	testenv.NoError(t, conn.Flush())
 	chains, err := hostfirewall.Find()
-	if err != nil || len(chains) != 3 {
-		t.Fatalf("found %v, %v", chains, err)
-	}
+	testenv.Require(t, err == nil && len(chains) == 3, "found %v, %v", chains, err)
 	got := hostfirewall.Commands(chains, hostfirewall.Needs{Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}})
 	testenv.EqualSlices(t, got, []string{"nft insert rule inet x f ip saddr 10.42.0.0/16 accept", "nft insert rule inet x f ip daddr 10.42.0.0/16 accept"}, "to be typed:")
 	if text := hostfirewall.Describe(chains); !strings.Contains(text, `inet "x f; reboot" "f; reboot"`) || strings.Contains(text, "\n") {

@@ -33,8 +33,6 @@ func TestConnectionsOfRevokedNodesEnd(t *testing.T) {
 	testenv.Fails(t, testenv.Err(g.Hold(certificate("n1", 0), nil)), "a revoked node connects")
 	hold("the next machine", certificate("n1", 1))
 	g.Set(Revoked{"n1": 1})
-	if len(ended) != 2 || ended["first"] != 1 || ended["second"] != 1 {
-		t.Errorf("ended: %v", ended)
-	}
+	testenv.True(t, len(ended) == 2 && ended["first"] == 1 && ended["second"] == 1, "ended: %v", ended)
 	testenv.Equal(t, len(g.open), 2, "connections are held:")
 }

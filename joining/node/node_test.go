@@ -201,9 +201,7 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 		o.API = "https://127.0.0.1:7444"
 		testenv.Check(t, testenv.Err(node.Join(t.Context(), o)))
 		text, err := os.ReadFile(f.KubeletKubeconfig)
-		if err != nil || !strings.Contains(string(text), o.API) {
-			t.Errorf("%v: the kubelet looks for the API where it was:\n%s", err, text)
-		}
+		testenv.True(t, err == nil && strings.Contains(string(text), o.API), "%v: the kubelet looks for the API where it was:\n%s", err, text)
 		s.start(s.address)
 	})
 	t.Run("the server that was named is gone", func(t *testing.T) {
@@ -248,9 +246,7 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 		o.Now = func() time.Time { return time.Now().AddDate(0, 0, 400) }
 		_, err := node.Join(t.Context(), o)
 		var refusal *protocol.Refusal
-		if !errors.As(err, &refusal) || refusal.Code != protocol.CodeClock {
-			t.Errorf("%v: the machine did not ask, with its token", err)
-		}
+		testenv.True(t, errors.As(err, &refusal) && refusal.Code == protocol.CodeClock, "%v: the machine did not ask, with its token", err)
 	})
 }
 

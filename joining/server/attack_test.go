@@ -113,9 +113,7 @@ func TestProofHoldsOnlyOnItsConnection(t *testing.T) {
 	testenv.True(t, proof.Verify(first.ConnectionState(), f.tokens.Agent), "a proof does not hold on its own connection")
 	testenv.False(t, proof.Verify(second.ConnectionState(), f.tokens.Agent), "a proof holds on another connection")
 	mac, err := protocol.ServerProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
-	if err != nil || bytes.Equal(mac, proof.MAC) {
-		t.Errorf("a machine's proof can be sent back as the server's: %v", err)
-	}
+	testenv.True(t, err == nil && !bytes.Equal(mac, proof.MAC), "a machine's proof can be sent back as the server's: %v", err)
 }
 
 // TestReplayedJoinRequestIsRefused: a request with which a machine was let in is refused when its bytes are sent
@@ -164,9 +162,7 @@ func exchange(t *testing.T, c *tls.Conn, request []byte) protocol.Response {
 	t.Helper()
 	testenv.Must(c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)))(t)
 	said, err := io.ReadAll(c)
-	if err != nil || len(said) < 4 {
-		t.Fatalf("%d bytes of an answer: %v", len(said), err)
-	}
+	testenv.Require(t, err == nil && len(said) >= 4, "%d bytes of an answer: %v", len(said), err)
 	var a protocol.Response
 	testenv.NoError(t, json.Unmarshal(said[4:], &a))
 	return a
@@ -200,9 +196,7 @@ func TestGarbageEndsTheConnectionAlone(t *testing.T) {
 		testenv.Must(io.WriteString(c, said))(t)
 		testenv.NoError(t, c.CloseWrite())
 		answer, err := io.ReadAll(c)
-		if err == nil && len(answer) > 0 && !bytes.Contains(answer, []byte("refusal")) {
-			t.Errorf("%q was answered with %q", said, answer)
-		}
+		testenv.False(t, err == nil && len(answer) > 0 && !bytes.Contains(answer, []byte("refusal")), "%q was answered with %q", said, answer)
 		c.Close()
 	}
 	testenv.Check(t, testenv.Err(protocol.Send(t.Context(), f.question())), "after all that")

@@ -110,17 +110,13 @@ func checkCache(t *rapid.T, cache *cachedLog, next uint64, wanted bool) {
 	for i := uint64(0); i < next+3; i++ {
 		var got, want raft.Log
 		errGot, errWant := cache.GetLog(i, &got), cache.Log.GetLog(i, &want)
-		if !errors.Is(errGot, errWant) || !sameEntry(&got, &want) {
-			t.Fatalf("entry %d: %v, %v; on disk %v, %v", i, got, errGot, want, errWant)
-		}
+		testenv.Require(t, errors.Is(errGot, errWant) && sameEntry(&got, &want), "entry %d: %v, %v; on disk %v, %v", i, got, errGot, want, errWant)
 	}
 	var held int64
 	for i := range cache.entries {
 		held += memorySize(&cache.entries[i])
 	}
-	if held != cache.bytes || held > cache.maxBytes {
-		t.Fatalf("the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.maxBytes)
-	}
+	testenv.Require(t, held == cache.bytes && held <= cache.maxBytes, "the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.maxBytes)
 	// The newest entry is there, if it can be.
 	var newest raft.Log
 	if last, _ := cache.LastIndex(); last != 0 && len(cache.entries) == 0 {
@@ -145,9 +141,7 @@ func TestCacheKeepsNewest(t *testing.T) {
 			t.Fatalf("entry %d came from the disk, %v", i, err)
 		}
 	}
-	if n := len(cache.entries); n < 100 || n > 1<<20/size {
-		t.Errorf("%d entries in the cache", n)
-	}
+	testenv.True(t, len(cache.entries) >= 100 && len(cache.entries) <= 1<<20/size, "%d entries in the cache", len(cache.entries))
 	if n := cap(cache.entries); n > 4*len(cache.entries) {
 		t.Errorf("places for %d entries", n)
 	}

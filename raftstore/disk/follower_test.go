@@ -280,15 +280,11 @@ func (f *follower) settle() {
 		f.fsm.mu.Lock()
 		done, wrong := f.fsm.state.Index >= applied || applied <= 1, f.fsm.wrong
 		f.fsm.mu.Unlock()
-		if wrong != nil {
-			f.t.Fatal(wrong)
-		}
+		testenv.Require(f.t, wrong == nil, "%v", wrong)
 		if done {
 			return
 		}
-		if time.Now().After(deadline) {
-			f.t.Fatalf("entry %d was never applied", applied)
-		}
+		testenv.Require(f.t, !time.Now().After(deadline), "entry %d was never applied", applied)
 	}
 }
 

@@ -89,14 +89,10 @@ func (m *machine) entry(t *rapid.T, commands []Command) {
 	}
 	entry = AppendEncoded(entry, Encoded(forwarded))
 	decoded, err := DecodeEntry(entry)
-	if err != nil || len(decoded) != len(commands) {
-		t.Fatalf("decoded %d of %d commands: %v", len(decoded), len(commands), err)
-	}
+	testenv.Require(t, err == nil && len(decoded) == len(commands), "decoded %d of %d commands: %v", len(decoded), len(commands), err)
 	for i, c := range decoded {
 		want := commands[i]
-		if !proto.Equal(c.Request, want.Request) {
-			t.Fatalf("decoded %v as %v", want.Request, c.Request)
-		}
+		testenv.Require(t, proto.Equal(c.Request, want.Request), "decoded %v as %v", want.Request, c.Request)
 		if c.Request = want.Request; c != want {
 			t.Fatalf("decoded %+v as %+v", want, c)
 		}
@@ -161,18 +157,14 @@ func (m *machine) complete(t *rapid.T, c Command, resp any, rev int64) {
 		return
 	}
 	h := r.GetHeader()
-	if h.GetRevision() != rev || h.ClusterId != 0 {
-		t.Fatalf("%+v: header %v, want revision %d", c, h, rev)
-	}
+	testenv.Require(t, h.GetRevision() == rev && h.ClusterId == 0, "%+v: header %v, want revision %d", c, h, rev)
 	h.Revision, h.ClusterId, h.MemberId, h.RaftTerm = -1, 1, 2, m.term
 }
 
 func (m *machine) read(t *rapid.T, r *pb.RangeRequest) {
 	got, err := m.state.Freeze().Range(r)
 	want, wantErr := m.model.read(r, m.model.now())
-	if !errors.Is(err, wantErr) {
-		t.Fatalf("%v: got error %v, want %v", r, err, wantErr)
-	}
+	testenv.Require(t, errors.Is(err, wantErr), "%v: got error %v, want %v", r, err, wantErr)
 	if wantErr == nil {
 		same(t, fmt.Sprint(r), got, want)
 	}
@@ -214,9 +206,7 @@ func (m *machine) checkEvents(t *rapid.T, view *View, events []*mvccpb.Event) {
 		if want.Kv.ModRevision < m.model.compacted {
 			continue
 		}
-		if i == len(history) {
-			t.Fatalf("event missing: %v", want)
-		}
+		testenv.Require(t, i != len(history), "event missing: %v", want)
 		v := history[i]
 		i++
 		got := &mvccpb.Event{Kv: v.KV(), PrevKv: v.Before()}
@@ -228,9 +218,7 @@ func (m *machine) checkEvents(t *rapid.T, view *View, events []*mvccpb.Event) {
 		}
 		same(t, "event", got, want)
 	}
-	if i != len(history) {
-		t.Fatalf("%d events too many", len(history)-i)
-	}
+	testenv.Require(t, i == len(history), "%d events too many", len(history)-i)
 }
 
 func (m *machine) checkLeases(t *rapid.T, view *View) {
@@ -245,9 +233,7 @@ func (m *machine) checkLeases(t *rapid.T, view *View) {
 				want = append(want, kv.Key)
 			}
 		}
-		if !ok || gotTTL != ttl || fmt.Sprint(keys) != fmt.Sprint(want) {
-			t.Fatalf("lease %d has %q, want %q", id, keys, want)
-		}
+		testenv.Require(t, ok && gotTTL == ttl && fmt.Sprint(keys) == fmt.Sprint(want), "lease %d has %q, want %q", id, keys, want)
 	}
 }
 
@@ -260,9 +246,7 @@ func (m *machine) checkReplica(t *rapid.T) {
 			t.Fatalf("at revision %d the hash is %x here and %x there", rev, x, y)
 		}
 	}
-	if !bytes.Equal(snapshotOf(t, m.state), snapshotOf(t, m.replica)) {
-		t.Fatalf("snapshots differ: %+v and %+v", a.sessions, b.sessions)
-	}
+	testenv.Require(t, bytes.Equal(snapshotOf(t, m.state), snapshotOf(t, m.replica)), "snapshots differ: %+v and %+v", a.sessions, b.sessions)
 }
 
 // restart reads the state back from its snapshot.
@@ -365,9 +349,7 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 		},
 		"unpin": func(t *rapid.T) {
 			for _, p := range m.pins {
-				if !bytes.Equal(bytesOf(t, p.snapshot), p.file) {
-					t.Fatal("a snapshot changed")
-				}
+				testenv.Require(t, bytes.Equal(bytesOf(t, p.snapshot), p.file), "a snapshot changed")
 				p.snapshot.Release()
 			}
 			m.pins = nil

@@ -32,9 +32,7 @@ func TestCallsWithoutAnswer(t *testing.T) {
 			t.Helper()
 			mu.Lock()
 			defer mu.Unlock()
-			if !slices.Equal(outcomes, want) {
-				t.Errorf("%s: %q, want %q", what, outcomes, want)
-			}
+			testenv.True(t, slices.Equal(outcomes, want), "%s: %q, want %q", what, outcomes, want)
 			outcomes = nil
 		}
 		for _, way := range [][2]string{{"a", "b"}, {"b", "a"}} {

@@ -253,7 +253,5 @@ func TestMalformedAutonomyIsWarnedOf(t *testing.T) {
 		n.Labels = map[string]string{"changed": value}
 		n = testenv.Must(nodes.Update(t.Context(), n, metav1.UpdateOptions{}))(t)
 	}
-	if len(got) != 1 || !strings.Contains(got[0], `is "2d": it has to be a duration`) {
-		t.Errorf("warnings: %q", got)
-	}
+	testenv.True(t, len(got) == 1 && strings.Contains(got[0], `is "2d": it has to be a duration`), "warnings: %q", got)
 }

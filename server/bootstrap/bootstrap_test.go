@@ -80,9 +80,7 @@ func TestApplyMakesDNSServiceAndRoles(t *testing.T) {
 	}
 	for _, b := range bindings {
 		got, err := c.RbacV1().ClusterRoleBindings().Get(ctx, b.name, metav1.GetOptions{})
-		if err != nil || got.RoleRef.Name != b.role || got.Subjects[0].Name != b.user+b.group {
-			t.Errorf("%s: %+v, %v", b.name, got, err)
-		}
+		testenv.True(t, err == nil && got.RoleRef.Name == b.role && got.Subjects[0].Name == b.user+b.group, "%s: %+v, %v", b.name, got, err)
 	}
 	// Another address, then none.
 	testenv.NoError(t, Apply(ctx, Options{Client: c, ClusterDNS: net.ParseIP("10.43.0.11")}))

@@ -743,9 +743,7 @@ func TestSimultaneousFailuresAreJudgedAtOnce(t *testing.T) {
 		time.Sleep(time.Minute) // fake time
 		nodes := testenv.Must(w.judge.o.Nodes.List(nil))(t)
 		for _, n := range nodes {
-			if readyOf(n).Status == corev1.ConditionUnknown {
-				t.Errorf("%s is Unknown, and its pods will be evicted", n.Name)
-			}
+			testenv.True(t, readyOf(n).Status != corev1.ConditionUnknown, "%s is Unknown, and its pods will be evicted", n.Name)
 		}
 	})
 }

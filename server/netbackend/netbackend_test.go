@@ -40,15 +40,11 @@ func TestServerRemembersTheBackend(t *testing.T) {
 			for _, last = range c.setting {
 				k.apply(last)
 			}
-			if kept := clusterconfig.ReadBackend(dir); kept != c.kept {
-				t.Errorf("it keeps %q, want %q", kept, c.kept)
-			}
+			testenv.Equal(t, clusterconfig.ReadBackend(dir), c.kept, "it keeps")
 			if last := k.Last(); last != c.kept {
 				t.Errorf("it heard %q last, want %q", last, c.kept)
 			}
-			if want := k.ForJoining(c.own, last); want != c.want {
-				t.Errorf("a joining machine gets %q, want %q", want, c.want)
-			}
+			testenv.Equal(t, k.ForJoining(c.own, last), c.want, "a joining machine gets")
 		})
 	}
 }

@@ -126,9 +126,7 @@ func TestEveryDocumentIsWhole(t *testing.T) {
 	w := newWorld(t)
 	for name, doc := range w.File().Index.Documents {
 		data, err := w.File().Read(doc.JSON)
-		if err != nil || !json.Valid(data) {
-			t.Errorf("%s: %v", name, err)
-		}
+		testenv.True(t, err == nil && json.Valid(data), "%s: %v", name, err)
 		if got := openapi.ContentHash(data); got != doc.Hash {
 			t.Errorf("%s: content has hash %s, the index says %s", name, got, doc.Hash)
 		}
@@ -239,9 +237,7 @@ func TestV2HasCRDsAndMetrics(t *testing.T) {
 	w.crds = append(w.crds, boat(1))
 	testenv.Equal(t, w.get("/openapi/v2", "If-None-Match", etag).Code, http.StatusOK, "with a CRD more:")
 	with := w.v2(t)
-	if len(with.Definitions) != len(without.Definitions)+2 {
-		t.Errorf("a CRD brings %d definitions", len(with.Definitions)-len(without.Definitions))
-	}
+	testenv.True(t, len(with.Definitions) == len(without.Definitions)+2, "a CRD brings %d definitions", len(with.Definitions)-len(without.Definitions))
 	testenv.Equal(t, with.Definitions["com.example.v1.Boat"].Description, "generation 1", "Boat:")
 	for _, kind := range []string{"NodeMetrics", "PodMetrics", "PodMetricsList", "ContainerMetrics"} {
 		testenv.True(t, with.Definitions["io.k8s.metrics.pkg.apis.metrics.v1beta1."+kind].Description != "", "nothing is said of %s", kind)

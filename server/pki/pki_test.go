@@ -82,9 +82,7 @@ func TestPKIIsMadeFromNothing(t *testing.T) {
 		testenv.Check(t, serving.VerifyHostname(host))
 	}
 	node := leafCert(t, leaves[4])
-	if node.Subject.CommonName != "system:node:boat" || node.Subject.Organization[0] != "system:nodes" {
-		t.Errorf("node identity is %s", node.Subject)
-	}
+	testenv.True(t, node.Subject.CommonName == "system:node:boat" && node.Subject.Organization[0] == "system:nodes", "node identity is %s", node.Subject)
 }
 
 func TestSecondOpenChangesNothing(t *testing.T) {
@@ -136,9 +134,7 @@ func TestDamagedAuthorityIsRefused(t *testing.T) {
 		testenv.NoError(t, os.WriteFile(path, half, 0o600))
 		o, _ := options(dir, today)
 		_, err = Open(o)
-		if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "backup") {
-			t.Errorf("damaged %s: %v", file, err)
-		}
+		testenv.True(t, err != nil && strings.Contains(err.Error(), path) && strings.Contains(err.Error(), "backup"), "damaged %s: %v", file, err)
 		if now, _ := os.ReadFile(path); string(now) != string(half) {
 			t.Errorf("%s was overwritten", file)
 		}
@@ -217,9 +213,7 @@ func TestClockInThePast(t *testing.T) {
 	c.SetTime(today)
 	testenv.NoError(t, p.renew(false))
 	testenv.False(t, leafCert(t, l).Equal(first), "still the certificate of the wrong clock")
-	if got := leafCert(t, l).NotAfter; got.After(today.Add(LeafLifetime)) {
-		t.Errorf("valid until %s", got)
-	}
+	testenv.True(t, !leafCert(t, l).NotAfter.After(today.Add(LeafLifetime)), "valid until %s", leafCert(t, l).NotAfter)
 	verify(t, p, l, today)
 	// A power cut without a battery: back at the beginning, and still a start.
 	q, _ := open(t, p.dir, born)

@@ -183,9 +183,7 @@ func TestRenewAuthorities(t *testing.T) {
 	p, q := testenv.Must(openIn(dir, 40*day))(t), testenv.Must(openIn(other, 41*day))(t)
 	first := p.Root()
 	for i, r := range testenv.Must(p.RenewAuthorities())(t) {
-		if r.Kept || r.SignedBy != "" || r.Name != Signers()[i] || r.Until.Before(time.Now().Add(CALifetime)) {
-			t.Errorf("%+v", r)
-		}
+		testenv.True(t, !r.Kept && r.SignedBy == "" && r.Name == Signers()[i] && !r.Until.Before(time.Now().Add(CALifetime)), "%+v", r)
 	}
 	testenv.Must(q.renewAuthority(ServerCA))(t) // interrupted
 	testenv.Must(testenv.Must(openIn(other, 41*day))(t).RenewAuthorities())(t)

@@ -175,9 +175,7 @@ func TestKubeletReportsItsOwnPodsOnly(t *testing.T) {
 		}
 		c := w.run(t)
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 20m 10s")
-		if n := len(c.current.pods); n != 1 {
-			t.Errorf("figures of %d pods are kept, want 1", n)
-		}
+		testenv.True(t, len(c.current.pods) == 1, "figures of %d pods are kept, want 1", len(c.current.pods))
 	})
 }
 

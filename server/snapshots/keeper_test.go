@@ -39,9 +39,7 @@ func TestDamagedSnapshotIsNotRestored(t *testing.T) {
 		testenv.NoError(t, os.WriteFile(path, data, 0o600))
 		to := target(t)
 		_, err := Restore(to, path, m.Key)
-		if err == nil {
-			t.Fatalf("%s: it was restored", what)
-		}
+		testenv.Require(t, err != nil, "%s: it was restored", what)
 		for _, w := range append(words, path, "Nothing was changed") {
 			testenv.True(t, strings.Contains(err.Error(), w), "%s: %v; it should say %q", what, err, w)
 		}
@@ -144,9 +142,7 @@ func TestListPruneDelete(t *testing.T) {
 	for i, header := range []string{`"server":"other"`, `"cluster":"other"`} {
 		key, _, _ := strings.Cut(header, ":")
 		foreign := regexp.MustCompile(key+`:"[^"]*"`).ReplaceAll(data, []byte(header))
-		if bytes.Equal(foreign, data) {
-			t.Fatalf("the header has no %s", key)
-		}
+		testenv.Require(t, !bytes.Equal(foreign, data), "the header has no %s", key)
 		testenv.NoError(t, os.WriteFile(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i)), foreign, 0o600))
 	}
 	deleted, err := m.Prune(t.Context(), "", 3)
@@ -220,9 +216,7 @@ func TestRevisionNeverGoesBack(t *testing.T) {
 	ahead := clocktesting.NewFakeClock(time.Now().AddDate(30, 0, 0))
 	testenv.NoError(t, raftstore.Restore(raftstore.Options{Dir: store, ClusterID: info.Cluster, NodeID: "one", Logger: slog.New(slog.DiscardHandler), Clock: ahead}, state, 0))
 	seen, err := storefiles.CheckStore(store)
-	if err != nil || seen.Revision <= first.Revision {
-		t.Fatalf("%+v, %v", seen, err)
-	}
+	testenv.Require(t, err == nil && seen.Revision > first.Revision, "%+v, %v", seen, err)
 	testenv.Must(Restore(to, info.Location, m.Key))(t)
 	if again, err := storefiles.CheckStore(store); err != nil || again.Revision <= seen.Revision {
 		t.Errorf("restored again it is at revision %d, and was at %d: %v", again.Revision, seen.Revision, err)

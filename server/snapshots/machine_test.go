@@ -90,9 +90,7 @@ func mustKey(t *testing.T, text string) Key {
 func names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
+	testenv.Require(t, err == nil || errors.Is(err, fs.ErrNotExist), "%v", err)
 	var out []string
 	for _, e := range entries {
 		out = append(out, e.Name())

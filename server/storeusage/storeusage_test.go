@@ -55,9 +55,7 @@ func TestUsageByKindAndNamespace(t *testing.T) {
 		"clusterwidgets.example.com  1", "apiservices.apiregistration.k8s.io  1", "masterleases  1", "clusterroles  1", "coracle  1",
 		"compact_rev_key  1",
 	}, "\n")
-	if got := strings.Join(lines, "\n"); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
+	testenv.True(t, strings.Join(lines, "\n") == want, "got\n%s\nwant\n%s", strings.Join(lines, "\n"), want)
 	if sum != usage.Live || usage.Live*2 != usage.Total || usage.Keys != 13 || usage.Quota != 1<<20 {
 		t.Errorf("%+v, and the kinds have %d bytes", usage.StoreSize, sum)
 	}

@@ -200,9 +200,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 			synctest.Wait()
 			rec.mu.Lock()
 			defer rec.mu.Unlock()
-			if rec.announced != want {
-				t.Errorf("%d announced, want %d, at %v", rec.announced, want, time.Since(rec.began))
-			}
+			testenv.True(t, rec.announced == want, "%d announced, want %d, at %v", rec.announced, want, time.Since(rec.began))
 		}
 		lead, stop := runHolder(t, h)
 		defer stop()

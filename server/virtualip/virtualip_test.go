@@ -131,9 +131,7 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 	take := func(text, want string) {
 		t.Helper()
 		err := v.apply(t.Context(), client, vipMap(text))
-		if (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)) {
-			t.Errorf("%s: %v, want %q", text, err, want)
-		}
+		testenv.False(t, (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)), "%s: %v, want %q", text, err, want)
 	}
 	take("192.0.2.100", "")
 	routers = []netip.Addr{router, netip.MustParseAddr("192.0.2.100")}

@@ -27,9 +27,7 @@ func ask(ctx context.Context, path string) *httptest.ResponseRecorder {
 // unpacked is the protocol buffer inside a profile.
 func unpacked(t *testing.T, w *httptest.ResponseRecorder) string {
 	t.Helper()
-	if w.Code != http.StatusOK {
-		t.Fatalf("code %d: %s", w.Code, w.Body)
-	}
+	testenv.Require(t, w.Code == http.StatusOK, "code %d: %s", w.Code, w.Body)
 	z := testenv.Must(gzip.NewReader(w.Body))(t)
 	text := testenv.Must(io.ReadAll(z))(t)
 	return string(text)
