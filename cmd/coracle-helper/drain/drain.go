@@ -221,11 +221,13 @@ func (p *Pipe) splice() outcome {
 					result = readerAbsent
 					return true
 				case err == unix.EAGAIN:
-					if waiting, _ := unix.IoctlGetInt(int(inFD), unix.TIOCINQ); waiting == 0 {
+					switch ev := pollFD(int(inFD), unix.POLLIN); {
+					case ev == 0:
 						return false // nothing to move yet
+					case ev&unix.POLLIN != 0:
+						result = outFull
 					}
-					result = outFull
-					return true
+					return true // ended: while Out is full, splice does not report that
 				default:
 					result = streamEnded
 					return true

@@ -116,6 +116,17 @@ func TestOutputPassesWithoutSpooling(t *testing.T) {
 	}
 }
 
+// While Out is full the kernel reports the same for an input without bytes and for one that has ended.
+func TestContainerEndsWhileOutIsFull(t *testing.T) {
+	s := newStream(t, 1<<20, time.Minute)
+	data := bytes.Repeat([]byte("x"), 64<<10) // as much as a FIFO holds
+	s.write(data)
+	waitFor(t, "all output in Out", func() bool { return unreadBytes(s.pipe.out) == len(data) })
+	s.w.Close()
+	testenv.True(t, bytes.Equal(s.read(len(data)), data), "the output changed on its way")
+	s.waitDone()
+}
+
 func TestSlowReaderSlowsTheContainerDown(t *testing.T) {
 	s := newStream(t, 1<<20, time.Minute)
 	data := lines(0, 50_000) // 700 KB: more than the FIFOs hold
