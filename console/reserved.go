@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	resourcehelper "k8s.io/component-helpers/resource"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // lenientValue is a value of type T. It stays empty when the JSON has another form, because the API of an extension may
@@ -84,11 +86,9 @@ func (o *rowObject) requestsAndLimits() (use []int64, limits map[string][2]int64
 
 func (r *podRequests) pod() *corev1.Pod {
 	of := func(containers []reservingContainer) []corev1.Container {
-		out := make([]corev1.Container, len(containers))
-		for i, c := range containers {
-			out[i] = corev1.Container{Name: c.Name, Resources: c.Resources, RestartPolicy: c.RestartPolicy}
-		}
-		return out
+		return convert.Slice(containers, func(c reservingContainer) corev1.Container {
+			return corev1.Container{Name: c.Name, Resources: c.Resources, RestartPolicy: c.RestartPolicy}
+		})
 	}
 	return &corev1.Pod{Spec: corev1.PodSpec{
 		InitContainers: of(r.InitContainers), Containers: of(r.Containers), Overhead: r.Overhead, Resources: r.Resources,

@@ -133,7 +133,7 @@ func (u *user) revisionsOf(ctx context.Context, path string) (anyObject, []revis
 		return nil, nil, err
 	}
 	var of workload
-	if err := convert(live, &of); err != nil {
+	if err := convertObject(live, &of); err != nil {
 		return nil, nil, err
 	}
 	collection := "controllerrevisions"
@@ -168,7 +168,7 @@ func (of *workload) revision(item anyObject) (*revision, error) {
 		metav1.ObjectMeta `json:"metadata"`
 		Revision          int64 `json:"revision"`
 	}
-	if err := convert(item, &meta); err != nil {
+	if err := convertObject(item, &meta); err != nil {
 		return nil, err
 	}
 	if !metav1.IsControlledBy(&meta, of) {
@@ -183,7 +183,7 @@ func (of *workload) revision(item anyObject) (*revision, error) {
 	var patch any
 	if data, isRevision := item["data"].(map[string]any); isRevision {
 		r.kind = types.StrategicMergePatchType
-		if err := convert(data, &from); err != nil {
+		if err := convertObject(data, &from); err != nil {
 			return nil, err
 		}
 		data["metadata"] = map[string]any{"resourceVersion": of.ResourceVersion} // a write in between is a conflict
@@ -194,13 +194,13 @@ func (of *workload) revision(item anyObject) (*revision, error) {
 			return nil, nil //nolint:nilerr,nilnil // the controller has not numbered it yet
 		}
 		r.Number, r.kind = number, types.JSONPatchType
-		if err := convert(item, &from); err != nil {
+		if err := convertObject(item, &from); err != nil {
 			return nil, err
 		}
 		patch = of.restore(from.Spec.Template, meta.Annotations)
 	}
 	var template corev1.PodTemplateSpec
-	if err := convert(from.Spec.Template, &template); err != nil {
+	if err := convertObject(from.Spec.Template, &template); err != nil {
 		return nil, err
 	}
 	for _, c := range template.Spec.Containers {
@@ -250,8 +250,8 @@ func objectDifference(before, after anyObject) (string, error) {
 	return unifiedDiff(a, b)
 }
 
-// convert converts an object of any kind to a type.
-func convert(from, to any) error {
+// convertObject converts an object of any kind to a type.
+func convertObject(from, to any) error {
 	text, err := json.Marshal(from)
 	if err == nil {
 		err = utiljson.Unmarshal(text, to)

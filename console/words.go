@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	serializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // maxUserMessages limits the messages that are made of one error.
@@ -52,11 +54,7 @@ func messagesOf(err error) []userMessage {
 
 // joinMessages returns an error in words, in one line.
 func joinMessages(err error) string {
-	var out []string
-	for _, s := range messagesOf(err) {
-		out = append(out, s.text)
-	}
-	return strings.Join(out, "; ")
+	return strings.Join(convert.Slice(messagesOf(err), func(m userMessage) string { return m.text }), "; ")
 }
 
 // conflictMessage returns the message about a field that another client owns.

@@ -21,6 +21,8 @@ import (
 	"k8s.io/client-go/informers/scheduling"
 	"k8s.io/client-go/informers/storage"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // termInformers is the term's shared informers, without finished pods, whose requests the scheduler would count as
@@ -70,9 +72,5 @@ func (f *termInformers) waitSynced(ctx context.Context) bool {
 	f.mu.Lock()
 	used := slices.Collect(maps.Values(f.used))
 	f.mu.Unlock()
-	checks := make([]cache.DoneChecker, len(used))
-	for i, informer := range used {
-		checks[i] = informer.HasSyncedChecker()
-	}
-	return cache.WaitFor(ctx, "the scheduler's informers", checks...)
+	return cache.WaitFor(ctx, "the scheduler's informers", convert.Slice(used, cache.SharedIndexInformer.HasSyncedChecker)...)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
@@ -152,11 +153,7 @@ func (o *Options) servingIPs() ([]net.IP, error) {
 
 // netIPs converts addresses to the type that certificates use.
 func netIPs(ips []netip.Addr) []net.IP {
-	out := make([]net.IP, 0, len(ips))
-	for _, ip := range ips {
-		out = append(out, ip.AsSlice())
-	}
-	return out
+	return convert.Slice(ips, func(ip netip.Addr) net.IP { return ip.AsSlice() })
 }
 
 // reserved returns the networks in which no machine has an address: those of pods and Services.

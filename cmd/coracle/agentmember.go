@@ -26,6 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -170,13 +171,7 @@ func noServerHint(tried []string) string {
 }
 
 func (a *agentMember) knownServers() []netip.AddrPort {
-	var out []netip.AddrPort
-	for _, s := range a.servers.Servers() {
-		if at, err := netip.ParseAddrPort(s); err == nil {
-			out = append(out, at)
-		}
-	}
-	return out
+	return convert.Valid(a.servers.Servers(), netip.ParseAddrPort)
 }
 
 // follow reports servers that are added or removed to the balancer. It requests the keys when other members have newer

@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/revocation"
@@ -78,9 +80,5 @@ func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error)
 	if err != nil {
 		return nil, fmt.Errorf("listing the servers: %w", err)
 	}
-	var out []string
-	for _, m := range answer.Members {
-		out = append(out, m.Name)
-	}
-	return out, nil
+	return convert.Slice(answer.Members, (*etcdserverpb.Member).GetName), nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -59,11 +60,7 @@ func sharedPorts(svc, own *corev1.Service) []string {
 }
 
 func portTexts(svc *corev1.Service) []string {
-	out := make([]string, 0, len(svc.Spec.Ports))
-	for _, p := range svc.Spec.Ports {
-		out = append(out, loadbalancer.PortOf(p.Protocol, p.Port).String())
-	}
-	return out
+	return convert.Slice(svc.Spec.Ports, func(p corev1.ServicePort) string { return loadbalancer.PortOf(p.Protocol, p.Port).String() })
 }
 
 // warnWaiting adds a warning about each Service that waits for ports while there are Ingresses.

@@ -15,6 +15,7 @@ import (
 	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -114,13 +115,7 @@ func nodeAddresses(n *corev1.Node) []netip.Addr {
 }
 
 func nodeNetworks(n *corev1.Node) []netip.Prefix {
-	var out []netip.Prefix
-	for text := range strings.SplitSeq(n.Annotations[loadbalancer.NetworksAnnotation], ",") {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			out = append(out, p)
-		}
-	}
-	return out
+	return convert.Valid(strings.Split(n.Annotations[loadbalancer.NetworksAnnotation], ","), netip.ParsePrefix)
 }
 
 // ofFamilies returns the addresses that a Service can have, in the order of its families.

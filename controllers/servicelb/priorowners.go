@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -78,11 +79,7 @@ func heldAddressPorts(svc *corev1.Service) []addressPort {
 }
 
 func portsOf(svc *corev1.Service) []Port {
-	var out []Port
-	for _, p := range svc.Spec.Ports {
-		out = append(out, loadbalancer.PortOf(p.Protocol, p.Port))
-	}
-	return out
+	return convert.Slice(svc.Spec.Ports, func(p corev1.ServicePort) Port { return loadbalancer.PortOf(p.Protocol, p.Port) })
 }
 
 // holdsAllPorts reports whether a Service holds each of its ports at some address. Such a Service comes before the

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 const (
@@ -50,13 +52,7 @@ func requestedAddresses(svc *corev1.Service) []netip.Addr {
 }
 
 func parseAll(texts []string) []netip.Addr {
-	var out []netip.Addr
-	for _, t := range texts {
-		if a, err := netip.ParseAddr(t); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
+	return convert.Valid(texts, netip.ParseAddr)
 }
 
 // hasFamily reports whether an address is of one of a Service's families.

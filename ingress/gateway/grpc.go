@@ -12,6 +12,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // grpcRules reads the rules of a GRPCRoute. A call of gRPC is a request for the path /SERVICE/METHOD.
@@ -40,10 +41,7 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 		}
 		seen[f.Type] = true
 	}
-	refs := make([]gatewayv1.BackendRef, 0, len(spec.BackendRefs))
-	for _, b := range spec.BackendRefs {
-		refs = append(refs, b.BackendRef)
-	}
+	refs := convert.Slice(spec.BackendRefs, func(b gatewayv1.GRPCBackendRef) gatewayv1.BackendRef { return b.BackendRef })
 	var p problem
 	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) {
 		var filters []gatewayv1.HTTPRouteFilter // the filters of a GRPCRoute are a subset of these

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // Ranks of kinds of paths. Lower ranks have precedence.
@@ -102,10 +103,7 @@ func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, 
 	if out.policy.Redirect != nil {
 		return out, flaw
 	}
-	refs := make([]gatewayv1.BackendRef, 0, len(spec.BackendRefs))
-	for _, b := range spec.BackendRefs {
-		refs = append(refs, b.BackendRef)
-	}
+	refs := convert.Slice(spec.BackendRefs, func(b gatewayv1.HTTPBackendRef) gatewayv1.BackendRef { return b.BackendRef })
 	var p problem
 	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) {
 		flaw = firstProblem(flaw, backendFilters(spec.BackendRefs[i].Filters, b))
@@ -380,11 +378,7 @@ func corsOf(f *gatewayv1.HTTPCORSFilter) *table.CORS {
 }
 
 func joinTexts[T ~string](parts []T) string {
-	texts := make([]string, 0, len(parts))
-	for _, p := range parts {
-		texts = append(texts, string(p))
-	}
-	return strings.Join(texts, ", ")
+	return strings.Join(convert.Slice(parts, func(p T) string { return string(p) }), ", ")
 }
 
 // policyAt returns a rule's policy at a listener. It returns nil if the policy changes nothing.

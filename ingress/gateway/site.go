@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // site is a port of a Gateway.
@@ -133,11 +134,7 @@ func (s *site) routesAt(host string) (out [][]*route) {
 
 // inOrder returns the listeners, ordered by the names of their hosts.
 func (s *site) inOrder() []*listener {
-	var out []*listener
-	for _, host := range slices.Sorted(maps.Keys(s.listeners)) {
-		out = append(out, s.listeners[host])
-	}
-	return out
+	return convert.Slice(slices.Sorted(maps.Keys(s.listeners)), func(host string) *listener { return s.listeners[host] })
 }
 
 // listenerOf returns the listener to which a host belongs: the one with the most specific match.
@@ -209,11 +206,7 @@ func (r *route) backendsAt(l *listener) []table.Backend {
 	if l.passthrough() {
 		return r.streams.passed
 	}
-	out := make([]table.Backend, 0, len(r.streams.terminated))
-	for _, b := range r.streams.terminated {
-		out = append(out, withCertificate(b, l.gateway))
-	}
-	return out
+	return convert.Slice(r.streams.terminated, func(b table.Backend) table.Backend { return withCertificate(b, l.gateway) })
 }
 
 // orderedMatch is a match with the values that decide its precedence.
@@ -229,10 +222,7 @@ func routesOf(l *listener, routes []*route) []table.Route {
 		for j := range r.rules {
 			rule := &r.rules[j]
 			policy := rule.policyAt(l)
-			backends := make([]table.Backend, 0, len(rule.backends))
-			for _, b := range rule.backends {
-				backends = append(backends, withCertificate(b, l.gateway))
-			}
+			backends := convert.Slice(rule.backends, func(b table.Backend) table.Backend { return withCertificate(b, l.gateway) })
 			for k, m := range rule.matches {
 				m.Object, m.Policy, m.Backends = r.id(), policy, backends
 				all = append(all, orderedMatch{m, i, j, k})

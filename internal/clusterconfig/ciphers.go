@@ -2,7 +2,11 @@
 
 package clusterconfig
 
-import "crypto/tls"
+import (
+	"crypto/tls"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
+)
 
 // CipherSuites returns the cipher suites of TLS 1.2 that the ports of servers and nodes accept. These are the suites
 // that encrypt and authenticate in one step (AEAD). crypto/tls alone would also accept suites in CBC mode. The suites
@@ -17,9 +21,5 @@ func CipherSuites() []uint16 {
 
 // CipherSuiteNames returns the names of CipherSuites, as Kubernetes' settings have them.
 func CipherSuiteNames() []string {
-	var names []string
-	for _, id := range CipherSuites() {
-		names = append(names, tls.CipherSuiteName(id))
-	}
-	return names
+	return convert.Slice(CipherSuites(), tls.CipherSuiteName)
 }

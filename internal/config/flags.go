@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // Flags holds the values of one command's flags. [Register] makes it, and pflag fills it while parsing.
@@ -66,11 +68,7 @@ func (v *flagValue) String() string {
 	if !ok {
 		return v.setting.Default
 	}
-	texts := make([]string, len(items))
-	for i, it := range items {
-		texts[i] = it.text
-	}
-	return strings.Join(texts, ",")
+	return strings.Join(convert.Slice(items, func(it item) string { return it.text }), ",")
 }
 
 func (v *flagValue) Set(text string) error {

@@ -15,6 +15,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // reader converts values to their types and collects their errors.
@@ -53,11 +55,7 @@ func (r *reader) elements(name string) []item {
 	if items, ok := r.vals[name]; ok {
 		return items
 	}
-	var out []item
-	for _, t := range splitList(Lookup(name).Default) {
-		out = append(out, item{text: t})
-	}
-	return out
+	return convert.Slice(splitList(Lookup(name).Default), func(t string) item { return item{text: t} })
 }
 
 // src returns the source of a setting's value.

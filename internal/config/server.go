@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -356,10 +357,7 @@ func (r *reader) ranges(name string) []loadbalancer.Range {
 
 // portList checks a list of ports and returns its texts unchanged.
 func (r *reader) portList(name string) []string {
-	var out []string
-	for _, it := range r.elements(name) {
-		out = append(out, it.text)
-	}
+	out := convert.Slice(r.elements(name), func(it item) string { return it.text })
 	if _, err := loadbalancer.ParsePorts(out); err != nil {
 		r.addProblem(r.src(name), "%v; %s alone is for none", err, loadbalancer.NoPorts)
 	}

@@ -2,7 +2,11 @@
 
 package config
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
+)
 
 // Nearest returns the candidate that a user who typed name most likely meant. It returns "" when none is near.
 func Nearest(name string, candidates []string) string {
@@ -58,9 +62,5 @@ func didYouMean(name, before string, candidates []string) string {
 }
 
 func settingNames(settings []*Setting) []string {
-	out := make([]string, len(settings))
-	for i, s := range settings {
-		out[i] = s.Name
-	}
-	return out
+	return convert.Slice(settings, func(s *Setting) string { return s.Name })
 }

@@ -26,6 +26,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	joiningserver "github.com/coracle-k8s/coracle/joining/server"
@@ -156,10 +157,7 @@ func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*pr
 		return nil, err
 	}
 	all := slices.Concat(m.Node.Addresses, m.Node.External)
-	ips := make([]net.IP, 0, len(all))
-	for _, ip := range all {
-		ips = append(ips, ip.AsSlice())
-	}
+	ips := convert.Slice(all, func(ip netip.Addr) net.IP { return ip.AsSlice() })
 	p := a.o.PKI
 	serving := p.NodeServing("", m.Node.Name, ips)
 	// The certificate has no loopback addresses: at these, users reach the API server.

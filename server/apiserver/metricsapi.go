@@ -22,6 +22,7 @@ import (
 	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
@@ -61,10 +62,7 @@ func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAP
 	if err != nil {
 		return nil, fmt.Errorf("connecting to kubelets for their metrics: %w", err)
 	}
-	var addresses []corev1.NodeAddressType
-	for _, t := range kubelets.PreferredAddressTypes {
-		addresses = append(addresses, corev1.NodeAddressType(t))
-	}
+	addresses := convert.Slice(kubelets.PreferredAddressTypes, func(t string) corev1.NodeAddressType { return corev1.NodeAddressType(t) })
 	m.collector, err = resourcemetrics.New(resourcemetrics.Options{
 		// the Node authorizer needs both informers anyway
 		Nodes: g.informers.Core().V1().Nodes().Lister(), Pods: g.informers.Core().V1().Pods().Lister(),

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // systemNamespaces are the namespaces that every cluster has for its own objects.
@@ -23,11 +25,9 @@ const defaultAccount = "default"
 // withholdTokens keeps the token of a system namespace's default account out of pods that do not request it. An account
 // for which a user has set automountServiceAccountToken is left as it is.
 func withholdTokens(ctx context.Context, c kubernetes.Interface) error {
-	var errs []error
-	for _, ns := range systemNamespaces {
-		errs = append(errs, wrapError("ServiceAccount", ns+"/"+defaultAccount, withholdToken(ctx, c, ns)))
-	}
-	return errors.Join(errs...)
+	return errors.Join(convert.Slice(systemNamespaces, func(ns string) error {
+		return wrapError("ServiceAccount", ns+"/"+defaultAccount, withholdToken(ctx, c, ns))
+	})...)
 }
 
 func withholdToken(ctx context.Context, c kubernetes.Interface, ns string) error {

@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiserver "k8s.io/apiserver/pkg/apis/apiserver/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 type key = apiserver.Key
@@ -56,11 +58,7 @@ func (l *layout) setResources(want []string) error {
 }
 
 func (l layout) keyNames() []string {
-	names := make([]string, len(l.keys))
-	for i, k := range l.keys {
-		names[i] = k.Name
-	}
-	return names
+	return convert.Slice(l.keys, func(k apiserver.Key) string { return k.Name })
 }
 
 func (l layout) encode() ([]byte, error) {

@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 const (
@@ -26,10 +28,7 @@ const (
 // countLeftover counts the values in the store that are encrypted with one of these keys. It also returns the store's
 // key of one of them.
 func countLeftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, example string, err error) {
-	var marks [][]byte
-	for _, k := range keys {
-		marks = append(marks, []byte(sealedBy+k+":"))
-	}
+	marks := convert.Slice(keys, func(k string) []byte { return []byte(sealedBy + k + ":") })
 	for from := registryPrefix; ; {
 		page, err := kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(registryPrefix)), clientv3.WithLimit(leftoverPage))
 		if err != nil {

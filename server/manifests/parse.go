@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 type object struct {
@@ -46,11 +48,7 @@ func (o object) ref() ref {
 }
 
 func refsOf(objects []object) []ref {
-	out := make([]ref, len(objects))
-	for i, o := range objects {
-		out[i] = o.ref()
-	}
-	return out
+	return convert.Slice(objects, object.ref)
 }
 
 type document struct {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/handle"
 )
@@ -139,13 +140,7 @@ func (r *Roster) LeaderFirstAddresses() []string {
 
 // StoreAddresses returns the addresses of the other servers' stores, and those that were configured for joining.
 func (r *Roster) StoreAddresses() []netip.AddrPort {
-	var out []netip.AddrPort
-	for _, t := range slices.Concat(r.o.JoinAddresses, otherAddresses(r.o.Store.ReadyMembers())) {
-		if a, err := netip.ParseAddrPort(t); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
+	return convert.Valid(slices.Concat(r.o.JoinAddresses, otherAddresses(r.o.Store.ReadyMembers())), netip.ParseAddrPort)
 }
 
 // Leaderless says whether there are other servers and this one has no leader. The others may have new addresses then.

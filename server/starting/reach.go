@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 )
@@ -94,10 +95,7 @@ func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 	if len(errs) == 0 {
 		return ""
 	}
-	texts := make([]string, 0, len(errs)) // on one line, for a table
-	for _, err := range errs {
-		texts = append(texts, err.Error())
-	}
+	texts := convert.Slice(errs, error.Error) // on one line, for a table
 	return "no other server answers: " + strings.Join(texts, "; ") +
 		". Other servers are also searched for on this machine's networks. If they have new addresses on other networks, start this server once with the address " +
 		"of one of them: --server https://ADDRESS:6443"

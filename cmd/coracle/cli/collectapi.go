@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/bugreport"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/truncate"
@@ -311,11 +312,7 @@ func formatTable(text []byte) (string, error) {
 		if err := json.Unmarshal(row.Object.Raw, &object); err != nil {
 			return "", fmt.Errorf("reading a row: %w", err)
 		}
-		cells := []string{object.Namespace}
-		for _, cell := range row.Cells {
-			cells = append(cells, cellText(cell))
-		}
-		rows = append(rows, cells)
+		rows = append(rows, append([]string{object.Namespace}, convert.Slice(row.Cells, cellText)...))
 	}
 	var b strings.Builder
 	err := printTable(&b, heads, rows)

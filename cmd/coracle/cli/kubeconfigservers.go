@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 // serverURLs returns the URLs of the cluster's live servers.
@@ -21,11 +22,7 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing the servers: %w", err)
 	}
-	var out []string
-	for _, at := range clusterconfig.Ready(found.Items) {
-		out = append(out, "https://"+at)
-	}
-	return out, nil
+	return convert.Slice(clusterconfig.Ready(found.Items), func(at string) string { return "https://" + at }), nil
 }
 
 // addContexts adds a context for each server to a kubeconfig that has one context. The cluster of a kubeconfig has one

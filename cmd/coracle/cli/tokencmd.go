@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
@@ -134,10 +135,7 @@ func tokenListCommand(a *App) *cobra.Command {
 		for _, b := range found {
 			out = append(out, listedToken{b.ID, b.Expires, b.Description, b.Expired(now)})
 		}
-		rows := [][]string{}
-		for _, b := range out {
-			rows = append(rows, []string{b.ID, worksFor(b, now), b.Description})
-		}
+		rows := convert.Slice(out, func(b listedToken) []string { return []string{b.ID, worksFor(b, now), b.Description} })
 		return inv.print(out, func(w io.Writer) error { return printTable(w, []string{"ID", "WORKS FOR", "DESCRIPTION"}, rows) })
 	})
 }

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	"github.com/coracle-k8s/coracle/controllers/definition"
+	"github.com/coracle-k8s/coracle/internal/convert"
 )
 
 const (
@@ -68,11 +69,9 @@ func Define(ctx context.Context, c dynamic.Interface) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, want := range all {
-		errs = append(errs, definition.Put(ctx, c, want, func(have *unstructured.Unstructured) bool { return isOlder(have, want) }))
-	}
-	return errors.Join(errs...)
+	return errors.Join(convert.Slice(all, func(want *unstructured.Unstructured) error {
+		return definition.Put(ctx, c, want, func(have *unstructured.Unstructured) bool { return isOlder(have, want) })
+	})...)
 }
 
 // isOlder reports whether a definition is from an older version of the same channel.
@@ -96,9 +95,7 @@ func Remove(ctx context.Context, c dynamic.Interface) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, want := range all {
-		errs = append(errs, definition.Remove(ctx, c, want.GetName(), func() (bool, error) { return true, nil }))
-	}
-	return errors.Join(errs...)
+	return errors.Join(convert.Slice(all, func(want *unstructured.Unstructured) error {
+		return definition.Remove(ctx, c, want.GetName(), func() (bool, error) { return true, nil })
+	})...)
 }

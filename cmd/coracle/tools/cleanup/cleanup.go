@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/podkill"
 	"github.com/coracle-k8s/coracle/vip"
@@ -88,10 +89,7 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 }
 
 func removeData(o Options, keep *remover, uids []string) error {
-	var errs []error
-	for _, root := range kubeletRoots(o.Paths) {
-		errs = append(errs, removePodLogs(filepath.Join(root, "pods")))
-	}
+	errs := convert.Slice(kubeletRoots(o.Paths), func(root string) error { return removePodLogs(filepath.Join(root, "pods")) })
 	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep),
 		keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }

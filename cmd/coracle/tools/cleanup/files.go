@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/podkill"
 )
 
@@ -81,11 +82,9 @@ func removeAround(path string, except []string) error {
 	if err != nil {
 		return fmt.Errorf("list what to remove: %w", err)
 	}
-	var errs []error
-	for _, e := range entries {
-		errs = append(errs, removeAround(filepath.Join(path, e.Name()), except))
-	}
-	return errors.Join(errs...)
+	return errors.Join(convert.Slice(entries, func(e fs.DirEntry) error {
+		return removeAround(filepath.Join(path, e.Name()), except)
+	})...)
 }
 
 // removePodLogs removes the logs of the pods that have folders in the kubelet's directory, and the links to these logs.
@@ -143,11 +142,9 @@ func removeKubeletDir(p config.Paths, keep *remover, uids []string) error {
 	}
 	keep.recordKept(kubeletDir, "it holds files of another kubelet ("+filepath.Base(other)+
 		"); check it, and remove it yourself if nothing needs it")
-	var errs []error
-	for _, uid := range uids {
-		errs = append(errs, keep.removeAll(filepath.Join(kubeletDir, "pods", uid)))
-	}
-	return errors.Join(errs...)
+	return errors.Join(convert.Slice(uids, func(uid string) error {
+		return keep.removeAll(filepath.Join(kubeletDir, "pods", uid))
+	})...)
 }
 
 // podUIDs returns the UIDs of the pods whose containers have a bundle in containerd's state. The CRI plugin writes the
