@@ -43,7 +43,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh test/bench/upstream/build.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build embedded deps debs-lock release install test unit scenarios e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build embedded deps debs-lock release install test unit scenarios tests e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,7 +90,7 @@ PROMISED := root,embedded,loop-device,systemd,xfs,crun,node
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)
 	@[ "$$(id -u)" = 0 ] || { echo 'error: tests make namespaces, mounts and containers of their own, which takes root: sudo make test. Without root: make unit' >&2; exit 1; }
 	@packaging/deps.sh build test console
-	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux)$$([ ! -e /dev/fuse ] || echo ,fuse) packaging/steps.sh $(or $(STEPS),build unit scenarios)
+	@CORACLE_TEST_REQUIRE=$(PROMISED)$$(command -v linux.uml >/dev/null && echo ,user-mode-linux)$$([ ! -e /dev/fuse ] || echo ,fuse) packaging/steps.sh $(or $(STEPS),build tests)
 
 # Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
 # first that take minutes.
@@ -98,18 +98,24 @@ test: ## everything that has to pass: installs what is missing, builds, go test 
 SCRIPTS := -skip '^TestScenarioScripts$$/^[j-z]'
 LONG_UNITS := ./raftstore ./server/apiserver ./proxy ./controllers ./cni ./raftstore/upstream
 
-# WITHOUT: packages to leave out, for .ci/run, which has their tests under the race detector.
-unit: ## go test ./...; tests that need root are left out without it
-	@$(GOTEST) -p 4 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(SCRIPTS) $(LONG_UNITS) \
+# WITHOUT: packages to leave out, for .ci/run, which has their tests under the race detector. $1 stands before each command.
+UNITS = $1 $(GO) test -json -vet=off -p 4 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(SCRIPTS) $(LONG_UNITS) \
 	  $(if $(WITHOUT),$(filter-out $(shell $(GO) list $(WITHOUT)),$(shell $(GO) list -tags '$(TAGS)' ./...)),./...) \
-	  --and $(GO) test -json -vet=off -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(subst -skip,-run,$(SCRIPTS)) ./raftstore
+	  --and $1 $(GO) test -json -vet=off -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(subst -skip,-run,$(SCRIPTS)) ./raftstore
+unit: ## go test ./...; tests that need root are left out without it
+	@$(GO) run ./test/report $(call UNITS)
 
 # Scenarios mostly wait: three processes of them run side by side. Half of test/e2e, most of whose tests run one after the
 # other, has a process of its own. With five, a leader may lack processor time for its heartbeats.
 E2E_APART := ^Test(OneNode|StoreQuota|HardeningGuideHolds|LocalStorage|ThreeServers|MachineWithoutClockBattery)$$
-scenarios: build ## e2e and install-test, side by side (root)
-	@$(E2E) -p 2 -timeout 40m -skip '$(E2E_APART)' ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/... \
+ALL_SCENARIOS = $(E2E) -p 2 -timeout 40m -skip '$(E2E_APART)' ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/... \
 	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_APART)' ./test/e2e
+scenarios: build ## e2e and install-test, side by side (root)
+	@$(ALL_SCENARIOS)
+
+# Scenarios leave half of two processors: unit tests have that half, and give way to them.
+tests: build ## unit and scenarios, side by side (root)
+	@$(ALL_SCENARIOS) --and $(call UNITS,nice -n 5)
 
 e2e: build ## real kubectl against a real server, in namespaces of its own (root)
 	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/nodepower/...
