@@ -40,7 +40,8 @@ func TestCodeIsNotWide(t *testing.T) {
 		texts := longTexts(source)
 		for i, line := range strings.Split(string(source), "\n") {
 			width := utf8.RuneCountInString(line) + 3*(len(line)-len(strings.TrimLeft(line, "\t"))) - texts[i+1]
-			testenv.True(t, width <= codeColumns, "%s:%d: the line is %d columns wide without its texts, at most %d", path, i+1, width, codeColumns)
+			testenv.True(t, width <= codeColumns,
+				"%s:%d: the line is %d columns wide without its texts, at most %d", path, i+1, width, codeColumns)
 		}
 		return nil
 	}))

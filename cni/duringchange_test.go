@@ -152,7 +152,8 @@ func TestHostPortOfNewBackend(t *testing.T) {
 	}{{clusterconfig.NetworkHostGateway, true}, {clusterconfig.NetworkVXLAN, false}, {clusterconfig.NetworkHostGateway, true}} {
 		to(c.backend)
 		ports := netns.NFT(t, "list", "map", "inet", tableName, "ports4")
-		testenv.True(t, strings.Contains(ports, "udp . 8472") == c.has && strings.Contains(ports, "tcp . 8472"), "%s: the pod has %s", c.backend, ports)
+		testenv.True(t, strings.Contains(ports, "udp . 8472") == c.has && strings.Contains(ports, "tcp . 8472"),
+			"%s: the pod has %s", c.backend, ports)
 	}
 }
 

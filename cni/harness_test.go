@@ -225,5 +225,6 @@ func eventually(t *testing.T, f func() error) {
 func wantCode(t *testing.T, err error, code uint, words string) {
 	t.Helper()
 	var e *types.Error
-	testenv.True(t, errors.As(err, &e) && e.Code == code && strings.Contains(e.Error(), words), "got %v, want code %d with words %q", err, code, words)
+	testenv.True(t, errors.As(err, &e) && e.Code == code && strings.Contains(e.Error(), words),
+		"got %v, want code %d with words %q", err, code, words)
 }

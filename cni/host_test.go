@@ -184,7 +184,8 @@ func TestKernelMatchesDesired(t *testing.T) {
 	testenv.Equal(t, pass(t, in.bridge, desired), "", "done again after the change:")
 	have := testenv.Must(newKernel().observe(in.bridge, nil))(t)
 	for id := range have {
-		testenv.True(t, !strings.Contains(id, "10.42.7") && !strings.Contains(id, "fd4") && !strings.Contains(id, devicePrefix), "%s is left", id)
+		testenv.True(t, !strings.Contains(id, "10.42.7") && !strings.Contains(id, "fd4") && !strings.Contains(id, devicePrefix),
+			"%s is left", id)
 	}
 	for _, name := range []string{in.bridge, "vethother"} {
 		testenv.Check(t, removeDevice(name))

@@ -30,7 +30,8 @@ func TestPodsReachOneAnotherAndHost(t *testing.T) {
 			netns.BridgeNetfilter(t, on)
 			n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 			a, b := n.pod("aaa"), n.pod("bbb")
-			testenv.True(t, a.ips[0] == "10.42.7.2" && b.ips[0] == "10.42.7.3", "addresses %v and %v, want the first two after the gateway", a.ips, b.ips)
+			testenv.True(t, a.ips[0] == "10.42.7.2" && b.ips[0] == "10.42.7.3",
+				"addresses %v and %v, want the first two after the gateway", a.ips, b.ips)
 			serve(t, a, "a", "tcp", ":80")
 			serve(t, b, "b", "tcp", ":80")
 			serve(t, here{}, "node", "tcp", ":81")
@@ -70,7 +71,8 @@ func TestPodsHaveAddressesOfBothFamilies(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	port := PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}
 	a, b := n.pod("aaa"), n.pod("bbb", port)
-	testenv.Require(t, len(a.ips) == 2 && a.ips[0] == "10.42.7.2" && a.ips[1] == "fd42:0:0:7::2", "addresses %v, want one of each family, IPv4 first", a.ips)
+	testenv.Require(t, len(a.ips) == 2 && a.ips[0] == "10.42.7.2" && a.ips[1] == "fd42:0:0:7::2",
+		"addresses %v, want one of each family, IPv4 first", a.ips)
 	serve(t, b, "b", "tcp", ":80")
 	serve(t, n.outside, "outside", "tcp", ":82")
 	expect(t, a, "pod to pod", "["+b.ips[1]+"]:80", "b "+a.ips[1])

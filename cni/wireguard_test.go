@@ -144,7 +144,8 @@ func TestPersistentKeepaliveFollowsAddresses(t *testing.T) {
 			in.external = []netip.Addr{netip.MustParseAddr(c.external)}
 		}
 		at, every := endpoint(in, Peer{Underlay: []netip.Addr{netip.MustParseAddr(c.peerAddrs)}})
-		testenv.True(t, at.String() == c.want && every == c.keepalive, "%s: %s, every %d s; want %s, %d", c.name, at, every, c.want, c.keepalive)
+		testenv.True(t, at.String() == c.want && every == c.keepalive,
+			"%s: %s, every %d s; want %s, %d", c.name, at, every, c.want, c.keepalive)
 	}
 }
 

@@ -66,11 +66,13 @@ func TestEditWritesOnlyWhatTheUserChanged(t *testing.T) {
 			})
 			testenv.NoError(t, err)
 			code, text, _ := roundTrip(t, s, "POST", "/edit", string(body), "Authorization", bearer)
-			testenv.True(t, patch == c.patch && contentType == c.contentType, "the API got %q %s\nwant %q %s", contentType, patch, c.contentType, c.patch)
+			testenv.True(t, patch == c.patch && contentType == c.contentType,
+				"the API got %q %s\nwant %q %s", contentType, patch, c.contentType, c.patch)
 			if want := map[bool]int{true: 409, false: 200}[c.patch == ""]; code != want {
 				t.Errorf("the answer is %d %s, want %d", code, text, want)
 			}
-			testenv.False(t, c.patch == "" && !strings.Contains(text, "image: "+c.live[1]), "the answer to a conflict has not the object as it is: %s", text)
+			testenv.False(t, c.patch == "" && !strings.Contains(text, "image: "+c.live[1]),
+				"the answer to a conflict has not the object as it is: %s", text)
 		})
 	}
 }

@@ -53,7 +53,8 @@ func helmAPI(t *testing.T) http.HandlerFunc {
 			return
 		}
 		if strings.HasSuffix(r.URL.Path, "/secrets") {
-			testenv.True(t, r.Header.Get("Accept") == asMetadata && r.URL.Query().Get("fieldSelector") == "type=helm.sh/release.v1", "%s %s", r.URL, r.Header)
+			testenv.True(t, r.Header.Get("Accept") == asMetadata && r.URL.Query().Get("fieldSelector") == "type=helm.sh/release.v1",
+				"%s %s", r.URL, r.Header)
 			item := func(name string, version string) string {
 				return fmt.Sprintf(`{"metadata":{"name":"sh.helm.release.v1.%s.v%s","namespace":"a","labels":{"owner":"helm","name":%q,"version":%q,"status":"x"}}}`, name, version, name, version)
 			}

@@ -310,7 +310,8 @@ func (h *charts) life(t *testing.T) {
 	h.t = t
 	h.create("web", map[string]any{"chart": "web", "repo": "https://charts.example", "set": map[string]any{"replicas": int64(2), "word": "a,b"}})
 	chart := h.await("web", helmcharts.ReasonDeployed)
-	testenv.True(t, chart.Status.Revision == 1 && chart.Finalizers[0] == helmcharts.Finalizer, "the chart has %+v, %v", chart.Status, chart.Finalizers)
+	testenv.True(t, chart.Status.Revision == 1 && chart.Finalizers[0] == helmcharts.Finalizer,
+		"the chart has %+v, %v", chart.Status, chart.Finalizers)
 	q := h.requests()[0]
 	if q.Chart.Repo != "https://charts.example" || q.Release != "web" || q.Namespace != h.ns || q.Set["replicas"] != intstr.FromInt32(2) || q.FailurePolicy != helmjob.Reinstall {
 		t.Errorf("Helm was asked for %+v", q)

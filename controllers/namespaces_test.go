@@ -49,6 +49,7 @@ func TestDiscoveryIsNeverEmpty(t *testing.T) {
 		{some, nil, "apps/v1", false}, {some, gone, "apps/v1", true}, {nil, gone, "v1", true}, {nil, nil, "v1", true},
 	} {
 		got, err := neverEmpty(func() ([]*metav1.APIResourceList, error) { return tt.lists, tt.err })()
-		testenv.True(t, len(got) == 1 && got[0].GroupVersion == tt.want && (err != nil) == tt.fails, "%v, %v: got %v, %v", tt.lists, tt.err, got, err)
+		testenv.True(t, len(got) == 1 && got[0].GroupVersion == tt.want && (err != nil) == tt.fails,
+			"%v, %v: got %v, %v", tt.lists, tt.err, got, err)
 	}
 }

@@ -220,6 +220,7 @@ func TestFullOrReadOnlyDiskIsNamed(t *testing.T) {
 		testenv.Check(t, testenv.Err(f.Do(Request{Op: Remove, Name: volume})))
 		testenv.Check(t, f.removeRenamed(t.Context()))
 		left, err := os.ReadDir(folder)
-		testenv.True(t, err == nil && !slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() != second }), "left: %v, %v", left, err)
+		testenv.True(t, err == nil && !slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() != second }),
+			"left: %v, %v", left, err)
 	})
 }

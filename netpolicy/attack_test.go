@@ -122,7 +122,8 @@ func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 		}
 		limits.Node = 30_000
 		r := Desired(w.State, limits)
-		testenv.True(t, len(r.OverBudget) == 1 && strings.Contains(r.OverBudget["mallory"], "all namespaces"), "the largest has to go first: %v", r.OverBudget)
+		testenv.True(t, len(r.OverBudget) == 1 && strings.Contains(r.OverBudget["mallory"], "all namespaces"),
+			"the largest has to go first: %v", r.OverBudget)
 	})
 }
 

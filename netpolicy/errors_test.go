@@ -82,7 +82,8 @@ func TestErrorsAreTheirConnections(t *testing.T) {
 			l.policy(t, "y", "a", `{podSelector: {}, ingress: [{ports: [{protocol: UDP, port: 80}]}]}`) // for both families in one rule
 			l.apply(&tab)
 			testenv.False(t, l.hears(server, client, names, web, false), "the server of a connection that is forbidden now is heard")
-			testenv.True(t, !l.hears(client, server, names.answers(), web.answers(), false), "the client of a connection that is forbidden now is heard")
+			testenv.True(t, !l.hears(client, server, names.answers(), web.answers(), false),
+				"the client of a connection that is forbidden now is heard")
 		})
 	}
 }

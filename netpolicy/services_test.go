@@ -246,7 +246,8 @@ func (l *serviceLab) testDNS(t *testing.T) {
 			from := l.addressOf("x", "p0", []int{4, 6}[i])
 			for proto, want := range map[corev1.Protocol]bool{corev1.ProtocolTCP: c.tcp, corev1.ProtocolUDP: c.udp} {
 				err := l.tryAt(connection{from: from, to: dns, proto: proto, port: dnsPort}, netip.AddrPortFrom(dns, dnsPort))
-				testenv.False(t, want && err != nil || !want && !errors.Is(err, errRefused), "%s: %v at %v: %v; allowed: %v", c.name, proto, dns, err, want)
+				testenv.False(t, want && err != nil || !want && !errors.Is(err, errRefused),
+					"%s: %v at %v: %v; allowed: %v", c.name, proto, dns, err, want)
 			}
 		}
 	}

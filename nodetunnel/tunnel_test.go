@@ -80,7 +80,8 @@ func TestStreamsCarryBothWays(t *testing.T) {
 					_ = c.Close() // this way; the other one stays open
 				}()
 				got, err := io.ReadAll(c)
-				testenv.True(t, err == nil && bytes.Equal(got, append(big[:len(big):len(big)], "bye"...)), "%d bytes came back, %v", len(got), err)
+				testenv.True(t, err == nil && bytes.Equal(got, append(big[:len(big):len(big)], "bye"...)),
+					"%d bytes came back, %v", len(got), err)
 			})
 		}
 		all.Wait()

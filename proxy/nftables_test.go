@@ -45,7 +45,8 @@ func testServices(t *testing.T, mode string) {
 	for range 200 {
 		server, peer := netns.Reach(t, a, clusterIP+":80")
 		seen[server] = true
-		testenv.Require(t, server != "10.42.0.6" || peer == "10.42.0.2", "a pod's address was replaced by %s on the way to another pod", peer)
+		testenv.Require(t, server != "10.42.0.6" || peer == "10.42.0.2",
+			"a pod's address was replaced by %s on the way to another pod", peer)
 	}
 	testenv.True(t, len(seen) == 2, "200 connections reached %v, want both endpoints", seen)
 	if _, peer := netns.Reach(t, b.outside, nodeAddr+":30080"); peer == outsideAddr {

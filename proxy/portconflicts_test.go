@@ -66,7 +66,8 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 			testenv.Equal(t, h.now[name].Spec.Ports[0].NodePort, want, "after step %d: %s has node port", i, name)
 		}
 	}
-	testenv.True(t, len(p.o.externals.tunnels)+len(p.o.externals.senders) == 0, "left: %v, %v", p.o.externals.tunnels, p.o.externals.senders)
+	testenv.True(t, len(p.o.externals.tunnels)+len(p.o.externals.senders) == 0,
+		"left: %v, %v", p.o.externals.tunnels, p.o.externals.senders)
 }
 
 // TestBalancersPortIsNoNodePort: a port that a load balancer's Service has at nodes' addresses by its status is opened

@@ -44,7 +44,8 @@ func TestStaleChainsAreDeletedAfterASecond(t *testing.T) {
 	b.OnServiceDelete(dualService(0))
 	b.OnServiceDelete(dualService(2))
 	first := sync(false)
-	testenv.Require(t, !first["s0"].IsZero() && !first["s2"].IsZero(), "after two of three Services are gone, these chains are to be deleted: %v", first)
+	testenv.Require(t, !first["s0"].IsZero() && !first["s2"].IsZero(),
+		"after two of three Services are gone, these chains are to be deleted: %v", first)
 	b.OnServiceAdd(dualService(2))
 	if now := sync(false); !now["s2"].IsZero() {
 		t.Errorf("a Service is back, and its chain is to be deleted: %v", now)

@@ -103,7 +103,8 @@ func TestRestartFromSnapshot(t *testing.T) {
 	testenv.NoError(t, s.Close(ctx))
 	c = openStore(t, Options{Dir: dir}).Client()
 	got, err := c.KV.Get(ctx, "/a", clientv3.WithRev(last-1))
-	testenv.Require(t, err == nil && len(got.Kvs) == 1 && string(got.Kvs[0].Value) == "1" && got.Header.Revision == last, "%v, %v", got, err)
+	testenv.Require(t, err == nil && len(got.Kvs) == 1 && string(got.Kvs[0].Value) == "1" && got.Header.Revision == last,
+		"%v, %v", got, err)
 	events := collect(ctx, t, c.Watch(ctx, "/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV()), 2002)
 	if e := events[2001]; string(e.PrevKv.Value) != "1" || string(e.Kv.Value) != "2" {
 		t.Errorf("%v", e)

@@ -101,7 +101,8 @@ func TestThreeServers(t *testing.T) {
 		put := testenv.Must(c.Put(t.Context(), key, "v"))(t)
 		for _, other := range stores {
 			got := testenv.Must(other.Client().KV.Get(t.Context(), key))(t)
-			testenv.Require(t, len(got.Kvs) == 1 && got.Kvs[0].ModRevision == put.Header.Revision, "through another server: %v, after %v", got, put)
+			testenv.Require(t, len(got.Kvs) == 1 && got.Kvs[0].ModRevision == put.Header.Revision,
+				"through another server: %v, after %v", got, put)
 		}
 		got, err := c.Get(t.Context(), key, clientv3.WithSerializable())
 		testenv.Require(t, err == nil && len(got.Kvs) == 1, "a server does not know what was written through it: %v, %v", got, err)

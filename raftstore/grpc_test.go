@@ -253,7 +253,8 @@ func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
 	}
 	nc := raftstore.OpenStore(t, raftstore.Options{Dir: dir, NodeID: "two"}).Client().Client
 	got, err := nc.Get(ctx, "/", clientv3.WithPrefix())
-	testenv.Require(t, err == nil && len(got.Kvs) == 2 && got.Kvs[1].ModRevision == rev && got.Header.Revision > rev+1000, "%v, %v", got.Header, err)
+	testenv.Require(t, err == nil && len(got.Kvs) == 2 && got.Kvs[1].ModRevision == rev && got.Header.Revision > rev+1000,
+		"%v, %v", got.Header, err)
 	if info, err := nc.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys()); err != nil || len(info.Keys) != 1 {
 		t.Fatalf("%v, %v", info, err)
 	}

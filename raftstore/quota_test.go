@@ -297,7 +297,8 @@ func TestQuotaIsNotExceededByManyWritesAtOnce(t *testing.T) {
 		})
 	}
 	writing.Wait()
-	testenv.True(t, s.Status().TotalBytes <= quota && s.Status().TotalBytes >= quota-(1<<20), "%d bytes of %d", s.Status().TotalBytes, quota)
+	testenv.True(t, s.Status().TotalBytes <= quota && s.Status().TotalBytes >= quota-(1<<20),
+		"%d bytes of %d", s.Status().TotalBytes, quota)
 	testenv.Equal(t, s.quota.underWay.Load(), 0, "under way:")
 }
 
@@ -339,7 +340,8 @@ func TestDeletingAtAFullQuota(t *testing.T) {
 				c.pass(time.Millisecond)
 			}
 		}
-		testenv.True(t, leader.running().Status().TotalBytes <= quota+quota/reserveShare, "%d bytes of %d", leader.running().Status().TotalBytes, quota)
+		testenv.True(t, leader.running().Status().TotalBytes <= quota+quota/reserveShare,
+			"%d bytes of %d", leader.running().Status().TotalBytes, quota)
 	})
 }
 

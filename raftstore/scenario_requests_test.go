@@ -35,7 +35,8 @@ func TestScenarioWatchWithoutLeader(t *testing.T) {
 		// Raft gives its leader up at a look, one to two times its patience after the last one, if it has not heard it
 		// for that patience by then.
 		const limit = 3*candidateFor*defaultElectionTimeout + leaderlessAfter + 100*time.Millisecond
-		testenv.True(t, errors.Is(resp.Err(), rpctypes.ErrNoLeader) && time.Since(cut) <= limit, "after %v: %+v, %v", time.Since(cut), resp, open)
+		testenv.True(t, errors.Is(resp.Err(), rpctypes.ErrNoLeader) && time.Since(cut) <= limit,
+			"after %v: %+v, %v", time.Since(cut), resp, open)
 		if again := <-client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k"); !errors.Is(again.Err(), rpctypes.ErrNoLeader) {
 			t.Errorf("a new one: %+v", again)
 		}

@@ -48,7 +48,8 @@ func TestScenarioSlowRandom(t *testing.T) {
 			}
 			elections := c.leader().term() - term
 			t.Logf("seed %d: each flush takes %v but those of %v: %d writes, the longest time without one %v, %d elections", seed, slow, quick, written, longest, elections)
-			testenv.True(t, elections <= 1, "seed %d: each flush takes %v but those of %v: %d elections while nothing changed", seed, slow, quick, elections)
+			testenv.True(t, elections <= 1,
+				"seed %d: each flush takes %v but those of %v: %d elections while nothing changed", seed, slow, quick, elections)
 			c.mendDisks()
 		})
 	})

@@ -155,7 +155,8 @@ func TestScenarioCompactor(t *testing.T) {
 				c.pass(time.Minute)
 			}
 			status := c.leader().running().Status()
-			testenv.True(t, status.Compacted >= status.Revision/4, "seed %d: at revision %d, only %d is compacted", seed, status.Revision, status.Compacted)
+			testenv.True(t, status.Compacted >= status.Revision/4,
+				"seed %d: at revision %d, only %d is compacted", seed, status.Revision, status.Compacted)
 		})
 	})
 }

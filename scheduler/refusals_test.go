@@ -98,7 +98,8 @@ func TestEachNodeIsAsked(t *testing.T) {
 					best, points = i, p
 				}
 			}
-			testenv.Require(t, n >= len(liked) || asked[best] <= 0, "seed %d: of %d nodes one was asked twice in %d times", seed, len(liked), n+1)
+			testenv.Require(t, n >= len(liked) || asked[best] <= 0,
+				"seed %d: of %d nodes one was asked twice in %d times", seed, len(liked), n+1)
 			if n >= len(liked) {
 				most = max(most, n-turn[best])
 			}

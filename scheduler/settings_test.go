@@ -32,7 +32,8 @@ profiles:
 `), "pod-max-in-unschedulable-pods-duration=1m", "kube-api-qps=7"}}
 	s, err := o.settings()
 	testenv.NoError(t, err)
-	testenv.True(t, len(s.config.Profiles) == 2 && s.config.Profiles[1].SchedulerName == "packed", "got %d profiles", len(s.config.Profiles))
+	testenv.True(t, len(s.config.Profiles) == 2 && s.config.Profiles[1].SchedulerName == "packed",
+		"got %d profiles", len(s.config.Profiles))
 	if s.config.PodMaxBackoffSeconds != 3 || s.maxUnschedulable != time.Minute || s.qps != 7 {
 		t.Errorf("got %d s, %s, %g/s", s.config.PodMaxBackoffSeconds, s.maxUnschedulable, s.qps)
 	}

@@ -86,7 +86,8 @@ func TestServerServesAndRestarts(t *testing.T) {
 	}
 	testenv.Check(t, testenv.Err(c.kube.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{})), "a Secret from before the restart")
 	svc, err := c.kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})
-	testenv.True(t, err == nil && svc.ResourceVersion == versions["kube-dns"], "the second start wrote the DNS Service again: %v, %v", svc.ResourceVersion, err)
+	testenv.True(t, err == nil && svc.ResourceVersion == versions["kube-dns"],
+		"the second start wrote the DNS Service again: %v, %v", svc.ResourceVersion, err)
 	stop()
 }
 
@@ -198,7 +199,8 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 		return r.Kvs[0].Value
 	}
 	before := stored("treasure")
-	testenv.Require(t, bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) && !bytes.Contains(before, []byte("palm")), "stored as %.60q", before)
+	testenv.Require(t, bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) && !bytes.Contains(before, []byte("palm")),
+		"stored as %.60q", before)
 	testenv.NoError(t, encryption.Rotation{Shared: testenv.Must(secrets.SharedEncryption(store, o.ServerDir))(t), Client: c.config,
 		Servers: func(ctx context.Context) ([]string, error) {
 			list, err := store.MemberList(ctx)

@@ -67,6 +67,7 @@ func TestWritesOfEndedTermAreRefused(t *testing.T) {
 			}
 			return nil // the refusal ends the request as it ends the term
 		})
-		testenv.True(t, errors.Is(err, leading.ErrTermOver) && !strings.Contains(err.Error(), "it was done"), "%s in a term that is over: %v", name, err)
+		testenv.True(t, errors.Is(err, leading.ErrTermOver) && !strings.Contains(err.Error(), "it was done"),
+			"%s in a term that is over: %v", name, err)
 	}
 }

@@ -127,7 +127,8 @@ func TestClaimsOfManyMachinesAreBounded(t *testing.T) {
 	claim(7)
 	s.fail, s.clock = nil, s.clock.After(confirmPause)
 	claim(7)
-	testenv.Require(t, len(s.other) == 1 && s.sent == each, "a claim that could not be answered at first: reported %v, %d frames", s.other, s.sent)
+	testenv.Require(t, len(s.other) == 1 && s.sent == each,
+		"a claim that could not be answered at first: reported %v, %d frames", s.other, s.sent)
 	claim(8)
 	testenv.Require(t, len(s.other) == 2 && s.sent == 2*each, "a second machine's claim: reported %v, %d frames", s.other, s.sent)
 	for n := range 100 {

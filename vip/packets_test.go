@@ -57,7 +57,8 @@ func TestARPRequestsAreAnswered(t *testing.T) {
 		{"nothing", nil, false, noHW},
 	} {
 		h := four.hear(tt.frame)
-		testenv.True(t, (h.answer != nil) == tt.answered && h.conflicting == tt.claimant, "%s: answer %x, claimant %x", tt.name, h.answer, h.conflicting)
+		testenv.True(t, (h.answer != nil) == tt.answered && h.conflicting == tt.claimant,
+			"%s: answer %x, claimant %x", tt.name, h.answer, h.conflicting)
 	}
 }
 
@@ -141,7 +142,8 @@ func FuzzFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		for _, n := range []neighbour{four, six} {
 			h := n.hear(frame)
-			testenv.False(t, h.conflicting != noHW && (h.conflicting == own || h.answer != nil), "claimed by %x, answered %x", h.conflicting, h.answer)
+			testenv.False(t, h.conflicting != noHW && (h.conflicting == own || h.answer != nil),
+				"claimed by %x, answered %x", h.conflicting, h.answer)
 			if h.answer == nil {
 				continue
 			}

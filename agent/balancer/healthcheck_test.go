@@ -148,7 +148,8 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 			testenv.Require(t, l.failedProbes == 0 && !l.hostUnreachable, "question %d was given up late, and counts: %+v", i, l)
 		}
 		asks(time.Second)
-		testenv.True(t, l.failedProbes == 1, "%d questions were given up late, and the next one does not count either: %+v", maxLateChecks, l)
+		testenv.True(t, l.failedProbes == 1,
+			"%d questions were given up late, and the next one does not count either: %+v", maxLateChecks, l)
 		leaves(t, closed, false, "the server was left")
 		asks(0)
 		leaves(t, closed, true, "two questions were left open, and the server is not left")

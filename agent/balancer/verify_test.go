@@ -170,7 +170,8 @@ func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 	testenv.NoError(t, b.Set(invented))
 	b.SetLastResort([]string{one.Address, two.Address})
 	got := b.Servers()
-	testenv.True(t, len(got) <= maxServers && slices.Contains(got, one.Address) && slices.Contains(got, two.Address), "%d are known: %q", len(got), got)
+	testenv.True(t, len(got) <= maxServers && slices.Contains(got, one.Address) && slices.Contains(got, two.Address),
+		"%d are known: %q", len(got), got)
 	if got := b.candidates()[:2]; !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {
 		t.Errorf("these are tried first: %q", got)
 	}

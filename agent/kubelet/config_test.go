@@ -184,7 +184,8 @@ func TestMistakenKubeletArgsAreFound(t *testing.T) {
 			list = []string{args}
 		}
 		err := CheckArgs(list)
-		testenv.False(t, (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want), "%s: error %v, want one with %q", args, err, want)
+		testenv.False(t, (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want),
+			"%s: error %v, want one with %q", args, err, want)
 	}
 }
 

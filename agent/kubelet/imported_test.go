@@ -103,7 +103,8 @@ func TestImportedImageIsAvailableToAllPods(t *testing.T) {
 			t.Run(name+"/"+string(policy), func(t *testing.T) {
 				dir := t.TempDir()
 				p := hold(t, newPuller(t, dir), dir)
-				testenv.Require(t, !p.may(t, imported, policy), "upstream does not hold the image back any more: is importedImages still needed?")
+				testenv.Require(t, !p.may(t, imported, policy),
+					"upstream does not hold the image back any more: is importedImages still needed?")
 				p.trust(t, kubeletconfig.NeverVerifyPreloadedImages)
 				testenv.True(t, p.may(t, imported, policy), "a pod cannot have an image that the operator imported")
 			})

@@ -121,7 +121,8 @@ func TestProcessServesByTheAgentsTableAndDrains(t *testing.T) {
 	for _, url := range []string{"http://" + p.http, "https://" + p.https} {
 		res := testenv.Must((&http.Client{Transport: tr}).Get(url))(t)
 		_ = res.Body.Close()
-		testenv.True(t, res.StatusCode == http.StatusServiceUnavailable, "%s: %s, want 503 for a backend without an endpoint", url, res.Status)
+		testenv.True(t, res.StatusCode == http.StatusServiceUnavailable,
+			"%s: %s, want 503 for a backend without an endpoint", url, res.Status)
 	}
 	status := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid)))(t)
 	testenv.False(t, !hasCgo() && !strings.Contains(string(status), "NoNewPrivs:\t1"), "the process may gain privileges")

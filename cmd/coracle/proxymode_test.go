@@ -45,7 +45,8 @@ func TestKernelIsAskedForIPVS(t *testing.T) {
 	err := agent.MissingForIPVS("ipvs", "", pods)
 	refused := checkProxyMode(config.Node{ProxyMode: "ipvs"}, clusterconfig.Settings{PodCIDRs: pods}, agent.MissingForIPVS)
 	found := checkHost().IPVS("auto", "rr", pods)
-	testenv.False(t, err == nil && (refused != nil || found != nil), "this kernel has IPVS, and the start says %v, the check %v", refused, found)
+	testenv.False(t, err == nil && (refused != nil || found != nil),
+		"this kernel has IPVS, and the start says %v, the check %v", refused, found)
 	if err != nil && (refused == nil || found == nil || !strings.Contains(refused.Error(), found.Error())) {
 		t.Errorf("this kernel says %v, the start %v, the check %v", err, refused, found)
 	}

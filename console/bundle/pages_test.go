@@ -39,7 +39,8 @@ func TestPureFilesOfThePagesAreRight(t *testing.T) {
 			cmd.Env = append(os.Environ(), "TZ=UTC")
 			out, err := cmd.CombinedOutput()
 			testenv.NoError(t, err, "%s", out)
-			testenv.True(t, strings.Contains(string(out), "# pass") && !strings.Contains(string(out), "# pass 0\n"), "no test has run:\n%s", out)
+			testenv.True(t, strings.Contains(string(out), "# pass") && !strings.Contains(string(out), "# pass 0\n"),
+				"no test has run:\n%s", out)
 		})
 	}
 }

@@ -297,10 +297,12 @@ func TestCertificatesAreRenewedBeforeExpiry(t *testing.T) {
 			for _, host := range names {
 				issued := b.ca.issued[host]
 				least, most := int(364*day/(life*2/3))+1, int(364*day/(life*2/3-life/30-life/90))+1
-				testenv.True(t, len(issued) >= least && len(issued) <= most, "%s: %d certificates, want %d to %d", host, len(issued), least, most)
+				testenv.True(t, len(issued) >= least && len(issued) <= most,
+					"%s: %d certificates, want %d to %d", host, len(issued), least, most)
 				for i, c := range issued[1:] {
 					left := issued[i].NotAfter.Sub(c.NotBefore.Add(time.Hour))
-					testenv.True(t, left <= life/3+life/30+time.Minute && left >= life/3-time.Minute, "%s: renewed with %s left of %s", host, left, life)
+					testenv.True(t, left <= life/3+life/30+time.Minute && left >= life/3-time.Minute,
+						"%s: renewed with %s left of %s", host, left, life)
 					moments[c.NotBefore.Truncate(time.Hour)]++
 				}
 			}

@@ -39,7 +39,8 @@ func TestSitesKeepTheirChosenPorts(t *testing.T) {
 		many = append(many, fmt.Sprintf("n%d:g:%05d", i%3, i))
 	}
 	data, without = choosePorts(nil, many)
-	testenv.True(t, len(data) == table.LastGatewayPort-table.FirstGatewayPort+1 && len(without) == 2, "%d sites have ports, %v have none", len(data), without)
+	testenv.True(t, len(data) == table.LastGatewayPort-table.FirstGatewayPort+1 && len(without) == 2,
+		"%d sites have ports, %v have none", len(data), without)
 	have = map[string]uint16{}
 	for port := table.FirstGatewayPort; port <= table.LastGatewayPort; port++ {
 		have[fmt.Sprintf("n:g:%d", port)] = uint16(port)
@@ -237,7 +238,8 @@ func TestServicesFollowGatewaysLife(t *testing.T) {
 		testenv.Must(b.client.CoreV1().Services("shop").UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(t)
 		time.Sleep(time.Second)
 		now := b.gateway()
-		testenv.True(t, len(now.Status.Addresses) == 1 && now.Status.Addresses[0].Value == "192.0.2.80", "the Gateway's addresses are %v", now.Status.Addresses)
+		testenv.True(t, len(now.Status.Addresses) == 1 && now.Status.Addresses[0].Value == "192.0.2.80",
+			"the Gateway's addresses are %v", now.Status.Addresses)
 		programmed := slices.IndexFunc(now.Status.Conditions, func(c metav1.Condition) bool {
 			return c.Type == string(gatewayv1.GatewayConditionProgrammed) && c.Status == metav1.ConditionTrue
 		})

@@ -155,7 +155,8 @@ func TestPortsAreKept(t *testing.T) {
 	runPrepared(t, func(c *fake.Clientset) { testenv.NoError(t, c.Tracker().Add(old)) }, func(b bed) {
 		b.other(balancer("nginx", 80))
 		took := b.gone(ingress.UnusedFor)
-		testenv.True(t, took >= ingress.YieldAfter && took <= ingress.YieldAfter+2*time.Second, "a new leader gives the ports up after %s", took)
+		testenv.True(t, took >= ingress.YieldAfter && took <= ingress.YieldAfter+2*time.Second,
+			"a new leader gives the ports up after %s", took)
 	})
 }
 

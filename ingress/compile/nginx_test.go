@@ -45,6 +45,7 @@ func compareTable(t *testing.T, begin, end, want string) {
 	if have == want {
 		return
 	}
-	testenv.Require(t, os.Getenv("CORACLE_UPDATE") != "", "the table of %s after %s is not that of the code; CORACLE_UPDATE=1 writes it", file, begin)
+	testenv.Require(t, os.Getenv("CORACLE_UPDATE") != "",
+		"the table of %s after %s is not that of the code; CORACLE_UPDATE=1 writes it", file, begin)
 	testenv.NoError(t, os.WriteFile(file, []byte(before+begin+want+end+after), 0o644))
 }

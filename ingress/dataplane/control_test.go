@@ -65,7 +65,8 @@ func TestFirstCommitReplacesTheTableAndLaterOnesChangeIt(t *testing.T) {
 	kept := hostOf(p, "s", "b")
 	two := dialAgent(t, socket)
 	answer := two.commit(b, section(t, table.CertificateKey("n", "c"), table.Certificate{}))
-	testenv.True(t, !hasHost(p, "a") && hostOf(p, "s", "b") == kept, "a new agent's first commit does not replace the table, or builds again what is equal")
+	testenv.True(t, !hasHost(p, "a") && hostOf(p, "s", "b") == kept,
+		"a new agent's first commit does not replace the table, or builds again what is equal")
 	testenv.True(t, len(answer.Problems) == 1, "answered with %v, want one problem", answer)
 	if _, err := one.r.ReadByte(); err != io.EOF {
 		t.Errorf("the first agent's connection: %v, want its end", err)

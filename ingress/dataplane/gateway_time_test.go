@@ -75,7 +75,8 @@ func TestErrorsHaveStatusOfGRPC(t *testing.T) {
 			res := testenv.Must(client(t, address, protocol).Do(req))(t)
 			text := body(t, res)
 			if protocol == "http1" {
-				testenv.True(t, res.StatusCode >= 400 && res.Header.Get("Grpc-Status") == "", "%s by HTTP/1.1: %s %v", path, res.Status, res.Header)
+				testenv.True(t, res.StatusCode >= 400 && res.Header.Get("Grpc-Status") == "",
+					"%s by HTTP/1.1: %s %v", path, res.Status, res.Header)
 				continue
 			}
 			if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "application/grpc" || res.Header.Get("Grpc-Status") != want ||

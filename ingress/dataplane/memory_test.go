@@ -72,7 +72,8 @@ func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 			closed++
 		}
 	}
-	testenv.True(t, closed != 0 && closed != len(greedy), "%d of %d connections of the source that has much were closed", closed, len(greedy))
+	testenv.True(t, closed != 0 && closed != len(greedy),
+		"%d of %d connections of the source that has much were closed", closed, len(greedy))
 }
 
 // TestHeadersOfManySourcesMakeRoom: connections that are open already send headers without an end, each source on few

@@ -34,7 +34,8 @@ func TestNginxCasesAreAccountedFor(t *testing.T) {
 				continue
 			}
 			one, test := columns[0]+"\t"+columns[1], columns[2]
-			testenv.False(t, seen[one] || test == "-" && columns[3] == "", "%s:%d is a case for the second time, or has neither a test nor a reason", name, i+1)
+			testenv.False(t, seen[one] || test == "-" && columns[3] == "",
+				"%s:%d is a case for the second time, or has neither a test nor a reason", name, i+1)
 			if seen[one] = true; test == "-" {
 				continue
 			}

@@ -103,7 +103,8 @@ func FuzzPath(f *testing.F) {
 			func(s string) string { s, _ = url.PathUnescape(s); return withoutParameters(s) },
 		} {
 			seen := path.Clean("/" + first[:0] + "x/" + strings.ReplaceAll(lenient(rest), `\`, "/"))
-			testenv.Require(t, seen == "/x" || strings.HasPrefix(seen, "/x/"), "normalise(%q) = %q, which a backend may read as %q", raw, got.forward, seen)
+			testenv.Require(t, seen == "/x" || strings.HasPrefix(seen, "/x/"),
+				"normalise(%q) = %q, which a backend may read as %q", raw, got.forward, seen)
 		}
 	})
 }

@@ -307,7 +307,8 @@ func sections(t testing.TB, out *strings.Builder, all table.Sections) {
 			if h.Certificate != "" {
 				fmt.Fprintf(out, " %s", h.Certificate)
 			}
-			testenv.True(t, h.Final && h.AnyDepth == strings.Contains(key, "/*."), "the host %s is not final, or its wildcard not deep", key)
+			testenv.True(t, h.Final && h.AnyDepth == strings.Contains(key, "/*."),
+				"the host %s is not final, or its wildcard not deep", key)
 			fmt.Fprintln(out)
 			if h.Stream != nil {
 				fmt.Fprintf(out, "  stream %s\n", encoded(t, h.Stream))

@@ -137,7 +137,8 @@ func TestTokenIsReadFromFile(t *testing.T) {
 func TestMachineWithoutAddressIsRefused(t *testing.T) {
 	_, err := load(t, map[string]string{}, nil, host{"a", []string{"10.42.0.1"}})
 	var p config.Problems
-	testenv.True(t, errors.As(err, &p) && len(p) == 1 && strings.Contains(p[0], "--node-ip: this machine has no address but loopback"), "got %v", err)
+	testenv.True(t, errors.As(err, &p) && len(p) == 1 && strings.Contains(p[0], "--node-ip: this machine has no address but loopback"),
+		"got %v", err)
 }
 
 func TestUnknownProfileIsRefused(t *testing.T) {

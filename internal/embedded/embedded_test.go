@@ -226,7 +226,8 @@ func TestUnpackOntoFullDiskFails(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the mount namespace ends anyway
 	bin := filepath.Join(dir, "bin")
 	_, err := unpack(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
-	testenv.Require(t, errors.Is(err, unix.ENOSPC) && strings.Contains(fmt.Sprint(err), "free some space"), "got %v, want a full disk with advice", err)
+	testenv.Require(t, errors.Is(err, unix.ENOSPC) && strings.Contains(fmt.Sprint(err), "free some space"),
+		"got %v, want a full disk with advice", err)
 	if got := sets(t, bin); len(got) != 0 {
 		t.Errorf("bin holds %v after a failure", got)
 	}

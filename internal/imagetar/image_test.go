@@ -64,7 +64,8 @@ func TestWrittenImageHasLayersAndConfig(t *testing.T) {
 	if got := content["bin/prog"]; string(got.body) != "program" || got.head.Mode != 0o755 {
 		t.Errorf("bin/prog: %q mode %o", got.body, got.head.Mode)
 	}
-	testenv.True(t, content["bin/alias"].head.Typeflag == tar.TypeSymlink && content["bin/alias"].head.Linkname == "prog", "bin/alias: %+v", content["bin/alias"].head)
+	testenv.True(t, content["bin/alias"].head.Typeflag == tar.TypeSymlink && content["bin/alias"].head.Linkname == "prog",
+		"bin/alias: %+v", content["bin/alias"].head)
 	testenv.Equal(t, content["tmp/"].head.Mode, 0o1777, "tmp mode")
 	if got := content["etc/deep/"].head; got == nil || got.Typeflag != tar.TypeDir {
 		t.Errorf("the missing parent etc/deep was not added: %+v", got)

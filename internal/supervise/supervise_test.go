@@ -49,7 +49,8 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 		synctest.Wait()
 		want := []time.Duration{0, 1, 3, 7, 15, 31, 63, 123, 183, 304}
 		for i := range want {
-			testenv.Require(t, len(starts) == len(want) && starts[i] == want[i]*time.Second, "started after %v, want seconds %v", starts, want)
+			testenv.Require(t, len(starts) == len(want) && starts[i] == want[i]*time.Second,
+				"started after %v, want seconds %v", starts, want)
 		}
 		testenv.Equal(t, board.Components()[0].State, status.Running, "the board says")
 		cancel()

@@ -201,7 +201,8 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 		o.API = "https://127.0.0.1:7444"
 		testenv.Check(t, testenv.Err(node.Join(t.Context(), o)))
 		text, err := os.ReadFile(f.KubeletKubeconfig)
-		testenv.True(t, err == nil && strings.Contains(string(text), o.API), "%v: the kubelet looks for the API where it was:\n%s", err, text)
+		testenv.True(t, err == nil && strings.Contains(string(text), o.API),
+			"%v: the kubelet looks for the API where it was:\n%s", err, text)
 		s.start(s.address)
 	})
 	t.Run("the server that was named is gone", func(t *testing.T) {

@@ -196,7 +196,8 @@ func TestGarbageEndsTheConnectionAlone(t *testing.T) {
 		testenv.Must(io.WriteString(c, said))(t)
 		testenv.NoError(t, c.CloseWrite())
 		answer, err := io.ReadAll(c)
-		testenv.False(t, err == nil && len(answer) > 0 && !bytes.Contains(answer, []byte("refusal")), "%q was answered with %q", said, answer)
+		testenv.False(t, err == nil && len(answer) > 0 && !bytes.Contains(answer, []byte("refusal")),
+			"%q was answered with %q", said, answer)
 		c.Close()
 	}
 	testenv.Check(t, testenv.Err(protocol.Send(t.Context(), f.question())), "after all that")

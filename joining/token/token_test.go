@@ -76,7 +76,8 @@ func ensure(t *testing.T, o token.Options) token.Set {
 func TestTokensAreMadeOnceAndKept(t *testing.T) {
 	dir := t.TempDir()
 	first := ensure(t, token.Options{Dir: dir, Root: clusterCA})
-	testenv.Require(t, first.Server.Secret != first.Agent.Secret && first.Server.Role == token.RoleServer && first.Agent.Role == token.RoleAgent, "%+v", first)
+	testenv.Require(t, first.Server.Secret != first.Agent.Secret && first.Server.Role == token.RoleServer && first.Agent.Role == token.RoleAgent,
+		"%+v", first)
 	for file, want := range map[string]token.Token{token.ServerFile: first.Server, token.AgentFile: first.Agent,
 		token.NodeFile: first.Agent} {
 		path := filepath.Join(dir, file)
@@ -134,7 +135,8 @@ func TestBootstrapTokensAreListedAndExpire(t *testing.T) {
 		strings.Join(got.Usages, ",") != "authentication,signing" || got.Groups[0] != token.NodeGroup {
 		t.Errorf("%+v", got)
 	}
-	testenv.True(t, !got.Expired(now.Add(time.Hour-1)) && got.Expired(now.Add(time.Hour)) && !list[1].Expired(now.AddDate(99, 0, 0)), "Expired is wrong")
+	testenv.True(t, !got.Expired(now.Add(time.Hour-1)) && got.Expired(now.Add(time.Hour)) && !list[1].Expired(now.AddDate(99, 0, 0)),
+		"Expired is wrong")
 	testenv.Check(t, token.Delete(ctx, c, a.Token(token.Hash(clusterCA)).String()))
 	testenv.WantError(t, token.Delete(ctx, c, a.ID), "no token")
 	testenv.Fails(t, token.Delete(ctx, c, "nonsense"), "nonsense was deleted")

@@ -431,7 +431,8 @@ func TestOnlyRuleDifferencesAreSent(t *testing.T) {
 				continue
 			}
 			got, err := program.ListElements(t.Context(), "set", name)
-			testenv.True(t, err == nil && len(got) == len(elements), "step %d: %s has %d elements (%v), want %d", i, name, len(got), err, len(elements))
+			testenv.True(t, err == nil && len(got) == len(elements),
+				"step %d: %s has %d elements (%v), want %d", i, name, len(got), err, len(elements))
 		}
 	}
 }

@@ -110,13 +110,15 @@ func checkCache(t *rapid.T, cache *cachedLog, next uint64, wanted bool) {
 	for i := uint64(0); i < next+3; i++ {
 		var got, want raft.Log
 		errGot, errWant := cache.GetLog(i, &got), cache.Log.GetLog(i, &want)
-		testenv.Require(t, errors.Is(errGot, errWant) && sameEntry(&got, &want), "entry %d: %v, %v; on disk %v, %v", i, got, errGot, want, errWant)
+		testenv.Require(t, errors.Is(errGot, errWant) && sameEntry(&got, &want),
+			"entry %d: %v, %v; on disk %v, %v", i, got, errGot, want, errWant)
 	}
 	var held int64
 	for i := range cache.entries {
 		held += memorySize(&cache.entries[i])
 	}
-	testenv.Require(t, held == cache.bytes && held <= cache.maxBytes, "the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.maxBytes)
+	testenv.Require(t, held == cache.bytes && held <= cache.maxBytes,
+		"the cache holds %d bytes, counts %d, may %d", held, cache.bytes, cache.maxBytes)
 	// The newest entry is there, if it can be.
 	var newest raft.Log
 	if last, _ := cache.LastIndex(); last != 0 && len(cache.entries) == 0 {

@@ -186,7 +186,8 @@ func TestSnapshotIsReplaced(t *testing.T) {
 	for i, state := range []string{"one", "two", ""} {
 		testenv.NoError(t, writeSnapshot(d, uint64(i+1), state))
 		list, err := d.Snapshots.List()
-		testenv.Require(t, err == nil && len(list) == 1 && list[0].Index == uint64(i+1) && list[0].Size == int64(len(state)), "%v, %v", list, err)
+		testenv.Require(t, err == nil && len(list) == 1 && list[0].Index == uint64(i+1) && list[0].Size == int64(len(state)),
+			"%v, %v", list, err)
 		_, r, err := d.Snapshots.Open(list[0].ID)
 		testenv.NoError(t, err)
 		got, err := io.ReadAll(r)

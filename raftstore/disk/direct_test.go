@@ -110,7 +110,8 @@ func TestDirectAppendsMatchDisk(t *testing.T) {
 		close(stop)
 		readers.Wait()
 		for name, cached := range readAll(t, o.Path) {
-			testenv.Require(t, bytes.Equal(cached, onDevice(t, filepath.Join(o.Path, logDir, name))), "%s is not on the device as it is read", name)
+			testenv.Require(t, bytes.Equal(cached, onDevice(t, filepath.Join(o.Path, logDir, name))),
+				"%s is not on the device as it is read", name)
 		}
 		t.Logf("%d entries, direct writes refused: %v", len(want), d.Log.direct.refused)
 		if got := checkEntries(t, d, want); got != uint64(len(want)) {

@@ -246,7 +246,8 @@ func (m *machine) checkReplica(t *rapid.T) {
 			t.Fatalf("at revision %d the hash is %x here and %x there", rev, x, y)
 		}
 	}
-	testenv.Require(t, bytes.Equal(snapshotOf(t, m.state), snapshotOf(t, m.replica)), "snapshots differ: %+v and %+v", a.sessions, b.sessions)
+	testenv.Require(t, bytes.Equal(snapshotOf(t, m.state), snapshotOf(t, m.replica)),
+		"snapshots differ: %+v and %+v", a.sessions, b.sessions)
 }
 
 // restart reads the state back from its snapshot.

@@ -63,7 +63,8 @@ func TestSessionsAreBounded(t *testing.T) {
 		open(t, s, 3+i, fmt.Sprint("more ", i))
 	}
 	got := s.ApplyEntry(5000, 1, []Command{put(first, 1, 1, "a"), put(second, 1, 1, "b")})
-	testenv.True(t, got[0].Err == ErrSession && got[1].Err == nil && len(s.sessions) == maxSessions, "got %+v, %d sessions", got, len(s.sessions))
+	testenv.True(t, got[0].Err == ErrSession && got[1].Err == nil && len(s.sessions) == maxSessions,
+		"got %+v, %d sessions", got, len(s.sessions))
 	restored(t, s)
 }
 
@@ -78,7 +79,8 @@ func TestAnswersAreBounded(t *testing.T) {
 	ses := s.session(id)
 	testenv.False(t, len(ses.results) != maxRemembered || ses.floor != 100, "%d answers from %d on", len(ses.results), ses.floor)
 	got := s.ApplyEntry(1<<20, 1, []Command{put(id, 99, 0, "w"), put(id, 100, 0, "w"), put(id, last-1, 0, "w")})
-	testenv.True(t, got[0].Err == ErrStale && got[1].Err == nil && got[2].Err == nil && s.rev == int64(last)+1, "got %+v at revision %d", got, s.rev)
+	testenv.True(t, got[0].Err == ErrStale && got[1].Err == nil && got[2].Err == nil && s.rev == int64(last)+1,
+		"got %+v at revision %d", got, s.rev)
 	restored(t, s)
 }
 

@@ -84,7 +84,8 @@ func TestCallsToWrongServerAreRefused(t *testing.T) {
 		for range 2 { // the second fails by what the first found out
 			_, err := other.Call(t.Context(), string(a.address), "echo", nil)
 			refused, ok := errors.AsType[*RefusedError](err)
-			testenv.True(t, ok && refused.Reason == "server d.1 belongs to cluster c2, this is cluster c1" && status.Code(err) == codes.Unavailable, "%+v", err)
+			testenv.True(t, ok && refused.Reason == "server d.1 belongs to cluster c2, this is cluster c1" && status.Code(err) == codes.Unavailable,
+				"%+v", err)
 		}
 	})
 }

@@ -181,7 +181,8 @@ func TestRefusalsConfirmNoEntries(t *testing.T) {
 			b.setRespond(func(rpc raft.RPC) { rpc.Respond(&want, nil) })
 			for _, request := range []*raft.AppendEntriesRequest{{RPCHeader: a.header(), Term: 5}, a.entries(5, 3)} {
 				testenv.NoError(t, a.AppendEntries(b.id, b.address, request, &r))
-				testenv.Require(t, r.Term == want.Term && r.Success == want.Success && r.LastLog == 0 && !r.NoRetryBackoff, "%+v became %+v", want, r)
+				testenv.Require(t, r.Term == want.Term && r.Success == want.Success && r.LastLog == 0 && !r.NoRetryBackoff,
+					"%+v became %+v", want, r)
 			}
 		}
 		b.setRespond(func(rpc raft.RPC) {

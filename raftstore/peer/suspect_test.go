@@ -45,7 +45,8 @@ func TestLossAmidCalls(t *testing.T) {
 			address := string(b.address)
 			call := func(ctx context.Context, takes time.Duration) error {
 				answer, err := a.Call(ctx, address, "wait", []byte(takes.String()))
-				testenv.False(t, err == nil && string(answer) != takes.String(), "seed %d: a call for %v was answered with %s", seed, takes, answer)
+				testenv.False(t, err == nil && string(answer) != takes.String(),
+					"seed %d: a call for %v was answered with %s", seed, takes, answer)
 				return err
 			}
 			if rnd.IntN(2) == 0 { // else the first of the calls connects

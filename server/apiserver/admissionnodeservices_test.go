@@ -122,6 +122,7 @@ func TestPoolAddressIsNoNodesAddress(t *testing.T) {
 	p.services = corelisters.NewServiceLister(index)
 	for ip, want := range map[string]string{"192.0.2.200": "is the address of the Service default/pooled", "192.0.2.3": "", "192.0.2.4": "", "192.0.2.9": ""} {
 		err := p.mayHaveBesideServices(netip.MustParseAddr(ip))
-		testenv.False(t, want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)), "%s: %v, want %q", ip, err, want)
+		testenv.False(t, want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)),
+			"%s: %v, want %q", ip, err, want)
 	}
 }

@@ -96,7 +96,8 @@ func TestArgumentCheckLeavesFeatureGatesAlone(t *testing.T) {
 		"feature_gates=UnknownVersionInteroperabilityProxy=true":      "loses the leader's term",
 	} {
 		err := CheckArgs([]string{args})
-		testenv.False(t, (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want), "%s: error %v, want one with %q", args, err, want)
+		testenv.False(t, (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want),
+			"%s: error %v, want one with %q", args, err, want)
 	}
 	if err := CheckArgs([]string{"event-tll=2h", "max-request-inflight=3"}); err == nil || strings.Count(err.Error(), "did you mean") != 2 {
 		t.Errorf("two mistakes: %v", err)
@@ -167,7 +168,8 @@ func TestAnonymousRequestsAreRestricted(t *testing.T) {
 			testenv.NoError(t, applyExtraArgs(s, test.args))
 			testenv.NoError(t, restrictAnonymous(s, Options{ConfigDir: dir, AnonymousHealthOnly: true}))
 			want := test.wantFile(dir)
-			testenv.Require(t, s.Authentication.AuthenticationConfigFile == want, "file %q, want %q", s.Authentication.AuthenticationConfigFile, want)
+			testenv.Require(t, s.Authentication.AuthenticationConfigFile == want,
+				"file %q, want %q", s.Authentication.AuthenticationConfigFile, want)
 			if !strings.HasPrefix(want, dir) {
 				return
 			}

@@ -113,7 +113,8 @@ func TestUsersAPIServiceReplacesMetricsAPI(t *testing.T) {
 	for _, path := range []string{"/openapi/v3/apis/metrics.k8s.io/v1beta1", "/openapi/v2"} {
 		doc, err := c.Discovery().RESTClient().Get().AbsPath(path).SetHeader("Accept", "application/json").DoRaw(t.Context())
 		for _, want := range []string{`"io.k8s.metrics.pkg.apis.metrics.v1beta1.ContainerMetrics"`, `"/apis/metrics.k8s.io/v1beta1/nodes/{name}"`} {
-			testenv.True(t, err == nil && strings.Contains(string(doc), want), "what clients go by: no %s in %s: %.200s, %v", want, path, doc, err)
+			testenv.True(t, err == nil && strings.Contains(string(doc), want),
+				"what clients go by: no %s in %s: %.200s, %v", want, path, doc, err)
 		}
 	}
 	if _, lists, err := c.Discovery().ServerGroupsAndResources(); err != nil {

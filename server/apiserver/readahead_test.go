@@ -102,7 +102,8 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 				heard[version] = true
 			}
 			// The reader may have taken one, and another one be on its way to it, before these are noted.
-			testenv.True(t, mostDecoded <= 3 && mostPassed <= 4, "%d were decoded ahead of the reader, and %d lay before that", mostDecoded, mostPassed)
+			testenv.True(t, mostDecoded <= 3 && mostPassed <= 4,
+				"%d were decoded ahead of the reader, and %d lay before that", mostDecoded, mostPassed)
 		})
 	}
 }

@@ -233,7 +233,8 @@ func testServiceAccountTokens(t *testing.T, s *running) {
 	config.BearerToken = token.Status.Token
 	rower := client(t, config)
 	review, err := rower.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
-	testenv.True(t, err == nil && review.Status.UserInfo.Username == "system:serviceaccount:"+ns+":rower", "who a token is: %v, %v", review, err)
+	testenv.True(t, err == nil && review.Status.UserInfo.Username == "system:serviceaccount:"+ns+":rower",
+		"who a token is: %v, %v", review, err)
 	if _, err := rower.CoreV1().Secrets(ns).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("listing Secrets without a role: %v", err)
 	}

@@ -26,6 +26,7 @@ func TestTokensOfDefaultAccounts(t *testing.T) {
 	}
 	for ns, want := range map[string]*bool{"kube-system": ptr.To(false), "kube-public": ptr.To(false), "kube-node-lease": ptr.To(true), "shop": nil} {
 		got, err := c.CoreV1().ServiceAccounts(ns).Get(t.Context(), "default", metav1.GetOptions{})
-		testenv.True(t, err == nil && ptr.Equal(got.AutomountServiceAccountToken, want), "%s: %v, %v", ns, got.AutomountServiceAccountToken, err)
+		testenv.True(t, err == nil && ptr.Equal(got.AutomountServiceAccountToken, want),
+			"%s: %v, %v", ns, got.AutomountServiceAccountToken, err)
 	}
 }

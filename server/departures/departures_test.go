@@ -129,7 +129,8 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 		l := newLeaving(t, "1h0m0s", ready, plainPod("a"))
 		l.refuse = apierrors.NewTooManyRequestsError("not now")
 		l.silentSince(t, 0)
-		testenv.True(t, l.takeNextSteps(t.Context()) && l.node(t) != nil, "Ready is %s: the node of a machine that is silent for a moment was deleted", ready)
+		testenv.True(t, l.takeNextSteps(t.Context()) && l.node(t) != nil,
+			"Ready is %s: the node of a machine that is silent for a moment was deleted", ready)
 		l.passed = departedAfter
 		testenv.False(t, l.takeNextSteps(t.Context()) || l.node(t) != nil, "Ready is %s: the node is there after %s", ready, l.passed)
 	}
@@ -188,7 +189,8 @@ func TestOrderToLeaveIsTakenBack(t *testing.T) {
 func TestWrongOrdersRemoveNothing(t *testing.T) {
 	for _, grace := range []string{"", "soon", "-1s", "60", "25h"} {
 		l := newLeaving(t, grace, corev1.ConditionTrue, plainPod("a"))
-		testenv.True(t, l.takeNextSteps(t.Context()) && l.node(t) != nil && !l.node(t).Spec.Unschedulable && len(l.evicted) == 0, "%q did something", grace)
+		testenv.True(t, l.takeNextSteps(t.Context()) && l.node(t) != nil && !l.node(t).Spec.Unschedulable && len(l.evicted) == 0,
+			"%q did something", grace)
 	}
 }
 

@@ -40,7 +40,8 @@ func ensure(t *testing.T, o Options) layout {
 func TestEnsureKeepsTheKeyAndFollowsTheList(t *testing.T) {
 	dir := t.TempDir()
 	first := ensure(t, Options{Dir: dir, Resources: secrets})
-	testenv.Require(t, slices.Equal(first.active, []string{"secrets"}) && len(first.keys) == 1 && first.keys[0].Name == "key1", "%+v", first)
+	testenv.Require(t, slices.Equal(first.active, []string{"secrets"}) && len(first.keys) == 1 && first.keys[0].Name == "key1",
+		"%+v", first)
 	more := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"secrets", "configmaps", "*.apps", "widgets.example.com", "*.*"}})
 	if !slices.Equal(more.keys, first.keys) || !slices.Equal(more.active, []string{"secrets", "configmaps", "widgets.example.com", "*.apps", "*.*"}) {
 		t.Fatalf("%+v", more)

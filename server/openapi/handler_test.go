@@ -237,7 +237,8 @@ func TestV2HasCRDsAndMetrics(t *testing.T) {
 	w.crds = append(w.crds, boat(1))
 	testenv.Equal(t, w.get("/openapi/v2", "If-None-Match", etag).Code, http.StatusOK, "with a CRD more:")
 	with := w.v2(t)
-	testenv.True(t, len(with.Definitions) == len(without.Definitions)+2, "a CRD brings %d definitions", len(with.Definitions)-len(without.Definitions))
+	testenv.True(t, len(with.Definitions) == len(without.Definitions)+2,
+		"a CRD brings %d definitions", len(with.Definitions)-len(without.Definitions))
 	testenv.Equal(t, with.Definitions["com.example.v1.Boat"].Description, "generation 1", "Boat:")
 	for _, kind := range []string{"NodeMetrics", "PodMetrics", "PodMetricsList", "ContainerMetrics"} {
 		testenv.True(t, with.Definitions["io.k8s.metrics.pkg.apis.metrics.v1beta1."+kind].Description != "", "nothing is said of %s", kind)

@@ -82,7 +82,8 @@ func TestPKIIsMadeFromNothing(t *testing.T) {
 		testenv.Check(t, serving.VerifyHostname(host))
 	}
 	node := leafCert(t, leaves[4])
-	testenv.True(t, node.Subject.CommonName == "system:node:boat" && node.Subject.Organization[0] == "system:nodes", "node identity is %s", node.Subject)
+	testenv.True(t, node.Subject.CommonName == "system:node:boat" && node.Subject.Organization[0] == "system:nodes",
+		"node identity is %s", node.Subject)
 }
 
 func TestSecondOpenChangesNothing(t *testing.T) {
@@ -134,7 +135,8 @@ func TestDamagedAuthorityIsRefused(t *testing.T) {
 		testenv.NoError(t, os.WriteFile(path, half, 0o600))
 		o, _ := options(dir, today)
 		_, err = Open(o)
-		testenv.True(t, err != nil && strings.Contains(err.Error(), path) && strings.Contains(err.Error(), "backup"), "damaged %s: %v", file, err)
+		testenv.True(t, err != nil && strings.Contains(err.Error(), path) && strings.Contains(err.Error(), "backup"),
+			"damaged %s: %v", file, err)
 		if now, _ := os.ReadFile(path); string(now) != string(half) {
 			t.Errorf("%s was overwritten", file)
 		}

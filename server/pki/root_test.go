@@ -78,7 +78,8 @@ func TestRenewedAuthoritiesKeepTheCluster(t *testing.T) {
 			testenv.True(t, leafCert(t, l).NotAfter.After(time.Now().Add(300*day)), "%s still ends with the former authority", l.Name)
 		}
 		shown := testenv.Must(q.Serving())(t).Certificate
-		testenv.False(t, len(shown) != 3 || !bytes.Equal(shown[1], q.authority(ServerCA).root().Raw) || !bytes.Equal(shown[2], first.Raw), "the chain that machines see")
+		testenv.False(t, len(shown) != 3 || !bytes.Equal(shown[1], q.authority(ServerCA).root().Raw) || !bytes.Equal(shown[2], first.Raw),
+			"the chain that machines see")
 		nodes := testenv.Must(cert.ParseCertsPEM(q.NodesServerCA()))(t)
 		testenv.False(t, len(nodes) != 2 || !nodes[0].Equal(q.authority(ServerCA).root()) || !nodes[1].Equal(first), "what nodes get")
 		testenv.NoError(t, q.RecordRoot())

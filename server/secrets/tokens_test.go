@@ -60,7 +60,8 @@ func TestTokensAreTakenOver(t *testing.T) {
 	first := testenv.Must(rotate(token.RotationRequest{Role: token.RoleServer, Old: "given-to-servers", New: "next", Grace: time.Hour}))(t)
 	agent := testenv.Must(rotate(token.RotationRequest{Role: token.RoleAgent}))(t)
 	has := s.Now()
-	testenv.True(t, has.Server == first && first.Secret == "next" && has.Agent == agent && agent.Secret != "given-to-agents", "it goes by %+v", has)
+	testenv.True(t, has.Server == first && first.Secret == "next" && has.Agent == agent && agent.Secret != "given-to-agents",
+		"it goes by %+v", has)
 	if valid := has.Accepted(time.Now()); len(valid) != 3 || valid[2].Secret != "given-to-servers" || valid[2].Role != token.RoleServer {
 		t.Errorf("valid are %+v", valid)
 	}

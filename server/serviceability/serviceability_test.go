@@ -65,7 +65,8 @@ func TestStalledServerDrainsNodes(t *testing.T) {
 		{fakeStore{}, state{}},
 	} {
 		next, why := now.nextState(step.store)
-		testenv.True(t, next == step.want && (why != "") == next.unable, "step %d, %+v after %+v: %+v, %q, want %+v", i, step.store, now, next, why, step.want)
+		testenv.True(t, next == step.want && (why != "") == next.unable,
+			"step %d, %+v after %+v: %+v, %q, want %+v", i, step.store, now, next, why, step.want)
 		now = next
 	}
 }

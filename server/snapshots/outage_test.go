@@ -159,7 +159,8 @@ func TestManyObjectsOfOthers(t *testing.T) {
 		t.Errorf("pruning one of three asked for %d objects and lists", n)
 	}
 	list, err := m.List(t.Context())
-	testenv.True(t, err == nil && len(list) == 5 && list[2].Name == second.Name && list[3].Name == "z-copy" && list[4].Name == third.Name, "%+v, %v", list, err)
+	testenv.True(t, err == nil && len(list) == 5 && list[2].Name == second.Name && list[3].Name == "z-copy" && list[4].Name == third.Name,
+		"%+v, %v", list, err)
 }
 
 // TestRangesAreNotHeeded: an S3 server, or a proxy before it, may send all of an object.

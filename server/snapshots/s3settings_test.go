@@ -75,6 +75,7 @@ func TestCommandsS3OptionsOverrideServers(t *testing.T) {
 		case err != nil || (got == nil) != (tt.want == "") || got != nil && got.Bucket+" in "+got.Region != tt.want:
 			t.Errorf("%s: %+v, %v, want %q", tt.name, got, err, tt.want)
 		}
-		testenv.False(t, len(tt.own.Values) > 0 && tt.own.Values[config.S3Bucket] != "boats", "%s: the server's own settings became %v", tt.name, tt.own.Values)
+		testenv.False(t, len(tt.own.Values) > 0 && tt.own.Values[config.S3Bucket] != "boats",
+			"%s: the server's own settings became %v", tt.name, tt.own.Values)
 	}
 }

@@ -105,7 +105,8 @@ func TestLastOfThreeServersIsRecovered(t *testing.T) {
 	testenv.WantError(t, testenv.Err(newServer(t).PlanRecovery()), "there is no store")
 	s, cluster := lastOfThree(t)
 	plan := testenv.Must(s.PlanRecovery())(t)
-	testenv.True(t, plan.Keys == 20 && len(plan.Members) == 3 && plan.LastIndex != 0 && plan.LastTerm != 0 && !plan.Written.IsZero(), "the plan: %+v", plan)
+	testenv.True(t, plan.Keys == 20 && len(plan.Members) == 3 && plan.LastIndex != 0 && plan.LastTerm != 0 && !plan.Written.IsZero(),
+		"the plan: %+v", plan)
 	_, kept, err := s.Recover()
 	testenv.NoError(t, err)
 	testenv.Equal(t, testenv.Must(CheckStore(kept))(t).LastIndex, plan.LastIndex, "the former store:")

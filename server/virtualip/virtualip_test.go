@@ -131,7 +131,8 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 	take := func(text, want string) {
 		t.Helper()
 		err := v.apply(t.Context(), client, vipMap(text))
-		testenv.False(t, (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)), "%s: %v, want %q", text, err, want)
+		testenv.False(t, (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)),
+			"%s: %v, want %q", text, err, want)
 	}
 	take("192.0.2.100", "")
 	routers = []netip.Addr{router, netip.MustParseAddr("192.0.2.100")}
@@ -212,7 +213,8 @@ func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	if err != nil || !strings.Contains(v.problem, own.String()) || !strings.Contains(v.problem, others.String()) {
 		t.Errorf("another address than the cluster's: %v, %s", err, v.problem)
 	}
-	testenv.False(t, !slices.Equal(v.ClusterAddresses(), []netip.Addr{others}) || !slices.Equal(*used, v.ClusterAddresses()), "it has %v", v.ClusterAddresses())
+	testenv.False(t, !slices.Equal(v.ClusterAddresses(), []netip.Addr{others}) || !slices.Equal(*used, v.ClusterAddresses()),
+		"it has %v", v.ClusterAddresses())
 	kept, known, err := clusterconfig.ReadVIPs(v.o.Dir)
 	testenv.False(t, err != nil || !known || !slices.Equal(kept, v.ClusterAddresses()), "it keeps %v, %v, %v", kept, known, err)
 	testenv.NoError(t, v.applyAddresses(nil, false))

@@ -162,7 +162,8 @@ func readOnly(t *testing.T, k *harness.Kube) {
 		}
 	}
 	off := eval[[]string](p, `[...document.querySelectorAll(".tools button[aria-disabled=true]")].map((b) => b.textContent + ": " + b.title)`)
-	testenv.True(t, len(off) >= 4 && strings.Contains(strings.Join(off, "\n"), "Delete: This console is read-only."), "buttons that are off: %q", off)
+	testenv.True(t, len(off) >= 4 && strings.Contains(strings.Join(off, "\n"), "Delete: This console is read-only."),
+		"buttons that are off: %q", off)
 	p.saysNothing()
 }
 

@@ -107,7 +107,8 @@ func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
 				"replace", "--raw", "/api/v1/nodes/"+a.NodeName()+"/status", "-f", file)
 			return err
 		})
-		testenv.True(t, err != nil && strings.Contains(out+err.Error(), want), "the node claims %s: %s, %v, want %q", address, out, err, want)
+		testenv.True(t, err != nil && strings.Contains(out+err.Error(), want),
+			"the node claims %s: %s, %v, want %q", address, out, err, want)
 	}
 	testenv.Equal(t, addresses(), before, "its addresses are")
 }

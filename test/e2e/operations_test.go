@@ -192,7 +192,8 @@ func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 	}
 	testenv.Contains(t, stored("configmaps/default/map"), word, "the ConfigMap is stored as")
 	sealed := stored("secrets/default/treasure")
-	testenv.True(t, strings.HasPrefix(sealed, "k8s:enc:secretbox:") && !strings.Contains(sealed, word), "the Secret is stored as %q", sealed)
+	testenv.True(t, strings.HasPrefix(sealed, "k8s:enc:secretbox:") && !strings.Contains(sealed, word),
+		"the Secret is stored as %q", sealed)
 	before := do("secrets-encrypt", "status")
 	do("secrets-encrypt", "rotate")
 	if after := do("secrets-encrypt", "status"); after == before {

@@ -148,7 +148,8 @@ func TestSnapshotsInS3(t *testing.T) {
 		s.Args = slices.Concat(base, wrong.args)
 		s.StartAPI()
 		out, err := s.Run(s.Coracle(), "snapshot", "save", "--name", wrong.name, "--data-dir", s.DataDir)
-		testenv.True(t, err != nil && strings.Contains(out+err.Error(), wrong.message), "with a wrong %s it says %v\n%s", wrong.name, err, out)
+		testenv.True(t, err != nil && strings.Contains(out+err.Error(), wrong.message),
+			"with a wrong %s it says %v\n%s", wrong.name, err, out)
 		testenv.Equal(t, len(testenv.Must(filepath.Glob(filepath.Join(s.DataDir, "snapshots", wrong.name+"-*")))(t)), 1, "with a wrong %s there are on this machine:", wrong.name)
 		o.has(1)
 	}

@@ -61,7 +61,8 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 		groups, err = s.Run(s.Coracle(), "kubectl", "--kubeconfig", admin, "auth", "whoami", "-o", "jsonpath={.status.userInfo.groups}")
 		return err
 	})
-	testenv.True(t, err == nil && strings.Contains(groups, "system:masters"), "the administrator's kubeconfig of before: %s, %v", groups, err)
+	testenv.True(t, err == nil && strings.Contains(groups, "system:masters"),
+		"the administrator's kubeconfig of before: %s, %v", groups, err)
 	// What the API says of the pods is the snapshot's word until the kubelet has started them again.
 	harness.Eventually(t, soon, "a command runs in a pod", func() error {
 		_, err := k.Try("exec", "deployment/d", "--", "true")

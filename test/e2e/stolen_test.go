@@ -315,7 +315,8 @@ func everyKeyIsTried(t *testing.T, disk string) {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		testenv.False(t, bytes.Contains(data, []byte("PRIVATE KEY")) && !known[path], "%s has a private key that this test does not try", path)
+		testenv.False(t, bytes.Contains(data, []byte("PRIVATE KEY")) && !known[path],
+			"%s has a private key that this test does not try", path)
 		return err
 	}))
 }

@@ -77,7 +77,8 @@ func TestClientsOfEachProtocolAreServed(t *testing.T) {
 			if name == "many requests" {
 				want = 50
 			}
-			testenv.True(t, err == nil && strings.Count(out, ":status: 200") == want, "%d answers, want %d: %v\n%s", strings.Count(out, ":status: 200"), want, err, out)
+			testenv.True(t, err == nil && strings.Count(out, ":status: 200") == want,
+				"%d answers, want %d: %v\n%s", strings.Count(out, ":status: 200"), want, err, out)
 		})
 	}
 	dir := filepath.Dir(body)

@@ -48,7 +48,8 @@ func TestSuiteLeavesRunningClusterAlone(t *testing.T) {
 	testenv.NoError(t, os.Mkdir(filepath.Join(h.Dir, "inner"), 0o755))
 	c.WaitDelay = 5 * time.Second
 	out, err := c.CombinedOutput()
-	testenv.True(t, err == nil && strings.Contains(string(out), "--- PASS: TestInstallAndUninstall"), "a test beside the cluster: %v\n%s", err, out)
+	testenv.True(t, err == nil && strings.Contains(string(out), "--- PASS: TestInstallAndUninstall"),
+		"a test beside the cluster: %v\n%s", err, out)
 
 	h.awaitAnswer()
 	testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)

@@ -38,6 +38,7 @@ func TestLockOfDebianPackages(t *testing.T) {
 			cmd.Env = append(cmd.Env, "TRIMPATH=1")
 		}
 		out, err := cmd.CombinedOutput()
-		testenv.False(t, (err != nil) != c.refused || !strings.Contains(string(out), c.want) || c.want == "" && len(out) > 0, "%s: %v: %s", c.name, err, out)
+		testenv.False(t, (err != nil) != c.refused || !strings.Contains(string(out), c.want) || c.want == "" && len(out) > 0,
+			"%s: %v: %s", c.name, err, out)
 	}
 }

@@ -161,7 +161,8 @@ func TestOccupiedPortIsFoundBeforeStart(t *testing.T) {
 	testenv.Until(t, harness.Soon, "the port is taken",
 		func() bool { return strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") })
 	out, err := h.install(nil, "server", "--https-listen-port", "7443", "-o", "/etc/coracle/admin.yaml")
-	testenv.True(t, exitCode(err) != 0 && strings.Contains(out, "7443") && strings.Contains(out, "lacks something"), "got %v and:\n%s", err, out)
+	testenv.True(t, exitCode(err) != 0 && strings.Contains(out, "7443") && strings.Contains(out, "lacks something"),
+		"got %v and:\n%s", err, out)
 	h.must("sh", "-c", "kill $(cat "+pidFile+")")
 	_ = c.Wait() // it was killed
 

@@ -48,7 +48,8 @@ func checkLeft(t *testing.T, loss Loss, left []byte) {
 	for from := 0; from < len(left); from += sectorSize {
 		piece := left[from : from+sectorSize]
 		pieces[piece[0]]++
-		testenv.True(t, bytes.Equal(piece, bytes.Repeat(piece[:1], sectorSize)) && piece[0] >= 'a' && piece[0] <= 'd', "%v: half a sector", loss)
+		testenv.True(t, bytes.Equal(piece, bytes.Repeat(piece[:1], sectorSize)) && piece[0] >= 'a' && piece[0] <= 'd',
+			"%v: half a sector", loss)
 	}
 	switch {
 	case loss.Kept == 0 && pieces['a'] != blockSize/sectorSize, loss.Kept == 1 && pieces['d'] != blockSize/sectorSize,

@@ -91,7 +91,8 @@ func TestBackendChangeNeedsEveryNode(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, err := setBackend(t.Context(), c.client, c.to)
-			testenv.False(t, c.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err), "got %v, want %q", err, c.err)
+			testenv.False(t, c.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err),
+				"got %v, want %q", err, c.err)
 			testenv.False(t, c.err == "" && c.to != "vxlan" && before != "vxlan" && before != "pigeons", "before it was %q", before)
 			m, err := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
 			if c.want != "" && (err != nil || m.Data[clusterconfig.BackendData] != c.want) {

@@ -49,7 +49,8 @@ func TestProbeOfTheCluster(t *testing.T) {
 			}))
 			defer s.Close()
 			_, err := probe(t.Context(), &rest.Config{Host: s.URL, BearerToken: "mine"})
-			testenv.False(t, c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)), "%v, want %q", err, c.want)
+			testenv.False(t, c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)),
+				"%v, want %q", err, c.want)
 		})
 	}
 }

@@ -31,7 +31,8 @@ func TestDefinitionsAreTheModules(t *testing.T) {
 	var want []map[string]any
 	testenv.NoError(t, json.Unmarshal(text, &want))
 	all := read(t)
-	testenv.Require(t, len(all) == len(want), "there are %d definitions, the module has %d: go generate ./controllers/gateway/definitions", len(all), len(want))
+	testenv.Require(t, len(all) == len(want),
+		"there are %d definitions, the module has %d: go generate ./controllers/gateway/definitions", len(all), len(want))
 	for i, u := range all {
 		labels := u.GetLabels()
 		if delete(labels, managedBy); len(labels) == 0 {

@@ -86,7 +86,7 @@ type SecretRef struct {
 	IgnoreUpdates bool     `json:"ignoreUpdates,omitempty"`
 }
 
-// HelmChartConfig is an object of that kind. helmchartconfig.yaml describes its fields.
+// HelmChartConfig has values for the HelmChart of the same name. helmchartconfig.yaml describes its fields.
 type HelmChartConfig struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`

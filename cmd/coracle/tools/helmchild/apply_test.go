@@ -111,7 +111,8 @@ func TestInterruptedReleasesAreResumed(t *testing.T) {
 			req := tt.request(web("1.2.0"))
 			req.FailurePolicy = helmjob.Abort // nothing has failed
 			r := tt.do(req, helmjob.Recovered, "")
-			testenv.True(t, r.Found == status.String() && r.Release.Status == "deployed", "found %q, and the release is %+v", r.Found, r.Release)
+			testenv.True(t, r.Found == status.String() && r.Release.Status == "deployed",
+				"found %q, and the release is %+v", r.Found, r.Release)
 			tt.says(r, "chart web 1.2.0")
 			tt.wantGreeting("web", "hello")
 			tt.wantGreeting("left", "") // of a revision that Helm forgets
@@ -134,7 +135,8 @@ func TestFailurePoliciesDecideAfterFailedInstall(t *testing.T) {
 		req.FailurePolicy = helmjob.Abort
 		r := tt.do(req, "", helmjob.InstallFailed)
 		tt.says(r, "Not_A_Name")
-		testenv.True(t, !r.TryAgain && r.Release != nil && r.Release.Status == "failed", "try again: %v, release %+v", r.TryAgain, r.Release)
+		testenv.True(t, !r.TryAgain && r.Release != nil && r.Release.Status == "failed",
+			"try again: %v, release %+v", r.TryAgain, r.Release)
 		r = tt.do(req, "", helmjob.Aborted)
 		tt.says(r, "failurePolicy is abort", "Not_A_Name")
 		testenv.False(t, r.TryAgain || r.Release.Revision != 1, "try again: %v, release %+v", r.TryAgain, r.Release)
