@@ -41,11 +41,20 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
+		Setup:               apartFromMachine,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "answers": answers, "stopping": stopping, "signal": signalled,
 			"put": put, "gets": gets, "flip": flip, "halve": halve, "private": private, "profile": profile,
 		},
 	})
+}
+
+// apartFromMachine keeps a script from the settings and the kubeconfig of a coracle that is installed on this machine.
+func apartFromMachine(env *testscript.Env) error {
+	dir := filepath.Join(env.WorkDir, ".etc")
+	env.Setenv("CORACLE_CONFIG_FILE", filepath.Join(dir, "config.yaml"))
+	env.Setenv("CORACLE_WRITE_KUBECONFIG", filepath.Join(dir, "coracle.yaml"))
+	return errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "config.yaml"), nil, 0o600))
 }
 
 // exits runs a command that must end with a given exit code: exits CODE PROGRAM ARGS...
