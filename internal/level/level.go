@@ -20,7 +20,10 @@ const First = 1
 func Newest() int { return len(minors) }
 
 // Oldest returns the oldest level that this program can write: the one before the newest, if there is one.
-func Oldest() int { return max(First, Newest()-1) }
+func Oldest() int { return OldestOf(Newest()) }
+
+// OldestOf returns the oldest level that a program with this newest one can write.
+func OldestOf(newest int) int { return max(First, newest-1) }
 
 // Known says whether this program can run in a cluster of a level.
 func Known(level int) bool { return Oldest() <= level && level <= Newest() }

@@ -3,11 +3,12 @@
 // Package datadir locks a server's folder for one process: the server itself, or a command that works on the files of a
 // stopped one.
 //
-// It owns the folder's lock, and the file with the identity of the server and the version of the last program that
-// wrote here. It never reads other files in the folder.
+// It owns the folder's lock, and the file with the identity of the server, its level, and the version of the last
+// program that wrote here. It never reads other files in the folder.
 package datadir
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -21,11 +22,8 @@ import (
 	"syscall"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/level"
 )
-
-// Format is the version of everything below the server's folder. It is raised when an older program would misread what
-// a newer one wrote.
-const Format = 1
 
 // Names of the files in the server's folder.
 const (
@@ -48,11 +46,16 @@ type Options struct {
 	// Replace says that everything in the folder is going to be replaced. A missing or damaged identity, or one of a
 	// newer program, is then no error, and the server gets a new one.
 	Replace bool
+	// Level is the level of a folder that gets a new identity: that of the cluster which the server joins. 0 means the
+	// newest, for a new cluster.
+	Level int
+
+	newest int // level.Newest(), or another one in tests
 }
 
 // identity is the content of the file that names the server and its format.
 type identity struct {
-	// Format is the format of the newest program that wrote here. Version is the version of that program.
+	// Format is the level of everything below the server's folder. Version is that of the last program that wrote here.
 	Format  int    `json:"format"`
 	Version string `json:"version"`
 	// ServerID names this server permanently in the store's log. Host and node names may change.
@@ -87,8 +90,19 @@ func (e *InUseError) Error() string {
 		"one a folder of its own with --data-dir", processSuffix(e.PID), e.DataDir)
 }
 
-// Open locks the folder for this process. It refuses a folder in a newer format.
+// Level returns the level at which the server of a folder runs. It is 0 if the folder does not say so: no server has
+// started there, or Open refuses its identity.
+func Level(serverDir string) int {
+	var id identity
+	if data, err := os.ReadFile(filepath.Join(serverDir, IdentityFile)); err != nil || json.Unmarshal(data, &id) != nil {
+		return 0
+	}
+	return max(id.Format, 0)
+}
+
+// Open locks the folder for this process. It refuses a folder whose level this program does not know.
 func Open(o Options) (_ *Dir, err error) {
+	o.newest = cmp.Or(o.newest, level.Newest())
 	if err := os.MkdirAll(o.ServerDir, 0o700); err != nil {
 		return nil, fmt.Errorf("the data directory %s cannot be used: %w", o.DataDir, err)
 	}
@@ -107,8 +121,7 @@ func Open(o Options) (_ *Dir, err error) {
 	}
 	d.Established = len(entries) > 0
 	if err := d.identify(&o); err != nil && o.Replace {
-		d.id = identity{Format: Format, Version: o.Version}
-		d.newID()
+		d.newID(&o)
 		return d, nil
 	} else if err != nil {
 		return d, err
@@ -128,7 +141,7 @@ func (d *Dir) identify(o *Options) error {
 		return fmt.Errorf("%s is missing, although there is a store in %s. Nothing was changed. That file says which server of the "+
 			"cluster this is: restore it from a backup, then start again", path, o.StoreDir)
 	case errors.Is(err, fs.ErrNotExist):
-		d.newID()
+		d.newID(o)
 	case err != nil:
 		return fmt.Errorf("reading who this server is: %w", err)
 	default:
@@ -137,19 +150,39 @@ func (d *Dir) identify(o *Options) error {
 				"backup, then start again", path, err)
 		}
 	}
-	if d.id.Format > Format {
+	if d.id.Format > o.newest {
 		return fmt.Errorf("the data directory %s was written by a newer coracle: %s, data format %d. This is %s and knows formats up to %d. "+
 			"Nothing was changed: install %s or newer, or restore a backup made before the upgrade", o.DataDir, d.id.Version, d.id.Format,
-			o.Version, Format, d.id.Version)
+			o.Version, o.newest, d.id.Version)
 	}
-	d.id.Format, d.id.Version = Format, o.Version
+	if oldest := level.OldestOf(o.newest); d.id.Format < oldest {
+		return fmt.Errorf("the data directory %s has level %d, and was last used by %s. This is %s and knows levels %d to %d. Nothing was "+
+			"changed: first install a version between the two, and raise the level to %d with coracle upgrade raise", o.DataDir,
+			d.id.Format, d.id.Version, o.Version, oldest, o.newest, oldest)
+	}
+	d.id.Version = o.Version
 	return nil
 }
 
-func (d *Dir) newID() {
+// newID makes a new identity.
+func (d *Dir) newID(o *Options) {
 	id := make([]byte, 8)
 	_, _ = rand.Read(id) // never fails
-	d.id.ServerID = hex.EncodeToString(id)
+	d.id = identity{Format: cmp.Or(o.Level, o.newest), Version: o.Version, ServerID: hex.EncodeToString(id)}
+}
+
+// RecordLevel records, durably, that the cluster has a level. A lower one changes nothing.
+func (d *Dir) RecordLevel(level int) error {
+	if level <= d.id.Format {
+		return nil
+	}
+	before := d.id.Format
+	d.id.Format = level
+	if err := d.RecordVersion(); err != nil {
+		d.id.Format = before
+		return fmt.Errorf("recording the cluster's level in the data directory: %w", err)
+	}
+	return nil
 }
 
 // RecordVersion records this program's version as the last that wrote here.
