@@ -43,7 +43,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh .ci/run test/bench/run.sh test/bench/upstream/build.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build embedded deps debs-lock release install test unit scenarios tests e2e older e2e-mixed s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build embedded deps debs-lock release install test unit scenarios tests e2e older twolevels e2e-mixed compat e2e-upgrade s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,7 +60,7 @@ build embedded: export GOGC := $(or $(GOGC),400)
 build: embedded ## bin/coracle for this machine (or ARCH=arm64)
 	@echo 'building $(or $(OUT),bin/coracle) $(VERSION) for $(ARCH)'
 	@GO='$(GO)' packaging/overlay.sh $(BUILD)/$(ARCH)/overlay
-	@GOROOT='$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot' GOOS=linux GOARCH=$(ARCH) $(GOBUILD) -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
+	@GOROOT='$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot' GOOS=linux GOARCH=$(ARCH) $(GO) build -tags '$(TAGS)$(if $(TEST_TAG), $(TEST_TAG))' -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
 
 embedded: ## the programs embedded in coracle, into internal/embedded/files/ARCH
 	@GO='$(GO)' TAGS='$(TAGS)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
@@ -69,7 +69,7 @@ release: ## dist/: binaries for amd64 and arm64, packed, and checksums of both f
 	@rm -rf dist && mkdir -p dist
 	$(MAKE) build ARCH=amd64 TRIMPATH=1 OUT=dist/coracle-linux-amd64
 	$(MAKE) build ARCH=arm64 TRIMPATH=1 OUT=dist/coracle-linux-arm64
-	packaging/check-release.sh dist
+	GO='$(GO)' packaging/check-release.sh dist
 	cp install.sh LICENSE NOTICE dist/
 	cd dist && printf '%s\n' coracle-linux-* | xargs -n 1 -P 2 xz -9e --keep --threads=1 && sha256sum coracle-linux-* install.sh > sha256sums.txt && cat sha256sums.txt
 	rm dist/coracle-linux-amd64 dist/coracle-linux-arm64
@@ -130,10 +130,25 @@ e2e-ha: build $(if $(MIXED),older) ## the scenarios of several machines at their
 acme-test: build ## certificates by ACME from pebble, which is built from its module: an account that is refused, a leader that dies, full disks (root, the Go module proxy, minutes)
 	@CORACLE_HA_WHOLE=short $(subst /report,/report -v,$(E2E)) -timeout 40m -run '^TestACMEOrdersSurviveFaults$$' ./test/ha/
 
-# OLDER: another build to run beside this one, such as a release; without it this tree is built once more, and says that it is older.
-older: build
+# OLDER: another version to run beside this one: a program, such as a release's, or a tag or commit of this repository, which is built in a worktree below build.
+# Without it this tree is built once more, and says that it is older.
+older: build ## bin/coracle-older, from OLDER=file, tag or commit (minutes)
 	@[ -n '$(OLDER)' ] || GOOS=linux $(GOBUILD) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X github.com/coracle-k8s/coracle/internal/version.protocol=1' -o bin/coracle-older ./cmd/coracle
-	@[ -z '$(OLDER)' ] || cp '$(OLDER)' bin/coracle-older
+	@[ -z '$(OLDER)' ] || packaging/older.sh '$(OLDER)' bin/coracle-older $(BUILD)/older
+
+# A program that knows two levels, of two minor versions of Kubernetes (internal/level). It is for tests: make release refuses it.
+twolevels: build ## bin/coracle-twolevels, this tree with a level more
+	@$(MAKE) --no-print-directory build OUT=bin/coracle-twolevels TEST_TAG=twolevels
+
+UPGRADE = CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older CORACLE_TWOLEVELS_BIN=$(CURDIR)/bin/coracle-twolevels $(subst /report,/report -v,$(E2E))
+
+compat: build older twolevels ## this version on the directory of the one before it and back, under load, at each level; OLDER=tag or commit (root, minutes)
+	@[ -n '$(OLDER)' ] || { echo 'error: OLDER says from which version: make compat OLDER=TAG, a commit, or a program' >&2; exit 2; }
+	@$(UPGRADE) -timeout 30m -run '$(or $(RUN),^TestCompat)' ./test/upgrade/
+
+e2e-upgrade: build older twolevels ## clusters that are upgraded and taken back machine by machine under load; OLDER=tag or commit, RUN=… of some (root, an hour)
+	@[ -n '$(OLDER)' ] || { echo 'error: OLDER says from which version: make e2e-upgrade OLDER=TAG, a commit, or a program' >&2; exit 2; }
+	@CORACLE_HA_WHOLE=1 $(UPGRADE) -timeout 3h $(if $(RUN),-run '$(RUN)') ./test/upgrade/
 
 e2e-mixed: older ## this version and the one before it in one cluster (root)
 	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(E2E) -timeout 20m -run TestMixedVersions ./test/nodes/
@@ -343,4 +358,5 @@ cross: ## everything has the right types for the other processor; make release c
 
 clean: ## remove what the build wrote, fetched parts included
 	rm -rf bin dist $(BUILD)
+	-git worktree prune
 	find internal/embedded/files -mindepth 2 ! -name README -delete

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Checks what `make release` built: each binary and each program that it carries is for its processor, and linked
-# statically, apart from nft with its libraries.
+# statically, apart from nft with its libraries, and has no tag of a build for tests.
 #
 #   check-release.sh DIST
 set -euo pipefail
@@ -25,6 +25,11 @@ for arch in amd64 arm64; do
   [ -x "$binary" ] || die "$binary was not built"
   check "$binary" "$arch" static
   [ "$(stat -c %s "$binary")" -lt 255000000 ] || die "$binary has methods that nothing calls: see packaging/overlay.sh"
+  case $("${GO:-go}" version -m "$binary" | sed -n 's/^[[:space:]]*build[[:space:]]*-tags=//p') in
+    *twolevels*) die "$binary has the tag twolevels: it is a build for tests, whose level 1 is another one" ;;
+    *no_btrfs*) ;;
+    *) die "$binary does not say with which tags it was built" ;;
+  esac
   stage=build/$arch-release/stage
   for program in runc coracle-helper coracle-ingress nft; do check "$stage/$program" "$arch" static; done
   for file in "$stage"/nftables/nft "$stage"/nftables/ld.so "$stage"/nftables/protocols.so "$stage"/nftables/*.so.*; do check "$file" "$arch" any; done

@@ -44,6 +44,7 @@ type Cluster struct {
 	Agents  []*harness.Server
 	nodes   bool                         // servers run pods too, as they do by default
 	six     bool                         // all addresses are of IPv6
+	program string                       // of each server and agent at its first start, "": the one under test
 	prepare func(server *harness.Server) // before its first start
 	config  *rest.Config                 // the admin's, without an address
 	store   asks                         // the store of one server, coracle's or etcd
@@ -82,6 +83,22 @@ func NewOfIPv6(t testing.TB, servers, agents int) *Cluster {
 	return c
 }
 
+// NewOfProgram is New with servers and agents of another program than the one under test.
+func NewOfProgram(t testing.TB, program string, servers, agents int) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, program: program, prepare: func(*harness.Server) {}}
+	c.start(servers, agents)
+	return c
+}
+
+// NewOfNodesOfProgram is NewOfProgram with servers that run pods too, and no agents.
+func NewOfNodesOfProgram(t testing.TB, program string, servers int) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, program: program, nodes: true, prepare: (*harness.Server).AddBoxImage}
+	c.start(servers, 0)
+	return c
+}
+
 // machine is a new one.
 func (c *Cluster) machine() *harness.Machine {
 	c.T.Helper()
@@ -98,6 +115,7 @@ func (c *Cluster) start(servers, agents int) {
 	began := time.Now()
 	c.Site, c.store = harness.NewSite(t), atStore
 	first := c.machine().NewServer(c.flags()...)
+	first.Bin = c.program
 	c.prepare(first)
 	first.Start()
 	harness.Eventually(t, soon, "the first server's API", func() error {
@@ -112,6 +130,7 @@ func (c *Cluster) start(servers, agents int) {
 	}
 	for range agents {
 		a := c.machine().NewAgent(first)
+		a.Bin = c.program
 		a.AddBoxImage()
 		a.Start()
 		c.Agents = append(c.Agents, a)
@@ -149,6 +168,7 @@ func (c *Cluster) Join() *harness.Server {
 func (c *Cluster) JoinOn(m *harness.Machine) *harness.Server {
 	c.T.Helper()
 	s := m.NewPeer(c.Servers[0], c.flags()...)
+	s.Bin = c.program
 	c.prepare(s)
 	s.Start()
 	c.Servers = append(c.Servers, s)
