@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/fetch"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -206,13 +207,22 @@ func TestOldTabSurvivesUpgrade(t *testing.T) {
 	p := newBrowser(t, k.Machine.Site).admin(k)
 	p.find("cm default", "words")
 	p.do("refusing parts of the page", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
-		_, err := cdp.Call(ctx, t, network.SetBlockedURLs, network.SetBlockedURLsParams{
-			URLPatterns: []*network.BlockPattern{{URLPattern: "*://*:*/part-*", Block: true}},
-		})
+		refuse := func(event any) {
+			if e, ok := event.(*fetch.EventRequestPaused); ok {
+				go func() { // events wait for this function, and the answer for them
+					refusal := fetch.FailRequestParams{RequestID: e.RequestID, ErrorReason: network.ErrorReasonFailed}
+					_, _ = cdp.Call(ctx, t, fetch.FailRequest, refusal) // without it the page waits, which the test sees
+				}()
+			}
+		}
+		if err := chromedp.Listen(p.ctx, refuse); err != nil {
+			return err
+		}
+		_, err := cdp.Call(ctx, t, fetch.Enable, fetch.EnableParams{Patterns: []*fetch.RequestPattern{{URLPattern: "*/part-*"}}})
 		return err
 	}))
 	p.keys("e")
 	p.shows("A part of this page could not be loaded.", "Try again")
 	p.shot("old-tab")
-	p.saysNothing("ERR_BLOCKED_BY_CLIENT", "Failed to load resource")
+	p.saysNothing("ERR_FAILED", "Failed to load resource")
 }

@@ -204,8 +204,12 @@ func cursorStays(p *page) {
 	p.keys("g", " ")
 	p.shows("1 marked") // the note makes the table lower
 	p.keys(strings.Repeat("j", 40))
-	p.until("the cursor is far down", func(string) bool { return !strings.HasSuffix(p.cursor(), " at 0") })
-	there := p.cursor()
+	there := ""
+	p.until("the cursor is far down, and the table has stopped to scroll", func(string) bool {
+		before := there
+		there = p.cursor() // none while the rows below are drawn
+		return there == before && there != "" && !strings.HasSuffix(there, " at 0")
+	})
 	same := func() {
 		p.T.Helper()
 		p.until("the cursor is again at "+there, func(string) bool { return p.cursor() == there })
@@ -234,6 +238,7 @@ func quickFilter(p *page) {
 	p.shows("victim-a")
 	p.keys("/", "victim-c", kb.Enter, kb.Enter)
 	p.until("the object is there", func(string) bool { return eval[bool](p, `location.hash.startsWith("#/object/")`) })
+	p.shows("Escape Back") // the page has its keys
 	p.back()
 	testenv.Equal(p.T, eval[string](p, `document.querySelector("#filter").value`), "victim-c", "the filter is")
 	p.list("cm quiet")
