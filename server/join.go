@@ -28,8 +28,7 @@ func Join(ctx context.Context, o Options, r member.Request) (*admission.Joined, 
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(o.StoreDir)
-	hasStore := err == nil && len(entries) > 0
+	hasStore := o.HasStore()
 	// Until this server has a store, or knew other servers, the cluster does not know it, and may have other settings
 	// by now.
 	if joined != nil && (hasStore || roster.HasPeers(o.ServerDir)) {
@@ -47,6 +46,12 @@ func Join(ctx context.Context, o Options, r member.Request) (*admission.Joined, 
 		return nil, err
 	}
 	return o.saveJoin(a)
+}
+
+// HasStore says whether this server has a store: it is a member of its cluster.
+func (o *Options) HasStore() bool {
+	entries, err := os.ReadDir(o.StoreDir)
+	return err == nil && len(entries) > 0
 }
 
 // saveJoin stores the response to a join request, each part of it in its own file. JoinedFile is the last one.
@@ -68,7 +73,8 @@ func (o *Options) saveJoin(a *protocol.Response) (*admission.Joined, error) {
 	if err := clusterconfig.WriteBackend(o.ServerDir, a.Settings.Backend()); err != nil {
 		return nil, err
 	}
-	joined := &admission.Joined{Settings: a.Settings, ServerSettings: a.Server.ServerSettings, Peers: a.Server.Peers}
+	joined := &admission.Joined{Settings: a.Settings, ServerSettings: a.Server.ServerSettings, Peers: a.Server.Peers,
+		Level: a.Level}
 	joined.Settings.VIPs = nil // they may change, and have a file of their own
 	return joined, joined.Write(o.ServerDir)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/convert"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
@@ -54,6 +55,9 @@ type Options struct {
 	// the others refuse it for that (RenewJoin).
 	Renew func(context.Context) error
 
+	// Level is the cluster's level at this start, as Level returns it.
+	Level int
+
 	// Links returns the machine's interfaces that lead to other machines. A server that finds no other server searches
 	// for them there. Nil means none.
 	Links func() ([]net.Interface, error)
@@ -87,7 +91,7 @@ type Options struct {
 
 func (o *Options) setDefaults() {
 	o.Clock = cmp.Or[clock.WithTicker](o.Clock, clock.RealClock{})
-	o.Logger = cmp.Or(o.Logger, slog.Default())
+	o.Logger, o.Level = cmp.Or(o.Logger, slog.Default()), cmp.Or(o.Level, level.Newest())
 	if o.Cluster.Disabled.Has(clusterconfig.PartManifests) {
 		o.ManifestsDir = ""
 	}
@@ -178,5 +182,5 @@ func (o *Options) folders() secrets.Folders {
 }
 
 func (o *Options) dataDir() datadir.Options {
-	return datadir.Options{DataDir: o.DataDir, ServerDir: o.ServerDir, StoreDir: o.StoreDir, Version: o.Version}
+	return datadir.Options{DataDir: o.DataDir, ServerDir: o.ServerDir, StoreDir: o.StoreDir, Version: o.Version, Level: o.Level}
 }

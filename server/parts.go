@@ -96,7 +96,7 @@ type vipStore struct {
 
 func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, error) {
 	return gossipmember.New(ctx, gossipmember.Options{
-		Dir: s.o.ServerDir, Name: s.o.Node.Name, Version: s.o.Version,
+		Dir: s.o.ServerDir, Name: s.o.Node.Name, Version: s.o.Version, Level: s.o.Level,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: netIPs(s.o.Node.IPs),
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
 		Suspect: func(node string) { // only the leader has a judge; it checks the node at once
@@ -203,6 +203,7 @@ func (s *Server) newAdmission() *admission.Admission {
 		ServerSettings: s.o.ServerSettings, Flags: s.o.SharedFlags(), Folders: s.o.folders(),
 		Members: s.store.ReadyMembers, Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
 		VirtualIPs: s.vips.ClusterAddresses, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
+		Level: s.level,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
 }

@@ -67,6 +67,9 @@ func (r Request) Send(ctx context.Context) (*protocol.Response, error) {
 	case a.Server == nil || a.Settings.Validate() != nil:
 		return nil, fmt.Errorf("the server at %s sent no keys, or invalid settings", r.Address)
 	}
+	if err := a.CheckLevel(); err != nil {
+		return nil, fmt.Errorf("joining the cluster at %s: %w", r.Address, err)
+	}
 	return a, nil
 }
 

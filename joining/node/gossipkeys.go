@@ -81,7 +81,7 @@ func (n *Node) writeState() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	data, err := json.MarshalIndent(state{Node: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Settings: n.Settings,
-		Gossip: n.gossip}, "", "  ")
+		Level: protocol.LevelField(n.Level), Gossip: n.gossip}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding the cluster's settings: %w", err)
 	}

@@ -39,6 +39,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -99,6 +100,8 @@ type Node struct {
 	// Credentials names the files of the credentials. Settings are the cluster's.
 	Credentials nodecreds.Files
 	Settings    clusterconfig.Settings
+	// Level is the cluster's level at this start: by a server's response, or by the last one of an earlier run.
+	Level int
 	// noReply means that no server has replied in this run. authoritiesRenewed means that a response had other
 	// certificates of authorities than this machine had.
 	noReply, authoritiesRenewed bool
@@ -114,6 +117,8 @@ type state struct {
 	Addresses []netip.Addr           `json:"addresses"`
 	External  []netip.Addr           `json:"external,omitempty"`
 	Settings  clusterconfig.Settings `json:"settings"`
+	// Level is the cluster's, 0 for the first one.
+	Level int `json:"level,omitempty"`
 	// Gossip is empty if the server was of an earlier version.
 	Gossip clusterconfig.GossipKeys `json:"gossip,omitzero"`
 }
@@ -285,6 +290,9 @@ func (n *Node) identity() (*tls.Certificate, *x509.Certificate) {
 // saveResponse stores a response. It stores the settings last: once they exist, everything does. Before it stores
 // credentials of another cluster it removes the state of the old one.
 func (n *Node) saveResponse(a *protocol.Response, k *keys) error {
+	if err := a.CheckLevel(); err != nil {
+		return err
+	}
 	if err := a.Settings.Validate(); err != nil {
 		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
 	}
@@ -325,7 +333,7 @@ func (n *Node) saveResponse(a *protocol.Response, k *keys) error {
 		return err
 	}
 	n.mu.Lock()
-	n.Settings = a.Settings
+	n.Settings, n.Level = a.Settings, max(a.Level, level.First)
 	n.mu.Unlock()
 	return n.writeState()
 }
@@ -357,7 +365,12 @@ func (n *Node) loadState() bool {
 	if pair, _ := n.identity(); pair == nil {
 		return false // the token is of another cluster
 	}
-	n.Settings, n.gossip = s.Settings, s.Gossip
+	if s.Level = max(s.Level, level.First); !level.Known(s.Level) {
+		n.o.Logger.Warn("the cluster had a level that this coracle does not know when this node last asked; it waits for a server", "level",
+			s.Level, "oldest", level.Oldest(), "newest", level.Newest())
+		return false // the cluster may have another level by now; a server refuses this program otherwise
+	}
+	n.Settings, n.Level, n.gossip = s.Settings, s.Level, s.Gossip
 	return true
 }
 

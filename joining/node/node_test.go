@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +38,7 @@ import (
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/joining/node"
 	"github.com/coracle-k8s/coracle/joining/protocol"
@@ -61,6 +64,7 @@ type servers struct {
 	joins    []server.Machine
 	refuse   *protocol.Refusal
 	gossip   *clusterconfig.GossipKeys
+	level    atomic.Int64 // the cluster's, the first one at 0
 	stop     func()
 
 	servingIPs    []net.IP
@@ -110,6 +114,7 @@ func (s *servers) start(address string) {
 	admitting := server.New(server.Options{
 		Listener: l, ClientCA: clients, Tokens: func() token.Set { return s.tokens }, Logger: slog.New(slog.DiscardHandler),
 		Certificate: func() (*tls.Certificate, error) { return &s.shown, nil }, Admit: s.admit,
+		Level: func() int { return max(int(s.level.Load()), level.First) },
 	})
 	stop := testenv.Run(s.t, admitting.Run)
 	stopped := false
@@ -494,4 +499,55 @@ func TestTokensThatNeverLeave(t *testing.T) {
 		}
 	}
 	testenv.True(t, len(s.joins) == 0, "a server was asked")
+}
+
+// TestLevelIsKept: a node has the level of the last response, also while no server answers. At the first level its file
+// is as before there were levels.
+func TestLevelIsKept(t *testing.T) {
+	s, dir := newServers(t), t.TempDir()
+	s.level.Store(int64(level.Oldest()))
+	testenv.Equal(t, testenv.Must(node.Join(t.Context(), s.options(dir)))(t).Level, level.Oldest(), "the level of a new node is")
+	file := filepath.Join(dir, "cluster.json")
+	testenv.Equal(t, strings.Contains(string(testenv.Must(os.ReadFile(file))(t)), `"level"`), level.Oldest() > level.First, "the file has a level:")
+	s.level.Store(int64(level.Newest()))
+	testenv.Equal(t, testenv.Must(node.Join(t.Context(), s.options(dir)))(t).Level, level.Newest(), "the level after a raise is")
+	s.stop()
+	testenv.Equal(t, testenv.Must(node.Join(t.Context(), s.options(dir)))(t).Level, level.Newest(), "the level without a server is")
+}
+
+// TestUnknownLevelChangesNothing: a program that does not know the cluster's level does not join it, and says why. One
+// that has joined, and then was replaced by such a program, waits for a server: the cluster may have another level.
+func TestUnknownLevelChangesNothing(t *testing.T) {
+	s, dir := newServers(t), t.TempDir()
+	unknown := level.Newest() + 1
+	s.level.Store(int64(unknown))
+	testenv.WantError(t, testenv.Err(node.Join(t.Context(), s.options(dir))), fmt.Sprintf("the cluster has level %d", unknown), "Install the servers' version")
+	_, err := os.Lstat(filepath.Join(dir, "cred"))
+	testenv.True(t, errors.Is(err, fs.ErrNotExist), "there are credentials: %v", err)
+
+	s.level.Store(level.First)
+	testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
+	file := filepath.Join(dir, "cluster.json")
+	had := string(testenv.Must(os.ReadFile(file))(t))
+	newer := strings.Replace(had, `"settings"`, fmt.Sprintf(`"level": %d, "settings"`, unknown), 1)
+	testenv.NoError(t, os.WriteFile(file, []byte(newer), 0o600))
+	s.stop()
+	ctx, cancel := context.WithCancel(t.Context())
+	o := s.options(dir)
+	o.Logger = slog.New(slog.NewTextHandler(writerFunc(func(line []byte) {
+		if strings.Contains(string(line), "retrying") {
+			cancel()
+		}
+	}), nil))
+	testenv.True(t, errors.Is(testenv.Err(node.Join(ctx, o)), context.Canceled), "the node has not waited for a server")
+	s.start(s.address)
+	testenv.Equal(t, testenv.Must(node.Join(t.Context(), s.options(dir)))(t).Level, level.First, "the level that a server says is")
+}
+
+// writerFunc is called with each line of a log.
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f(p)
+	return len(p), nil
 }

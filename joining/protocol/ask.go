@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/internal/certend"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/token"
 )
@@ -64,6 +65,9 @@ func Send(ctx context.Context, q Call) (*Response, error) {
 	request := q.Request
 	if request.Protocol == 0 {
 		request.Protocol = version.Protocol()
+	}
+	if request.Level == 0 {
+		request.Level = LevelField(level.Newest())
 	}
 	request.Node.Password = passwordFor(v.presentedRoot, request.Node.Password)
 	if q.Certificate == nil {

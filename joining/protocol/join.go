@@ -32,6 +32,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/level"
+	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
@@ -60,6 +62,8 @@ type Request struct {
 	Program string `json:"program"`
 	// Protocol is version.Protocol of the program. Versions before the second do not send it. Send fills it in.
 	Protocol int `json:"protocol,omitempty"`
+	// Level is the newest level that the program knows. It is 0 for the first one. Send fills it in.
+	Level int `json:"level,omitempty"`
 	// Time is the machine's clock.
 	Time  time.Time `json:"time"`
 	Proof Proof     `json:"proof"`
@@ -109,6 +113,8 @@ type Response struct {
 	// MAC proves that the server knows the token: without that the rest must not be trusted.
 	MAC []byte `json:"mac,omitempty"`
 
+	// Level is the cluster's level. It is 0 for the first one, and from an earlier version.
+	Level    int                    `json:"level,omitempty"`
 	Settings clusterconfig.Settings `json:"settings,omitzero"`
 	// ServerCA and ClientCA are PEM, and so are the certificates, each with its chain.
 	ServerCA []byte `json:"serverCA,omitempty"`
@@ -211,6 +217,28 @@ func proof(s tls.ConnectionState, from string, kind token.Role, t token.Token) (
 		_, _ = io.WriteString(mac, part)
 	}
 	return mac.Sum(nil), nil
+}
+
+// LevelField returns the form of a level in messages: 0, which is not sent, for the first one.
+func LevelField(l int) int {
+	if l == level.First {
+		return 0
+	}
+	return l
+}
+
+// CheckLevel returns a refusal if this program cannot run in the cluster of a response.
+func (a *Response) CheckLevel() error {
+	cluster := max(a.Level, level.First)
+	if level.Known(cluster) {
+		return nil
+	}
+	what := "Install the version that the servers run"
+	if cluster < level.Oldest() {
+		what += ", or raise the cluster's level first: `coracle upgrade raise` on a server"
+	}
+	return Refuse(CodeVersion, "the cluster has level %d, and this coracle, %s, knows the levels %d to %d. Nothing was changed on this "+
+		"machine. %s", cluster, version.Get().Coracle, level.Oldest(), level.Newest(), what)
 }
 
 // ReadRequest reads the one request of a connection. It refuses a longer one than maxRequest.

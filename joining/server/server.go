@@ -24,6 +24,7 @@ import (
 	"k8s.io/cluster-bootstrap/token/util"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/truncate"
 	"github.com/coracle-k8s/coracle/internal/version"
@@ -55,7 +56,7 @@ const (
 	nodeGroup = "system:nodes"
 )
 
-// All fields of Options are required, except Logger, Now and Bootstrap.
+// All fields of Options are required, except Logger, Now, Level and Bootstrap.
 type Options struct {
 	// Listener accepts the connections, on which TLS has not begun. Run closes it.
 	Listener net.Listener
@@ -67,6 +68,8 @@ type Options struct {
 	Tokens func() token.Set
 	// Revoked returns the revoked nodes. nil means none.
 	Revoked func() nodecreds.Revoked
+	// Level returns the cluster's level. nil means the first one.
+	Level func() int
 	// Bootstrap finds a bootstrap token. ok is false if there is none with that id.
 	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
 	// Admit returns the response to a machine that has proved a token, or presented its certificate. Its error is a
@@ -104,6 +107,9 @@ func New(o Options) *Server {
 	}
 	if o.Revoked == nil {
 		o.Revoked = func() nodecreds.Revoked { return nil }
+	}
+	if o.Level == nil {
+		o.Level = func() int { return level.First }
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Server{o: o, guesses: newGuesses(), admitting: make(chan struct{}, maxAdmitted)}
@@ -228,6 +234,10 @@ func (s *Server) checkRequest(ctx context.Context, state tls.ConnectionState, fr
 	if err := checkVersion(q); err != nil {
 		return nil, err
 	}
+	cluster := s.o.Level()
+	if err := checkLevel(q, cluster); err != nil {
+		return nil, err
+	}
 	if err := mayBecome(q, known); err != nil {
 		return nil, err
 	}
@@ -241,6 +251,7 @@ func (s *Server) checkRequest(ctx context.Context, state tls.ConnectionState, fr
 	if err != nil {
 		return nil, err
 	}
+	a.Level = protocol.LevelField(cluster)
 	if known != nil {
 		a.MAC, err = protocol.ServerProof(state, *known, q.Proof.Kind)
 	}
@@ -263,6 +274,22 @@ func checkVersion(q *protocol.Request) error {
 	return protocol.Refuse(protocol.CodeVersion, "this machine runs coracle %s, whose protocol %d is more than one version %s than that "+
 		"of the server, %s with protocol %d. %s",
 		shortenText(q.Program), remote, word, version.Get().Coracle, own, who)
+}
+
+// checkLevel rejects programs that do not know the cluster's level. A node that runs already gets the gossip keys.
+func checkLevel(q *protocol.Request, cluster int) error {
+	newest := max(q.Level, level.First)
+	switch {
+	case q.Want != "":
+	case newest < cluster:
+		return protocol.Refuse(protocol.CodeVersion, "the cluster has level %d, and this machine's coracle, %s, knows levels up to %d. Nothing "+
+			"was changed on this machine. Install the servers' version, %s", cluster, shortenText(q.Program), newest, version.Get().Coracle)
+	case cluster < level.OldestOf(newest):
+		return protocol.Refuse(protocol.CodeVersion, "the cluster has level %d, and this machine's coracle, %s, knows the levels %d to %d. "+
+			"Nothing was changed on this machine. Install the servers' version, %s, or update the servers and raise the level first: "+
+			"`coracle upgrade raise`", cluster, shortenText(q.Program), level.OldestOf(newest), newest, version.Get().Coracle)
+	}
+	return nil
 }
 
 // identifyToken returns the token that the machine has proved. It returns nil if it has presented a node's certificate

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/protocol"
@@ -37,6 +38,7 @@ type fixture struct {
 	others    []token.Bootstrap // that are good for something else, or were
 	revoked   atomic.Pointer[nodecreds.Revoked]
 	address   string
+	level     atomic.Int64  // the cluster's, the first one at 0
 	log       *bytes.Buffer // read after stop only
 	admitted  chan server.Machine
 
@@ -68,6 +70,7 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 	s := server.New(server.Options{
 		Listener: l, ClientCA: clients, Tokens: func() token.Set { return f.tokens }, Logger: logger,
 		Revoked:     func() nodecreds.Revoked { return *f.revoked.Load() },
+		Level:       func() int { return max(int(f.level.Load()), level.First) },
 		Certificate: func() (*tls.Certificate, error) { return certificate, nil },
 		Bootstrap: func(_ context.Context, id string) (token.Bootstrap, bool, error) {
 			if f.whileIdentified != nil {
@@ -215,6 +218,42 @@ func TestWhoMayJoin(t *testing.T) {
 		})
 	}
 	testenv.True(t, len(f.admitted)+len(other.admitted) == 0, "somebody was admitted who should not have been")
+}
+
+// TestLevelsThatMayJoin: a machine gets the cluster's level. Its program has to know that, as its newest level or the
+// one before. A program that sends none knows the first level alone.
+func TestLevelsThatMayJoin(t *testing.T) {
+	f := newFixture(t)
+	defer f.stop()
+	for _, tt := range []struct {
+		cluster, newest int
+		want, want2     string // what is in the refusal
+	}{
+		{cluster: 1, newest: 1}, {cluster: 1, newest: 2}, {cluster: 2, newest: 2}, {cluster: 2, newest: 3},
+		{cluster: 2, newest: 1, want: "knows levels up to 1. Nothing was changed on this machine",
+			want2: "Install the servers' version, " + version.Get().Coracle},
+		{cluster: 1, newest: 3, want: "knows the levels 2 to 3. Nothing was changed on this machine", want2: "coracle upgrade raise"},
+	} {
+		f.level.Store(int64(tt.cluster))
+		q := f.question()
+		q.Request.Level = tt.newest
+		a, err := protocol.Send(t.Context(), q)
+		var refusal *protocol.Refusal
+		switch {
+		case tt.want == "":
+			testenv.NoError(t, err, "a program of level %d, a cluster of level %d", tt.newest, tt.cluster)
+			testenv.Equal(t, max(a.Level, level.First), tt.cluster, "the response has level")
+			<-f.admitted
+		case !errors.As(err, &refusal) || refusal.Code != protocol.CodeVersion:
+			t.Errorf("a program of level %d, a cluster of level %d: %v", tt.newest, tt.cluster, err)
+		default:
+			testenv.WantError(t, err, tt.want, tt.want2)
+		}
+	}
+	f.level.Store(2)
+	q := f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
+	q.Request.Level, q.Request.Want = 1, protocol.WantGossipKeys
+	testenv.Must(protocol.Send(t.Context(), q))(t) // it runs already
 }
 
 // TestRevokedNodeJoinsWithANewTokenAlone: the certificate of a revoked node renews nothing. A machine of the same name

@@ -75,6 +75,8 @@ type Options struct {
 	// GossipKeys returns nil until there are some. VirtualIPs returns the cluster's virtual addresses.
 	GossipKeys func() *clusterconfig.GossipKeys
 	VirtualIPs func() []netip.Addr
+	// Level returns the cluster's level.
+	Level func() int
 	// Backend returns a machine's network back end, by this server's own and by the cluster's ConfigMap.
 	Backend func(own, cluster string) string
 	// Dial connects to another server.
@@ -98,7 +100,7 @@ func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	clients.AppendCertsFromPEM(a.o.PKI.CAPEM(pki.ClientCA))
 	server := joiningserver.New(joiningserver.Options{
 		Listener: a.o.Listen(), ClientCA: clients, Tokens: func() token.Set { return *a.o.Tokens() }, Revoked: a.o.Revoked,
-		Certificate: a.o.PKI.Serving, Bootstrap: a.bootstrapToken, Admit: a.admit, Now: a.o.Clock.Now, Logger: a.o.Logger,
+		Certificate: a.o.PKI.Serving, Bootstrap: a.bootstrapToken, Level: a.o.Level, Admit: a.admit, Now: a.o.Clock.Now, Logger: a.o.Logger,
 	})
 	go func() {
 		defer close(done)

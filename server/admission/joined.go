@@ -20,6 +20,8 @@ type Joined struct {
 	Settings clusterconfig.Settings `json:"settings"`
 	clusterconfig.ServerSettings
 	Peers []string `json:"peers"`
+	// Level is the cluster's level when this server joined, 0 for the first one.
+	Level int `json:"level,omitempty"`
 	// Founder says that this server started the cluster. It wrote this file itself when it admitted the first other
 	// server.
 	Founder bool `json:"founder,omitempty"`

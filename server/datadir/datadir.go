@@ -160,6 +160,9 @@ func (d *Dir) identify(o *Options) error {
 			"changed: first install a version between the two, and raise the level to %d with coracle upgrade raise", o.DataDir,
 			d.id.Format, d.id.Version, o.Version, oldest, o.newest, oldest)
 	}
+	if !d.Established && o.Level > 0 { // an earlier join that failed may have recorded another level
+		d.id.Format = o.Level
+	}
 	d.id.Version = o.Version
 	return nil
 }

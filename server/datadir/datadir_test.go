@@ -3,6 +3,7 @@
 package datadir
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,6 +59,17 @@ func TestNewFolders(t *testing.T) {
 		testenv.NoError(t, err)
 		testenv.Equal(t, d.id.Format, want, "a folder that is new and joins level %d has level", joined)
 		testenv.NoError(t, d.Close())
+	}
+}
+
+// A join that failed has left an identity. The next one is of a cluster whose level was raised meanwhile.
+func TestFolderOfFailedJoin(t *testing.T) {
+	dir := t.TempDir()
+	for _, joined := range []int{1, 2} {
+		d, err := Open(Options{ServerDir: dir, StoreDir: filepath.Join(dir, "store"), newest: 2, Level: joined})
+		testenv.NoError(t, err)
+		testenv.NoError(t, errors.Join(d.RecordVersion(), d.Close()))
+		testenv.Equal(t, Level(dir), joined, "the folder has level")
 	}
 }
 
