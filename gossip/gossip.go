@@ -31,6 +31,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -130,6 +131,7 @@ func New(o Options) (*Member, error) {
 		metaChanged: timers.NewSignal(), socketFailure: make(chan error, 1), meta: o.Meta,
 	}
 	m.meta.Protocol, m.meta.KeyGeneration = uint64(version.Protocol()), o.Keys.Generation
+	m.meta.Level, m.meta.Running = uint64(level.Newest()), max(o.Meta.Running, level.First)
 	for _, k := range readKnown(o.File) {
 		if k.Name != o.Name {
 			m.roster.update(k.Name, func(i *Info) {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 // Role is a machine's role in the cluster.
@@ -47,6 +49,9 @@ type Meta struct {
 	Protocol uint64
 	// KeyGeneration is the generation of the member's keys.
 	KeyGeneration uint64
+	// Level is the newest level of the cluster that the program knows, and Running the level with which it started. A
+	// member that publishes none has the first level.
+	Level, Running uint64
 }
 
 // The encoding: the format's number, then fields, each with a tag, the length of its value, and the value. A reader
@@ -61,6 +66,8 @@ const (
 	tagVersion       = 5
 	tagProtocol      = 6
 	tagKeyGeneration = 7
+	tagLevel         = 8 // left out for the first level, as the next one
+	tagRunning       = 9
 )
 
 // Limits of the metadata, so that it always fits into memberlist.MetaMaxSize.
@@ -87,6 +94,12 @@ func (m *Meta) encode() []byte {
 	field(tagVersion, []byte(m.Version[:min(len(m.Version), maxVersionText)]))
 	field(tagProtocol, protowire.AppendVarint(nil, m.Protocol))
 	field(tagKeyGeneration, protowire.AppendVarint(nil, m.KeyGeneration))
+	if m.Level > level.First {
+		field(tagLevel, protowire.AppendVarint(nil, m.Level))
+	}
+	if m.Running > level.First {
+		field(tagRunning, protowire.AppendVarint(nil, m.Running))
+	}
 	return out
 }
 
@@ -110,6 +123,7 @@ func decodeMeta(data []byte) (Meta, error) {
 			return Meta{}, fmt.Errorf("gossip: metadata with %d bytes in the field %d", len(value), tag)
 		}
 	}
+	m.Level, m.Running = max(m.Level, level.First), max(m.Running, level.First)
 	m.API = m.API[:min(len(m.API), maxAddresses)] // no more than a member of this version would send
 	m.Addresses = m.Addresses[:min(len(m.Addresses), maxAddresses)]
 	m.PodSubnets = m.PodSubnets[:min(len(m.PodSubnets), maxPodSubnets)]
@@ -142,6 +156,10 @@ func (m *Meta) decodeField(tag uint64, value []byte) (ok bool) {
 		m.Protocol, ok = decodeNumber(value)
 	case tagKeyGeneration:
 		m.KeyGeneration, ok = decodeNumber(value)
+	case tagLevel:
+		m.Level, ok = decodeNumber(value)
+	case tagRunning:
+		m.Running, ok = decodeNumber(value)
 	default:
 		ok = true
 	}

@@ -20,7 +20,7 @@ var fullMeta = Meta{
 	PodSubnets: []netip.Prefix{
 		netip.MustParsePrefix("10.42.7.0/24"), netip.MustParsePrefix("fd00:42::/64"),
 	},
-	Version: "v1.2.3+4567", Protocol: 300, KeyGeneration: 1 << 40,
+	Version: "v1.2.3+4567", Protocol: 300, KeyGeneration: 1 << 40, Level: 200, Running: 199,
 }
 
 func TestMetadataIsDecodedAndBounded(t *testing.T) {
@@ -52,9 +52,19 @@ func TestMetadataIsDecodedAndBounded(t *testing.T) {
 	}
 }
 
+// TestLevelsOfMembers: at the first level the metadata are as before there were levels. A member without one has that.
+func TestLevelsOfMembers(t *testing.T) {
+	first := Meta{Role: RoleAgent, Version: "v1", Protocol: 2, Level: 1, Running: 1}
+	without := []byte{metaFormat, tagRole, 1, 2, tagVersion, 2, 'v', '1', tagProtocol, 1, 2, tagKeyGeneration, 1, 0}
+	testenv.EqualSlices(t, first.encode(), without, "the metadata at the first level are")
+	got, err := decodeMeta(without)
+	testenv.NoError(t, err)
+	testenv.True(t, reflect.DeepEqual(got, first), "%+v, want %+v", got, first)
+}
+
 // TestMetaAlwaysFits: whatever a member is given, what it says fits.
 func TestMetaAlwaysFits(t *testing.T) {
-	m := Meta{Role: 200, Version: strings.Repeat("v", 1000), Protocol: 1<<64 - 1, KeyGeneration: 1<<64 - 1}
+	m := Meta{Role: 200, Version: strings.Repeat("v", 1000), Protocol: 1<<64 - 1, KeyGeneration: 1<<64 - 1, Level: 1<<64 - 1, Running: 1<<64 - 1}
 	for range 100 {
 		m.API = append(m.API, netip.MustParseAddrPort("[fd00::5]:6443"))
 		m.Addresses = append(m.Addresses, netip.MustParseAddr("fd00::5"))

@@ -50,6 +50,8 @@ const (
 type Options struct {
 	// Dir is the server's folder. Name is the node's name. Version is the version of this program.
 	Dir, Name, Version string
+	// Level is the level at which this process runs.
+	Level int
 	// Listen is the address of the API server's TCP port. The gossip uses the UDP port with the same number. Streams
 	// returns the gossip's connections at the TCP port. Address is the address at which other machines reach both.
 	Listen  string
@@ -157,7 +159,8 @@ func (m *Member) join(ctx context.Context, p *pki.PKI, r Roster) error {
 	if err != nil {
 		return fmt.Errorf("the address of this server: %w", err)
 	}
-	meta := gossip.Meta{Role: gossip.RoleServer, API: []netip.AddrPort{address}, Version: m.o.Version}
+	meta := gossip.Meta{Role: gossip.RoleServer, API: []netip.AddrPort{address}, Version: m.o.Version,
+		Running: uint64(m.o.Level)}
 	for _, ip := range m.o.NodeIPs {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			meta.Addresses = append(meta.Addresses, a.Unmap())
