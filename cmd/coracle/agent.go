@@ -121,6 +121,10 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	if err != nil {
 		return err
 	}
+	running := joined.Level
+	if err := emulate(running); err != nil {
+		return err
+	}
 	_ = legacyregistry.Registerer().Register(certend.Collector(joined.Certificates)) // the kubelet serves them; a process has one node
 	_ = legacyregistry.Registerer().Register(connlimit.Metrics{})                    // the same
 	if err := keepName(); err != nil {
@@ -132,7 +136,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
 		subnets: make(chan []netip.Prefix, 1), showMembers: p.Admin.SetMembers,
-		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}),
+		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}), level: running,
 	}
 	if joined.ReachedAtStart() {
 		member.keysReceived = time.Now()

@@ -87,6 +87,7 @@ type agentMember struct {
 	subnets      chan []netip.Prefix // one: only the last value counts, and there is one
 	showMembers  func(func() []status.Member)
 	reach        *reachability.Watch
+	level        int       // at which this process runs
 	emptyRounds  int       // number of rounds in a row without a server
 	keysReceived time.Time // when a server last sent the keys; zero when none has since this machine started
 }
@@ -134,7 +135,8 @@ func (a *agentMember) member() (*gossip.Member, error) {
 	return gossip.New(gossip.Options{
 		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),
 		Packets: a.port.packets, Streams: gossip.NewStreams(a.port.mux.Route(gossip.ALPN), trust), Keys: a.joined.GossipKeys(),
-		Meta: gossip.Meta{Role: gossip.RoleAgent, Addresses: a.c.Node.IPs, Version: version.Get().Coracle},
+		Meta: gossip.Meta{Role: gossip.RoleAgent, Addresses: a.c.Node.IPs, Version: version.Get().Coracle,
+			Running: uint64(a.level)},
 		File: membersFile(a.c), Ask: a.knownServers, Names: []string{a.c.ServerURL.Host}, Lost: a.reachesNoServer,
 		Links: config.LocalHost{}.Links, Reach: a.reach, Logger: a.log,
 	})

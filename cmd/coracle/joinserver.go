@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/admission"
 )
 
-// joinedOptions returns the server's options, with the cluster's settings where this server has joined one. If this
-// server has not joined yet, joinedOptions sends a join request to a server of the cluster.
+// joinedOptions returns the server's options with the cluster's level, and its settings where this server has joined
+// one. If this server has not joined yet, joinedOptions sends a join request to a server of the cluster.
 func joinedOptions(ctx context.Context, o server.Options) (server.Options, error) {
 	c := o.Server // as this server was given it
 	joined, err := admission.WasJoined(o.ServerDir)
@@ -41,6 +41,7 @@ func joinedOptions(ctx context.Context, o server.Options) (server.Options, error
 	if err != nil {
 		return o, err
 	}
+	o.Level = serverLevel(o, joined)
 	// A back end to which the cluster has changed since takes precedence.
 	known := cli.KnownBackend(o.ServerDir, c.Paths.AgentDir)
 	if joined == nil {

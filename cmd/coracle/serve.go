@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/internal/reachability"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -74,6 +75,11 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	o, err := joinedOptions(ctx, o)
 	if err != nil {
 		return err
+	}
+	if level.Known(o.Level) { // server.New refuses another one, and says what to do
+		if err := emulate(o.Level); err != nil {
+			return err
+		}
 	}
 	if err := checkVIPs(ctx, o); err != nil {
 		return err

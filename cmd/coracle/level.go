@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/apiserver/pkg/util/compatibility"
+	basecompatibility "k8s.io/component-base/compatibility"
+
+	"github.com/coracle-k8s/coracle/internal/level"
+	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/admission"
+	"github.com/coracle-k8s/coracle/server/datadir"
+)
+
+// serverLevel returns the level at which a server starts: that of its folder, once it has a store. Before, it is the
+// level of the cluster that the server joins. joined is nil for a server that joins none: a new cluster has the newest
+// level.
+func serverLevel(o server.Options, joined *admission.Joined) int {
+	known := datadir.Level(o.ServerDir)
+	switch {
+	case known > 0 && (joined == nil || o.HasStore()):
+		return known
+	case joined != nil:
+		return max(joined.Level, level.First)
+	}
+	return level.Newest()
+}
+
+// emulate makes this process the minor version of Kubernetes of a level. Everything in the process reads the feature
+// gates of one registry: the API server, the controllers, the scheduler and the kubelet. So it is called before any of
+// them reads one. It leaves the registry as it is when that version is the program's own. The version that storage
+// stays compatible with is upstream's default, the minor version before. The level must be one that this program knows.
+func emulate(at int) error {
+	if err := emulateMinor(compatibility.DefaultComponentGlobalsRegistry, level.Minor(at)); err != nil {
+		return fmt.Errorf("becoming Kubernetes %s, which the cluster's level %d is: %w", level.Minor(at), at, err)
+	}
+	return nil
+}
+
+// emulateMinor sets the versions and the feature gates of a registry.
+func emulateMinor(registry basecompatibility.ComponentGlobalsRegistry, to string) error {
+	effective, gates := registry.ComponentGlobalsOrRegister(basecompatibility.DefaultKubeComponent, nil, nil) // registered by its package
+	minor := version.MustParseGeneric(to)
+	if minor.EqualTo(effective.EmulationVersion()) {
+		return nil
+	}
+	effective.SetEmulationVersion(minor)
+	return gates.SetEmulationVersionAndMinCompatibilityVersion(effective.EmulationVersion(), effective.MinCompatibilityVersion())
+}
