@@ -3,8 +3,13 @@
 package config
 
 import (
+	"slices"
 	"strings"
 )
+
+// trialVariables are no settings: they are for the starter (internal/slots), which hands them on to the program, and
+// for tests of trials.
+var trialVariables = []string{"CORACLE_VERSIONS", "CORACLE_TRIAL_SECONDS", "CORACLE_TRIAL_SOAK"}
 
 // fromEnviron returns the settings of a command in the environment ("NAME=value" each). It also returns a warning for
 // each unknown variable with coracle's prefix, and for each with k3s'. Such a variable is no error, because an
@@ -26,6 +31,9 @@ func fromEnviron(environ []string, c Command) (values, []string) {
 			continue
 		}
 		s := known[name]
+		if s == nil && slices.Contains(trialVariables, name) {
+			continue
+		}
 		if s == nil {
 			w := "environment variable " + name + " is unknown and has no effect"
 			if best := nearestEnv(name, candidates); best != "" {

@@ -121,6 +121,7 @@ join it with "coracle agent".`,
 		clientCommand(a, kubectl()), clientCommand(a, helm()), ctrCommand(a), crictlCommand(a),
 		kubeconfigCommand(a), tokenCommand(a), encryptCommand(a), certificateCommand(a), gossipCommand(a), vipCommand(a),
 		backendCommand(a), ingressCommand(a), snapshotCommand(a), storeCommand(a), memberCommand(a), nodeCommand(a), leaveCommand(a),
+		upgradeCommand(a),
 		debugCommand(a), cleanupCommand(a), versionCommand(a), completionCommand(),
 	)
 	return root
@@ -192,6 +193,7 @@ func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Comman
 func (a *App) report(err error) int {
 	var failed runError
 	var member stillMember
+	var refused refusedError
 	var problems config.Problems
 	var usage usageError
 	switch {
@@ -200,6 +202,9 @@ func (a *App) report(err error) int {
 	case errors.As(err, &member):
 		fmt.Fprintln(a.Stderr, "coracle: "+printableText(member.Error()))
 		return exitStillMember
+	case errors.As(err, &refused):
+		fmt.Fprintln(a.Stderr, "coracle: "+printableText(refused.Error()))
+		return exitRefused
 	case errors.As(err, &problems) && !errors.As(err, &usage):
 		fmt.Fprintln(a.Stderr, "coracle: the configuration is wrong, nothing was started:")
 		for _, p := range problems {

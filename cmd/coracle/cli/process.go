@@ -20,7 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/profiling"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/wallclock"
+	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -32,6 +34,9 @@ var ErrRestart = errors.New("coracle has to restart")
 // sameSignal is the interval within which two signals count as one: timeout(1) and some shells signal a process and
 // then its group.
 const sameSignal = 500 * time.Millisecond
+
+// endWithin is how long a version that was refused may take to end.
+const endWithin = 30 * time.Second
 
 // Process is the running server or agent as its parts see it.
 type Process struct {
@@ -125,7 +130,9 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	adminDone := make(chan error, 1)                                // one: its goroutine never waits for a reader
 	go func() { adminDone <- p.Admin.Serve(adminCtx, listener) }()
 
+	endTrial := p.startTrial(ctx)
 	bodyErr := body(ctx)
+	endTrial()
 	stopAdmin()
 	adminErr := <-adminDone
 	switch {
@@ -140,6 +147,23 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	}
 	p.Log.Info("coracle has stopped; pods keep running", "after", time.Since(p.started).Round(time.Second))
 	return adminErr
+}
+
+// startTrial begins what a version on trial does, or one that runs again after a trial, until the returned function is
+// called. A program that lies in no slot does nothing.
+func (p *Process) startTrial(ctx context.Context) (end func()) {
+	v, digest, ok := slots.Own()
+	if !ok {
+		return func() {}
+	}
+	return trial.Process{
+		Versions: v, Digest: digest, Version: version.Get().Coracle, Node: p.node, Observer: observer(p.Paths, p.role),
+		End: func() {
+			p.EndWithin(endWithin)
+			p.End()
+		},
+		Logger: p.Log.With("part", "trial"),
+	}.Start(ctx)
 }
 
 // Restart restarts the program even while parts of it still run; see App.Restart. When a stop was requested meanwhile,

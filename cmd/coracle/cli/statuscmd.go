@@ -53,6 +53,7 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 			r.Problems = append(r.Problems, clockProblems(ctx, t.Paths.AgentDir)...)
 		}
 		r.Problems = slices.Concat(r.Problems, records.Problems(t.Paths.ContainerdRoot), diskProblems(t.Paths))
+		r.Notes = append(r.Notes, upgradeNotes(t.Paths.DataDir)...)
 		return r, nil
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("only root may ask the running coracle; use: sudo coracle status")

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/level"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
+	"github.com/coracle-k8s/coracle/internal/slots"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/snapshots"
+)
+
+const (
+	// snapshotName begins the names of the snapshots that upgrades save. snapshotsKept is how many of them stay.
+	snapshotName, snapshotsKept = "before-upgrade", 3
+	// followPoll is the time between two looks at a trial.
+	followPoll = 500 * time.Millisecond
+	// followMost is how long a trial is followed. Three starts take half an hour at the most.
+	followMost = 40 * time.Minute
+	// baselineTries is how often the machine is observed before a switch when something fails. What fails for a moment
+	// only has to hold afterwards, too.
+	baselineTries, baselinePause = 3, 2 * time.Second
+	// serveTimeout is how long the version before may take until it serves again after a way back.
+	serveTimeout = 2 * time.Minute
+)
+
+// upgradeTo tries the version in a file, and follows the trial until it is committed or refused.
+func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
+	if !isRoot() {
+		return errors.New("only root may upgrade this machine; use sudo")
+	}
+	ctx, stop := untilInterrupted(inv.Context())
+	defer stop()
+	v := slots.Below(inv.tool.Paths.DataDir)
+	unlock, err := v.Lock()
+	if err != nil {
+		return err
+	}
+	defer func() { unlock() }()
+	u := &upgrade{inv: inv, v: v, file: file}
+	if done, err := u.prepare(ctx, retry); done || err != nil {
+		return err
+	}
+	if err := u.v.Begin(u.digest); err != nil {
+		return fmt.Errorf("%w. Nothing was changed", err)
+	}
+	unlock()
+	unlock = func() {}
+	inv.Printf("%s is on trial; coracle restarts, pods keep running\n", u.name)
+	if err := u.manager.restart(ctx); err != nil {
+		return errors.Join(fmt.Errorf("coracle could not be restarted: %w", err), v.Back("the service could not be restarted"))
+	}
+	return u.follow(ctx)
+}
+
+// upgrade is one attempt to run another version.
+type upgrade struct {
+	inv     *invocation
+	v       *slots.Versions
+	file    string
+	digest  string
+	name    string // of the version, for messages
+	state   slots.State
+	report  *status.Report // of the process that runs now
+	manager service
+}
+
+// prepare does everything that can fail before the switch. done is true when there is nothing to do.
+func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error) {
+	if u.digest, err = slots.Digest(u.file); err != nil {
+		return false, err
+	}
+	if u.state, err = u.v.State(); err != nil {
+		return false, err
+	}
+	switch s := u.state; {
+	case s.Current == "":
+		return false, errors.New("this coracle is not installed in slots, so nothing could take the way back. Nothing was changed: run the " +
+			"install.sh of a release, which moves it")
+	case s.Trial != "":
+		return false, fmt.Errorf("%s is on trial already: coracle upgrade status shows it, coracle upgrade undo ends it",
+			versionName(u.v, s.Trial))
+	case s.Current == u.digest:
+		u.inv.Printf("%s is the current version: there is nothing to do\n", versionName(u.v, s.Current))
+		return true, nil
+	case s.Refused != nil && s.Refused.Digest == u.digest && !retry:
+		return false, fmt.Errorf("this version was tried and refused: %s. Nothing was changed: see to it, and try it again with --retry",
+			trial.Reason(u.v, *s.Refused))
+	}
+	if u.report, err = askStatus(ctx, u.inv.tool); err != nil {
+		return false, fmt.Errorf("an upgrade is compared with what runs before it, and nothing was changed: %w", explainNotRunning(err))
+	}
+	if u.manager, err = findStarted(u.report.PID, u.v, u.state.Current); err != nil {
+		return false, err
+	}
+	if err := u.checkSettings(ctx); err != nil {
+		return false, err
+	}
+	u.inv.Printf("copying %s to %s\n", u.name, u.v.Dir)
+	if err := u.v.Stage(u.file, u.digest); err != nil {
+		return false, err
+	}
+	if u.report.Role == "server" {
+		if err := u.saveCluster(ctx); err != nil {
+			return false, err
+		}
+	}
+	if err := u.writeBaseline(ctx); err != nil {
+		return false, fmt.Errorf("%w. Nothing was changed", err)
+	}
+	return false, ctx.Err()
+}
+
+// checkSettings asks the version that is to be tried and the one that runs what they say of the settings: the first has
+// to start, and the second has to start again after a way back.
+func (u *upgrade) checkSettings(ctx context.Context) error {
+	args, env, err := startedWith(u.report.PID)
+	if err != nil {
+		return err
+	}
+	before, err := askSettings(ctx, u.v.ProgramOf(u.state.Current), args, env)
+	if err != nil {
+		return err
+	}
+	after, err := askSettings(ctx, u.file, args, env)
+	if err != nil {
+		return fmt.Errorf("%w. Nothing was changed", err)
+	}
+	u.name = "coracle " + after.Version + " (" + slots.Short(u.digest) + ")"
+	var out config.Problems
+	for _, p := range after.Problems {
+		if !slices.Contains(before.Problems, p) {
+			out = append(out, "the version to try, "+after.Version+": "+p)
+		}
+	}
+	for _, p := range before.Problems {
+		if !slices.Contains(after.Problems, p) {
+			out = append(out, "the version that runs, "+before.Version+", would not start again: "+p)
+		}
+	}
+	if len(out) > 0 {
+		return fmt.Errorf("the settings of this machine do not suit both versions, so there is no way back. Nothing was changed. "+
+			"Settings that only the new version knows can be added once it is committed:\n  %s", strings.Join(out, "\n  "))
+	}
+	return nil
+}
+
+// saveCluster saves the cluster to a snapshot and removes those of earlier upgrades.
+func (u *upgrade) saveCluster(ctx context.Context) error {
+	u.inv.Println("saving the cluster to a snapshot")
+	running := status.NewClient(u.inv.tool.Paths.AdminSocket)
+	query := url.Values{"name": {snapshotName}}
+	var saved snapshots.Info
+	if err := running.Do(ctx, http.MethodPost, snapshots.Path+"?"+query.Encode(), &saved); err != nil {
+		return fmt.Errorf("the cluster could not be saved before the upgrade: %w. Nothing was changed", err)
+	}
+	u.inv.Printf("saved the cluster to %s\n", saved.Location)
+	query.Set("retention", fmt.Sprint(snapshotsKept))
+	var removed snapshots.Removed
+	if err := running.Do(ctx, http.MethodPost, snapshots.Path+"/prune?"+query.Encode(), &removed); err != nil {
+		u.inv.app.warn("snapshots of earlier upgrades could not be removed: %v", err)
+	}
+	return nil
+}
+
+// writeBaseline observes the machine and copies what the new version's kubelet may write in another form.
+func (u *upgrade) writeBaseline(ctx context.Context) error {
+	o := observer(u.inv.tool.Paths, u.report.Role)
+	facts := o.Observe(ctx)
+	for try := 1; try < baselineTries && len(facts.Failing) > 0 && timers.Sleep(ctx, baselinePause); try++ {
+		failed := facts.Failing
+		facts = o.Observe(ctx)
+		for condition := range facts.Failing {
+			if failed[condition] == "" {
+				delete(facts.Failing, condition)
+			}
+		}
+	}
+	for condition, why := range facts.Failing {
+		u.inv.app.warn("this does not hold before the upgrade, and does not have to afterwards: %s: %s", condition, why)
+	}
+	if err := os.RemoveAll(u.v.Slot(u.digest, slots.FailingFile)); err != nil {
+		return fmt.Errorf("removing the record of an earlier trial: %w", err)
+	}
+	if err := copyKubeletState(u.inv.tool.Paths.KubeletRoot, u.v.Slot(u.digest, slots.KubeletFolder)); err != nil {
+		return err
+	}
+	return atomicfile.WriteJSON(u.v.Slot(u.digest, slots.BaselineFile), facts, 0o600)
+}
+
+// observer returns the observer of this machine, for a command and for a process.
+func observer(paths config.Paths, role string) trial.Observer {
+	o := trial.Observer{AdminSocket: paths.AdminSocket, Kubeconfig: paths.AdminKubeconfig, Check: trial.OwnCheck}
+	if role == "agent" {
+		o.Kubeconfig = nodecreds.In(filepath.Join(paths.AgentDir, "cred")).KubeletKubeconfig
+	}
+	return o
+}
+
+// kubeletState are the kubelet's files that another version may write in another form, below its folder.
+var kubeletState = []string{"*_state", "checkpoints", "image_manager"}
+
+// copyKubeletState replaces the folder to by copies of the kubelet's state.
+func copyKubeletState(root, to string) error {
+	err := os.RemoveAll(to)
+	for _, pattern := range kubeletState {
+		names, _ := filepath.Glob(filepath.Join(root, pattern)) // the patterns are correct
+		for _, name := range names {
+			if err == nil {
+				err = copyAll(name, filepath.Join(to, filepath.Base(name)))
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("copying the kubelet's state: %w", err)
+	}
+	return nil
+}
+
+// copyAll copies a file, or a folder with what is in it.
+func copyAll(from, to string) error {
+	if isDir(from) {
+		return os.CopyFS(to, os.DirFS(from))
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(to, data, 0o600)
+}
+
+// follow returns nil when the version was committed, and a refusedError when it was refused.
+func (u *upgrade) follow(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, followMost)
+	defer cancel()
+	shown, tries := "", 0
+	for {
+		s, err := u.v.State()
+		switch {
+		case err != nil:
+			return err
+		case s.Current == u.digest:
+			u.inv.Printf("%s is committed\n", u.name)
+			return nil
+		case s.Trial != u.digest:
+			return u.wentBack(ctx, s)
+		}
+		if s.Tries > tries {
+			tries = s.Tries
+			u.inv.Printf("start %d of the version on trial\n", tries)
+		}
+		if text := u.progress(); text != shown {
+			shown = text
+			u.inv.Println(text)
+		}
+		if !timers.Sleep(ctx, followPoll) {
+			return fmt.Errorf("%s is still on trial, which goes on without this command: coracle upgrade status shows how it ends", u.name)
+		}
+	}
+}
+
+func (u *upgrade) progress() string {
+	failing, known := trial.Failing(u.v, u.digest)
+	switch {
+	case !known:
+		return "waiting for it to start"
+	case len(failing) == 0:
+		return "everything holds; it is committed when that has lasted for a while"
+	}
+	return "waiting for: " + printableLine(strings.Join(failing, "; "))
+}
+
+// wentBack waits until the version before serves, and returns why the other one was refused.
+func (u *upgrade) wentBack(ctx context.Context, s slots.State) error {
+	reason := "the reason is not known"
+	if s.Refused != nil && s.Refused.Digest == u.digest {
+		reason = trial.Reason(u.v, *s.Refused)
+	}
+	again := "The version before runs again"
+	if err := awaitProgram(ctx, u.inv.tool, u.v.ProgramOf(s.Current)); err != nil {
+		again = err.Error()
+	}
+	return refusedError{fmt.Errorf("%s was tried and refused: %s. %s. coracle upgrade status says what to do", u.name, reason, again)}
+}
+
+// awaitProgram waits until a program serves as this machine's coracle.
+func awaitProgram(ctx context.Context, t *config.Tool, program string) error {
+	ctx, cancel := context.WithTimeout(ctx, serveTimeout)
+	defer cancel()
+	for {
+		r, err := askStatus(ctx, t)
+		if err == nil && !r.Ready.IsZero() && !r.Stopping && programOf(r.PID) == program {
+			return nil
+		}
+		if !timers.Sleep(ctx, followPoll) {
+			return fmt.Errorf("the version before has not become ready within %s: see coracle status", serveTimeout)
+		}
+	}
+}
+
+// askProgram asks a program which version it is.
+func askProgram(ctx context.Context, program string) (settingsReport, error) {
+	return askSettings(ctx, program, nil, nil)
+}
+
+// askSettings asks a program what it says of settings.
+func askSettings(ctx context.Context, program string, args, env []string) (settingsReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	c := exec.CommandContext(ctx, program, append([]string{"upgrade", "settings"}, args...)...)
+	c.Env = env
+	var problem bytes.Buffer
+	c.Stderr = &problem
+	text, err := c.Output()
+	var out settingsReport
+	if err == nil {
+		err = json.Unmarshal(text, &out)
+	}
+	if err != nil {
+		return out, fmt.Errorf("%s does not say which settings it knows, so it is no program of coracle for this machine, or one of before "+
+			"there were trials: %w %s", program, err, strings.TrimSpace(problem.String()))
+	}
+	return out, nil
+}
+
+// levelProblems says if this program cannot be in the cluster of a data directory for its level.
+func levelProblems(paths config.Paths) []string {
+	if l := datadir.Level(paths.ServerDir); l != 0 && !level.Known(l) {
+		return []string{fmt.Sprintf("the cluster has level %d, and this version knows the levels %d to %d", l, level.Oldest(), level.Newest())}
+	}
+	return nil
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/slots"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// exitRefused is the exit code of an upgrade whose candidate was tried and refused: the version before runs again.
+const exitRefused = 3
+
+// refusedError wraps the reason why a candidate was refused.
+type refusedError struct{ error }
+
+func (e refusedError) Unwrap() error { return e.error }
+
+func upgradeCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
+		Use: "upgrade --here FILE", GroupID: groupUse, Short: "Try another version of coracle, and go back by itself if it does not work",
+		Long: `Tries the version of coracle that is in FILE on this machine. coracle restarts with it, pods keep running, and the new
+version is on trial: once everything that worked before has worked with it for a minute, it is committed. If it ends three
+times, or is not committed within ten minutes, the version before runs again by itself.
+
+Before it changes anything it checks the program, the settings and the free space, and a server saves the cluster to a
+snapshot. It then follows the trial. The exit code is 0 only if the version was committed, 3 if it was tried and refused,
+1 if nothing was tried. An interruption of this command does not end a trial.
+
+docs/upgrade.md says what is checked, and how to upgrade several machines.`,
+		Args: cobra.MaximumNArgs(1),
+	})
+	here := cmd.Flags().Bool("here", false, "Upgrade this machine alone")
+	retry := addRetry(cmd.Command)
+	out := cmd.runs(func(inv *invocation) error {
+		switch {
+		case len(inv.args) == 0:
+			return inv.Help()
+		case !*here:
+			return usageError{inv.Command, errors.New("machines are upgraded one by one: run coracle upgrade --here FILE on each of them")}
+		}
+		return a.upgradeTo(inv, inv.args[0], *retry)
+	})
+	out.AddCommand(upgradeStatusCommand(a), upgradeUndoCommand(a), upgradeSettingsCommand(a))
+	return out
+}
+
+func addRetry(cmd *cobra.Command) *bool {
+	return cmd.Flags().Bool("retry", false, "Try a version again that was refused")
+}
+
+func upgradeUndoCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
+		Use: "undo", Short: "Go back to the version before the present one", Args: noArgs,
+		Long: `Goes back to the version of coracle that ran on this machine before the present one. That version is on trial like any
+other, and the present one runs again if it does not work. While a version is on trial, undo ends the trial at once.
+
+It is refused, before anything stops, if the version before would not start: because it does not know a setting that is in
+use now, or because the cluster's level was raised meanwhile. The exit codes are those of coracle upgrade.`,
+	})
+	retry := addRetry(cmd.Command)
+	return cmd.runs(func(inv *invocation) error {
+		if !isRoot() {
+			return errors.New("only root may do this; use: sudo coracle upgrade undo")
+		}
+		v := slots.Below(inv.tool.Paths.DataDir)
+		s, err := v.State()
+		switch {
+		case err != nil:
+			return forRoot(err)
+		case s.Trial != "":
+			return a.endTrial(inv, v, s)
+		case s.Previous == "":
+			return errors.New("there is no version before the present one on this machine. Any other version can be tried: coracle upgrade --here FILE")
+		}
+		return a.upgradeTo(inv, v.ProgramOf(s.Previous), *retry)
+	})
+}
+
+// endTrial ends a trial before its time, and waits until the version before runs again.
+func (a *App) endTrial(inv *invocation, v *slots.Versions, s slots.State) error {
+	ctx, stop := untilInterrupted(inv.Context())
+	defer stop()
+	report, err := askStatus(ctx, inv.tool)
+	if err != nil {
+		return fmt.Errorf("the trial was not ended: %w", explainNotRunning(err))
+	}
+	manager, err := findService(report.PID)
+	if err != nil {
+		return err
+	}
+	err = v.Back("ended by coracle upgrade undo")
+	if errors.Is(err, slots.ErrNotOnTrial) {
+		return errors.New("the trial has just ended: see coracle upgrade status")
+	}
+	if err != nil {
+		return err
+	}
+	if err := manager.restart(ctx); err != nil {
+		return fmt.Errorf("the trial is ended, but coracle could not be restarted with the version before: %w", err)
+	}
+	if err := awaitProgram(ctx, inv.tool, v.ProgramOf(s.Current)); err != nil {
+		return err
+	}
+	inv.Printf("The trial is ended. %s runs again.\n", versionName(v, s.Current))
+	return nil
+}
+
+func upgradeStatusCommand(a *App) *cobra.Command {
+	return newToolCommand(a, &cobra.Command{
+		Use: "status", Short: "Show which version runs, which is on trial, and why one was refused", Args: noArgs,
+	}).withOutput("text", "json").runs(func(inv *invocation) error {
+		v := slots.Below(inv.tool.Paths.DataDir)
+		u, err := readUpgrade(v)
+		if err != nil {
+			return forRoot(err)
+		}
+		return inv.print(u, func(w io.Writer) error { return printUpgrade(w, v, u) })
+	})
+}
+
+// upgradeState is what coracle upgrade status shows.
+type upgradeState struct {
+	slots.State
+	// Versions are the names of the versions by digest, as far as their programs are there.
+	Versions map[string]string `json:"versions,omitempty"`
+	// Failing is what keeps the version on trial from being committed. Observed is false before its first observation.
+	Failing  []string `json:"failing,omitempty"`
+	Observed bool     `json:"observed,omitempty"`
+}
+
+func readUpgrade(v *slots.Versions) (upgradeState, error) {
+	s, err := v.State()
+	u := upgradeState{State: s, Versions: map[string]string{}}
+	if err != nil {
+		return u, err
+	}
+	digests := []string{s.Current, s.Trial, s.Previous}
+	if s.Refused != nil {
+		u.Refused.Reason = trial.Reason(v, *s.Refused)
+		digests = append(digests, s.Refused.Digest)
+	}
+	for _, digest := range digests {
+		if digest != "" {
+			u.Versions[digest] = versionName(v, digest)
+		}
+	}
+	if s.Trial != "" {
+		u.Failing, u.Observed = trial.Failing(v, s.Trial)
+	}
+	return u, nil
+}
+
+func printUpgrade(w io.Writer, v *slots.Versions, u upgradeState) error {
+	if u.Current == "" {
+		return printText(w, "This coracle is not installed in slots, so it cannot be upgraded with a trial: there is no version in "+v.Dir+
+			".\nThe install.sh of a release changes that.\n")
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "current   %s\n", u.Versions[u.Current])
+	if u.Trial != "" {
+		fmt.Fprintf(&b, "on trial  %s, started %d times\n", u.Versions[u.Trial], u.Tries)
+	}
+	if u.Previous != "" && u.Previous != u.Trial && u.Previous != u.Current {
+		fmt.Fprintf(&b, "previous  %s\n", u.Versions[u.Previous])
+	}
+	if u.Refused != nil {
+		fmt.Fprintf(&b, "refused   %s\n          %s\n", u.Versions[u.Refused.Digest], u.Refused.Reason)
+	}
+	b.WriteByte('\n')
+	switch {
+	case u.Trial != "" && !u.Observed:
+		b.WriteString("The version on trial has only been started. If it is not committed, the current one runs again by itself.\n")
+	case u.Trial != "" && len(u.Failing) == 0:
+		b.WriteString("Everything holds that has to. The version on trial is committed when that has lasted for a while.\n")
+	case u.Trial != "":
+		b.WriteString("The version on trial is committed when these hold as well; otherwise the current one runs again by itself:\n")
+		for _, f := range u.Failing {
+			b.WriteString("- " + printableText(f) + "\n")
+		}
+	case u.Refused != nil:
+		b.WriteString("The current version runs on as before the trial. See to the reason above, and try again:\n" +
+			"  coracle upgrade --here --retry FILE    the same version\n  coracle upgrade --here FILE            another one\n")
+	case u.Previous != "" && u.Previous != u.Current:
+		b.WriteString("No upgrade is going on. Back to the previous version: coracle upgrade undo\n")
+	default:
+		b.WriteString("No upgrade is going on.\n")
+	}
+	return printText(w, b.String())
+}
+
+// upgradeNotes are the lines of coracle status about a trial, or about one that has failed.
+func upgradeNotes(dataDir string) []string {
+	u, err := readUpgrade(slots.Below(dataDir))
+	switch {
+	case err != nil: // such as for a user who may not read it
+		return nil
+	case u.Trial != "":
+		text := "it can be committed once everything that has to hold has held for a while"
+		if len(u.Failing) > 0 {
+			text = "it is not committed yet: " + strings.Join(u.Failing, "; ")
+		}
+		return []string{fmt.Sprintf("%s is on trial; %s", u.Versions[u.Trial], text)}
+	case u.Refused != nil:
+		return []string{fmt.Sprintf("%s was tried and refused: %s. coracle upgrade status says what to do", u.Versions[u.Refused.Digest],
+			u.Refused.Reason)}
+	}
+	return nil
+}
+
+// versionName names a version by what its program says of itself, and by its digest.
+func versionName(v *slots.Versions, digest string) string {
+	name := "version " + slots.Short(digest)
+	ctx, cancel := context.WithTimeout(context.Background(), versionTimeout)
+	defer cancel()
+	if out, err := askProgram(ctx, v.ProgramOf(digest)); err == nil {
+		return "coracle " + out.Version + " (" + slots.Short(digest) + ")"
+	}
+	return name
+}
+
+// versionTimeout is how long a program may take to say which version it is.
+const versionTimeout = 10 * time.Second
+
+func explainNotRunning(err error) error {
+	if errors.Is(err, status.ErrNotRunning) {
+		return errors.New("coracle does not run on this machine. See coracle status")
+	}
+	return forRoot(err)
+}
+
+// settingsReport is what a program says of settings, so that another version of it can be asked.
+type settingsReport struct {
+	Version string `json:"version"`
+	// Problems are the mistakes in the settings, and reasons why this program could not use the data directory.
+	Problems []string `json:"problems"`
+}
+
+// upgradeSettingsCommand makes the command by which one version asks another what it says of the present settings.
+func upgradeSettingsCommand(a *App) *cobra.Command {
+	return &cobra.Command{
+		Use: "settings server|agent [flags]", Hidden: true, DisableFlagParsing: true, Args: cobra.ArbitraryArgs,
+		Short: "Print what this program says of the settings of a server or an agent",
+		RunE: run(func(cmd *cobra.Command, args []string) error {
+			return printJSON(cmd.OutOrStdout(), a.settingsReport(args))
+		}),
+	}
+}
+
+func (a *App) settingsReport(args []string) settingsReport {
+	scratch := &cobra.Command{}
+	role, command := "", config.ServerCommand
+	if len(args) > 0 {
+		role, args = args[0], args[1:]
+	}
+	if role == "agent" {
+		command = config.AgentCommand
+	}
+	flags := config.Register(scratch.Flags(), command)
+	addReset(scratch)
+	out := settingsReport{Version: a.versionInfo().Coracle, Problems: []string{}}
+	if err := scratch.ParseFlags(args); err != nil {
+		out.Problems = append(out.Problems, config.ExplainFlagError(err, scratch.Flags()).Error())
+		return out
+	}
+	var err error
+	var paths config.Paths
+	switch role {
+	case "server":
+		var c *config.Server
+		if c, err = config.LoadServer(a.sources(flags)); err == nil {
+			out.Problems = append(out.Problems, a.serverArgProblems(c)...)
+		}
+		paths = c.Paths
+	case "agent":
+		var c *config.Agent
+		if c, err = config.LoadAgent(a.sources(flags)); err == nil {
+			out.Problems = append(out.Problems, problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs))...)
+		}
+		paths = c.Paths
+	default:
+		return out
+	}
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		out.Problems = append(out.Problems, problems...)
+	} else if err != nil {
+		out.Problems = append(out.Problems, err.Error())
+	}
+	out.Problems = append(out.Problems, levelProblems(paths)...)
+	return out
+}

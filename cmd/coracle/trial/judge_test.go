@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package trial
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
+
+func TestCandidateHasToDoWhatHeldBefore(t *testing.T) {
+	failing := func(conditions ...string) Facts {
+		f := Facts{Failing: map[string]string{}}
+		for _, c := range conditions {
+			f.Failing[c] = "why"
+		}
+		return f
+	}
+	pods := func(ready ...string) Facts {
+		f := Facts{Pods: map[string]Pod{"a": {Name: "x/a"}, "b": {Name: "x/b"}, "c": {Name: "x/c"}, "d": {Name: "x/d"}}}
+		for _, uid := range ready {
+			f.Pods[uid] = Pod{Name: "x/" + uid, Ready: true}
+		}
+		return f
+	}
+	without := pods("b")
+	delete(without.Pods, "a")
+	for _, tt := range []struct {
+		name        string
+		before, now Facts
+		want        []string
+	}{
+		{name: "nothing is known and nothing fails"},
+		{name: "all is well", before: pods("a"), now: pods("a", "b")},
+		{name: "what fails now", now: failing("node", "cluster DNS"), want: []string{"cluster DNS: why", "node: why"}},
+		{name: "what failed before", before: failing("node"), now: failing("node")},
+		{name: "another part than before", before: failing("part proxy"), now: failing("part proxy", "part dns"),
+			want: []string{"part dns: why"}},
+		{name: "a pod that is not ready any more", before: pods("a", "b"), now: pods("b"), want: []string{"pods: no longer ready: x/a"}},
+		{name: "a pod that was not ready", before: pods("b"), now: pods("b")},
+		{name: "a pod that is gone", before: pods("a", "b"), now: without},
+		{name: "many pods", before: pods("a", "b", "c", "d"), now: pods(),
+			want: []string{"pods: no longer ready: x/a, x/b, x/c, and 1 more"}},
+		{name: "pods that cannot be listed", before: pods("a"), now: failing("pods"), want: []string{"pods: why"}},
+		{name: "memory", before: Facts{Memory: 100 << 20}, now: Facts{Memory: 150 << 20}},
+		{name: "too much memory", before: Facts{Memory: 100 << 20}, now: Facts{Memory: 151 << 20},
+			want: []string{"memory: the process has 151 MB, more than 1.5 times the 100 MB of the version before"}},
+		{name: "memory without a baseline", now: Facts{Memory: 1 << 40}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			testenv.EqualSlices(t, Judge(tt.before, tt.now), tt.want, "failing:")
+		})
+	}
+}
+
+// TestGateOpensAfterSoak: all conditions have to hold together for the whole time, however the clock is set.
+func TestGateOpensAfterSoak(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began, node := time.Now(), "it is not Ready"
+		var changes [][]string
+		g := Gate{Soak: time.Minute, Changed: func(failing []string) { changes = append(changes, failing) },
+			Observe: func(context.Context) Facts {
+				switch up := time.Since(began); {
+				case up >= 100*time.Second && up < 103*time.Second: // one observation
+					return Facts{Failing: map[string]string{"cluster DNS": "no answer"}}
+				case up < 42*time.Second:
+					node += "!" // a reason that changes all the time is no news
+					return Facts{Failing: map[string]string{"node": node}}
+				}
+				return Facts{}
+			}}
+		testenv.NoError(t, g.Wait(t.Context()))
+		testenv.Equal(t, time.Since(began), 165*time.Second, "the gate opened after") // 105 s and the soak
+		testenv.Equal(t, len(changes), 4, "%v", changes)
+		testenv.EqualSlices(t, changes[0], []string{"node: it is not Ready!"}, "first")
+		testenv.EqualSlices(t, changes[2], []string{"cluster DNS: no answer"}, "third")
+	})
+}
+
+// TestGateStaysClosed: a candidate that never meets the conditions waits for the starter. An observation that hangs is
+// bounded.
+func TestGateStaysClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		g := Gate{Soak: time.Minute, Changed: func([]string) {}, Observe: func(ctx context.Context) Facts {
+			<-ctx.Done()
+			return Facts{Failing: map[string]string{"API server": ctx.Err().Error()}}
+		}}
+		testenv.ErrorIs(t, g.Wait(ctx), context.DeadlineExceeded)
+	})
+}
+
+func TestOwnCheckDecidesByExitCode(t *testing.T) {
+	dir := t.TempDir()
+	for name, tt := range map[string]struct{ script, want string }{
+		"none":    {},
+		"passes":  {script: "#!/bin/sh\necho fine\n"},
+		"fails":   {script: "#!/bin/sh\necho the shop is closed >&2; exit 4\n", want: "exit status 4: the shop is closed"},
+		"no text": {script: "#!/bin/sh\nexit 1\n", want: "exit status 1"},
+		"no ELF":  {script: "nonsense", want: "exec format error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := Observer{Check: filepath.Join(dir, name)}
+			if tt.script != "" {
+				testenv.NoError(t, os.WriteFile(o.Check, []byte(tt.script), 0o755))
+			}
+			f := &findings{out: Facts{Failing: map[string]string{}}}
+			o.observeOwnCheck(t.Context(), f)
+			testenv.Contains(t, f.out.Failing[condOwn], tt.want, "reason")
+			testenv.Equal(t, len(f.out.Failing) > 0, tt.want != "", "%v", f.out.Failing)
+		})
+	}
+	t.Run("ends with the observation", func(t *testing.T) {
+		o := Observer{Check: filepath.Join(dir, "hangs")}
+		testenv.NoError(t, os.WriteFile(o.Check, []byte("#!/bin/sh\nexec sleep 600\n"), 0o755))
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(errors.New("enough"))
+		f := &findings{out: Facts{Failing: map[string]string{}}}
+		o.observeOwnCheck(ctx, f)
+		testenv.True(t, f.out.Failing[condOwn] != "", "a check that did not end held")
+	})
+}
