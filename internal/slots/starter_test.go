@@ -24,8 +24,8 @@ import (
 
 // Bodies of programs. Each has written its folder's name and its arguments before.
 const (
-	exits = "exit 1"
-	hangs = "exec sleep 3600"
+	exits  = "exit 1"
+	stalls = "exec sleep 3600"
 )
 
 // soon is longer than anything here takes on a busy machine.
@@ -61,7 +61,7 @@ func newMachine(t *testing.T, shell []string, path string) *machine {
 	script := filepath.Join(dir, StarterName)
 	testenv.NoError(t, errors.Join(os.Mkdir(m.dir, 0o755), os.WriteFile(script, []byte(Starter), 0o755)))
 	m.starter = append(shell, script)
-	m.program("old", hangs)
+	m.program("old", stalls)
 	m.link(current, "old")
 	return m
 }
@@ -209,7 +209,7 @@ func TestCandidateThatExitsIsStartedThreeTimes(t *testing.T) {
 
 func TestCandidateThatIsKilledIsStartedThreeTimes(t *testing.T) {
 	inEachShell(t, func(m *machine) {
-		m.try(hangs)
+		m.try(stalls)
 		for range 3 {
 			m.start().runs("next").kill()
 		}
@@ -218,9 +218,9 @@ func TestCandidateThatIsKilledIsStartedThreeTimes(t *testing.T) {
 	})
 }
 
-func TestCandidateThatHangsIsKilledAtTheDeadline(t *testing.T) {
+func TestCandidateThatStallsIsKilledAtTheDeadline(t *testing.T) {
 	inEachShell(t, func(m *machine) {
-		m.try(hangs)
+		m.try(stalls)
 		m.seconds = "0.1"
 		testenv.Equal(m, m.start().runs("next").ended(), "signal: killed", "the candidate ended with")
 		m.has("old|-|.|next no commit within 0.1 s")
@@ -231,7 +231,7 @@ func TestCandidateThatHangsIsKilledAtTheDeadline(t *testing.T) {
 // TestFrozenCandidateIsKilled: it is stopped as it is about to commit. What thaws later finds no trial.
 func TestFrozenCandidateIsKilled(t *testing.T) {
 	inEachShell(t, func(m *machine) {
-		m.try(hangs)
+		m.try(stalls)
 		m.seconds = "1"
 		s := m.start().runs("next")
 		testenv.NoError(m, s.Process.Signal(syscall.SIGSTOP))
@@ -244,7 +244,7 @@ func TestFrozenCandidateIsKilled(t *testing.T) {
 func TestCommittedCandidateStays(t *testing.T) {
 	inEachShell(t, func(m *machine) {
 		for range 10 {
-			m.try(`mv -T "$` + FolderEnv + `/trial" "$` + FolderEnv + `/current"; echo committed; ` + hangs)
+			m.try(`mv -T "$` + FolderEnv + `/trial" "$` + FolderEnv + `/current"; echo committed; ` + stalls)
 			m.seconds = "0.05"
 			s := m.start().runs("next")
 			testenv.Equal(m, testenv.Must(s.output.ReadString('\n'))(m), "committed\n", "")
@@ -260,7 +260,7 @@ func TestCommittedCandidateStays(t *testing.T) {
 // TestCommitAgainstDeadline: exactly one of both holds, and a committed candidate is not killed.
 func TestCommitAgainstDeadline(t *testing.T) {
 	inEachShell(t, func(m *machine) {
-		m.try(hangs)
+		m.try(stalls)
 		m.seconds = "0.03"
 		commits := 0
 		for i := range 30 {
@@ -292,7 +292,7 @@ func TestCommitAgainstDeadline(t *testing.T) {
 // TestGuardOfAnEarlierStart neither ends the trial nor anything else.
 func TestGuardOfAnEarlierStart(t *testing.T) {
 	inEachShell(t, func(m *machine) {
-		m.try(hangs)
+		m.try(stalls)
 		m.seconds = "0.5"
 		first := m.start().runs("next").kill()
 		m.seconds = "3600"
@@ -336,7 +336,7 @@ func TestCandidateWithoutWholeProgram(t *testing.T) {
 // TestCountIsMissing: a trial without the file is counted from the first start that finds none.
 func TestCountIsMissing(t *testing.T) {
 	inEachShell(t, func(m *machine) {
-		m.try(hangs)
+		m.try(stalls)
 		testenv.NoError(m, os.Remove(m.file(tries)))
 		m.start().runs("next")
 		m.has("old|next|.|-")
@@ -349,7 +349,7 @@ func (m *machine) onSmallDisk() (fill, readOnly func()) {
 	testenv.RequireRoot(m, "it mounts")
 	testenv.NoError(m, unix.Mount("coracle-test", m.dir, "tmpfs", 0, "size=64k,mode=755"))
 	m.Cleanup(func() { testenv.NoError(m, unix.Unmount(m.dir, unix.MNT_DETACH)) })
-	m.program("old", hangs)
+	m.program("old", stalls)
 	m.link(current, "old")
 	fill = func() {
 		f := testenv.Must(os.Create(m.file("filler")))(m)
@@ -369,14 +369,14 @@ func (m *machine) onSmallDisk() (fill, readOnly func()) {
 func TestFullDiskEndsTheTrial(t *testing.T) {
 	inEachShell(t, func(m *machine) {
 		fill, _ := m.onSmallDisk()
-		m.try(hangs)
+		m.try(stalls)
 		fill()
 		m.start().runs("old").kill()
 		m.has("old|-||-") // the record has no room either
 		testenv.NoError(m, os.Remove(m.file("filler")))
 		m.start().runs("old").kill()
 
-		m.try(hangs)
+		m.try(stalls)
 		for range 3 {
 			m.start().runs("next").kill()
 		}
@@ -393,7 +393,7 @@ func TestFullDiskEndsTheTrial(t *testing.T) {
 func TestReadOnlyDiskRunsTheOldVersion(t *testing.T) {
 	inEachShell(t, func(m *machine) {
 		_, readOnly := m.onSmallDisk()
-		m.try(hangs)
+		m.try(stalls)
 		m.seconds = "1"
 		s := m.start().runs("next")
 		readOnly()
