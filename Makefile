@@ -43,7 +43,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh internal/slots/coracle-start .ci/run test/bench/run.sh test/bench/upstream/build.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build embedded deps debs-lock release install test unit scenarios tests e2e older twolevels e2e-mixed compat e2e-upgrade s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build embedded deps debs-lock release install test unit scenarios tests e2e older twolevels e2e-mixed compat e2e-upgrade level-data s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,6 +149,11 @@ compat: build older twolevels ## this version on the directory of the one before
 e2e-upgrade: build older twolevels ## clusters that are upgraded and taken back machine by machine under load; OLDER=tag or commit, RUN=… of some (root, an hour)
 	@[ -n '$(OLDER)' ] || { echo 'error: OLDER says from which version: make e2e-upgrade OLDER=TAG, a commit, or a program' >&2; exit 2; }
 	@CORACLE_HA_WHOLE=1 $(UPGRADE) -timeout 3h $(if $(RUN),-run '$(RUN)') ./test/upgrade/
+
+level-data: build ## a server's data directory, packed into FILE=test/upgrade/testdata/levelN.tar.gz: once for each level (root)
+	@[ -n '$(FILE)' ] || { echo 'error: FILE says into which file: make level-data FILE=test/upgrade/testdata/level2.tar.gz' >&2; exit 2; }
+	@[ ! -e '$(FILE)' ] || { echo 'error: $(FILE) is there: a directory of a level stays as it was written' >&2; exit 2; }
+	@CORACLE_LEVEL_DATA='$(abspath $(FILE))' $(E2E) -timeout 10m -run '^TestMakeLevelData$$' ./test/upgrade/
 
 e2e-mixed: older ## this version and the one before it in one cluster (root)
 	@CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older $(E2E) -timeout 20m -run TestMixedVersions ./test/nodes/

@@ -6,11 +6,9 @@ package upgrade
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -119,7 +117,7 @@ func startLoad(t *testing.T, c *ha.Cluster) *load {
 	for _, s := range c.Servers {
 		l.writers[s] = ha.NewWriter(fmt.Sprintf("at-%d", s.Number), c.Client(s.Machine, own, writeTimeout), namespace)
 		running.Go(func() { l.writers[s].Run(ctx) })
-		l.formats[s] = formats(t, s)
+		l.formats[s] = numbers(t, s.Seen("server"))
 	}
 	l.stop = sync.OnceFunc(func() {
 		cancel()
@@ -151,18 +149,6 @@ func (l *load) running(s *harness.Server) map[string]string {
 		out[name] = rest
 	}
 	return out
-}
-
-// formats are the format numbers of a server's directory.
-func formats(t *testing.T, s *harness.Server) string {
-	t.Helper()
-	store := testenv.Must(os.ReadFile(s.Seen("server", "store", "IDENTITY")))(t)
-	var server struct {
-		Format int `json:"format"`
-	}
-	testenv.NoError(t, json.Unmarshal(testenv.Must(os.ReadFile(s.Seen("server", "identity.json")))(t), &server))
-	lines := strings.Split(string(store), "\n")
-	return fmt.Sprintf("IDENTITY %s, identity.json %d", lines[min(1, len(lines)-1)], server.Format)
 }
 
 // exchange stops a machine in order and starts it with another version. It returns when the cluster is whole, and the
@@ -242,7 +228,7 @@ func (l *load) holds(what string) {
 		})
 	}
 	for _, s := range l.c.Servers {
-		testenv.Equal(l.t, formats(l.t, s), l.formats[s], "%s: formats of server %d:", what, s.Number)
+		testenv.Equal(l.t, numbers(l.t, s.Seen("server")), l.formats[s], "%s: formats of server %d:", what, s.Number)
 	}
 	l.bear(what)
 }
