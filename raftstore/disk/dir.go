@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 const (
@@ -31,8 +32,11 @@ type Options struct {
 	Path string
 	// Identity is compared with that of the directory. A new directory gets it, with random names for empty fields.
 	Identity Identity
-	Logger   *slog.Logger
-	Clock    clock.Clock
+	// Newest is the newest level that the program knows. Default: level.Newest. Level is that of a new directory.
+	// Default: Newest.
+	Newest, Level int
+	Logger        *slog.Logger
+	Clock         clock.Clock
 	// Grown is called after each append with the total bytes of entries that were found by Open or appended since. It
 	// must not block.
 	Grown func(total int64)
@@ -68,6 +72,7 @@ type Dir struct {
 	Vars      *Vars
 	Snapshots *Snapshots
 
+	level  atomic.Int64
 	path   string
 	lock   *os.File
 	space  *space
@@ -91,6 +96,8 @@ type Dir struct {
 func Open(o Options) (*Dir, error) {
 	o.Faults = cmp.Or[Faults](o.Faults, noFaults{})
 	o.Reserve, o.SegmentSize = cmp.Or(o.Reserve, defaultReserve), cmp.Or(o.SegmentSize, defaultSegment)
+	o.Newest = cmp.Or(o.Newest, level.Newest())
+	o.Level = cmp.Or(o.Level, o.Newest)
 	if err := finishStartOver(o.Path); err != nil {
 		return nil, unusableError(o.Path, err)
 	}
@@ -110,13 +117,13 @@ func Open(o Options) (*Dir, error) {
 }
 
 func open(o Options) (*Dir, error) {
-	id, version, err := readIdentity(o.Path)
+	id, format, err := readIdentity(o.Path, o.Newest)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if id, err = create(o); err != nil {
 			return nil, err
 		}
-		version = FormatVersion
+		format = formatOf(o.Level)
 	case err != nil:
 		return nil, err
 	}
@@ -142,11 +149,7 @@ func open(o Options) (*Dir, error) {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", vars, err), scanned.close())
 	}
 	d := &Dir{Identity: id, Snapshots: snapshots, path: o.Path, space: newSpace(o), stall: newStall(o.Clock)}
-	if version < FormatVersion {
-		if err := d.raiseFormat(); err != nil {
-			return nil, errors.Join(err, bolt.Close(), scanned.close())
-		}
-	}
+	d.level.Store(int64(format - formatOf(0)))
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	snapshots.strike = func() error { return o.Faults.Strike(ctx, o.Clock, true) }
@@ -201,17 +204,6 @@ func scan(dir string, newest snapshotEnd) (*scannedLog, savedVars, error) {
 	return scanned, variables, nil
 }
 
-// raiseFormat writes the present format number, so that an older version can no longer read the directory. On a full
-// disk it uses the reserve.
-func (d *Dir) raiseFormat() error {
-	err := writeIdentity(d.path, d.Identity)
-	if err != nil {
-		d.space.noteFailure(err)
-		err = writeIdentity(d.path, d.Identity)
-	}
-	return err
-}
-
 func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
 		dir: scanned.dir, writing: newWriteLock(), space: d.space, stall: d.stall, ctx: ctx, size: o.SegmentSize, onGrown: o.Grown,
@@ -250,7 +242,7 @@ func create(o Options) (Identity, error) {
 	if err != nil {
 		return id, unusableError(dir, err)
 	}
-	if err := errors.Join(s.f.Close(), writeIdentity(dir, id)); err != nil {
+	if err := errors.Join(s.f.Close(), writeIdentity(dir, id, o.Level)); err != nil {
 		return id, unusableError(dir, err)
 	}
 	return id, atomicfile.SyncDir(filepath.Dir(dir))

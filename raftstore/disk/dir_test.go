@@ -22,7 +22,7 @@ import (
 var testIdentity = Identity{Cluster: "c", Node: "n", Member: "n"}
 
 func options(path string) Options {
-	return Options{Path: path, Identity: testIdentity, Logger: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}, Reserve: 4096, SegmentSize: 64 << 10}
+	return Options{Path: path, Identity: testIdentity, Logger: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}, Reserve: 4096, SegmentSize: 64 << 10, Newest: 1}
 }
 
 func mustOpen(t *testing.T, path string) *Dir {
@@ -197,4 +197,11 @@ func TestSnapshotIsReplaced(t *testing.T) {
 	}
 	files, err := os.ReadDir(d.Snapshots.dir)
 	testenv.Require(t, err == nil && len(files) == 1, "%v, %v", files, err)
+}
+
+// TestRaftsSnapshotVersion holds what is stored to a number that the library still reads.
+func TestRaftsSnapshotVersion(t *testing.T) {
+	testenv.True(t, raft.SnapshotVersionMin <= SnapshotVersion && SnapshotVersion <= raft.SnapshotVersionMax,
+		"the library reads versions %d to %d", raft.SnapshotVersionMin, raft.SnapshotVersionMax)
+	testenv.Equal(t, SnapshotVersion, 1, "the version at level 1 is")
 }

@@ -14,22 +14,23 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
-// FormatVersion is the version of the directory's layout and of every file in it. A directory with a greater version is
-// refused. A directory of format 1, which had no member names, is changed to format 2 when it is opened.
-const FormatVersion = 2
+// formatOf returns the number in the identity of a directory that has a level: that of the forms which its files may
+// have. There was a format before the first level.
+func formatOf(level int) int { return level + 1 }
 
 const identityFile = "IDENTITY"
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Identity names the cluster, the node and the member that a directory belongs to. It is written once.
+// Identity names the cluster, the node and the member that a directory belongs to.
 type Identity struct {
 	Cluster string
 	Node    string
 	// Member is raft's name for the server: NODE.RANDOM, made with the directory. So a server that lost its disk, and
-	// with it its votes, comes back as another member. In a directory of format 1 it is the node's name.
+	// with it its votes, comes back as another member.
 	Member string
 }
 
@@ -47,15 +48,21 @@ func NodeOf(member string) string {
 	return member[:dot]
 }
 
-// A FormatError says that a newer version of the program wrote the directory.
+// A FormatError says that the directory has a format that this version does not read: a newer version wrote it, or one
+// that is too old.
 type FormatError struct {
-	Dir     string
-	Version int
+	Dir string
+	// Version is the format, Oldest and Newest are those that this version reads.
+	Version, Oldest, Newest int
 }
 
 func (e *FormatError) Error() string {
+	if e.Version < e.Oldest {
+		return fmt.Sprintf("the store's directory %s has format %d, and this version reads formats from %d on. Nothing was changed. "+
+			"Run a version between the two first, and raise the level there with coracle upgrade raise", e.Dir, e.Version, e.Oldest)
+	}
 	return fmt.Sprintf("the store's directory %s has format %d, and this version reads formats up to %d. "+
-		"Nothing was changed. Run the version that wrote it, or a newer one", e.Dir, e.Version, FormatVersion)
+		"Nothing was changed. Run the version that wrote it, or a newer one", e.Dir, e.Version, e.Newest)
 }
 
 // A MismatchError says that the directory belongs to another cluster, server or member.
@@ -96,12 +103,8 @@ func (id Identity) withRandomNames() Identity {
 	return id
 }
 
-func (id Identity) encode(version int) []byte {
-	text := fmt.Sprintf("coracle store\nformat %d\ncluster %q\nnode %q\n", version, id.Cluster, id.Node)
-	if version > 1 {
-		text += fmt.Sprintf("member %q\n", id.Member)
-	}
-	return withSum(text)
+func (id Identity) encode(format int) []byte {
+	return withSum(fmt.Sprintf("coracle store\nformat %d\ncluster %q\nnode %q\nmember %q\n", format, id.Cluster, id.Node, id.Member))
 }
 
 // withSum adds a last line with the checksum of the others.
@@ -109,9 +112,9 @@ func withSum(text string) []byte {
 	return fmt.Appendf(nil, "%scrc32c %08x\n", text, crc32.Checksum([]byte(text), castagnoli))
 }
 
-// readIdentity returns the directory's identity and format, or fs.ErrNotExist
-// if it has none.
-func readIdentity(dir string) (id Identity, version int, err error) {
+// readIdentity returns the directory's identity and format, or fs.ErrNotExist if it has none. newest is the newest
+// level that the program knows.
+func readIdentity(dir string, newest int) (id Identity, version int, err error) {
 	path := filepath.Join(dir, identityFile)
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -126,13 +129,13 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 	if err != nil || version < 1 {
 		return id, 0, newDamageError(path, "it has no format number")
 	}
-	if version > FormatVersion {
-		return id, version, &FormatError{Dir: dir, Version: version}
+	if oldest := formatOf(level.OldestOf(newest)); version < oldest || version > formatOf(newest) {
+		return id, version, &FormatError{Dir: dir, Version: version, Oldest: oldest, Newest: formatOf(newest)}
 	}
 	for i, field := range []struct {
 		line string
 		into *string
-	}{{"cluster %q", &id.Cluster}, {"node %q", &id.Node}, {"member %q", &id.Member}}[:version+1] {
+	}{{"cluster %q", &id.Cluster}, {"node %q", &id.Node}, {"member %q", &id.Member}} {
 		if i+2 < len(lines) {
 			_, scanErr := fmt.Sscanf(lines[i+2], field.line, field.into)
 			err = errors.Join(err, scanErr)
@@ -140,9 +143,6 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 	}
 	if err != nil || string(id.encode(version)) != string(data) {
 		return id, version, newDamageError(path, "its checksum is wrong")
-	}
-	if version == 1 {
-		id.Member = id.Node
 	}
 	return id, version, nil
 }
@@ -153,18 +153,39 @@ func (d *Dir) ChangeMember(to string) error {
 	id := d.Identity
 	id.Member = to
 	id = id.withRandomNames()
-	if err := writeIdentity(d.path, id); err != nil {
+	if err := writeIdentity(d.path, id, d.Level()); err != nil {
 		return err
 	}
 	d.Identity = id
 	return nil
 }
 
+// Level returns the level of the forms that the directory's files may have.
+func (d *Dir) Level() int { return int(d.level.Load()) }
+
+// RecordLevel records, durably, that the directory's files may have the forms of a level, so that a version that cannot
+// read them refuses the directory. A lower level than the present one changes nothing. On a full disk it uses the
+// reserve.
+func (d *Dir) RecordLevel(level int) error {
+	if level <= d.Level() {
+		return nil
+	}
+	err := writeIdentity(d.path, d.Identity, level)
+	if err != nil {
+		d.space.noteFailure(err)
+		err = writeIdentity(d.path, d.Identity, level)
+	}
+	if err == nil {
+		d.level.Store(int64(level))
+	}
+	return err
+}
+
 // Used says whether a directory holds a store.
 func Used(dir string) (bool, error) { return exists(filepath.Join(dir, identityFile)) }
 
-func writeIdentity(dir string, id Identity) error {
-	return writeFile(filepath.Join(dir, identityFile), id.encode(FormatVersion))
+func writeIdentity(dir string, id Identity, level int) error {
+	return writeFile(filepath.Join(dir, identityFile), id.encode(formatOf(level)))
 }
 
 // writeFile replaces a file by one with the given content, durably.

@@ -4,6 +4,7 @@ package disk
 
 import (
 	"bytes"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,30 +44,46 @@ func TestNodeNameIsPrefixOfMembers(t *testing.T) {
 	}
 }
 
-// TestDirectoryOfFormat1IsUpgraded opens a directory that the version before wrote. Its identity changes only when
-// everything else was found in order.
-func TestDirectoryOfFormat1IsUpgraded(t *testing.T) {
-	path := filled(t)
-	old := testIdentity.encode(1)
-	file := filepath.Join(path, identityFile)
-	testenv.NoError(t, os.WriteFile(file, old, 0o600))
-	vars := filepath.Join(path, varsFile)
-	whole := testenv.Must(os.ReadFile(vars))(t)
-	testenv.NoError(t, os.WriteFile(vars, whole[:len(whole)/2], 0o600))
-	if _, err := Open(options(path)); err == nil {
-		t.Fatal("opened a damaged directory")
+// TestOpeningRaisesNoLevel opens a directory with a program of a newer level, and then with the one before again. The
+// directory's level is raised only by RecordLevel. Then the older program refuses it, and changes nothing.
+func TestOpeningRaisesNoLevel(t *testing.T) {
+	older := options(filled(t))
+	newer := older
+	newer.Newest = 2
+	file := filepath.Join(older.Path, identityFile)
+	before := testenv.Must(os.ReadFile(file))(t)
+	testenv.Contains(t, string(before), "\nformat 2\n", "at level 1:")
+	for _, o := range []Options{newer, older} {
+		closeDir(t, testenv.Must(Open(o))(t))
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(file))(t)), string(before), "the identity after opening with level %d is", o.Newest)
 	}
-	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, old) {
-		t.Errorf("the refused open changed the identity: %s, %v", now, err)
+	d := testenv.Must(Open(newer))(t)
+	for _, level := range []int{1, 2, 1} {
+		testenv.NoError(t, d.RecordLevel(level))
 	}
-	testenv.NoError(t, os.WriteFile(vars, whole, 0o600))
-	for range 2 {
-		o := options(path)
-		o.Identity.Member = ""
+	testenv.Equal(t, d.Level(), 2, "the level is")
+	closeDir(t, d)
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(file))(t)), "\nformat 3\n", "at level 2:")
+	raised := readImage(t, older.Path)
+	testenv.WantError(t, testenv.Err(Open(older)), "has format 3, and this version reads formats up to 2. Nothing was changed. Run the version that wrote it")
+	after := readImage(t, older.Path)
+	delete(raised, "LOCK")
+	delete(after, "LOCK")
+	testenv.True(t, maps.EqualFunc(after, raised, bytes.Equal), "the refused open changed something")
+	newer.Newest = 4
+	testenv.WantError(t, testenv.Err(Open(newer)), "has format 3, and this version reads formats from 4 on", "Run a version between the two first")
+	newer.Newest = 3
+	closeDir(t, testenv.Must(Open(newer))(t))
+}
+
+// TestLevelOfNewDirectories makes directories for a new cluster, and for one that has a level.
+func TestLevelOfNewDirectories(t *testing.T) {
+	for joined, want := range map[int]int{0: 2, 1: 1, 2: 2} {
+		o := options(filepath.Join(t.TempDir(), "store"))
+		o.Newest, o.Level = 2, joined
 		d := testenv.Must(Open(o))(t)
-		testenv.Equal(t, d.Identity, testIdentity, "identity")
+		testenv.Equal(t, d.Level(), want, "the level of a directory that was made for level %d is", joined)
 		closeDir(t, d)
-		testenv.Contains(t, string(testenv.Must(os.ReadFile(file))(t)), "format 2\n", "after opening:")
 	}
 }
 

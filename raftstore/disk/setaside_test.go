@@ -34,7 +34,7 @@ func TestSetAsideTakesFreeName(t *testing.T) {
 		if want := path + ".damaged-" + strconv.Itoa(n); err != nil || got != want {
 			t.Fatalf("%s, want %s, %v", got, want, err)
 		}
-		id, _, err := readIdentity(got)
+		id, _, err := readIdentity(got, 1)
 		testenv.False(t, err != nil || id.Member != member, "%v, %v", id, err)
 		if found, err := exists(path); err != nil || found {
 			t.Errorf("still there, %v", err)

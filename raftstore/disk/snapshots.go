@@ -47,6 +47,10 @@ const (
 	maxHeader       = 1 << 20
 )
 
+// SnapshotVersion is raft's version of what is stored of a snapshot besides the state. It is not the library's newest,
+// so that an update of the library changes nothing that an older server reads.
+const SnapshotVersion raft.SnapshotVersion = 1
+
 // snapshotHeader is what raft stores of a snapshot besides the state.
 type snapshotHeader struct {
 	Version            raft.SnapshotVersion

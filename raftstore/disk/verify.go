@@ -12,6 +12,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 // An Inspection is a directory that was read and verified as Open does it, but not changed: what a crash left is still
@@ -70,7 +72,7 @@ func lockShared(dir string) (*os.File, error) {
 }
 
 func inspect(dir string) (*Inspection, error) {
-	id, version, err := readIdentity(dir)
+	id, version, err := readIdentity(dir, level.Newest())
 	if err != nil {
 		return nil, err
 	}
