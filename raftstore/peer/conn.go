@@ -62,6 +62,7 @@ type conn struct {
 	peer   *peer
 	target string // target of an outgoing raft connection
 	class  class
+	level  int // at which an outgoing raft connection was made
 	// incoming says that the peer sends raft's messages on this connection.
 	incoming        bool
 	createdAt       time.Time
@@ -197,6 +198,14 @@ func (cs *connections) abortConns(match func(*conn) bool) {
 	for _, c := range found {
 		c.abort()
 	}
+}
+
+// EndOlder ends this server's connections for raft's messages that were made at an earlier level than the present one.
+// It must be called after the level has changed, before anything is written in the new level's forms. The next
+// connections are refused by servers that do not know these forms.
+func (cs *connections) EndOlder() {
+	now := cs.opts.Level()
+	cs.abortConns(func(k *conn) bool { return k.target != "" && k.level < now })
 }
 
 // purge ends the connections to a target that a network's pool may hold and that were made before a given time: before

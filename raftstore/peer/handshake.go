@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 // The handshake is one message from each side:
@@ -20,13 +22,15 @@ import (
 //	answer: magic "CRPR", version, 0 (ok) or 1 (refused), server's id (one byte
 //	        of length), reason (two bytes of length, little endian)
 //
-// Magic, version, and the answer keep their form in all future versions, so that a refusal can always be read.
+// A hello's version is the level at which the sender connects (Options.Level), and each side accepts the levels that it
+// knows. So a server gets nothing from one that may write what it cannot read. Magic, version, and the answer keep
+// their form in all future versions, so that a refusal can always be read.
 const (
-	magic      = "CRPR"
-	version    = 1
-	maxName    = 255  // bytes of a cluster or server id
-	maxReason  = 1024 // bytes
-	headLength = len(magic) + 2
+	magic         = "CRPR"
+	answerVersion = 1
+	maxName       = 255  // bytes of a cluster or server id
+	maxReason     = 1024 // bytes
+	headLength    = len(magic) + 2
 )
 
 // kind says whether a connection carries calls or raft's messages.
@@ -52,6 +56,7 @@ func (k kind) String() string {
 
 // hello is the message of the dialing side.
 type hello struct {
+	level    int
 	kind     kind
 	cluster  string // "" if any server at that address is accepted
 	sender   string // "" if it has no identity yet: calls only
@@ -92,7 +97,7 @@ type badHello struct{ reason string }
 func (e *badHello) Error() string { return e.reason }
 
 func (h *hello) encode() ([]byte, error) {
-	b := append([]byte(magic), version, byte(h.kind))
+	b := append([]byte(magic), byte(h.level), byte(h.kind))
 	for _, s := range []string{h.cluster, h.sender, h.receiver} {
 		if len(s) > maxName {
 			return nil, fmt.Errorf("peer: a name of %d bytes in a handshake, %d are possible", len(s), maxName)
@@ -102,9 +107,9 @@ func (h *hello) encode() ([]byte, error) {
 	return b, nil
 }
 
-// readHello reads one hello, and not a byte more. A *badHello should be answered. Other errors are errors of the
-// connection.
-func readHello(r io.Reader) (hello, error) {
+// readHello reads one hello, and not a byte more. newest is the newest level that this server knows. A *badHello should
+// be answered. Other errors are errors of the connection.
+func readHello(r io.Reader, newest int) (hello, error) {
 	var h hello
 	var head [headLength]byte
 	// The magic is read first: a peer with another protocol may wait for this side to begin.
@@ -117,8 +122,13 @@ func readHello(r io.Reader) (hello, error) {
 	if _, err := io.ReadFull(r, head[len(magic):]); err != nil {
 		return h, noEOF(err)
 	}
-	if v := head[len(magic)]; v != version {
-		return h, &badHello{fmt.Sprintf("speaks version %d of the protocol between servers, this server speaks version %d", v, version)}
+	h.level = int(head[len(magic)])
+	if oldest := level.OldestOf(newest); h.level < oldest || h.level > newest {
+		known := fmt.Sprintf("version %d", newest)
+		if oldest < newest {
+			known = fmt.Sprintf("versions %d to %d", oldest, newest)
+		}
+		return h, &badHello{fmt.Sprintf("speaks version %d of the protocol between servers, this server speaks %s", h.level, known)}
 	}
 	h.kind = kind(head[len(magic)+1])
 	if h.kind < kindRaft || h.kind > kindSnapshots {
@@ -139,7 +149,7 @@ func (a *reply) encode() []byte {
 		refused = 1
 	}
 	id, reason := a.id[:min(len(a.id), maxName)], a.reason[:min(len(a.reason), maxReason)]
-	b := append([]byte(magic), version, refused, byte(len(id)))
+	b := append([]byte(magic), answerVersion, refused, byte(len(id)))
 	b = append(b, id...)
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(reason)))
 	return append(b, reason...)

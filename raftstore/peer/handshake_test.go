@@ -9,15 +9,18 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestHandshakeIsEncodedAsSpecified(t *testing.T) {
-	h := hello{kind: kindCalls, cluster: "c", sender: "", receiver: "b.1"}
+	h := hello{level: 1, kind: kindCalls, cluster: "c", sender: "", receiver: "b.1"}
 	b, err := h.encode()
 	if want := "CRPR\x01\x02\x01c\x00\x03b.1"; err != nil || string(b) != want {
 		t.Fatalf("%q, %v", b, err)
@@ -47,6 +50,7 @@ func FuzzHello(f *testing.F) {
 		{kind: kindCalls},
 		{kind: kindCalls, cluster: strings.Repeat("c", maxName)},
 	} {
+		h.level = 1
 		b := testenv.Must(h.encode())(f)
 		f.Add(b)
 		f.Add(append(b, "and more"...))
@@ -58,7 +62,7 @@ func FuzzHello(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
-		h, err := readHello(r)
+		h, err := readHello(r, 1)
 		if err != nil {
 			return
 		}
@@ -190,4 +194,39 @@ func TestServerWithoutHandshakeIsUnavailable(t *testing.T) {
 		}
 		testenv.NoError(t, l.Close())
 	})
+}
+
+// TestHandshakeOfLevels connects an older program with a newer one, both ways. They understand each other at the level
+// that both know. What is sent at a later level never reaches the older one, not even on a connection from before.
+func TestHandshakeOfLevels(t *testing.T) {
+	onBoth(t, func(t *testing.T, g ground) {
+		var level atomic.Int64
+		level.Store(1)
+		older := start(t, g, 0, "a.1", func(o *Options) { o.Newest = 1 })
+		newer := start(t, g, 1, "b.1", func(o *Options) {
+			o.Newest, o.Level = 2, func() int { return int(level.Load()) }
+		})
+		next := start(t, g, 2, "c.1", func(o *Options) { o.Newest, o.Level = 3, func() int { return 2 } })
+		for _, pair := range [][2]*server{{older, newer}, {newer, older}} {
+			testenv.Must(pair[0].beat(pair[1], 1))(t)
+		}
+		level.Store(2)
+		newer.EndOlder()
+		_, err := newer.beat(older, 1)
+		testenv.WantError(t, err, "speaks version 2 of the protocol between servers, this server speaks version 1")
+		testenv.Must(older.beat(newer, 1))(t) // it is behind, and has to learn that the cluster goes on without it
+		for _, pair := range [][2]*server{{next, newer}, {newer, next}} {
+			testenv.Must(pair[0].beat(pair[1], 1))(t)
+		}
+		_, err = older.beat(next, 1)
+		testenv.WantError(t, err, "speaks version 1 of the protocol between servers, this server speaks versions 2 to 3")
+	})
+}
+
+// TestRaftsVersions holds what is said to other servers to numbers that the library still speaks. Its newest may be
+// later: then a level has to say when it is used.
+func TestRaftsVersions(t *testing.T) {
+	testenv.True(t, raft.ProtocolVersionMin <= ProtocolVersion && ProtocolVersion <= raft.ProtocolVersionMax,
+		"the library speaks versions %d to %d", raft.ProtocolVersionMin, raft.ProtocolVersionMax)
+	testenv.Equal(t, ProtocolVersion, 3, "the version at level 1 is")
 }

@@ -104,7 +104,7 @@ func (cs *connections) handshake(c net.Conn) (hello, error) {
 	if err := c.SetDeadline(time.Now().Add(cs.handshakeTime())); err != nil {
 		return hello{}, err
 	}
-	h, err := readHello(c)
+	h, err := readHello(c, cs.opts.Newest)
 	reply := reply{id: cs.opts.ID}
 	if err == nil {
 		reply.reason = cs.opts.checkHello(h)
@@ -137,6 +137,9 @@ func (e *dialError) Unwrap() error { return e.err }
 // connect dials and does the dialing side of the handshake.
 func (cs *connections) connect(ctx context.Context, address string, h hello) (net.Conn, string, error) {
 	h.cluster, h.sender = cs.opts.Cluster, cs.opts.ID
+	if h.level == 0 {
+		h.level = cs.opts.Level()
+	}
 	c, err := cs.opts.Dial(ctx, address)
 	if err != nil {
 		cs.logTLS(ctx, address, err)
@@ -216,7 +219,7 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 	ctx, cancel := context.WithTimeout(s.conns.ctx, timeout)
 	defer cancel()
 	id, address := splitTarget(to)
-	h := hello{kind: kindRaft, receiver: id}
+	h := hello{level: s.conns.opts.Level(), kind: kindRaft, receiver: id}
 	if s.class == classSnapshots {
 		h.kind = kindSnapshots
 	}
@@ -226,10 +229,16 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	k := &conn{Conn: c, conns: s.conns, peer: s.conns.peer(id), target: string(to), class: s.class, createdAt: time.Now()}
+	k := &conn{
+		Conn: c, conns: s.conns, peer: s.conns.peer(id), target: string(to), class: s.class, level: h.level, createdAt: time.Now(),
+	}
 	if !s.conns.register(k) {
 		_ = k.Close()
 		return nil, &dialError{raft.ErrTransportShutdown}
+	}
+	if s.conns.opts.Level() != h.level { // EndOlder may not have found it
+		_ = k.Close()
+		return nil, &dialError{errors.New("the cluster's level was raised meanwhile")}
 	}
 	return k, nil
 }

@@ -3,6 +3,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 const (
@@ -42,6 +45,11 @@ type Options struct {
 	Cluster string // "" if not known yet: then calls are possible, but not raft
 	ID      string // raft's ServerID, or "" as for Cluster
 	Address string // where others reach this server; raft's LocalAddr
+
+	// Newest is the newest level that this server knows. 0 means level.Newest. Level returns the level at which this
+	// server connects to others. It must be quick. Nil: level.First.
+	Newest int
+	Level  func() int
 
 	// Listener accepts connections of other servers, which it has authenticated. The transport closes it. Nil: this
 	// transport only dials.
@@ -105,6 +113,10 @@ func (o *Options) complete() error {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.Newest = cmp.Or(o.Newest, level.Newest())
+	if o.Level == nil {
+		o.Level = func() int { return level.First }
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout

@@ -111,6 +111,10 @@ func (t *Transport) observe(rpc raft.RPC) {
 	}
 }
 
+// ProtocolVersion is the version of raft's protocol that this server says it speaks. It is not the library's newest, so
+// that an update of the library changes nothing that an older server reads.
+const ProtocolVersion raft.ProtocolVersion = 3
+
 // SetHeartbeatHandler installs handleHeartbeat, and ignores raft's own handler. That one runs beside raft's main loop
 // and changes term and state at the same time. A candidate could learn of a later term that way and then get the last
 // vote for its own term. It would lead in the term in which another server was elected (TestLateVoteWinsNoLaterTerm).
@@ -149,7 +153,7 @@ func (t *Transport) handleHeartbeat(rpc raft.RPC) {
 		m, ok := rpc.Command.(*raft.AppendEntriesRequest)
 		if ok && t.opts.Follows != nil && t.opts.Follows(raft.ServerID(m.ID), m.Term) {
 			rpc.Respond(&raft.AppendEntriesResponse{
-				RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(t.opts.ID), Addr: []byte(t.opts.Address)},
+				RPCHeader: raft.RPCHeader{ProtocolVersion: ProtocolVersion, ID: []byte(t.opts.ID), Addr: []byte(t.opts.Address)},
 				Term:      m.Term, Success: true,
 			}, nil)
 			return
@@ -285,7 +289,7 @@ func (t *Transport) handleTimeoutNow(args *raft.TimeoutNowRequest, resp *raft.Ti
 func (t *Transport) StartElection(ctx context.Context) bool {
 	answer := make(chan raft.RPCResponse, 1) // capacity 1, since raft does not wait for a reader
 	rpc := raft.RPC{RespChan: answer, Command: &raft.TimeoutNowRequest{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, Addr: []byte(t.opts.Address)},
+		RPCHeader: raft.RPCHeader{ProtocolVersion: ProtocolVersion, Addr: []byte(t.opts.Address)},
 	}}
 	select {
 	case t.rpcs <- rpc:
