@@ -9,7 +9,9 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // bootstrap makes a cluster of this server alone if its directory is new and it knows of no cluster to join.
@@ -27,9 +29,29 @@ func (r *replica) bootstrap(conf *raft.Config, logs raft.LogStore, transport raf
 	if err != nil || exists || knowsOthers {
 		return err
 	}
-	return raft.BootstrapCluster(conf, logs, r.dir.Vars, r.dir.Snapshots, transport, raft.Configuration{
+	first := firstEntries{logs, r.dir.Level()}
+	return raft.BootstrapCluster(conf, first, r.dir.Vars, r.dir.Snapshots, transport, raft.Configuration{
 		Servers: []raft.Server{{ID: conf.LocalID, Address: r.address}},
 	})
+}
+
+// firstEntries is the log of a new cluster. It stores the cluster's level together with the first entry: a cluster
+// without it would have level.First.
+type firstEntries struct {
+	raft.LogStore
+	level int
+}
+
+func (f firstEntries) StoreLog(first *raft.Log) error {
+	if f.level == level.First {
+		return f.LogStore.StoreLog(first)
+	}
+	entry, err := mvcc.AppendCommand(mvcc.NewEntry(nil), mvcc.Command{Request: putLevel(f.level)})
+	if err != nil {
+		return err
+	}
+	second := &raft.Log{Index: first.Index + 1, Term: first.Term, Type: raft.LogCommand, Data: entry}
+	return f.StoreLogs([]*raft.Log{first, second})
 }
 
 // join notes the addresses of the servers that this one is to join, unless an earlier start noted them (noted). Until

@@ -31,6 +31,7 @@ const (
 	callJoin    = "join"    // to the leader: joinCall
 	callRemove  = "remove"  // to the leader: removeCall
 	callPromote = "promote" // to the leader: promoteCall
+	callRaise   = "raise"   // to the leader: raiseCall
 
 	callReach         = "reach"    // → reachReply
 	callElectionState = "standing" // → election.Report, of a server that misses the leader
@@ -89,6 +90,7 @@ func callsOf(c *Cluster, l *leases, f *forwarder) map[string]callHandler {
 		callLeases:  handlerOf(l.leasesHere),
 		callRemove:  handlerOf(c.serveRemove),
 		callPromote: handlerOf(c.servePromote),
+		callRaise:   handlerOf(c.serveRaise),
 	}
 }
 

@@ -67,7 +67,7 @@ func (s *Store) openPeers() (*clustered, error) {
 		r.log.Warn("the saved addresses of the other servers cannot be used", "err", err)
 	}
 	others.Transport, err = peer.New(peer.Options{
-		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),
+		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address), Newest: r.opts.newest, Level: r.level,
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
 		Withhold:   p.elections.withholds,
 		Follows:    p.follows,
@@ -105,7 +105,7 @@ func (p *clustered) replication() replication {
 // run starts the goroutines that run until the store closes. It is called once raft runs.
 func (p *clustered) run() {
 	ctx, spawn := p.peers.ctx, p.peers.spawn
-	spawn(func() { p.membership.announce(ctx) })
+	spawn(func() { p.membership.keepAnnounced(ctx) })
 	spawn(func() { p.membership.savePeersOnChange(ctx) })
 	spawn(func() { p.elections.monitorLeader(ctx) })
 	close(p.peers.started)
@@ -124,6 +124,9 @@ func (p *clustered) published() {
 		p.peers.Committed(term, index)
 	}
 }
+
+// levelRaised ends the connections on which a server with an older program may be.
+func (p *clustered) levelRaised() { p.peers.EndOlder() }
 
 // handle answers another server's call, once this server's raft can be used.
 func (p *clustered) handle(ctx context.Context, from, method string, body []byte) ([]byte, error) {

@@ -9,7 +9,9 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
@@ -30,13 +32,22 @@ type fsm struct {
 	// returns an error, the present state stays.
 	onRestore func() error
 
+	newest  int           // the newest level that this program knows
+	level   atomic.Int64  // the level that is stored; 0 before the first entry that stores one
+	leveled timers.Signal // sent when level has changed
+	// onLevel is called when level has changed, before the next entry is applied. It must not block.
+	onLevel func()
+
 	publications timers.Broadcast
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
-	f := &fsm{state: mvcc.New(), onPublish: onPublish, onCommand: onCommand, onRestore: func() error { return nil }}
+	f := &fsm{
+		state: mvcc.New(), onPublish: onPublish, onCommand: onCommand, onRestore: func() error { return nil },
+		newest: level.Newest(), leveled: timers.NewSignal(), onLevel: func() {},
+	}
 	f.published.Store(f.state.Freeze()) // without a callback: an empty state needs none
 	return f
 }
@@ -94,11 +105,30 @@ func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 	f.state.Prune() // versions that a snapshot has kept from being freed
 	results := f.state.ApplyEntry(l.Index, l.Term, commands)
 	for i, c := range commands {
-		if !results[i].Repeated {
-			f.onCommand(c, results[i])
+		if results[i].Repeated {
+			continue
 		}
+		if put, ok := c.Request.(*pb.PutRequest); ok && string(put.Key) == level.Key && results[i].Err == nil {
+			f.noteLevel(l.Index)
+		}
+		f.onCommand(c, results[i])
 	}
 	return results
+}
+
+// noteLevel takes over the level that the state has after an entry. A level that this program does not know ends it:
+// the entries that follow may have forms that it cannot read.
+func (f *fsm) noteLevel(index uint64) {
+	now := f.state.Freeze().Level()
+	if now > f.newest {
+		panic(fmt.Sprintf("raftstore: with log entry %d the cluster has level %d, and this version knows levels up to %d. Nothing was changed, "+
+			"and what the store holds is safe: start the version that the other servers run", index, now, f.newest))
+	}
+	if int64(now) > f.level.Load() {
+		f.level.Store(int64(now))
+		f.onLevel()
+		f.leveled.Send()
+	}
 }
 
 // Snapshot captures the state. Raft writes it to disk while further commands are run.
@@ -117,6 +147,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		return err
 	}
 	f.state = state
+	f.noteLevel(state.Freeze().Applied())
 	f.publish()
 	return nil
 }

@@ -27,7 +27,7 @@ func identityOf(d disk.Identity, o Options) identity {
 		address: raft.ServerAddress(id), // for a server that has no peers
 	}
 	if o.Network != nil {
-		i.address = withLevel(raftAddress(id, o.Network.Address), o.level)
+		i.address = withLevel(raftAddress(id, o.Network.Address), o.newest)
 	}
 	return i
 }

@@ -45,6 +45,9 @@ type membership struct {
 	hasJoined     atomic.Bool // this server became a member since this start
 }
 
+// unjoined says whether this server has yet to become a member for the first time.
+func (ms *membership) unjoined() bool { return ms.mustJoin && !ms.hasJoined.Load() }
+
 // hadPeers says whether there were other servers at an earlier start.
 func (ms *membership) hadPeers() bool { return len(ms.formerMembers) > 0 }
 
@@ -59,7 +62,7 @@ func (ms *membership) sameServer(m raft.Server, id raft.ServerID, address raft.S
 }
 
 // serveJoin adds a server as a non-voter, or notes its new address.
-func (ms *membership) serveJoin(_ context.Context, r joinCall) (emptyReply, error) {
+func (ms *membership) serveJoin(ctx context.Context, r joinCall) (emptyReply, error) {
 	if lead, _ := ms.leadership.get(); !lead.Leader {
 		return emptyReply{}, errNotLeader
 	}
@@ -69,9 +72,6 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (emptyReply, erro
 	id, address := raft.ServerID(r.ID), raft.ServerAddress(r.Address)
 	add := ms.raft.AddNonvoter
 	members, at := ms.dir.Log.Members()
-	if err := checkReadable(members.Servers, address); err != nil {
-		return emptyReply{}, err
-	}
 	for _, server := range members.Servers {
 		// Two servers with one name, or with copies of one directory, would replace each other again and again.
 		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !ms.sameServer(server, id, address) &&
@@ -111,6 +111,14 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (emptyReply, erro
 		}
 		defer release()
 	}
+	unlock, err := ms.lockLevel(ctx)
+	if err != nil {
+		return emptyReply{}, callError(err)
+	}
+	defer unlock()
+	if err := ms.checkReadable(address); err != nil {
+		return emptyReply{}, err
+	}
 	if err := ms.await(add(id, address, at, 0)); err != nil {
 		return emptyReply{}, callError(err)
 	}
@@ -132,6 +140,21 @@ func (ms *membership) checkLimit(members []raft.Server, id raft.ServerID) error 
 		len(members))
 }
 
+// keepAnnounced announces this server at the start. It does so again when the members have another address for it: at
+// the start, this server may not have had the entry of its last announcement yet.
+func (ms *membership) keepAnnounced(ctx context.Context) {
+	for ctx.Err() == nil {
+		ms.announce(ctx)
+		for !slices.ContainsFunc(ms.raft.GetConfiguration().Configuration().Servers, func(m raft.Server) bool {
+			return m.ID == ms.id && m.Address != ms.address
+		}) {
+			if !timers.Sleep(ctx, peersTick) {
+				return
+			}
+		}
+	}
+}
+
 // announce makes sure that the cluster has this server as a member, under its present address. It repeats that until it
 // succeeds or ctx is done.
 func (ms *membership) announce(ctx context.Context) {
@@ -140,7 +163,7 @@ func (ms *membership) announce(ctx context.Context) {
 	for failures := 0; ; failures++ {
 		err := ms.announceOnce(ctx, failures)
 		ms.leader.joinRefused.Store(refusalOf(err))
-		if err == nil && ms.mustJoin {
+		if err == nil && ms.unjoined() {
 			ms.hasJoined.Store(true)
 			if err := ms.dir.Joined(); err != nil { // if this fails, the next start asks again
 				ms.log.Warn("this server has joined the store's cluster, but could not record that", "err", err)
@@ -181,7 +204,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
 		// A new server's membership may not be committed, and the next leader may undo it. Then no server would speak
 		// to it any more.
-		if server.ID == ms.id && server.Address == ms.address && !ms.mustJoin {
+		if server.ID == ms.id && server.Address == ms.address && !ms.unjoined() {
 			return nil
 		}
 	}
@@ -210,7 +233,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 			return err
 		}
 	}
-	if !ms.mustJoin {
+	if !ms.unjoined() {
 		info, err := callAt[infoReply](ctx, ms.Call, leader, callInfo, emptyReply{})
 		if err != nil {
 			return err
@@ -316,7 +339,7 @@ func (ms *membership) savePeers() {
 // reportRemoval notes and logs it if the others have a leader and do not count this server as a member. This server
 // learns of it in no other way: no server speaks to a removed one.
 func (ms *membership) reportRemoval(ctx context.Context) {
-	if ms.mustJoin && !ms.hasJoined.Load() || isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
+	if ms.unjoined() || isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
 		return // it was never a member, or no other server can remove it
 	}
 	if !ms.asking.TryLock() {

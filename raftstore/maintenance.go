@@ -38,6 +38,9 @@ type Backup struct {
 	close    func()
 }
 
+// Level returns the cluster's level in the backup.
+func (b *Backup) Level() int { return b.view.Level() }
+
 // BeginBackup begins a backup of the newest state that the cluster has acknowledged.
 func (s *Store) BeginBackup(ctx context.Context) (*Backup, error) {
 	view, err := s.Linearizable(ctx)

@@ -31,6 +31,8 @@ type Member struct {
 	Voter  bool
 	Leader bool
 	Self   bool
+	// Newest is the newest level that the member's program knows, as the member announced it last.
+	Newest int
 	// Contact is the last time at which this server heard the member. It is zero if it never did, and for this server
 	// itself.
 	Contact time.Time
@@ -42,6 +44,7 @@ type Cluster struct {
 	leaderRoute
 	leadership *leadership
 	quota      *quota
+	writer     *writer
 }
 
 // Cluster gives access to the store's servers.
@@ -55,7 +58,7 @@ func (c *Cluster) Members() []Member {
 		m := Member{
 			ID: memberID(string(server.ID)), Name: disk.NodeOf(string(server.ID)), RaftID: string(server.ID),
 			Address: dialAddress(server.Address), Voter: server.Suffrage == raft.Voter,
-			Leader: lead.exists() && server.ID == lead.ID, Self: server.ID == c.id,
+			Leader: lead.exists() && server.ID == lead.ID, Self: server.ID == c.id, Newest: c.newestOf(server),
 		}
 		if !m.Self {
 			m.Contact = c.replication.Contact(server.ID)
@@ -211,6 +214,7 @@ type infoReply struct {
 	// Version and Hostname are those of the server's Options.
 	Version, Hostname string
 	Quota             int64 `json:",omitempty"` // Options.QuotaBytes; 0 from older servers
+	Newest            int   `json:",omitempty"` // the newest level that the server's program knows; 0 from older servers
 	// ClusterQuota is the cluster's quota in bytes, from a server that leads.
 	ClusterQuota int64           `json:",omitempty"`
 	Refusing     metrics.Refusal `json:",omitempty"` // why the server refuses writes

@@ -48,7 +48,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 		s.replication, transport, logs = p.replication(), p.peers.Transport, p.logs
 	}
 	route := leaderRoute{r, s.leader, s.replication}
-	s.cluster = &Cluster{leaderRoute: route, leadership: s.leadership, quota: s.quota}
+	s.cluster = &Cluster{leaderRoute: route, leadership: s.leadership, quota: s.quota, writer: s.writer}
 	s.leases = &leases{leaderRoute: route, lessor: s.lessor}
 	if p != nil {
 		p.calls = callsOf(s.cluster, s.leases, p.forwarder)

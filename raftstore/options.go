@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/utils/clock"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
@@ -91,7 +92,14 @@ type Options struct {
 	// MaxMembers bounds the members: a further server is refused, and tries again. 0: no bound.
 	MaxMembers int
 
-	level int // newestLevel, or less in tests
+	// Level is the level of a directory that is made new: that of the cluster which it joins. 0 means the newest level
+	// for a new cluster, and the oldest that this program knows for a server that joins.
+	Level int
+	// OnLevel, if set, is called with the cluster's level at the start and after each raise. If it returns an error, it
+	// is called again. Close waits for it.
+	OnLevel func(level int) error
+
+	newest int // level.Newest(), or another one in tests
 }
 
 // A Network connects a store to the other servers. Its connections are authenticated and encrypted: any peer that can
@@ -134,7 +142,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.ElectionTimeout, defaultElectionTimeout)
 	setDefault(&o.MaxVoters, defaultMaxVoters)
 	setDefault(&o.ClockTolerance, defaultClockTolerance)
-	setDefault(&o.level, newestLevel)
+	setDefault(&o.newest, level.Newest())
 	if o.MaxVoters%2 == 0 {
 		return errors.New("raftstore: MaxVoters must be odd")
 	}

@@ -92,7 +92,7 @@ func openRecovery(o Options) (*recovery, error) {
 	s := newStore(o)
 	s.replica.cancel()
 	dir, err := disk.Open(disk.Options{
-		Path: o.Dir, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
+		Newest: o.newest, Path: o.Dir, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: recover: %w", err)

@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
 // replica is this server's copy of the cluster's log and state: the directory, raft, and the state machine that raft
@@ -31,19 +34,25 @@ type replica struct {
 	raft *raft.Raft
 	fsm  *fsm
 
+	raising  chan struct{} // capacity 1: held by the goroutine that changes the level or adds a member
 	clockOff clockOff
 }
 
 // open opens the directory. A damaged directory is moved away first, if the other servers have a copy of its content.
 // grown is called for each append.
 func (r *replica) open(ctx context.Context, grown func(int64)) error {
+	made := r.opts.Level
+	if len(r.opts.Join) > 0 {
+		made = r.levelBefore()
+	}
 	o := disk.Options{
-		Path: r.opts.Dir, Identity: disk.Identity{Cluster: r.opts.ClusterID, Node: r.opts.NodeID},
+		Newest: r.opts.newest, Level: made, Path: r.opts.Dir, Identity: disk.Identity{Cluster: r.opts.ClusterID, Node: r.opts.NodeID},
 		Logger: r.log, Clock: r.opts.Clock, Grown: grown, Flushed: r.opts.Counters.Flushed, Faults: r.opts.Faults,
 	}
 	dir, err := disk.Open(o)
 	if damage := (*DamageError)(nil); errors.As(err, &damage) {
 		if err = r.setAside(ctx, err); err == nil {
+			o.Level = r.levelBefore()
 			dir, err = disk.Open(o)
 		}
 	}
@@ -54,6 +63,9 @@ func (r *replica) open(ctx context.Context, grown func(int64)) error {
 	r.identity = identityOf(dir.Identity, r.opts)
 	return nil
 }
+
+// levelBefore returns the level of a server that does not have its cluster's data yet.
+func (r *replica) levelBefore() int { return cmp.Or(r.opts.Level, level.OldestOf(r.opts.newest)) }
 
 // admit returns an error while writes must not be tried: etcd's ErrNoSpace if the disk is full, or Unavailable if it
 // fails.
@@ -82,7 +94,7 @@ func (r *replica) closeListener() error {
 
 func (r *replica) raftConfig(notices chan<- bool) *raft.Config {
 	conf := raft.DefaultConfig()
-	conf.LocalID = r.id
+	conf.LocalID, conf.ProtocolVersion = r.id, peer.ProtocolVersion
 	conf.Logger = newHCLog(r.log)
 	conf.NotifyCh = notices
 	conf.NoLegacyTelemetry = true

@@ -67,6 +67,8 @@ type timeouts interface {
 type hooks interface {
 	run()       // is called once raft runs
 	published() // is called for every new view
+	// levelRaised is called when a new level was applied, before anything is written in its forms.
+	levelRaised()
 	sample(*metrics.Sample)
 	close()
 }
@@ -139,7 +141,7 @@ func (l standalone) StartElection(context.Context) bool {
 	_, from := raft.NewInmemTransport("")
 	from.Connect(l.address, l.transport)
 	defer from.DisconnectAll()
-	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
+	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: peer.ProtocolVersion}}
 	return from.TimeoutNow(l.id, l.address, now, &raft.TimeoutNowResponse{}) == nil
 }
 
@@ -157,6 +159,7 @@ func (standalone) hadPeers() bool                { return false }
 func (standalone) run()                          {}
 func (standalone) close()                        {}
 func (standalone) published()                    {}
+func (standalone) levelRaised()                  {}
 func (standalone) setTimeouts()                  {}
 func (standalone) newTerm()                      {}
 func (standalone) reportRemoval(context.Context) {}

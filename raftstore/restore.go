@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
@@ -55,6 +56,10 @@ func Restore(o Options, backup io.Reader, seen int64) error {
 	if err != nil {
 		return fmt.Errorf("raftstore: restore: the backup cannot be used, and nothing was changed: %w", err)
 	}
+	if stored := state.Freeze().Level(); stored > o.newest || stored < level.OldestOf(o.newest) {
+		return fmt.Errorf("raftstore: restore: the backup is of a cluster of level %d, and this version knows levels %d to %d. "+
+			"Nothing was changed. Use a version that knows that level", stored, level.OldestOf(o.newest), o.newest)
+	}
 	leap(o, state, seen, seedIndex)
 	if err := build(o, state); err != nil {
 		return fmt.Errorf("raftstore: restore: %w. Nothing was put into %s; try again", err, o.Dir)
@@ -71,7 +76,8 @@ func build(o Options, state *mvcc.State) error {
 		return err
 	}
 	dir, err := disk.Open(disk.Options{
-		Path: beside, Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
+		Newest: o.newest, Level: state.Freeze().Level(), Path: beside,
+		Identity: disk.Identity{Cluster: o.ClusterID, Node: o.NodeID}, Logger: o.Logger, Clock: o.Clock,
 	})
 	if err != nil {
 		return err
@@ -98,7 +104,7 @@ func seed(dir *disk.Dir, state *mvcc.State) error {
 func writeAlone(dir *disk.Dir, state *mvcc.State, index, term uint64) error {
 	member := dir.Identity.Member
 	servers := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(member), Address: raft.ServerAddress(member)}}}
-	sink, err := dir.Snapshots.Create(raft.SnapshotVersionMax, index, term, servers, index, nil)
+	sink, err := dir.Snapshots.Create(disk.SnapshotVersion, index, term, servers, index, nil)
 	if err != nil {
 		return err
 	}

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/voters"
@@ -46,46 +44,6 @@ func TestScenarioOutdatedChange(t *testing.T) {
 		if members, _ := leader.replica.dir.Log.Members(); len(members.Servers) != 3 {
 			t.Errorf("the members are %v", members.Servers)
 		}
-	})
-}
-
-// Servers of an older version are replaced one after the other. What that version
-// cannot read may be written when the last one is; then none can come back.
-func TestScenarioLevels(t *testing.T) {
-	changesAddresses(t)
-	scenarioOf(t, 1, 3, func(o *Options) { o.level = 1 }, func(c *cluster) {
-		w := c.work(2)
-		level := func(n *node) int { return n.running().Status().Level }
-		c.pass(time.Second)
-		for i, n := range c.nodes {
-			for _, o := range c.nodes {
-				if level(o) != 1 {
-					t.Fatalf("level %d when %d servers are new", level(o), i)
-				}
-			}
-			c.tune = func(o *Options) { o.level = 2 }
-			n.stop()
-			n.start()
-			c.ready(n)
-		}
-		c.eventually("everybody can read level 2", 10*time.Second, func() bool {
-			return level(c.nodes[0]) == 2 && level(c.nodes[1]) == 2 && level(c.nodes[2]) == 2
-		})
-		w.stop()
-
-		c.tune = func(o *Options) { o.level = 1 }
-		leader := c.leader()
-		address := withLevel(raftAddress("d.OLD", "d"), 1)
-		_, err := peersOf(leader.running()).membership.serveJoin(c.within(time.Second), joinCall{ID: "d.OLD", Address: string(address)})
-		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "too old") {
-			t.Errorf("a server joins that cannot read what is written: %v", err)
-		}
-		old := c.others(leader)[0]
-		old.stop()
-		old.start()
-		c.pass(5 * time.Second)
-		testenv.Equal(t, level(leader), 2, "one server that went back to an older version lowered the level to")
-		c.serves(leader)
 	})
 }
 

@@ -46,7 +46,7 @@ func (r *replica) setAside(ctx context.Context, damage error) error {
 // timeouts.
 func (r *replica) othersLead(ctx context.Context, known []disk.Peer) error {
 	caller, err := peer.New(peer.Options{
-		Cluster: r.opts.ClusterID, Dial: r.dial, Logger: r.log,
+		Cluster: r.opts.ClusterID, Dial: r.dial, Logger: r.log, Newest: r.opts.newest, Level: r.levelBefore,
 		Timeout: 5 * r.opts.ElectionTimeout,
 	})
 	if err != nil {

@@ -61,6 +61,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		replica: s.replica, leadership: s.leadership, lessor: s.lessor, compactor: s.compactor, replication: s.replication,
 	}
 	s.replication.run()
+	s.replica.spawn(func() { s.replica.followLevel(s.replica.ctx) })
 	s.replica.spawn(func() { s.watches.Run(s.replica.ctx) })
 	s.replica.spawn(func() { s.watches.RunProgress(s.replica.ctx) })
 	s.replica.spawn(func() { watching.run(s.replica.ctx) })
@@ -75,7 +76,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func newStore(o Options) *Store {
-	r := &replica{opts: o, log: o.Logger}
+	r := &replica{opts: o, log: o.Logger, raising: make(chan struct{}, 1)}
 	r.beginTask()
 	s := &Store{replica: r, leadership: newLeadership(), leader: newLeaderBoard(r.ctx)}
 	s.quota = &quota{replica: r, leadership: s.leadership}
@@ -87,7 +88,9 @@ func newStore(o Options) *Store {
 	})
 	s.lessor = newLessor(o.Clock, s.writer.expire)
 	r.fsm = newFSM(s.published, s.applied)
+	r.fsm.newest = o.newest
 	r.fsm.onRestore = func() error { return r.dir.Installed() }
+	r.fsm.onLevel = func() { s.replication.levelRaised() }
 	s.compactor = newCompactor(s.writer)
 	s.snapshotter = newSnapshotter(r)
 	return s
@@ -123,7 +126,7 @@ type Status struct {
 	Revision     int64 // newest revision that this server has applied
 	Compacted    int64 // oldest revision that can be read
 	AppliedIndex uint64
-	Level        int // level of the newest log entries that all members can read
+	Level        int // the cluster's level
 	mvcc.Stats
 }
 

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 // The checks here refuse what etcd's server refuses, before it is in the log.
@@ -38,6 +40,24 @@ func (a *API) checkPut(r *pb.PutRequest) error {
 		return rpctypes.ErrGRPCLeaseProvided
 	case len(r.Key)+len(r.Value) > a.o.MaxRequestBytes:
 		return rpctypes.ErrGRPCRequestTooLarge
+	case string(r.Key) == level.Key:
+		return errLevel
+	}
+	return nil
+}
+
+// errLevel refuses a write that only the store's leader may make (raftstore.Cluster.RaiseLevel).
+var errLevel = status.Error(codes.InvalidArgument, "raftstore: the cluster's level is written only by coracle upgrade raise, and never removed")
+
+func (a *API) checkDelete(r *pb.DeleteRangeRequest) error {
+	if len(r.Key) == 0 {
+		return rpctypes.ErrGRPCEmptyKey
+	}
+	key, end, open := string(r.Key), string(r.RangeEnd), len(r.RangeEnd) == 1 && r.RangeEnd[0] == 0
+	if key == level.Key || key < level.Key && (open || level.Key < end) {
+		if a.o.Store.View().Level() > level.First {
+			return errLevel
+		}
 	}
 	return nil
 }
@@ -81,10 +101,7 @@ func (a *API) checkOp(op *pb.RequestOp, left int) error {
 	case *pb.RequestOp_RequestPut:
 		return a.checkPut(o.RequestPut)
 	case *pb.RequestOp_RequestDeleteRange:
-		if len(o.RequestDeleteRange.Key) == 0 {
-			return rpctypes.ErrGRPCEmptyKey
-		}
-		return nil
+		return a.checkDelete(o.RequestDeleteRange)
 	case *pb.RequestOp_RequestTxn:
 		return a.checkTxnOps(o.RequestTxn, left)
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
@@ -58,8 +57,8 @@ func (a *API) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error
 
 // DeleteRange serves etcd's KV.DeleteRange.
 func (a *API) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, error) {
-	if len(r.Key) == 0 {
-		return nil, rpctypes.ErrGRPCEmptyKey
+	if err := a.checkDelete(r); err != nil {
+		return nil, err
 	}
 	return runCommand[*pb.DeleteRangeResponse](ctx, a, r)
 }

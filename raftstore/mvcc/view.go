@@ -10,6 +10,8 @@ import (
 	"github.com/tidwall/btree"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 // A View is the store at one revision, and allows reads at every older revision since the compaction. It does not
@@ -42,6 +44,18 @@ func (v *View) Revision() int64 { return v.rev }
 
 // Applied returns the index of the last raft entry whose commands are in the view, 0 if there is none.
 func (v *View) Applied() uint64 { return v.applied }
+
+// Level returns the cluster's level that is stored in the view.
+func (v *View) Level() int {
+	stored := level.First
+	v.Walk([]byte(level.Key), nil, v.rev, func(at *Version) bool {
+		if n, ok := level.Parse(string(at.kv.Value)); ok {
+			stored = n
+		}
+		return true
+	})
+	return stored
+}
 
 // Compacted returns the oldest revision that can still be read, 0 before the first compaction. It changes even for a
 // view that was made earlier.
