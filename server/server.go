@@ -345,6 +345,8 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
 		Join:      others,
 		Others:    s.gossip.Servers,
+		Level:     s.o.Level,
+		OnLevel:   s.data.RecordLevel,
 		Logger:    s.log.With("part", "store"),
 
 		ClockTolerance: pki.Backdate, Wall: s.o.Clock.Now,

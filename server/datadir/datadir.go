@@ -174,6 +174,9 @@ func (d *Dir) newID(o *Options) {
 	d.id = identity{Format: cmp.Or(o.Level, o.newest), Version: o.Version, ServerID: hex.EncodeToString(id)}
 }
 
+// SetLevel sets the level that RecordVersion records: that of data which replaced the former ones.
+func (d *Dir) SetLevel(level int) { d.id.Format = level }
+
 // RecordLevel records, durably, that the cluster has a level. A lower one changes nothing.
 func (d *Dir) RecordLevel(level int) error {
 	if level <= d.id.Format {

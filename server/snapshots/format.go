@@ -14,6 +14,8 @@ import (
 	"maps"
 	"strings"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 // A snapshot's file is
@@ -49,6 +51,8 @@ type Header struct {
 	Server  string    `json:"server"`
 	Version string    `json:"version"`
 	Time    time.Time `json:"time"`
+	// Level is the cluster's level. It is 0 for level.First.
+	Level int `json:"level,omitempty"`
 	// Revision is the store's revision. Keys is the number of keys in the store.
 	Revision int64 `json:"revision"`
 	Keys     int64 `json:"keys"`
@@ -141,6 +145,10 @@ func readHeader(r *bufio.Reader) (h Header, line []byte, err error) {
 	if h.Format > Format {
 		return h, line, fmt.Errorf("it was written by a newer coracle: %s, format %d, and this one knows formats up to %d. Use %s or newer",
 			h.Version, h.Format, Format, h.Version)
+	}
+	if h.Level > level.Newest() {
+		return h, line, fmt.Errorf("it is of a cluster of level %d, which was written by coracle %s, and this one knows levels up to %d. "+
+			"Use %s or newer", h.Level, h.Version, level.Newest(), h.Version)
 	}
 	return h, line, nil
 }

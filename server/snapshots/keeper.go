@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
@@ -136,6 +137,9 @@ func (k *Keeper) save(b *raftstore.Backup, contents Contents, key Key, name stri
 	h := Header{
 		Cluster: k.o.Cluster, Server: k.o.Server, Version: k.o.Version, Time: now, Revision: b.Revision(), Keys: b.Keys(),
 		Content: contentHash(b, contents, key), Scheduled: scheduled,
+	}
+	if at := b.Level(); at > level.First {
+		h.Level = at
 	}
 	info, err := k.folder.save(strings.Join([]string{name, k.o.Server, formatStamp(now)}, "-"), func(w io.Writer) error {
 		return write(w, h, key, contents, b.WritePacked)

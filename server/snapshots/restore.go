@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
@@ -186,7 +187,7 @@ func (t *Target) build(made, path string, key Key) error {
 		return fmt.Errorf("%w: its authority is %.12s… and its header says %.12s…", ErrDamaged, cluster, h.Cluster)
 	}
 	store := filepath.Join(made, "store")
-	id, err := t.identify(made, store)
+	id, err := t.identify(made, store, max(h.Level, level.First))
 	if err != nil {
 		return err
 	}
@@ -215,14 +216,16 @@ func (t *Target) writeFiles(made string, files map[string][]byte) error {
 	return nil
 }
 
-// identify gives the new folder the identity of the former server, or a new one if there was none.
-func (t *Target) identify(made, store string) (id string, err error) {
+// identify gives the new folder the identity of the former server, or a new one if there was none, and the level of the
+// snapshot's cluster.
+func (t *Target) identify(made, store string, at int) (id string, err error) {
 	if id, err := os.ReadFile(filepath.Join(t.ServerDir, datadir.IdentityFile)); err == nil {
 		if err := atomicfile.Write(filepath.Join(made, datadir.IdentityFile), id, 0o600); err != nil {
 			return "", err
 		}
 	}
-	d, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: made, StoreDir: store, Version: t.Version, Replace: true})
+	d, err := datadir.Open(datadir.Options{DataDir: t.DataDir, ServerDir: made, StoreDir: store, Version: t.Version, Replace: true,
+		Level: at})
 	if err != nil {
 		return "", err
 	}

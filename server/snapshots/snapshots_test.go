@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/snapshots"
@@ -85,6 +86,20 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 	testenv.NoError(t, os.WriteFile(filepath.Join(to.ServerDir, "identity.json"), []byte("{"), 0o600))
 	to.Now = func() time.Time { return snapshots.Start.Add(time.Minute) }
 	testenv.Check(t, testenv.Err(snapshots.Restore(to, info.Location, m.Key)))
+}
+
+// TestSnapshotOfLevelThatIsNotKnown: a program cannot restore what it cannot read. At the first level, the header has
+// the form from before there were levels.
+func TestSnapshotOfLevelThatIsNotKnown(t *testing.T) {
+	m := snapshots.NewMachine(t)
+	file := m.MustSave().Location
+	data := testenv.Must(os.ReadFile(file))(t)
+	testenv.Equal(t, bytes.Contains(data, []byte(`"level"`)), level.Newest() > level.First, "the header has a level:")
+	data = bytes.Replace(data, []byte(`"format":1`), []byte(`"level":9,"format":1`), 1)
+	testenv.NoError(t, os.WriteFile(file, data, 0o600))
+	to := snapshots.NewTarget(t)
+	testenv.WantError(t, testenv.Err(snapshots.Restore(to, file, m.Key)), "of a cluster of level 9", "knows levels up to", "Nothing was changed")
+	testenv.Fails(t, testenv.Err(os.Stat(to.ServerDir)), "the server's folder was made")
 }
 
 func TestSnapshotOpensOnlyWithItsKey(t *testing.T) {

@@ -37,6 +37,7 @@ type Backup struct {
 	Bytes    int64  `json:"bytes"`
 	Revision int64  `json:"revision"`
 	Keys     int64  `json:"keys"`
+	level    int    // of its cluster
 }
 
 // CopyBackup copies a backup, and returns an error if it was incomplete.
@@ -124,7 +125,7 @@ func CheckBackup(path string) (*Backup, error) {
 			"use another backup, or the version of coracle that wrote this one", path, err)
 	}
 	view := state.Freeze()
-	return &Backup{Path: path, Bytes: n, Revision: view.Revision(), Keys: view.Stats().Keys}, nil
+	return &Backup{Path: path, Bytes: n, Revision: view.Revision(), Keys: view.Stats().Keys, level: view.Level()}, nil
 }
 
 func openBackup(path string) (*os.File, error) {

@@ -89,6 +89,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	if err := s.makeStore(made, cluster, dir.ServerID(), backup, Seen(s.StoreDir, cluster)); err != nil {
 		return nil, "", errors.Join(err, Abandon(made))
 	}
+	dir.SetLevel(b.level)
 	if err := dir.RecordVersion(); err != nil {
 		return nil, "", errors.Join(fmt.Errorf("saving this server's identity: %w", err), Abandon(made))
 	}
