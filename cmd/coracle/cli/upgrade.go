@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -146,20 +145,16 @@ func (u *upgrade) checkSettings(ctx context.Context) error {
 		return fmt.Errorf("%w. Nothing was changed", err)
 	}
 	u.name = "coracle " + after.Version + " (" + slots.Short(u.digest) + ")"
-	var out config.Problems
+	var wrong []string
 	for _, p := range after.Problems {
-		if !slices.Contains(before.Problems, p) {
-			out = append(out, "the version to try, "+after.Version+": "+p)
-		}
+		wrong = append(wrong, fmt.Sprintf("the version to try (%s) would not start: %s", after.Version, p))
 	}
 	for _, p := range before.Problems {
-		if !slices.Contains(after.Problems, p) {
-			out = append(out, "the version that runs, "+before.Version+", would not start again: "+p)
-		}
+		wrong = append(wrong, fmt.Sprintf("the version that runs (%s) would not start again: %s", before.Version, p))
 	}
-	if len(out) > 0 {
-		return fmt.Errorf("the settings of this machine do not suit both versions, so there is no way back. Nothing was changed. "+
-			"Settings that only the new version knows can be added once it is committed:\n  %s", strings.Join(out, "\n  "))
+	if len(wrong) > 0 {
+		return fmt.Errorf("the settings of this machine have to suit both versions, so that there is a way back. Nothing was changed. "+
+			"A setting that only the new version knows can be added once that is committed:\n  %s", strings.Join(wrong, "\n  "))
 	}
 	return nil
 }
@@ -204,7 +199,8 @@ func (u *upgrade) writeBaseline(ctx context.Context) error {
 	if err := copyKubeletState(u.inv.tool.Paths.KubeletRoot, u.v.Slot(u.digest, slots.KubeletFolder)); err != nil {
 		return err
 	}
-	return atomicfile.WriteJSON(u.v.Slot(u.digest, slots.BaselineFile), facts, 0o600)
+	return errors.Join(atomicfile.WriteJSON(u.v.Slot(u.digest, slots.BaselineFile), facts, 0o600),
+		atomicfile.WriteJSON(u.v.Slot(u.digest, serviceFile), u.manager, 0o600))
 }
 
 // observer returns the observer of this machine, for a command and for a process.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -91,15 +92,12 @@ use now, or because the cluster's level was raised meanwhile. The exit codes are
 func (a *App) endTrial(inv *invocation, v *slots.Versions, s slots.State) error {
 	ctx, stop := untilInterrupted(inv.Context())
 	defer stop()
-	report, err := askStatus(ctx, inv.tool)
-	if err != nil {
-		return fmt.Errorf("the trial was not ended: %w", explainNotRunning(err))
+	var manager service // the candidate may hang, so it is not asked
+	if found, err := atomicfile.ReadJSON(v.Slot(s.Trial, serviceFile), &manager); err != nil || !found {
+		return errors.New("the trial was not ended: what has to be restarted is not known, since no coracle upgrade has begun it. It ends by " +
+			"itself after ten minutes, unless the version is committed")
 	}
-	manager, err := findService(report.PID)
-	if err != nil {
-		return err
-	}
-	err = v.Back("ended by coracle upgrade undo")
+	err := v.Back("ended by coracle upgrade undo")
 	if errors.Is(err, slots.ErrNotOnTrial) {
 		return errors.New("the trial has just ended: see coracle upgrade status")
 	}

@@ -20,14 +20,23 @@ import (
 // versions are.
 const versionsVariable = "CORACLE_VERSIONS"
 
+// serviceFile is the file in the slot of a version on trial that has its service. A candidate that hangs cannot be
+// asked.
+const serviceFile = "service.json"
+
 // service is what starts coracle again.
-type service struct{ command []string }
+type service struct {
+	Restart []string `json:"restart"` // the command
+}
 
 // restart restarts coracle. With systemd it does not wait until the new process is ready.
 func (s service) restart(ctx context.Context) error {
-	out, err := exec.CommandContext(ctx, s.command[0], s.command[1:]...).CombinedOutput()
+	if len(s.Restart) == 0 {
+		return errors.New("the service is not known")
+	}
+	out, err := exec.CommandContext(ctx, s.Restart[0], s.Restart[1:]...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s: %w %s", strings.Join(s.command, " "), err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s: %w %s", strings.Join(s.Restart, " "), err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
@@ -100,8 +109,8 @@ func parentOf(pid int) (int, error) {
 	return 0, errors.New("finding out what has started coracle: the kernel does not say it")
 }
 
-// startedWith returns the arguments and the environment with which a process was started. Values that the process has
-// hidden from other users, which are secrets, are left out with their flags.
+// startedWith returns the arguments and the environment with which a process was started. In place of secrets, which it
+// has hidden from other users (package argv), there are stars.
 func startedWith(pid int) (args, env []string, err error) {
 	text, err := os.ReadFile(procFile(pid, "cmdline"))
 	if err != nil {
@@ -112,21 +121,5 @@ func startedWith(pid int) (args, env []string, err error) {
 		return nil, nil, fmt.Errorf("reading the environment of process %d: %w", pid, err)
 	}
 	all := strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
-	return withoutSecrets(all[1:]), strings.Split(strings.TrimSuffix(string(environ), "\x00"), "\x00"), nil
-}
-
-// withoutSecrets removes the flags whose values are overwritten (package argv).
-func withoutSecrets(args []string) (out []string) {
-	hidden := func(value string) bool { return value != "" && strings.Trim(value, "*") == "" }
-	for _, arg := range args {
-		_, value, joined := strings.Cut(arg, "=")
-		switch {
-		case joined && hidden(value), strings.HasPrefix(arg, "-t*") && hidden(arg[2:]):
-		case hidden(arg) && len(out) > 0:
-			out = out[:len(out)-1]
-		default:
-			out = append(out, arg)
-		}
-	}
-	return out
+	return all[1:], strings.Split(strings.TrimSuffix(string(environ), "\x00"), "\x00"), nil
 }

@@ -17,7 +17,9 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -34,6 +36,8 @@ const (
 	apiTimeout = 5 * time.Second
 	// ownTimeout is how long the operator's own check may take.
 	ownTimeout = 30 * time.Second
+	// reasonMost is how many bytes of a reason are kept.
+	reasonMost = 300
 	// lagMost is by how many log entries a server may be behind the newest one: some are always on their way.
 	lagMost = 1000
 )
@@ -71,7 +75,7 @@ type findings struct {
 func (f *findings) fail(condition, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	text := truncate.Printable(fmt.Sprintf(format, args...), "")
+	text := truncate.Text(truncate.Printable(fmt.Sprintf(format, args...), ""), reasonMost)
 	if f.out.Failing[condition] == "" {
 		f.out.Failing[condition] = text
 	}
@@ -147,20 +151,31 @@ func (o Observer) observeStore(ctx context.Context, r *status.Report, f *finding
 	}
 }
 
-// observeAPI observes the API server, this machine's node and its pods, the cluster DNS and the Services.
-func (o Observer) observeAPI(ctx context.Context, r *status.Report, f *findings) {
+// client returns a client of the API. It is made each time: the credentials may not exist yet, or be renewed.
+func (o Observer) client() (*rest.Config, *kubernetes.Clientset, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfig)
 	if err != nil {
-		f.fail(condAPI, "its credentials cannot be read: %v", err)
-		return
+		return nil, nil, fmt.Errorf("reading the credentials: %w", err)
 	}
-	config.Timeout = apiTimeout
+	config.Timeout, config.ContentType = apiTimeout, runtime.ContentTypeJSON
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		f.fail(condAPI, "its credentials cannot be used: %v", err)
+		return nil, nil, fmt.Errorf("making a client: %w", err)
+	}
+	return config, client, nil
+}
+
+// observeAPI observes the API server, this machine's node and its pods, the cluster DNS and the Services.
+func (o Observer) observeAPI(ctx context.Context, r *status.Report, f *findings) {
+	config, client, err := o.client()
+	if err != nil {
+		f.fail(condAPI, "%v", err)
 		return
 	}
-	if _, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
+	if _, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); apierrors.IsInternalError(err) {
+		f.fail(condAPI, "it says that it is not ready") // with a long list of its checks
+		return
+	} else if err != nil {
 		f.fail(condAPI, "%v", err)
 		return
 	}
@@ -185,7 +200,11 @@ func (o Observer) observeAPI(ctx context.Context, r *status.Report, f *findings)
 	}
 	for _, ip := range dnsIPs {
 		asking.Go(func() {
-			if err := askDNS(ctx, ip, kubernetesIPs[0]); err != nil {
+			err := askDNS(ctx, ip, kubernetesIPs[0])
+			if failed, ok := errors.AsType[*net.DNSError](err); ok {
+				err = errors.New(failed.Err) // its text names another server
+			}
+			if err != nil {
 				f.fail(condDNS, "%s: %v", ip, err)
 			}
 		})
@@ -294,7 +313,7 @@ func (o Observer) observeOwnCheck(ctx context.Context, f *findings) {
 	c := exec.CommandContext(limited, o.Check)
 	c.WaitDelay = time.Second // for a child of it that keeps its output open
 	out, err := c.CombinedOutput()
-	said := truncate.Text(strings.TrimSpace(string(out)), 300)
+	said := strings.TrimSpace(string(out))
 	switch {
 	case err == nil:
 	case errors.Is(limited.Err(), context.DeadlineExceeded):

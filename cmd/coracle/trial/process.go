@@ -15,8 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/slots"
@@ -51,12 +49,7 @@ func (p Process) Start(ctx context.Context) (stop func()) {
 		p.Logger.Warn("the versions of coracle on this machine cannot be read", "error", err)
 		return func() {}
 	}
-	if unlock, err := p.Versions.Lock(); err == nil { // otherwise an upgrade is being prepared, which prunes by itself
-		if err := p.Versions.Prune(); err != nil {
-			p.Logger.Warn("a version of coracle that is not used could not be removed", "error", err)
-		}
-		unlock()
-	}
+	p.prune()
 	var work func(context.Context)
 	switch {
 	case s.Trial == p.Digest:
@@ -72,6 +65,18 @@ func (p Process) Start(ctx context.Context) (stop func()) {
 	return func() {
 		cancel()
 		working.Wait()
+	}
+}
+
+// prune removes versions that are not used, unless an upgrade is being prepared, which does so itself.
+func (p Process) prune() {
+	unlock, err := p.Versions.Lock()
+	if err == nil {
+		defer unlock()
+		err = p.Versions.Prune()
+	}
+	if err != nil && !errors.Is(err, slots.ErrBusy) {
+		p.Logger.Warn("a version of coracle that is not used could not be removed", "error", err)
 	}
 }
 
@@ -121,7 +126,9 @@ func (p Process) reportRefusal(ctx context.Context, r slots.Refusal) {
 	}
 	if err := p.Versions.SetReported(r); err != nil {
 		p.Logger.Warn("the refusal of a version will be reported again", "error", err)
+		return
 	}
+	p.prune()
 }
 
 // writeEvent writes an Event about the machine's node. It tries again for a while, and returns false if that was in
@@ -142,12 +149,7 @@ func (p Process) writeEvent(ctx context.Context, kind, reason, message string) b
 }
 
 func (p Process) tryEvent(ctx context.Context, kind, reason, message string) error {
-	config, err := clientcmd.BuildConfigFromFlags("", p.Observer.Kubeconfig)
-	if err != nil {
-		return err
-	}
-	config.Timeout = apiTimeout
-	client, err := kubernetes.NewForConfig(config)
+	_, client, err := p.Observer.client()
 	if err != nil {
 		return err
 	}
