@@ -5,9 +5,10 @@
 #   sudo ./install.sh [server] [flags of coracle server]
 #
 # In a clone of the repository it builds coracle first. Beside a release (coracle-linux-amd64.xz or
-# coracle-linux-arm64.xz, or either unpacked, or coracle, with sha256sums.txt) it installs that. Run again, it upgrades,
-# and restarts the service only when something changed; pods keep running. Without arguments a second run keeps those of
-# the first. coracle-uninstall takes it all away. docs/install.md says more.
+# coracle-linux-arm64.xz, or either unpacked, or coracle, with sha256sums.txt) it installs that. Run again, it upgrades:
+# the new version is on trial, and the one before runs again by itself if it does not work (docs/upgrade.md). The service
+# is restarted only when something changed; pods keep running. Without arguments a second run keeps those of the first.
+# coracle-uninstall takes it all away. docs/install.md says more.
 #
 # Environment:
 #   INSTALL_CORACLE_EXEC         arguments of coracle, instead of this script's: "server --tls-san example.org"
@@ -17,11 +18,13 @@
 #   INSTALL_CORACLE_SERVICE      systemd, openrc or none (default: what runs here)
 #   INSTALL_CORACLE_SYMLINK      skip: make no kubectl and ctr links; force: replace what has that name there
 #   INSTALL_CORACLE_SKIP_START   set: install only
+#   INSTALL_CORACLE_SKIP_TRIAL   set: switch to the new version without a trial
 #   INSTALL_CORACLE_SKIP_CHECK   set: start although "coracle check" found something missing
 #   INSTALL_CORACLE_TIMEOUT      seconds to wait for the node (default 300)
 #   CORACLE_..., HTTP_PROXY, HTTPS_PROXY, NO_PROXY   settings for coracle, kept in /etc/coracle/service.env
 # Tokens and keys for S3 that stand among the arguments are kept there too, where root alone reads them.
 set -eu
+umask 022
 
 etc=/etc/coracle
 env_file=$etc/service.env
@@ -31,6 +34,7 @@ pods_unit_file=/etc/systemd/system/coracle-pods.service
 openrc_file=/etc/init.d/coracle
 log_file=/var/log/coracle.log
 bin_dir=${INSTALL_CORACLE_BIN_DIR:-/usr/local/bin}
+program=$bin_dir/coracle
 timeout=${INSTALL_CORACLE_TIMEOUT:-300}
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -84,9 +88,10 @@ refuse_k3s() {
 
 # ---- the binary ----
 
-# trust PATH refuses a program, or a folder whose content another user than root and the user who called sudo may change: what lies there runs as root.
+# trust PATH [ADVICE] refuses a program, or a folder whose content another user than root and the user who called sudo may change: what lies there runs as root.
 trust() {
   folder=$(readlink -f "$1")
+  advice=${2:-Copy it to a folder that root or you alone may write, such as one in your home, and start it there}
   at=$folder
   while :; do
     # shellcheck disable=SC2046 # three words
@@ -101,7 +106,7 @@ trust() {
     case $special in [1357]) [ "$at" = "$folder" ] || who= ;; esac # below a folder such as /tmp no user moves another's files
     case $user in 0 | "${SUDO_UID:-0}") ;; *) who="user $user" ;; esac
     [ -z "$who" ] || die "$who of this machine may change what lies in $folder ($at), and this would run it as root. Nothing was installed.
-Copy it to a folder that root or you alone may write, such as one in your home, and start it there"
+$advice"
     [ "$at" != / ] || return 0
     at=$(dirname "$at")
   done
@@ -181,17 +186,23 @@ build() {
 }
 
 # put FILE MODE DEST copies a file in one step, also over a program that runs. It is false when DEST was the same already.
-# DEST.new as FILE is moved.
+# A file that unpack wrote is moved: on one file system it is written once.
 # What was written leaves the page cache. Linux keeps it there in blocks of up to 2 MB and maps them whole, so that a
 # program that was just installed takes 40 MB more memory than one that is read from the disk (docs/adr/0057).
 put() {
   if cmp -s "$1" "$3" && [ "$(stat -c %a "$3")" = "$2" ]; then return 1; fi
-  mkdir -p "$(dirname "$3")"
-  [ "$1" = "$3.new" ] || cp "$1" "$3.new"
-  chmod "$2" "$3.new"
-  sync "$3.new"
+  # In a condition, where this is called, no failure ends the script by itself.
+  if ! { mkdir -p "$(dirname "$3")" && copy "$1" "$3.new" && chmod "$2" "$3.new" && sync "$3.new"; }; then fail_put "$3"; fi
   dd if="$3.new" iflag=nocache count=0 2>/dev/null || : # BusyBox' dd has no nocache
-  mv -f "$3.new" "$3"
+  mv -f "$3.new" "$3" || fail_put "$3"
+  sync "$(dirname "$3")"
+}
+
+copy() { case $1 in "$bin_dir/coracle.new") mv -f "$1" "$2" ;; *) cp "$1" "$2" ;; esac; }
+
+fail_put() {
+  rm -f "$1.new"
+  die "$1 could not be written; the line above says why. What was there before was not changed"
 }
 
 # put_text MODE DEST is put with the text from standard input.
@@ -201,6 +212,95 @@ put_text() {
   cat >"$text"
   umask 022
   if put "$text" "$1" "$2"; then rm -f "$text"; return 0; else rm -f "$text"; return 1; fi
+}
+
+# ---- versions of the program ----
+#
+# DATA-DIR/versions/DIGEST/coracle is a program, named by its SHA-256. The links "current" and "previous" name two of
+# these folders, and "trial" one while it is on trial; coracle-start reads them. docs/adr/0182 has the order of all steps.
+
+# find_versions sets $versions, the folder that the settings of the service place.
+find_versions() {
+  versions=$(at_place upgrade folder) || die "coracle $version does not say where its versions are.
+If it is older than this script: install it with the install.sh of its own release"
+  if [ ! -d "$versions" ]; then
+    mkdir -p "$versions"
+    sync "$(dirname "$versions")" "$(dirname "$(dirname "$versions")")"
+  fi
+  trust "$versions" "That is the data directory: give it to root (chown root, chmod go-w), or choose another with --data-dir"
+  at=$versions
+  while [ "$at" != / ]; do
+    case $(stat -c %a "$at") in *[1357]) ;; *) warn "only root can use coracle and kubectl here, since $at is closed for other users (chmod o+x $at opens the way)" ;; esac
+    at=$(dirname "$at")
+  done
+}
+
+# stage FILE keeps a program among the versions, and sets $digest to its name. No link names it yet.
+stage() {
+  digest=$(sha256sum <"$1" | cut -d ' ' -f 1)
+  put "$1" 755 "$versions/$digest/coracle" || true # that it was the same is fine
+  sync "$versions"
+}
+
+# link NAME DIGEST makes a link name a version, in one step.
+link() {
+  ln -sfn "$2" "$versions/$1.new"
+  mv -fT "$versions/$1.new" "$versions/$1"
+  sync "$versions"
+}
+
+# prune removes the versions that no link names.
+prune() {
+  for slot in "$versions"/*; do
+    if [ -L "$slot" ] || [ ! -d "$slot" ]; then continue; fi
+    case ${slot##*/} in
+      "$(readlink "$versions/current")" | "$(readlink "$versions/previous")" | "$(readlink "$versions/trial")") ;;
+      *) rm -rf "$slot" ;;
+    esac
+  done
+}
+
+# switch makes $binary the current version without a trial, and the one that was installed before the previous one. That
+# may be a plain file, which an earlier installer put where the link is now. After each step a whole version runs at
+# the next boot: what is installed, until the link "current" or the unit changes.
+switch() {
+  before=$(readlink "$versions/current") || before=
+  if [ -L "$versions/trial" ]; then # one that did not end
+    rm -f "$versions/trial"
+    sync "$versions"
+  fi
+  if [ -x "$versions/current/coracle" ]; then # room for two programs is enough
+    rm -f "$versions/previous"
+    sync "$versions"
+    prune
+  fi
+  installed=$(readlink -f "$bin_dir/coracle") || installed=
+  case $installed in
+    "$(readlink -f "$versions")"/*) ;;
+    *) if [ -x "$installed" ]; then stage "$installed"; before=$digest; fi ;;
+  esac
+  stage "$binary"
+  binary=$versions/$digest/coracle
+  if [ -n "$before" ] && [ "$before" != "$digest" ]; then link previous "$before"; fi
+  link current "$digest"
+}
+
+# link_program makes the program's name in $bin_dir a link to the current version. Versions below another data directory,
+# which it named before, are removed.
+link_program() {
+  target=$versions/current/coracle
+  was=$(readlink "$bin_dir/coracle") || was=
+  if [ "$was" = "$target" ]; then return; fi
+  ln -sfn "$target" "$bin_dir/coracle.link"
+  mv -fT "$bin_dir/coracle.link" "$bin_dir/coracle"
+  sync "$bin_dir"
+  case $was in */versions/current/coracle) rm -rf "${was%/current/coracle}" ;; esac
+}
+
+# put_starter writes what the service starts. A trial begins with the present one.
+put_starter() {
+  text=$("$binary" upgrade starter) || die "coracle $version has no starter"
+  if printf '%s\n' "$text" | put_text 755 "$bin_dir/coracle-start"; then changed=yes; fi
 }
 
 install_links() {
@@ -243,9 +343,19 @@ save_settings() {
     each_arg save_arguments # an earlier version left secrets in it
     say "keeping the arguments of the last installation: $(paste -sd ' ' "$args_file")"
   fi
-  names=$(env | sed -n 's/^\(CORACLE_[A-Za-z0-9_]*\)=.*/\1/p; s/^\(\(HTTPS\{0,1\}\|NO\|ALL\)_PROXY\)=.*/\1/p; s/^\(\(https\{0,1\}\|no\|all\)_proxy\)=.*/\1/p' | sort -u)
+  names=$(env | sed -n '/^CORACLE_VERSIONS=/d; s/^\(CORACLE_[A-Za-z0-9_]*\)=.*/\1/p; s/^\(\(HTTPS\{0,1\}\|NO\|ALL\)_PROXY\)=.*/\1/p; s/^\(\(https\{0,1\}\|no\|all\)_proxy\)=.*/\1/p' | sort -u)
   if print_environment "$names" | put_text 600 "$env_file"; then changed=yes; fi
 }
+
+# new_settings ARGUMENTS... says whether save_settings would change something. An earlier version left secrets among the
+# arguments; that these are moved is no change.
+new_settings() (
+  if grep -qE '^(-t|--(token|agent-token|snapshot-s3-(access-key|secret-key|session-token))(=|$))' "$args_file"; then return 1; fi
+  put_text() { ! cmp -s - "$2"; }
+  changed=
+  save_settings "$@" >/dev/null 2>&1
+  [ -n "$changed" ]
+)
 
 # save_arguments keeps the arguments, but for secrets: unit files and the process list are for every user to read. These become variables.
 # A file with a token takes the place of one that an earlier run kept.
@@ -304,12 +414,12 @@ each_arg() {
   "$command" "$@"
 }
 
-# coracle COMMAND... runs the installed program with the service's environment.
+# coracle COMMAND... runs $program with the service's environment.
 coracle() (
   set -a
   # shellcheck disable=SC1090
   . "$env_file"
-  exec "$bin_dir/coracle" "$@"
+  exec "$program" "$@"
 )
 
 # places prints the saved flags that say where things are, one to a line; other commands of coracle take those too.
@@ -401,12 +511,15 @@ Description=Coracle: Kubernetes in one process
 Documentation=https://github.com/coracle-k8s/coracle
 Wants=network-online.target
 After=network-online.target remote-fs.target
+# A version on trial that ends at once is started three times in a few seconds, and then the one before.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 NotifyAccess=main
 EnvironmentFile=-$env_file
-ExecStart=$bin_dir/coracle$(each_arg quote_systemd)
+Environment="CORACLE_VERSIONS=$(printf '%s' "$versions" | sed 's/[\\"]/\\&/g; s/%/%%/g')"
+ExecStart=$bin_dir/coracle-start$(each_arg quote_systemd)
 # Pods are no children that end with the service: they outlive restarts and upgrades.
 KillMode=process
 # Their cgroups are coracle's to manage.
@@ -434,7 +547,7 @@ write_openrc() {
 name=coracle
 description="Coracle: Kubernetes in one process"
 supervisor=supervise-daemon
-command="$bin_dir/coracle"
+command="$bin_dir/coracle-start"
 command_args="$(each_arg quote_shell | sed 's/[\\"$`]/\\&/g')"
 output_log="$log_file"
 error_log="$log_file"
@@ -447,6 +560,7 @@ set -o allexport
 [ ! -f "$env_file" ] || . "$env_file"
 # The program bounds this file itself; what it cannot write there goes to its standard error. Variables go before the configuration.
 grep -qs '^log:' "$etc/config.yaml" "$etc/config.yaml.d/"*.yaml || : "\${CORACLE_LOG:=$log_file}"
+CORACLE_VERSIONS=$(quote_shell "$versions" | sed 's/^ //')
 set +o allexport
 ulimit -S -c 0 # a crash writes no memory to the disk: keys are in it
 
@@ -475,7 +589,8 @@ service_script() {
 #   coracle-service start|stop|restart|status
 #   coracle-service stop --pods    when the machine goes down: stops the pods in order first
 set -u
-bin='$bin_dir/coracle'
+bin='$bin_dir/coracle-start'
+versions='$versions'
 etc='$etc'
 args_file='$args_file'
 env_file='$env_file'
@@ -499,6 +614,7 @@ supervise() {
   set -a; [ ! -f "$env_file" ] || . "$env_file"
   # The program bounds this file itself; what it cannot write there goes to its standard error. Variables go before the configuration.
   grep -qs '^log:' "$etc/config.yaml" "$etc/config.yaml.d/"*.yaml || : "${CORACLE_LOG:=$log}"
+  CORACLE_VERSIONS=$versions
   set +a
   set --
   while IFS= read -r arg; do set -- "$@" "$arg"; done <"$args_file"
@@ -607,6 +723,7 @@ uninstall_script() {
 # stopped before the programs, because something could not be removed; 2 wrong arguments.
 set -u
 bin_dir='$bin_dir'
+versions='$versions'
 etc='$etc'
 env_file='$env_file'
 args_file='$args_file'
@@ -688,7 +805,9 @@ for name in kubectl ctr; do
   if [ "$(readlink "$bin_dir/$name" 2>/dev/null)" = coracle ]; then rm -f "$bin_dir/$name"; fi
 done
 [ -n "$keep" ] || rm -rf "$etc"
-rm -f "$bin_dir/coracle" "$bin_dir/coracle-service" "$bin_dir/coracle-uninstall"
+rm -f "$bin_dir/coracle" "$bin_dir/coracle-start" "$bin_dir/coracle-service" "$bin_dir/coracle-uninstall"
+rm -rf "$versions"
+[ -n "$keep" ] || rmdir "$(dirname "$versions")" 2>/dev/null # where something is mounted, it stays
 if [ -n "$keep" ]; then echo "coracle is gone; its data and settings stay"; else echo "coracle is gone"; fi
 [ -n "$kept" ] || exit 0
 printf '%s\n' "$kept"
@@ -783,13 +902,29 @@ TXT
 main() {
   find_machine
   find_binary
-  changed=
-  if put "$binary" 755 "$bin_dir/coracle"; then changed=yes; fi
-  say "installed coracle $version in $bin_dir"
-  install_links
+  trial='' changed='' running=''
+  if service_running; then running=yes; fi
+  if on_trial; then
+    if new_settings "$@"; then refuse_both "$@"; fi
+    trial=yes
+  fi
   save_settings "$@"
+  program=$binary
+  find_versions
+  if [ -z "$trial" ] && ! cmp -s "$binary" "$versions/current/coracle"; then
+    switch
+    changed=yes
+  fi
   uninstall_script | put_text 755 "$bin_dir/coracle-uninstall" || true # that it was the same is fine
+  if [ -z "$trial" ] || [ ! -x "$bin_dir/coracle-start" ]; then put_starter; fi
   if "write_$service"; then changed=yes; fi
+  link_program
+  program=$bin_dir/coracle
+  if [ -z "$trial" ]; then
+    prune
+    say "installed coracle $version in $bin_dir"
+  fi
+  install_links
   case $service in
     systemd) systemctl daemon-reload; systemctl enable --quiet coracle coracle-pods ;;
     openrc) rc-update --quiet add coracle default ;;
@@ -799,7 +934,9 @@ main() {
     say "not started, as asked"
     return
   fi
-  if [ -z "$changed" ] && service_running; then
+  if [ -n "$trial" ]; then
+    try_version
+  elif [ -z "$changed" ] && service_running; then
     say "nothing has changed: the service goes on"
   else
     if ! service_running && [ -z "${INSTALL_CORACLE_SKIP_CHECK:-}" ]; then
@@ -812,6 +949,31 @@ Everything is installed; see to it and run this again (INSTALL_CORACLE_SKIP_CHEC
   [ "$service" != systemd ] || systemctl start --no-block coracle-pods
   wait_ready
   next_steps
+}
+
+# on_trial says whether the program is tried: it is another one than the version that runs, and coracle-start can go
+# back to that.
+on_trial() {
+  [ -n "$running" ] && [ -L "$bin_dir/coracle" ] && ! cmp -s "$binary" "$bin_dir/coracle" &&
+    [ -z "${INSTALL_CORACLE_SKIP_TRIAL:-}${INSTALL_CORACLE_SKIP_START:-}" ]
+}
+
+refuse_both() {
+  given=
+  [ $# -eq 0 ] || given=$(quote_shell "$@")
+  die "this run has another version of coracle and other settings (arguments or CORACLE_... and proxy variables), and a version
+is tried with the settings of the one before. Nothing was changed. Run one after the other, the first without those variables:
+  $0
+  $0$given"
+}
+
+# try_version returns once the version is committed. The program says why it was refused.
+try_version() {
+  case $binary in "$bin_dir/coracle.new") stage "$binary"; binary=$versions/$digest/coracle ;; esac # not written twice
+  program=$binary # it knows what it needs
+  at_place upgrade --here "$binary" || die "coracle $version was not installed, for the reason above"
+  program=$bin_dir/coracle
+  put_starter
 }
 
 main "$@"

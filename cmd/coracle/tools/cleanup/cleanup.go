@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/podkill"
+	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -88,10 +89,11 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 	return keep.keptPaths, err
 }
 
+// removeData removes all data. The versions of the program stay: they are installed, and the command can be run again.
 func removeData(o Options, keep *remover, uids []string) error {
 	errs := convert.Slice(kubeletRoots(o.Paths), func(root string) error { return removePodLogs(filepath.Join(root, "pods")) })
 	return errors.Join(append(errs, removeKubeletDir(o.Paths, keep, uids), removeCNICache(keep),
-		keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
+		keep.removeAll(o.Kubeconfig), keep.removeBut(o.Paths.DataDir, slots.Folder))...)
 }
 
 // cleanNetwork removes what the pod network, NetworkPolicies, the ingress and virtual addresses made, and what the

@@ -109,6 +109,19 @@ func TestRemoveAllKeepsWhatMatters(t *testing.T) {
 	}
 }
 
+// TestRemovalKeepsThePrograms: they are installed, and the command is run again if something could not be removed.
+func TestRemovalKeepsThePrograms(t *testing.T) {
+	var keep remover
+	dir := filepath.Join(t.TempDir(), "data")
+	write(t, dir+"/server/token", "x")
+	write(t, dir+"/versions/digest/coracle", "x")
+	testenv.NoError(t, keep.removeBut(dir, "versions"))
+	testenv.True(t, doesNotExist(dir+"/server") && !doesNotExist(dir+"/versions/digest/coracle"), "the data is there, or the program is gone")
+	testenv.NoError(t, keep.removeAll(dir+"/versions"))
+	testenv.NoError(t, keep.removeBut(dir, "versions"))
+	testenv.True(t, doesNotExist(dir), "the folder is there")
+}
+
 // TestRemovalKeepsMountedFolders: what is mounted below a folder stays, all else in it goes.
 func TestRemovalKeepsMountedFolders(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")

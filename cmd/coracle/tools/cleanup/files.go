@@ -45,25 +45,28 @@ func (k *remover) recordKept(path, why string) { k.keptPaths = append(k.keptPath
 // removeAll removes folders and files with their content, except folders in which something is mounted: mounted files
 // are not coracle's to remove. A path that is itself a mount point is emptied and stays.
 func (k *remover) removeAll(paths ...string) error {
-	var errs []error
-	for _, p := range paths {
-		if p == "" || !filepath.IsAbs(p) || filepath.Dir(p) == p {
-			continue
-		}
-		points, err := podkill.MountsBelow(p)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for _, point := range points {
-			k.recordKept(point, "something is mounted there that coracle did not mount; unmount it and remove the folder yourself")
-		}
-		if real, err := filepath.EvalSymlinks(p); len(points) > 0 && err == nil {
-			p = real // the form in which the kernel writes mount points
-		}
-		errs = append(errs, removeAround(p, points))
+	return errors.Join(convert.Slice(paths, func(p string) error { return k.removeBut(p, "") })...)
+}
+
+// removeBut is removeAll for one path, except the folder in it with this name.
+func (k *remover) removeBut(p, name string) error {
+	if p == "" || !filepath.IsAbs(p) || filepath.Dir(p) == p {
+		return nil
 	}
-	return errors.Join(errs...)
+	except, err := podkill.MountsBelow(p)
+	if err != nil {
+		return err
+	}
+	for _, point := range except {
+		k.recordKept(point, "something is mounted there that coracle did not mount; unmount it and remove the folder yourself")
+	}
+	if real, err := filepath.EvalSymlinks(p); len(except) > 0 && err == nil {
+		p = real // the form in which the kernel writes mount points
+	}
+	if folder := filepath.Join(p, name); name != "" && !doesNotExist(folder) {
+		except = append(except, folder)
+	}
+	return removeAround(p, except)
 }
 
 // removeAround removes a path with its content, except the given paths below it and the folders that lead to them.
