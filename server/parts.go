@@ -203,7 +203,7 @@ func (s *Server) newAdmission() *admission.Admission {
 		ServerSettings: s.o.ServerSettings, Flags: s.o.SharedFlags(), Folders: s.o.folders(),
 		Members: s.store.ReadyMembers, Servers: s.roster.ServerAddresses, GossipKeys: s.gossip.Keys,
 		VirtualIPs: s.vips.ClusterAddresses, Backend: s.backend.ForJoining, Dial: s.peers.Dial,
-		Level: s.level,
+		Level: s.Levels().Cluster,
 		Clock: s.o.Clock, Logger: s.log.With("part", "joining"),
 	})
 }

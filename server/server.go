@@ -166,8 +166,8 @@ func (s *Server) prepare(ctx context.Context) (err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Waiting: l.Table, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
-		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress.AsSlice()),
-		Logger: s.log.With("part", "nodes")})
+		Servers: func() []string { return s.Levels().withoutOlder(s.roster.LeaderFirstAddresses()) },
+		Bound:   localcreds.Bound(o.BindAddress.AsSlice()), Logger: s.log.With("part", "nodes")})
 	s.listener = s.localFailover
 	if s.console, err = s.newConsole(ctx); err != nil {
 		return err
@@ -379,7 +379,9 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	var meanwhile sync.WaitGroup
 	meanwhile.Go(func() { s.starting.ExplainWait(waiting, known, store.Health().Removed) })
 	if former, err := roster.ReadPeerAddresses(s.o.ServerDir); err == nil && len(former) > 0 { // a joining one has no node yet
-		meanwhile.Go(func() { s.starting.FindFailoverTarget(waiting, store.Health(), known) })
+		meanwhile.Go(func() {
+			s.starting.FindFailoverTarget(waiting, store.Health(), func() []string { return s.Levels().withoutOlder(known()) })
+		})
 	}
 	err := store.WaitReady(ctx)
 	ready()

@@ -125,6 +125,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	if err := emulate(running); err != nil {
 		return err
 	}
+	p.Admin.SetLevel(func() *status.Level { return agentLevel(running, nil) })
 	_ = legacyregistry.Registerer().Register(certend.Collector(joined.Certificates)) // the kubelet serves them; a process has one node
 	_ = legacyregistry.Registerer().Register(connlimit.Metrics{})                    // the same
 	if err := keepName(); err != nil {
@@ -135,7 +136,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
-		subnets: make(chan []netip.Prefix, 1), showMembers: p.Admin.SetMembers,
+		subnets: make(chan []netip.Prefix, 1), showMembers: p.Admin.SetMembers, showLevel: p.Admin.SetLevel,
 		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}), level: running,
 	}
 	if joined.ReachedAtStart() {

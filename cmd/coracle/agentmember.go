@@ -86,6 +86,7 @@ type agentMember struct {
 	line         *status.Part
 	subnets      chan []netip.Prefix // one: only the last value counts, and there is one
 	showMembers  func(func() []status.Member)
+	showLevel    func(func() *status.Level)
 	reach        *reachability.Watch
 	level        int       // at which this process runs
 	emptyRounds  int       // number of rounds in a row without a server
@@ -108,7 +109,9 @@ func (a *agentMember) run(ctx context.Context) {
 	if err == nil {
 		a.reach.OnUnreachable(member.ReportUnreachable)
 		a.line.Set(status.Running, "")
-		a.showMembers(func() []status.Member { return statusMembers(member.Members()) })
+		members := func() []status.Member { return statusMembers(member.Members()) }
+		a.showMembers(members)
+		a.showLevel(func() *status.Level { return agentLevel(a.level, members()) })
 		var beside sync.WaitGroup
 		beside.Go(func() { a.follow(ctx, member) })
 		err = member.Run(ctx)
@@ -248,6 +251,7 @@ func statusMembers(in []gossip.Info) []status.Member {
 		out = append(out, status.Member{
 			Name: m.Name, Role: m.Role.String(), Address: m.Address.String(), Version: m.Version, State: string(m.State), Since: m.Since,
 			Self: m.Self, PodSubnets: clusterconfig.Strings(m.PodSubnets), KeyGeneration: m.KeyGeneration,
+			Level: int(m.Level), Running: int(m.Running),
 		})
 	}
 	return out

@@ -9,7 +9,9 @@ import (
 	"k8s.io/apiserver/pkg/util/compatibility"
 	basecompatibility "k8s.io/component-base/compatibility"
 
+	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/level"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/datadir"
@@ -49,4 +51,19 @@ func emulateMinor(registry basecompatibility.ComponentGlobalsRegistry, to string
 	}
 	effective.SetEmulationVersion(minor)
 	return gates.SetEmulationVersionAndMinCompatibilityVersion(effective.EmulationVersion(), effective.MinCompatibilityVersion())
+}
+
+// agentLevel returns what an agent knows of the cluster's level: it is at least that at which its live servers run.
+func agentLevel(running int, members []status.Member) *status.Level {
+	cluster := running
+	var self []status.Member
+	for _, m := range members {
+		switch {
+		case m.Self:
+			self = append(self, m)
+		case m.Role == gossip.RoleServer.String() && m.State == string(gossip.Alive):
+			cluster = max(cluster, m.Running)
+		}
+	}
+	return status.JudgeLevel(status.LevelInput{Cluster: cluster, Running: running, Newest: level.Newest(), Members: self})
 }

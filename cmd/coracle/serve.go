@@ -97,7 +97,10 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	p.Admin.Handle(snapshots.Path+"/", s.SnapshotsHandler())
 	p.Admin.Handle("GET "+status.ServersPath, status.JSONHandler(s.Roster().Report))
 	p.Admin.Handle("GET "+status.UsagePath, server.StoreUsageHandler(s))
-	p.Admin.SetMembers(func() []status.Member { return statusMembers(s.Gossip().Members()) })
+	members := func() []status.Member { return statusMembers(s.Gossip().Members()) }
+	p.Admin.SetMembers(members)
+	p.Admin.SetLevel(func() *status.Level { return s.Levels().Report(members()) })
+	p.Admin.Handle("POST "+status.RaisePath, s.Levels().Handler(members))
 	runNode := func(context.Context) {}
 	if !c.DisableAgent {
 		n, err := ownNode(c, o.Cluster, s)

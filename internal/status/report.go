@@ -30,6 +30,8 @@ type Report struct {
 	Cluster    *Cluster    `json:"cluster,omitempty"`
 	// Servers are the cluster's servers. It is set when the process is a server.
 	Servers *Servers `json:"servers,omitempty"`
+	// Level is the cluster's level. There is none before this machine knows it.
+	Level *Level `json:"level,omitempty"`
 	// Members are the machines of the cluster as this machine's gossip knows them. There are none before this machine
 	// is a gossip member.
 	Members []Member `json:"members,omitempty"`
@@ -54,6 +56,9 @@ type Member struct {
 	PodSubnets []string  `json:"podSubnets,omitempty"`
 	// KeyGeneration is the generation of the member's gossip keys.
 	KeyGeneration uint64 `json:"keyGeneration,omitempty"`
+	// Level is the newest level that the member's program knows, and Running that with which it started; 0 if unknown.
+	Level   int `json:"level,omitempty"`
+	Running int `json:"running,omitempty"`
 }
 
 // Cluster counts the nodes and pods that the API server has. Ready pods are those that are ready or have finished their

@@ -26,6 +26,7 @@ type Server struct {
 	ready    time.Time
 	stopping bool
 	members  func() []Member
+	level    func() *Level
 }
 
 // NewServer makes a server that does not listen yet. fixed has the fields of reports that do not change while the
@@ -55,6 +56,13 @@ func (s *Server) SetMembers(members func() []Member) {
 	s.members = members
 }
 
+// SetLevel sets the function that returns the cluster's level for reports.
+func (s *Server) SetLevel(level func() *Level) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.level = level
+}
+
 // SetStopping records that the process is stopping.
 func (s *Server) SetStopping() {
 	s.mu.Lock()
@@ -70,6 +78,9 @@ func (s *Server) Report() Report {
 	r.Ready, r.Stopping = s.ready, s.stopping
 	if s.members != nil {
 		r.Members = s.members()
+	}
+	if s.level != nil {
+		r.Level = s.level()
 	}
 	return r
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/convert"
+	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/handle"
 )
@@ -85,6 +86,21 @@ func (r *Roster) Node(name string) *corev1.Node {
 	}
 	n, _ := (*lister).Get(name) // nil if there is none
 	return n
+}
+
+// AgentNodes returns the Nodes that are not a server's, from the API server's informer.
+func (r *Roster) AgentNodes() (out []status.LevelNode) {
+	lister := r.nodes.Load()
+	if lister == nil {
+		return nil
+	}
+	nodes, _ := (*lister).List(labels.Everything()) // a cache's lister returns no error
+	for _, n := range nodes {
+		if !IsServer(n) {
+			out = append(out, status.LevelNode{Name: n.Name, Version: n.Status.NodeInfo.KubeletVersion, Lives: Lives(n)})
+		}
+	}
+	return out
 }
 
 // MaxGossipMembers returns how many live members the gossip can have, by the number of nodes: some machines are members

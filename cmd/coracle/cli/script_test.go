@@ -217,6 +217,7 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 	p.Board.Part("store").Set(status.Running, "leads")
 	if os.Getenv("FAKE_AGENT") == "" {
 		p.Admin.Handle("GET "+status.ServersPath, fakeServers())
+		fakeLevel(p.Admin)
 	}
 	if what := os.Getenv("FAKE_TROUBLE"); what != "" {
 		p.Board.Part("agent").Set(status.Degraded, what)
@@ -261,6 +262,38 @@ func fakeServers() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(out) // an error means that the asker has gone
 	})
+}
+
+// fakeLevel is the level of a cluster of three servers and an agent. With FAKE_LEVEL the three know level 2, and the
+// agent knows that level.
+func fakeLevel(admin *status.Server) {
+	agent, _ := strconv.Atoi(os.Getenv("FAKE_LEVEL")) // 0: no program knows level 2
+	newest := 1
+	if agent > 0 {
+		newest = 2
+	}
+	cluster := 1
+	judge := func() *status.Level {
+		in := status.LevelInput{Cluster: cluster, Running: 1, Newest: newest, Version: "v2"}
+		for i, name := range []string{"board1", "board2", "board3"} {
+			address := "192.0.2." + strconv.Itoa(i+1) + ":6443"
+			in.Servers = append(in.Servers, status.LevelServer{Address: address, Newest: newest, Leader: i == 0, Self: i == 0})
+			in.Members = append(in.Members, status.Member{Name: name, Role: "server", Address: address, State: "alive", Self: i == 0, Level: newest, Running: 1})
+		}
+		in.Members = append(in.Members, status.Member{Name: "board4", Role: "agent", Version: "v1", State: "alive", Level: agent, Running: 1})
+		in.Nodes = []status.LevelNode{{Name: "board5", Version: "v1"}}
+		return status.JudgeLevel(in)
+	}
+	admin.SetLevel(judge)
+	admin.Handle("POST "+status.RaisePath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := judge()
+		if out.Next > 0 && len(out.HoldsUp) == 0 && !r.URL.Query().Has(status.RaiseCheck) {
+			cluster = out.Next
+			out = judge()
+			out.Raised = true
+		}
+		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
+	}))
 }
 
 // fakeArgs takes arguments whose names are known to it.

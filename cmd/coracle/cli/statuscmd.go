@@ -37,6 +37,9 @@ that wait for an address, or a store that nears its quota.`,
 			return err
 		}
 		r.Problems = append(r.Problems, inv.tool.Warnings...)
+		if r.Level != nil && len(r.Level.Restart) > 0 {
+			r.Notes = append(r.Notes, restartText(r.Level))
+		}
 		err = inv.print(r, func(w io.Writer) error { return printStatus(w, r, time.Now()) })
 		return failIf(!r.Running || len(r.Problems) > 0, err)
 	})
@@ -139,6 +142,9 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	}
 	if up := now.Sub(r.Started).Seconds(); r.Running && up > 0 {
 		fmt.Fprintf(&b, "CPU      %.1f%% of a core on average\n", 100*r.CPUSeconds/up)
+	}
+	if r.Level != nil {
+		fmt.Fprintf(&b, "level    %s\n", levelText(r.Level))
 	}
 	if c := r.Cluster; c != nil {
 		fmt.Fprintf(&b, "cluster  %d of %d nodes ready, %d of %d pods well\n", c.NodesReady, c.Nodes, c.PodsReady, c.Pods)

@@ -52,7 +52,8 @@ docs/upgrade.md says what is checked, and how to upgrade several machines.`,
 		}
 		return a.upgradeTo(inv, inv.args[0], *retry)
 	})
-	out.AddCommand(upgradeStatusCommand(a), upgradeUndoCommand(a), upgradeSettingsCommand(a), starterCommand(), folderCommand(a))
+	out.AddCommand(upgradeStatusCommand(a), upgradeUndoCommand(a), upgradeRaiseCommand(a), upgradeSettingsCommand(a), starterCommand(),
+		folderCommand(a))
 	return out
 }
 
