@@ -108,17 +108,17 @@ unit: ## go test ./...; tests that need root are left out without it
 # Scenarios mostly wait: three processes of them run side by side. Half of test/e2e, most of whose tests run one after the
 # other, has a process of its own. With five, a leader may lack processor time for its heartbeats.
 E2E_APART := ^Test(OneNode|StoreQuota|HardeningGuideHolds|LocalStorage|ThreeServers|MachineWithoutClockBattery)$$
-ALL_SCENARIOS = $(E2E) -p 2 -timeout 40m -skip '$(E2E_APART)' ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/... \
+ALL_SCENARIOS = CORACLE_TWOLEVELS_BIN=$(CURDIR)/bin/coracle-twolevels $(E2E) -p 2 -timeout 40m -skip '$(E2E_APART)' ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/... ./test/upgrade/... \
 	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_APART)' ./test/e2e
-scenarios: build ## e2e and install-test, side by side (root)
+scenarios: build twolevels ## e2e and install-test, side by side (root)
 	@$(ALL_SCENARIOS)
 
 # Scenarios leave half of two processors: unit tests have that half, and give way to them.
-tests: build ## unit and scenarios, side by side (root)
+tests: build twolevels ## unit and scenarios, side by side (root)
 	@$(ALL_SCENARIOS) --and $(call UNITS,nice -n 5)
 
-e2e: build ## real kubectl against a real server, in namespaces of its own (root)
-	@$(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/nodepower/...
+e2e: build twolevels ## real kubectl against a real server, in namespaces of its own (root)
+	@CORACLE_TWOLEVELS_BIN=$(CURDIR)/bin/coracle-twolevels $(E2E) -timeout 40m ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/nodepower/... ./test/upgrade/...
 
 # Without RUN, and where RUN names it, TestMixedVersions runs too, which wants an older build.
 MIXED := $(if $(RUN),$(findstring Mixed,$(RUN)),all)

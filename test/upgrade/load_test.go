@@ -160,16 +160,22 @@ func (l *load) exchange(s *harness.Server, v version) {
 	began := time.Now()
 	s.Start()
 	if slices.Contains(l.c.Nodes(), s) {
-		api := l.c.Ask(l.c.Servers[0]) // it may be this machine
-		harness.Eventually(l.t, harness.Soon, fmt.Sprintf("the node of machine %d renews its lease", s.Number), func() error {
-			lease, err := api.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(l.t.Context(), s.NodeName(), metav1.GetOptions{})
-			if err == nil && (lease.Spec.RenewTime == nil || !lease.Spec.RenewTime.After(began)) {
-				err = fmt.Errorf("it was renewed at %v", lease.Spec.RenewTime)
-			}
-			return errors.Join(s.Alive(), err)
-		})
+		l.lives(s, began)
 	}
 	l.c.WaitWhole()
+}
+
+// lives waits until a node has renewed its lease since a moment.
+func (l *load) lives(s *harness.Server, since time.Time) {
+	l.t.Helper()
+	api := l.c.Ask(l.c.Servers[0]) // it may be this machine
+	harness.Eventually(l.t, harness.Soon, fmt.Sprintf("the node of machine %d renews its lease", s.Number), func() error {
+		lease, err := api.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(l.t.Context(), s.NodeName(), metav1.GetOptions{})
+		if err == nil && (lease.Spec.RenewTime == nil || !lease.Spec.RenewTime.After(since)) {
+			err = fmt.Errorf("it was renewed at %v", lease.Spec.RenewTime)
+		}
+		return errors.Join(s.Alive(), err)
+	})
 }
 
 // gap is the longest time between two acknowledged writes of one writer, but that of one server, from a moment on.
@@ -229,6 +235,9 @@ func (l *load) holds(what string) {
 	}
 	for _, s := range l.c.Servers {
 		testenv.Equal(l.t, numbers(l.t, s.Seen("server")), l.formats[s], "%s: formats of server %d:", what, s.Number)
+	}
+	for _, s := range append(slices.Clone(l.c.Servers), l.c.Agents...) {
+		testenv.Equal(l.t, s.InLog("is too old"), 0, "%s: refusals in the log of machine %d:\n%s", what, s.Number, s.LogTail(5))
 	}
 	l.bear(what)
 }

@@ -21,7 +21,18 @@ const mostGap = 500 * time.Millisecond
 // upgraded again.
 func TestServersThereAndBack(t *testing.T) {
 	harness.ByHand(t)
-	n, next := older(t), this()
+	serversThereAndBack(t, older(t), this())
+}
+
+// TestServersOfTwoLevelsThereAndBack: the same with a version that knows a level more. When the last of its machines
+// has started, nothing is raised.
+func TestServersOfTwoLevelsThereAndBack(t *testing.T) {
+	harness.ByHand(t)
+	serversThereAndBack(t, this(), twoLevels(t))
+}
+
+func serversThereAndBack(t *testing.T, n, next version) {
+	t.Helper()
 	l := startLoad(t, ha.NewOfProgram(t, n.program, 3, 2))
 	l.holds(n.name)
 	vanished := []time.Duration{l.vanish(n)}
@@ -41,8 +52,7 @@ func TestServersThereAndBack(t *testing.T) {
 // fails the test if the servers that run on are without writes for long.
 func (l *load) exchangeAll(what string, v version) {
 	l.t.Helper()
-	lead := l.c.MustLeader()
-	for _, s := range append(ha.Without(l.c.Servers, lead), lead) {
+	for _, s := range l.servers() {
 		role := "a server that does not lead"
 		if s == l.c.MustLeader() {
 			role = "the leader"
@@ -52,6 +62,13 @@ func (l *load) exchangeAll(what string, v version) {
 	for _, a := range l.c.Agents {
 		l.without(fmt.Sprintf("%s: an agent", what), a, v)
 	}
+}
+
+// servers are the servers, the leader last.
+func (l *load) servers() []*harness.Server {
+	l.t.Helper()
+	lead := l.c.MustLeader()
+	return append(ha.Without(l.c.Servers, lead), lead)
 }
 
 // without exchanges a machine's program and measures the gap of writes at the servers that run on.
