@@ -42,8 +42,14 @@ type machine struct {
 
 // inEachShell runs a test with a machine of each kind: one version, "old", is current.
 func inEachShell(t *testing.T, test func(m *machine)) {
-	t.Run("sh", func(t *testing.T) { test(newMachine(t, []string{"/bin/sh"}, "/usr/bin:/bin")) })
+	t.Helper()
+	t.Parallel() // they wait for deadlines
+	t.Run("sh", func(t *testing.T) {
+		t.Parallel()
+		test(newMachine(t, []string{"/bin/sh"}, "/usr/bin:/bin"))
+	})
 	t.Run("busybox", func(t *testing.T) {
+		t.Parallel()
 		const busybox = "/bin/busybox"
 		if _, err := os.Stat(busybox); err != nil {
 			testenv.Missing(t, testenv.Root, "this machine has no %s (apt-get install busybox-static)", busybox)
@@ -409,5 +415,17 @@ func TestStarterNeedsItsFolder(t *testing.T) {
 		c.Env = []string{"PATH=" + m.path}
 		out, err := c.CombinedOutput()
 		testenv.True(m, err != nil && strings.Contains(string(out), "run install.sh again"), "%v: %s", err, out)
+	})
+}
+
+// TestGuardEndsSoonAfterTheTrial, long before the deadline.
+func TestGuardEndsSoonAfterTheTrial(t *testing.T) {
+	inEachShell(t, func(m *machine) {
+		m.try(stalls)
+		m.seconds = "600"
+		s := m.start().runs("next")
+		testenv.NoError(m, m.commit())
+		s.left()
+		testenv.NoError(m, s.Process.Signal(syscall.Signal(0)), "the candidate was killed")
 	})
 }
