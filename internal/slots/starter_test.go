@@ -429,3 +429,30 @@ func TestGuardEndsSoonAfterTheTrial(t *testing.T) {
 		testenv.NoError(m, s.Process.Signal(syscall.Signal(0)), "the candidate was killed")
 	})
 }
+
+// TestCandidateOffTrialIsKilledAtTheDeadline: somebody has ended the trial, and the restart could not end the candidate,
+// which hangs. It runs no longer than one on trial.
+func TestCandidateOffTrialIsKilledAtTheDeadline(t *testing.T) {
+	inEachShell(t, func(m *machine) {
+		m.try(stalls)
+		m.seconds = "1"
+		s := m.start().runs("next")
+		testenv.NoError(m, s.Process.Signal(syscall.SIGSTOP))
+		testenv.NoError(m, os.Remove(m.file(trial)))
+		testenv.Equal(m, s.left().ended(), "signal: killed", "the candidate ended with")
+		m.has("old|-|.|-")
+		m.start().runs("old")
+	})
+}
+
+// TestDiskThatFailsBehindTheWayBack: the trial is ended, its record is not, and cannot be removed either. The candidate
+// is killed all the same.
+func TestDiskThatFailsBehindTheWayBack(t *testing.T) {
+	inEachShell(t, func(m *machine) {
+		m.try(stalls)
+		testenv.NoError(m, os.Mkdir(m.file("refused.new"), 0o755))
+		m.seconds = "0.1"
+		testenv.Equal(m, m.start().runs("next").ended(), "signal: killed", "the candidate ended with")
+		m.has("old|-|.|-")
+	})
+}
