@@ -35,6 +35,7 @@ const (
 	trial    = "trial"
 	tries    = "tries"
 	refused  = "refused"
+	lock     = "lock" // whoever changes the versions holds a lock of it
 )
 
 // Files in a version's folder that an upgrade to it writes.
@@ -179,21 +180,36 @@ func (v *Versions) SetReported(r Refusal) error {
 // Lock keeps other processes from changing the versions until the returned function is called. Its error is ErrBusy if
 // one does so now.
 func (v *Versions) Lock() (unlock func(), err error) {
-	if err := os.MkdirAll(v.Dir, 0o755); err != nil { // every user may run the program, as kubectl
+	if err := mkdir(v.Dir); err != nil {
 		return nil, fmt.Errorf("making the folder for versions: %w", err)
 	}
-	dir, err := os.Open(v.Dir)
+	// Not the folder: every user may open that, and so lock it.
+	file, err := os.OpenFile(filepath.Join(v.Dir, lock), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the versions: %w", err)
 	}
-	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = ErrBusy
 	}
 	if err != nil {
-		return nil, errors.Join(err, dir.Close())
+		return nil, errors.Join(err, file.Close())
 	}
-	return func() { _ = dir.Close() }, nil // it was only read
+	return func() { _ = file.Close() }, nil // nothing was written
+}
+
+// mkdir makes a folder if it is missing. Every user may use it, whatever root's umask is: the program is kubectl, too.
+func mkdir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 func (v *Versions) after(call string) error {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -203,5 +205,35 @@ func TestProgramKnowsItsVersions(t *testing.T) {
 	for _, path := range []string{"/usr/local/bin/coracle", "/v/" + digest + "/other", "/v/" + digest[1:] + "/coracle"} {
 		_, _, ok := Of(path)
 		testenv.False(t, ok, "%s is in a slot", path)
+	}
+}
+
+// TestReadersKeepNobodyFromUpgrading: any user may open the folder, and hold a lock of it.
+func TestReadersKeepNobodyFromUpgrading(t *testing.T) {
+	f := newFixture(t)
+	reader := testenv.Must(os.Open(f.Dir))(t)
+	defer reader.Close()
+	testenv.NoError(t, unix.Flock(int(reader.Fd()), unix.LOCK_EX))
+	unlock, err := f.Lock()
+	testenv.NoError(t, err)
+	defer unlock()
+	fi := testenv.Must(os.Stat(filepath.Join(f.Dir, "lock")))(t)
+	testenv.Equal(t, fi.Mode().Perm(), 0o600, "mode of the lock:")
+}
+
+// TestEveryUserMayRunAVersion also when root's umask is strict.
+func TestEveryUserMayRunAVersion(t *testing.T) {
+	f := newFixture(t)
+	f.Versions = In(filepath.Join(t.TempDir(), "data", Folder))
+	before := unix.Umask(0o077)
+	unlock, err := f.Lock()
+	if err == nil {
+		unlock()
+		err = f.Stage(f.file, f.next)
+	}
+	unix.Umask(before)
+	testenv.NoError(t, err)
+	for _, path := range []string{f.Dir, f.Slot(f.next, ""), f.ProgramOf(f.next)} {
+		testenv.Equal(t, testenv.Must(os.Stat(path))(t).Mode().Perm(), 0o755, "mode of "+path+":")
 	}
 }

@@ -56,7 +56,7 @@ func (v *Versions) Stage(file, digest string) error {
 		return err
 	}
 	slot := filepath.Join(v.Dir, digest)
-	if err := os.Mkdir(slot+unfinished, 0o755); err != nil {
+	if err := mkdir(slot + unfinished); err != nil {
 		return fmt.Errorf("making a folder for the version: %w", err)
 	}
 	err := v.after("mkdir slot.new")
