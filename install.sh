@@ -223,6 +223,10 @@ put_text() {
 find_versions() {
   versions=$(at_place upgrade folder) || die "coracle $version does not say where its versions are.
 If it is older than this script: install it with the install.sh of its own release"
+  if [ -n "${trial:-}" ] && [ "$(readlink "$bin_dir/coracle")" != "$versions/current/coracle" ]; then
+    die "this run has another version of coracle, and the data directory has changed: $versions is where versions would lie.
+Nothing was changed. Run install.sh of the installed version first, which moves it, or set the data directory as it was"
+  fi
   if [ ! -d "$versions" ]; then
     mkdir -p "$versions"
     sync "$(dirname "$versions")" "$(dirname "$(dirname "$versions")")"
@@ -281,6 +285,11 @@ switch() {
   esac
   stage "$binary"
   binary=$versions/$digest/coracle
+  if ! "$binary" version >/dev/null 2>&1; then
+    prune
+    die "programs do not run from $versions: is its file system mounted with noexec? What was installed before goes on.
+Mount it without, or choose another data directory with --data-dir"
+  fi
   if [ -n "$before" ] && [ "$before" != "$digest" ]; then link previous "$before"; fi
   link current "$digest"
 }
@@ -294,7 +303,9 @@ link_program() {
   ln -sfn "$target" "$bin_dir/coracle.link"
   mv -fT "$bin_dir/coracle.link" "$bin_dir/coracle"
   sync "$bin_dir"
-  case $was in */versions/current/coracle) rm -rf "${was%/current/coracle}" ;; esac
+  case $was in */versions/current/coracle) ;; *) return ;; esac
+  was=${was%/current/coracle}
+  if [ "$(readlink -f "$was")" != "$(readlink -f "$versions")" ]; then rm -rf "$was"; fi # the same by another path stays
 }
 
 # put_starter writes what the service starts. A trial begins with the present one.
@@ -590,7 +601,7 @@ service_script() {
 #   coracle-service stop --pods    when the machine goes down: stops the pods in order first
 set -u
 bin='$bin_dir/coracle-start'
-versions='$versions'
+versions=$(quote_shell "$versions" | sed 's/^ //')
 etc='$etc'
 args_file='$args_file'
 env_file='$env_file'
@@ -723,7 +734,7 @@ uninstall_script() {
 # stopped before the programs, because something could not be removed; 2 wrong arguments.
 set -u
 bin_dir='$bin_dir'
-versions='$versions'
+versions=$(quote_shell "$versions" | sed 's/^ //')
 etc='$etc'
 env_file='$env_file'
 args_file='$args_file'

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -41,7 +43,7 @@ func (s *script) program(name string) string {
 	text := strings.ReplaceAll(`#!/bin/sh
 case "$1 ${2:-}" in
   "version ") echo "coracle `+name+`" ;;
-  "upgrade folder") echo "${CORACLE_DATA_DIR:-ETC/data}/versions" ;;
+  "upgrade folder") echo "$(cat ETC/place 2>/dev/null || echo "${CORACLE_DATA_DIR:-ETC/data}")/versions" ;;
   "upgrade starter") cat ETC/starter ;;
   "upgrade --here") echo "$*" >>ETC/upgrades; exit "$(cat ETC/code)" ;;
   "check "*) ;;
@@ -236,6 +238,67 @@ func TestVersionsFollowTheDataDirectory(t *testing.T) {
 	testenv.Contains(t, s.mustInstall(one, "", "CORACLE_DATA_DIR="+s.dir+"/data"), "started", "")
 	testenv.Equal(t, s.versions(), "one - -", "versions:")
 	testenv.ErrorIs(t, testenv.Err(os.Stat(filepath.Join(s.dir, "other/versions"))), fs.ErrNotExist)
+}
+
+// TestDataDirectoryByAnotherPath is the same one, whose versions stay.
+func TestDataDirectoryByAnotherPath(t *testing.T) {
+	s := newSlots(t)
+	s.mustInstall(s.program("one"), "server")
+	testenv.NoError(t, os.Symlink("data", filepath.Join(s.dir, "other")))
+	s.mustInstall(s.program("one"), "", "CORACLE_DATA_DIR="+s.dir+"/other")
+	testenv.Equal(t, s.versions(), "one - -", "versions:")
+	testenv.Equal(t, s.boot(), "one server", "the service runs")
+}
+
+// TestDataDirectoryAndVersionAtOnceAreRefused where the configuration's file places it, which this script does not read.
+func TestDataDirectoryAndVersionAtOnceAreRefused(t *testing.T) {
+	s := newSlots(t)
+	s.mustInstall(s.program("one"), "server")
+	s.running("1")
+	testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "place"), []byte(s.dir+"/other\n"), 0o600))
+	out, err := s.install(s.program("two"), "")
+	testenv.True(t, err != nil && strings.Contains(out, "the data directory has changed"), "%v: %s", err, out)
+	testenv.Equal(t, s.versions(), "one - -", "versions:")
+	testenv.Equal(t, s.boot(), "one server", "the service runs")
+	testenv.Equal(t, testenv.Must(os.Readlink(filepath.Join(s.dir, "bin/coracle")))(t), s.dir+"/data/versions/current/coracle", "the program is")
+	s.mustInstall(s.program("one"), "")
+	testenv.ErrorIs(t, testenv.Err(os.Stat(filepath.Join(s.dir, "data/versions"))), fs.ErrNotExist)
+}
+
+// TestPathsWithSpecialCharacters: what is written for the service and for removing it all are scripts still.
+func TestPathsWithSpecialCharacters(t *testing.T) {
+	s := newSlots(t)
+	dir := s.dir + `/o'b $HOME %i "q" \n`
+	s.mustInstall(s.program("one"), "server", "CORACLE_DATA_DIR="+dir)
+	for _, name := range []string{"coracle-uninstall", "coracle-service"} {
+		text := string(testenv.Must(os.ReadFile(filepath.Join(s.dir, "bin", name)))(t))
+		var line string
+		for l := range strings.Lines(text) {
+			if strings.HasPrefix(l, "versions=") {
+				line = l
+			}
+		}
+		out, err := exec.Command("sh", "-c", line+`printf %s "$versions"`).CombinedOutput()
+		testenv.True(t, err == nil && string(out) == dir+"/versions", "%s: %v: %s", name, err, out)
+		out, err = exec.Command("sh", "-n", filepath.Join(s.dir, "bin", name)).CombinedOutput()
+		testenv.NoError(t, err, "%s: %s", name, out)
+	}
+}
+
+// TestDataDirectoryThatRunsNothing is refused before anything is changed.
+func TestDataDirectoryThatRunsNothing(t *testing.T) {
+	testenv.RequireRoot(t, "it mounts")
+	s := newSlots(t)
+	one := s.program("one")
+	s.oldInstallation(one)
+	data := filepath.Join(s.dir, "data")
+	testenv.NoError(t, os.Mkdir(data, 0o755))
+	testenv.NoError(t, unix.Mount("coracle-test", data, "tmpfs", unix.MS_NOEXEC, "size=1m,mode=755"))
+	t.Cleanup(func() { testenv.NoError(t, unix.Unmount(data, unix.MNT_DETACH)) })
+	out, err := s.install(s.program("two"), "")
+	testenv.True(t, err != nil && strings.Contains(out, "noexec"), "%v: %s", err, out)
+	text, err := exec.Command(filepath.Join(s.dir, "bin/coracle"), "version").CombinedOutput()
+	testenv.True(t, err == nil && string(text) == "coracle one\n", "%v: %s", err, text)
 }
 
 // TestFullDiskChangesNothing: a program that could not be written whole is not installed.
