@@ -35,7 +35,7 @@ const (
 	trial    = "trial"
 	tries    = "tries"
 	refused  = "refused"
-	lock     = "lock" // whoever changes the versions holds a lock of it
+	lock     = "lock" // a process that changes the versions holds a lock of it
 )
 
 // Files in a version's folder that an upgrade to it writes.

@@ -208,8 +208,8 @@ func TestProgramKnowsItsVersions(t *testing.T) {
 	}
 }
 
-// TestReadersKeepNobodyFromUpgrading: any user may open the folder, and hold a lock of it.
-func TestReadersKeepNobodyFromUpgrading(t *testing.T) {
+// TestReadersCannotLock: any user may open the folder, and hold a lock of it.
+func TestReadersCannotLock(t *testing.T) {
 	f := newFixture(t)
 	reader := testenv.Must(os.Open(f.Dir))(t)
 	defer reader.Close()

@@ -430,7 +430,7 @@ func TestGuardEndsSoonAfterTheTrial(t *testing.T) {
 	})
 }
 
-// TestCandidateOffTrialIsKilledAtTheDeadline: somebody has ended the trial, and the restart could not end the candidate,
+// TestCandidateOffTrialIsKilledAtTheDeadline: the trial was ended by hand, and the restart could not end the candidate,
 // which hangs. It runs no longer than one on trial.
 func TestCandidateOffTrialIsKilledAtTheDeadline(t *testing.T) {
 	inEachShell(t, func(m *machine) {

@@ -250,7 +250,7 @@ func TestDataDirectoryByAnotherPath(t *testing.T) {
 	testenv.Equal(t, s.boot(), "one server", "the service runs")
 }
 
-// TestDataDirectoryAndVersionAtOnceAreRefused where the configuration's file places it, which this script does not read.
+// TestDataDirectoryAndVersionAtOnceAreRefused where the configuration places it, which this script does not read.
 func TestDataDirectoryAndVersionAtOnceAreRefused(t *testing.T) {
 	s := newSlots(t)
 	s.mustInstall(s.program("one"), "server")
