@@ -182,6 +182,15 @@ func TestUpgradeIsATrial(t *testing.T) {
 	out = s.mustInstall(two, "")
 	testenv.False(t, strings.Contains(out, "started"), "the service was started once more:\n%s", out)
 	s.has("bin/coracle-start", 0o755, strings.Split(slots.Starter+"# newer", "\n")...)
+
+	// A packed one is written once: to where it would run.
+	three := s.program("three")
+	digest := digestOf(t, three)
+	testenv.NoError(t, exec.Command("xz", three).Run())
+	s.mustInstall(three+".xz", "")
+	calls = string(testenv.Must(os.ReadFile(filepath.Join(s.dir, "upgrades")))(t))
+	testenv.Contains(t, calls, fmt.Sprintf("upgrade --here %s/data/versions/%s/coracle ", s.dir, digest), "calls:")
+	testenv.ErrorIs(t, testenv.Err(os.Stat(filepath.Join(s.dir, "bin/coracle.new"))), fs.ErrNotExist)
 }
 
 // TestSettingsAndVersionAtOnceAreRefused, and nothing is changed.
