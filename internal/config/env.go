@@ -9,7 +9,7 @@ import (
 
 // trialVariables are no settings: they are for the starter (internal/slots), which hands them on to the program, and
 // for tests of trials.
-var trialVariables = []string{"CORACLE_VERSIONS", "CORACLE_TRIAL_SECONDS", "CORACLE_TRIAL_SOAK"}
+var trialVariables = []string{"CORACLE_VERSIONS", "CORACLE_STARTER", "CORACLE_TRIAL_SECONDS", "CORACLE_TRIAL_SOAK"}
 
 // fromEnviron returns the settings of a command in the environment ("NAME=value" each). It also returns a warning for
 // each unknown variable with coracle's prefix, and for each with k3s'. Such a variable is no error, because an

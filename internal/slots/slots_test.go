@@ -237,3 +237,20 @@ func TestEveryUserMayRunAVersion(t *testing.T) {
 		testenv.Equal(t, testenv.Must(os.Stat(path))(t).Mode().Perm(), 0o755, "mode of "+path+":")
 	}
 }
+
+func TestStarterIsReplacedByAnother(t *testing.T) {
+	path := filepath.Join(t.TempDir(), StarterName)
+	_, err := ReplaceStarter(path)
+	testenv.ErrorIs(t, err, fs.ErrNotExist)
+	testenv.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\n"), 0o700))
+	for _, want := range []bool{true, false} {
+		testenv.Equal(t, testenv.Must(ReplaceStarter(path))(t), want, "replaced:")
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(path))(t)), Starter, "starter:")
+		testenv.Equal(t, testenv.Must(os.Stat(path))(t).Mode().Perm(), 0o755, "mode:")
+	}
+	other := filepath.Join(filepath.Dir(path), "other")
+	testenv.NoError(t, os.WriteFile(other, nil, 0o700))
+	for _, name := range []string{other, "", StarterName} {
+		testenv.False(t, testenv.Must(ReplaceStarter(name))(t), "%q was replaced", name)
+	}
+}

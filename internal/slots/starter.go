@@ -2,7 +2,14 @@
 
 package slots
 
-import _ "embed"
+import (
+	_ "embed" // for the starter
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
+)
 
 // Starter is the text of coracle-start, the shell script that the service runs. It runs the current version, or the one
 // on trial, and takes the way back. It is for any POSIX shell, and needs sync(1), readlink(1) and stat of /proc.
@@ -18,4 +25,22 @@ const (
 	FolderEnv = "CORACLE_VERSIONS"
 	// TrialEnv has the seconds after which a trial without a commit ends. Without it they are 600.
 	TrialEnv = "CORACLE_TRIAL_SECONDS"
+	// StarterEnv has the path of the starter that has started the program.
+	StarterEnv = "CORACLE_STARTER"
 )
+
+// ReplaceStarter replaces the text of an installed starter by Starter, if it differs. It reports whether it did. A file
+// of another name, or none, is not touched.
+func ReplaceStarter(path string) (replaced bool, err error) {
+	if filepath.Base(path) != StarterName || !filepath.IsAbs(path) {
+		return false, nil
+	}
+	if _, err := os.Stat(path); err != nil {
+		return false, fmt.Errorf("reading the starter: %w", err)
+	}
+	replaced, err = atomicfile.WriteIfDifferent(path, []byte(Starter), 0o755)
+	if err != nil {
+		return false, fmt.Errorf("replacing the starter: %w", err)
+	}
+	return replaced, nil
+}

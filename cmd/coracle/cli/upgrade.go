@@ -50,7 +50,7 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 	ctx, stop := untilInterrupted(inv.Context())
 	defer stop()
 	v := slots.Below(inv.tool.Paths.DataDir)
-	unlock, err := v.Lock()
+	unlock, err := lockVersions(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -69,6 +69,17 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 		return errors.Join(fmt.Errorf("coracle could not be restarted: %w", err), v.Back("the service could not be restarted"))
 	}
 	return u.follow(ctx)
+}
+
+// lockVersions locks the versions. A process that has just started may prune them.
+func lockVersions(ctx context.Context, v *slots.Versions) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	for {
+		if unlock, err = v.Lock(); !errors.Is(err, slots.ErrBusy) || !timers.Sleep(ctx, followPoll) {
+			return unlock, err
+		}
+	}
 }
 
 // upgrade is one attempt to run another version.
@@ -343,7 +354,12 @@ func askSettings(ctx context.Context, program string, args, env []string) (setti
 
 // levelProblems says if this program cannot be in the cluster of a data directory for its level.
 func levelProblems(paths config.Paths) []string {
-	if l := datadir.Level(paths.ServerDir); l != 0 && !level.Known(l) {
+	l := datadir.Level(paths.ServerDir)
+	var node struct{ Level int }
+	if _, err := atomicfile.ReadJSON(filepath.Join(paths.AgentDir, "cluster.json"), &node); err == nil && l == 0 { // joining/node writes it
+		l = node.Level
+	}
+	if l != 0 && !level.Known(l) {
 		return []string{fmt.Sprintf("the cluster has level %d, and this version knows the levels %d to %d", l, level.Oldest(), level.Newest())}
 	}
 	return nil

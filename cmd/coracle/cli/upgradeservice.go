@@ -16,10 +16,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/slots"
 )
 
-// versionsVariable is the environment variable by which the service tells the starter, and this process, where the
-// versions are.
-const versionsVariable = "CORACLE_VERSIONS"
-
 // serviceFile is the file in the slot of a version on trial that has its service. A candidate that hangs cannot be
 // asked.
 const serviceFile = "service.json"
@@ -49,7 +45,7 @@ func findStarted(pid int, v *slots.Versions, digest string) (service, error) {
 	if err != nil {
 		return service{}, fmt.Errorf("reading the environment of process %d: %w", pid, err)
 	}
-	if !slices.Contains(strings.Split(string(env), "\x00"), versionsVariable+"="+v.Dir) {
+	if !slices.Contains(strings.Split(string(env), "\x00"), slots.FolderEnv+"="+v.Dir) {
 		return service{}, fmt.Errorf("the running coracle, process %d, was not started by coracle-start with the versions in %s, so nothing "+
 			"would take the way back. %s", pid, v.Dir, again)
 	}

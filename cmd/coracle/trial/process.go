@@ -113,6 +113,11 @@ func (p Process) runGate(ctx context.Context, s slots.State) {
 		}
 	}
 	p.Logger.Info("this version is committed", "version", p.Version, "previous", slots.Short(s.Current))
+	if replaced, err := slots.ReplaceStarter(os.Getenv(slots.StarterEnv)); err != nil {
+		p.Logger.Warn("the starter of the service stays that of an earlier version", "error", err)
+	} else if replaced {
+		p.Logger.Info("the starter of the service is that of this version now")
+	}
 	p.writeEvent(ctx, corev1.EventTypeNormal, "UpgradeCommitted", fmt.Sprintf("coracle %s is committed", p.Version))
 }
 
