@@ -816,9 +816,9 @@ for name in kubectl ctr; do
   if [ "$(readlink "$bin_dir/$name" 2>/dev/null)" = coracle ]; then rm -f "$bin_dir/$name"; fi
 done
 [ -n "$keep" ] || rm -rf "$etc"
-rm -f "$bin_dir/coracle" "$bin_dir/coracle-start" "$bin_dir/coracle-service" "$bin_dir/coracle-uninstall"
 rm -rf "$versions"
 [ -n "$keep" ] || rmdir "$(dirname "$versions")" 2>/dev/null # where something is mounted, it stays
+rm -f "$bin_dir/coracle" "$bin_dir/coracle-start" "$bin_dir/coracle-service" "$bin_dir/coracle-uninstall" # this script last, so that it can be run again
 if [ -n "$keep" ]; then echo "coracle is gone; its data and settings stay"; else echo "coracle is gone"; fi
 [ -n "$kept" ] || exit 0
 printf '%s\n' "$kept"

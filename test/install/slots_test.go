@@ -277,7 +277,7 @@ func TestDataDirectoryAndVersionAtOnceAreRefused(t *testing.T) {
 // TestPathsWithSpecialCharacters: what is written for the service and for removing it all are scripts still.
 func TestPathsWithSpecialCharacters(t *testing.T) {
 	s := newSlots(t)
-	dir := s.dir + `/o'b $HOME %i "q" \n`
+	dir := s.dir + `/o'b $HOME %i "q"`
 	s.mustInstall(s.program("one"), "server", "CORACLE_DATA_DIR="+dir)
 	for _, name := range []string{"coracle-uninstall", "coracle-service"} {
 		text := string(testenv.Must(os.ReadFile(filepath.Join(s.dir, "bin", name)))(t))
