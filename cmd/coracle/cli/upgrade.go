@@ -55,6 +55,9 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 		return err
 	}
 	defer func() { unlock() }()
+	if file, err = filepath.Abs(file); err != nil { // the name of a program without a folder would be searched in PATH
+		return err
+	}
 	u := &upgrade{inv: inv, v: v, file: file}
 	if done, err := u.prepare(ctx, retry); done || err != nil {
 		return err
@@ -65,7 +68,7 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 	unlock()
 	unlock = func() {}
 	inv.Printf("%s is on trial; coracle restarts, pods keep running\n", u.name)
-	if err := u.manager.restart(ctx); err != nil {
+	if err := u.manager.restart(); err != nil {
 		return errors.Join(fmt.Errorf("coracle could not be restarted: %w", err), v.Back("the service could not be restarted"))
 	}
 	return u.follow(ctx)
@@ -126,6 +129,11 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 		return false, err
 	}
 	u.inv.Printf("copying %s to %s\n", u.name, u.v.Dir)
+	defer func() {
+		if err != nil { // the room of a program is not left taken
+			err = errors.Join(err, u.v.Prune())
+		}
+	}()
 	if err := u.v.Stage(u.file, u.digest); err != nil {
 		return false, err
 	}
@@ -226,9 +234,12 @@ func observer(paths config.Paths, role string) trial.Observer {
 // kubeletState are the kubelet's files that another version may write in another form, below its folder.
 var kubeletState = []string{"*_state", "checkpoints", "image_manager"}
 
-// copyKubeletState replaces the folder to by copies of the kubelet's state.
+// copyKubeletState replaces the folder to by copies of the kubelet's state, which root alone may read.
 func copyKubeletState(root, to string) error {
 	err := os.RemoveAll(to)
+	if err == nil {
+		err = os.MkdirAll(to, 0o700)
+	}
 	for _, pattern := range kubeletState {
 		names, _ := filepath.Glob(filepath.Join(root, pattern)) // the patterns are correct
 		for _, name := range names {

@@ -85,7 +85,12 @@ use now, or because the cluster's level was raised meanwhile. The exit codes are
 		case s.Previous == "":
 			return errors.New("there is no version before the present one on this machine. Any other version can be tried: coracle upgrade --here FILE")
 		}
-		return a.upgradeTo(inv, v.ProgramOf(s.Previous), *retry)
+		file := v.ProgramOf(s.Previous)
+		if have, err := slots.Digest(file); err != nil || have != s.Previous {
+			return fmt.Errorf("%s is damaged, so it cannot be run. Nothing was changed: coracle upgrade --here FILE tries that version from the "+
+				"file of its release", file)
+		}
+		return a.upgradeTo(inv, file, *retry)
 	})
 }
 
@@ -105,7 +110,7 @@ func (a *App) endTrial(inv *invocation, v *slots.Versions, s slots.State) error 
 	if err != nil {
 		return err
 	}
-	if err := manager.restart(ctx); err != nil {
+	if err := manager.restart(); err != nil {
 		return fmt.Errorf("the trial is ended, but coracle could not be restarted with the version before: %w", err)
 	}
 	if err := awaitProgram(ctx, inv.tool, v.ProgramOf(s.Current)); err != nil {

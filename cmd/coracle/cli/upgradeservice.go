@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/coracle-k8s/coracle/internal/slots"
 )
@@ -25,12 +25,15 @@ type service struct {
 	Restart []string `json:"restart"` // the command
 }
 
-// restart restarts coracle. With systemd it does not wait until the new process is ready.
-func (s service) restart(ctx context.Context) error {
+// restart restarts coracle. With systemd it does not wait until the new process is ready. A terminal that is closed or
+// interrupts this process does not end the command, which would leave coracle stopped.
+func (s service) restart() error {
 	if len(s.Restart) == 0 {
 		return errors.New("the service is not known")
 	}
-	out, err := exec.CommandContext(ctx, s.Restart[0], s.Restart[1:]...).CombinedOutput()
+	c := exec.Command(s.Restart[0], s.Restart[1:]...)
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := c.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s: %w %s", strings.Join(s.Restart, " "), err, strings.TrimSpace(string(out)))
 	}
