@@ -46,7 +46,7 @@ func (f firstEntries) StoreLog(first *raft.Log) error {
 	if f.level == level.First {
 		return f.LogStore.StoreLog(first)
 	}
-	entry, err := mvcc.AppendCommand(mvcc.NewEntry(nil), mvcc.Command{Request: putLevel(f.level)})
+	entry, err := mvcc.AppendCommand(mvcc.NewEntry(nil), mvcc.Command{Request: putLevel(f.level)}, f.level)
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func (s *Store) openPeers() (*clustered, error) {
 		r.log.Warn("the saved addresses of the other servers cannot be used", "err", err)
 	}
 	others.Transport, err = peer.New(peer.Options{
-		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address), Newest: r.opts.newest, Level: r.level,
+		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address), Newest: r.opts.newest, Level: r.connectLevel,
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
 		Withhold:   p.elections.withholds,
 		Follows:    p.follows,
@@ -83,7 +83,7 @@ func (s *Store) openPeers() (*clustered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raftstore: %w", err)
 	}
-	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
+	p.forwarder.batches = newProposer(callsInFlight, r.level, p.forwarder.forward)
 	others.OnLeader(s.leader.leaderHeard.Send)
 	others.OnLeaderEnd(func(id raft.ServerID) {
 		if others.hasStarted() {

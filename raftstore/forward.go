@@ -254,7 +254,7 @@ func (f *forwarder) proposeGathered(
 	}
 	var err error
 	for _, i := range taken {
-		if left, err = mvcc.AppendCommand(left, commands[i]); err != nil {
+		if left, err = mvcc.AppendCommand(left, commands[i], f.level()); err != nil {
 			return nil, err
 		}
 	}

@@ -32,11 +32,13 @@ type fsm struct {
 	// returns an error, the present state stays.
 	onRestore func() error
 
-	newest  int           // the newest level that this program knows
-	level   atomic.Int64  // the level that is stored; 0 before the first entry that stores one
-	leveled timers.Signal // sent when level has changed
-	// onLevel is called when level has changed, before the next entry is applied. It must not block.
-	onLevel func()
+	newest int // the newest level that this program knows
+	// connectLevel and level are the level that is stored, 0 before the first entry that stores one: the one at which
+	// this server connects to others, and the one in whose forms it writes. The former changes first. Then onLevel is
+	// called, which must not block. Last, leveled is sent.
+	connectLevel, level atomic.Int64
+	onLevel             func()
+	leveled             timers.Signal
 
 	publications timers.Broadcast
 }
@@ -125,8 +127,9 @@ func (f *fsm) noteLevel(index uint64) {
 			"and what the store holds is safe: start the version that the other servers run", index, now, f.newest))
 	}
 	if int64(now) > f.level.Load() {
-		f.level.Store(int64(now))
+		f.connectLevel.Store(int64(now))
 		f.onLevel()
+		f.level.Store(int64(now))
 		f.leveled.Send()
 	}
 }

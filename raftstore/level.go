@@ -53,6 +53,9 @@ func levelOf(address raft.ServerAddress) int {
 // again.
 func (r *replica) level() int { return max(int(r.fsm.level.Load()), r.dir.Level()) }
 
+// connectLevel returns the level at which this server connects to others.
+func (r *replica) connectLevel() int { return max(int(r.fsm.connectLevel.Load()), r.dir.Level()) }
+
 // checkReadable returns an error if a server cannot become or stay a member, since the others write what it cannot
 // read. The caller holds raising.
 func (r *replica) checkReadable(address raft.ServerAddress) error {

@@ -35,6 +35,7 @@ type proposer struct {
 	// send sends a batch. It may block for as long as the receiver is busy. deleting are the numbers of the commands,
 	// from 0 and in order, that are steps of a deletion.
 	send  func(entry []byte, deleting []int) (wait func() ([]mvcc.Result, error))
+	level func() int // the cluster's
 	queue chan *proposal
 	// batchToken has a capacity of 1: a worker holds a token in it while it gathers and sends a batch. It is not a
 	// mutex, since a mutex that an idle worker holds would stop the time of tests (testing/synctest).
@@ -71,9 +72,9 @@ type outcome struct {
 // errUntried says that a command was not sent to a server, and never will be.
 var errUntried = errors.New("raftstore: not tried")
 
-func newProposer(workers int, send func([]byte, []int) func() ([]mvcc.Result, error)) *proposer {
+func newProposer(workers int, level func() int, send func([]byte, []int) func() ([]mvcc.Result, error)) *proposer {
 	p := &proposer{
-		send: send, queue: make(chan *proposal, maxWaiting), batchToken: make(chan struct{}, 1),
+		send: send, level: level, queue: make(chan *proposal, maxWaiting), batchToken: make(chan struct{}, 1),
 		stopping: make(chan struct{}), stopped: make(chan struct{}), idle: make(chan struct{}),
 	}
 	for range workers {
@@ -224,7 +225,7 @@ func (p *proposer) gather(first *proposal) (batch []*proposal, _ []byte, deletin
 			if c.gathered != nil {
 				entry, batch = mvcc.AppendEncoded(entry, c.gathered), append(batch, c)
 				commands += c.count
-			} else if grown, err := mvcc.AppendCommand(entry, c.command); err != nil {
+			} else if grown, err := mvcc.AppendCommand(entry, c.command, p.level()); err != nil {
 				c.done <- outcome{err: err}
 			} else {
 				entry, batch = grown, append(batch, c)

@@ -15,7 +15,7 @@ import (
 // A command whose context has ended before is handed to no one.
 func TestEndedRequestIsNotProposed(t *testing.T) {
 	var sent int
-	p := newProposer(0, func([]byte, []int) func() ([]mvcc.Result, error) { sent++; return nil })
+	p := newProposer(0, func() int { return 1 }, func([]byte, []int) func() ([]mvcc.Result, error) { sent++; return nil })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 100 {

@@ -161,7 +161,7 @@ func TestSmallestQuotaOfVoters(t *testing.T) {
 				entry := mvcc.NewEntry(nil)
 				for _, command := range []mvcc.Command{put, remove, put} {
 					var err error
-					entry, err = mvcc.AppendCommand(entry, command)
+					entry, err = mvcc.AppendCommand(entry, command, 1)
 					testenv.NoError(c, err)
 				}
 				results, err := peersOf(through).forwarder.forward(entry, nil)()

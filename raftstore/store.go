@@ -55,7 +55,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, errors.Join(err, s.replica.dir.Close())
 	}
 	s.api = s.newAPI()
-	s.writer.proposer = newProposer(entriesInFlight, s.replica.enter)
+	s.writer.proposer = newProposer(entriesInFlight, s.replica.level, s.replica.enter)
 	watching := &leaderWatch{leaderRoute: leaderRoute{s.replica, s.leader, s.replication}, leadership: s.leadership}
 	leading := &duties{
 		replica: s.replica, leadership: s.leadership, lessor: s.lessor, compactor: s.compactor, replication: s.replication,

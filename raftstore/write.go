@@ -139,7 +139,7 @@ func pauseRetry(ctx context.Context, moved <-chan struct{}) {
 
 // enter proposes an entry to raft. The returned function waits for the results.
 func (r *replica) enter(entry []byte, _ []int) func() ([]mvcc.Result, error) {
-	future := r.raft.Apply(mvcc.Pack(entry), 0)
+	future := r.raft.Apply(mvcc.Pack(entry, r.level()), 0)
 	return func() ([]mvcc.Result, error) {
 		if err := future.Error(); err != nil {
 			return nil, err

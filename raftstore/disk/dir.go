@@ -152,6 +152,7 @@ func open(o Options) (*Dir, error) {
 	d.level.Store(int64(format - formatOf(0)))
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
+	snapshots.level = d.Level
 	snapshots.strike = func() error { return o.Faults.Strike(ctx, o.Clock, true) }
 	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, stall: d.stall, ctx: ctx, values: variables.values}
 	d.Log = newLog(ctx, o, d, scanned)
@@ -207,8 +208,8 @@ func scan(dir string, newest snapshotEnd) (*scannedLog, savedVars, error) {
 func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
 		dir: scanned.dir, writing: newWriteLock(), space: d.space, stall: d.stall, ctx: ctx, size: o.SegmentSize, onGrown: o.Grown,
-		onFlushed: o.Flushed,
-		segments:  scanned.segments, firstIndex: scanned.firstIndex, positions: scanned.positions, unlink: os.Remove,
+		onFlushed: o.Flushed, level: d.Level,
+		segments: scanned.segments, firstIndex: scanned.firstIndex, positions: scanned.positions, unlink: os.Remove,
 	}
 	if l.onGrown == nil {
 		l.onGrown = func(int64) {}
@@ -238,7 +239,7 @@ func create(o Options) (Identity, error) {
 	if err != nil {
 		return id, unusableError(dir, err)
 	}
-	s, err := createSegment(log, 1, 1, o.SegmentSize, 0)
+	s, err := createSegment(log, o.Level, 1, 1, o.SegmentSize, 0)
 	if err != nil {
 		return id, unusableError(dir, err)
 	}

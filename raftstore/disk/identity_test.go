@@ -76,6 +76,30 @@ func TestOpeningRaisesNoLevel(t *testing.T) {
 	closeDir(t, testenv.Must(Open(newer))(t))
 }
 
+// TestFormsOfLaterLevels makes files whose form is of level 2, in this test alone: none is made at level 1.
+func TestFormsOfLaterLevels(t *testing.T) {
+	o := options(filled(t))
+	o.Newest = 2
+	d := testenv.Must(Open(o))(t)
+	defer closeDir(t, d)
+	since[segmentMagic], since[snapshotMagic] = 2, 2
+	defer clear(since)
+	segment := func() error {
+		made, err := createSegment(t.TempDir(), d.Level(), 1, 1, o.SegmentSize, 0)
+		if err != nil {
+			return err
+		}
+		return made.f.Close()
+	}
+	testenv.WantError(t, segment(), "coracle log 1", "may be made from level 2 on, and the directory has level 1")
+	testenv.WantError(t, writeSnapshot(d, lastEntry+1, "state"), "coracle snapshot 1", "may be made from level 2 on")
+	testenv.NoError(t, d.RecordLevel(2))
+	testenv.NoError(t, segment())
+	testenv.NoError(t, writeSnapshot(d, lastEntry+1, "state"))
+	fresh := options(filepath.Join(t.TempDir(), "store"))
+	testenv.WantError(t, testenv.Err(Open(fresh)), "may be made from level 2 on")
+}
+
 // TestLevelOfNewDirectories makes directories for a new cluster, and for one that has a level.
 func TestLevelOfNewDirectories(t *testing.T) {
 	for joined, want := range map[int]int{0: 2, 1: 1, 2: 2} {

@@ -33,6 +33,7 @@ type Log struct {
 	newest       atomic.Pointer[snapshotEnd] // equal to snapshot, for readers that must not wait for mu
 	trail        atomic.Pointer[trail]       // nil: none
 	onFlushed    func(took time.Duration, bytes int)
+	level        func() int // of the directory
 
 	writing     writeLock // held by the goroutine that appends or deletes
 	nextSegment *segment  // made, but not the tail yet; guarded by writing
@@ -223,7 +224,7 @@ func (l *Log) roomFor(size int64) (*segment, error) {
 			if err := l.space.faults.Strike(l.ctx, l.space.clock, false); err != nil {
 				return err
 			}
-			l.nextSegment, err = createSegment(l.dir, tail.number+1, tail.batch+2, l.size, size)
+			l.nextSegment, err = createSegment(l.dir, l.level(), tail.number+1, tail.batch+2, l.size, size)
 			return err
 		})
 		if err != nil {

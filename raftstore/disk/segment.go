@@ -59,7 +59,10 @@ func segmentPath(dir string, number uint64) string {
 
 // createSegment makes a segment whose first batch has the given number. It has the given length, or a greater one if
 // need is more. The segment and its space are on disk when createSegment returns.
-func createSegment(dir string, number, batch uint64, length, need int64) (*segment, error) {
+func createSegment(dir string, level int, number, batch uint64, length, need int64) (*segment, error) {
+	if err := checkForm(segmentMagic, level); err != nil {
+		return nil, err
+	}
 	length = max(length, align(need)+segmentHeader+recordHeader)
 	path := segmentPath(dir, number)
 	f, err := os.OpenFile(path+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)

@@ -33,6 +33,7 @@ type Snapshots struct {
 	dir    string
 	log    *slog.Logger
 	strike func() error // the injected fault of a flush
+	level  func() int   // of the directory
 	// checkNewer returns an error if a snapshot may not be started. onComplete is called when a snapshot is complete.
 	checkNewer, onComplete func(snapshotEnd) error
 	unlink                 func(path string) error // os.Remove, except in tests
@@ -248,6 +249,9 @@ func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64,
 ) (raft.SnapshotSink, error) {
 	end := endOf(&raft.SnapshotMeta{Index: index, Term: term, Configuration: configuration, ConfigurationIndex: configurationIndex})
 	if err := s.checkNewer(end); err != nil {
+		return nil, err
+	}
+	if err := checkForm(snapshotMagic, s.level()); err != nil {
 		return nil, err
 	}
 	header, err := json.Marshal(snapshotHeader{version, index, term, configuration, configurationIndex})

@@ -38,7 +38,7 @@ type Command struct {
 //
 // format, kind and flags are one byte each, the others varints, and body is the request in protobuf. If flagID is set
 // there is the request id, with the floor as back = seq - floor. If flagFence is set there is the fence's term. Any
-// other flag makes the entry unreadable to this version, on purpose.
+// other flag makes the entry unreadable to this version, on purpose (see Since).
 const (
 	entryFormat = 1
 
@@ -74,8 +74,8 @@ func CommandSize(c Command) int {
 	return size
 }
 
-// AppendCommand appends the encoded command to an entry of Raft's log.
-func AppendCommand(entry []byte, c Command) ([]byte, error) {
+// AppendCommand appends the encoded command to an entry of Raft's log, in a form of the cluster's level.
+func AppendCommand(entry []byte, c Command, level int) ([]byte, error) {
 	kind := kindOf(requests[:], c.Request)
 	if kind == 0 {
 		return nil, fmt.Errorf("mvcc: %T is not a command", c.Request)
@@ -94,6 +94,9 @@ func AppendCommand(entry []byte, c Command) ([]byte, error) {
 	if c.Fence != 0 {
 		entry[flags] |= flagFence
 		entry = binary.AppendUvarint(entry, c.Fence)
+	}
+	if err := checkCommand(kind, entry[flags], level); err != nil {
+		return nil, err
 	}
 	entry = binary.AppendUvarint(entry, uint64(proto.Size(c.Request)))
 	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(entry, c.Request)

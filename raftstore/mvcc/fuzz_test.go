@@ -20,7 +20,7 @@ func FuzzDecodeEntry(f *testing.F) {
 	entry := NewEntry(nil)
 	for _, c := range sampleCommands() {
 		var err error
-		entry, err = AppendCommand(entry, c)
+		entry, err = AppendCommand(entry, c, 1)
 		testenv.NoError(f, err)
 		f.Add(bytes.Clone(entry))
 	}
@@ -38,7 +38,7 @@ func FuzzDecodeEntry(f *testing.F) {
 		entry := NewEntry(nil)
 		for _, c := range commands {
 			before := len(entry)
-			entry, err = AppendCommand(entry, c)
+			entry, err = AppendCommand(entry, c, 1)
 			testenv.NoError(t, err)
 			if len(entry)-before > CommandSize(c) {
 				t.Fatalf("%d bytes were to be %d", len(entry)-before, CommandSize(c))

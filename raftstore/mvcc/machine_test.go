@@ -112,7 +112,7 @@ func encode(t *rapid.T, commands []Command) []byte {
 	for _, c := range commands {
 		before := len(entry)
 		var err error
-		entry, err = AppendCommand(entry, c)
+		entry, err = AppendCommand(entry, c, 1)
 		testenv.NoError(t, err)
 		if size := len(entry) - before; size > CommandSize(c) || CommandSize(c) > size+45 {
 			t.Fatalf("a command of %d bytes was to have %d", size, CommandSize(c))

@@ -27,8 +27,8 @@ const (
 )
 
 // Pack returns the entry packed if that makes it smaller by at least an eighth, else the entry itself.
-func Pack(entry []byte) []byte {
-	if len(entry) < worthPacking {
+func Pack(entry []byte, level int) []byte {
+	if len(entry) < worthPacking || !mayPack(level) {
 		return entry
 	}
 	buf := scratch.Get().(*[]byte)
@@ -75,6 +75,10 @@ const streamMagic = "\xff\x06\x00\x00S2sTwO"
 
 // WritePacked writes the snapshot as an S2 stream. Restore reads such a stream and an unpacked snapshot.
 func (s *Snapshot) WritePacked(w io.Writer) error {
+	if !mayPack(s.view.Level()) {
+		_, err := s.WriteTo(w)
+		return err
+	}
 	// It packs one block at a time: a snapshot is not urgent, and memory is scarce.
 	packer := s2.NewWriter(w, s2.WriterConcurrency(1), s2.WriterBlockSize(256<<10))
 	if _, err := s.WriteTo(packer); err != nil {

@@ -111,7 +111,7 @@ func (s *Snapshot) Revision() int64 { return s.view.rev }
 // WriteTo writes the snapshot.
 func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	blocks := newBlockWriter(w)
-	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize), pinOvertaken: &s.pin.overtaken}
+	out := recordWriter{w: bufio.NewWriterSize(blocks, blockSize), pinOvertaken: &s.pin.overtaken, level: s.view.Level()}
 	blocks.raw([]byte(snapshotMagic))
 	out.uvarints(s.view.rev, s.compacted)
 	for _, l := range s.view.leases {
@@ -157,6 +157,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 type recordWriter struct {
 	w            *bufio.Writer
 	pinOvertaken *atomic.Bool
+	level        int // of the cluster
 	err          error
 	buf          [binary.MaxVarintLen64]byte
 }
@@ -165,6 +166,9 @@ type recordWriter struct {
 func (o *recordWriter) byte(b byte) {
 	if o.err == nil && o.pinOvertaken.Load() {
 		o.err = ErrOvertaken
+	}
+	if since := Since.Records[b]; since > o.level && o.err == nil {
+		o.err = fmt.Errorf("record %d may be written from level %d on, and the cluster has level %d", b, since, o.level)
 	}
 	o.bytes([]byte{b})
 }
