@@ -144,7 +144,7 @@ UPGRADE = CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older CORACLE_TWOLEVELS_BIN=$(
 
 compat: build older twolevels ## this version on the directory of the one before it and back, under load, at each level; OLDER=tag or commit (root, minutes)
 	@[ -n '$(OLDER)' ] || { echo 'error: OLDER says from which version: make compat OLDER=TAG, a commit, or a program' >&2; exit 2; }
-	@$(UPGRADE) -timeout 30m -run '$(or $(RUN),^TestCompat)' ./test/upgrade/
+	@CORACLE_HA_WHOLE=short $(UPGRADE) -timeout 30m -run '$(or $(RUN),^TestCompat)' ./test/upgrade/
 
 e2e-upgrade: build older twolevels ## clusters that are upgraded and taken back machine by machine under load; OLDER=tag or commit, RUN=… of some (root, an hour)
 	@[ -n '$(OLDER)' ] || { echo 'error: OLDER says from which version: make e2e-upgrade OLDER=TAG, a commit, or a program' >&2; exit 2; }
