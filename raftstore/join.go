@@ -119,6 +119,10 @@ func (ms *membership) serveJoin(ctx context.Context, r joinCall) (emptyReply, er
 	if err := ms.checkReadable(address); err != nil {
 		return emptyReply{}, err
 	}
+	// Another server may have led since, and raised the level. The level was read before the term (committedIndex).
+	if lead, _ := ms.leadership.get(); !lead.Leader || lead.Term != ms.raft.CurrentTerm() {
+		return emptyReply{}, errNotLeader
+	}
 	if err := ms.await(add(id, address, at, 0)); err != nil {
 		return emptyReply{}, callError(err)
 	}

@@ -139,7 +139,12 @@ func (c *Cluster) serveRaise(ctx context.Context, r raiseCall) (emptyReply, erro
 	if err != nil {
 		return emptyReply{}, callError(err)
 	}
-	defer unlock()
+	raising := false // then storeLevel's goroutine holds it
+	defer func() {
+		if !raising {
+			unlock()
+		}
+	}()
 	lead, _ := c.leadership.get()
 	if !lead.Leader {
 		return emptyReply{}, errNotLeader
@@ -154,16 +159,41 @@ func (c *Cluster) serveRaise(ctx context.Context, r raiseCall) (emptyReply, erro
 		return emptyReply{}, status.Errorf(codes.FailedPrecondition, "raftstore: level %d is not known to the programs of these servers: %s. "+
 			"Nothing was changed. Upgrade them, or remove those that are gone for good", r.To, strings.Join(behind, ", "))
 	}
+	if ctx.Err() != nil { // behind may not have asked all that are up
+		return emptyReply{}, contextError(ctx)
+	}
 	if r.Check {
 		return emptyReply{}, nil
 	}
-	if _, err := c.writer.inTerm(ctx, mvcc.Command{Request: putLevel(r.To)}, lead.Term, nil); errors.Is(err, mvcc.ErrFenced) {
-		return emptyReply{}, errNotLeader
-	} else if err != nil {
-		return emptyReply{}, callError(err)
+	done := make(chan error, 1)
+	raising = c.spawn(func() {
+		defer unlock()
+		done <- c.storeLevel(r.To, lead.Term)
+	})
+	if !raising {
+		return emptyReply{}, ErrClosed
 	}
-	c.log.Info("the cluster's level was raised", "level", r.To)
-	return emptyReply{}, nil
+	select {
+	case err := <-done:
+		return emptyReply{}, err
+	case <-ctx.Done():
+		return emptyReply{}, contextError(ctx)
+	}
+}
+
+// storeLevel stores a level in the term in which this server leads. Until it returns, the entry may be committed, even
+// if the caller of RaiseLevel has given up, and no member may be added that cannot read what follows it. The caller
+// holds raising.
+func (c *Cluster) storeLevel(to int, term uint64) error {
+	_, err := c.writer.inTerm(c.ctx, mvcc.Command{Request: putLevel(to)}, term, nil)
+	switch {
+	case errors.Is(err, mvcc.ErrFenced):
+		return errNotLeader
+	case err != nil:
+		return callError(err)
+	}
+	c.log.Info("the cluster's level was raised", "level", to)
+	return nil
 }
 
 // behind describes the members whose programs do not know a level. Those of the newest configuration in the log count,

@@ -62,6 +62,9 @@ func Recover(o Options) error {
 // disk.Log's fit then drops the log.
 func (r *recovery) reset() error {
 	was := r.dir.Identity.Member
+	if err := r.dir.RecordLevel(r.fsm.state.Freeze().Level()); err != nil {
+		return err
+	}
 	if err := r.dir.ChangeMember(""); err != nil {
 		return err
 	}

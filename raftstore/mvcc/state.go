@@ -11,6 +11,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/coracle-k8s/coracle/internal/level"
 )
 
 // treeDegree is the degree of the B-trees. It was the fastest of those that were measured, with 100,000 keys of 1 KB.
@@ -183,17 +185,16 @@ func (s *State) applyDelete(r *pb.DeleteRangeRequest) (*pb.DeleteRangeResponse, 
 func (w *write) deleteRange(r *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
 	s := w.s
 	var found []*Version
-	if len(r.RangeEnd) == 0 {
-		if v := s.get(r.Key); v != nil {
+	take := func(v *Version) bool {
+		if !v.Deleted() && !v.storesLevel() {
 			found = append(found, v)
 		}
-	} else {
-		ascend(s.tree, r.Key, r.RangeEnd, func(v *Version) bool {
-			if !v.Deleted() {
-				found = append(found, v)
-			}
-			return true
-		})
+		return true
+	}
+	if len(r.RangeEnd) > 0 {
+		ascend(s.tree, r.Key, r.RangeEnd, take)
+	} else if v := s.get(r.Key); v != nil {
+		take(v)
 	}
 	resp := &pb.DeleteRangeResponse{Deleted: int64(len(found))}
 	for _, v := range found {
@@ -204,6 +205,16 @@ func (w *write) deleteRange(r *pb.DeleteRangeRequest) *pb.DeleteRangeResponse {
 	}
 	resp.Header = &pb.ResponseHeader{Revision: w.current()}
 	return resp
+}
+
+// storesLevel says whether a key's version stores a level after the first one. No deletion removes that: one that was
+// checked before the level was raised may be run afterwards.
+func (v *Version) storesLevel() bool {
+	if string(v.kv.Key) != level.Key {
+		return false
+	}
+	stored, ok := level.Parse(string(v.kv.Value))
+	return ok && stored > level.First
 }
 
 func (w *write) delete(old *Version) {
