@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"strings"
 
@@ -123,12 +124,16 @@ func decodeMeta(data []byte) (Meta, error) {
 			return Meta{}, fmt.Errorf("gossip: metadata with %d bytes in the field %d", len(value), tag)
 		}
 	}
-	m.Level, m.Running = max(m.Level, level.First), max(m.Running, level.First)
+	m.Level, m.Running = boundLevel(m.Level), boundLevel(m.Running)
 	m.API = m.API[:min(len(m.API), maxAddresses)] // no more than a member of this version would send
 	m.Addresses = m.Addresses[:min(len(m.Addresses), maxAddresses)]
 	m.PodSubnets = m.PodSubnets[:min(len(m.PodSubnets), maxPodSubnets)]
 	return m, nil
 }
+
+// boundLevel returns a level that a member publishes as one that can be: a number that a program counts with, and never
+// less than the first one.
+func boundLevel(published uint64) uint64 { return min(max(published, level.First), math.MaxInt32) }
 
 // decodeField decodes one field, and returns whether it is well-formed. An unknown field is.
 func (m *Meta) decodeField(tag uint64, value []byte) (ok bool) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/hashicorp/memberlist"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -60,6 +61,19 @@ func TestLevelsOfMembers(t *testing.T) {
 	got, err := decodeMeta(without)
 	testenv.NoError(t, err)
 	testenv.True(t, reflect.DeepEqual(got, first), "%+v, want %+v", got, first)
+}
+
+// TestHostileLevels: whatever levels a member publishes, they are numbers above zero on a machine of 32 bits, too.
+func TestHostileLevels(t *testing.T) {
+	for _, n := range []uint64{0, 1, 1 << 31, 1 << 63, 1<<64 - 1} {
+		data := []byte{metaFormat}
+		for _, tag := range []uint64{tagLevel, tagRunning} {
+			data = protowire.AppendBytes(protowire.AppendVarint(data, tag), protowire.AppendVarint(nil, n))
+		}
+		got, err := decodeMeta(data)
+		testenv.NoError(t, err)
+		testenv.True(t, int32(got.Level) > 0 && int32(got.Running) > 0, "%d is taken for the levels %d and %d", n, int32(got.Level), int32(got.Running))
+	}
 }
 
 // TestMetaAlwaysFits: whatever a member is given, what it says fits.
