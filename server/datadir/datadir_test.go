@@ -90,3 +90,19 @@ func TestUnknownLevels(t *testing.T) {
 		testenv.Equal(t, identityOf(t, dir), before, "the refused folder's identity is")
 	}
 }
+
+// Whatever number or text stands for the level: the folder is refused with words, stays as it is, and Level, which is
+// read before, returns no number below zero.
+func TestGarbageForLevel(t *testing.T) {
+	for format, want := range map[string]string{
+		`0`: "is damaged", `-1`: "is damaged", `2000000000`: "data format 2000000000", `"2"`: "is damaged", `1.5`: "is damaged",
+		`1e40`: "is damaged", `[1]`: "is damaged", `null`: "is damaged",
+	} {
+		dir := t.TempDir()
+		text := `{"format": ` + format + `, "version": "v1", "serverID": "a"}`
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, IdentityFile), []byte(text), 0o600))
+		testenv.True(t, Level(dir) >= 0, "the format %s is the level %d", format, Level(dir))
+		testenv.WantError(t, program(t, dir, 2, "v2"), want, "Nothing was changed")
+		testenv.Equal(t, identityOf(t, dir), text, "the refused folder's identity is")
+	}
+}
