@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // serverLevel returns the level at which a server starts: that of its folder, once it has a store. Before, it is the
@@ -25,6 +26,8 @@ func serverLevel(o server.Options, joined *admission.Joined) int {
 	switch {
 	case known > 0 && (joined == nil || o.HasStore()):
 		return known
+	case joined != nil && roster.HasPeers(o.ServerDir): // its store is lost, and joined may be of long ago
+		return max(joined.Level, known, level.First)
 	case joined != nil:
 		return max(joined.Level, level.First)
 	}

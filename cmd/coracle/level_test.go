@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/admission"
+	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -63,6 +64,7 @@ func TestLevelOfAServer(t *testing.T) {
 		name   string
 		folder int // of identity.json
 		store  bool
+		peers  bool // it knew other servers
 		joined *admission.Joined
 		want   int
 	}{
@@ -71,6 +73,7 @@ func TestLevelOfAServer(t *testing.T) {
 		{name: "a first join, of a cluster before there were levels", joined: &admission.Joined{}, want: 1},
 		{name: "a first join", joined: &admission.Joined{Level: 3}, want: 3},
 		{name: "a join that failed before", folder: 2, joined: &admission.Joined{Level: 3}, want: 3},
+		{name: "a member that lost its store after its cluster was raised", folder: 4, peers: true, joined: &admission.Joined{Level: 3}, want: 4},
 		{name: "a member whose cluster was raised after it had joined", folder: 4, store: true, joined: &admission.Joined{Level: 3}, want: 4},
 	} {
 		dir := t.TempDir()
@@ -79,6 +82,9 @@ func TestLevelOfAServer(t *testing.T) {
 		if c.folder > 0 {
 			identity := `{"format": ` + strconv.Itoa(c.folder) + `, "serverID": "a"}`
 			testenv.NoError(t, os.WriteFile(filepath.Join(dir, "identity.json"), []byte(identity), 0o600))
+		}
+		if c.peers {
+			testenv.NoError(t, os.WriteFile(filepath.Join(dir, roster.PeersFile), []byte(`["10.0.0.1:6443"]`), 0o600))
 		}
 		if c.store {
 			testenv.NoError(t, os.MkdirAll(filepath.Join(o.StoreDir, "log"), 0o700))
