@@ -60,6 +60,11 @@ func (l Levels) raise(ctx context.Context, members []status.Member, check bool) 
 	if out.Next == 0 || len(out.HoldsUp) > 0 {
 		return out, nil
 	}
+	select {
+	case <-l.s.ready:
+	default: // then the list of nodes may be empty, and an older agent would hold nothing up
+		return nil, errors.New("this server is not ready yet and may not know all nodes, so the level was not changed; coracle status says why")
+	}
 	if check {
 		return out, store.Cluster().CheckRaise(ctx, out.Next)
 	}
