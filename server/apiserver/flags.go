@@ -68,8 +68,8 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 	if err := restrictAnonymous(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
-	if err := s.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
-		return kubeoptions.CompletedOptions{}, fmt.Errorf("applying feature gates: %w", err)
+	if err := applyGates(s.GenericServerRunOptions.ComponentGlobalsRegistry); err != nil {
+		return kubeoptions.CompletedOptions{}, err
 	}
 	completed, err := s.Complete(ctx)
 	if err != nil {
@@ -79,6 +79,21 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 		return kubeoptions.CompletedOptions{}, fmt.Errorf("API server options: %w", errors.Join(errs...))
 	}
 	return completed, nil
+}
+
+// applyGates applies the flags for feature gates and the emulated version. It refuses a newer version than the process
+// is: what that stores, the version of coracle before could not read (docs/adr/0181-levels.md).
+func applyGates(registry basecompatibility.ComponentGlobalsRegistry) error {
+	effective := registry.EffectiveVersionFor(basecompatibility.DefaultKubeComponent)
+	before := effective.EmulationVersion()
+	if err := registry.Set(); err != nil {
+		return fmt.Errorf("applying feature gates: %w", err)
+	}
+	if wanted := effective.EmulationVersion(); wanted.GreaterThan(before) {
+		return fmt.Errorf("%s flag emulated-version: the cluster's level is that of Kubernetes %s, and %s is newer; leave the flag out, and "+
+			"raise the level: coracle upgrade raise", component, before, wanted)
+	}
+	return nil
 }
 
 // tolerationArgs returns the kube-apiserver flags for how long pods stay on a lost node.

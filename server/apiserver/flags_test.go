@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/version"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/component-base/featuregate"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
@@ -191,5 +194,23 @@ func TestMissingOptionsAreNamed(t *testing.T) {
 	err := Options{Cluster: clusterconfig.Settings{ServiceCIDRs: make([]netip.Prefix, 3)}, AdvertiseAddress: net.IPv4(1, 1, 1, 1)}.validate()
 	for _, want := range []string{"TLSCertFile", "ClientCAFile", "ServiceAccountKeyFiles", "ServiceCIDRs", "ConfigDir", "Port"} {
 		testenv.WantError(t, err, want)
+	}
+}
+
+// TestEmulatedVersionIsNotAboveTheLevel: a flag may ask for an older Kubernetes than that of the cluster's level, and
+// for no newer one.
+func TestEmulatedVersionIsNotAboveTheLevel(t *testing.T) {
+	for flag, refused := range map[string]bool{"": false, "1.35": false, "1.36": false, "1.37": true} {
+		registry := basecompatibility.NewComponentGlobalsRegistry()
+		effective := basecompatibility.NewEffectiveVersionFromString("1.37", "1.34", "1.34")
+		testenv.NoError(t, registry.Register(basecompatibility.DefaultKubeComponent, effective, nil))
+		effective.SetEmulationVersion(version.MustParseGeneric("1.36")) // as the level has it
+		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+		registry.AddFlags(flags)
+		if flag != "" {
+			testenv.NoError(t, flags.Set("emulated-version", flag))
+		}
+		err := applyGates(registry)
+		testenv.Equal(t, err != nil, refused, "emulated-version %q is refused (%v):", flag, err)
 	}
 }
