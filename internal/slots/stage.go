@@ -92,7 +92,7 @@ func (v *Versions) checkRoom(file string) error {
 		return fmt.Errorf("reading how much room there is in %s: %w", v.Dir, err)
 	}
 	if need := fi.Size() + slack; free < need {
-		return fmt.Errorf("%s has %d MB free, and an upgrade needs %d MB. Nothing was changed: free some space and try again", v.Dir,
+		return fmt.Errorf("%s has %d MB free, and an upgrade needs %d MB. What runs was not changed: free some space and try again", v.Dir,
 			free>>20, need>>20)
 	}
 	return nil

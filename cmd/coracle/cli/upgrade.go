@@ -63,7 +63,7 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 		return err
 	}
 	if err := u.v.Begin(u.digest); err != nil {
-		return fmt.Errorf("%w. Nothing was changed", err)
+		return fmt.Errorf("%w. What runs was not changed", err)
 	}
 	unlock()
 	unlock = func() {}
@@ -128,6 +128,11 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 	if err := u.checkSettings(ctx); err != nil {
 		return false, err
 	}
+	if u.report.Role == "server" {
+		if err := u.saveCluster(ctx); err != nil {
+			return false, err
+		}
+	}
 	u.inv.Printf("copying %s to %s\n", u.name, u.v.Dir)
 	defer func() {
 		if err != nil { // the room of a program is not left taken
@@ -137,13 +142,8 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 	if err := u.v.Stage(u.file, u.digest); err != nil {
 		return false, err
 	}
-	if u.report.Role == "server" {
-		if err := u.saveCluster(ctx); err != nil {
-			return false, err
-		}
-	}
 	if err := u.writeBaseline(ctx); err != nil {
-		return false, fmt.Errorf("%w. Nothing was changed", err)
+		return false, fmt.Errorf("%w. What runs was not changed", err)
 	}
 	return false, ctx.Err()
 }
