@@ -80,7 +80,16 @@ func (m *machine) program(version, body string) {
 	m.Helper()
 	testenv.NoError(m, errors.Join(os.RemoveAll(m.file(version)), os.Mkdir(m.file(version), 0o755)))
 	text := fmt.Sprintf("#!/bin/sh\necho %s \"$@\"\n%s\n", version, body)
-	testenv.NoError(m, os.WriteFile(m.file(version, Program), []byte(text), 0o755))
+	m.write(text, version, Program)
+}
+
+// write makes a program. No process may be forked meanwhile: it would have the file open until it runs another program,
+// and the kernel starts no program that a process has open for writing. Other tests fork at the same time.
+func (m *machine) write(text string, name ...string) {
+	m.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	testenv.NoError(m, os.WriteFile(m.file(name...), []byte(text), 0o755))
 }
 
 func (m *machine) link(name, version string) {
@@ -326,7 +335,7 @@ func TestCandidateWithoutWholeProgram(t *testing.T) {
 		}
 		m.try(exits)
 		for _, text := range []string{"\x7fELF\x02\x01\x01", ""} { // for another machine, and empty
-			testenv.NoError(m, os.WriteFile(m.file("next", Program), []byte(text), 0o755))
+			m.write(text, "next", Program)
 			_ = os.Remove(m.file(trial))
 			testenv.NoError(m, os.WriteFile(m.file(tries), nil, 0o600))
 			m.link(trial, "next")

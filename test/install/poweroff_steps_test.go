@@ -53,7 +53,6 @@ func (s *script) bootUnit() (string, error) {
 // TestLossOfPowerWhileInstalling: after each call that changes the disk, and whatever of it the disk forgets, one whole
 // version runs at the next boot, and another run of the installer ends as the first would have.
 func TestLossOfPowerWhileInstalling(t *testing.T) {
-	t.Parallel()
 	old := func(s *script) {
 		s.oldInstallation(s.program("one"))
 		unit := "[Service]\nExecStart=" + filepath.Join(s.dir, "bin/coracle") + " \"server\"\n"
@@ -69,7 +68,6 @@ func TestLossOfPowerWhileInstalling(t *testing.T) {
 		{"switch", func(s *script) { s.mustInstall(s.program("zero"), "server"); s.mustInstall(s.program("one"), "") }, "two one -"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
 			s := newSlots(t)
 			if tt.name == "switch" {
 				s.text += "service=systemd; systemctl() { :; }\n"

@@ -91,10 +91,8 @@ func starterOf(root string) string { return filepath.Join(filepath.Dir(root), sl
 // TestLossOfPowerDuringATrial: after each call of an upgrade, those of the program and those of the starter, and
 // whatever of it the disk forgets, one whole version runs at the next boot. A commit stays, and so does a way back.
 func TestLossOfPowerDuringATrial(t *testing.T) {
-	t.Parallel()
 	for _, commits := range []bool{true, false} {
 		t.Run(fmt.Sprintf("commit %v", commits), func(t *testing.T) {
-			t.Parallel()
 			dir := t.TempDir()
 			v := slots.Below(dir)
 			program := func(name string) (file, digest string) {
