@@ -3,11 +3,13 @@
 package cli
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -27,4 +29,17 @@ func TestCopiesOfKubeletStateAreForRoot(t *testing.T) {
 	testenv.NoError(t, copyKubeletState(root, to))
 	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(to, "image_manager/pulled/a")))(t)), "a", "copied:")
 	testenv.Equal(t, testenv.Must(os.Stat(to))(t).Mode().Perm(), 0o700, "mode:")
+}
+
+// TestStatusRunsNoVersionWithoutANote: a status is asked often, and a start of a program takes a second on a board.
+func TestStatusRunsNoVersionWithoutANote(t *testing.T) {
+	v := slots.Below(t.TempDir())
+	digest, ran := strings.Repeat("1", 64), filepath.Join(t.TempDir(), "ran")
+	testenv.NoError(t, os.MkdirAll(v.Slot(digest, ""), 0o755))
+	testenv.NoError(t, os.WriteFile(v.ProgramOf(digest), []byte("#!/bin/sh\n: >"+ran+"\n"), 0o755))
+	testenv.NoError(t, os.Symlink(digest, filepath.Join(v.Dir, "current")))
+	testenv.Equal(t, len(upgradeNotes(filepath.Dir(v.Dir))), 0, "notes:")
+	testenv.ErrorIs(t, testenv.Err(os.Stat(ran)), fs.ErrNotExist)
+	testenv.NoError(t, os.Symlink(digest, filepath.Join(v.Dir, "trial")))
+	testenv.Equal(t, len(upgradeNotes(filepath.Dir(v.Dir))), 1, "notes in a trial:")
 }

@@ -205,9 +205,13 @@ func printUpgrade(w io.Writer, v *slots.Versions, u upgradeState) error {
 
 // upgradeNotes are the lines of coracle status about a trial, or about one that has failed.
 func upgradeNotes(dataDir string) []string {
-	u, err := readUpgrade(slots.Below(dataDir))
+	v := slots.Below(dataDir)
+	if s, err := v.State(); err != nil || s.Trial == "" && s.Refused == nil { // an error such as for a user who may not read it
+		return nil
+	}
+	u, err := readUpgrade(v)
 	switch {
-	case err != nil: // such as for a user who may not read it
+	case err != nil: // it has just changed
 		return nil
 	case u.Trial != "":
 		text := "it can be committed once everything that has to hold has held for a while"
