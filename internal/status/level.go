@@ -27,7 +27,7 @@ type Level struct {
 	// Newest is the newest level that this program knows.
 	Newest int `json:"newest"`
 	// Next is the level to which the cluster can be raised, and NextKubernetes its minor version. Next is 0 if no
-	// program of the cluster knows another level, and on an agent.
+	// server's program knows another level, and on an agent.
 	Next           int    `json:"next,omitempty"`
 	NextKubernetes string `json:"nextKubernetes,omitempty"`
 	// HoldsUp are sentences that say which machine holds Next up, and what to do.
@@ -101,8 +101,8 @@ func JudgeLevel(in LevelInput) *Level {
 		}
 	}
 	next := in.Cluster + 1
-	known := slices.ContainsFunc(machines, func(m levelMachine) bool { return m.newest >= next })
-	if len(in.Servers) == 0 || !known {
+	// Of servers alone: what an agent publishes is not checked, and it raises nothing.
+	if !slices.ContainsFunc(in.Servers, func(s LevelServer) bool { return s.Newest >= next }) {
 		return out
 	}
 	out.Next = next
@@ -122,10 +122,12 @@ func JudgeLevel(in LevelInput) *Level {
 			out.HoldsUp = append(out.HoldsUp, fmt.Sprintf("the server %s is off, and its coracle knew levels up to %d: start it with a newer "+
 				"one, or, if it will not come back: coracle member remove %s", m.name, m.newest, m.name))
 		case m.alive && m.newest > 0:
-			out.HoldsUp = append(out.HoldsUp, "the agent "+runs)
+			out.HoldsUp = append(out.HoldsUp, fmt.Sprintf("the agent %s. If it is not to be in the cluster: coracle node remove %[2]s; if its "+
+				"machine was stolen: coracle node revoke %[2]s", runs, m.name))
 		case m.alive && m.version != in.Version:
 			out.HoldsUp = append(out.HoldsUp, fmt.Sprintf("the node %s runs coracle %s and is not a member of the gossip, so the levels that it "+
-				"knows are unknown: install %s there, or let UDP through to it", m.name, m.version, in.Version))
+				"knows are unknown: install %s there, or let UDP through to it. If it is not to be in the cluster: coracle node remove %[1]s; "+
+				"if its machine was stolen: coracle node revoke %[1]s", m.name, m.version, in.Version))
 		case !m.alive && m.version != in.Version:
 			out.Off = append(out.Off, m.name)
 		}

@@ -40,7 +40,10 @@ func TestJudgeLevel(t *testing.T) {
 		{name: "an older server, an older agent",
 			in:   LevelInput{Cluster: 1, Newest: 2, Running: 1, Version: "v2", Servers: levelServers(2, 1, 2), Members: []Member{a, member("b", "server", "10.0.0.2:6443", "alive", 1, 1), c, d, old}},
 			next: 2, holdsUp: []string{"the server b runs coracle v1, which knows levels up to 1: install a newer one there",
-				"the agent e runs coracle v1, which knows levels up to 1: install a newer one there"}},
+				"the agent e runs coracle v1, which knows levels up to 1: install a newer one there. If it is not to be in the cluster: coracle node remove e; " +
+					"if its machine was stolen: coracle node revoke e"}},
+		{name: "an agent claims a level that no server knows", in: LevelInput{Cluster: 1, Newest: 1, Running: 1, Version: "v1", Servers: levelServers(1, 1),
+			Members: []Member{a, b, member("x", "agent", "10.0.0.9:6443", "alive", 99, 99)}}},
 		{name: "this program is the older one", in: LevelInput{Cluster: 1, Newest: 1, Running: 1, Version: "v1", Servers: levelServers(1, 2),
 			Members: []Member{a, b}}, next: 2, holdsUp: []string{"the server a runs coracle v1, which knows levels up to 1: install a newer one there"}},
 		{name: "servers that are off", in: LevelInput{Cluster: 1, Newest: 2, Running: 1, Servers: levelServers(2, 2, 1), Members: []Member{a, b, off}}, next: 2,
@@ -48,7 +51,8 @@ func TestJudgeLevel(t *testing.T) {
 		{name: "a server that is off and knows it", in: LevelInput{Cluster: 1, Newest: 2, Running: 1, Servers: levelServers(2, 2, 2), Members: []Member{a, b, off}}, next: 2},
 		{name: "nodes without gossip", in: LevelInput{Cluster: 1, Newest: 2, Running: 1, Version: "v2", Servers: levelServers(2), Members: []Member{a, d, member("h", "agent", "10.0.0.8:6443", "silent", 0, 0)},
 			Nodes: []LevelNode{{Name: "d", Version: "v1", Lives: true}, {Name: "f", Version: "v1"}, {Name: "g", Version: "v1", Lives: true}, {Name: "i", Version: "v2", Lives: true}}},
-			next: 2, off: []string{"f"}, holdsUp: []string{"the node g runs coracle v1 and is not a member of the gossip, so the levels that it knows are unknown: install v2 there, or let UDP through to it"}},
+			next: 2, off: []string{"f"}, holdsUp: []string{"the node g runs coracle v1 and is not a member of the gossip, so the levels that it knows are unknown: install v2 there, or let UDP through to it. " +
+				"If it is not to be in the cluster: coracle node remove g; if its machine was stolen: coracle node revoke g"}},
 		{name: "after a raise", in: LevelInput{Cluster: 2, Newest: 2, Running: 1, Servers: levelServers(2, 2, 2), Members: []Member{d, c, b, a}}, restart: []string{"b", "c", "a", "d"}},
 		{name: "after a raise, some have restarted", in: LevelInput{Cluster: 2, Newest: 2, Running: 2, Servers: levelServers(2, 2), Members: []Member{a, b, d,
 			member("e", "agent", "10.0.0.5:6443", "alive", 2, 2)}}, restart: []string{"b", "d"}},
