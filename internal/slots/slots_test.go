@@ -93,6 +93,15 @@ func TestUpgradeCallsAreInOrder(t *testing.T) {
 	testenv.Equal(t, fi.Mode().Perm(), 0o755, "mode:")
 }
 
+// TestVersionThatIsThereIsDurable: what copied it may have ended before it had written it to the disk.
+func TestVersionThatIsThereIsDurable(t *testing.T) {
+	f := newFixture(t)
+	testenv.NoError(t, f.Stage(f.file, f.next))
+	f.calls = nil
+	testenv.NoError(t, f.Stage(f.file, f.next))
+	testenv.EqualSlices(t, f.calls, []string{"sync slot", "sync versions"}, "calls:")
+}
+
 // TestLossOfPowerLeavesOneWholeVersion: after each call of an upgrade, "current" is a whole version, and so is "trial"
 // if it is there. The upgrade can then be done again.
 func TestLossOfPowerLeavesOneWholeVersion(t *testing.T) {

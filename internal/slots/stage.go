@@ -40,11 +40,12 @@ func Digest(file string) (string, error) {
 }
 
 // Stage copies a program with this digest to its folder, and makes it durable. A version that is there already, and
-// whole, is not copied. "previous" and all folders that are not needed are removed before, because a small disk has
-// room for two programs and not for three. Prune removes a staged version unless Begin has linked it.
+// whole, is not copied, but made durable again: the process that copied it may have ended before it was. "previous" and
+// all folders that are not needed are removed before a copy, because a small disk has room for two programs and not for
+// three. Prune removes a staged version unless Begin has linked it.
 func (v *Versions) Stage(file, digest string) error {
 	if have, err := Digest(v.ProgramOf(digest)); err == nil && have == digest {
-		return v.dropCache(v.ProgramOf(digest))
+		return v.syncSlot(digest)
 	}
 	if err := v.dropPrevious(); err != nil {
 		return err
@@ -136,12 +137,19 @@ func (v *Versions) copyProgram(from, to, digest string) (err error) {
 // them whole, so that the program would take 40 MB more memory than one that is read from the disk (docs/adr/0057).
 func dropCache(f *os.File) error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
-func (v *Versions) dropCache(program string) error {
-	f, err := os.Open(program)
+// syncSlot makes a version that is there durable.
+func (v *Versions) syncSlot(digest string) error {
+	f, err := os.Open(v.ProgramOf(digest))
 	if err != nil {
 		return fmt.Errorf("reading the program: %w", err)
 	}
-	return errors.Join(dropCache(f), f.Close())
+	if err := errors.Join(f.Sync(), dropCache(f), f.Close(), atomicfile.SyncDir(v.Slot(digest, ""))); err != nil {
+		return fmt.Errorf("writing the program to the disk: %w", err)
+	}
+	if err := v.after("sync slot"); err != nil {
+		return err
+	}
+	return v.syncDir()
 }
 
 // dropPrevious removes the link "previous".
