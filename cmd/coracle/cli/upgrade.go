@@ -50,6 +50,13 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 	ctx, stop := untilInterrupted(inv.Context())
 	defer stop()
 	v := slots.Below(inv.tool.Paths.DataDir)
+	// Before the lock, which makes the folder.
+	if s, err := v.State(); err != nil {
+		return err
+	} else if s.Current == "" {
+		return fmt.Errorf("this coracle is not installed in slots: there is no version in %s, so nothing could take the way back. Nothing "+
+			"was changed: give this machine's --data-dir, or run the install.sh of a release, which moves it", v.Dir)
+	}
 	unlock, err := lockVersions(ctx, v)
 	if err != nil {
 		return err
@@ -106,9 +113,6 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 		return false, err
 	}
 	switch s := u.state; {
-	case s.Current == "":
-		return false, errors.New("this coracle is not installed in slots, so nothing could take the way back. Nothing was changed: run the " +
-			"install.sh of a release, which moves it")
 	case s.Trial != "":
 		return false, fmt.Errorf("%s is on trial already: coracle upgrade status shows it, coracle upgrade undo ends it",
 			versionName(u.v, s.Trial))
