@@ -565,7 +565,7 @@ error_log="$log_file"
 respawn_delay=2
 respawn_max=0
 rc_ulimit="-n 1048576"
-retry="TERM/90"
+retry="TERM/90/KILL/5"
 
 set -o allexport
 [ ! -f "$env_file" ] || . "$env_file"
@@ -608,6 +608,7 @@ env_file='$env_file'
 log='$log_file'
 pid_file=/run/coracle-service.pid
 restarts_file=/run/coracle-service.restarts
+stop_seconds=90
 self='$bin_dir/coracle-service'
 stop_pods() { $(stop_pods quote_shell); }
 HEAD
@@ -617,10 +618,25 @@ running() { # prints the supervisor's process id
   pid=$(cat "$pid_file" 2>/dev/null) && [ -n "$pid" ] && grep -aq coracle-service "/proc/$pid/cmdline" 2>/dev/null && echo "$pid"
 }
 
+# end ends a child, and kills one that has not ended after $stop_seconds, as systemd does.
+end() {
+  kill -TERM "$1" 2>/dev/null
+  n=0
+  while kill -0 "$1" 2>/dev/null; do
+    n=$((n + 1))
+    if [ $n -gt "$stop_seconds" ]; then
+      echo "coracle-service: coracle has not ended within $stop_seconds seconds; it is killed"
+      kill -KILL "$1"
+      return
+    fi
+    sleep 1
+  done
+}
+
 supervise() {
   echo $$ >"$pid_file"
   child='' stopping=''
-  trap 'stopping=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+  trap 'stopping=yes; [ -z "$child" ] || end "$child" &' TERM INT
   trap '' HUP
   set -a; [ ! -f "$env_file" ] || . "$env_file"
   # The program bounds this file itself; what it cannot write there goes to its standard error. Variables go before the configuration.
@@ -666,7 +682,7 @@ stop() {
   n=0
   while [ -d "/proc/$pid" ]; do
     n=$((n + 1))
-    if [ $n -gt 900 ]; then echo "error: coracle (supervised by process $pid) has not stopped within 90 seconds; see $log" >&2; exit 1; fi
+    if [ $n -gt $((10 * stop_seconds + 100)) ]; then echo "error: coracle (supervised by process $pid) does not stop; see $log" >&2; exit 1; fi
     sleep 0.1
   done
 }
@@ -933,6 +949,7 @@ main() {
   program=$bin_dir/coracle
   if [ -z "$trial" ]; then
     prune
+    exec 9>&-
     say "installed coracle $version in $bin_dir"
   fi
   install_links

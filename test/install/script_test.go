@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -249,6 +251,36 @@ func TestCrashWritesNoCoreFile(t *testing.T) {
 		for _, w := range want {
 			testenv.True(t, strings.Contains(string(b), w), "%s lacks %q:\n%s", name, w, b)
 		}
+	}
+}
+
+// TestStalledServiceIsKilled, whatever starts it: otherwise nothing starts it again, be it with another version.
+func TestStalledServiceIsKilled(t *testing.T) {
+	s := newScript(t)
+	run := filepath.Join(s.dir, "coracle-service")
+	s.must(`bin_dir=$etc; save_settings server; write_openrc; service_script |
+		sed "s|=/run/|=$etc/|; s|^log=.*|log=$etc/log|; s/^stop_seconds=90/stop_seconds=1/" >"$etc/coracle-service"; chmod 755 "$etc/coracle-service"`)
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(filepath.Join(s.dir, "init")))(t)), "\nretry=\"TERM/90/KILL/5\"\n", "OpenRC:")
+	stalled := "#!/bin/sh\ntrap '' TERM\necho $$ >" + s.dir + "/pid\nwhile :; do sleep 1; done\n"
+	testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "coracle-start"), []byte(stalled), 0o755))
+	pid := ""
+	t.Cleanup(func() {
+		if n, err := strconv.Atoi(pid); err == nil {
+			_ = syscall.Kill(n, syscall.SIGKILL)
+		}
+	})
+	for range 2 { // it can be started again
+		testenv.NoError(t, exec.CommandContext(t.Context(), run, "start").Run())
+		testenv.Until(t, time.Minute, "the service starts", func() bool {
+			b, _ := os.ReadFile(filepath.Join(s.dir, "pid"))
+			pid = strings.TrimSpace(string(b))
+			return pid != ""
+		})
+		out, err := exec.CommandContext(t.Context(), run, "stop").CombinedOutput()
+		testenv.Require(t, err == nil, "%v: %s", err, out)
+		n := testenv.Must(strconv.Atoi(pid))(t)
+		testenv.ErrorIs(t, syscall.Kill(n, 0), syscall.ESRCH)
+		testenv.NoError(t, os.Remove(filepath.Join(s.dir, "pid")))
 	}
 }
 
