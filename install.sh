@@ -33,6 +33,7 @@ unit_file=/etc/systemd/system/coracle.service
 pods_unit_file=/etc/systemd/system/coracle-pods.service
 openrc_file=/etc/init.d/coracle
 log_file=/var/log/coracle.log
+lock_file=/run/coracle-install.lock
 bin_dir=${INSTALL_CORACLE_BIN_DIR:-/usr/local/bin}
 program=$bin_dir/coracle
 timeout=${INSTALL_CORACLE_TIMEOUT:-300}
@@ -928,6 +929,20 @@ TXT
 
 main() {
   find_machine
+  lock "$lock_file" "another run of install.sh goes on. Nothing was changed: wait until it has ended, and run this again"
+  install_all "$@" 9>&- # what it starts does not keep the lock
+}
+
+# lock FILE WHY lets one process at a time go on; the others end with a reason. Without flock it does nothing.
+lock() {
+  command -v flock >/dev/null || return 0
+  umask 077 # who may open the file may lock it
+  exec 9>>"$1"
+  umask 022
+  flock -n 9 || die "$2"
+}
+
+install_all() {
   find_binary
   trial='' changed='' running=''
   if service_running; then running=yes; fi
@@ -938,9 +953,12 @@ main() {
   save_settings "$@"
   program=$binary
   find_versions
-  if [ -z "$trial" ] && ! cmp -s "$binary" "$versions/current/coracle"; then
-    switch
-    changed=yes
+  if [ -z "$trial" ]; then
+    lock "$versions/lock" "another upgrade of this machine is going on, so its versions were not changed: run this again once it has ended"
+    if ! cmp -s "$binary" "$versions/current/coracle"; then
+      switch
+      changed=yes
+    fi
   fi
   uninstall_script | put_text 755 "$bin_dir/coracle-uninstall" || true # that it was the same is fine
   if [ -z "$trial" ] || [ ! -x "$bin_dir/coracle-start" ]; then put_starter; fi

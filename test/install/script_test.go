@@ -30,7 +30,7 @@ func newScript(t *testing.T) *script {
 	text, ok := strings.CutSuffix(string(b), "main \"$@\"\n")
 	testenv.Require(t, ok, "install.sh does not end with main")
 	s := &script{T: t, dir: t.TempDir()}
-	s.text = text + fmt.Sprintf("etc=%s changed=\nenv_file=$etc/service.env args_file=$etc/service.args unit_file=$etc/unit pods_unit_file=$etc/pods-unit openrc_file=$etc/init versions=$etc/versions\n", s.dir)
+	s.text = text + fmt.Sprintf("etc=%s changed=\nenv_file=$etc/service.env args_file=$etc/service.args unit_file=$etc/unit pods_unit_file=$etc/pods-unit openrc_file=$etc/init versions=$etc/versions lock_file=$etc.lock\n", s.dir)
 	return s
 }
 

@@ -334,3 +334,26 @@ func TestVersionsThatOthersMayChange(t *testing.T) {
 	testenv.NoError(t, os.Chmod(filepath.Join(s.dir, "data"), 0o700))
 	testenv.Contains(t, s.mustInstall(s.program("one"), "server"), "warning: only root can use coracle", "a closed folder:")
 }
+
+// TestInstallersRunOneByOne: two at once would write the same files. A service that the first one starts keeps no lock.
+func TestInstallersRunOneByOne(t *testing.T) {
+	s := newSlots(t)
+	other := testenv.Must(os.OpenFile(s.dir+".lock", os.O_CREATE|os.O_RDWR, 0o600))(t)
+	defer other.Close()
+	testenv.NoError(t, unix.Flock(int(other.Fd()), unix.LOCK_EX))
+	out, err := s.install(s.program("one"), "server")
+	testenv.True(t, err != nil && strings.Contains(out, "another run of install.sh goes on"), "%v: %s", err, out)
+	testenv.ErrorIs(t, testenv.Err(os.Stat(filepath.Join(s.dir, "data"))), fs.ErrNotExist)
+	testenv.NoError(t, unix.Flock(int(other.Fd()), unix.LOCK_UN))
+	unlock := testenv.Must(slots.Below(filepath.Join(s.dir, "data")).Lock())(t)
+	out, err = s.install(s.program("one"), "server")
+	testenv.True(t, err != nil && strings.Contains(out, "another upgrade of this machine is going on"), "%v: %s", err, out)
+	unlock()
+	s.text += `start_service() { sleep 60 >/dev/null 2>&1 & echo $! >"$etc/service"; }` + "\n"
+	s.mustInstall(s.program("one"), "server")
+	s.must(`kill -0 "$(cat "$etc/service")"`)
+	testenv.NoError(t, unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	testenv.Must(slots.Below(filepath.Join(s.dir, "data")).Lock())(t)()
+	testenv.NoError(t, unix.Flock(int(other.Fd()), unix.LOCK_UN))
+	s.must(`kill "$(cat "$etc/service")"`)
+}
