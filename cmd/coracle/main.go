@@ -57,6 +57,7 @@ func main() {
 		RunAgent:         runAgent,
 		CheckServerArgs:  checkServerArgs,
 		CheckKubeletArgs: kubelet.CheckArgs,
+		Emulate:          emulate,
 		Become:           tools.Run,
 		Libraries:        libraryVersions,
 		Encryption:       keys{},

@@ -34,6 +34,8 @@ type App struct {
 	// anything. The error joins one error for each mistake.
 	CheckServerArgs  func(c *config.Server) error
 	CheckKubeletArgs func(args []string) error
+	// Emulate makes this process the Kubernetes of a level that the program knows.
+	Emulate func(level int) error
 	// Become makes this process kubectl, ctr, helm or the cleaning of the host, with environment variables. It does not
 	// return.
 	Become func(name string, args, env []string)

@@ -130,6 +130,7 @@ func testApp() *App {
 		RunAgent:         fakeAgent,
 		CheckServerArgs:  func(c *config.Server) error { return fakeArgs(c.APIServerArgs) },
 		CheckKubeletArgs: fakeArgs,
+		Emulate:          func(int) error { return nil },
 		Become:           fakeTool,
 		Libraries:        func() map[string]string { return map[string]string{"runc": "1.2.3"} },
 		Restart:          func() error { return errors.New("a restart was tried") },

@@ -367,13 +367,29 @@ func askSettings(ctx context.Context, program string, args, env []string) (setti
 	return out, nil
 }
 
-// levelProblems says if this program cannot be in the cluster of a data directory for its level.
-func levelProblems(paths config.Paths) []string {
+// levelOf returns the cluster's level as a data directory has it, 0 if it has none.
+func levelOf(paths config.Paths) int {
 	l := datadir.Level(paths.ServerDir)
 	var node struct{ Level int }
 	if _, err := atomicfile.ReadJSON(filepath.Join(paths.AgentDir, "cluster.json"), &node); err == nil && l == 0 { // joining/node writes it
 		l = node.Level
 	}
+	return l
+}
+
+// emulateLevelOf makes this process the Kubernetes of a data directory's level, as a start does: the feature gates are
+// those of its minor version. It does nothing if the level is unknown yet, or not known to this program.
+func (a *App) emulateLevelOf(paths config.Paths) error {
+	l := levelOf(paths)
+	if !level.Known(l) {
+		return nil
+	}
+	return a.Emulate(l)
+}
+
+// levelProblems says if this program cannot be in the cluster of a data directory for its level.
+func levelProblems(paths config.Paths) []string {
+	l := levelOf(paths)
 	if l != 0 && !level.Known(l) {
 		return []string{fmt.Sprintf("the cluster has level %d, and this version knows the levels %d to %d", l, level.Oldest(), level.Newest())}
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -42,4 +43,21 @@ func TestStatusRunsNoVersionWithoutANote(t *testing.T) {
 	testenv.ErrorIs(t, testenv.Err(os.Stat(ran)), fs.ErrNotExist)
 	testenv.NoError(t, os.Symlink(digest, filepath.Join(v.Dir, "trial")))
 	testenv.Equal(t, len(upgradeNotes(filepath.Dir(v.Dir))), 1, "notes in a trial:")
+}
+
+// TestSettingsAreCheckedAtTheLevel: a gate that is new in this Kubernetes is unknown at a level before it.
+func TestSettingsAreCheckedAtTheLevel(t *testing.T) {
+	for role, file := range map[string]string{"server": "server/identity.json", "agent": "agent/cluster.json"} {
+		dir, emulated, checked := t.TempDir(), 0, 0
+		path := filepath.Join(dir, file)
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		testenv.NoError(t, os.WriteFile(path, []byte(`{"format": 1, "level": 1, "serverID": "x"}`), 0o600))
+		app := testApp()
+		app.Environ = nil
+		app.Emulate = func(level int) error { emulated = level; return nil }
+		app.CheckServerArgs = func(*config.Server) error { checked = emulated; return nil }
+		app.CheckKubeletArgs = func([]string) error { checked = emulated; return nil }
+		app.settingsReport([]string{role, "--data-dir", dir, "--server", "https://board1:6443", "--token", "x"})
+		testenv.Equal(t, checked, 1, "the settings of a %s are checked at level", role)
+	}
 }

@@ -287,12 +287,14 @@ func (a *App) settingsReport(args []string) settingsReport {
 	case "server":
 		var c *config.Server
 		if c, err = config.LoadServer(a.sources(flags)); err == nil {
+			err = a.emulateLevelOf(c.Paths)
 			out.Problems = append(out.Problems, a.serverArgProblems(c)...)
 		}
 		paths = c.Paths
 	case "agent":
 		var c *config.Agent
 		if c, err = config.LoadAgent(a.sources(flags)); err == nil {
+			err = a.emulateLevelOf(c.Paths)
 			out.Problems = append(out.Problems, problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs))...)
 		}
 		paths = c.Paths
