@@ -84,25 +84,23 @@ func (r *replica) lockLevel(ctx context.Context) (unlock func(), err error) {
 func (r *replica) followLevel(ctx context.Context) {
 	const retry = time.Second
 	for done := 0; ; {
-		now := r.level()
-		var err error
-		if now > done {
-			err = r.dir.RecordLevel(now)
+		timers.Retry(ctx, r.log, retry, "the cluster's level could not be recorded; trying again", func() error {
+			now := r.level()
+			if now <= done {
+				return nil
+			}
+			err := r.dir.RecordLevel(now)
 			if on := r.opts.OnLevel; on != nil {
 				err = errors.Join(err, on(now))
 			}
-		}
-		if err == nil {
-			done = now
-			select {
-			case <-r.fsm.leveled:
-			case <-ctx.Done():
-				return
+			if err == nil {
+				done = now
 			}
-			continue
-		}
-		r.log.Warn("the cluster's level could not be recorded; trying again", "level", now, "err", err)
-		if !timers.Sleep(ctx, retry) {
+			return err
+		})
+		select {
+		case <-r.fsm.leveled:
+		case <-ctx.Done():
 			return
 		}
 	}

@@ -5,6 +5,7 @@ package raftstore
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,6 +183,23 @@ func TestScenarioNewClusterHasNewestLevel(t *testing.T) {
 		n := c.nodes[1]
 		testenv.True(t, strings.HasSuffix(string(raftAddressOf(n)), "@2"), "the address %s does not announce level 2", raftAddressOf(n))
 	})
+}
+
+// A disk that is full or read-only for long does not fill the log: each trouble is logged once.
+func TestTroubleWithTheLevelIsLoggedOnce(t *testing.T) {
+	var log bytes.Buffer // the handler writes a line at a time
+	recorded := make(chan struct{})
+	tries := 0
+	s := openStore(t, Options{Dir: t.TempDir(), newest: 2, Logger: slog.New(slog.NewTextHandler(&log, nil)), OnLevel: func(int) error {
+		if tries++; tries < 3 {
+			return errors.New("the disk is full")
+		}
+		close(recorded)
+		return nil
+	}})
+	<-recorded
+	testenv.NoError(t, s.Close(t.Context()))
+	testenv.Equal(t, strings.Count(log.String(), "the disk is full"), 1, "times that the trouble was logged")
 }
 
 func raftAddressOf(n *node) string { return string(n.running().replica.address) }
