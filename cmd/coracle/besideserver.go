@@ -27,8 +27,9 @@ func besideServer(n node, s *server.Server, off *atomic.Bool, stopAll context.Ca
 	if err != nil {
 		p.Log.Warn("the id of this boot is unknown; after a reboot the node may start a minute late", "error", err)
 	}
+	program, _ := os.Executable() // on Linux without an error
 	guard := nodeoff.New(nodeoff.Options{
-		Marker: filepath.Join(p.Paths.RunDir, "node-start"), Boot: strings.TrimSpace(string(boot)), GaveUp: errGaveUp,
+		Marker: filepath.Join(p.Paths.RunDir, "node-start"), Boot: strings.TrimSpace(string(boot)), Program: program, GaveUp: errGaveUp,
 		Off: func() { off.Store(true) }, MayRestart: s.Roster().MayRestart,
 		Restart: func() {
 			stopAll(cli.ErrRestart)

@@ -19,8 +19,9 @@ import (
 // empty.
 type marker struct {
 	Boot     string
-	Failures int  // in a row, before this start
-	Try      bool // the next start of the process runs the node
+	Program  string `json:",omitempty"`
+	Failures int    // in a row, before this start
+	Try      bool   // the next start of the process runs the node
 }
 
 const readyLine = "ready\n"
@@ -40,7 +41,7 @@ func createMarker(path string, m marker) (*os.File, error) {
 
 // readMarker reads the marker that the process before this one has left. It returns how many starts of the node have
 // failed in a row, and the reason of the last failure. The node may start if that is empty.
-func readMarker(path, boot string) (failures int, why string) {
+func readMarker(path, boot, program string) (failures int, why string) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, ""
@@ -58,7 +59,7 @@ func readMarker(path, boot string) (failures int, why string) {
 	reason, wasReady := strings.CutPrefix(rest, readyLine)
 	reason, _, _ = strings.Cut(reason, "\n")
 	switch {
-	case m.Boot != boot, wasReady && reason == "":
+	case m.Boot != boot, m.Program != program, wasReady && reason == "":
 		return 0, ""
 	case m.Try:
 		return m.Failures, ""

@@ -28,12 +28,15 @@ const provenAfter = time.Minute
 // ones.
 var retryWaits = [...]time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute}
 
-// Options describe the node of a server. All fields are required, except Part.
+// Options describe the node of a server. All fields are required, except Part and Program.
 type Options struct {
 	// Marker is the path of the marker. It should not outlive a reboot.
 	Marker string
 	// Boot identifies the boot of the machine. A marker of another boot does not count.
 	Boot string
+	// Program is the path of the program, which names its version where a machine has several. A marker of another one
+	// does not count: a version that was on trial may have failed where this one works.
+	Program string
 	// GaveUp is the cause with which the node's context ends when a library wants to end the process.
 	GaveUp error
 	// Off is called when the node does not run, and will not run in this process any more.
@@ -65,7 +68,7 @@ func (n *Node) Run(ctx context.Context, run func(context.Context) error) {
 	defer n.removeMarker(ctx)
 	defer context.AfterFunc(ctx, func() { n.removeMarker(ctx) })() // not after run: a node that is slow to stop has not failed
 	var why string
-	if n.failures, why = readMarker(n.o.Marker, n.o.Boot); why == "" {
+	if n.failures, why = readMarker(n.o.Marker, n.o.Boot, n.o.Program); why == "" {
 		n.writeMarker()
 		timer := time.AfterFunc(provenAfter, n.succeed)
 		err := run(ctx)
@@ -91,7 +94,7 @@ func (n *Node) Ready() {
 func (n *Node) writeMarker() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	f, err := createMarker(n.o.Marker, marker{Boot: n.o.Boot, Failures: n.failures})
+	f, err := createMarker(n.o.Marker, marker{Boot: n.o.Boot, Program: n.o.Program, Failures: n.failures})
 	if f != nil {
 		n.trial = f
 		err = errors.Join(err, debug.SetCrashOutput(f, debug.CrashOptions{}))
@@ -198,7 +201,7 @@ func (n *Node) await(ctx context.Context, why string) {
 func (n *Node) recordTry() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	f, err := createMarker(n.o.Marker, marker{Boot: n.o.Boot, Failures: n.failures, Try: true})
+	f, err := createMarker(n.o.Marker, marker{Boot: n.o.Boot, Program: n.o.Program, Failures: n.failures, Try: true})
 	if f != nil {
 		err = errors.Join(err, f.Close())
 	}

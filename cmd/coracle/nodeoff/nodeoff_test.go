@@ -175,6 +175,7 @@ func TestMarkerOfNodesStart(t *testing.T) {
 		"no line feed":             {content: `{"Boot":"boot","Failures":1}`, off: true},
 		"negative":                 {content: `{"Boot":"boot","Failures":-3}` + "\n", off: true},
 		"of another boot":          {content: `{"Boot":"other","Failures":1}` + "\npanic: x\n"},
+		"of another version":       {content: `{"Boot":"boot","Program":"/versions/2/coracle","Failures":1}` + "\npanic: x\n"},
 		"to be tried":              {content: `{"Boot":"boot","Failures":9,"Try":true}` + "\n"},
 		"half of ready":            {content: `{"Boot":"boot"}` + "\nrea", off: true},
 		"many failures":            {content: `{"Boot":"boot","Failures":12}` + "\npanic: x\n", off: true, longer: 14 * time.Minute},
