@@ -32,7 +32,8 @@ type fsm struct {
 	// returns an error, the present state stays.
 	onRestore func() error
 
-	newest int // the newest level that this program knows
+	newest   int              // the newest level that this program knows
+	outdated func(why string) // ends the program, since it does not know the cluster's level
 	// connectLevel and level are the level that is stored, 0 before the first entry that stores one: the one at which
 	// this server connects to others, and the one in whose forms it writes. The former changes first. Then onLevel is
 	// called, which must not block. Last, leveled is sent.
@@ -49,6 +50,7 @@ func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
 	f := &fsm{
 		state: mvcc.New(), onPublish: onPublish, onCommand: onCommand, onRestore: func() error { return nil },
 		newest: level.Newest(), leveled: timers.NewSignal(), onLevel: func() {},
+		outdated: func(why string) { panic(why) },
 	}
 	f.published.Store(f.state.Freeze()) // without a callback: an empty state needs none
 	return f
@@ -123,7 +125,7 @@ func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 func (f *fsm) noteLevel(index uint64) {
 	now := f.state.Freeze().Level()
 	if now > f.newest {
-		panic(fmt.Sprintf("raftstore: with log entry %d the cluster has level %d, and this version knows levels up to %d. Nothing was changed, "+
+		f.outdated(fmt.Sprintf("raftstore: with log entry %d the cluster has level %d, and this version knows levels up to %d. Nothing was changed, "+
 			"and what the store holds is safe: start the version that the other servers run", index, now, f.newest))
 	}
 	if int64(now) > f.level.Load() {

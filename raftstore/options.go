@@ -99,7 +99,8 @@ type Options struct {
 	// is called again. Close waits for it.
 	OnLevel func(level int) error
 
-	newest int // level.Newest(), or another one in tests
+	newest   int              // level.Newest(), or another one in tests
+	outdated func(why string) // ends a program that does not know the cluster's level: panic, except in tests
 }
 
 // A Network connects a store to the other servers. Its connections are authenticated and encrypted: any peer that can

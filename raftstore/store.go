@@ -89,6 +89,9 @@ func newStore(o Options) *Store {
 	s.lessor = newLessor(o.Clock, s.writer.expire)
 	r.fsm = newFSM(s.published, s.applied)
 	r.fsm.newest = o.newest
+	if o.outdated != nil {
+		r.fsm.outdated = o.outdated
+	}
 	r.fsm.onRestore = func() error { return r.dir.Installed() }
 	r.fsm.onLevel = func() { s.replication.levelRaised() }
 	s.compactor = newCompactor(s.writer)
