@@ -147,14 +147,12 @@ func (ms *membership) checkLimit(members []raft.Server, id raft.ServerID) error 
 // keepAnnounced announces this server at the start. It does so again when the members have another address for it: at
 // the start, this server may not have had the entry of its last announcement yet.
 func (ms *membership) keepAnnounced(ctx context.Context) {
-	for ctx.Err() == nil {
-		ms.announce(ctx)
-		for !slices.ContainsFunc(ms.raft.GetConfiguration().Configuration().Servers, func(m raft.Server) bool {
+	ms.announce(ctx)
+	for timers.Sleep(ctx, peersTick) { // also after an announcement: its entry has to arrive here
+		if slices.ContainsFunc(ms.raft.GetConfiguration().Configuration().Servers, func(m raft.Server) bool {
 			return m.ID == ms.id && m.Address != ms.address
 		}) {
-			if !timers.Sleep(ctx, peersTick) {
-				return
-			}
+			ms.announce(ctx)
 		}
 	}
 }
