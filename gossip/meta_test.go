@@ -72,13 +72,15 @@ func TestHostileLevels(t *testing.T) {
 		}
 		got, err := decodeMeta(data)
 		testenv.NoError(t, err)
-		testenv.True(t, int32(got.Level) > 0 && int32(got.Running) > 0, "%d is taken for the levels %d and %d", n, int32(got.Level), int32(got.Running))
+		testenv.True(t, int32(got.Level) > 0 && int32(got.Running) > 0, "%d is taken for the levels %d and %d", n, int32(got.Level),
+			int32(got.Running))
 	}
 }
 
 // TestMetaAlwaysFits: whatever a member is given, what it says fits.
 func TestMetaAlwaysFits(t *testing.T) {
-	m := Meta{Role: 200, Version: strings.Repeat("v", 1000), Protocol: 1<<64 - 1, KeyGeneration: 1<<64 - 1, Level: 1<<64 - 1, Running: 1<<64 - 1}
+	m := Meta{Role: 200, Version: strings.Repeat("v", 1000), Protocol: 1<<64 - 1, KeyGeneration: 1<<64 - 1, Level: 1<<64 - 1,
+		Running: 1<<64 - 1}
 	for range 100 {
 		m.API = append(m.API, netip.MustParseAddrPort("[fd00::5]:6443"))
 		m.Addresses = append(m.Addresses, netip.MustParseAddr("fd00::5"))

@@ -125,8 +125,8 @@ func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 func (f *fsm) noteLevel(index uint64) {
 	now := f.state.Freeze().Level()
 	if now > f.newest {
-		f.outdated(fmt.Sprintf("raftstore: with log entry %d the cluster has level %d, and this version knows levels up to %d. Nothing was changed, "+
-			"and what the store holds is safe: start the version that the other servers run", index, now, f.newest))
+		f.outdated(fmt.Sprintf("raftstore: with log entry %d the cluster has level %d, and this version knows levels up to %d. "+
+			"Nothing was changed, and what the store holds is safe: start the version that the other servers run", index, now, f.newest))
 	}
 	if int64(now) > f.level.Load() {
 		f.connectLevel.Store(int64(now))

@@ -40,6 +40,14 @@ func withLevel(address raft.ServerAddress, newest int) raft.ServerAddress {
 	return address + raft.ServerAddress("@"+strconv.Itoa(newest))
 }
 
+// announced is a program's newest level as other servers are sent it: level 1 is not sent, since older servers send none.
+func announced(newest int) int {
+	if newest == level.First {
+		return 0
+	}
+	return newest
+}
+
 func levelOf(address raft.ServerAddress) int {
 	_, member, _ := strings.Cut(string(address), "#")
 	_, text, _ := strings.Cut(member, "@")

@@ -214,7 +214,7 @@ type infoReply struct {
 	// Version and Hostname are those of the server's Options.
 	Version, Hostname string
 	Quota             int64 `json:",omitempty"` // Options.QuotaBytes; 0 from older servers
-	Newest            int   `json:",omitempty"` // the newest level that the server's program knows; 0 from older servers
+	Newest            int   `json:",omitempty"` // the newest level that the server's program knows; 0 for level 1
 	// ClusterQuota is the cluster's quota in bytes, from a server that leads.
 	ClusterQuota int64           `json:",omitempty"`
 	Refusing     metrics.Refusal `json:",omitempty"` // why the server refuses writes

@@ -87,7 +87,7 @@ func (q *quota) info(lead leader) infoReply {
 		Cluster: q.dir.Identity.Cluster, ID: string(q.id), Leader: string(lead.Address), Version: q.opts.Version, Hostname: q.opts.Hostname,
 		Applied: q.raft.AppliedIndex(), Full: errors.Is(q.replica.admit(), rpctypes.ErrGRPCNoSpace),
 		Stalled: q.dir.Stalled() > stalledAfter, Members: q.raft.GetConfiguration().Configuration().Servers,
-		Quota: q.opts.QuotaBytes, Newest: q.opts.newest, Refusing: q.reason(),
+		Quota: q.opts.QuotaBytes, Newest: announced(q.opts.newest), Refusing: q.reason(),
 	}
 	if lead.Self {
 		out.ClusterQuota = q.bytes()

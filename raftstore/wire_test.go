@@ -19,7 +19,8 @@ func TestNamesOfCalls(t *testing.T) {
 		of   any
 		want string
 	}{
-		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname Quota ClusterQuota Refusing"},
+		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname Quota Newest ClusterQuota Refusing"},
+		{raiseCall{}, "To Check"},
 		{infoCall{}, "ClusterQuota"},
 		{joinCall{}, "ID Address Share Quota"},
 		{removeCall{}, "Name"},

@@ -30,7 +30,8 @@ func TestNewestLevelIsThisKubernetes(t *testing.T) {
 	testenv.Equal(t, effective.String(), before, "at the newest level, the versions are")
 	for l := level.Oldest(); l <= level.Newest(); l++ {
 		emulated := version.MustParseGeneric(level.Minor(l))
-		testenv.False(t, emulated.LessThan(effective.BinaryVersion().WithPatch(0).SubtractMinor(3)), "level %d, %s, is too old for upstream", l, emulated)
+		testenv.False(t, emulated.LessThan(effective.BinaryVersion().WithPatch(0).SubtractMinor(3)), "level %d, %s, is too old for upstream",
+			l, emulated)
 	}
 }
 

@@ -508,7 +508,8 @@ func TestLevelIsKept(t *testing.T) {
 	s.level.Store(int64(level.Oldest()))
 	testenv.Equal(t, testenv.Must(node.Join(t.Context(), s.options(dir)))(t).Level, level.Oldest(), "the level of a new node is")
 	file := filepath.Join(dir, "cluster.json")
-	testenv.Equal(t, strings.Contains(string(testenv.Must(os.ReadFile(file))(t)), `"level"`), level.Oldest() > level.First, "the file has a level:")
+	testenv.Equal(t, strings.Contains(string(testenv.Must(os.ReadFile(file))(t)), `"level"`), level.Oldest() > level.First,
+		"the file has a level:")
 	s.level.Store(int64(level.Newest()))
 	testenv.Equal(t, testenv.Must(node.Join(t.Context(), s.options(dir)))(t).Level, level.Newest(), "the level after a raise is")
 	s.stop()
@@ -521,7 +522,8 @@ func TestUnknownLevelChangesNothing(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	unknown := level.Newest() + 1
 	s.level.Store(int64(unknown))
-	testenv.WantError(t, testenv.Err(node.Join(t.Context(), s.options(dir))), fmt.Sprintf("the cluster has level %d", unknown), "Install the servers' version")
+	testenv.WantError(t, testenv.Err(node.Join(t.Context(), s.options(dir))), fmt.Sprintf("the cluster has level %d", unknown),
+		"Install the servers' version")
 	_, err := os.Lstat(filepath.Join(dir, "cred"))
 	testenv.True(t, errors.Is(err, fs.ErrNotExist), "there are credentials: %v", err)
 

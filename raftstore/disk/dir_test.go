@@ -22,7 +22,8 @@ import (
 var testIdentity = Identity{Cluster: "c", Node: "n", Member: "n"}
 
 func options(path string) Options {
-	return Options{Path: path, Identity: testIdentity, Logger: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}, Reserve: 4096, SegmentSize: 64 << 10, Newest: 1}
+	return Options{Path: path, Identity: testIdentity, Logger: slog.New(slog.DiscardHandler), Clock: clock.RealClock{}, Reserve: 4096,
+		SegmentSize: 64 << 10, Newest: 1}
 }
 
 func mustOpen(t *testing.T, path string) *Dir {

@@ -65,13 +65,15 @@ func TestOpeningRaisesNoLevel(t *testing.T) {
 	closeDir(t, d)
 	testenv.Contains(t, string(testenv.Must(os.ReadFile(file))(t)), "\nformat 3\n", "at level 2:")
 	raised := readImage(t, older.Path)
-	testenv.WantError(t, testenv.Err(Open(older)), "has format 3, and this version reads formats up to 2. Nothing was changed. Run the version that wrote it")
+	testenv.WantError(t, testenv.Err(Open(older)),
+		"has format 3, and this version reads formats up to 2. Nothing was changed. Run the version that wrote it")
 	after := readImage(t, older.Path)
 	delete(raised, "LOCK")
 	delete(after, "LOCK")
 	testenv.True(t, maps.EqualFunc(after, raised, bytes.Equal), "the refused open changed something")
 	newer.Newest = 4
-	testenv.WantError(t, testenv.Err(Open(newer)), "has format 3, and this version reads formats from 4 on", "Run a version between the two first")
+	testenv.WantError(t, testenv.Err(Open(newer)), "has format 3, and this version reads formats from 4 on",
+		"Run a version between the two first")
 	newer.Newest = 3
 	closeDir(t, testenv.Must(Open(newer))(t))
 }

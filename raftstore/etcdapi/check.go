@@ -47,7 +47,8 @@ func (a *API) checkPut(r *pb.PutRequest) error {
 }
 
 // errLevel refuses a write that only the store's leader may make (raftstore.Cluster.RaiseLevel).
-var errLevel = status.Error(codes.InvalidArgument, "raftstore: the cluster's level is written only by coracle upgrade raise, and never removed")
+var errLevel = status.Error(codes.InvalidArgument,
+	"raftstore: the cluster's level is written only by coracle upgrade raise, and never removed")
 
 func (a *API) checkDelete(r *pb.DeleteRangeRequest) error {
 	if len(r.Key) == 0 {

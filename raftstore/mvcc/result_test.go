@@ -73,7 +73,8 @@ func TestBadResultsAreNotDecoded(t *testing.T) {
 }
 
 func TestBadCommandsAreNotDecoded(t *testing.T) {
-	testenv.Fails(t, testenv.Err(AppendCommand(NewEntry(nil), Command{Request: &pb.PutRequest{}, Session: 1, Seq: 1, Floor: 2}, 1)), "a floor above the number was encoded")
+	testenv.Fails(t, testenv.Err(AppendCommand(NewEntry(nil), Command{Request: &pb.PutRequest{}, Session: 1, Seq: 1, Floor: 2}, 1)),
+		"a floor above the number was encoded")
 	testenv.Fails(t, testenv.Err(AppendCommand(NewEntry(nil), Command{Request: &pb.RangeRequest{}}, 1)), "a range was encoded")
 	for _, b := range [][]byte{
 		nil, {9}, {entryFormat, kindPut}, {entryFormat, kindPut, 0}, {entryFormat, kindPut, 0, 1}, {entryFormat, 0, 0, 0}, {entryFormat, 99, 0, 0},

@@ -79,7 +79,8 @@ func TestUnknownLevels(t *testing.T) {
 		has, newest int
 		want        string
 	}{
-		{2, 1, "was written by a newer coracle: v2, data format 2. This is v9 and knows formats up to 1. Nothing was changed: install v2 or newer"},
+		{2, 1, "was written by a newer coracle: v2, data format 2. This is v9 and knows formats up to 1. " +
+			"Nothing was changed: install v2 or newer"},
 		{1, 3, "has level 1, and was last used by v1. This is v9 and knows levels 2 to 3. Nothing was changed: first install a version between"},
 	} {
 		dir := t.TempDir()

@@ -98,7 +98,8 @@ func TestSnapshotOfLevelThatIsNotKnown(t *testing.T) {
 	data = bytes.Replace(data, []byte(`"format":1`), []byte(`"level":9,"format":1`), 1)
 	testenv.NoError(t, os.WriteFile(file, data, 0o600))
 	to := snapshots.NewTarget(t)
-	testenv.WantError(t, testenv.Err(snapshots.Restore(to, file, m.Key)), "of a cluster of level 9", "knows levels up to", "Nothing was changed")
+	testenv.WantError(t, testenv.Err(snapshots.Restore(to, file, m.Key)), "of a cluster of level 9", "knows levels up to",
+		"Nothing was changed")
 	testenv.Fails(t, testenv.Err(os.Stat(to.ServerDir)), "the server's folder was made")
 }
 

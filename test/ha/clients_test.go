@@ -180,14 +180,7 @@ func (x *clients) writesGoOn(t *testing.T, after time.Time, but *harness.Server)
 		if s == but {
 			continue
 		}
-		harness.Eventually(t, soon, fmt.Sprintf("writes at server %d go on", s.Number), func() error {
-			acked, errs := w.Acked()
-			// The first one behind that moment may have been begun before it.
-			if n := len(acked); n < 2 || acked[n-2].At.Before(after) {
-				return fmt.Errorf("%d acknowledged, none after the fault; errors: %v", n, errs)
-			}
-			return nil
-		})
+		harness.Eventually(t, soon, fmt.Sprintf("writes at server %d go on", s.Number), func() error { return w.GoesOn(after) })
 	}
 }
 
@@ -195,14 +188,8 @@ func (x *clients) writesGoOn(t *testing.T, after time.Time, but *harness.Server)
 func (x *clients) longestGap(from time.Time, but *harness.Server) time.Duration {
 	var longest time.Duration
 	for s, w := range x.writers {
-		if s == but {
-			continue
-		}
-		acked, _ := w.Acked()
-		for i := 1; i < len(acked); i++ {
-			if acked[i].At.After(from) {
-				longest = max(longest, acked[i].At.Sub(acked[i-1].At))
-			}
+		if s != but {
+			longest = max(longest, w.LongestGap(from))
 		}
 	}
 	return longest

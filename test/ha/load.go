@@ -121,6 +121,28 @@ func brief(err error) string {
 	return text
 }
 
+// LongestGap returns the longest time between two acknowledged writes, from a moment on.
+func (w *Writer) LongestGap(from time.Time) time.Duration {
+	var longest time.Duration
+	acked, _ := w.Acked()
+	for i := 1; i < len(acked); i++ {
+		if acked[i].At.After(from) {
+			longest = max(longest, acked[i].At.Sub(acked[i-1].At))
+		}
+	}
+	return longest
+}
+
+// GoesOn is an error unless a write was acknowledged that was begun after a moment.
+func (w *Writer) GoesOn(after time.Time) error {
+	acked, errs := w.Acked()
+	// The first one behind that moment may have been begun before it.
+	if n := len(acked); n < 2 || acked[n-2].At.Before(after) {
+		return fmt.Errorf("%d acknowledged, none since; errors: %v", n, errs)
+	}
+	return nil
+}
+
 // Acked are the acknowledged writes so far, and the errors met, with their numbers.
 func (w *Writer) Acked() ([]Ack, map[string]int) {
 	w.mu.Lock()

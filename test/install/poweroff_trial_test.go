@@ -165,7 +165,8 @@ func (w *watched) start(step func(call string, synced ...string)) string {
 		testenv.NoError(w.t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755))
 	}
 	c := exec.Command("/bin/sh", starterOf(w.root))
-	c.Env = []string{"PATH=" + dir + ":/usr/bin:/bin", slots.FolderEnv + "=" + w.root, "CALLS=" + pipes[0].Name(), "REPLIES=" + pipes[1].Name()}
+	c.Env = []string{"PATH=" + dir + ":/usr/bin:/bin", slots.FolderEnv + "=" + w.root, "CALLS=" + pipes[0].Name(),
+		"REPLIES=" + pipes[1].Name()}
 	testenv.NoError(w.t, c.Start())
 	for calls := bufio.NewReader(pipes[0]); ; {
 		line := strings.TrimSpace(testenv.Must(calls.ReadString('\n'))(w.t))

@@ -57,7 +57,8 @@ esac
 // install runs the whole script with a program.
 func (s *script) install(program, args string, env ...string) (string, error) {
 	s.Helper()
-	return s.run("main "+args, append([]string{"INSTALL_CORACLE_BINARY=" + program, "INSTALL_CORACLE_SHA256=skip", "INSTALL_CORACLE_SYMLINK=force"}, env...)...)
+	return s.run("main "+args, append([]string{"INSTALL_CORACLE_BINARY=" + program, "INSTALL_CORACLE_SHA256=skip",
+		"INSTALL_CORACLE_SYMLINK=force"}, env...)...)
 }
 
 func (s *script) mustInstall(program, args string, env ...string) string {
@@ -125,7 +126,8 @@ func TestFirstInstallation(t *testing.T) {
 	testenv.Contains(t, s.mustInstall(one, ""), "nothing has changed", "the second run:")
 	s.must("write_systemd; write_openrc", slots.FolderEnv+"=/elsewhere")
 	for name, want := range map[string][]string{
-		"unit":                {"\nExecStart=BIN/coracle-start \"server\"", "\nEnvironment=\"CORACLE_VERSIONS=DATA/versions\"\n", "\n[Unit]", "\nStartLimitIntervalSec=0\n"},
+		"unit": {"\nExecStart=BIN/coracle-start \"server\"", "\nEnvironment=\"CORACLE_VERSIONS=DATA/versions\"\n", "\n[Unit]",
+			"\nStartLimitIntervalSec=0\n"},
 		"pods-unit":           {"\nExecStop=BIN/coracle node stop-pods"},
 		"init":                {"\ncommand=\"BIN/coracle-start\"", "\nCORACLE_VERSIONS='DATA/versions'\n", " BIN/coracle node stop-pods"},
 		"bin/coracle-service": {"\nbin='BIN/coracle-start'\n", "CORACLE_VERSIONS=$versions\n", "BIN/coracle node stop-pods"},
@@ -269,7 +271,8 @@ func TestDataDirectoryAndVersionAtOnceAreRefused(t *testing.T) {
 	testenv.True(t, err != nil && strings.Contains(out, "the data directory has changed"), "%v: %s", err, out)
 	testenv.Equal(t, s.versions(), "one - -", "versions:")
 	testenv.Equal(t, s.boot(), "one server", "the service runs")
-	testenv.Equal(t, testenv.Must(os.Readlink(filepath.Join(s.dir, "bin/coracle")))(t), s.dir+"/data/versions/current/coracle", "the program is")
+	testenv.Equal(t, testenv.Must(os.Readlink(filepath.Join(s.dir, "bin/coracle")))(t), s.dir+"/data/versions/current/coracle",
+		"the program is")
 	s.mustInstall(s.program("one"), "")
 	testenv.ErrorIs(t, testenv.Err(os.Stat(filepath.Join(s.dir, "data/versions"))), fs.ErrNotExist)
 }
@@ -330,7 +333,8 @@ func TestVersionsThatOthersMayChange(t *testing.T) {
 	testenv.NoError(t, os.MkdirAll(filepath.Join(s.dir, "data"), 0o755))
 	testenv.NoError(t, os.Chmod(filepath.Join(s.dir, "data"), 0o777))
 	out, err := s.install(s.program("one"), "server")
-	testenv.True(t, err != nil && strings.Contains(out, "every user of this machine may change") && strings.Contains(out, "--data-dir"), "%v: %s", err, out)
+	testenv.True(t, err != nil && strings.Contains(out, "every user of this machine may change") && strings.Contains(out, "--data-dir"),
+		"%v: %s", err, out)
 	testenv.NoError(t, os.Chmod(filepath.Join(s.dir, "data"), 0o700))
 	testenv.Contains(t, s.mustInstall(s.program("one"), "server"), "warning: only root can use coracle", "a closed folder:")
 }

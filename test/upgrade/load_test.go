@@ -182,14 +182,8 @@ func (l *load) lives(s *harness.Server, since time.Time) {
 func (l *load) gap(from time.Time, but *harness.Server) time.Duration {
 	var longest time.Duration
 	for s, w := range l.writers {
-		if s == but {
-			continue
-		}
-		acked, _ := w.Acked()
-		for i := 1; i < len(acked); i++ {
-			if acked[i].At.After(from) {
-				longest = max(longest, acked[i].At.Sub(acked[i-1].At))
-			}
+		if s != but {
+			longest = max(longest, w.LongestGap(from))
 		}
 	}
 	return longest
@@ -206,14 +200,8 @@ func (l *load) goOn(after time.Time) {
 // goesOn is goOn of the writer at one server.
 func (l *load) goesOn(s *harness.Server, after time.Time) {
 	l.t.Helper()
-	harness.Eventually(l.t, harness.Soon, fmt.Sprintf("writes at server %d go on", s.Number), func() error {
-		acked, errs := l.writers[s].Acked()
-		// The first one behind that moment may have been begun before it.
-		if n := len(acked); n < 2 || acked[n-2].At.Before(after) {
-			return fmt.Errorf("%d acknowledged, none since; errors: %v", n, errs)
-		}
-		return nil
-	})
+	harness.Eventually(l.t, harness.Soon, fmt.Sprintf("writes at server %d go on", s.Number),
+		func() error { return l.writers[s].GoesOn(after) })
 }
 
 // holds fails the test unless the cluster has everything, its pods run on, and no format number has changed; and makes

@@ -27,12 +27,14 @@ func TestRaiseChangesKubernetesMinor(t *testing.T) {
 	c := ha.NewOfNodes(t, 1, 1)
 	s, a := c.Servers[0], c.Agents[0]
 	l := startLoad(t, c)
-	testenv.True(t, strings.Contains(l.says(s, "upgrade", "raise"), "level 1 (Kubernetes 1.37), the newest that this coracle knows; there is nothing to raise"),
+	testenv.True(t, strings.Contains(l.says(s, "upgrade", "raise"),
+		"level 1 (Kubernetes 1.37), the newest that this coracle knows; there is nothing to raise"),
 		"the product has something to raise")
 
 	l.exchange(s, next)
 	held := l.says(s, "upgrade", "raise", "--check")
-	testenv.True(t, strings.Contains(held, "! the agent "+a.NodeName()+" runs coracle"), "the older agent does not hold the raise up:\n%s", held)
+	testenv.True(t, strings.Contains(held, "! the agent "+a.NodeName()+" runs coracle"), "the older agent does not hold the raise up:\n%s",
+		held)
 	testenv.True(t, strings.Contains(l.says(s, "upgrade", "raise"), "Nothing was changed"), "the raise is not held up")
 	l.exchange(a, next)
 	l.isKubernetes("1.36", "1.35", false)
@@ -41,7 +43,8 @@ func TestRaiseChangesKubernetesMinor(t *testing.T) {
 		return harness.Succeeds(s.Run(s.Coracle(), "upgrade", "raise", "--check", "--data-dir", s.DataDir))
 	})
 	said := l.says(s, "upgrade", "raise")
-	testenv.True(t, strings.Contains(said, fmt.Sprintf("in this order. Pods keep running:\n  %s\n  %s\n", s.NodeName(), a.NodeName())), "the raise says\n%s", said)
+	testenv.True(t, strings.Contains(said, fmt.Sprintf("in this order. Pods keep running:\n  %s\n  %s\n", s.NodeName(), a.NodeName())),
+		"the raise says\n%s", said)
 	l.isKubernetes("1.36", "1.35", false) // until it restarts
 	l.exchange(s, next)
 	testenv.Equal(t, l.level(s).Running, 2, "after its restart, the server runs at level")

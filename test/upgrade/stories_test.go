@@ -157,7 +157,8 @@ func (h *place) refuses(name, candidate string, want ...string) {
 		says := map[string]string{"the command": out, "coracle upgrade status": h.must("coracle", "upgrade", "status")}
 		says["coracle status"], _ = h.Run("sh", "-c", "coracle status 2>&1") // its exit code says whether anything is in trouble
 		harness.Eventually(t, time.Minute, "an Event on the Node", func() error {
-			says["the Event"] = h.kubectl("get", "events", "--field-selector", "reason=UpgradeRefused,involvedObject.kind=Node,involvedObject.name=board",
+			says["the Event"] = h.kubectl("get", "events", "--field-selector",
+				"reason=UpgradeRefused,involvedObject.kind=Node,involvedObject.name=board",
 				"-o", `jsonpath={range .items[*]}{.message}{"\n"}{end}`)
 			if !strings.Contains(says["the Event"], slots.Short(s.Refused.Digest)) {
 				return fmt.Errorf("events: %s", says["the Event"])
@@ -186,5 +187,6 @@ func TestFaultyServersGoBack(t *testing.T) {
 	h.refuses("exits at once", h.faulty("exits"), "3 starts without a commit")
 	h.refuses("hangs", h.faulty("hangs"), "no commit within 60 s")
 	h.refuses("is never Ready", h.faulty("no-network"), "no commit within 60 s", "node: it is not Ready")
-	h.refuses("writes no Service rules", h.faulty("no-rules"), "no commit within 60 s", "Services: the kubernetes Service does not answer at 10.43.0.1")
+	h.refuses("writes no Service rules", h.faulty("no-rules"), "no commit within 60 s",
+		"Services: the kubernetes Service does not answer at 10.43.0.1")
 }

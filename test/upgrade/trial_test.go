@@ -194,14 +194,17 @@ func TestTrialsOfServer(t *testing.T) {
 			})
 			testenv.True(t, time.Since(began) < within, "that took %s", time.Since(began))
 			again, err := h.Run("sh", "-c", "exec coracle upgrade --here "+file+" 2>&1")
-			testenv.True(t, err != nil && strings.Contains(again, "was tried and refused") && strings.Contains(again, "--retry"), "%v %s", err, again)
+			testenv.True(t, err != nil && strings.Contains(again, "was tried and refused") && strings.Contains(again, "--retry"), "%v %s", err,
+				again)
 		})
 	}
 	refused("exits", h.script("exits", "exit 1"), 2*time.Minute, "3 starts without a commit")
 	refused("hangs", h.script("hangs", "exec sleep 86400"), 3*time.Minute, "no commit within 60 s")
 
-	h.place("/etc/coracle/upgrade-check", "#!/bin/sh\n[ ! -L /var/lib/coracle/versions/trial ] || { echo the shop is closed; exit 4; }\n", 0o755)
-	refused("fails the own check", h.candidate("own"), 3*time.Minute, "no commit within 60 s", "/etc/coracle/upgrade-check: exit status 4: the shop is closed")
+	h.place("/etc/coracle/upgrade-check", "#!/bin/sh\n[ ! -L /var/lib/coracle/versions/trial ] || { echo the shop is closed; exit 4; }\n",
+		0o755)
+	refused("fails the own check", h.candidate("own"), 3*time.Minute, "no commit within 60 s",
+		"/etc/coracle/upgrade-check: exit status 4: the shop is closed")
 	h.must("rm", "/etc/coracle/upgrade-check")
 
 	dns := h.must("coracle", "kubectl", "get", "service", "-n", "kube-system", "kube-dns", "-o", "jsonpath={.spec.clusterIP}")
@@ -272,7 +275,8 @@ func TestTrialsOfAgent(t *testing.T) {
 	server.StartNode()
 	token := strings.TrimSpace(string(testenv.Must(os.ReadFile(server.Seen("server", "agent-token")))(t)))
 	m := site.NewMachine()
-	h := newInstalled(t, m, "agent --node-name board --node-ip "+m.IP+" --server https://"+server.IP+":6443 --token "+token, slots.TrialEnv+"=45")
+	h := newInstalled(t, m, "agent --node-name board --node-ip "+m.IP+" --server https://"+server.IP+":6443 --token "+token,
+		slots.TrialEnv+"=45")
 	k := server.In(t)
 	k.Becomes(3*time.Minute, "True", "get", "node", "board", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 	events := func(reason, want string) {

@@ -279,7 +279,8 @@ func fakeLevel(admin *status.Server) {
 		for i, name := range []string{"board1", "board2", "board3"} {
 			address := "192.0.2." + strconv.Itoa(i+1) + ":6443"
 			in.Servers = append(in.Servers, status.LevelServer{Address: address, Newest: newest, Leader: i == 0, Self: i == 0})
-			in.Members = append(in.Members, status.Member{Name: name, Role: "server", Address: address, State: "alive", Self: i == 0, Level: newest, Running: 1})
+			in.Members = append(in.Members, status.Member{Name: name, Role: "server", Address: address, State: "alive", Self: i == 0,
+				Level: newest, Running: 1})
 		}
 		in.Members = append(in.Members, status.Member{Name: "board4", Role: "agent", Version: "v1", State: "alive", Level: agent, Running: 1})
 		in.Nodes = []status.LevelNode{{Name: "board5", Version: "v1"}}

@@ -83,7 +83,8 @@ use now, or because the cluster's level was raised meanwhile. The exit codes are
 		case s.Trial != "":
 			return a.endTrial(inv, v, s)
 		case s.Previous == "":
-			return errors.New("there is no version before the present one on this machine. Any other version can be tried: coracle upgrade --here FILE")
+			return errors.New("there is no version before the present one on this machine. Any other version can be tried: " +
+				"coracle upgrade --here FILE")
 		}
 		file := v.ProgramOf(s.Previous)
 		if have, err := slots.Digest(file); err != nil || have != s.Previous {

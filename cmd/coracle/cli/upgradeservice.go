@@ -53,7 +53,8 @@ func findStarted(pid int, v *slots.Versions, digest string) (service, error) {
 			"would take the way back. %s", pid, v.Dir, again)
 	}
 	if program := programOf(pid); program != v.ProgramOf(digest) {
-		return service{}, fmt.Errorf("process %d runs %s, and the current version is %s. Nothing was changed: restart coracle first", pid, program,
+		return service{}, fmt.Errorf("process %d runs %s, and the current version is %s. Nothing was changed: restart coracle first", pid,
+			program,
 			v.ProgramOf(digest))
 	}
 	return findService(pid)
