@@ -283,7 +283,11 @@ func (n *network) start(g *supervise.Group) {
 	}
 	if n.services != nil {
 		run(partServices, func(ctx context.Context) error {
-			n.reportServices(nil)
+			if n.services.Health().Synced { // it is started again
+				n.reportServices(nil)
+			} else {
+				n.o.statusPart(partServices).Set(status.Starting, "its first rules are not written yet")
+			}
 			return n.services.Run(ctx)
 		})
 		g.Go(func(ctx context.Context) { followVIPs(ctx, n.settings, n.services.Reserve) })

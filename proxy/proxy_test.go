@@ -263,8 +263,8 @@ func TestAutoPrefersIPVS(t *testing.T) {
 	testenv.Fails(t, testenv.Err(candidatesOf("iptables")), "there is a mode iptables")
 }
 
-// TestStatusFollowsFailedSyncs: what status says changes with the first attempt that fails, and with the first one that
-// does not.
+// TestStatusFollowsFailedSyncs: what status says changes with the first attempt, the first one that fails, and the
+// first one that does not.
 func TestStatusFollowsFailedSyncs(t *testing.T) {
 	var reports []string
 	front(t, func(_ *Proxy, e events, r *recorder) {
@@ -275,7 +275,7 @@ func TestStatusFollowsFailedSyncs(t *testing.T) {
 		r.set(func() { r.err = nil })
 		time.Sleep(2 * retryPause) // fake time
 	}, func(o *Options) { o.Report = func(err error) { reports = append(reports, fmt.Sprint(err)) } })
-	testenv.Equal(t, strings.Join(reports, ", "), "lost, <nil>", "reported:")
+	testenv.Equal(t, strings.Join(reports, ", "), "<nil>, lost, <nil>", "reported:")
 }
 
 func TestFirstUsableBackendIsChosen(t *testing.T) {

@@ -110,7 +110,8 @@ func (o Observer) observeProcess(ctx context.Context, f *findings) *status.Repor
 		f.out.Memory = r.Memory.Anonymous
 	}
 	for _, c := range r.Components {
-		if c.State.Trouble() {
+		// What a part does not do that never starts, such as writing rules, may be there from the version before.
+		if c.State.Trouble() || c.State == status.Starting {
 			f.fail(condPart+c.Name, "%s: %s", c.State, c.Message)
 		}
 	}

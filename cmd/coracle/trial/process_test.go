@@ -146,9 +146,10 @@ func TestCandidateSaysWhatFails(t *testing.T) {
 	m := newMachine(t)
 	m.baseline(withoutServices)
 	m.ready = corev1.ConditionFalse
+	m.board.Part("dns").Set(status.Starting, "waiting for names")
 	m.board.Part("proxy").Set(status.Failed, "no rules")
 	stop := m.start(newDigest)
-	want := []string{"node: it is not Ready: no CNI", "part proxy: failed: no rules", "process: it is not ready yet"}
+	want := []string{"node: it is not Ready: no CNI", "part dns: starting: waiting for names", "part proxy: failed: no rules", "process: it is not ready yet"}
 	testenv.Until(t, 10*time.Second, "the reasons", func() bool { _, known := Failing(m.versions, newDigest); return known })
 	stop()
 	failing, _ := Failing(m.versions, newDigest)
