@@ -53,8 +53,8 @@ type Options struct {
 	// Unreachable, when set, names the nodes to whose endpoints this node sends nothing as long as other endpoints
 	// remain.
 	Unreachable Unreachable
-	// Report, when set, is called with the error of an attempt to write the kernel's rules: after the first attempt, and
-	// whenever it differs from the one before.
+	// Report, when set, is called with the error of an attempt to write the kernel's rules: after the first attempt,
+	// and whenever it differs from the one before.
 	Report func(error)
 	// RecordFile records the back end whose state may be in this host's kernel, for nft.RemoveServiceRules. It should
 	// be on a file system that a reboot empties, as a reboot empties the kernel. Without it nothing is recorded.

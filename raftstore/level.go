@@ -40,7 +40,8 @@ func withLevel(address raft.ServerAddress, newest int) raft.ServerAddress {
 	return address + raft.ServerAddress("@"+strconv.Itoa(newest))
 }
 
-// announced is a program's newest level as other servers are sent it: level 1 is not sent, since older servers send none.
+// announced is a program's newest level as other servers are sent it: level 1 is not sent, since older servers send
+// none.
 func announced(newest int) int {
 	if newest == level.First {
 		return 0
