@@ -108,24 +108,10 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	stopBalancing := startBalancing(ctx, servers)
 	defer func() { err = errors.Join(err, stopBalancing()) }()
 	f := &finder{c: c, port: port, servers: servers, log: p.Log.Logger, line: p.Board.Part("gossip")}
-	joined, err := joiningnode.Join(ctx, joiningnode.Options{
-		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
-		Server: c.ServerURL, Others: f.otherMachines, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
-		Addresses: c.Node.IPs, External: c.Node.ExternalIPs,
-		Program: version.Get().Coracle, Part: p.Board.Part("certificates"), Logger: p.Log.Logger,
-		Restart: func() {
-			stopAll(cli.ErrRestart)
-			time.AfterFunc(stopTimeout, p.Restart)
-		},
-	})
+	joined, err := joinCluster(ctx, stopAll, f, local, p)
 	if err != nil {
 		return err
 	}
-	running := joined.Level
-	if err := emulate(running); err != nil {
-		return err
-	}
-	p.Admin.SetLevel(func() *status.Level { return agentLevel(running, nil) })
 	_ = legacyregistry.Registerer().Register(certend.Collector(joined.Certificates)) // the kubelet serves them; a process has one node
 	_ = legacyregistry.Registerer().Register(connlimit.Metrics{})                    // the same
 	if err := keepName(); err != nil {
@@ -137,7 +123,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	member := &agentMember{
 		c: c, port: port, joined: joined, servers: servers, log: p.Log.With("part", "gossip"), line: p.Board.Part("gossip"),
 		subnets: make(chan []netip.Prefix, 1), showMembers: p.Admin.SetMembers, showLevel: p.Admin.SetLevel,
-		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}), level: running,
+		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}), level: joined.Level,
 	}
 	if joined.ReachedAtStart() {
 		member.keysReceived = time.Now()
@@ -173,6 +159,31 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		return err
 	}
 	return nodeErr
+}
+
+// joinCluster joins the cluster of the servers that f finds, or learns what an earlier start has kept of it, and makes
+// this process the Kubernetes of the cluster's level. local is the address of the API on this machine.
+func joinCluster(ctx context.Context, stopAll context.CancelCauseFunc, f *finder, local string, p *cli.Process) (*joiningnode.Node, error) {
+	c := f.c
+	joined, err := joiningnode.Join(ctx, joiningnode.Options{
+		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
+		Server: c.ServerURL, Others: f.otherMachines, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
+		Addresses: c.Node.IPs, External: c.Node.ExternalIPs,
+		Program: version.Get().Coracle, Part: p.Board.Part("certificates"), Logger: p.Log.Logger,
+		Restart: func() {
+			stopAll(cli.ErrRestart)
+			time.AfterFunc(stopTimeout, p.Restart)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := emulate(joined.Level); err != nil {
+		return nil, err
+	}
+	running := joined.Level // a server may tell another one later on
+	p.Admin.SetLevel(func() *status.Level { return agentLevel(running, nil) })
+	return joined, nil
 }
 
 // directConfigs returns client configurations for the API servers with the node's credentials. They do not use the

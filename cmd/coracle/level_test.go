@@ -50,8 +50,8 @@ func TestEmulationIsOfEverything(t *testing.T) {
 	testenv.True(t, gates.Enabled("Grown"), "the gate is off in the version that turns it on")
 	testenv.NoError(t, emulateMinor(registry, "1.36"))
 	for _, when := range []string{"after the level was set", "after the API server has set its flags"} {
-		testenv.Equal(t, effective.EmulationVersion().String()+" "+effective.MinCompatibilityVersion().String(), "1.36 1.35", when+" it emulates")
-		testenv.False(t, gates.Enabled("Grown"), "the gate is on "+when)
+		testenv.Equal(t, effective.EmulationVersion().String()+" "+effective.MinCompatibilityVersion().String(), "1.36 1.35", "%s it emulates", when)
+		testenv.False(t, gates.Enabled("Grown"), "the gate is on %s", when)
 		testenv.NoError(t, registry.Set())
 	}
 	// The kubelet's gates are the same ones.

@@ -243,7 +243,7 @@ func TestEveryUserMayRunAVersion(t *testing.T) {
 	unix.Umask(before)
 	testenv.NoError(t, err)
 	for _, path := range []string{f.Dir, f.Slot(f.next, ""), f.ProgramOf(f.next)} {
-		testenv.Equal(t, testenv.Must(os.Stat(path))(t).Mode().Perm(), 0o755, "mode of "+path+":")
+		testenv.Equal(t, testenv.Must(os.Stat(path))(t).Mode().Perm(), 0o755, "mode of %s:", path)
 	}
 }
 
