@@ -828,7 +828,8 @@ if [ -f "$unit_file" ]; then
   systemctl daemon-reload
   systemctl reset-failed coracle 2>/dev/null
 fi
-rm -f "$openrc_file" "$log_file" "$log_file.1" /run/coracle-service.pid /run/coracle-service.restarts
+rm -f "$openrc_file" "$log_file" "$log_file.1" /run/coracle-service.pid /run/coracle-service.restarts \
+  /run/coracle-install.lock
 for name in kubectl ctr; do
   if [ "$(readlink "$bin_dir/$name" 2>/dev/null)" = coracle ]; then rm -f "$bin_dir/$name"; fi
 done
