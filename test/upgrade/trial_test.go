@@ -157,6 +157,7 @@ func (h *installed) serves(digest string) {
 // TestTrialsOfServer takes one machine through trials: versions that work are committed and undone, and each that does
 // not is refused with its reason. The pods of the machine run on.
 func TestTrialsOfServer(t *testing.T) {
+	harness.ByHand(t)
 	h := newInstalled(t, harness.NewMachine(t), "server --node-name board --node-ip 10.77.0.2", slots.TrialEnv+"=60")
 	harness.Eventually(t, 3*time.Minute, "the node is Ready", func() error {
 		_, err := h.Run("coracle", "kubectl", "wait", "--for=condition=Ready", "node/board", "--timeout=1s")
@@ -270,6 +271,7 @@ func TestTrialsOfServer(t *testing.T) {
 
 // TestTrialsOfAgent: an agent is judged with the rights of its node, through a server.
 func TestTrialsOfAgent(t *testing.T) {
+	harness.ByHand(t)
 	site := harness.NewSite(t)
 	server := site.NewMachine().NewServer()
 	server.StartNode()

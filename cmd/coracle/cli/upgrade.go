@@ -316,13 +316,15 @@ func (u *upgrade) progress() string {
 
 // wentBack waits until the version before serves, and returns why the other one was refused.
 func (u *upgrade) wentBack(ctx context.Context, s slots.State) error {
-	reason := "the reason is not known"
-	if s.Refused != nil && s.Refused.Digest == u.digest {
-		reason = trial.Reason(u.v, *s.Refused)
-	}
 	again := "The version before runs again"
 	if err := awaitProgram(ctx, u.inv.tool, u.v.ProgramOf(s.Current)); err != nil {
 		again = err.Error()
+	}
+	// The starter records the reason after it has ended the trial, and before the version before starts.
+	s, err := u.v.State()
+	reason := "the reason is not known"
+	if err == nil && s.Refused != nil && s.Refused.Digest == u.digest {
+		reason = trial.Reason(u.v, *s.Refused)
 	}
 	return refusedError{fmt.Errorf("%s was tried and refused: %s. %s. coracle upgrade status says what to do", u.name, reason, again)}
 }
