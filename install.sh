@@ -167,7 +167,7 @@ unpack() {
   command -v xz >/dev/null || die "xz is missing, which unpacks $binary. Install it (Debian and Ubuntu: apt install xz-utils), or unpack the file elsewhere: xz -d $(basename "$binary")"
   if xz -dc "$binary" 2>/dev/null | cmp -s - "$bin_dir/coracle"; then binary=$bin_dir/coracle; return; fi
   mkdir -p "$bin_dir"
-  trap 'rm -f "$bin_dir/coracle.new"' EXIT
+  trap 'rm -f "$bin_dir/coracle.new" "$lock_file"' EXIT
   xz -dc "$binary" >"$bin_dir/coracle.new" || die "$binary could not be unpacked into $bin_dir; the line above says why. Nothing was installed"
   chmod 755 "$bin_dir/coracle.new"
   binary=$bin_dir/coracle.new
@@ -931,6 +931,7 @@ TXT
 main() {
   find_machine
   lock "$lock_file" "another run of install.sh goes on. Nothing was changed: wait until it has ended, and run this again"
+  trap 'rm -f "$lock_file"' EXIT # also when nothing is installed
   install_all "$@" 9>&- # what it starts does not keep the lock
 }
 
@@ -941,6 +942,8 @@ lock() {
   exec 9>>"$1"
   umask 022
   flock -n 9 || die "$2"
+  # The one that held it may have removed the file meanwhile.
+  [ "$(stat -Lc %i /proc/self/fd/9)" = "$(stat -c %i "$1" 2>/dev/null)" ] || die "$2"
 }
 
 install_all() {
