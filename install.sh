@@ -500,6 +500,8 @@ Description=Coracle: stops the pods in order when the machine goes down
 Documentation=https://github.com/coracle-k8s/coracle
 # What comes before it is stopped after it: pods end while the API, the network and the file systems are there.
 After=coracle.service network-online.target remote-fs.target local-fs.target
+# The program that runs lies elsewhere, so it does not keep the file system of this link.
+RequiresMountsFor="$(printf '%s' "$bin_dir" | sed 's/[\\"]/\\&/g; s/%/%%/g')"
 
 [Service]
 Type=oneshot
