@@ -24,7 +24,7 @@ type watched struct {
 	inodes map[uint64]*node
 }
 
-func (w *watched) look(path string) *node {
+func (w *watched) readNode(path string) *node {
 	w.t.Helper()
 	fi := testenv.Must(os.Lstat(path))(w.t)
 	inode := fi.Sys().(*syscall.Stat_t).Ino
@@ -40,7 +40,7 @@ func (w *watched) look(path string) *node {
 	case fi.IsDir():
 		clear(n.names)
 		for _, e := range testenv.Must(os.ReadDir(path))(w.t) {
-			n.names[e.Name()] = w.look(filepath.Join(path, e.Name()))
+			n.names[e.Name()] = w.readNode(filepath.Join(path, e.Name()))
 		}
 	case fi.Mode()&os.ModeSymlink != 0:
 		n.target = testenv.Must(os.Readlink(path))(w.t)
@@ -53,7 +53,7 @@ func (w *watched) look(path string) *node {
 // sync stores what a path has now: a file's data, or a folder's names.
 func (w *watched) sync(path string) {
 	w.t.Helper()
-	n := w.look(path)
+	n := w.readNode(path)
 	n.synced, n.stored = n.data, maps.Clone(n.names)
 }
 
@@ -61,7 +61,7 @@ func (w *watched) sync(path string) {
 func (w *watched) cut(seed uint64, step string, allowed ...string) {
 	w.t.Helper()
 	seen := map[*node]bool{}
-	w.top = w.look(w.root)
+	w.top = w.readNode(w.root)
 	w.mark(w.top, seen)
 	maps.DeleteFunc(w.inodes, func(_ uint64, n *node) bool { return !seen[n] }) // the kernel gives their numbers away
 	for _, l := range losses(seed) {

@@ -27,22 +27,22 @@ func TestRaiseChangesKubernetesMinor(t *testing.T) {
 	c := ha.NewOfNodes(t, 1, 1)
 	s, a := c.Servers[0], c.Agents[0]
 	l := startLoad(t, c)
-	testenv.True(t, strings.Contains(l.says(s, "upgrade", "raise"),
+	testenv.True(t, strings.Contains(l.output(s, "upgrade", "raise"),
 		"level 1 (Kubernetes 1.37), the newest that this coracle knows; there is nothing to raise"),
 		"the product has something to raise")
 
 	l.exchange(s, next)
-	held := l.says(s, "upgrade", "raise", "--check")
+	held := l.output(s, "upgrade", "raise", "--check")
 	testenv.True(t, strings.Contains(held, "! the agent "+a.NodeName()+" runs coracle"), "the older agent does not hold the raise up:\n%s",
 		held)
-	testenv.True(t, strings.Contains(l.says(s, "upgrade", "raise"), "Nothing was changed"), "the raise is not held up")
+	testenv.True(t, strings.Contains(l.output(s, "upgrade", "raise"), "Nothing was changed"), "the raise is not held up")
 	l.exchange(a, next)
 	l.isKubernetes("1.36", "1.35", false)
 
 	harness.Eventually(t, harness.Soon, "nothing holds the raise up", func() error {
 		return harness.Succeeds(s.Run(s.Coracle(), "upgrade", "raise", "--check", "--data-dir", s.DataDir))
 	})
-	said := l.says(s, "upgrade", "raise")
+	said := l.output(s, "upgrade", "raise")
 	testenv.True(t, strings.Contains(said, fmt.Sprintf("in this order. Pods keep running:\n  %s\n  %s\n", s.NodeName(), a.NodeName())),
 		"the raise says\n%s", said)
 	l.isKubernetes("1.36", "1.35", false) // until it restarts
@@ -67,8 +67,8 @@ func TestRaiseChangesKubernetesMinor(t *testing.T) {
 	testenv.NoError(t, s.LogSays("Nothing was changed"))
 }
 
-// says is what a command on a machine prints, whatever its exit code is.
-func (l *load) says(m *harness.Server, args ...string) string {
+// output is what a command on a machine prints, whatever its exit code is.
+func (l *load) output(m *harness.Server, args ...string) string {
 	l.t.Helper()
 	out, err := m.Run(m.Coracle(), append(args, "--data-dir", m.DataDir)...)
 	if err != nil {
@@ -85,7 +85,7 @@ func (l *load) level(m *harness.Server) (out struct {
 	l.t.Helper()
 	out.Running = -1
 	report := struct{ Level any }{&out}
-	testenv.NoError(l.t, json.Unmarshal([]byte(l.says(m, "status", "-o", "json")), &report))
+	testenv.NoError(l.t, json.Unmarshal([]byte(l.output(m, "status", "-o", "json")), &report))
 	return out
 }
 

@@ -107,6 +107,7 @@ func (h *place) running() string {
 func (h *place) trialEnds(ctx context.Context) <-chan time.Time {
 	at := make(chan time.Time, 1)
 	go func() {
+		// Another process changes the links, and the moment counts.
 		for began := false; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
 			s, err := h.versions.State()
 			if err == nil && began && s.Trial == "" {
