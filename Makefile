@@ -107,7 +107,7 @@ unit: ## go test ./...; tests that need root are left out without it
 
 # Scenarios mostly wait: three processes of them run side by side. Half of test/e2e, most of whose tests run one after the
 # other, has a process of its own. With five, a leader may lack processor time for its heartbeats.
-E2E_APART := ^Test(OneNode|StoreQuota|HardeningGuideHolds|LocalStorage|ThreeServers|MachineWithoutClockBattery)$$
+E2E_APART := ^Test(OneNode|StoreQuota|HardeningGuideHolds|LocalStorage|ThreeServers|MachineWithoutClockBattery|NetworkChangesWithoutAgent|StolenNodeOpensNothing|RotateWithSeveralServers)$$
 ALL_SCENARIOS = CORACLE_TWOLEVELS_BIN=$(CURDIR)/bin/coracle-twolevels $(E2E) -p 2 -timeout 40m -skip '$(E2E_APART)' ./test/e2e/... ./test/ha/... ./test/nodes/... ./test/install/... ./test/nodepower/... ./test/upgrade/... \
 	  --and $(SCENARIOS) -timeout 40m -run '$(E2E_APART)' ./test/e2e
 scenarios: build twolevels ## e2e and install-test, side by side (root)
