@@ -240,9 +240,11 @@ Nothing was changed. Run install.sh of the installed version first, which moves 
   done
 }
 
+digest_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
+
 # stage FILE keeps a program among the versions, and sets $digest to its name. No link names it yet.
 stage() {
-  digest=$(sha256sum <"$1" | cut -d ' ' -f 1)
+  digest=$(digest_of "$1")
   put "$1" 755 "$versions/$digest/coracle" || true # that it was the same is fine
   sync "$versions"
 }
@@ -274,7 +276,7 @@ switch() {
     rm -f "$versions/trial"
     sync "$versions"
   fi
-  if [ -x "$versions/current/coracle" ]; then # room for two programs is enough
+  if [ -x "$versions/current/coracle" ] && [ "$before" != "$(digest_of "$binary")" ]; then # room for two programs is enough
     rm -f "$versions/previous"
     sync "$versions"
     prune
@@ -307,6 +309,15 @@ link_program() {
   case $was in */versions/current/coracle) ;; *) return ;; esac
   was=${was%/current/coracle}
   if [ "$(readlink -f "$was")" != "$(readlink -f "$versions")" ]; then rm -rf "$was"; fi # the same by another path stays
+}
+
+# restart_command prints the command by which the program restarts the service.
+restart_command() {
+  case $service in
+    systemd) echo "systemctl restart --no-block coracle" ;;
+    openrc) echo "rc-service coracle --quiet restart" ;;
+    none) echo "$(quote_shell "$bin_dir/coracle-service") restart" ;;
+  esac
 }
 
 # put_starter writes what the service starts. A trial begins with the present one.
@@ -968,6 +979,7 @@ install_all() {
   fi
   uninstall_script | put_text 755 "$bin_dir/coracle-uninstall" || true # that it was the same is fine
   if [ -z "$trial" ] || [ ! -x "$bin_dir/coracle-start" ]; then put_starter; fi
+  restart_command | put_text 600 "$versions/restart" || true
   if "write_$service"; then changed=yes; fi
   link_program
   program=$bin_dir/coracle
@@ -1004,10 +1016,11 @@ Everything is installed; see to it and run this again (INSTALL_CORACLE_SKIP_CHEC
 }
 
 # on_trial says whether the program is tried: it is another one than the version that runs, and coracle-start can go
-# back to that.
+# back to that. The version that runs is put back in its place where its file has other content than its name says.
 on_trial() {
   [ -n "$running" ] && [ -L "$bin_dir/coracle" ] && ! cmp -s "$binary" "$bin_dir/coracle" &&
-    [ -z "${INSTALL_CORACLE_SKIP_TRIAL:-}${INSTALL_CORACLE_SKIP_START:-}" ]
+    [ -z "${INSTALL_CORACLE_SKIP_TRIAL:-}${INSTALL_CORACLE_SKIP_START:-}" ] || return
+  case $(readlink -f "$bin_dir/coracle") in */"$(digest_of "$binary")"/coracle) return 1 ;; esac
 }
 
 refuse_both() {
@@ -1024,8 +1037,7 @@ try_version() {
   case $binary in "$bin_dir/coracle.new") stage "$binary"; binary=$versions/$digest/coracle ;; esac # not written twice
   program=$binary # it knows what it needs
   at_place upgrade --here "$binary" || die "coracle $version was not installed, for the reason above"
-  program=$bin_dir/coracle
-  put_starter
+  program=$bin_dir/coracle # it has put its starter in place
 }
 
 main "$@"

@@ -12,6 +12,8 @@ type Sources struct {
 	Flags   *Flags
 	Environ []string // os.Environ()
 	Host    Host     // LocalHost{} outside tests
+	// ConfigFolder, when set, has other versions of the configuration file and its drop-ins.
+	ConfigFolder string
 }
 
 // LoadServer gathers and checks the settings of coracle server. The error, if any, is of type [Problems].
@@ -65,6 +67,9 @@ func (s Sources) gather(c Command) (values, []string, Problems) {
 	}
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs
+	}
+	if s.ConfigFolder != "" {
+		path, named = filepath.Join(s.ConfigFolder, filepath.Base(path)), Source{}
 	}
 	vals, problems := fromFiles(path, named, c)
 	if c == ToolCommand && named == (Source{}) && os.Geteuid() != 0 && len(problems) > 0 {

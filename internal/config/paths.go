@@ -9,8 +9,9 @@ import (
 // Paths holds the paths of coracle's files and folders, all absolute. NewPaths creates none of them: the code that uses
 // a folder makes it.
 type Paths struct {
-	DataDir string
-	RunDir  string
+	ConfigFile string // beside it are its drop-ins; none of them need exist
+	DataDir    string
+	RunDir     string
 
 	// Below DataDir/server.
 	ServerDir       string

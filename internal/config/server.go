@@ -391,6 +391,7 @@ func (r *reader) disable(name string) (out clusterconfig.Disabled) {
 
 func (r *reader) paths() Paths {
 	p := NewPaths(r.path("data-dir"), r.path("run-dir"))
+	p.ConfigFile = r.path("config")
 	if over := len(p.longestSocket()) - maxSocketPath; over > 0 {
 		r.addProblem(r.src("data-dir"), "the folder for sockets, %s, is %d characters too long for the kernel; give a shorter one with --run-dir",
 			p.RunDir, over)

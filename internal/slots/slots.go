@@ -36,6 +36,8 @@ const (
 	tries    = "tries"
 	refused  = "refused"
 	lock     = "lock" // a process that changes the versions holds a lock of it
+	// RestartFile has the shell's command that restarts the service. install.sh writes it.
+	RestartFile = "restart"
 )
 
 // Files in a version's folder that an upgrade to it writes.
@@ -44,8 +46,11 @@ const (
 	BaselineFile = "baseline.json"
 	// FailingFile has what did not hold last while the version was on trial.
 	FailingFile = "failing"
-	// KubeletFolder has copies of the kubelet's state from before the switch.
-	KubeletFolder = "kubelet"
+	// KubeletFolder has copies of the kubelet's state from before the switch. SettingsFolder has copies of the
+	// configuration file and its drop-ins.
+	KubeletFolder, SettingsFolder = "kubelet", "settings"
+	// ProblemsFile has what the version before, which runs again, does not accept of the settings of now.
+	ProblemsFile = "problems"
 )
 
 var (
@@ -92,6 +97,27 @@ func Own() (v *Versions, digest string, ok bool) {
 		return nil, "", false
 	}
 	return Of(self)
+}
+
+// SettingsBefore returns the folder with the settings from before the last trial, if the running program is the version
+// to which the trial led back, and has not reported that; else "". They lie in the candidate's folder, which no link
+// names by then. The file "refused" may be missing: a disk may have been full, or the power was lost.
+func SettingsBefore() string {
+	v, digest, ok := Own()
+	if !ok {
+		return ""
+	}
+	s, err := v.State()
+	if err != nil || s.Current != digest || s.Trial != "" || s.Refused != nil && s.Refused.Reported {
+		return ""
+	}
+	folders, _ := filepath.Glob(v.Slot("*", SettingsFolder)) // the pattern is correct
+	for _, folder := range folders {
+		if name := filepath.Base(filepath.Dir(folder)); digestForm.MatchString(name) && name != s.Current && name != s.Previous {
+			return folder
+		}
+	}
+	return ""
 }
 
 // Slot returns the path of a file in a version's folder.

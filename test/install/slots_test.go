@@ -165,6 +165,25 @@ func TestSwitchWithoutTrial(t *testing.T) {
 	testenv.ErrorIs(t, testenv.Err(os.Stat(filepath.Join(s.dir, "upgrades"))), fs.ErrNotExist)
 }
 
+// TestRottenVersionIsRepaired: the installer of the version that runs puts its program back in place, where the file
+// has other content by now. That is no trial, and the version before stays.
+func TestRottenVersionIsRepaired(t *testing.T) {
+	for _, code := range []string{"", "1"} { // it runs, or not
+		s := newSlots(t)
+		s.mustInstall(s.program("one"), "server")
+		two := s.program("two")
+		s.mustInstall(two, "")
+		if code != "" {
+			s.running(code)
+		}
+		rotten := filepath.Join(s.dir, "data/versions/current/coracle")
+		testenv.NoError(t, os.WriteFile(rotten, []byte("#!/bin/sh\nexit 1\n"), 0o755))
+		testenv.Contains(t, s.mustInstall(two, ""), "started", "")
+		testenv.Equal(t, s.versions(), "two one -", "versions:")
+		testenv.Equal(t, digestOf(t, rotten), digestOf(t, two), "the program is")
+	}
+}
+
 // TestUpgradeIsATrial: the new program tries itself, with the flags that say where things are, and install.sh ends as
 // it does. The settings are those of before.
 func TestUpgradeIsATrial(t *testing.T) {
@@ -183,7 +202,8 @@ func TestUpgradeIsATrial(t *testing.T) {
 	s.running("0")
 	out = s.mustInstall(two, "")
 	testenv.False(t, strings.Contains(out, "started"), "the service was started once more:\n%s", out)
-	s.has("bin/coracle-start", 0o755, strings.Split(slots.Starter+"# newer", "\n")...)
+	command := strings.TrimSpace(string(testenv.Must(os.ReadFile(filepath.Join(s.dir, "data/versions/restart")))(t)))
+	testenv.Equal(t, command, "'"+s.dir+"/bin/coracle-service' restart", "what restarts the service:")
 
 	// A packed one is written once: to where it would run.
 	three := s.program("three")

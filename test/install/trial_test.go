@@ -57,7 +57,7 @@ func TestUpgradeOnTrial(t *testing.T) {
 	second := h.must("readlink", "/var/lib/coracle/versions/current")
 	testenv.Equal(t, h.must("readlink", "/var/lib/coracle/versions/previous"), first, "previous:")
 	testenv.Equal(t, h.must("readlink", "/proc/"+h.pid()+"/exe"), "/var/lib/coracle/versions/"+second+"/coracle", "what runs:")
-	testenv.Equal(t, h.must("sh", "-c", "ls /var/lib/coracle/versions | wc -l"), "6", "entries: two versions, two links, tries, lock")
+	testenv.Equal(t, h.must("sh", "-c", "ls /var/lib/coracle/versions | wc -l"), "7", "entries: two versions, two links, tries, lock, restart")
 	testenv.Equal(t, h.must("cat", "/usr/local/bin/"+slots.StarterName), strings.TrimSpace(slots.Starter), "the starter:")
 	testenv.Contains(t, h.mustInstall(nil), "nothing has changed", "once more:")
 

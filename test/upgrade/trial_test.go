@@ -22,7 +22,7 @@ import (
 )
 
 // supervisor starts the starter again and again, as the service of install.sh does on a machine without systemd and
-// OpenRC. Its file has to be called coracle-service: by that name the program finds it.
+// OpenRC.
 const supervisor = `#!/bin/sh
 set -u
 pid=/run/coracle-service.pid
@@ -66,6 +66,7 @@ func newInstalled(t *testing.T, m *harness.Machine, args string, env ...string) 
 	h.program = "/var/lib/coracle/versions/" + digest + "/coracle"
 	h.place("/usr/local/bin/"+slots.StarterName, slots.Starter+"# of an earlier version\n", 0o755)
 	h.place("/usr/local/bin/coracle-service", supervisor, 0o755)
+	h.place("/var/lib/coracle/versions/"+slots.RestartFile, "coracle-service restart\n", 0o600)
 	variables := "export " + slots.FolderEnv + "=/var/lib/coracle/versions CORACLE_TRIAL_SOAK=3s CORACLE_TEST_ARGS='" + args + "'"
 	h.place("/etc/coracle-env", variables+" "+strings.Join(env, " ")+"\n", 0o644)
 	h.must("ln", "-s", "/var/lib/coracle/versions/current/coracle", "/usr/local/bin/coracle")

@@ -49,6 +49,7 @@ type Process struct {
 	Admin *status.Server
 
 	role, node, api string
+	unaccepted      []string // what is wrong with the settings of now, if it runs with those from before a trial
 	app             *App
 	notify          notifier
 	readyOnce       sync.Once
@@ -113,6 +114,9 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	for _, w := range warnings {
 		p.Log.Warn(w)
 	}
+	for _, w := range p.unaccepted {
+		p.Log.Warn("this version does not accept the settings of now, and runs with those from before the trial", "problem", w)
+	}
 	p.quiet = startQuiet(p.Log)
 	defer func() { p.quiet.finish(err == nil) }()
 	p.Board = status.NewBoard(time.Now)
@@ -158,6 +162,7 @@ func (p *Process) startTrial(ctx context.Context) (end func()) {
 	}
 	return trial.Process{
 		Versions: v, Digest: digest, Version: version.Get().Coracle, Node: p.node, Observer: observer(p.Paths, p.role),
+		Problems: p.unaccepted,
 		End: func() {
 			p.EndWithin(endWithin)
 			p.End()

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/slots"
 )
 
 func serverCommand(a *App) *cobra.Command {
@@ -26,7 +27,7 @@ store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start 
 	flags := addSettings(cmd, config.ServerCommand)
 	reset := addReset(cmd)
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		c, err := config.LoadServer(a.sources(flags))
+		c, unaccepted, err := settingsToRun(a.sources(flags), a.serverSettings)
 		if err != nil {
 			return err
 		}
@@ -36,10 +37,7 @@ store. SIGTERM and SIGINT end it cleanly; pods keep running, and the next start 
 		if !isRoot() && !c.DisableAgent {
 			return errors.New("coracle server has to run as root to start pods; use sudo, or --disable-agent to run a server without a node")
 		}
-		if problems := a.serverArgProblems(c); len(problems) > 0 {
-			return problems
-		}
-		p := &Process{role: "server", app: a, Paths: c.Paths, node: c.Node.Name,
+		p := &Process{role: "server", app: a, Paths: c.Paths, node: c.Node.Name, unaccepted: unaccepted,
 			api: fmt.Sprintf("https://%s", hostPort(c.AdvertiseAddress, c.HTTPSPort))}
 		return p.run(cmd.Context(), c.Logging, c.Warnings, func(ctx context.Context) error { return a.RunServer(ctx, c, p) })
 	})
@@ -59,25 +57,57 @@ it retries until a server answers. Later starts do not need a server. SIGTERM an
 	}
 	flags := addSettings(cmd, config.AgentCommand)
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
-		c, err := config.LoadAgent(a.sources(flags))
+		c, unaccepted, err := settingsToRun(a.sources(flags), a.agentSettings)
 		if err != nil {
 			return err
-		}
-		if problems := problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs)); len(problems) > 0 {
-			return problems
 		}
 		if !isRoot() {
 			return errors.New("coracle agent has to run as root to start pods; use sudo")
 		}
-		p := &Process{role: "agent", app: a, Paths: c.Paths, node: c.Node.Name, api: c.ServerURL.String()}
+		p := &Process{role: "agent", app: a, Paths: c.Paths, node: c.Node.Name, unaccepted: unaccepted, api: c.ServerURL.String()}
 		return p.run(cmd.Context(), c.Logging, c.Warnings, func(ctx context.Context) error { return a.RunAgent(ctx, c, p) })
 	})
 	return cmd
 }
 
-// serverArgProblems returns the mistakes in the arguments that a server passes to upstream's components.
+// serverSettings returns a server's settings, and the mistakes in them.
+func (a *App) serverSettings(from config.Sources) (*config.Server, config.Problems) {
+	c, err := config.LoadServer(from)
+	if err != nil {
+		return c, problemsIn(err)
+	}
+	return c, a.serverArgProblems(c)
+}
+
+// agentSettings returns an agent's settings, and the mistakes in them.
+func (a *App) agentSettings(from config.Sources) (*config.Agent, config.Problems) {
+	c, err := config.LoadAgent(from)
+	if err != nil {
+		return c, problemsIn(err)
+	}
+	return c, append(problemsIn(a.emulateLevelOf(c.Paths)), problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs))...)
+}
+
+// settingsToRun returns the settings that load finds without a mistake. If this version runs again after a trial, and
+// does not accept those of now, they are those from before the trial, and unaccepted says what is wrong: an operator
+// may have written them for the version on trial, and neither version would run.
+func settingsToRun[C any](from config.Sources, load func(config.Sources) (C, config.Problems)) (c C, unaccepted []string, err error) {
+	c, problems := load(from)
+	if len(problems) == 0 {
+		return c, nil, nil
+	}
+	if from.ConfigFolder = slots.SettingsBefore(); from.ConfigFolder != "" {
+		if before, wrong := load(from); len(wrong) == 0 {
+			return before, problems, nil
+		}
+	}
+	return c, nil, problems
+}
+
+// serverArgProblems returns the mistakes in the arguments that a server passes to upstream's components. It makes this
+// process the Kubernetes of the data directory's level, which says what these know.
 func (a *App) serverArgProblems(c *config.Server) config.Problems {
-	problems := problemsIn(a.CheckServerArgs(c))
+	problems := append(problemsIn(a.emulateLevelOf(c.Paths)), problemsIn(a.CheckServerArgs(c))...)
 	if c.DisableAgent {
 		return problems
 	}
@@ -88,6 +118,9 @@ func (a *App) serverArgProblems(c *config.Server) config.Problems {
 func problemsIn(err error) config.Problems {
 	if err == nil {
 		return nil
+	}
+	if problems, ok := errors.AsType[config.Problems](err); ok {
+		return problems
 	}
 	joined, ok := any(err).(interface{ Unwrap() []error }) // only what errors.Join returned, not an error that wraps it
 	if !ok {

@@ -19,6 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/slots"
@@ -75,7 +76,7 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 	unlock()
 	unlock = func() {}
 	inv.Printf("%s is on trial; coracle restarts, pods keep running\n", u.name)
-	if err := u.manager.restart(); err != nil {
+	if err := restartService(v); err != nil {
 		return errors.Join(fmt.Errorf("coracle could not be restarted: %w", err), v.Back("the service could not be restarted"))
 	}
 	return u.follow(ctx)
@@ -94,14 +95,14 @@ func lockVersions(ctx context.Context, v *slots.Versions) (unlock func(), err er
 
 // upgrade is one attempt to run another version.
 type upgrade struct {
-	inv     *invocation
-	v       *slots.Versions
-	file    string
-	digest  string
-	name    string // of the version, for messages
-	state   slots.State
-	report  *status.Report // of the process that runs now
-	manager service
+	inv    *invocation
+	v      *slots.Versions
+	file   string
+	digest string
+	name   string // of the version, for messages
+	state  slots.State
+	report *status.Report // of the process that runs now
+	config string         // the file with its settings
 }
 
 // prepare does everything that can fail before the switch. done is true when there is nothing to do.
@@ -126,10 +127,14 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 	if u.report, err = askStatus(ctx, u.inv.tool); err != nil {
 		return false, fmt.Errorf("an upgrade is compared with what runs before it, and nothing was changed: %w", explainNotRunning(err))
 	}
-	if u.manager, err = findStarted(u.report.PID, u.v, u.state.Current); err != nil {
+	runs, err := readStarted(u.report.PID)
+	if err != nil {
 		return false, err
 	}
-	if err := u.checkSettings(ctx); err != nil {
+	if err := runs.checkStarted(u.v, u.state.Current); err != nil {
+		return false, err
+	}
+	if err := u.checkSettings(ctx, runs); err != nil {
 		return false, err
 	}
 	if u.report.Role == "server" {
@@ -154,20 +159,16 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 
 // checkSettings asks the version that is to be tried and the one that runs what they say of the settings: the first has
 // to start, and the second has to start again after a way back.
-func (u *upgrade) checkSettings(ctx context.Context) error {
-	args, env, err := startedWith(u.report.PID)
+func (u *upgrade) checkSettings(ctx context.Context, runs started) error {
+	before, err := askSettings(ctx, u.v.ProgramOf(u.state.Current), runs.args, runs.env)
 	if err != nil {
 		return err
 	}
-	before, err := askSettings(ctx, u.v.ProgramOf(u.state.Current), args, env)
-	if err != nil {
-		return err
-	}
-	after, err := askSettings(ctx, u.file, args, env)
+	after, err := askSettings(ctx, u.file, runs.args, runs.env)
 	if err != nil {
 		return fmt.Errorf("%w. Nothing was changed", err)
 	}
-	u.name = "coracle " + after.Version + " (" + slots.Short(u.digest) + ")"
+	u.name, u.config = "coracle "+after.Version+" ("+slots.Short(u.digest)+")", before.Config
 	var wrong []string
 	for _, p := range after.Problems {
 		wrong = append(wrong, fmt.Sprintf("the version to try (%s) would not start: %s", after.Version, p))
@@ -200,7 +201,8 @@ func (u *upgrade) saveCluster(ctx context.Context) error {
 	return nil
 }
 
-// writeBaseline observes the machine and copies what the new version's kubelet may write in another form.
+// writeBaseline observes the machine. It copies what the new version's kubelet may write in another form, and the
+// settings, for the version before.
 func (u *upgrade) writeBaseline(ctx context.Context) error {
 	o := observer(u.inv.tool.Paths, u.report.Role)
 	facts := o.Observe(ctx)
@@ -219,11 +221,10 @@ func (u *upgrade) writeBaseline(ctx context.Context) error {
 	if err := os.RemoveAll(u.v.Slot(u.digest, slots.FailingFile)); err != nil {
 		return fmt.Errorf("removing the record of an earlier trial: %w", err)
 	}
-	if err := copyKubeletState(u.inv.tool.Paths.KubeletRoot, u.v.Slot(u.digest, slots.KubeletFolder)); err != nil {
-		return err
-	}
-	return errors.Join(atomicfile.WriteJSON(u.v.Slot(u.digest, slots.BaselineFile), facts, 0o600),
-		atomicfile.WriteJSON(u.v.Slot(u.digest, serviceFile), u.manager, 0o600))
+	kubelet := convert.Slice(kubeletState, func(pattern string) string { return filepath.Join(u.inv.tool.Paths.KubeletRoot, pattern) })
+	return errors.Join(copyBefore(u.v.Slot(u.digest, slots.KubeletFolder), kubelet...),
+		copyBefore(u.v.Slot(u.digest, slots.SettingsFolder), u.config, u.config+".d"),
+		atomicfile.WriteJSON(u.v.Slot(u.digest, slots.BaselineFile), facts, 0o600))
 }
 
 // observer returns the observer of this machine, for a command and for a process.
@@ -238,14 +239,15 @@ func observer(paths config.Paths, role string) trial.Observer {
 // kubeletState are the kubelet's files that another version may write in another form, below its folder.
 var kubeletState = []string{"*_state", "checkpoints", "image_manager"}
 
-// copyKubeletState replaces the folder to by copies of the kubelet's state, which root alone may read.
-func copyKubeletState(root, to string) error {
+// copyBefore replaces the folder to by copies of what the patterns name, which root alone may read.
+func copyBefore(to string, patterns ...string) error {
 	err := os.RemoveAll(to)
 	if err == nil {
 		err = os.MkdirAll(to, 0o700)
 	}
-	for _, pattern := range kubeletState {
-		names, _ := filepath.Glob(filepath.Join(root, pattern)) // the patterns are correct
+	for _, pattern := range patterns {
+		names, globErr := filepath.Glob(pattern)
+		err = errors.Join(err, globErr)
 		for _, name := range names {
 			if err == nil {
 				err = copyAll(name, filepath.Join(to, filepath.Base(name)))
@@ -253,7 +255,7 @@ func copyKubeletState(root, to string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("copying the kubelet's state: %w", err)
+		return fmt.Errorf("copying what the version before may need to %s: %w", to, err)
 	}
 	return nil
 }
@@ -344,12 +346,7 @@ func awaitProgram(ctx context.Context, t *config.Tool, program string) error {
 	}
 }
 
-// askProgram asks a program which version it is.
-func askProgram(ctx context.Context, program string) (settingsReport, error) {
-	return askSettings(ctx, program, nil, nil)
-}
-
-// askSettings asks a program what it says of settings.
+// askSettings asks a program what it says of settings, and which version it is.
 func askSettings(ctx context.Context, program string, args, env []string) (settingsReport, error) {
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()

@@ -3,11 +3,14 @@
 package cli
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/slots"
@@ -16,8 +19,11 @@ import (
 
 // TestRestartHasASessionOfItsOwn: what ends this process by its terminal does not leave the service stopped.
 func TestRestartHasASessionOfItsOwn(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "stat")
-	testenv.NoError(t, service{Restart: []string{"sh", "-c", "echo $$ $(cat /proc/$$/stat) >" + file}}.restart())
+	v := slots.In(t.TempDir())
+	file := filepath.Join(v.Dir, "stat")
+	command := "echo $$ $(cat /proc/$$/stat) >" + file + "\n"
+	testenv.NoError(t, os.WriteFile(filepath.Join(v.Dir, slots.RestartFile), []byte(command), 0o600))
+	testenv.NoError(t, restartService(v))
 	fields := strings.Fields(string(testenv.Must(os.ReadFile(file))(t)))
 	testenv.Equal(t, fields[6], fields[0], "the session's leader is") // the shell's number, and then proc_pid_stat(5)
 }
@@ -27,7 +33,7 @@ func TestCopiesOfKubeletStateAreForRoot(t *testing.T) {
 	root, to := t.TempDir(), filepath.Join(t.TempDir(), "kubelet")
 	testenv.NoError(t, os.MkdirAll(filepath.Join(root, "image_manager/pulled"), 0o755))
 	testenv.NoError(t, os.WriteFile(filepath.Join(root, "image_manager/pulled/a"), []byte("a"), 0o600))
-	testenv.NoError(t, copyKubeletState(root, to))
+	testenv.NoError(t, copyBefore(to, filepath.Join(root, "image_manager"), filepath.Join(root, "*_state")))
 	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(to, "image_manager/pulled/a")))(t)), "a", "copied:")
 	testenv.Equal(t, testenv.Must(os.Stat(to))(t).Mode().Perm(), 0o700, "mode:")
 }
@@ -57,7 +63,19 @@ func TestSettingsAreCheckedAtTheLevel(t *testing.T) {
 		app.Emulate = func(level int) error { emulated = level; return nil }
 		app.CheckServerArgs = func(*config.Server) error { checked = emulated; return nil }
 		app.CheckKubeletArgs = func([]string) error { checked = emulated; return nil }
-		app.settingsReport([]string{role, "--data-dir", dir, "--server", "https://board1:6443", "--token", "x"})
+		args := []string{"--data-dir", dir, "--server", "https://board1:6443", "--token", "x"}
+		app.settingsReport(append([]string{role}, args...))
 		testenv.Equal(t, checked, 1, "the settings of a %s are checked at level", role)
+
+		// A start checks them before anything else begins, too.
+		emulated, checked = 0, 0
+		refused := errors.New("there is no such gate at this level")
+		app.CheckServerArgs = func(*config.Server) error { checked = emulated; return refused }
+		app.CheckKubeletArgs = func([]string) error { checked = emulated; return refused }
+		start := map[string]func(*App) *cobra.Command{"server": serverCommand, "agent": agentCommand}[role](app)
+		start.SilenceUsage, start.SilenceErrors = true, true
+		start.SetArgs(args)
+		testenv.WantError(t, start.Execute(), refused.Error())
+		testenv.Equal(t, checked, 1, "a %s that starts checks its settings at level", role)
 	}
 }

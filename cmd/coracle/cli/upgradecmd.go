@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
-	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -99,10 +99,9 @@ use now, or because the cluster's level was raised meanwhile. The exit codes are
 func (a *App) endTrial(inv *invocation, v *slots.Versions, s slots.State) error {
 	ctx, stop := untilInterrupted(inv.Context())
 	defer stop()
-	var manager service // the candidate may hang, so it is not asked
-	if found, err := atomicfile.ReadJSON(v.Slot(s.Trial, serviceFile), &manager); err != nil || !found {
-		return errors.New("the trial was not ended: what has to be restarted is not known, since no coracle upgrade has begun it. It ends by " +
-			"itself after ten minutes, unless the version is committed")
+	if !exists(filepath.Join(v.Dir, slots.RestartFile)) {
+		return errors.New("the trial was not ended: it is not known how this machine restarts coracle. The trial ends by itself after ten " +
+			"minutes, unless the version is committed")
 	}
 	err := v.Back("ended by coracle upgrade undo")
 	if errors.Is(err, slots.ErrNotOnTrial) {
@@ -111,7 +110,7 @@ func (a *App) endTrial(inv *invocation, v *slots.Versions, s slots.State) error 
 	if err != nil {
 		return err
 	}
-	if err := manager.restart(); err != nil {
+	if err := restartService(v); err != nil {
 		return fmt.Errorf("the trial is ended, but coracle could not be restarted with the version before: %w", err)
 	}
 	if err := awaitProgram(ctx, inv.tool, v.ProgramOf(s.Current)); err != nil {
@@ -142,6 +141,8 @@ type upgradeState struct {
 	// Failing is what keeps the version on trial from being committed. Observed is false before its first observation.
 	Failing  []string `json:"failing,omitempty"`
 	Observed bool     `json:"observed,omitempty"`
+	// Problems are what the current version does not accept of the settings of now. It runs with those from before.
+	Problems []string `json:"problems,omitempty"`
 }
 
 func readUpgrade(v *slots.Versions) (upgradeState, error) {
@@ -153,6 +154,7 @@ func readUpgrade(v *slots.Versions) (upgradeState, error) {
 	digests := []string{s.Current, s.Trial, s.Previous}
 	if s.Refused != nil {
 		u.Refused.Reason = trial.Reason(v, *s.Refused)
+		u.Problems, _ = trial.ReadLines(v.Slot(s.Refused.Digest, slots.ProblemsFile))
 		digests = append(digests, s.Refused.Digest)
 	}
 	for _, digest := range digests {
@@ -194,6 +196,13 @@ func printUpgrade(w io.Writer, v *slots.Versions, u upgradeState) error {
 			b.WriteString("- " + printableText(f) + "\n")
 		}
 	case u.Refused != nil:
+		if len(u.Problems) > 0 {
+			b.WriteString("The current version does not accept the settings of now, and runs with those from before the trial:\n")
+			for _, p := range u.Problems {
+				b.WriteString("- " + printableText(p) + "\n")
+			}
+			b.WriteString("Correct them, and restart coracle. ")
+		}
 		b.WriteString("The current version runs on as before the trial. See to the reason above, and try again:\n" +
 			"  coracle upgrade --here --retry FILE    the same version\n  coracle upgrade --here FILE            another one\n")
 	case u.Previous != "" && u.Previous != u.Current:
@@ -221,21 +230,22 @@ func upgradeNotes(dataDir string) []string {
 		}
 		return []string{fmt.Sprintf("%s is on trial; %s", u.Versions[u.Trial], text)}
 	case u.Refused != nil:
-		return []string{fmt.Sprintf("%s was tried and refused: %s. coracle upgrade status says what to do", u.Versions[u.Refused.Digest],
+		notes := []string{fmt.Sprintf("%s was tried and refused: %s. coracle upgrade status says what to do", u.Versions[u.Refused.Digest],
 			u.Refused.Reason)}
+		if len(u.Problems) > 0 {
+			notes = append(notes, "the settings from before that trial are used, since those of now are not accepted: "+strings.Join(u.Problems, "; "))
+		}
+		return notes
 	}
 	return nil
 }
 
 // versionName names a version by what its program says of itself, and by its digest.
 func versionName(v *slots.Versions, digest string) string {
-	name := "version " + slots.Short(digest)
-	ctx, cancel := context.WithTimeout(context.Background(), versionTimeout)
-	defer cancel()
-	if out, err := askProgram(ctx, v.ProgramOf(digest)); err == nil {
+	if out, err := askSettings(context.Background(), v.ProgramOf(digest), nil, nil); err == nil {
 		return "coracle " + out.Version + " (" + slots.Short(digest) + ")"
 	}
-	return name
+	return "version " + slots.Short(digest)
 }
 
 // versionTimeout is how long a program may take to say which version it is.
@@ -251,6 +261,8 @@ func explainNotRunning(err error) error {
 // settingsReport is what a program says of settings, so that another version of it can be asked.
 type settingsReport struct {
 	Version string `json:"version"`
+	// Config is the path of the configuration file, which need not exist.
+	Config string `json:"config,omitempty"`
 	// Problems are the mistakes in the settings, and reasons why this program could not use the data directory.
 	Problems []string `json:"problems"`
 }
@@ -282,32 +294,20 @@ func (a *App) settingsReport(args []string) settingsReport {
 		out.Problems = append(out.Problems, config.ExplainFlagError(err, scratch.Flags()).Error())
 		return out
 	}
-	var err error
+	var problems config.Problems
 	var paths config.Paths
 	switch role {
 	case "server":
 		var c *config.Server
-		if c, err = config.LoadServer(a.sources(flags)); err == nil {
-			err = a.emulateLevelOf(c.Paths)
-			out.Problems = append(out.Problems, a.serverArgProblems(c)...)
-		}
+		c, problems = a.serverSettings(a.sources(flags))
 		paths = c.Paths
 	case "agent":
 		var c *config.Agent
-		if c, err = config.LoadAgent(a.sources(flags)); err == nil {
-			err = a.emulateLevelOf(c.Paths)
-			out.Problems = append(out.Problems, problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs))...)
-		}
+		c, problems = a.agentSettings(a.sources(flags))
 		paths = c.Paths
 	default:
 		return out
 	}
-	var problems config.Problems
-	if errors.As(err, &problems) {
-		out.Problems = append(out.Problems, problems...)
-	} else if err != nil {
-		out.Problems = append(out.Problems, err.Error())
-	}
-	out.Problems = append(out.Problems, levelProblems(paths)...)
+	out.Config, out.Problems = paths.ConfigFile, append(append(out.Problems, problems...), levelProblems(paths)...)
 	return out
 }

@@ -35,6 +35,8 @@ type Process struct {
 	// Digest and Version are those of the program that runs. Node is the name of the machine's node.
 	Digest, Version, Node string
 	Observer              Observer
+	// Problems are what the program does not accept of the settings of now, if it runs again with those from before.
+	Problems []string
 	// End ends the process, so that the starter runs the version before this one.
 	End    func()
 	Logger *slog.Logger
@@ -49,7 +51,9 @@ func (p Process) Start(ctx context.Context) (stop func()) {
 		p.Logger.Warn("the versions of coracle on this machine cannot be read", "error", err)
 		return func() {}
 	}
-	p.prune()
+	if len(p.Problems) == 0 { // else the settings from before are among what would be removed
+		p.prune()
+	}
 	var work func(context.Context)
 	switch {
 	case s.Trial == p.Digest:
@@ -122,11 +126,24 @@ func (p Process) runGate(ctx context.Context, s slots.State) {
 }
 
 // reportRefusal reports once that a candidate was refused and that this version runs again.
+//
+// While the program does not accept the settings of now, it stays unreported, so that those from before stay there.
 func (p Process) reportRefusal(ctx context.Context, r slots.Refusal) {
 	r.Reason = Reason(p.Versions, r)
+	problems := p.Versions.Slot(r.Digest, slots.ProblemsFile)
+	err := os.RemoveAll(problems) // of an earlier start
+	if len(p.Problems) > 0 {
+		err = writeLines(problems, p.Problems, 0o600)
+	}
+	if err != nil {
+		p.Logger.Warn("what is wrong with the settings of now could not be written", "error", err)
+	}
 	p.Logger.Warn("an upgrade was undone: this version runs again", "version", p.Version, "refused", slots.Short(r.Digest), "reason", r.Reason)
 	message := fmt.Sprintf("coracle %s runs again, because version %s was refused: %s", p.Version, slots.Short(r.Digest), r.Reason)
-	if !p.writeEvent(ctx, corev1.EventTypeWarning, "UpgradeRefused", message) {
+	if len(p.Problems) > 0 {
+		message += ". It does not accept the settings of now, and runs with those from before: coracle upgrade status has them"
+	}
+	if !p.writeEvent(ctx, corev1.EventTypeWarning, "UpgradeRefused", message) || len(p.Problems) > 0 {
 		return
 	}
 	if err := p.Versions.SetReported(r); err != nil {
@@ -179,14 +196,22 @@ func soak() time.Duration {
 
 // WriteFailing records in a version's slot what keeps it from being committed. The record outlives the process.
 func WriteFailing(v *slots.Versions, digest string, failing []string) error {
-	text := strings.Join(failing, "\n")
-	_, err := atomicfile.WriteIfDifferent(v.Slot(digest, slots.FailingFile), []byte(text), 0o644)
+	return writeLines(v.Slot(digest, slots.FailingFile), failing, 0o644)
+}
+
+func writeLines(file string, lines []string, mode os.FileMode) error {
+	_, err := atomicfile.WriteIfDifferent(file, []byte(strings.Join(lines, "\n")), mode)
 	return err
 }
 
 // Failing returns what kept a version from being committed last. known is false while it has not observed anything.
 func Failing(v *slots.Versions, digest string) (failing []string, known bool) {
-	text, err := os.ReadFile(v.Slot(digest, slots.FailingFile))
+	return ReadLines(v.Slot(digest, slots.FailingFile))
+}
+
+// ReadLines returns the lines of a file in a slot. known is false if there is none.
+func ReadLines(file string) (lines []string, known bool) {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, false
 	}
