@@ -40,15 +40,6 @@ func withLevel(address raft.ServerAddress, newest int) raft.ServerAddress {
 	return address + raft.ServerAddress("@"+strconv.Itoa(newest))
 }
 
-// announced is a program's newest level as other servers are sent it: level 1 is not sent, since older servers send
-// none.
-func announced(newest int) int {
-	if newest == level.First {
-		return 0
-	}
-	return newest
-}
-
 func levelOf(address raft.ServerAddress) int {
 	_, member, _ := strings.Cut(string(address), "#")
 	_, text, _ := strings.Cut(member, "@")
@@ -205,7 +196,8 @@ func (c *Cluster) storeLevel(to int, term uint64) error {
 
 // behind describes the members whose programs do not know a level. Those of the newest configuration in the log count,
 // whether they are up or have a vote. A member that is up is also asked: it may have come back with an older program a
-// moment ago.
+// moment ago. One that does not reply is as one that is down and comes back so later: nothing reaches it that it cannot
+// read (TestScenarioMissedRaise).
 func (c *Cluster) behind(ctx context.Context, to int) []string {
 	members, _ := c.dir.Log.Members()
 	behind := askMembers(ctx, members.Servers, func(ctx context.Context, m raft.Server) (string, bool) {

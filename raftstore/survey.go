@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
@@ -87,7 +88,7 @@ func (q *quota) info(lead leader) infoReply {
 		Cluster: q.dir.Identity.Cluster, ID: string(q.id), Leader: string(lead.Address), Version: q.opts.Version, Hostname: q.opts.Hostname,
 		Applied: q.raft.AppliedIndex(), Full: errors.Is(q.replica.admit(), rpctypes.ErrGRPCNoSpace),
 		Stalled: q.dir.Stalled() > stalledAfter, Members: q.raft.GetConfiguration().Configuration().Servers,
-		Quota: q.opts.QuotaBytes, Newest: announced(q.opts.newest), Refusing: q.reason(),
+		Quota: q.opts.QuotaBytes, Newest: level.Field(q.opts.newest), Refusing: q.reason(),
 	}
 	if lead.Self {
 		out.ClusterQuota = q.bytes()

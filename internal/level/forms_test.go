@@ -21,13 +21,13 @@ import (
 )
 
 // formsFile has the level and the name of each form, one a line.
-const formsFile = "forms.txt"
+const formsFile = "testdata/forms.txt"
 
 // howToAdd is what to do about a form that has no level.
 const howToAdd = `
 A program of the version before does not know it (docs/CONTRIBUTING.md, "How to change a form"):
   1. If that program ignores it and may drop it, and that is harmless, it belongs to the newest level: add the line
-     "LEVEL FORM" to internal/level/forms.txt, and the reason to its comment.
+     "LEVEL FORM" to internal/level/testdata/forms.txt, and the reason to its comment.
   2. Otherwise it belongs to the next level, an entry in internal/level/minors.go. Send or store it only where the cluster
      has that level: on a server Levels.Cluster, on an agent the level of the join response, in the store replica.level.
   3. Hosts of the ingress table, log entries and snapshots are always of the second kind: a reader does not ignore what

@@ -32,6 +32,15 @@ func Known(level int) bool { return Oldest() <= level && level <= Newest() }
 // must be from First to Newest.
 func Minor(level int) string { return minors[level-1] }
 
+// Field returns a level as a field of messages and files has it: 0, which is left out, for the first one. Earlier
+// versions write and read none.
+func Field(level int) int {
+	if level == First {
+		return 0
+	}
+	return level
+}
+
 // Parse returns the level that was stored as text. ok is false if that is none.
 func Parse(text string) (level int, ok bool) {
 	n, err := strconv.Atoi(text)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 )
@@ -81,7 +82,7 @@ func (n *Node) writeState() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	data, err := json.MarshalIndent(state{Node: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Settings: n.Settings,
-		Level: protocol.LevelField(n.Level), Gossip: n.gossip}, "", "  ")
+		Level: level.Field(n.Level), Gossip: n.gossip}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding the cluster's settings: %w", err)
 	}

@@ -67,7 +67,7 @@ func Send(ctx context.Context, q Call) (*Response, error) {
 		request.Protocol = version.Protocol()
 	}
 	if request.Level == 0 {
-		request.Level = LevelField(level.Newest())
+		request.Level = level.Field(level.Newest())
 	}
 	request.Node.Password = passwordFor(v.presentedRoot, request.Node.Password)
 	if q.Certificate == nil {

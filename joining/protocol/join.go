@@ -219,14 +219,6 @@ func proof(s tls.ConnectionState, from string, kind token.Role, t token.Token) (
 	return mac.Sum(nil), nil
 }
 
-// LevelField returns the form of a level in messages: 0, which is not sent, for the first one.
-func LevelField(l int) int {
-	if l == level.First {
-		return 0
-	}
-	return l
-}
-
 // CheckLevel returns a refusal if this program cannot run in the cluster of a response.
 func (a *Response) CheckLevel() error {
 	cluster := max(a.Level, level.First)

@@ -251,7 +251,7 @@ func (s *Server) checkRequest(ctx context.Context, state tls.ConnectionState, fr
 	if err != nil {
 		return nil, err
 	}
-	a.Level = protocol.LevelField(cluster)
+	a.Level = level.Field(cluster)
 	if known != nil {
 		a.MAC, err = protocol.ServerProof(state, *known, q.Proof.Kind)
 	}

@@ -136,10 +136,7 @@ func (k *Keeper) save(b *raftstore.Backup, contents Contents, key Key, name stri
 	now := k.o.Clock.Now().UTC()
 	h := Header{
 		Cluster: k.o.Cluster, Server: k.o.Server, Version: k.o.Version, Time: now, Revision: b.Revision(), Keys: b.Keys(),
-		Content: contentHash(b, contents, key), Scheduled: scheduled,
-	}
-	if at := b.Level(); at > level.First {
-		h.Level = at
+		Content: contentHash(b, contents, key), Scheduled: scheduled, Level: level.Field(b.Level()),
 	}
 	info, err := k.folder.save(strings.Join([]string{name, k.o.Server, formatStamp(now)}, "-"), func(w io.Writer) error {
 		return write(w, h, key, contents, b.WritePacked)
