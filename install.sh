@@ -258,13 +258,8 @@ link() {
 
 # prune removes the versions that no link names.
 prune() {
-  for slot in "$versions"/*; do
-    if [ -L "$slot" ] || [ ! -d "$slot" ]; then continue; fi
-    case ${slot##*/} in
-      "$(readlink "$versions/current")" | "$(readlink "$versions/previous")" | "$(readlink "$versions/trial")") ;;
-      *) rm -rf "$slot" ;;
-    esac
-  done
+  find "$versions" -mindepth 1 -maxdepth 1 -type d ! -name "$(readlink "$versions/current")" \
+    ! -name "$(readlink "$versions/previous")" ! -name "$(readlink "$versions/trial")" -exec rm -rf {} +
 }
 
 # switch makes $binary the current version without a trial, and the one that was installed before the previous one. That
