@@ -200,7 +200,21 @@ func TestTrialsOfServer(t *testing.T) {
 				again)
 		})
 	}
-	refused("exits", h.script("exits", "exit 1"), 2*time.Minute, "3 starts without a commit")
+	refused("exits", h.script("exits", "echo 'no-such-key: 1' >/etc/coracle/config.yaml; exit 1"), 2*time.Minute, "3 starts without a commit")
+	t.Run("settings of a version that is refused", func(t *testing.T) {
+		h.t = t
+		status := func() string { return h.must("coracle", "upgrade", "status") }
+		testenv.Contains(t, status(), `- /etc/coracle/config.yaml:1: unknown key "no-such-key"`, "status")
+		h.must("rm", "/etc/coracle/config.yaml")
+		h.must("coracle-service", "restart")
+		h.serves(first)
+		harness.Eventually(t, time.Minute, "the refusal is settled", func() error {
+			if out := status(); strings.Contains(out, "no-such-key") || testenv.Err(os.Stat(h.versions.Slot(h.state().Refused.Digest, ""))) == nil {
+				return errors.New(out)
+			}
+			return nil
+		})
+	})
 	refused("hangs", h.script("hangs", "exec sleep 86400"), 3*time.Minute, "no commit within 60 s")
 
 	h.place("/etc/coracle/upgrade-check", "#!/bin/sh\n[ ! -L /var/lib/coracle/versions/trial ] || { echo the shop is closed; exit 4; }\n",
