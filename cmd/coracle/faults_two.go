@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"io"
 	"math"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -28,6 +29,8 @@ var faults = map[string]func(){
 	},
 	// It runs, and its node never becomes Ready: containerd has no network for pods.
 	"no-network": func() { go removeNetworks() },
+	// Its cluster DNS does not answer: package dns cannot listen.
+	"no-dns": occupyDNS,
 	// It writes no rules for Services.
 	"no-rules": func() { os.Args = append(os.Args, "--disable-kube-proxy") },
 }
@@ -66,5 +69,16 @@ func removeNetworks() {
 			_ = os.Remove(name) // it may have gone
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// dnsSocket keeps the port of the cluster DNS.
+var dnsSocket net.PacketConn
+
+// occupyDNS listens on the port of the cluster DNS, and does not reply.
+func occupyDNS() {
+	var err error
+	if dnsSocket, err = net.ListenPacket("udp", ":10053"); err != nil { // dns.Port
+		panic(err)
 	}
 }

@@ -20,11 +20,12 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// mostAfterVerdict is how long it may take from the verdict on a candidate until the version before serves.
+// mostAfterVerdict is how long it may take from the verdict on a candidate until the version before serves, and
+// all nodes are Ready.
 const mostAfterVerdict = 15 * time.Second
 
-// place is a machine on which install.sh has installed coracle.
-type place struct {
+// host is a machine on which install.sh has installed coracle.
+type host struct {
 	*installed
 	kubectl func(args ...string) string // asks the cluster, and fails the test
 	serving string                      // prints the program that runs, if it serves
@@ -32,10 +33,10 @@ type place struct {
 
 // newByInstaller installs coracle on a machine by install.sh, without systemd and OpenRC. Trials are short: a minute,
 // with conditions that have to hold for 20 s, in which a node that lost its network is no longer Ready.
-func newByInstaller(t *testing.T, m *harness.Machine, args ...string) *place {
+func newByInstaller(t *testing.T, m *harness.Machine, args ...string) *host {
 	t.Helper()
 	m.Env = append(m.Env, "PATH=/usr/local/bin:/usr/bin:/bin")
-	h := &place{installed: &installed{Machine: m, t: t, versions: slots.Below(filepath.Join(m.Dir, "places/var/lib/coracle"))}}
+	h := &host{installed: &installed{Machine: m, t: t, versions: slots.Below(filepath.Join(m.Dir, "places/var/lib/coracle"))}}
 	h.kubectl = func(args ...string) string { return h.must("coracle", append([]string{"kubectl"}, args...)...) }
 	h.serving = "readlink /proc/$(cat /run/coracle/coracle.pid)/exe && coracle kubectl get --raw /readyz"
 	h.must("mkdir", "-p", "/var/lib/coracle/images")
@@ -61,7 +62,7 @@ func newByInstaller(t *testing.T, m *harness.Machine, args ...string) *place {
 
 // behind is a program with a text behind its end. None reads it but a version of two levels, whose fault it may be
 // (cmd/coracle/faults_two.go).
-func (h *place) behind(program, text string) string {
+func (h *host) behind(program, text string) string {
 	h.t.Helper()
 	path := filepath.Join(h.Dir, "candidate")
 	testenv.NoError(h.t, exec.Command("cp", program, path).Run())
@@ -72,13 +73,13 @@ func (h *place) behind(program, text string) string {
 }
 
 // faulty is the version of two levels with a fault.
-func (h *place) faulty(fault string) string {
+func (h *host) faulty(fault string) string {
 	h.t.Helper()
 	return h.behind(twoLevels(h.t).program, "\ncoracle-fault="+fault)
 }
 
 // workload makes two pods on the machine's node.
-func (h *place) workload(node string) {
+func (h *host) workload(node string) {
 	h.t.Helper()
 	path := filepath.Join(h.Dir, "web.yaml") // every machine sees it
 	testenv.NoError(h.t, os.WriteFile(path, []byte(harness.Workload("Deployment", "web", "replicas: 2", `
@@ -90,21 +91,23 @@ func (h *place) workload(node string) {
 }
 
 // podProcesses is how many processes the workload's containers have on this machine.
-func (h *place) podProcesses() string {
+func (h *host) podProcesses() string {
 	h.t.Helper()
-	return h.must("sh", "-c", `n=0; for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline 2>/dev/null)" != "sleep 86397 " ] || n=$((n + 1)); done; echo $n`)
+	return h.must("sh", "-c", `n=0
+for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline 2>/dev/null)" != "sleep 86397 " ] || n=$((n + 1)); done
+echo $n`)
 }
 
 // running says of each pod of the workload who it is, which container it runs, how often that was restarted, and how
 // many processes the containers have.
-func (h *place) running() string {
+func (h *host) running() string {
 	h.t.Helper()
 	return h.kubectl("get", "pods", "-l", "app=web", "--sort-by=.metadata.name", "-o", `jsonpath={range .items[*]}{.metadata.uid} `+
 		`{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`) + "\n" + h.podProcesses()
 }
 
 // trialEnds receives the moment at which a trial ends that begins from now on.
-func (h *place) trialEnds(ctx context.Context) <-chan time.Time {
+func (h *host) trialEnds(ctx context.Context) <-chan time.Time {
 	at := make(chan time.Time, 1)
 	go func() {
 		// Another process changes the links, and the moment counts.
@@ -122,7 +125,7 @@ func (h *place) trialEnds(ctx context.Context) <-chan time.Time {
 
 // refuses tries a candidate that does not work: the version before serves again soon after the verdict, everything says
 // why, and pods were not touched.
-func (h *place) refuses(name, candidate string, want ...string) {
+func (h *host) refuses(name, candidate string, want ...string) {
 	h.t.Run(name, func(t *testing.T) {
 		outer := h.t
 		h.t = t
@@ -143,15 +146,20 @@ func (h *place) refuses(name, candidate string, want ...string) {
 			return err
 		})
 		served := time.Now()
+		h.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=90s")
+		h.kubectl("exec", "deployment/web", "--", "true")
+		healthy := time.Now()
 		var verdict time.Time
 		select {
 		case verdict = <-end:
 		case <-time.After(time.Second):
 			t.Fatal("no trial began")
 		}
-		t.Logf("%s: the verdict came after %.1f s; the version before was ready within %.1f s of it, and had replied to a request within %.1f s",
-			name, verdict.Sub(began).Seconds(), ready.Sub(verdict).Seconds(), served.Sub(verdict).Seconds())
-		testenv.True(t, served.Sub(verdict) <= mostAfterVerdict, "it served %s after the verdict", served.Sub(verdict))
+		t.Logf("%s: the verdict came after %.1f s; the version before was ready within %.1f s of it, had replied to a request "+
+			"within %.1f s, and had looked into a pod of a Ready node within %.1f s", name, verdict.Sub(began).Seconds(),
+			ready.Sub(verdict).Seconds(), served.Sub(verdict).Seconds(), healthy.Sub(verdict).Seconds())
+		testenv.True(t, healthy.Sub(verdict) <= mostAfterVerdict,
+			"the node was Ready, and a command ran in a pod, %s after the verdict", healthy.Sub(verdict))
 
 		s := h.state()
 		testenv.True(t, s.Current == current && s.Trial == "" && s.Refused != nil, "%+v", s)
@@ -171,8 +179,6 @@ func (h *place) refuses(name, candidate string, want ...string) {
 				testenv.Contains(t, text, w, "%s says", where)
 			}
 		}
-		h.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=90s")
-		t.Logf("%s: the node is Ready, at the latest %.1f s after the verdict", name, time.Since(verdict).Seconds())
 		testenv.Equal(t, h.running(), pods, "pods:")
 	})
 }
@@ -188,6 +194,26 @@ func TestFaultyServersGoBack(t *testing.T) {
 	h.refuses("exits at once", h.faulty("exits"), "3 starts without a commit")
 	h.refuses("hangs", h.faulty("hangs"), "no commit within 60 s")
 	h.refuses("is never Ready", h.faulty("no-network"), "no commit within 60 s", "node: it is not Ready")
+	h.refuses("breaks DNS", h.faulty("no-dns"), "no commit within 60 s", "cluster DNS: 10.43.0.10: ")
 	h.refuses("writes no Service rules", h.faulty("no-rules"), "no commit within 60 s",
 		"Services: the kubernetes Service does not answer at 10.43.0.1")
+}
+
+// TestFaultyAgentsGoBack: the same as TestFaultyServersGoBack on an agent, whose server has the version before.
+func TestFaultyAgentsGoBack(t *testing.T) {
+	harness.ByHand(t)
+	twoLevels(t)
+	site := harness.NewSite(t)
+	server := site.NewMachine().NewServer("--disable-agent")
+	server.StartAPI()
+	token := strings.TrimSpace(string(testenv.Must(os.ReadFile(server.Seen("server", "agent-token")))(t)))
+	h := newByInstaller(t, site.NewMachine(), "agent", "--node-name", "board", "--server", "https://"+server.IP+":6443", "--token", token)
+	h.kubectl = func(args ...string) string { return strings.TrimSpace(server.Insists(args...)) }
+	h.serving = "readlink /proc/$(cat /run/coracle/coracle.pid)/exe" // that it is ready, the command has awaited
+	h.kubectl("wait", "--for=condition=Ready", "node/board", "--timeout=120s")
+	h.workload("board")
+	h.refuses("exits at once", h.faulty("exits"), "3 starts without a commit")
+	h.refuses("hangs", h.faulty("hangs"), "no commit within 60 s")
+	h.refuses("is never Ready", h.faulty("no-network"), "no commit within 60 s", "node: it is not Ready")
+	h.refuses("breaks DNS", h.faulty("no-dns"), "no commit within 60 s", "cluster DNS: 10.43.0.10: ")
 }
