@@ -27,8 +27,8 @@ const mostAfterVerdict = 15 * time.Second
 // host is a machine on which install.sh has installed coracle.
 type host struct {
 	*installed
-	kubectl func(args ...string) string // asks the cluster, and fails the test
-	serving string                      // prints the program that runs, if it serves
+	try     func(args ...string) (string, error) // asks the cluster by kubectl
+	serving string                               // prints the program that runs, if it serves
 }
 
 // newByInstaller installs coracle on a machine by install.sh, without systemd and OpenRC. Trials are short: a minute,
@@ -37,7 +37,7 @@ func newByInstaller(t *testing.T, m *harness.Machine, args ...string) *host {
 	t.Helper()
 	m.Env = append(m.Env, "PATH=/usr/local/bin:/usr/bin:/bin")
 	h := &host{installed: &installed{Machine: m, t: t, versions: slots.Below(filepath.Join(m.Dir, "places/var/lib/coracle"))}}
-	h.kubectl = func(args ...string) string { return h.must("coracle", append([]string{"kubectl"}, args...)...) }
+	h.try = func(args ...string) (string, error) { return h.Run("coracle", append([]string{"kubectl"}, args...)...) }
 	h.serving = "readlink /proc/$(cat /run/coracle/coracle.pid)/exe && coracle kubectl get --raw /readyz"
 	h.must("mkdir", "-p", "/var/lib/coracle/images")
 	harness.WriteBoxImage(t, filepath.Join(m.Dir, "places/var/lib/coracle/images/box.tar"))
@@ -58,6 +58,14 @@ func newByInstaller(t *testing.T, m *harness.Machine, args ...string) *host {
 	})
 	testenv.NoError(t, err, "%s", out)
 	return h
+}
+
+// kubectl asks the cluster, and fails the test when that fails.
+func (h *host) kubectl(args ...string) string {
+	h.t.Helper()
+	out, err := h.try(args...)
+	testenv.NoError(h.t, err, "kubectl %s:\n%s", strings.Join(args, " "), out)
+	return strings.TrimSpace(out)
 }
 
 // behind is a program with a text behind its end. None reads it but a version of two levels, whose fault it may be
@@ -147,7 +155,10 @@ func (h *host) refuses(name, candidate string, want ...string) {
 		})
 		served := time.Now()
 		h.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=90s")
-		h.kubectl("exec", "deployment/web", "--", "true")
+		// The Node may still say Ready from before, and the kubelet takes a moment until it knows its pods.
+		harness.Eventually(t, time.Minute, "a command runs in a pod", func() error {
+			return harness.Succeeds(h.try("exec", "deployment/web", "--", "true"))
+		})
 		healthy := time.Now()
 		var verdict time.Time
 		select {
@@ -208,7 +219,7 @@ func TestFaultyAgentsGoBack(t *testing.T) {
 	server.StartAPI()
 	token := strings.TrimSpace(string(testenv.Must(os.ReadFile(server.Seen("server", "agent-token")))(t)))
 	h := newByInstaller(t, site.NewMachine(), "agent", "--node-name", "board", "--server", "https://"+server.IP+":6443", "--token", token)
-	h.kubectl = func(args ...string) string { return strings.TrimSpace(server.Insists(args...)) }
+	h.try = server.TryKubectl
 	h.serving = "readlink /proc/$(cat /run/coracle/coracle.pid)/exe" // that it is ready, the command has awaited
 	h.kubectl("wait", "--for=condition=Ready", "node/board", "--timeout=120s")
 	h.workload("board")
