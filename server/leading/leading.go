@@ -125,7 +125,8 @@ func (l *Leader) follow(ctx context.Context, fatal context.CancelCauseFunc, lead
 	run func(context.Context, uint64) error) bool {
 	stop := func() {}
 	defer func() { stop() }()
-	l.o.Part.Set(status.Waiting, "this server does not lead")
+	notLeading(l.o.Part)
+	notLeading(l.o.Manifests.Part)
 	for {
 		var now raftstore.Leadership
 		var open bool
@@ -142,7 +143,7 @@ func (l *Leader) follow(ctx context.Context, fatal context.CancelCauseFunc, lead
 		case now.Leader:
 			stop = l.startTerm(ctx, fatal, now.Term, run)
 		default:
-			l.o.Part.Set(status.Waiting, "this server does not lead")
+			notLeading(l.o.Part)
 		}
 	}
 }

@@ -92,6 +92,7 @@ func TestThreeServers(t *testing.T) {
 	all := append(slices.Clone(servers), a)
 	alive := strings.Repeat("alive ", len(all))
 	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(all, alive) })
+	harness.Eventually(t, soon, "all parts of all machines have started", func() error { return harness.AllStarted(all) })
 	harness.Eventually(t, soon, "the gossip key is replaced", func() error { // given again it goes on
 		return harness.Succeeds(first.Run(first.Coracle(), "gossip", "rotate-key", "--data-dir", first.DataDir))
 	})

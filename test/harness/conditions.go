@@ -163,10 +163,9 @@ func (s *Server) Members(code int, want string) (out string) {
 // of their names.
 func KnowOneAnother(machines []*Server, want string) error {
 	for _, m := range machines {
-		out, err := m.Run(m.Coracle(), "status", "--data-dir", m.DataDir, "-o", "json")
-		var r status.Report
-		if jsonErr := json.Unmarshal([]byte(out), &r); jsonErr != nil {
-			return errors.Join(err, jsonErr)
+		r, err := m.Status()
+		if err != nil {
+			return err
 		}
 		got, text := "", ""
 		for _, member := range r.Members {
@@ -178,4 +177,30 @@ func KnowOneAnother(machines []*Server, want string) error {
 		}
 	}
 	return nil
+}
+
+// AllStarted fails while a part of one of the machines is starting. A version whose parts do not all start is never
+// committed, so none may wait for what may not come, as for this server to lead.
+func AllStarted(machines []*Server) error {
+	for _, m := range machines {
+		r, err := m.Status()
+		if err != nil {
+			return err
+		}
+		for _, part := range r.Components {
+			if part.State == status.Starting {
+				return fmt.Errorf("%s of %s is starting: %s", part.Name, m.NodeName(), part.Message)
+			}
+		}
+	}
+	return nil
+}
+
+// Status is what coracle says of itself. Its command fails where a part is in trouble, and its text counts here.
+func (s *Server) Status() (r status.Report, err error) {
+	out, err := s.Run(s.Coracle(), "status", "--data-dir", s.DataDir, "-o", "json")
+	if jsonErr := json.Unmarshal([]byte(out), &r); jsonErr != nil {
+		return r, errors.Join(err, jsonErr)
+	}
+	return r, nil
 }
