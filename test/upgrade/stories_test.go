@@ -204,7 +204,7 @@ func TestFaultyServersGoBack(t *testing.T) {
 	h.workload("board")
 	h.refuses("exits at once", h.faulty("exits"), "3 starts without a commit")
 	h.refuses("hangs", h.faulty("hangs"), "no commit within 60 s")
-	h.refuses("is never Ready", h.faulty("no-network"), "no commit within 60 s", "node: it is not Ready")
+	h.refuses("is never Ready", h.faulty("no-network"), "its node was not Ready for so long", "node: it is not Ready")
 	h.refuses("breaks DNS", h.faulty("no-dns"), "no commit within 60 s", "cluster DNS: 10.43.0.10: ")
 	h.refuses("writes no Service rules", h.faulty("no-rules"), "no commit within 60 s",
 		"Services: the kubernetes Service does not answer at 10.43.0.1")
@@ -225,6 +225,6 @@ func TestFaultyAgentsGoBack(t *testing.T) {
 	h.workload("board")
 	h.refuses("exits at once", h.faulty("exits"), "3 starts without a commit")
 	h.refuses("hangs", h.faulty("hangs"), "no commit within 60 s")
-	h.refuses("is never Ready", h.faulty("no-network"), "no commit within 60 s", "node: it is not Ready")
+	h.refuses("is never Ready", h.faulty("no-network"), "its node was not Ready for so long", "node: it is not Ready")
 	h.refuses("breaks DNS", h.faulty("no-dns"), "no commit within 60 s", "cluster DNS: 10.43.0.10: ")
 }

@@ -213,7 +213,7 @@ func TestLastServerIsRefused(t *testing.T) {
 		h.commits("--here", later.program)
 		whole("after a commit")
 	}
-	last.refuses("the last one", last.faulty("no-network"), "no commit within 60 s", "node: it is not Ready")
+	last.refuses("the last one", last.faulty("no-network"), "its node was not Ready for so long", "node: it is not Ready")
 	whole("after the refusal")
 	for _, h := range servers[:2] {
 		h.commits("undo")

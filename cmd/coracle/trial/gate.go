@@ -4,6 +4,7 @@ package trial
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +19,12 @@ const (
 	pause = 5 * time.Second
 	// observeTimeout is how long one observation may take. A condition that takes longer does not hold.
 	observeTimeout = 45 * time.Second
+	// leastNotReady is for how long a node may at least be not Ready in a trial.
+	leastNotReady = 40 * time.Second
 )
+
+// errNodeNotReady is the end of a trial that would cost the node its pods.
+var errNodeNotReady = errors.New("its node was not Ready for so long that its pods would soon have been evicted")
 
 // Gate waits until a candidate may be committed.
 type Gate struct {
@@ -31,15 +37,17 @@ type Gate struct {
 	Changed func(failing []string)
 }
 
-// Wait returns nil once all conditions have held together for the soak, and else when ctx is done. It uses no wall
-// clock: boards begin in 1970.
+// Wait returns nil once all conditions have held together for the soak, errNodeNotReady when the node's pods cannot
+// wait for that, and else when ctx is done. It uses no wall clock: boards begin in 1970.
 func (g Gate) Wait(ctx context.Context) error {
 	var since time.Time // when all conditions began to hold; zero while one does not
+	var lost time.Time  // when the node began not to be Ready; zero while it is
 	var last []string
 	for first := true; ; first = false {
 		began := time.Now()
 		observing, cancel := context.WithTimeout(ctx, observeTimeout)
-		failing := Judge(g.Before, g.Observe(observing))
+		now := g.Observe(observing)
+		failing := Judge(g.Before, now)
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -48,6 +56,15 @@ func (g Gate) Wait(ctx context.Context) error {
 			g.Changed(failing)
 		}
 		last = failing
+		switch {
+		case !slices.Contains(conditions(failing), condNode):
+			lost = time.Time{}
+		case lost.IsZero():
+			lost = began
+		}
+		if !lost.IsZero() && now.Tolerated > 0 && time.Since(lost) >= max(leastNotReady, now.Tolerated*2/3) {
+			return errNodeNotReady
+		}
 		switch {
 		case len(failing) > 0:
 			since = time.Time{}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 )
 
 // Facts are what was observed of a machine at one moment. They are the same before a switch and after it, so that one
@@ -24,6 +25,8 @@ type Facts struct {
 	Failing map[string]string `json:"failing,omitempty"`
 	// Pods are the pods of this machine's node by UID.
 	Pods map[string]Pod `json:"pods,omitempty"`
+	// Tolerated is for how long all of the node's pods stay on it while it is not Ready; 0 if they all stay for ever.
+	Tolerated time.Duration `json:"-"`
 	// Memory is the process' anonymous memory in bytes.
 	Memory int64 `json:"memory,omitempty"`
 }

@@ -97,6 +97,45 @@ func TestGateStaysClosed(t *testing.T) {
 	})
 }
 
+// TestGateEndsBeforePodsAreEvicted: a candidate whose node is not Ready goes back while the node still has its pods.
+func TestGateEndsBeforePodsAreEvicted(t *testing.T) {
+	notReady := map[string]string{"node": "it is not Ready"}
+	for name, tt := range map[string]struct {
+		before             map[string]string
+		tolerated, readyAt time.Duration
+		want               time.Duration // of the trial; 0 if the starter ends it
+	}{
+		"as coracle sets it":           {tolerated: 60 * time.Second, want: 40 * time.Second},
+		"pods that stay for longer":    {tolerated: 5 * time.Minute, want: 200 * time.Second},
+		"pods that stay nowhere":       {tolerated: 5 * time.Second, want: 40 * time.Second},
+		"pods that stay for ever":      {},
+		"Ready in between":             {tolerated: 60 * time.Second, readyAt: 35 * time.Second, want: 80 * time.Second},
+		"it was not Ready before that": {before: notReady, tolerated: 60 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+				defer cancel()
+				g := Gate{Before: Facts{Failing: tt.before}, Soak: time.Hour, Changed: func([]string) {}, Observe: func(context.Context) Facts {
+					if tt.readyAt > 0 && time.Since(began) == tt.readyAt {
+						return Facts{Tolerated: tt.tolerated}
+					}
+					return Facts{Failing: notReady, Tolerated: tt.tolerated}
+				}}
+				want := error(context.DeadlineExceeded)
+				if tt.want > 0 {
+					want = errNodeNotReady
+				}
+				testenv.ErrorIs(t, g.Wait(ctx), want)
+				if tt.want > 0 {
+					testenv.Equal(t, time.Since(began), tt.want, "the gate ended after")
+				}
+			})
+		})
+	}
+}
+
 func TestOwnCheckDecidesByExitCode(t *testing.T) {
 	dir := t.TempDir()
 	for name, tt := range map[string]struct{ script, want string }{

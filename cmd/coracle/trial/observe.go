@@ -236,7 +236,22 @@ func observeNode(ctx context.Context, client kubernetes.Interface, name string, 
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.out.Pods = found
+	f.out.Pods, f.out.Tolerated = found, tolerated(pods.Items)
+}
+
+// tolerated returns for how long all pods stay on a node that is not Ready, 0 if they all stay for ever.
+func tolerated(pods []corev1.Pod) (least time.Duration) {
+	for _, p := range pods {
+		for _, t := range p.Spec.Tolerations {
+			if t.Key != corev1.TaintNodeNotReady || t.Effect != corev1.TaintEffectNoExecute || t.TolerationSeconds == nil {
+				continue
+			}
+			if d := time.Duration(*t.TolerationSeconds) * time.Second; least == 0 || d < least {
+				least = d
+			}
+		}
+	}
+	return least
 }
 
 // serves says whether a pod is ready, or has finished its work, or is being deleted.

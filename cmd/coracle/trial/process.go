@@ -102,7 +102,14 @@ func (p Process) runGate(ctx context.Context, s slots.State) {
 			p.Logger.Info("all conditions for a commit of this version hold", "for", soak())
 		}
 	}}
-	if gate.Wait(ctx) != nil {
+	if err := gate.Wait(ctx); errors.Is(err, errNodeNotReady) {
+		p.Logger.Error("this version is refused; coracle ends, and the version before it runs again", "reason", err)
+		if err := p.Versions.Back(err.Error()); err != nil && !errors.Is(err, slots.ErrNotOnTrial) {
+			p.Logger.Error("the trial of this version could not be ended", "error", err)
+		}
+		p.End()
+		return
+	} else if err != nil {
 		return // the process ends
 	}
 	for err := p.Versions.Commit(p.Digest); err != nil; err = p.Versions.Commit(p.Digest) {
