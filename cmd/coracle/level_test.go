@@ -3,9 +3,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/util/version"
@@ -14,6 +16,8 @@ import (
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/component-base/featuregate"
 
+	"github.com/coracle-k8s/coracle/agent/kubelet"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/admission"
@@ -57,6 +61,35 @@ func TestEmulationIsOfEverything(t *testing.T) {
 	// The kubelet's gates are the same ones.
 	all := compatibility.DefaultComponentGlobalsRegistry.FeatureGateFor(basecompatibility.DefaultKubeComponent)
 	testenv.True(t, all == featuregate.FeatureGate(utilfeature.DefaultMutableFeatureGate), "the kubelet has gates of its own")
+}
+
+// TestGatesAreCheckedAtTheLevel: a gate that this Kubernetes has, and the level's minor version does not have yet, is
+// refused by its name, for the API server and for the kubelet.
+func TestGatesAreCheckedAtTheLevel(t *testing.T) {
+	registry := compatibility.DefaultComponentGlobalsRegistry
+	own := registry.EffectiveVersionFor(basecompatibility.DefaultKubeComponent).EmulationVersion()
+	check := func(gate string) []error {
+		args := []string{"feature-gates=" + gate + "=true"}
+		c := &config.Server{}
+		c.APIServerArgs = args
+		return []error{checkServerArgs(c), kubelet.CheckArgs(args)}
+	}
+	gates := utilfeature.DefaultMutableFeatureGate.DeepCopy().GetAllVersioned()
+	var added []string
+	for name, specs := range gates {
+		if first := specs[0]; first.Version.EqualTo(own) && !first.LockToDefault && errors.Join(check(string(name))...) == nil {
+			added = append(added, string(name))
+		}
+	}
+	testenv.Require(t, len(added) > 0, "Kubernetes %s has no gate of its own", own)
+	t.Cleanup(func() { testenv.NoError(t, emulateMinor(registry, own.String())) })
+	testenv.NoError(t, emulateMinor(registry, own.SubtractMinor(1).String()))
+	for _, gate := range added {
+		for i, err := range check(gate) {
+			testenv.Require(t, err != nil && strings.Contains(err.Error(), gate), "%s, %d: %v", gate, i, err)
+		}
+	}
+	t.Logf("%d gates; %v", len(added), check(added[0]))
 }
 
 // TestLevelOfAServer: that of its folder, that of the cluster which it joins, or the newest one for a new cluster.
