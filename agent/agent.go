@@ -326,7 +326,7 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		ClusterDNS: o.clusterDNS(), ClusterDomain: o.Cluster.Domain,
 		OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 		LostRecords: o.reportLostRecords,
-		Lists:       runtime.Calls(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(),
+		Lists:       runtime.Calls(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(), StateCopies: o.KubeletCopies,
 		Starts: &o.Shutdown.starts, Mounts: &o.Shutdown.mounts, Made: o.Shutdown.setPods,
 	}
 }

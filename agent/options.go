@@ -94,6 +94,9 @@ type Options struct {
 	// requests then, but may not be ready.
 	WaitServing func(ctx context.Context) error
 
+	// KubeletCopies is kubelet.Options.StateCopies.
+	KubeletCopies string
+
 	// Shutdown, when set, can stop the node's pods when its machine goes down. It is for one run.
 	Shutdown *Shutdown
 

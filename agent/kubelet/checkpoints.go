@@ -22,7 +22,7 @@ func setAsideCheckpoints(log klog.Logger, root string) error {
 		return fmt.Errorf("kubelet: list its checkpoints: %w", err)
 	}
 	var errs []error
-	for _, file := range append(files, filepath.Join(root, "device-plugins", "kubelet_internal_checkpoint")) {
+	for _, file := range append(files, filepath.Join(root, deviceCheckpoint)) {
 		data, err := os.ReadFile(file) // an error for a folder, too
 		if err != nil || json.Valid(data) {
 			continue

@@ -69,6 +69,10 @@ type Options struct {
 	// Kubelet is the operator's settings.
 	config.Kubelet
 
+	// StateCopies is a folder with copies of the kubelet's state, made when this version of coracle ran last, before
+	// another one did. It need not exist. Run removes it.
+	StateCopies string
+
 	// Returns means that the node was in the cluster before. It is ready before its CSINode object is written again.
 	Returns bool
 
@@ -113,7 +117,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(preflight(server), setAsideCheckpoints(klog.FromContext(ctx), server.RootDirectory)); err != nil {
+	log := klog.FromContext(ctx)
+	if err := putBack(log, server.RootDirectory, o.StateCopies, &server.KubeletConfiguration); err != nil {
+		log.Error(err, "Files that another version of coracle has written may keep the kubelet from starting")
+	}
+	if err := errors.Join(preflight(server), setAsideCheckpoints(log, server.RootDirectory)); err != nil {
 		return err
 	}
 	if server.OOMScoreAdj, err = permittedOOMScore(oomScoreFile, server.OOMScoreAdj); err != nil {

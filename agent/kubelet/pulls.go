@@ -52,7 +52,12 @@ func (m *flushedPulls) MustAttemptImagePull(ctx context.Context, image, imageRef
 
 // record returns the path of an image's record.
 func (m *flushedPulls) record(imageRef string) string {
-	return filepath.Join(m.dir, fmt.Sprintf("sha256-%x", sha256.Sum256([]byte(imageRef))))
+	return filepath.Join(m.dir, recordName(imageRef))
+}
+
+// recordName returns the name of the file of an image's record, as upstream forms it.
+func recordName(imageRef string) string {
+	return fmt.Sprintf("sha256-%x", sha256.Sum256([]byte(imageRef)))
 }
 
 // flushing calls a function of upstream's and flushes the record if the function has replaced it.
@@ -90,7 +95,7 @@ func flushPulls(kubelet any, root string, lost func(images []string)) error {
 		return err
 	}
 	*manager = &flushedPulls{
-		ImagePullManager: *manager, dir: filepath.Join(root, "image_manager", "pulled"), flush: atomicfile.SyncDir, onLost: lost,
+		ImagePullManager: *manager, dir: filepath.Join(root, pulledFolder), flush: atomicfile.SyncDir, onLost: lost,
 		names: map[string]string{},
 	}
 	return nil

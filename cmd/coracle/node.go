@@ -19,6 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/reachability"
+	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/server"
 )
@@ -121,6 +122,9 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		PodSubnets:      n.podSubnets, Reach: n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
 		Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,
 		Logger: p.Log.Logger, Board: p.Board,
+	}
+	if v, digest, ok := slots.Own(); ok {
+		o.KubeletCopies = v.Slot(digest, slots.KubeletFolder)
 	}
 	if o.PauseImage == "" {
 		o.PauseTar, o.PauseImage = dir.File("pause.tar"), embedded.PauseImage

@@ -40,14 +40,14 @@ const (
 	RestartFile = "restart"
 )
 
-// Files in a version's folder that an upgrade to it writes.
+// Files in a version's folder that an upgrade writes.
 const (
 	// BaselineFile has what held before the switch to this version.
 	BaselineFile = "baseline.json"
 	// FailingFile has what did not hold last while the version was on trial.
 	FailingFile = "failing"
-	// KubeletFolder has copies of the kubelet's state from before the switch. SettingsFolder has copies of the
-	// configuration file and its drop-ins.
+	// KubeletFolder has copies of the kubelet's state from before the switch from this version to another one.
+	// SettingsFolder has copies of the configuration file and its drop-ins from before the switch to this version.
 	KubeletFolder, SettingsFolder = "kubelet", "settings"
 	// ProblemsFile has what the version before, which runs again, does not accept of the settings of now.
 	ProblemsFile = "problems"

@@ -19,7 +19,6 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/convert"
 	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/slots"
@@ -201,8 +200,8 @@ func (u *upgrade) saveCluster(ctx context.Context) error {
 	return nil
 }
 
-// writeBaseline observes the machine. It copies what the new version's kubelet may write in another form, and the
-// settings, for the version before.
+// writeBaseline observes the machine. It copies what the new version's kubelet may write in another form to the slot of
+// the version that runs, and the settings for it.
 func (u *upgrade) writeBaseline(ctx context.Context) error {
 	o := observer(u.inv.tool.Paths, u.report.Role)
 	facts := o.Observe(ctx)
@@ -221,9 +220,9 @@ func (u *upgrade) writeBaseline(ctx context.Context) error {
 	if err := os.RemoveAll(u.v.Slot(u.digest, slots.FailingFile)); err != nil {
 		return fmt.Errorf("removing the record of an earlier trial: %w", err)
 	}
-	kubelet := convert.Slice(kubeletState, func(pattern string) string { return filepath.Join(u.inv.tool.Paths.KubeletRoot, pattern) })
-	return errors.Join(copyBefore(u.v.Slot(u.digest, slots.KubeletFolder), kubelet...),
-		copyBefore(u.v.Slot(u.digest, slots.SettingsFolder), u.config, u.config+".d"),
+	folder, config := filepath.Split(u.config)
+	return errors.Join(copyBefore(u.v.Slot(u.state.Current, slots.KubeletFolder), u.inv.tool.Paths.KubeletRoot, kubeletState...),
+		copyBefore(u.v.Slot(u.digest, slots.SettingsFolder), folder, config, config+".d"),
 		atomicfile.WriteJSON(u.v.Slot(u.digest, slots.BaselineFile), facts, 0o600))
 }
 
@@ -236,21 +235,22 @@ func observer(paths config.Paths, role string) trial.Observer {
 	return o
 }
 
-// kubeletState are the kubelet's files that another version may write in another form, below its folder.
-var kubeletState = []string{"*_state", "checkpoints", "image_manager"}
+// kubeletState are the kubelet's files that another version may write in another form, below its folder. The version
+// that can read the copies puts them back where it has to (package agent/kubelet).
+var kubeletState = []string{"*_state", "device-plugins/kubelet_internal_checkpoint", "image_manager/pulled"}
 
-// copyBefore replaces the folder to by copies of what the patterns name, which root alone may read.
-func copyBefore(to string, patterns ...string) error {
+// copyBefore replaces the folder to by copies of what patterns name below another folder. Root alone may read them.
+func copyBefore(to, from string, patterns ...string) error {
 	err := os.RemoveAll(to)
 	if err == nil {
 		err = os.MkdirAll(to, 0o700)
 	}
 	for _, pattern := range patterns {
-		names, globErr := filepath.Glob(pattern)
+		names, globErr := filepath.Glob(filepath.Join(from, pattern))
 		err = errors.Join(err, globErr)
 		for _, name := range names {
 			if err == nil {
-				err = copyAll(name, filepath.Join(to, filepath.Base(name)))
+				err = copyAll(name, filepath.Join(to, strings.TrimPrefix(name, from)))
 			}
 		}
 	}

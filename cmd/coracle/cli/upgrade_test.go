@@ -28,13 +28,20 @@ func TestRestartHasASessionOfItsOwn(t *testing.T) {
 	testenv.Equal(t, fields[6], fields[0], "the session's leader is") // the shell's number, and then proc_pid_stat(5)
 }
 
-// TestCopiesOfKubeletStateAreForRoot: some have hashes of credentials.
+// TestCopiesOfKubeletStateAreForRoot: some have hashes of credentials. Archives of containers, which may have
+// gigabytes, are no state.
 func TestCopiesOfKubeletStateAreForRoot(t *testing.T) {
 	root, to := t.TempDir(), filepath.Join(t.TempDir(), "kubelet")
-	testenv.NoError(t, os.MkdirAll(filepath.Join(root, "image_manager/pulled"), 0o755))
-	testenv.NoError(t, os.WriteFile(filepath.Join(root, "image_manager/pulled/a"), []byte("a"), 0o600))
-	testenv.NoError(t, copyBefore(to, filepath.Join(root, "image_manager"), filepath.Join(root, "*_state")))
-	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(to, "image_manager/pulled/a")))(t)), "a", "copied:")
+	state := []string{"image_manager/pulled/a", "cpu_manager_state", "device-plugins/kubelet_internal_checkpoint"}
+	for _, name := range append(state, "checkpoints/checkpoint-web.tar", "pods/a/etc-hosts") {
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
+		testenv.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(name), 0o600))
+	}
+	testenv.NoError(t, copyBefore(to, root, kubeletState...))
+	for _, name := range state {
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(to, name)))(t)), name, "copied:")
+	}
+	testenv.Equal(t, len(testenv.Must(os.ReadDir(to))(t)), len(state), "copies:")
 	testenv.Equal(t, testenv.Must(os.Stat(to))(t).Mode().Perm(), 0o700, "mode:")
 }
 
