@@ -124,6 +124,9 @@ func startRuntime(ctx context.Context, o Options, auths map[string]registries.Au
 		return nil, err
 	}
 	part.Set(status.Running, "")
+	if failed := server.FailedShims(); failed > 0 && o.FailedShims != nil {
+		o.FailedShims(failed)
+	}
 	return server, nil
 }
 

@@ -96,6 +96,8 @@ type Options struct {
 
 	// KubeletCopies is kubelet.Options.StateCopies.
 	KubeletCopies string
+	// FailedShims, when set, is called with how many shims containerd could not load, unless that is 0.
+	FailedShims func(int)
 
 	// Shutdown, when set, can stop the node's pods when its machine goes down. It is for one run.
 	Shutdown *Shutdown

@@ -33,6 +33,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
+	"github.com/sirupsen/logrus"
 
 	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/agent/registries"
@@ -89,6 +90,7 @@ type Server struct {
 	notifyImageAdded func(ctx context.Context, name string) error
 	calls            *Calls
 	fatal            *fatalTrap
+	failedShims      failedShims
 	stopOnce         sync.Once
 }
 
@@ -104,6 +106,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	version.Version = releaseOf(version.Version)
 	s := &Server{opts: o, fatal: setTrap()}
+	logrus.StandardLogger().AddHook(&s.failedShims)
 	if err := s.prepare(); err != nil {
 		return nil, err
 	}
@@ -224,6 +227,9 @@ func (s *Server) Snapshotter() string { return s.snapshotter }
 
 // Address returns the gRPC socket's path.
 func (s *Server) Address() string { return s.opts.Address() }
+
+// FailedShims returns how many shims of an earlier run could not be loaded. Their containers were ended.
+func (s *Server) FailedShims() int { return int(s.failedShims.count.Load()) }
 
 // Failed delivers the error of a part of containerd that cannot continue (upstream would exit the process). The rest of
 // the process should then stop in order and be started again. Containers are not affected.

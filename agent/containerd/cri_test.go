@@ -26,11 +26,20 @@ const ownProcess = "CORACLE_TEST_CONTAINERD"
 
 // TestListsAsOverTheSocket: a containerd answers in the process what it answers over its socket, be it an error.
 func TestListsAsOverTheSocket(t *testing.T) {
-	inOwnProcess(t, func(s *Server) { sameOverTheSocket(t, s) })
+	inOwnProcess(t, func(s *Server) {
+		sameOverTheSocket(t, s)
+		testenv.Equal(t, s.FailedShims(), 0, "failed shims:")
+	})
 }
 
-// inOwnProcess runs a test with a containerd in a process of its own.
-func inOwnProcess(t *testing.T, test func(*Server)) {
+// TestFailedShimsAreCounted: containerd ends the containers of a shim that it cannot load, and only logs that.
+func TestFailedShimsAreCounted(t *testing.T) {
+	inOwnProcess(t, func(s *Server) { testenv.Equal(t, s.FailedShims(), 2, "failed shims:") }, "a", "b")
+}
+
+// inOwnProcess runs a test with a containerd in a process of its own. There are bundles of containers with these names
+// before it starts, whose shims cannot be reached.
+func inOwnProcess(t *testing.T, test func(*Server), bundles ...string) {
 	testenv.RequireRoot(t, "containerd makes what is root's alone")
 	if os.Getenv(ownProcess) == "" {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v")
@@ -45,6 +54,13 @@ func inOwnProcess(t *testing.T, test func(*Server)) {
 	for _, name := range []string{"runc", shimName} { // nothing is run
 		testenv.NoError(t, os.MkdirAll(o.BinDir, 0o755))
 		testenv.NoError(t, os.WriteFile(filepath.Join(o.BinDir, name), []byte("#!/bin/false\n"), 0o755))
+	}
+	for _, bundle := range bundles {
+		dir := filepath.Join(o.State, "io.containerd.runtime.v2.task", Namespace, bundle)
+		testenv.NoError(t, os.MkdirAll(dir, 0o700))
+		for _, file := range []string{"shim-binary-path", "bootstrap.json"} {
+			testenv.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(filepath.Join(o.BinDir, shimName)), 0o600))
+		}
 	}
 	t.Setenv("PATH", os.Getenv("PATH")) // Start adds to it
 	s := testenv.Must(Start(t.Context(), o))(t)

@@ -27,6 +27,7 @@ type Server struct {
 	stopping bool
 	members  func() []Member
 	level    func() *Level
+	failed   int // shims
 }
 
 // NewServer makes a server that does not listen yet. fixed has the fields of reports that do not change while the
@@ -63,6 +64,13 @@ func (s *Server) SetLevel(level func() *Level) {
 	s.level = level
 }
 
+// SetFailedShims sets how many shims containerd could not load.
+func (s *Server) SetFailedShims(failed int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = failed
+}
+
 // SetStopping records that the process is stopping.
 func (s *Server) SetStopping() {
 	s.mu.Lock()
@@ -75,7 +83,7 @@ func (s *Server) Report() Report {
 	r := makeReport(s.fixed, s.parts)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.Ready, r.Stopping = s.ready, s.stopping
+	r.Ready, r.Stopping, r.FailedShims = s.ready, s.stopping, s.failed
 	if s.members != nil {
 		r.Members = s.members()
 	}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -29,21 +30,35 @@ type Facts struct {
 	Tolerated time.Duration `json:"-"`
 	// Memory is the process' anonymous memory in bytes.
 	Memory int64 `json:"memory,omitempty"`
+	// FailedShims is how many shims of containers the process could not load when it started.
+	FailedShims int `json:"failedShims,omitempty"`
 }
 
 // Pod is what the gate compares of a pod.
 type Pod struct {
 	Name  string `json:"name"` // with its namespace
 	Ready bool   `json:"ready"`
+	// Containers has the pod's containers by name, also those that prepare it or run beside it.
+	Containers map[string]Container `json:"containers,omitempty"`
+}
+
+// Container is what the gate compares of a container.
+type Container struct {
+	ID       string `json:"id"`
+	Restarts int32  `json:"restarts,omitempty"`
+	// Steady says that it runs, and has not been restarted lately: it is not expected to end by itself.
+	Steady bool `json:"steady,omitempty"`
 }
 
 // Conditions that Judge adds to those of Facts.Failing.
 const (
-	condPods   = "pods"
-	condMemory = "memory"
+	condPods       = "pods"
+	condContainers = "containers"
+	condShims      = "shims"
+	condMemory     = "memory"
 )
 
-// shownPods is how many pods a reason names.
+// shownPods is how many pods or containers a reason names.
 const shownPods = 3
 
 // Judge returns which conditions keep a candidate from being committed, each with its reason, in a fixed order. A
@@ -55,6 +70,12 @@ func Judge(before, now Facts) []string {
 	}
 	if why := podsLost(before.Pods, now.Pods); why != "" && failing[condPods] == "" {
 		failing[condPods] = why
+	}
+	if why := containersLost(before.Pods, now.Pods); why != "" {
+		failing[condContainers] = why
+	}
+	if now.FailedShims > 0 {
+		failing[condShims] = fmt.Sprintf("%d could not be loaded, so their containers were ended: the log of coracle says why", now.FailedShims)
 	}
 	if most := before.Memory + before.Memory/2; before.Memory > 0 && now.Memory > most {
 		failing[condMemory] = fmt.Sprintf("the process has %d MB, more than 1.5 times the %d MB of the version before", now.Memory>>20,
@@ -77,13 +98,36 @@ func podsLost(before, now map[string]Pod) string {
 			lost = append(lost, pod.Name)
 		}
 	}
-	if len(lost) == 0 {
+	return named("no longer ready: ", lost)
+}
+
+// containersLost names containers of pods that were ready before and still exist, if others have taken their place. One
+// that had been restarted shortly before is expected to be restarted again.
+func containersLost(before, now map[string]Pod) string {
+	var lost []string
+	for uid, pod := range before {
+		p, exists := now[uid]
+		if !pod.Ready || !exists {
+			continue
+		}
+		for name, c := range pod.Containers {
+			if n, known := p.Containers[name]; c.Steady && known && (n.ID != c.ID || n.Restarts > c.Restarts) {
+				lost = append(lost, fmt.Sprintf("%s of %s", name, pod.Name))
+			}
+		}
+	}
+	return named("restarted: ", lost)
+}
+
+// named returns the first of some names behind a text, and "" if there are none.
+func named(text string, names []string) string {
+	if len(names) == 0 {
 		return ""
 	}
-	slices.Sort(lost)
+	slices.Sort(names)
 	more := ""
-	if n := len(lost) - shownPods; n > 0 {
+	if n := len(names) - shownPods; n > 0 {
 		more = fmt.Sprintf(", and %d more", n)
 	}
-	return fmt.Sprintf("no longer ready: %s%s", joined(lost[:min(len(lost), shownPods)]), more)
+	return text + strings.Join(names[:min(len(names), shownPods)], ", ") + more
 }

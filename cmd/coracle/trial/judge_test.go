@@ -5,11 +5,15 @@ package trial
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -31,6 +35,11 @@ func TestCandidateHasToDoWhatHeldBefore(t *testing.T) {
 	}
 	without := pods("b")
 	delete(without.Pods, "a")
+	runs := func(ready bool, c Container) Facts {
+		return Facts{Pods: map[string]Pod{"a": {Name: "x/a", Ready: ready, Containers: map[string]Container{"web": c}}}}
+	}
+	first, steady := Container{ID: "1", Restarts: 2}, Container{ID: "1", Restarts: 2, Steady: true}
+	second, lost := Container{ID: "2", Restarts: 3}, []string{"containers: restarted: web of x/a"}
 	for _, tt := range []struct {
 		name        string
 		before, now Facts
@@ -48,6 +57,17 @@ func TestCandidateHasToDoWhatHeldBefore(t *testing.T) {
 		{name: "many pods", before: pods("a", "b", "c", "d"), now: pods(),
 			want: []string{"pods: no longer ready: x/a, x/b, x/c, and 1 more"}},
 		{name: "pods that cannot be listed", before: pods("a"), now: failing("pods"), want: []string{"pods: why"}},
+		{name: "a container runs on", before: runs(true, steady), now: runs(true, steady)},
+		{name: "a container is another one", before: runs(true, steady), now: runs(true, second), want: lost},
+		{name: "a container is counted on", before: runs(true, steady), now: runs(true, Container{ID: "1", Restarts: 3}), want: lost},
+		{name: "a container has ended", before: runs(true, steady), now: runs(true, first)},
+		{name: "a container that is often restarted", before: runs(true, first), now: runs(true, second)},
+		{name: "a container of a pod that was not ready", before: runs(false, steady), now: runs(true, second)},
+		{name: "the pod of a container is gone", before: runs(true, steady), now: Facts{Pods: map[string]Pod{"b": {}}}},
+		{name: "no containers are known before", before: pods("a"), now: Facts{Pods: runs(true, second).Pods}},
+		{name: "shims", before: Facts{FailedShims: 2}, now: Facts{FailedShims: 1},
+			want: []string{"shims: 1 could not be loaded, so their containers were ended: the log of coracle says why"}},
+		{name: "shims of the version before", before: Facts{FailedShims: 2}},
 		{name: "memory", before: Facts{Memory: 100 << 20}, now: Facts{Memory: 150 << 20}},
 		{name: "too much memory", before: Facts{Memory: 100 << 20}, now: Facts{Memory: 151 << 20},
 			want: []string{"memory: the process has 151 MB, more than 1.5 times the 100 MB of the version before"}},
@@ -57,6 +77,27 @@ func TestCandidateHasToDoWhatHeldBefore(t *testing.T) {
 			testenv.EqualSlices(t, Judge(tt.before, tt.now), tt.want, "failing:")
 		})
 	}
+}
+
+// TestContainersAreSteady: one that was restarted lately is expected to be restarted again.
+func TestContainersAreSteady(t *testing.T) {
+	running := func(ago time.Duration) corev1.ContainerState {
+		return corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(time.Now().Add(-ago))}}
+	}
+	p := &corev1.Pod{Status: corev1.PodStatus{
+		ContainerStatuses: []corev1.ContainerStatus{
+			{Name: "new", ContainerID: "1", State: running(time.Second)},
+			{Name: "restarted", ContainerID: "2", RestartCount: 1, State: running(59 * time.Minute)},
+			{Name: "since long", ContainerID: "3", RestartCount: 1, State: running(61 * time.Minute)},
+			{Name: "waits", ContainerID: "4", RestartCount: 9},
+		},
+		InitContainerStatuses: []corev1.ContainerStatus{
+			{Name: "beside", ContainerID: "5", State: running(time.Second)},
+			{Name: "done", ContainerID: "6", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}},
+		},
+	}}
+	testenv.Equal(t, fmt.Sprint(containersOf(p)), "map[beside:{5 0 true} done:{6 0 false} new:{1 0 true} restarted:{2 1 false} "+
+		"since long:{3 1 true} waits:{4 9 false}]", "containers:")
 }
 
 // TestGateOpensAfterSoak: all conditions have to hold together for the whole time, however the clock is set.

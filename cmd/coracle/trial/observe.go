@@ -40,6 +40,9 @@ const (
 	reasonMost = 300
 	// lagMost is by how many log entries a server may be behind the newest one: some are always on their way.
 	lagMost = 1000
+	// steadyAfter is how long a container has to run after a restart until it is not expected to be restarted again:
+	// one that ends by itself every hour would do so in one of fifty trials.
+	steadyAfter = time.Hour
 )
 
 // Conditions that Observe looks at. Those of parts have the part's name behind condPart.
@@ -109,6 +112,7 @@ func (o Observer) observeProcess(ctx context.Context, f *findings) *status.Repor
 	if r.Memory != nil {
 		f.out.Memory = r.Memory.Anonymous
 	}
+	f.out.FailedShims = r.FailedShims
 	for _, c := range r.Components {
 		// What a part does not do that never starts, such as writing rules, may be there from the version before.
 		if c.State.Trouble() || c.State == status.Starting {
@@ -232,7 +236,7 @@ func observeNode(ctx context.Context, client kubernetes.Interface, name string, 
 	}
 	found := map[string]Pod{}
 	for _, p := range pods.Items {
-		found[string(p.UID)] = Pod{Name: p.Namespace + "/" + p.Name, Ready: serves(&p)}
+		found[string(p.UID)] = Pod{Name: p.Namespace + "/" + p.Name, Ready: serves(&p), Containers: containersOf(&p)}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -252,6 +256,17 @@ func tolerated(pods []corev1.Pod) (least time.Duration) {
 		}
 	}
 	return least
+}
+
+// containersOf returns the containers of a pod by name.
+func containersOf(p *corev1.Pod) map[string]Container {
+	out := map[string]Container{}
+	for _, c := range slices.Concat(p.Status.ContainerStatuses, p.Status.InitContainerStatuses) {
+		running := c.State.Running
+		out[c.Name] = Container{ID: c.ContainerID, Restarts: c.RestartCount,
+			Steady: running != nil && (c.RestartCount == 0 || time.Since(running.StartedAt.Time) > steadyAfter)}
+	}
+	return out
 }
 
 // serves says whether a pod is ready, or has finished its work, or is being deleted.

@@ -37,6 +37,7 @@ type machine struct {
 
 	mu     sync.Mutex
 	ready  corev1.ConditionStatus
+	pods   []corev1.Pod
 	events []corev1.Event
 	ended  bool
 }
@@ -75,7 +76,7 @@ func (m *machine) serve(w http.ResponseWriter, r *http.Request) {
 		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: m.ready, Message: "no CNI"}}
 		out = n
 	case path == "/api/v1/pods":
-		out = corev1.PodList{TypeMeta: meta("PodList")}
+		out = corev1.PodList{TypeMeta: meta("PodList"), Items: m.pods}
 	case strings.HasSuffix(path, "/events") && r.Method == http.MethodPost:
 		var e corev1.Event
 		if err := json.NewDecoder(r.Body).Decode(&e); err == nil {
@@ -92,13 +93,16 @@ func (m *machine) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func (m *machine) observer() Observer {
+	dir := filepath.Dir(m.versions.Dir)
+	return Observer{AdminSocket: filepath.Join(dir, "admin.sock"), Kubeconfig: filepath.Join(dir, "kubeconfig"), Check: filepath.Join(dir, "none")}
+}
+
 // start starts what a version's process does for it, until the test ends.
 func (m *machine) start(digest string) (stop func()) {
-	dir := filepath.Dir(m.versions.Dir)
 	return Process{
 		Versions: m.versions, Digest: digest, Version: "v-" + digest[:1], Node: "board", Logger: slog.New(slog.DiscardHandler),
-		Observer: Observer{AdminSocket: filepath.Join(dir, "admin.sock"), Kubeconfig: filepath.Join(dir, "kubeconfig"),
-			Check: filepath.Join(dir, "none")},
+		Observer: m.observer(),
 		End: func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -165,6 +169,28 @@ func TestCandidateSaysWhatFails(t *testing.T) {
 	}
 	testenv.Equal(t, *m.state().Refused, slots.Refusal{Digest: newDigest, Reason: "no commit within 600 s: " + strings.Join(want, "; "),
 		Reported: true}, "refusal:")
+}
+
+// TestCandidateKeepsContainers: a candidate in which a pod's container was replaced is not committed, though the pod is
+// ready again.
+func TestCandidateKeepsContainers(t *testing.T) {
+	m := newMachine(t)
+	pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", UID: "1"}, Status: corev1.PodStatus{
+		Conditions:        []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		ContainerStatuses: []corev1.ContainerStatus{{Name: "c", ContainerID: "containerd://1", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}},
+	}}
+	m.pods = []corev1.Pod{pod}
+	m.admin.SetReady(time.Now())
+	m.admin.SetFailedShims(2) // of the version before: that is its own affair
+	before := m.observer().Observe(t.Context())
+	m.baseline(before)
+	m.pods[0].Status.ContainerStatuses[0].ContainerID, m.pods[0].Status.ContainerStatuses[0].RestartCount = "containerd://2", 1
+	m.admin.SetFailedShims(1)
+	defer m.start(newDigest)()
+	want := []string{"containers: restarted: c of shop/web", "shims: 1 could not be loaded, so their containers were ended: the log of coracle says why"}
+	testenv.Until(t, 10*time.Second, "the reasons", func() bool { _, known := Failing(m.versions, newDigest); return known })
+	failing, _ := Failing(m.versions, newDigest)
+	testenv.EqualSlices(t, failing, want, "failing:")
 }
 
 // TestCandidateEndsWhenRefused: a candidate that was refused before its commit ends, so that the version before runs.
