@@ -24,6 +24,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/go-logr/logr"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
@@ -330,6 +331,7 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
 		LostRecords: o.reportLostRecords,
 		Lists:       runtime.Calls(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(), StateCopies: o.KubeletCopies,
+		Logger: logr.FromSlogHandler(o.Logger.Handler()).WithName("kubelet"),
 		Starts: &o.Shutdown.starts, Mounts: &o.Shutdown.mounts, Made: o.Shutdown.setPods,
 	}
 }

@@ -69,6 +69,10 @@ type Options struct {
 	// Kubelet is the operator's settings.
 	config.Kubelet
 
+	// Logger receives this package's messages about files that were lost or replaced. klog's, which upstream writes to,
+	// is not shown while a start goes well.
+	Logger klog.Logger
+
 	// StateCopies is a folder with copies of the kubelet's state, made when this version of coracle ran last, before
 	// another one did. It need not exist. Run removes it.
 	StateCopies string
@@ -117,11 +121,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	log := klog.FromContext(ctx)
-	if err := putBack(log, server.RootDirectory, o.StateCopies, &server.KubeletConfiguration); err != nil {
-		log.Error(err, "Files that another version of coracle has written may keep the kubelet from starting")
+	if err := putBack(o.Logger, server.RootDirectory, o.StateCopies, &server.KubeletConfiguration); err != nil {
+		o.Logger.Error(err, "Files that another version of coracle has written may keep the kubelet from starting")
 	}
-	if err := errors.Join(preflight(server), setAsideCheckpoints(log, server.RootDirectory)); err != nil {
+	if err := errors.Join(preflight(server), setAsideCheckpoints(o.Logger, server.RootDirectory)); err != nil {
 		return err
 	}
 	if server.OOMScoreAdj, err = permittedOOMScore(oomScoreFile, server.OOMScoreAdj); err != nil {
