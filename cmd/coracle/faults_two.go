@@ -33,6 +33,12 @@ var faults = map[string]func(){
 	"no-dns": occupyDNS,
 	// It writes no rules for Services.
 	"no-rules": func() { os.Args = append(os.Args, "--disable-kube-proxy") },
+	// It writes none either, and those of the version before stay.
+	"keeps-rules": keepRules,
+	// containerd cannot reach the shim of one container, and so ends the container.
+	"breaks-shim": breakShim,
+	// It ends, and leaves a file that no kubelet can read.
+	"changes-state": changeState,
 }
 
 func init() {
