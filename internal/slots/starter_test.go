@@ -413,8 +413,10 @@ func TestReadOnlyDiskRunsTheOldVersion(t *testing.T) {
 		s := m.start().runs("next")
 		readOnly()
 		testenv.Equal(m, s.ended(), "signal: killed", "the candidate ended with")
-		m.start().runs("old")
+		s = m.start().runs("old")
 		m.has("old|next|.|-")
+		testenv.Equal(m, s.errors.String(), "coracle-start: next stays on trial, and old runs: a start cannot be counted: the disk is full or read-only\n",
+			"the log says")
 	})
 }
 
