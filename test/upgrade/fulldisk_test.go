@@ -206,7 +206,7 @@ END
 chmod 755 /etc/coracle/upgrade-check`)
 	committed := make(chan struct{})
 	var reads atomic.Int32 // of the starter's at the trial: before the start, and at the deadline
-	var readers sync.Map    // the processes that did
+	var readers sync.Map   // the processes that did
 	var late atomic.Bool
 	r.disk.mu.Lock()
 	r.disk.after = func(call string, _ uint32) bool {
@@ -232,7 +232,7 @@ chmod 755 /etc/coracle/upgrade-check`)
 	r.disk.mu.Unlock()
 	out, err := s.do()
 	t.Logf("%v %s", err, out)
-	testenv.True(t, reads.Load() == 2 && !late.Load(), "the guard readers %d times, and waited in vain: %v", reads.Load(), late.Load())
+	testenv.True(t, reads.Load() == 2 && !late.Load(), "the guard read %d times, and waited in vain: %v", reads.Load(), late.Load())
 	running := r.must("cat", "/run/coracle/coracle.pid")
 	harness.Eventually(t, time.Minute, "the guard ends", func() error { return r.NoProcess("[c]oracle-start") })
 	testenv.Equal(t, r.settled(), s.other, "there runs")

@@ -62,7 +62,7 @@ const (
 	forever       = uint64(365 * 24 * 3600) // seconds: names and attributes change through the kernel alone
 )
 
-var host = binary.NativeEndian
+var native = binary.NativeEndian
 
 // mount is a folder of a disk as a machine has mounted it.
 type mount struct {
@@ -117,25 +117,25 @@ func (m *mount) inode(number uint64) *inode {
 
 // answer does what a request asks, and returns the reply, which is nil for one that wants none.
 func (m *mount) answer(request []byte) []byte {
-	code, unique, pid := host.Uint32(request[4:]), slices.Clone(request[8:16]), host.Uint32(request[32:])
+	code, unique, pid := native.Uint32(request[4:]), slices.Clone(request[8:16]), native.Uint32(request[32:])
 	if code == fuseForget || code == fuseBatchForget || code == fuseInterrupt {
 		return nil
 	}
-	m.ask(code, host.Uint64(request[16:]), pid)
+	m.ask(code, native.Uint64(request[16:]), pid)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out, err := []byte(nil), error(unix.EIO)
 	if !m.isOff() {
-		out, err = m.serve(code, m.inode(host.Uint64(request[16:])), request[requestHeader:], pid)
+		out, err = m.serve(code, m.inode(native.Uint64(request[16:])), request[requestHeader:], pid)
 	}
 	b := make([]byte, replyHeader, replyHeader+len(out))
 	if err != nil {
 		errno := unix.EIO
 		errors.As(err, &errno)
 		out = nil
-		host.PutUint32(b[4:], uint32(-int32(errno)))
+		native.PutUint32(b[4:], uint32(-int32(errno)))
 	}
-	host.PutUint32(b, uint32(replyHeader+len(out)))
+	native.PutUint32(b, uint32(replyHeader+len(out)))
 	copy(b[8:], unique)
 	return append(b, out...)
 }
@@ -164,13 +164,13 @@ func (m *mount) serve(code uint32, n *inode, in []byte, pid uint32) (out []byte,
 	switch code {
 	case fuseInit:
 		out = make([]byte, 64)
-		host.PutUint32(out, 7)
-		host.PutUint32(out[4:], fuseMinor)
-		host.PutUint32(out[8:], host.Uint32(in[8:]))
-		host.PutUint32(out[12:], fuseFlags)
-		host.PutUint32(out[20:], fuseMaxWrite)
-		host.PutUint32(out[24:], 1)
-		host.PutUint16(out[28:], fuseMaxWrite/4096)
+		native.PutUint32(out, 7)
+		native.PutUint32(out[4:], fuseMinor)
+		native.PutUint32(out[8:], native.Uint32(in[8:]))
+		native.PutUint32(out[12:], fuseFlags)
+		native.PutUint32(out[20:], fuseMaxWrite)
+		native.PutUint32(out[24:], 1)
+		native.PutUint16(out[28:], fuseMaxWrite/4096)
 	case fuseLookup:
 		child := n.names[text(in)]
 		if child == nil {
@@ -180,13 +180,13 @@ func (m *mount) serve(code uint32, n *inode, in []byte, pid uint32) (out []byte,
 	case fuseGetattr:
 		out = append(attributesValid(), n.attributes()...)
 	case fuseSetattr:
-		valid := host.Uint32(in)
+		valid := native.Uint32(in)
 		if valid&modeSet != 0 {
-			mode := n.mode&unix.S_IFMT | host.Uint32(in[68:])&^unix.S_IFMT
+			mode := n.mode&unix.S_IFMT | native.Uint32(in[68:])&^unix.S_IFMT
 			err = change("chmod "+n.path(), func() { n.mode = mode })
 		}
 		if valid&sizeSet != 0 && err == nil {
-			size := int(host.Uint64(in[16:]))
+			size := int(native.Uint64(in[16:]))
 			err = change("truncate "+n.path(), func() {
 				n.data = append(slices.Clone(n.data[:min(size, len(n.data))]), make([]byte, max(0, size-len(n.data)))...)
 			})
@@ -198,11 +198,11 @@ func (m *mount) serve(code uint32, n *inode, in []byte, pid uint32) (out []byte,
 		name := text(in)
 		out, err = m.add(n, "symlink", name, unix.S_IFLNK|0o777, text(in[len(name)+1:]), pid)
 	case fuseMknod:
-		out, err = m.add(n, "create", text(in[16:]), host.Uint32(in), "", pid)
+		out, err = m.add(n, "create", text(in[16:]), native.Uint32(in), "", pid)
 	case fuseMkdir:
-		out, err = m.add(n, "mkdir", text(in[8:]), unix.S_IFDIR|host.Uint32(in), "", pid)
+		out, err = m.add(n, "mkdir", text(in[8:]), unix.S_IFDIR|native.Uint32(in), "", pid)
 	case fuseCreate:
-		if out, err = m.add(n, "create", text(in[16:]), host.Uint32(in[4:]), "", pid); err == nil {
+		if out, err = m.add(n, "create", text(in[16:]), native.Uint32(in[4:]), "", pid); err == nil {
 			out = append(out, m.open(nil)...)
 		}
 	case fuseUnlink, fuseRmdir:
@@ -216,9 +216,9 @@ func (m *mount) serve(code uint32, n *inode, in []byte, pid uint32) (out []byte,
 		}
 		err = change(map[uint32]string{fuseUnlink: "unlink ", fuseRmdir: "rmdir "}[code]+child.path(), func() { delete(n.names, name) })
 	case fuseRename, fuseRename2:
-		to, names, flags := m.inode(host.Uint64(in)), in[8:], uint32(0)
+		to, names, flags := m.inode(native.Uint64(in)), in[8:], uint32(0)
 		if code == fuseRename2 {
-			names, flags = in[16:], host.Uint32(in[8:])
+			names, flags = in[16:], native.Uint32(in[8:])
 		}
 		old, name := text(names), text(names[len(text(names))+1:])
 		child := n.names[old]
@@ -234,22 +234,22 @@ func (m *mount) serve(code uint32, n *inode, in []byte, pid uint32) (out []byte,
 	case fuseOpen, fuseOpendir:
 		out = m.open(n)
 	case fuseRead:
-		at, size := int(host.Uint64(in[8:])), int(host.Uint32(in[16:]))
+		at, size := int(native.Uint64(in[8:])), int(native.Uint32(in[16:]))
 		out = n.data[min(at, len(n.data)):min(at+size, len(n.data))]
 	case fuseWrite:
-		size := int(host.Uint32(in[16:]))
+		size := int(native.Uint32(in[16:]))
 		out = make([]byte, 8)
-		host.PutUint32(out, uint32(size))
-		err = change("write "+n.path(), func() { n.write(int(host.Uint64(in[8:])), in[40:40+size]) })
+		native.PutUint32(out, uint32(size))
+		err = change("write "+n.path(), func() { n.write(int(native.Uint64(in[8:])), in[40:40+size]) })
 	case fuseStatfs:
 		out = statfs(diskBytes)
 	case fuseRelease, fuseFlush: // closing a file syncs nothing
 	case fuseReleasedir:
-		delete(m.listing, host.Uint64(in))
+		delete(m.listing, native.Uint64(in))
 	case fuseFsync, fuseFsyncdir:
 		err = change("sync "+n.path(), n.sync)
 	case fuseReaddir:
-		out = m.readdir(n, m.listing[host.Uint64(in)], host.Uint64(in[8:]), int(host.Uint32(in[16:])))
+		out = m.readdir(n, m.listing[native.Uint64(in)], native.Uint64(in[8:]), int(native.Uint32(in[16:])))
 	default:
 		err = unix.ENOSYS
 	}
@@ -275,8 +275,8 @@ func (m *mount) add(folder *inode, call, name string, mode uint32, target string
 func (m *mount) open(n *inode) []byte {
 	b := make([]byte, 16)
 	m.opened++
-	host.PutUint64(b, m.opened)
-	host.PutUint32(b[8:], fuseKeepCache)
+	native.PutUint64(b, m.opened)
+	native.PutUint32(b[8:], fuseKeepCache)
 	if n != nil && n.is(unix.S_IFDIR) {
 		m.listing[m.opened] = slices.Sorted(maps.Keys(n.names))
 	}
@@ -295,10 +295,10 @@ func (m *mount) readdir(n *inode, names []string, from uint64, size int) []byte 
 		if len(b)+len(entry) > size {
 			break
 		}
-		host.PutUint64(entry, child.number)
-		host.PutUint64(entry[8:], uint64(i+1))
-		host.PutUint32(entry[16:], uint32(len(name)))
-		host.PutUint32(entry[20:], child.mode>>12)
+		native.PutUint64(entry, child.number)
+		native.PutUint64(entry[8:], uint64(i+1))
+		native.PutUint32(entry[16:], uint32(len(name)))
+		native.PutUint32(entry[20:], child.mode>>12)
 		copy(entry[24:], name)
 		b = append(b, entry...)
 	}
@@ -309,29 +309,29 @@ func (m *mount) readdir(n *inode, names []string, from uint64, size int) []byte 
 func (m *mount) entry(n *inode) []byte {
 	m.inodes[n.number] = n
 	b := make([]byte, 40)
-	host.PutUint64(b, n.number)
-	host.PutUint64(b[16:], forever)
-	host.PutUint64(b[24:], forever)
+	native.PutUint64(b, n.number)
+	native.PutUint64(b[16:], forever)
+	native.PutUint64(b[24:], forever)
 	return append(b, n.attributes()...)
 }
 
 // attributesValid is before the attributes in a struct fuse_attr_out.
-func attributesValid() []byte { return append(host.AppendUint64(nil, forever), make([]byte, 8)...) }
+func attributesValid() []byte { return append(native.AppendUint64(nil, forever), make([]byte, 8)...) }
 
 // attributes is a struct fuse_attr.
 func (n *inode) attributes() []byte {
 	b := make([]byte, 88)
 	size := uint64(len(n.data) + len(n.target))
-	host.PutUint64(b, n.number)
-	host.PutUint64(b[8:], size)
-	host.PutUint64(b[16:], (size+511)/512)
+	native.PutUint64(b, n.number)
+	native.PutUint64(b[8:], size)
+	native.PutUint64(b[16:], (size+511)/512)
 	for i := range 3 { // of access, data and attributes
-		host.PutUint64(b[24+8*i:], uint64(n.changed.Unix()))
-		host.PutUint32(b[48+4*i:], uint32(n.changed.Nanosecond()))
+		native.PutUint64(b[24+8*i:], uint64(n.changed.Unix()))
+		native.PutUint32(b[48+4*i:], uint32(n.changed.Nanosecond()))
 	}
-	host.PutUint32(b[60:], n.mode)
-	host.PutUint32(b[64:], 1) // links
-	host.PutUint32(b[80:], 4096)
+	native.PutUint32(b[60:], n.mode)
+	native.PutUint32(b[64:], 1) // links
+	native.PutUint32(b[80:], 4096)
 	return b
 }
 
@@ -339,11 +339,11 @@ func (n *inode) attributes() []byte {
 func statfs(size uint64) []byte {
 	b := make([]byte, 80)
 	for i, v := range []uint64{size / 4096, size / 4096, size / 4096, 1 << 20, 1 << 20} {
-		host.PutUint64(b[8*i:], v)
+		native.PutUint64(b[8*i:], v)
 	}
-	host.PutUint32(b[40:], 4096)
-	host.PutUint32(b[44:], 255)
-	host.PutUint32(b[48:], 4096)
+	native.PutUint32(b[40:], 4096)
+	native.PutUint32(b[44:], 255)
+	native.PutUint32(b[48:], 4096)
 	return b
 }
 
