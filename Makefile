@@ -38,6 +38,9 @@ set = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X 
 STABLE_X := $(call set,gitVersion=$(VERSION)) $(call set,gitMajor=$(call part,$(KUBERNETES),1)) $(call set,gitMinor=$(call part,$(KUBERNETES),2))
 COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(call set,buildDate=$(DATE))
 
+# RELEASE_KEYS=THRESHOLD,KEY,KEY…: the public keys of minisign that sign bundles. A build without them trusts the keys of its machine alone.
+KEYS_X := $(if $(RELEASE_KEYS),-X github.com/coracle-k8s/coracle/internal/bundle.releaseKeys=$(RELEASE_KEYS))
+
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh internal/slots/coracle-start .ci/run test/bench/run.sh test/bench/upstream/build.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
@@ -60,7 +63,7 @@ build embedded: export GOGC := $(or $(GOGC),400)
 build: embedded ## bin/coracle for this machine (or ARCH=arm64)
 	@echo 'building $(or $(OUT),bin/coracle) $(VERSION) for $(ARCH)'
 	@GO='$(GO)' packaging/overlay.sh $(BUILD)/$(ARCH)/overlay
-	@GOROOT='$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot' GOOS=linux GOARCH=$(ARCH) $(GO) build -tags '$(TAGS)$(if $(TEST_TAG), $(TEST_TAG))' -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
+	@GOROOT='$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot' GOOS=linux GOARCH=$(ARCH) $(GO) build -tags '$(TAGS)$(if $(TEST_TAG), $(TEST_TAG))' -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) $(KEYS_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
 
 embedded: ## the programs embedded in coracle, into internal/embedded/files/ARCH
 	@GO='$(GO)' TAGS='$(TAGS)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)

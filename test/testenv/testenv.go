@@ -34,6 +34,7 @@ const (
 	HTTPClients   Need = "http-clients"     // curl, nghttp, ngtcp2's client and python-websockets of Debian's: make ingress-clients installs them
 	Chromium      Need = "chromium"         // Debian's chromium-headless-shell: make console-test installs it
 	Node          Need = "node"             // JavaScript's, which Debian's npm brings: packaging/deps.sh console installs it
+	Minisign      Need = "minisign"         // the program of Debian's package of that name
 	Axe           Need = "axe"              // axe-core, which CORACLE_TEST_AXE names: make console-test fetches it
 	Foreign       Need = "foreign-programs" // firewalls, Docker and FRR of Debian's: make foreign-test unpacks them
 )
