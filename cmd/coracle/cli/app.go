@@ -123,7 +123,7 @@ join it with "coracle agent".`,
 		clientCommand(a, kubectl()), clientCommand(a, helm()), ctrCommand(a), crictlCommand(a),
 		kubeconfigCommand(a), tokenCommand(a), encryptCommand(a), certificateCommand(a), gossipCommand(a), vipCommand(a),
 		backendCommand(a), ingressCommand(a), snapshotCommand(a), storeCommand(a), memberCommand(a), nodeCommand(a), leaveCommand(a),
-		upgradeCommand(a),
+		upgradeCommand(a), bundleCommand(a),
 		debugCommand(a), cleanupCommand(a), versionCommand(a), completionCommand(),
 	)
 	return root

@@ -45,6 +45,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "answers": answers, "stopping": stopping, "signal": signalled,
 			"put": put, "gets": gets, "flip": flip, "halve": halve, "private": private, "profile": profile,
+			"program": fakeProgram, "imagearchive": imageArchive, "keypair": keyPair,
 		},
 	})
 }
