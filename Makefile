@@ -46,7 +46,7 @@ FUZZTIME ?= 10s
 SHELL_SCRIPTS = install.sh internal/slots/coracle-start .ci/run test/bench/run.sh test/bench/upstream/build.sh $(wildcard packaging/*.sh test/harness/*.sh test/guests/*.sh test/arm64/*.sh)
 
 .DEFAULT_GOAL := build
-.PHONY: help build embedded deps debs-lock release install test unit scenarios tests e2e older twolevels e2e-mixed compat e2e-upgrade level-data s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
+.PHONY: help build embedded deps debs-lock release reproducible install test unit scenarios tests e2e older twolevels e2e-mixed compat e2e-upgrade level-data s3-test foreign-test conformance guest-conformance gateway-conformance install-test fresh-test play console flakes chaos soak race e2e-ha acme-test upstream bench bench-ha bench-net bench-ingress ingress-clients ingress-soak ingress-walk console-test bench-store powercut guest-test guest-nodes proxy-test arm64-test fuzz lint verify subjects fmt vet tidy imports shellcheck cross docs docs-check console-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,14 +68,19 @@ build: embedded ## bin/coracle for this machine (or ARCH=arm64)
 embedded: ## the programs embedded in coracle, into internal/embedded/files/ARCH
 	@GO='$(GO)' TAGS='$(TAGS)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
 
-release: ## dist/: binaries for amd64 and arm64, packed, and checksums of both forms
+# A release has the same bytes wherever it is built (docs/release.md): Go is that of go.mod, and no setting of the machine counts.
+ARCHS ?= amd64 arm64
+release: export GOTOOLCHAIN := local
+release: export GOAMD64 := v1
+release: export GOARM64 := v8.0
+release: ## dist/: binaries for amd64 and arm64, packed, their bills of materials, and checksums; KEYS='file…' signs these; ARCHS=amd64 of one
 	@rm -rf dist && mkdir -p dist
-	$(MAKE) build ARCH=amd64 TRIMPATH=1 OUT=dist/coracle-linux-amd64
-	$(MAKE) build ARCH=arm64 TRIMPATH=1 OUT=dist/coracle-linux-arm64
-	GO='$(GO)' packaging/check-release.sh dist
-	cp install.sh LICENSE NOTICE dist/
-	cd dist && printf '%s\n' coracle-linux-* | xargs -n 1 -P 2 xz -9e --keep --threads=1 && sha256sum coracle-linux-* install.sh > sha256sums.txt && cat sha256sums.txt
-	rm dist/coracle-linux-amd64 dist/coracle-linux-arm64
+	@exact=$$(packaging/go.sh --exact) && for arch in $(ARCHS); do $(MAKE) build GO="$$exact" ARCH=$$arch TRIMPATH=1 OUT=dist/coracle-linux-$$arch || exit 1; done && \
+	  GO="$$exact" VERSION='$(VERSION)' KEYS='$(abspath $(KEYS))' packaging/dist.sh dist $(ARCHS)
+
+reproducible: ## the release of what is committed, built twice and compared: in two folders, or with ROOT=1 also in an empty root; ARCHS=amd64 of one (20 GB, half an hour or more)
+	@[ -z '$(ROOT)' ] || packaging/deps.sh build test fresh
+	@GO='$(GO)' TAGS='$(TAGS)' ROOT='$(ROOT)' SHARED='$(SHARED)' packaging/reproducible.sh $(BUILD)/reproducible $(ARCHS)
 
 install: ## build and install on this machine (root)
 	./install.sh

@@ -3,11 +3,12 @@
 # Checks what `make release` built: each binary and each program that it carries is for its processor, and linked
 # statically, apart from nft with its libraries, and has no tag of a build for tests.
 #
-#   check-release.sh DIST
+#   check-release.sh DIST ARCH...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/lib.sh
 dist=$1
+shift
 
 # elf FILE prints class, processor and whether an interpreter is asked for, in readelf's words.
 machine() { readelf -h "$1" | sed -n 's/^ *Machine: *//p'; }
@@ -20,7 +21,7 @@ check() { # check FILE ARCH static|any
   [ "$3" = any ] || [ -z "$(interpreter "$1")" ] || die "$1 is not linked statically: it asks for $(interpreter "$1")"
 }
 
-for arch in amd64 arm64; do
+for arch in "$@"; do
   binary=$dist/coracle-linux-$arch
   [ -x "$binary" ] || die "$binary was not built"
   check "$binary" "$arch" static

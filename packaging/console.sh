@@ -51,16 +51,17 @@ fi
 work=$1
 
 sources=$(git ls-files -co --exclude-standard console/web console/bundle 2>/dev/null || find console/web console/bundle -type f -not -path '*/node_modules/*')
-sum=$(printf '%s\n' "$sources" | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -d ' ' -f 1)
+sum=$({ printf '%s\n' "$sources" | LC_ALL=C sort | xargs sha256sum; grep -F evanw/esbuild go.mod; } | sha256sum | cut -d ' ' -f 1)
 if [ "$(cat console/files/sum 2>/dev/null)" = "$sum" ] && [ -f console/files/index.html.gz ]; then exit 0; fi
 
 if ! command -v npm >/dev/null; then
+  if [ -n "${TRIMPATH:-}" ]; then die "npm is missing, and a release has the pages of coracle console: packaging/deps.sh console installs it"; fi
   say "npm is missing: building without the pages of coracle console (packaging/deps.sh console installs it, as root)"
   exit 0
 fi
 say "making the pages of the web console"
 if ! copy "$work/console-web" --omit=dev; then
-  if [ -n "${CORACLE_TEST_REQUIRE:-}" ]; then die "npm could not fetch the console's packages; its messages are above"; fi
+  if [ -n "${CORACLE_TEST_REQUIRE:-}${TRIMPATH:-}" ]; then die "npm could not fetch the console's packages; its messages are above"; fi
   say "npm could not fetch the console's packages; its messages are above. Building without the pages of coracle console"
   exit 0
 fi

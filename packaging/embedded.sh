@@ -39,7 +39,7 @@ patched_runc() {
 # build_runc: runc speaks to libseccomp, a C library, and enters namespaces in C: the one program with cgo. Without the
 # tag urfave_cli_no_docs, a package that writes manuals takes 5 of the 35 ms of processor time of a run.
 build_runc() {
-  local cc root lib flags=(-buildvcs=false -tags 'seccomp netgo osusergo urfave_cli_no_docs' -ldflags '-s -w -extldflags "-static"')
+  local cc root lib flags=(-buildvcs=false -tags 'seccomp netgo osusergo urfave_cli_no_docs' -ldflags "-s -w ${TRIMPATH:+-buildid= }-extldflags \"-static\"")
   cc=$(c_compiler "$arch")
   if [ "$arch" != "$(go env GOHOSTARCH)" ]; then
     packaging/debs.sh --locked "$arch" "$work/seccomp" libseccomp-dev
@@ -51,6 +51,28 @@ build_runc() {
   fi
   patched_runc
   CC=$cc CGO_ENABLED=1 GOOS=linux GOARCH=$arch "$GO" build "-modfile=$work/runc.mod" "${flags[@]}" ${TRIMPATH:+-trimpath} -o "$stage/runc" github.com/opencontainers/runc
+}
+
+# c_packages writes which of Debian's packages runc's C libraries ($work/c-libraries) and the compiler ($work/c-tools) are
+# from, in the form of debs.sh: what others have to have for the same bytes.
+c_packages() {
+  local cc name file
+  cc=$(c_compiler "$arch")
+  for name in libc.a libgcc.a libseccomp.a; do
+    file=$("$cc" "-print-file-name=$name")
+    if [ "$file" != "$name" ]; then owner "$file"; else grep '^libseccomp-dev ' "$work/seccomp/packages"; fi
+  done | sort -u >"$work/c-libraries"
+  for file in "$(command -v "$cc")" "$("$cc" -print-prog-name=cc1)" "$("$cc" -print-prog-name=as)" "$("$cc" -print-prog-name=ld)"; do
+    owner "$(command -v "$file")"
+  done | sort -u >"$work/c-tools"
+}
+
+# owner FILE prints the installed package that FILE is of.
+owner() {
+  local package
+  package=$(dpkg-query --search "$(realpath "$1")" | sed 's/: .*//')
+  # shellcheck disable=SC2016 # the format is dpkg-query's own
+  dpkg-query --show --showformat '${Package} ${Version} source ${source:Package} ${source:Version}\n' "$package"
 }
 
 # build_small FILE SOURCE: a program without a C library.
@@ -77,8 +99,9 @@ packaging/console.sh "$work/.."
 say "building the programs embedded in coracle for $arch: runc, shim, ingress proxy and others"
 go_program coracle-helper cmd/coracle-helper
 go_program coracle-ingress cmd/coracle-ingress
-[ -z "${INGRESS_MARK:-}" ] || printf %s "$INGRESS_MARK" >>"$stage/coracle-ingress" # another version for tests of upgrades
+[ -z "${INGRESS_MARK:-}" ] || [ -n "${TRIMPATH:-}" ] || printf %s "$INGRESS_MARK" >>"$stage/coracle-ingress" # another version for tests of upgrades
 (build_runc)
+[ -z "${TRIMPATH:-}" ] || c_packages
 build_small "$work/pause" cmd/pause/pause.c
 build_small "$stage/nft" cmd/nft/nft.c
 packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"

@@ -5,6 +5,7 @@
 # (Go does that by itself from 1.21 on; Debian 12 has 1.19, so here it is done by hand, and the same for all.)
 #
 #   go.sh              find, fetching the toolchain when only an older Go is there
+#   go.sh --exact      the very version of go.mod, which a release is built with, fetched unless it is there
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -17,11 +18,12 @@ newer_or_same() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2
 version() { (cd / && GOTOOLCHAIN=local "$1" env GOVERSION 2>/dev/null | sed -n 's/^go\([0-9][0-9.]*\).*/\1/p'); }
 
 older=
+exact=${1:-}
 for go in go /usr/local/go/bin/go /usr/lib/go/bin/go; do
   path=$(command -v "$go") || continue
   have=$(version "$path")
   [ -n "$have" ] || continue
-  if newer_or_same "$have" "$want"; then echo "$path"; exit 0; fi
+  if [ "$have" = "$want" ] || { [ -z "$exact" ] && newer_or_same "$have" "$want"; }; then echo "$path"; exit 0; fi
   if [ -z "$older" ] && newer_or_same "$have" 1.17; then older=$path; fi
 done
 [ -n "$older" ] || {
@@ -33,7 +35,7 @@ goarch=$(cd / && GOTOOLCHAIN=local "$older" env GOHOSTARCH)
 module=golang.org/toolchain@v0.0.1-go$want.linux-$goarch
 dir=$(cd / && GOTOOLCHAIN=local GOFLAGS=-mod=mod "$older" env GOMODCACHE)/$module
 if [ ! -x "$dir/bin/go" ] || [ ! -f "$dir/src/go.mod" ]; then
-  echo "Go $(version "$older") is older than $want: fetching $module" >&2
+  echo "Go $(version "$older") is not $want: fetching $module" >&2
   # Outside this module, whose go.mod an old Go cannot read.
   (cd / && GOTOOLCHAIN=local GOFLAGS=-mod=mod "$older" mod download "$module") >&2
   # What Go does after fetching a toolchain: module files carry no execute bits, and nested modules hide their go.mod.
