@@ -2,9 +2,8 @@
 # shellcheck shell=bash
 # What the build scripts share. Sourced, never run.
 
-# The order of names and the modes of files are those of every other machine: a release has the same bytes everywhere.
+# Names have the order that they have on every other machine: a release has the same bytes everywhere.
 export LC_ALL=C
-umask 022
 
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }

@@ -10,16 +10,17 @@ cd "$(dirname "$0")/.."
 . packaging/lib.sh
 folder=$(realpath -m "$1") archs=${*:2}
 rm -rf "$folder"
+commit=$(git rev-parse HEAD) # of both, whatever is committed meanwhile
 
 # build NAME: a release in a clone named NAME.
 build() {
   mkdir -p "$folder/${1%/*}"
-  git clone --quiet . "$folder/$1"
+  git clone --quiet --no-checkout . "$folder/$1"
+  git -C "$folder/$1" checkout --quiet --detach "$commit"
   say "building in $folder/$1"
   # This make's variables are not for the clone's.
   env -u MAKEFLAGS -u MFLAGS -u GOCACHE GOCACHE="$folder/cache${SHARED:+-shared}" make --no-print-directory -C "$folder/$1" release ARCHS="$archs" >"$folder/log" 2>&1 ||
     { cat "$folder/log" >&2; die "the build in $folder/$1 failed; its messages are above"; }
-  [ -n "${SHARED:-}" ] || chmod -R u+w "$folder/cache"
   [ -n "${SHARED:-}" ] || rm -rf "$folder/cache"
 }
 

@@ -116,7 +116,10 @@ func describe(p string, e *index.Entry) error {
 		return err
 	}
 	e.SHA256 = hex.EncodeToString(sum.Sum(nil))
-	e.Mode = 0o444 | fi.Mode().Perm()&0o111 // never writable: these are what pods run on
+	e.Mode = 0o444 // never writable: these are what pods run on
+	if fi.Mode()&0o100 != 0 {
+		e.Mode = 0o555 // whatever the umask of who built it
+	}
 	return nil
 }
 

@@ -43,3 +43,15 @@ func TestPauseRunsAsUserThatSystemdKnows(t *testing.T) {
 		testenv.True(t, n != 0 && n != math.MaxUint16 && n != math.MaxUint32, "pause runs as %q", config.Config.User)
 	}
 }
+
+// TestIndexIsTheSameUnderEachUmask: a release has the same bytes on each machine.
+func TestIndexIsTheSameUnderEachUmask(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "program")
+	testenv.NoError(t, os.WriteFile(program, []byte("a program"), 0o755))
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "notices"), []byte("notices"), 0o644))
+	want := testenv.Must(list(dir))(t).Encode()
+	testenv.NoError(t, os.Chmod(program, 0o700))
+	testenv.NoError(t, os.Chmod(filepath.Join(dir, "notices"), 0o600))
+	testenv.Equal(t, string(testenv.Must(list(dir))(t).Encode()), string(want), "the index")
+}
