@@ -40,12 +40,13 @@ type Gate struct {
 // Wait returns nil once all conditions have held together for the soak, errNodeNotReady when the node's pods cannot
 // wait for that, and else when ctx is done. It uses no wall clock: boards begin in 1970.
 func (g Gate) Wait(ctx context.Context) error {
-	var since time.Time // when all conditions began to hold; zero while one does not
-	var lost time.Time  // when the node began not to be Ready; zero while it is
+	var since time.Time      // when all conditions began to hold; zero while one does not
+	var lost time.Time       // when the node began not to be Ready; zero while it is
+	atMost := observeTimeout // for the next observation
 	var last []string
 	for first := true; ; first = false {
 		began := time.Now()
-		observing, cancel := context.WithTimeout(ctx, observeTimeout)
+		observing, cancel := context.WithTimeout(ctx, atMost)
 		now := g.Observe(observing)
 		failing := Judge(g.Before, now)
 		cancel()
@@ -56,14 +57,21 @@ func (g Gate) Wait(ctx context.Context) error {
 			g.Changed(failing)
 		}
 		last = failing
-		switch {
-		case !slices.Contains(conditions(failing), condNode):
-			lost = time.Time{}
-		case lost.IsZero():
-			lost = began
-		}
-		if !lost.IsZero() && now.Tolerated > 0 && time.Since(lost) >= max(leastNotReady, now.Tolerated*2/3) {
-			return errNodeNotReady
+		if now.Pods != nil { // else the API did not answer, and the node's state is not known
+			atMost = observeTimeout
+			switch {
+			case !slices.Contains(conditions(failing), condNode):
+				lost = time.Time{}
+			case lost.IsZero():
+				lost = began
+			}
+			if !lost.IsZero() && now.Tolerated > 0 {
+				left := max(leastNotReady, now.Tolerated*2/3) - time.Since(lost)
+				if left <= 0 {
+					return errNodeNotReady
+				}
+				atMost = min(atMost, max(left, 2*apiTimeout)) // the operator's own check may be slow, or hang for lack of the node
+			}
 		}
 		switch {
 		case len(failing) > 0:

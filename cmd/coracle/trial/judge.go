@@ -28,6 +28,8 @@ type Facts struct {
 	Pods map[string]Pod `json:"pods,omitempty"`
 	// Tolerated is for how long all of the node's pods stay on it while it is not Ready; 0 if they all stay for ever.
 	Tolerated time.Duration `json:"-"`
+	// Boot is the kernel's id of the machine's boot. After another boot all containers are other ones.
+	Boot string `json:"boot,omitempty"`
 	// Memory is the process' anonymous memory in bytes.
 	Memory int64 `json:"memory,omitempty"`
 	// FailedShims is how many shims of containers the process could not load when it started.
@@ -71,7 +73,7 @@ func Judge(before, now Facts) []string {
 	if why := podsLost(before.Pods, now.Pods); why != "" && failing[condPods] == "" {
 		failing[condPods] = why
 	}
-	if why := containersLost(before.Pods, now.Pods); why != "" {
+	if why := containersLost(before.Pods, now.Pods); why != "" && now.Boot == before.Boot {
 		failing[condContainers] = why
 	}
 	if now.FailedShims > 0 {

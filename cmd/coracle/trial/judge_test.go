@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -64,6 +65,7 @@ func TestCandidateHasToDoWhatHeldBefore(t *testing.T) {
 		{name: "a container that is often restarted", before: runs(true, first), now: runs(true, second)},
 		{name: "a container of a pod that was not ready", before: runs(false, steady), now: runs(true, second)},
 		{name: "the pod of a container is gone", before: runs(true, steady), now: Facts{Pods: map[string]Pod{"b": {}}}},
+		{name: "the machine has lost its power", before: runs(true, steady), now: Facts{Boot: "2", Pods: runs(true, second).Pods}},
 		{name: "no containers are known before", before: pods("a"), now: Facts{Pods: runs(true, second).Pods}},
 		{name: "shims", before: Facts{FailedShims: 2}, now: Facts{FailedShims: 1},
 			want: []string{"shims: 1 could not be loaded, so their containers were ended: the log of coracle says why"}},
@@ -138,9 +140,70 @@ func TestGateStaysClosed(t *testing.T) {
 	})
 }
 
+// TestGateEndsInTimeWhateverElseIsSlow: neither the operator's own check nor an API that does not answer for a moment
+// delays the end until the pods are gone.
+func TestGateEndsInTimeWhateverElseIsSlow(t *testing.T) {
+	pods := map[string]Pod{}
+	notReady := Facts{Failing: map[string]string{"node": "it is not Ready"}, Pods: pods, Tolerated: time.Minute}
+	for name, observe := range map[string]func(ctx context.Context, n int) Facts{
+		"the own check": func(ctx context.Context, _ int) Facts {
+			timers.Sleep(ctx, ownTimeout)
+			return notReady
+		},
+		"the API": func(_ context.Context, n int) Facts {
+			if n == 5 {
+				return Facts{Failing: map[string]string{"API server": "it says that it is not ready"}}
+			}
+			return notReady
+		},
+		"the process": func(_ context.Context, n int) Facts {
+			if n == 5 {
+				return Facts{Failing: map[string]string{"process": "it does not answer"}}
+			}
+			return notReady
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began, n := time.Now(), 0
+				g := Gate{Soak: time.Hour, Changed: func([]string) {}, Observe: func(ctx context.Context) Facts {
+					n++
+					return observe(ctx, n)
+				}}
+				testenv.ErrorIs(t, g.Wait(t.Context()), errNodeNotReady)
+				testenv.True(t, time.Since(began) < 50*time.Second, "it ended after %s", time.Since(began))
+			})
+		})
+	}
+}
+
+// TestPodsThatCannotStayCountForNothing: they are evicted at once, whatever the gate does.
+func TestPodsThatCannotStayCountForNothing(t *testing.T) {
+	pod := func(key string, seconds ...int64) (p corev1.Pod) {
+		for _, s := range seconds {
+			p.Spec.Tolerations = append(p.Spec.Tolerations, corev1.Toleration{Key: key, Operator: corev1.TolerationOpExists,
+				Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &s})
+		}
+		return p
+	}
+	key := corev1.TaintNodeNotReady
+	for name, tt := range map[string]struct {
+		pods []corev1.Pod
+		want time.Duration
+	}{
+		"the shortest": {[]corev1.Pod{pod(key, 90), pod(key, 60), pod(key, 300)}, time.Minute},
+		"zero":         {[]corev1.Pod{pod(key, 60), pod(key, 0), pod(key, 300)}, time.Minute},
+		"negative":     {[]corev1.Pod{pod(key, 60), pod(key, -5), pod(key, 300)}, time.Minute},
+		"any taint":    {[]corev1.Pod{pod("", 45), pod(key, 60)}, 45 * time.Second},
+		"another one":  {[]corev1.Pod{pod(corev1.TaintNodeUnschedulable, 5)}, 0},
+	} {
+		t.Run(name, func(t *testing.T) { testenv.Equal(t, tolerated(tt.pods), tt.want, "tolerated:") })
+	}
+}
+
 // TestGateEndsBeforePodsAreEvicted: a candidate whose node is not Ready goes back while the node still has its pods.
 func TestGateEndsBeforePodsAreEvicted(t *testing.T) {
-	notReady := map[string]string{"node": "it is not Ready"}
+	notReady, pods := map[string]string{"node": "it is not Ready"}, map[string]Pod{}
 	for name, tt := range map[string]struct {
 		before             map[string]string
 		tolerated, readyAt time.Duration
@@ -160,9 +223,9 @@ func TestGateEndsBeforePodsAreEvicted(t *testing.T) {
 				defer cancel()
 				g := Gate{Before: Facts{Failing: tt.before}, Soak: time.Hour, Changed: func([]string) {}, Observe: func(context.Context) Facts {
 					if tt.readyAt > 0 && time.Since(began) == tt.readyAt {
-						return Facts{Tolerated: tt.tolerated}
+						return Facts{Failing: map[string]string{"process": "it is not ready yet"}, Pods: pods, Tolerated: tt.tolerated}
 					}
-					return Facts{Failing: notReady, Tolerated: tt.tolerated}
+					return Facts{Failing: notReady, Pods: pods, Tolerated: tt.tolerated}
 				}}
 				want := error(context.DeadlineExceeded)
 				if tt.want > 0 {

@@ -32,6 +32,8 @@ import (
 const OwnCheck = "/etc/coracle/upgrade-check"
 
 const (
+	// bootIDFile has the kernel's id of this boot (random(4)).
+	bootIDFile = "/proc/sys/kernel/random/boot_id"
 	// apiTimeout is how long one question to the API server, the cluster DNS or a Service may take.
 	apiTimeout = 5 * time.Second
 	// ownTimeout is how long the operator's own check may take.
@@ -86,7 +88,8 @@ func (f *findings) fail(condition, format string, args ...any) {
 
 // Observe returns what holds on the machine now. It returns when ctx is done at the latest.
 func (o Observer) Observe(ctx context.Context) Facts {
-	f := &findings{out: Facts{Failing: map[string]string{}}}
+	boot, _ := os.ReadFile(bootIDFile) // the kernel has it always
+	f := &findings{out: Facts{Failing: map[string]string{}, Boot: strings.TrimSpace(string(boot))}}
 	var asking sync.WaitGroup
 	asking.Go(func() { o.observeOwnCheck(ctx, f) })
 	if r := o.observeProcess(ctx, f); r != nil {
@@ -243,14 +246,15 @@ func observeNode(ctx context.Context, client kubernetes.Interface, name string, 
 	f.out.Pods, f.out.Tolerated = found, tolerated(pods.Items)
 }
 
-// tolerated returns for how long all pods stay on a node that is not Ready, 0 if they all stay for ever.
+// tolerated returns for how long all pods stay on a node that is not Ready, 0 if they all stay for ever. Pods that do not
+// stay at all do not count.
 func tolerated(pods []corev1.Pod) (least time.Duration) {
 	for _, p := range pods {
 		for _, t := range p.Spec.Tolerations {
-			if t.Key != corev1.TaintNodeNotReady || t.Effect != corev1.TaintEffectNoExecute || t.TolerationSeconds == nil {
+			if t.Key != corev1.TaintNodeNotReady && t.Key != "" || t.Effect != corev1.TaintEffectNoExecute || t.TolerationSeconds == nil {
 				continue
 			}
-			if d := time.Duration(*t.TolerationSeconds) * time.Second; least == 0 || d < least {
+			if d := time.Duration(*t.TolerationSeconds) * time.Second; d > 0 && (least == 0 || d < least) {
 				least = d
 			}
 		}
