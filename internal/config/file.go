@@ -24,7 +24,7 @@ func fromFiles(path string, named Source, c Command) (values, Problems) {
 	vals := values{}
 	var problems Problems
 	paths := []string{path}
-	dropIns, err := filesBeside(path)
+	dropIns, err := DropIns(path)
 	if err != nil {
 		problems = append(problems, err.Error())
 	}
@@ -43,8 +43,8 @@ func fromFiles(path string, named Source, c Command) (values, Problems) {
 	return vals, problems
 }
 
-// filesBeside returns the paths FILE.d/*.yaml and FILE.d/*.yml in alphabetical order.
-func filesBeside(path string) ([]string, error) {
+// DropIns returns the paths of the drop-ins of a configuration file, FILE.d/*.yaml and FILE.d/*.yml in alphabetical order.
+func DropIns(path string) ([]string, error) {
 	dir := path + ".d"
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -100,8 +100,8 @@ func Own() (v *Versions, digest string, ok bool) {
 }
 
 // SettingsBefore returns the folder with the settings from before the last trial, if the running program is the version
-// to which the trial led back, and has not reported that; else "". They lie in the candidate's folder, which no link
-// names by then. The file "refused" may be missing: a disk may have been full, or the power was lost.
+// to which the trial led back, and has not reported that; else "". They lie in the candidate's folder. Where the file
+// "refused" is missing, since a disk was full or the power was lost, that is one that no link names.
 func SettingsBefore() string {
 	v, digest, ok := Own()
 	if !ok {
@@ -111,7 +111,12 @@ func SettingsBefore() string {
 	if err != nil || s.Current != digest || s.Trial != "" || s.Refused != nil && s.Refused.Reported {
 		return ""
 	}
-	folders, _ := filepath.Glob(v.Slot("*", SettingsFolder)) // the pattern is correct
+	candidate := "*"
+	if s.Refused != nil {
+		candidate = s.Refused.Digest
+		s.Previous = "" // an undo has tried that
+	}
+	folders, _ := filepath.Glob(v.Slot(candidate, SettingsFolder)) // the pattern is correct
 	for _, folder := range folders {
 		if name := filepath.Base(filepath.Dir(folder)); digestForm.MatchString(name) && name != s.Current && name != s.Previous {
 			return folder

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
@@ -69,8 +70,8 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 	if done, err := u.prepare(ctx, retry); done || err != nil {
 		return err
 	}
-	if err := u.v.Begin(u.digest); err != nil {
-		return fmt.Errorf("%w. What runs was not changed", err)
+	if err := u.begin(); err != nil {
+		return err
 	}
 	unlock()
 	unlock = func() {}
@@ -143,8 +144,8 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 	}
 	u.inv.Printf("copying %s to %s\n", u.name, u.v.Dir)
 	defer func() {
-		if err != nil { // the room of a program is not left taken
-			err = errors.Join(err, u.v.Prune())
+		if err != nil {
+			err = errors.Join(err, u.cleanUp())
 		}
 	}()
 	if err := u.v.Stage(u.file, u.digest); err != nil {
@@ -154,6 +155,20 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 		return false, fmt.Errorf("%w. What runs was not changed", err)
 	}
 	return false, ctx.Err()
+}
+
+// begin switches to the version, at the next start.
+func (u *upgrade) begin() error {
+	if err := u.v.Begin(u.digest); err != nil {
+		return errors.Join(fmt.Errorf("%w. What runs was not changed", err), u.cleanUp())
+	}
+	return nil
+}
+
+// cleanUp removes what an upgrade has prepared that does not begin. A program would keep room, and a later start would
+// take the copies for those of a trial.
+func (u *upgrade) cleanUp() error {
+	return errors.Join(u.v.Prune(), os.RemoveAll(u.v.Slot(u.state.Current, slots.KubeletFolder)))
 }
 
 // checkSettings asks the version that is to be tried and the one that runs what they say of the settings: the first has
@@ -220,9 +235,8 @@ func (u *upgrade) writeBaseline(ctx context.Context) error {
 	if err := os.RemoveAll(u.v.Slot(u.digest, slots.FailingFile)); err != nil {
 		return fmt.Errorf("removing the record of an earlier trial: %w", err)
 	}
-	folder, config := filepath.Split(u.config)
-	return errors.Join(copyBefore(u.v.Slot(u.state.Current, slots.KubeletFolder), u.inv.tool.Paths.KubeletRoot, kubeletState...),
-		copyBefore(u.v.Slot(u.digest, slots.SettingsFolder), folder, config, config+".d"),
+	return errors.Join(copyKubeletState(u.v.Slot(u.state.Current, slots.KubeletFolder), u.inv.tool.Paths.KubeletRoot),
+		copySettings(u.v.Slot(u.digest, slots.SettingsFolder), u.config),
 		atomicfile.WriteJSON(u.v.Slot(u.digest, slots.BaselineFile), facts, 0o600))
 }
 
@@ -237,42 +251,62 @@ func observer(paths config.Paths, role string) trial.Observer {
 
 // kubeletState are the kubelet's files that another version may write in another form, below its folder. The version
 // that can read the copies puts them back where it has to (package agent/kubelet).
-var kubeletState = []string{"*_state", "device-plugins/kubelet_internal_checkpoint", "image_manager/pulled"}
+var kubeletState = []string{"*_state", "device-plugins/kubelet_internal_checkpoint", "image_manager/pulled/*"}
 
-// copyBefore replaces the folder to by copies of what patterns name below another folder. Root alone may read them.
-func copyBefore(to, from string, patterns ...string) error {
+// copySettings replaces the folder to by copies of a configuration file and its drop-ins, as far as they exist.
+func copySettings(to, file string) error {
+	dropIns, err := config.DropIns(file)
+	if err != nil {
+		return err
+	}
+	folder, name := filepath.Split(file)
+	names := []string{name}
+	for _, f := range dropIns {
+		names = append(names, strings.TrimPrefix(f, folder))
+	}
+	return copyBefore(to, folder, names)
+}
+
+// copyKubeletState replaces the folder to by copies of the kubelet's state below root.
+func copyKubeletState(to, root string) error {
+	var names []string
+	for _, pattern := range kubeletState {
+		found, _ := fs.Glob(os.DirFS(root), pattern) // the pattern is correct
+		names = append(names, found...)
+	}
+	return copyBefore(to, root, names)
+}
+
+// copyBefore replaces the folder to by durable copies of files below another folder. Links are followed: what they name
+// may change, too. Root alone may read the copies. A file that is not there, or no longer, is left out.
+func copyBefore(to, from string, names []string) error {
 	err := os.RemoveAll(to)
 	if err == nil {
 		err = os.MkdirAll(to, 0o700)
 	}
-	for _, pattern := range patterns {
-		names, globErr := filepath.Glob(filepath.Join(from, pattern))
-		err = errors.Join(err, globErr)
-		for _, name := range names {
-			if err == nil {
-				err = copyAll(name, filepath.Join(to, strings.TrimPrefix(name, from)))
-			}
+	folders := map[string]bool{to: true, filepath.Dir(to): true}
+	for _, name := range names {
+		data, readErr := os.ReadFile(filepath.Join(from, name))
+		if errors.Is(readErr, fs.ErrNotExist) || isDir(filepath.Join(from, name)) {
+			continue
+		}
+		err = errors.Join(err, readErr)
+		for dir := filepath.Dir(filepath.Join(to, name)); dir != to && err == nil; dir = filepath.Dir(dir) {
+			folders[dir], err = true, os.MkdirAll(dir, 0o700)
+		}
+		if err == nil {
+			err = atomicfile.Write(filepath.Join(to, name), data, 0o600)
+		}
+	}
+	for folder := range folders {
+		if err == nil {
+			err = atomicfile.SyncDir(folder)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("copying what the version before may need to %s: %w", to, err)
 	}
 	return nil
-}
-
-// copyAll copies a file, or a folder with what is in it.
-func copyAll(from, to string) error {
-	if isDir(from) {
-		return os.CopyFS(to, os.DirFS(from))
-	}
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-		return err
-	}
-	return atomicfile.Write(to, data, 0o600)
 }
 
 // follow returns nil when the version was committed, and a refusedError when it was refused.

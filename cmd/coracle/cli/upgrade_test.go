@@ -37,12 +37,50 @@ func TestCopiesOfKubeletStateAreForRoot(t *testing.T) {
 		testenv.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
 		testenv.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(name), 0o600))
 	}
-	testenv.NoError(t, copyBefore(to, root, kubeletState...))
+	testenv.NoError(t, copyKubeletState(to, root))
 	for _, name := range state {
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(to, name)))(t)), name, "copied:")
 	}
 	testenv.Equal(t, len(testenv.Must(os.ReadDir(to))(t)), len(state), "copies:")
 	testenv.Equal(t, testenv.Must(os.Stat(to))(t).Mode().Perm(), 0o700, "mode:")
+}
+
+// TestCopiesOfSettingsAreWhole: whatever the folder's name is, and where a drop-in is a link: what that names may be
+// changed in the trial, too. Files that are no settings are not copied.
+func TestCopiesOfSettingsAreWhole(t *testing.T) {
+	dir, to := filepath.Join(t.TempDir(), "of [a] site"), filepath.Join(t.TempDir(), "settings")
+	for name, text := range map[string]string{"coracle.yaml": "debug: true", "coracle.yaml.d/1.yaml": "v: 1", "coracle.yaml.d/1.yaml~": "v: 2",
+		"common/2.yaml": "v: 3"} {
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	testenv.NoError(t, os.Symlink("../common/2.yaml", filepath.Join(dir, "coracle.yaml.d/2.yml")))
+	testenv.NoError(t, copySettings(to, filepath.Join(dir, "coracle.yaml")))
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "common/2.yaml"), []byte("of the trial"), 0o600))
+	for name, text := range map[string]string{"coracle.yaml": "debug: true", "coracle.yaml.d/1.yaml": "v: 1", "coracle.yaml.d/2.yml": "v: 3"} {
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(to, name)))(t)), text, "copied:")
+		testenv.Equal(t, testenv.Must(os.Lstat(filepath.Join(to, name)))(t).Mode(), 0o600, "mode:")
+	}
+	testenv.Equal(t, len(testenv.Must(os.ReadDir(filepath.Join(to, "coracle.yaml.d")))(t)), 2, "drop-ins:")
+	testenv.NoError(t, copySettings(to, filepath.Join(dir, "none.yaml")))
+	testenv.Equal(t, len(testenv.Must(os.ReadDir(to))(t)), 0, "copies of no file:")
+}
+
+// TestFailedSwitchLeavesNoCopies: a later start of the version that runs would take them for those of a trial.
+func TestFailedSwitchLeavesNoCopies(t *testing.T) {
+	v := slots.Below(t.TempDir())
+	one, two := strings.Repeat("1", 64), strings.Repeat("2", 64)
+	for _, file := range []string{v.Slot(one, slots.KubeletFolder+"/cpu_manager_state"), v.Slot(two, slots.SettingsFolder+"/coracle.yaml"),
+		v.ProgramOf(two), filepath.Join(v.Dir, "tries", "a folder")} {
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		testenv.NoError(t, os.WriteFile(file, nil, 0o600))
+	}
+	testenv.NoError(t, os.Symlink(one, filepath.Join(v.Dir, "current")))
+	u := &upgrade{v: v, digest: two, state: slots.State{Current: one}}
+	testenv.WantError(t, u.begin(), "What runs was not changed")
+	for _, path := range []string{v.Slot(one, slots.KubeletFolder), v.Slot(two, "")} {
+		testenv.ErrorIs(t, testenv.Err(os.Stat(path)), fs.ErrNotExist)
+	}
 }
 
 // TestStatusRunsNoVersionWithoutANote: a status is asked often, and a start of a program takes a second on a board.
