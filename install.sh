@@ -256,10 +256,15 @@ link() {
   sync "$versions"
 }
 
-# prune removes the versions that no link names.
+# prune [DIGEST] removes the versions that no link names, except one.
 prune() {
   find "$versions" -mindepth 1 -maxdepth 1 -type d ! -name "$(readlink "$versions/current")" \
-    ! -name "$(readlink "$versions/previous")" ! -name "$(readlink "$versions/trial")" -exec rm -rf {} +
+    ! -name "$(readlink "$versions/previous")" ! -name "$(readlink "$versions/trial")" ! -name "${1:-}" -exec rm -rf {} +
+}
+
+# unreported prints the version that was refused, until the version that runs has reported that and needs nothing of it.
+unreported() {
+  if ! grep -qs '^reported' "$versions/refused"; then cut -d ' ' -f 1 "$versions/refused" 2>/dev/null || :; fi
 }
 
 # switch makes $binary the current version without a trial, and the one that was installed before the previous one. That
@@ -979,7 +984,7 @@ install_all() {
   link_program
   program=$bin_dir/coracle
   if [ -z "$trial" ]; then
-    prune
+    prune "$(unreported)"
     exec 9>&-
     say "installed coracle $version in $bin_dir"
   fi

@@ -43,7 +43,7 @@ func fromFiles(path string, named Source, c Command) (values, Problems) {
 	return vals, problems
 }
 
-// DropIns returns the paths of the drop-ins of a configuration file, FILE.d/*.yaml and FILE.d/*.yml in alphabetical order.
+// DropIns returns the drop-ins of a configuration file: FILE.d/*.yaml and FILE.d/*.yml, in alphabetical order.
 func DropIns(path string) ([]string, error) {
 	dir := path + ".d"
 	entries, err := os.ReadDir(dir)

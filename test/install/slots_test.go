@@ -184,6 +184,24 @@ func TestRottenVersionIsRepaired(t *testing.T) {
 	}
 }
 
+// TestSettingsFromBeforeATrialStay: the version that a refusal led back to may need them at each start, until it has
+// reported the refusal.
+func TestSettingsFromBeforeATrialStay(t *testing.T) {
+	s := newSlots(t)
+	one := s.program("one")
+	s.mustInstall(one, "server")
+	versions := filepath.Join(s.dir, "data/versions")
+	candidate := strings.Repeat("c", 64)
+	settings := filepath.Join(versions, candidate, slots.SettingsFolder)
+	testenv.NoError(t, os.MkdirAll(settings, 0o755))
+	testenv.NoError(t, os.WriteFile(filepath.Join(versions, "refused"), []byte(candidate+" 3 starts without a commit\n"), 0o600))
+	s.mustInstall(one, "server --node-name a")
+	testenv.NoError(t, testenv.Err(os.Stat(settings)))
+	testenv.NoError(t, os.WriteFile(filepath.Join(versions, "refused"), []byte(candidate+" 3 starts without a commit\nreported\n"), 0o600))
+	s.mustInstall(one, "")
+	testenv.ErrorIs(t, testenv.Err(os.Stat(settings)), fs.ErrNotExist)
+}
+
 // TestUpgradeIsATrial: the new program tries itself, with the flags that say where things are, and install.sh ends as
 // it does. The settings are those of before.
 func TestUpgradeIsATrial(t *testing.T) {

@@ -188,8 +188,8 @@ var (
 )
 
 // stepper returns a function that names the calls of one run, each by its text and by how often that came. It returns
-// "" for a call that has nothing to do with versions, or that is one more of a kind: writes of a program, and files
-// beside it.
+// "" for a call that has nothing to do with which version runs, or that is one more of a kind: writes of a program, and
+// files beside it.
 func stepper(current, candidate string) func(call string) string {
 	count := map[string]int{}
 	return func(call string) string {
@@ -201,7 +201,8 @@ func stepper(current, candidate string) func(call string) string {
 			}
 			return beside.FindStringSubmatch(path)[1] + "/…"
 		})
-		other := call != "sync data" && !strings.Contains(call, "versions") && !strings.Contains(call, " bin")
+		other := call != "sync data" && !strings.Contains(call, "versions") && !strings.Contains(call, " bin") ||
+			strings.Contains(call, "CURRENT/…") // copies of the kubelet's files: an agent has more of them
 		beside := strings.Contains(call, "…") || call == "sync versions/CANDIDATE"
 		if count[call]++; other || count[call] > 1 && (beside || strings.HasPrefix(call, "write ") && strings.Contains(call, "/coracle")) {
 			return ""
@@ -289,13 +290,14 @@ sync versions/CANDIDATE.new/coracle
 sync versions/CANDIDATE.new
 rename versions/CANDIDATE.new versions/CANDIDATE
 sync versions (2)
+sync versions/CURRENT
 mkdir versions/CANDIDATE/…
+sync versions/CANDIDATE/…
+sync versions/CANDIDATE
 create versions/CANDIDATE/…
 write versions/CANDIDATE/…
 chmod versions/CANDIDATE/…
-sync versions/CANDIDATE/…
 rename versions/CANDIDATE/… versions/CANDIDATE/…
-sync versions/CANDIDATE
 truncate versions/tries
 sync versions/tries
 symlink versions/trial.new

@@ -284,24 +284,30 @@ func copyBefore(to, from string, names []string) error {
 	if err == nil {
 		err = os.MkdirAll(to, 0o700)
 	}
-	folders := map[string]bool{to: true, filepath.Dir(to): true}
 	for _, name := range names {
 		data, readErr := os.ReadFile(filepath.Join(from, name))
 		if errors.Is(readErr, fs.ErrNotExist) || isDir(filepath.Join(from, name)) {
 			continue
 		}
 		err = errors.Join(err, readErr)
-		for dir := filepath.Dir(filepath.Join(to, name)); dir != to && err == nil; dir = filepath.Dir(dir) {
-			folders[dir], err = true, os.MkdirAll(dir, 0o700)
+		copied := filepath.Join(to, name)
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(copied), 0o700)
 		}
 		if err == nil {
-			err = atomicfile.Write(filepath.Join(to, name), data, 0o600)
+			err = atomicfile.Write(copied, data, 0o600)
 		}
 	}
-	for folder := range folders {
-		if err == nil {
-			err = atomicfile.SyncDir(folder)
-		}
+	if err == nil {
+		err = filepath.WalkDir(to, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.IsDir() {
+				return err
+			}
+			return atomicfile.SyncDir(path)
+		})
+	}
+	if err == nil {
+		err = atomicfile.SyncDir(filepath.Dir(to))
 	}
 	if err != nil {
 		return fmt.Errorf("copying what the version before may need to %s: %w", to, err)

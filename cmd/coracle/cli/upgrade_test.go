@@ -28,6 +28,16 @@ func TestRestartHasASessionOfItsOwn(t *testing.T) {
 	testenv.Equal(t, fields[6], fields[0], "the session's leader is") // the shell's number, and then proc_pid_stat(5)
 }
 
+// TestRestartBringsNoSettings: a service that is a script would start coracle with the variables of who upgrades it.
+func TestRestartBringsNoSettings(t *testing.T) {
+	v := slots.In(t.TempDir())
+	t.Setenv("CORACLE_NODE_NAME", "of a shell")
+	file := filepath.Join(v.Dir, "name")
+	testenv.NoError(t, os.WriteFile(filepath.Join(v.Dir, slots.RestartFile), []byte("echo $HOME $CORACLE_NODE_NAME >"+file+"\n"), 0o600))
+	testenv.NoError(t, restartService(v))
+	testenv.Equal(t, strings.TrimSpace(string(testenv.Must(os.ReadFile(file))(t))), os.Getenv("HOME"), "its environment has")
+}
+
 // TestCopiesOfKubeletStateAreForRoot: some have hashes of credentials. Archives of containers, which may have
 // gigabytes, are no state.
 func TestCopiesOfKubeletStateAreForRoot(t *testing.T) {

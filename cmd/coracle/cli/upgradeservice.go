@@ -17,7 +17,7 @@ import (
 
 // restartService restarts coracle by the command that install.sh has left. With systemd it does not wait until the new
 // process is ready. A terminal that is closed or interrupts this process does not end the command, which would leave
-// coracle stopped.
+// coracle stopped. Variables of coracle that are set here are none of the service's.
 func restartService(v *slots.Versions) error {
 	command, err := os.ReadFile(filepath.Join(v.Dir, slots.RestartFile))
 	if err != nil {
@@ -25,6 +25,7 @@ func restartService(v *slots.Versions) error {
 	}
 	c := exec.Command("/bin/sh", "-c", string(command))
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	c.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "CORACLE_") })
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w %s", strings.TrimSpace(string(command)), err, strings.TrimSpace(string(out)))
 	}

@@ -246,8 +246,8 @@ func observeNode(ctx context.Context, client kubernetes.Interface, name string, 
 	f.out.Pods, f.out.Tolerated = found, tolerated(pods.Items)
 }
 
-// tolerated returns for how long all pods stay on a node that is not Ready, 0 if they all stay for ever. Pods that do not
-// stay at all do not count.
+// tolerated returns for how long all pods stay on a node that is not Ready, 0 if they all stay for ever. Pods that do
+// not stay at all do not count.
 func tolerated(pods []corev1.Pod) (least time.Duration) {
 	for _, p := range pods {
 		for _, t := range p.Spec.Tolerations {
