@@ -5,12 +5,12 @@ package bundle
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -103,8 +104,7 @@ func TestBundleHasWhatWasPutIntoIt(t *testing.T) {
 
 	// The program's blob gives the file whose digest is in the index.
 	build := c.Program.Build("arm64")
-	z := testenv.Must(gzip.NewReader(testenv.Must(b.Blob(build.Packed.Digest))(t)))(t)
-	data := testenv.Must(io.ReadAll(z))(t)
+	data := testenv.Must(io.ReadAll(testenv.Must(b.Unpacked(*build))(t)))(t)
 	testenv.Equal(t, digest.FromBytes(data), build.File.Digest, "digest of the program")
 	testenv.Equal(t, int64(len(data)), build.File.Size, "size of the program")
 	testenv.True(t, strings.HasSuffix(string(data), "arm "+testVersion), "another program: %q", data)
@@ -204,7 +204,7 @@ func TestDamagedFilesAreNoBundles(t *testing.T) {
 		"cut in a blob":    {whole[:len(whole)-3000], "it is cut off after"},
 		"cut at its end":   {whole[:len(whole)-1], "it is cut off after"},
 		"more behind it":   {append(bytes.Clone(whole), 0), "there are 1 bytes behind its end"},
-		"huge index":       {headerOf(t, "index.json", maxIndex+1), "may have 4194304 bytes at most"},
+		"huge index":       {headerOf(t, "index.json", maxIndex+1), "may have 1048576 bytes at most"},
 		"not JSON":         {append(append(index, "nil"...), make([]byte, 509+512)...), "its index cannot be read"},
 		"archive of other": {append(append(index, "{} "...), make([]byte, 509+512)...), "an archive of images, but no bundle"},
 		"newer":            {append(append(headerOf(t, "index.json", 24), `{"coracle":{"format":2}}`...), make([]byte, 1000)...), "it has format 2"},
@@ -246,6 +246,43 @@ func TestSwappedBlobIsFoundWhenItIsRead(t *testing.T) {
 		r := testenv.Must(b.Blob(blob.Digest))(t)
 		_, err := io.Copy(io.Discard, r)
 		testenv.WantError(t, err, blob.Digest.Encoded())
+	}
+}
+
+// TestProgramIsWhatTheIndexSays: a packed blob that is whole has another program in it, a longer one, or none.
+func TestProgramIsWhatTheIndexSays(t *testing.T) {
+	b := opened(t, made(t, contents(t, t.TempDir())))
+	builds := b.Index.Contents.Program.Builds
+	for name, change := range map[string]func(*Build){
+		"another digest":          func(x *Build) { x.File.Digest = builds[1].File.Digest },
+		"the other processor's":   func(x *Build) { x.Packed = builds[1].Packed },
+		"longer than it says":     func(x *Build) { x.File.Size-- },
+		"shorter than it says":    func(x *Build) { x.File.Size++ },
+		"not packed, but a chart": func(x *Build) { x.Packed = b.Index.Contents.Charts[0].Blob },
+	} {
+		was := builds[0]
+		change(&builds[0])
+		testenv.Fails(t, b.CheckBlobs(t.Context()), "%s was accepted", name)
+		builds[0] = was
+	}
+	testenv.NoError(t, b.CheckBlobs(t.Context()))
+}
+
+// TestHostileIndexTakesLittleMemory: before any signature is checked, an index that is as long as it may be, and has as
+// many things as fit, takes less memory than a small board has.
+func TestHostileIndexTakesLittleMemory(t *testing.T) {
+	for list, end := range map[string]string{`{"manifests":[`: "]}", `{"coracle":{"format":1,"blobs":[`: "]}}"} {
+		n := (maxIndex - len(list) - len(end)) / len("{},")
+		index := []byte(list + strings.Repeat("{},", n-1) + "{}" + end)
+		testenv.True(t, json.Valid(index), "the index is no JSON, so it would not be decoded")
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := parseIndex(index)
+		runtime.ReadMemStats(&after)
+		testenv.Fails(t, err, "it was accepted")
+		grown := (after.TotalAlloc - before.TotalAlloc) >> 20
+		testenv.True(t, grown < 512, "%d MB were allocated", grown)
+		t.Logf("%s: %d MB", list, grown)
 	}
 }
 

@@ -18,8 +18,9 @@ import (
 const (
 	// format is the form of bundles that this program makes and reads.
 	format = 1
-	// What a bundle may have at most. Both sizes are in bytes.
-	maxIndex, maxBlobs, maxBlobSize = 4 << 20, 16384, 8<<30 - 1
+	// What a bundle may have at most. Both sizes are in bytes. Decoding an index allocates up to 210 times its size
+	// (a test), and it is decoded before its signatures are checked.
+	maxIndex, maxBlobs, maxBlobSize = 1 << 20, 4096, 8<<30 - 1
 	// maxName is how long the name of an image may be. A reference has at most 255 bytes without its tag and digest.
 	maxName = 512
 )

@@ -3,6 +3,7 @@
 package bundle
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -117,7 +118,8 @@ func (b *Bundle) unmet(t Trusted, v Verdict) string {
 	return "too few keys have signed it: " + strings.Join(needs, "; or ")
 }
 
-// CheckBlobs reads all blobs, and returns an error for the first whose content does not have its digest.
+// CheckBlobs reads all blobs and unpacks the programs. It returns an error for the first content that does not have the
+// digest that the index says.
 func (b *Bundle) CheckBlobs(ctx context.Context) error {
 	for _, blob := range b.Index.Contents.Blobs {
 		r, err := b.Blob(blob.Digest)
@@ -128,7 +130,33 @@ func (b *Bundle) CheckBlobs(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.Index.Contents.Program == nil {
+		return nil
+	}
+	for _, build := range b.Index.Contents.Program.Builds {
+		r, err := b.Unpacked(build)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, withContext{ctx, r}); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// Unpacked returns a reader of a program. Its last call to Read returns an error, in the place of io.EOF, if the packed
+// or the unpacked content does not have its digest. It never returns more bytes than the index says.
+func (b *Bundle) Unpacked(build Build) (io.Reader, error) {
+	packed, err := b.Blob(build.Packed.Digest)
+	if err != nil {
+		return nil, err
+	}
+	z, err := gzip.NewReader(packed)
+	if err != nil {
+		return nil, fmt.Errorf("unpacking the program for %s: %w", build.Architecture, err)
+	}
+	return checked(z, build.File, "the program for "+build.Architecture+" is not what the index says"), nil
 }
 
 // Machine is where a bundle's program is to run.
