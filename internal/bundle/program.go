@@ -24,7 +24,7 @@ func architecture(file string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s is no program for Linux: %w", file, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	name := architectures[f.Machine]
 	if name == "" || f.Type != elf.ET_EXEC && f.Type != elf.ET_DYN {
 		return "", fmt.Errorf("%s is no program for a processor that coracle runs on (%s)", file, f.Machine)
