@@ -54,9 +54,9 @@ func TestScenarioUnlikeDisks(t *testing.T) {
 					}
 					took := c.untilLed(alive, 2*time.Minute)
 					all = append(all, took)
-					// What the slowest two candidacies take is what the steady case needs at most. Several servers may be
-					// candidates at once, by chance, and again after that: three times as long came once, and
-					// a fault of the wait elects none at all.
+					// What the slowest two candidacies take is what the steady case needs at most. Several servers may
+					// be candidates at once by chance, and again after that: three times as long came once. A fault of
+					// the wait elects none at all.
 					slowest := slices.Max(flushes)
 					limit := 6 * (flushesOfVote*slowest + 2*max(candidateFor*defaultElectionTimeout, defaultElectionTimeout+flushesOfVote*slowest))
 					if t.Logf("seed %d: flushes take %v: a leader after %v", seed, flushes, took); took > limit {
