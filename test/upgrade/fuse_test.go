@@ -121,7 +121,7 @@ func (m *mount) answer(request []byte) []byte {
 	if code == fuseForget || code == fuseBatchForget || code == fuseInterrupt {
 		return nil
 	}
-	m.ask(code, native.Uint64(request[16:]), pid)
+	m.notify(code, native.Uint64(request[16:]), pid)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out, err := []byte(nil), error(unix.EIO)
@@ -140,8 +140,8 @@ func (m *mount) answer(request []byte) []byte {
 	return append(b, out...)
 }
 
-// ask calls the test before some requests.
-func (m *mount) ask(code uint32, number uint64, pid uint32) {
+// notify calls the test before some requests.
+func (m *mount) notify(code uint32, number uint64, pid uint32) {
 	m.mu.Lock()
 	call, asked, n := map[uint32]string{fuseReadlink: "readlink ", fuseFsyncdir: "sync "}[code], m.asked, m.inode(number)
 	if n != nil {
