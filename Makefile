@@ -92,7 +92,7 @@ SCENARIOS = $(GO) test -json -vet=off -count=1 -p 1 -parallel 6 -tags '$(TAGS) e
 E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run ./test/report $(SCENARIOS)
 
 # What make test promises its tests: one that misses any of this fails, where it is skipped otherwise.
-PROMISED := root,embedded,loop-device,systemd,xfs,crun,node
+PROMISED := root,embedded,loop-device,systemd,xfs,crun,node,minisign
 
 # STEPS='build unit': some of its steps.
 test: ## everything that has to pass: installs what is missing, builds, go test ./..., end to end (root)

@@ -39,7 +39,7 @@ packages() {
           amd64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross xz-utils ;;
           arm64) echo gcc-x86-64-linux-gnu libc6-dev-amd64-cross xz-utils ;;
         esac ;;
-      test) echo iproute2 busybox-static util-linux mount procps e2fsprogs xfsprogs xz-utils curl systemd crun; user_mode_linux ;;
+      test) echo iproute2 busybox-static util-linux mount procps e2fsprogs xfsprogs xz-utils curl systemd crun minisign; user_mode_linux ;;
       console) command -v npm >/dev/null || echo npm ;;
       browser) echo chromium-headless-shell ;;
       lint) echo shellcheck ;;
