@@ -66,6 +66,11 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer runtime.Stop() // last: the kubelet and the network have ended by then
+	if o.Content != nil {
+		runtime.SetPeers(o.Content)
+		o.Content.SetSource(runtime.Blobs())
+		defer o.Content.SetSource(nil)
+	}
 	o.Shutdown.attach(o, runtime)
 
 	folder, err := prepareImages(ctx, o, runtime)

@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/records"
 	"github.com/coracle-k8s/coracle/agent/registries"
 	"github.com/coracle-k8s/coracle/agent/runtimes"
+	"github.com/coracle-k8s/coracle/content"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
@@ -66,6 +67,9 @@ type Options struct {
 
 	// Volumes, when set, are the folders of local volumes on this node.
 	Volumes *localvolume.Folders
+
+	// Content, when set, is the machine's part in sharing the content of images with other machines.
+	Content *content.Machine
 
 	// Reach, when set, finds out which nodes this one cannot reach.
 	Reach *reachability.Watch

@@ -3,6 +3,7 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -39,6 +40,9 @@ type Streams interface {
 
 // Trust has the certificates by which a machine of the cluster is recognised.
 type Trust struct {
+	// Protocol is the name of the protocol in a ClientHello; ALPN if it is empty. The same certificates count for other
+	// protocols between machines.
+	Protocol string
 	// Own returns this machine's certificate: the API server's on a server, the kubelet's client certificate on an
 	// agent. It is called for each connection, since the certificate is renewed.
 	Own func() (*tls.Certificate, error)
@@ -55,7 +59,7 @@ type Trust struct {
 func (t Trust) Config() *tls.Config {
 	return &tls.Config{
 		MinVersion:           tls.VersionTLS13,
-		NextProtos:           []string{ALPN},
+		NextProtos:           []string{t.protocol()},
 		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return t.Own() },
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return t.Own() },
 		ClientAuth:           tls.RequireAnyClientCert, // verified by VerifyConnection
@@ -71,7 +75,7 @@ func (t Trust) Config() *tls.Config {
 // validity. If that fails because this machine still has an authority that was renewed, the certificate is checked as
 // of now.
 func (t Trust) verify(s tls.ConnectionState) error {
-	if s.NegotiatedProtocol != ALPN || len(s.PeerCertificates) == 0 {
+	if s.NegotiatedProtocol != t.protocol() || len(s.PeerCertificates) == 0 {
 		return errors.New("gossip: the other end is no member")
 	}
 	leaf := s.PeerCertificates[0]
@@ -101,6 +105,8 @@ func (t Trust) verify(s tls.ConnectionState) error {
 	}
 	return nil
 }
+
+func (t Trust) protocol() string { return cmp.Or(t.Protocol, ALPN) }
 
 func (t Trust) now() time.Time {
 	if t.Now == nil {

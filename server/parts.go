@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/coracle-k8s/coracle/content"
 	"github.com/coracle-k8s/coracle/controllers/acme"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
 	"github.com/coracle-k8s/coracle/controllers/ingress"
@@ -84,6 +85,12 @@ func (s *Server) wire() error {
 	s.snapshots = s.newSnapshots()
 	if s.tunnels, err = s.newTunnels(); err != nil {
 		return err
+	}
+	if !s.o.Cluster.Disabled.Has(clusterconfig.PartContent) {
+		s.content = content.NewMachine(content.MachineOptions{
+			Node: s.o.Node.Name, Members: s.gossip.Members, Trust: s.gossip.Trust(s.pki), Nodes: s.tunnels,
+			Logger: s.log.With("part", "content"),
+		})
 	}
 	return s.local.Ensure()
 }

@@ -92,6 +92,7 @@ type Server struct {
 	fatal            *fatalTrap
 	failedShims      failedShims
 	stopOnce         sync.Once
+	peers            atomic.Pointer[Peers]
 }
 
 // started makes sure that a process starts containerd once, as the package comment says.
@@ -123,6 +124,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := prepareTempMounts(o.Root); err != nil {
 		o.Logger.Warn("containerd: could not clean up temporary mounts of an earlier run", "error", err)
 	}
+	registerContent(&s.peers)
 	registerClientPlugin(s)
 	registerCRIPlugin(s)
 	registerGCScheduler()
@@ -219,6 +221,9 @@ func (s *Server) NotifyImageAdded(ctx context.Context, name string) error {
 	return s.notifyImageAdded(ctx, name)
 }
 
+// SetPeers makes pulls use other machines of the cluster.
+func (s *Server) SetPeers(p Peers) { s.peers.Store(&p) }
+
 // Calls returns the CRI calls that are served in this process and not over the socket.
 func (s *Server) Calls() Calls { return *s.calls }
 
@@ -271,6 +276,11 @@ func registerClientPlugin(s *Server) {
 			)
 			if err != nil {
 				return nil, fmt.Errorf("make the in-memory client: %w", err)
+			}
+			if transfer, err := ic.GetSingle(plugins.TransferPlugin); err != nil {
+				return nil, fmt.Errorf("find the transfer service: %w", err)
+			} else if err := shareTransfers(transfer, &s.peers); err != nil {
+				s.opts.Logger.Warn("containerd: images are pulled without the help of other machines of the cluster", "error", err)
 			}
 			images, err := ic.GetByID(plugins.CRIServicePlugin, "images")
 			if err != nil {

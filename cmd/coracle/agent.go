@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/content"
 	"github.com/coracle-k8s/coracle/internal/certend"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
@@ -128,8 +129,13 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	if joined.ReachedAtStart() {
 		member.keysReceived = time.Now()
 	}
+	sharing, err := member.content()
+	if err != nil {
+		return err
+	}
 	ready := make(chan struct{})
 	n := node{
+		content: sharing,
 		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers,
 		fallbackConfigs: directConfigs(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
 		answered:        servers.Replied, onEnded: servers.Ended, readiness: servers.SetReadiness, port: c.Port, localPort: c.LocalPort,
@@ -149,6 +155,9 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	pacer := newPacer(start, idle, busy)
 	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
 	beside.Go(member.run)
+	if sharing != nil {
+		beside.Quiet("content", func(ctx context.Context) error { return sharing.Run(ctx, port.mux.Route(content.ALPN)) })
+	}
 	beside.Go(func(ctx context.Context) { announce(ctx, p, ready, pacer) })
 	beside.Go(func(ctx context.Context) { _ = joined.Run(ctx) }) // it logs itself what it cannot renew
 	beside.Quiet("connections for the servers", func(ctx context.Context) error { return servers.Forward(ctx, port.mux.Default()) })

@@ -15,12 +15,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/agent/balancer"
+	"github.com/coracle-k8s/coracle/content"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -88,7 +90,8 @@ type agentMember struct {
 	showMembers  func(func() []status.Member)
 	showLevel    func(func() *status.Level)
 	reach        *reachability.Watch
-	level        int       // at which this process runs
+	level        int // at which this process runs
+	current      atomic.Pointer[gossip.Member]
 	emptyRounds  int       // number of rounds in a row without a server
 	keysReceived time.Time // when a server last sent the keys; zero when none has since this machine started
 }
@@ -110,6 +113,7 @@ func (a *agentMember) run(ctx context.Context) {
 		a.reach.OnUnreachable(member.ReportUnreachable)
 		a.line.Set(status.Running, "")
 		members := func() []status.Member { return statusMembers(member.Members()) }
+		a.current.Store(member)
 		a.showMembers(members)
 		a.showLevel(func() *status.Level { return agentLevel(a.level, members()) })
 		var beside sync.WaitGroup
@@ -124,16 +128,9 @@ func (a *agentMember) run(ctx context.Context) {
 }
 
 func (a *agentMember) member() (*gossip.Member, error) {
-	credentials := a.joined.Credentials
-	trust := gossip.Trust{Own: func() (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(credentials.KubeletPair, credentials.KubeletPair)
-		return &pair, err
-	}}
-	var err, err2 error
-	trust.ServerCA, err = cert.NewPool(credentials.ServerCAFile)
-	trust.ClientCA, err2 = cert.NewPool(credentials.ClientCAFile)
-	if err := errors.Join(err, err2); err != nil {
-		return nil, fmt.Errorf("reading the cluster's authorities: %w", err)
+	trust, err := a.trust()
+	if err != nil {
+		return nil, err
 	}
 	return gossip.New(gossip.Options{
 		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),
@@ -143,6 +140,42 @@ func (a *agentMember) member() (*gossip.Member, error) {
 		File: membersFile(a.c), Ask: a.knownServers, Names: []string{a.c.ServerURL.Host}, Lost: a.reachesNoServer,
 		Links: config.LocalHost{}.Links, Reach: a.reach, Logger: a.log,
 	})
+}
+
+// trust returns the certificates by which this machine and others recognise one another.
+func (a *agentMember) trust() (gossip.Trust, error) {
+	credentials := a.joined.Credentials
+	trust := gossip.Trust{Own: func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(credentials.KubeletPair, credentials.KubeletPair)
+		return &pair, err
+	}}
+	var err, err2 error
+	trust.ServerCA, err = cert.NewPool(credentials.ServerCAFile)
+	trust.ClientCA, err2 = cert.NewPool(credentials.ClientCAFile)
+	if err := errors.Join(err, err2); err != nil {
+		return trust, fmt.Errorf("reading the cluster's authorities: %w", err)
+	}
+	return trust, nil
+}
+
+// content returns the machine's part in sharing images' content, or nil where that is disabled.
+func (a *agentMember) content() (*content.Machine, error) {
+	if a.joined.Settings.Disabled.Has(clusterconfig.PartContent) {
+		return nil, nil
+	}
+	trust, err := a.trust()
+	if err != nil {
+		return nil, err
+	}
+	return content.NewMachine(content.MachineOptions{
+		Node: a.c.Node.Name, Trust: trust, Logger: a.log.With("part", "content"),
+		Members: func() []gossip.Info {
+			if m := a.current.Load(); m != nil {
+				return m.Members()
+			}
+			return nil
+		},
+	}), nil
 }
 
 func membersFile(c *config.Agent) string { return filepath.Join(c.Paths.AgentDir, "members.json") }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/content"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/embedded"
@@ -55,6 +56,8 @@ type node struct {
 	volumes *localvolume.Folders
 	// shutdown stops the node's pods when the machine goes down.
 	shutdown *agent.Shutdown
+	// content is the machine's part in sharing images' content. It may be nil.
+	content *content.Machine
 	// failed, when set, is why the node cannot run.
 	failed error
 	// podSubnets is called with the node's pod subnets.
@@ -67,7 +70,7 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 	return node{
 		servers: s.Roster().OtherAddresses, fallbackConfigs: s.APIConfigs,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
-		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()),
+		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()), content: s.Content(),
 	}, err
 }
 
@@ -122,7 +125,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		PodSubnets:      n.podSubnets, Reach: n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
 		Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,
 		Logger: p.Log.Logger, Board: p.Board,
-		FailedShims: p.Admin.SetFailedShims,
+		FailedShims: p.Admin.SetFailedShims, Content: n.content,
 	}
 	if v, digest, ok := slots.Own(); ok {
 		o.KubeletCopies = v.Slot(digest, slots.KubeletFolder)

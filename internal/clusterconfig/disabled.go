@@ -22,6 +22,7 @@ const (
 	PartGateway       = "gateway"
 	PartConsole       = "console"
 	PartRuntimes      = "runtimes" // RuntimeClasses
+	PartContent       = "content"  // machines get no layers of images from one another
 )
 
 // parts are all parts in the order of help and messages, each with its key in the JSON of Settings. Two have no key:
@@ -30,6 +31,7 @@ var parts = []struct{ name, key string }{
 	{PartDNS, ""}, {PartManifests, "noManifests"}, {PartServiceLB, ""}, {PartNetworkPolicy, "noNetworkPolicy"},
 	{PartLocalStorage, "noLocalStorage"}, {PartMetrics, "noMetrics"}, {PartHelm, "noHelm"}, {PartIngress, "noIngress"},
 	{PartGateway, "noGateway"}, {PartConsole, "noConsole"}, {PartRuntimes, "noRuntimes"},
+	{PartContent, "noContent"},
 }
 
 // Parts returns the names of all parts.

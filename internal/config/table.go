@@ -277,7 +277,8 @@ var table = []Setting{
 			"(manifests), giving addresses to Services of type LoadBalancer (servicelb), enforcing NetworkPolicies (network-policy), " +
 			"volumes in folders of nodes (local-storage), the metrics API of kubectl top and autoscalers (metrics-server), installing " +
 			"HelmCharts (helm-controller), serving Ingresses (ingress), serving Gateways (gateway), of which traefik is both, the web " +
-			"console (console), or making RuntimeClasses of installed runtimes (runtimes); all servers have the same"},
+			"console (console), making RuntimeClasses of installed runtimes (runtimes), or machines that get layers of images from one another " +
+			"(content); all servers have the same"},
 	{Name: "console-listen", Commands: ServerCommand, Group: groupParts, Holder: "ADDRESS:PORT",
 		Help: "Serve the web console to browsers of other machines there, by HTTPS; without an address, at all of this machine's. Users " +
 			"log in with their own tokens. coracle console needs no such port"},

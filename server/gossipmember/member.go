@@ -148,13 +148,19 @@ func (m *Member) Run(ctx context.Context, p *pki.PKI, r Roster) {
 	m.o.Part.Set(status.Stopped, "")
 }
 
-func (m *Member) join(ctx context.Context, p *pki.PKI, r Roster) error {
+// Trust returns the certificates by which this server recognises other machines, for any protocol between them.
+func (m *Member) Trust(p *pki.PKI) gossip.Trust {
 	trust := gossip.Trust{
 		Own:      p.Serving,
 		ServerCA: x509.NewCertPool(), ClientCA: x509.NewCertPool(), Refuses: m.o.Refuses, Now: m.o.Now,
 	}
 	trust.ServerCA.AppendCertsFromPEM(p.CAPEM(pki.ServerCA))
 	trust.ClientCA.AppendCertsFromPEM(p.CAPEM(pki.ClientCA))
+	return trust
+}
+
+func (m *Member) join(ctx context.Context, p *pki.PKI, r Roster) error {
+	trust := m.Trust(p)
 	address, err := netip.ParseAddrPort(m.o.Address)
 	if err != nil {
 		return fmt.Errorf("the address of this server: %w", err)

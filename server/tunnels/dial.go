@@ -5,6 +5,7 @@ package tunnels
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -69,6 +70,28 @@ func (t *Table) Open(ctx context.Context, node string, to netip.AddrPort) (net.C
 		return nil, ErrNotConnected
 	}
 	return s.Dial(ctx, to)
+}
+
+// Sessions returns the connected nodes by name, each with its newest connection.
+func (t *Table) Sessions() map[string]any {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[string]any, len(t.nodes))
+	for name, e := range t.nodes {
+		if n := len(e.sessions); n > 0 {
+			out[name] = e.sessions[n-1]
+		}
+	}
+	return out
+}
+
+// DialNode connects to an address of a node through the node's connection.
+func (t *Table) DialNode(ctx context.Context, node, address string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("the address of %s: %w", node, err)
+	}
+	return t.Open(ctx, node, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
 }
 
 // sessionOf returns the connection of the node that owns an address, or nil.

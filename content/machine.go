@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package content
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/coracle-k8s/coracle/gossip"
+)
+
+// handshakeTimeout limits the TLS handshake through a node's connection to a server.
+const handshakeTimeout = 2 * time.Second
+
+// Machine is this machine's part in sharing content: what it serves to others, and what its pulls get from them.
+type Machine struct {
+	o        MachineOptions
+	config   *tls.Config
+	server   *Server
+	client   *Client
+	source   atomic.Pointer[Source]
+	Counters Counters
+}
+
+// MachineOptions configure a Machine.
+type MachineOptions struct {
+	// Node is the name of this machine's node.
+	Node string
+	// Members returns the members of the gossip.
+	Members func() []gossip.Info
+	// Trust has the certificates by which machines recognise one another.
+	Trust gossip.Trust
+	// Rate limits what is sent to all machines together, in bytes per second; 0 is no limit.
+	Rate int64
+	// Nodes are the nodes that keep a connection to this server. It is nil on an agent.
+	Nodes  Nodes
+	Logger *slog.Logger
+}
+
+// Nodes are the nodes that keep a connection to a server.
+type Nodes interface {
+	// Sessions returns their names, each with what identifies its present connection.
+	Sessions() map[string]any
+	// DialNode connects to an address of a node through its connection.
+	DialNode(ctx context.Context, node, address string) (net.Conn, error)
+}
+
+// NewMachine returns a Machine. Run has to be called.
+func NewMachine(o MachineOptions) *Machine {
+	m := &Machine{o: o}
+	o.Trust.Protocol = ALPN
+	m.o.Trust, m.config = o.Trust, o.Trust.Config()
+	s := ServerOptions{Source: m.ownSource, Counters: &m.Counters, Rate: o.Rate}
+	if o.Nodes != nil {
+		s.Sessions, s.Dial, s.Own = o.Nodes.Sessions, m.dialThrough, o.Node
+	}
+	m.server = NewServer(s)
+	m.client = NewClient(ClientOptions{Node: o.Node, Servers: m.servers, Dial: m.dial, Counters: &m.Counters, Logger: o.Logger})
+	return m
+}
+
+// SetSource sets the content that this machine serves; nil for none.
+func (m *Machine) SetSource(s Source) {
+	if s == nil {
+		m.source.Store(nil)
+		return
+	}
+	m.source.Store(&s)
+}
+
+func (m *Machine) ownSource() Source {
+	if s := m.source.Load(); s != nil {
+		return *s
+	}
+	return nil
+}
+
+// Fetch fills an empty writer from other machines; see Client.Fetch.
+func (m *Machine) Fetch(ctx context.Context, d digest.Digest, size int64, to content.Writer) error {
+	return m.client.Fetch(ctx, d, size, to)
+}
+
+// FromOutside counts a blob that came from a registry.
+func (m *Machine) FromOutside(size int64) { m.Counters.Outside.Add(size) }
+
+// Run serves content at a route of the machine's port, on which TLS has not begun, until ctx is done.
+func (m *Machine) Run(ctx context.Context, route net.Listener) error {
+	streams := gossip.NewStreams(route, m.o.Trust)
+	defer m.client.Close()
+	return errors.Join(m.server.Run(ctx, listener{streams, route.Addr()}), streams.Close())
+}
+
+// listener is a net.Listener of authenticated connections.
+type listener struct {
+	gossip.Streams
+	addr net.Addr
+}
+
+func (l listener) Addr() net.Addr { return l.addr }
+
+// servers returns the names of the live servers.
+func (m *Machine) servers() (names []string) {
+	for _, i := range m.o.Members() {
+		if i.Role == gossip.RoleServer && i.State == gossip.Alive {
+			names = append(names, i.Name)
+		}
+	}
+	return names
+}
+
+// address returns where a live machine is reached.
+func (m *Machine) address(node string) (string, error) {
+	for _, i := range m.o.Members() {
+		if i.Name == node && i.State == gossip.Alive {
+			return i.Address.String(), nil
+		}
+	}
+	return "", fmt.Errorf("content: %s is no live machine of the cluster", node)
+}
+
+func (m *Machine) dial(ctx context.Context, node string) (net.Conn, error) {
+	address, err := m.address(node)
+	if err != nil {
+		return nil, err
+	}
+	return (&tls.Dialer{Config: m.config}).DialContext(ctx, "tcp", address)
+}
+
+// dialThrough connects to a node through its connection to this server.
+func (m *Machine) dialThrough(ctx context.Context, node string) (net.Conn, error) {
+	address, err := m.address(node)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := m.o.Nodes.DialNode(ctx, node, address)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	c := tls.Client(raw, m.config)
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
+	return c, nil
+}
