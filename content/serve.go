@@ -98,14 +98,45 @@ func NewServer(o ServerOptions) *Server {
 
 // Run serves the authenticated connections of a listener until ctx is done.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
-	h := &http.Server{Handler: s, ReadHeaderTimeout: chunkTimeout, IdleTimeout: idleTimeout, ConnState: s.count}
+	h := &http.Server{
+		Handler: s, ReadHeaderTimeout: chunkTimeout, IdleTimeout: idleTimeout, ConnState: s.count,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+	}
 	stop := context.AfterFunc(ctx, func() { _ = h.Close() })
 	defer stop()
 	if s.relay != nil {
 		defer s.relay.CloseIdleConnections()
 	}
-	if err := h.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+	if err := h.Serve(plainListener{l}); err != nil && !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
 		return fmt.Errorf("content: %w", err)
+	}
+	return nil
+}
+
+// plainListener hides from net/http that connections use TLS: it would close those whose ALPN it does not know.
+type plainListener struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l plainListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return plainConn{c}, nil
+}
+
+type plainConn struct{ net.Conn }
+
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
+// peer returns the state of the TLS connection of a request.
+func peer(r *http.Request) *tls.ConnectionState {
+	if c, ok := r.Context().Value(connKey{}).(plainConn); ok {
+		if t, ok := c.Conn.(*tls.Conn); ok {
+			state := t.ConnectionState()
+			return &state
+		}
 	}
 	return nil
 }
@@ -128,7 +159,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch path := r.URL.Path; {
 	case r.Method == http.MethodGet && strings.HasPrefix(path, blobsPath):
 		s.serveBlob(w, r)
-	case r.Method == http.MethodGet && path == havePath && isServer(r.TLS):
+	case r.Method == http.MethodGet && path == havePath && isServer(peer(r)):
 		s.serveHave(w, r)
 	case r.Method == http.MethodPost && path == findPath && s.tracker != nil:
 		s.serveFind(w, r)
@@ -270,8 +301,8 @@ func (s *Server) serveFind(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	asker := q.Node
-	if !isServer(r.TLS) {
-		asker = nodeOf(r.TLS)
+	if !isServer(peer(r)) {
+		asker = nodeOf(peer(r))
 	}
 	if asker == "" {
 		http.Error(w, "the question names no node", http.StatusForbidden)
