@@ -21,10 +21,11 @@ const module = "github.com/coracle-k8s/coracle/"
 // imports other leaves only. Test packages under test/ may import anything.
 var allowed = map[string]map[string]string{
 	"cmd": {
-		"server": "`coracle server` runs one",
-		"agent":  "`coracle server` and `coracle agent` run one",
-		"gossip": "`coracle agent` makes its machine a member",
-		"cni":    "the helper program is the CNI plugin; uninstalling removes what the pod network made",
+		"server":  "`coracle server` runs one",
+		"agent":   "`coracle server` and `coracle agent` run one",
+		"content": "`coracle agent` shares the content of images",
+		"gossip":  "`coracle agent` makes its machine a member",
+		"cni":     "the helper program is the CNI plugin; uninstalling removes what the pod network made",
 
 		"ingress": "coracle-ingress is the ingress proxy",
 		"joining": "commands make, list and read tokens; `coracle agent` joins",
@@ -48,6 +49,7 @@ var allowed = map[string]map[string]string{
 		"vip":         "servers hold the virtual address",
 		"console":     "a server may serve one",
 		"localvolume": "a server asks nodes for folders",
+		"content":     "a server knows which machines have which content",
 	},
 	"agent": {
 		"cni":   "the agent answers the CNI plugin",
@@ -61,6 +63,7 @@ var allowed = map[string]map[string]string{
 		"nodetunnel":  "a node's end of its connection to a server",
 		"vip":         "a node announces load balancer addresses by the same means",
 		"localvolume": "a node makes the folders of local volumes",
+		"content":     "pulls get layers from other machines",
 	},
 	"scheduler": {
 		"controllers": "both share one term's informers, kept in controllers/term",
@@ -71,6 +74,10 @@ var allowed = map[string]map[string]string{
 	},
 	"gossip": {
 		"joining": "a member knows servers by what the join protocol says of them",
+	},
+	"content": {
+		"gossip":  "machines recognise one another as its members do, and are reached at the members' addresses",
+		"joining": "a machine knows a server by its certificate",
 	},
 	"console": {
 		"controllers": "its child process for Helm speaks the protocol of that of charts (helmcharts/helmjob)",

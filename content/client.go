@@ -29,8 +29,8 @@ const (
 	findTimeout = 3 * time.Second
 	dialTimeout = time.Second
 	headTimeout = 2 * time.Second
-	// A machine has to send wholeLeast bytes in each wholeWindow, or partialLeast in each partialWindow of a blob that it
-	// is still receiving over the cluster's line, which may be thin.
+	// A machine has to send wholeLeast bytes in each wholeWindow, or partialLeast in each partialWindow of a blob that
+	// it is still receiving over the cluster's line, which may be thin.
 	wholeWindow, wholeLeast     = 2 * time.Second, 512 << 10
 	partialWindow, partialLeast = 5 * time.Second, 8 << 10
 	// maxExcluded is how many machines a question leaves out.

@@ -54,8 +54,8 @@ type testMachine struct {
 	counters Counters
 	store    *memoryStore
 	stop     func()
-	// unreachable refuses connections, hung accepts none; apart makes only servers reach the machine.
-	unreachable, hung, apart bool
+	// unreachable refuses connections, stuck accepts none; apart makes only servers reach the machine.
+	unreachable, stuck, apart bool
 }
 
 type pipeListener chan net.Conn
@@ -140,7 +140,7 @@ func (c *testCluster) dial(ctx context.Context, from *testMachine, to string, th
 	switch {
 	case m == nil || m.unreachable || m.apart && !through:
 		return nil, errors.New("connection refused")
-	case m.hung:
+	case m.stuck:
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}

@@ -100,7 +100,7 @@ func TestHostileMachines(t *testing.T) {
 					bad.store.serve = serve
 					switch name {
 					case "is hung":
-						bad.hung = true
+						bad.stuck = true
 					case "cannot be reached":
 						bad.unreachable = true
 					case "sends to few alone":
@@ -201,7 +201,7 @@ func TestThroughServer(t *testing.T) {
 // TestServersThatDoNotAnswer: a pull goes on without servers, and with the one that answers.
 func TestServersThatDoNotAnswer(t *testing.T) {
 	for name, broken := range map[string]func(*testMachine){
-		"hung":        func(m *testMachine) { m.hung = true },
+		"hung":        func(m *testMachine) { m.stuck = true },
 		"unreachable": func(m *testMachine) { m.unreachable = true },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -226,8 +226,8 @@ func TestServersThatDoNotAnswer(t *testing.T) {
 	}
 }
 
-// TestNobodyWaitsForOneAnother: an asker gets only machines that asked before it did, so no ring of machines waits.
-func TestNobodyWaitsForOneAnother(t *testing.T) {
+// TestAskersGetOnlyEarlierOnes: an asker gets only machines that asked before it did, so no ring of machines waits.
+func TestAskersGetOnlyEarlierOnes(t *testing.T) {
 	nodes := map[string]any{}
 	for i := range 20 {
 		nodes[fmt.Sprint(i)] = i

@@ -38,14 +38,15 @@ const (
 	nodeUser = "system:node:"
 )
 
-// find is a question to a server, found its answer.
 type (
+	// findRequest is a question to a server.
 	findRequest struct {
 		// Node is the asking machine's node. Servers name it; that of another machine is in its certificate.
 		Node    string        `json:"node,omitempty"`
 		Digest  digest.Digest `json:"digest"`
 		Exclude []string      `json:"exclude,omitempty"`
 	}
+	// findAnswer is the server's answer.
 	findAnswer struct {
 		// Nodes have the blob, or are receiving it. None means that the asking machine is to fetch it from outside.
 		Nodes []string `json:"nodes"`
@@ -72,9 +73,9 @@ type ServerOptions struct {
 	Counters *Counters
 	// Rate limits what is sent to all machines together, in bytes per second; 0 is no limit.
 	Rate int64
-	// Sessions, Dial and Own are a server's. Sessions returns the connected nodes by name, each with what identifies its
-	// present connection. Dial opens an authenticated connection to a node through it. Own is the name of the server's
-	// own node, which has no such connection.
+	// Own, Sessions and Dial are a server's. Own is the name of its own node. Sessions returns the other connected nodes
+	// by name, each with what identifies its present connection. Dial opens an authenticated connection to a node
+	// through that.
 	Own      string
 	Sessions func() map[string]any
 	Dial     func(ctx context.Context, node string) (net.Conn, error)

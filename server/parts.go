@@ -87,7 +87,7 @@ func (s *Server) wire() error {
 		return err
 	}
 	if !s.o.Cluster.Disabled.Has(clusterconfig.PartContent) {
-		s.content = content.NewMachine(content.MachineOptions{
+		s.Content = content.NewMachine(content.MachineOptions{
 			Node: s.o.Node.Name, Members: s.gossip.Members, Trust: s.gossip.Trust(s.pki), Nodes: s.tunnels,
 			Logger: s.log.With("part", "content"),
 		})

@@ -81,6 +81,9 @@ const (
 
 // Server is one server of a cluster. New prepares it and Run runs it.
 type Server struct {
+	// Content is this machine's part in sharing the content of images. It is nil where that is disabled.
+	Content *content.Machine
+
 	o             Options
 	log           *slog.Logger
 	data          *datadir.Dir
@@ -102,7 +105,6 @@ type Server struct {
 	// admission admits machines to the cluster.
 	admission *admission.Admission
 	gossip    *gossipmember.Member
-	content   *content.Machine // nil where it is disabled
 	snapshots *snapshots.Keeper
 	vips      *virtualip.Addresses
 	// backend is this server's copy of the cluster's network back end.
@@ -216,9 +218,6 @@ func (s *Server) SnapshotsHandler() http.Handler { return s.snapshots.Handler() 
 // Roster returns this server's record of the cluster's machines.
 func (s *Server) Roster() *roster.Roster { return s.roster }
 
-// Content returns this server's part in sharing images' content, or nil where that is disabled.
-func (s *Server) Content() *content.Machine { return s.content }
-
 // Gossip returns this server as a member of the gossip.
 func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 
@@ -260,8 +259,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer serveMetrics(connlimit.Metrics{}, s.log)()
 	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
 	background.Go(func(ctx context.Context) { s.gossip.Run(ctx, s.pki, s.roster) })
-	if s.content != nil {
-		background.Quiet("content", func(ctx context.Context) error { return s.content.Run(ctx, s.port.Route(content.ALPN)) })
+	if s.Content != nil {
+		background.Quiet("content", func(ctx context.Context) error { return s.Content.Run(ctx, s.port.Route(content.ALPN)) })
 	}
 	defer s.localFailover.End()
 	background.Go(s.starting.BeginWhenSlow)

@@ -70,7 +70,7 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 	return node{
 		servers: s.Roster().OtherAddresses, fallbackConfigs: s.APIConfigs,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
-		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()), content: s.Content(),
+		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()), content: s.Content,
 	}, err
 }
 
