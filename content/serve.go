@@ -73,9 +73,9 @@ type ServerOptions struct {
 	Counters *Counters
 	// Rate limits what is sent to all machines together, in bytes per second; 0 is no limit.
 	Rate int64
-	// Own, Sessions and Dial are a server's. Own is the name of its own node. Sessions returns the other connected nodes
-	// by name, each with what identifies its present connection. Dial opens an authenticated connection to a node
-	// through that.
+	// Own, Sessions and Dial are a server's. Own is the name of its own node. Sessions returns the other connected
+	// nodes by name, each with what identifies its present connection. Dial opens an authenticated connection to a
+	// node through that.
 	Own      string
 	Sessions func() map[string]any
 	Dial     func(ctx context.Context, node string) (net.Conn, error)
