@@ -40,6 +40,8 @@ type Folder struct {
 	Logger    *slog.Logger
 	// Board, when set, shows a status line while new files are not noticed at once.
 	Board *status.Board
+	// Remote, when set, fetches images from servers. Its pins are reviewed with those of the folder, at least once a day.
+	Remote *Remote
 	// Settle is how long a file must stay unchanged before it is read. Zero means DefaultSettle.
 	Settle time.Duration
 
@@ -177,7 +179,7 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 	if err != nil {
 		return e, false, err
 	}
-	names, err := f.Store.Import(ctx, io.TeeReader(file, sum), FallbackName(name), Origin{device, name})
+	names, err := f.Store.Import(ctx, io.TeeReader(file, sum), FallbackName(name), Origin{Device: device, Archive: name})
 	if err != nil {
 		if after, serr := file.Stat(); serr == nil && (after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime())) {
 			return e, false, errBusy // it changed during the import, which failed for that

@@ -23,12 +23,15 @@ const (
 	unpinAfter = 10 * time.Minute
 )
 
-// Origin says from which archive an image's name was imported. The zero value is an unknown origin.
+// Origin says from which archive an image's name was imported, or from which server it was fetched. The zero value is
+// an unknown origin.
 type Origin struct {
 	// Device is the device of the images folder then. The folder may be the mount point of another one.
 	Device uint64
 	// Archive is the name of the file.
 	Archive string
+	// Server is the server that published the image. Device and Archive are empty then.
+	Server string
 }
 
 func (o Origin) String() string {
@@ -66,6 +69,9 @@ func (s Containerd) Pinned(ctx context.Context) (map[string]Origin, error) {
 	out := map[string]Origin{}
 	for _, im := range all {
 		out[im.Name] = parseOrigin(im.Labels[archiveLabel])
+		if server := im.Labels[serverLabel]; server != "" {
+			out[im.Name] = Origin{Server: server}
+		}
 	}
 	return out, nil
 }
@@ -89,7 +95,8 @@ func (s Containerd) Unpin(ctx context.Context, name string) error {
 // relabel replaces the labels of a name that this package sets. It does nothing if the name is gone.
 func (s Containerd) relabel(ctx context.Context, name string, to map[string]string) error {
 	im := images.Image{Name: name, Labels: to}
-	_, err := s.Client.ImageService().Update(namespaces.WithNamespace(ctx, s.Namespace), im, "labels."+pinnedLabel, "labels."+archiveLabel)
+	_, err := s.Client.ImageService().Update(namespaces.WithNamespace(ctx, s.Namespace), im, "labels."+pinnedLabel, "labels."+archiveLabel,
+		"labels."+serverLabel)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("label image %s: %w", name, err)
 	}
@@ -100,6 +107,9 @@ func (s Containerd) relabel(ctx context.Context, name string, to map[string]stri
 // more. It returns when it has to be called again; the zero time means that only a change of the folder makes it
 // necessary. now has to be monotonic: setting the clock has no effect.
 func (f *Folder) settlePins(ctx context.Context, now time.Time) time.Time {
+	if f.Remote != nil {
+		f.Remote.Unpin(ctx)
+	}
 	next, err := f.trySettlePins(ctx, now)
 	if err != nil && ctx.Err() == nil {
 		clear(f.orphanedImages) // an archive counts as missing from when the folder is readable again
@@ -131,11 +141,11 @@ func (f *Folder) trySettlePins(ctx context.Context, now time.Time) (next time.Ti
 		switch {
 		case wanted:
 			delete(f.orphanedImages, image)
-			if origin := (Origin{device, from}); origin != was {
+			if origin := (Origin{Device: device, Archive: from}); origin != was {
 				err = f.Store.SetOrigin(ctx, image, origin)
 			}
 		case was.Archive == "", was.Device != device, present[was.Archive] && f.index[was.Archive].SHA256 == "":
-			delete(f.orphanedImages, image) // of unknown origin; on another disk; of an archive that could not be read
+			delete(f.orphanedImages, image) // of unknown origin, or from a server; on another disk; of an archive that could not be read
 		case f.orphanedImages[image].IsZero():
 			f.orphanedImages[image] = now
 		case now.Sub(f.orphanedImages[image]) >= unpinAfter:

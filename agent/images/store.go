@@ -18,6 +18,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -37,7 +38,8 @@ const (
 
 // importedLabel is a label of the configuration of each image that came completely from an archive. It is a label of
 // content, not of a name: a name may belong to a tenant's image later. Content stays what the operator imported, and
-// its label is removed with it.
+// its label is removed with it. The value is the time of the import in RFC 3339; it is "true" for an import by an
+// earlier version, and for an image that was fetched from a server.
 const importedLabel = "coracle/imported"
 
 // Store imports images on the node, and pins those from archives so that they are not collected.
@@ -192,13 +194,19 @@ func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs
 		return nil
 	}
 	if err == nil {
-		_, err = s.Client.ContentStore().Update(ctx, content.Info{Digest: config, Labels: map[string]string{importedLabel: "true"}},
-			"labels."+importedLabel)
+		err = s.labelConfig(ctx, config, time.Now().UTC().Format(time.RFC3339))
 	}
 	if err != nil {
 		return fmt.Errorf("mark image %s as imported: %w", im.Name, err)
 	}
 	return nil
+}
+
+// labelConfig labels the configuration of an image as imported.
+func (s Containerd) labelConfig(ctx context.Context, config digest.Digest, value string) error {
+	_, err := s.Client.ContentStore().Update(ctx, content.Info{Digest: config, Labels: map[string]string{importedLabel: value}},
+		"labels."+importedLabel)
+	return err
 }
 
 // Imported reports whether the content of an image, by the digest of its configuration, came from an archive. It

@@ -94,6 +94,10 @@ type Options struct {
 	// the digest of the image's configuration. nil means that there are no such images.
 	Imported func(ctx context.Context, imageRef string) bool
 
+	// FetchImage, when set, is called for an image that a pod wants and the node does not have. It fetches the image if a
+	// server has imported it, and reports whether the node has it now.
+	FetchImage func(ctx context.Context, image string) bool
+
 	// LostRecords, when set, is called with the names of all images that are complete and need their registry once,
 	// since a power cut has emptied the record of their pull. It is called again when that changes.
 	LostRecords func(images []string)
@@ -165,6 +169,7 @@ func Run(ctx context.Context, o Options) error {
 			{gateMounts(k, o.Mounts), "Volumes may still be mounted while the node's pods are being stopped"},
 			{trustImported(k, server.ImagePullCredentialsVerificationPolicy, o.Imported),
 				"While one pod fails to pull an imported image, other pods cannot use it"},
+			{fetchRemoteImages(k, o.FetchImage), "Images that only a server has imported are not found on this node"},
 			{restVolumes(k), "The volume manager keeps polling; an idle node uses slightly more CPU"},
 			{useInProcessClient(k, o.lists(server)), "The kubelet asks containerd over its socket; an idle node uses slightly more CPU"},
 			{useRegistryAuth(k, o.PullAuth), "Registries get no credentials from the entry * of registries.yaml"},
