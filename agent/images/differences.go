@@ -43,7 +43,8 @@ func differences(answers []answer) []string {
 			if v.image.Imported.After(newest.image.Imported) {
 				newest = v
 			}
-			found = append(found, fmt.Sprintf("%s has %.19s, imported %s", v.server, v.image.Target.Digest, v.image.Imported.Format("2006-01-02 15:04")))
+			found = append(found, fmt.Sprintf("%s has %.19s, imported %s", v.server, v.image.Target.Digest,
+				v.image.Imported.Format("2006-01-02 15:04")))
 		}
 		if differ {
 			out = append(out, fmt.Sprintf("the servers have imported different images named %s: %s. Nodes without the image fetch that of %s, imported "+

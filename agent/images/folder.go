@@ -40,7 +40,8 @@ type Folder struct {
 	Logger    *slog.Logger
 	// Board, when set, shows a status line while new files are not noticed at once.
 	Board *status.Board
-	// Remote, when set, fetches images from servers. Its pins are reviewed with those of the folder, at least once a day.
+	// Remote, when set, fetches images from servers. The pins of these are reviewed with those of the folder, at least
+	// once a day.
 	Remote *Remote
 	// Settle is how long a file must stay unchanged before it is read. Zero means DefaultSettle.
 	Settle time.Duration

@@ -101,9 +101,9 @@ func (r *Remote) fetch(ctx context.Context, name string) (from string, err error
 	if name, err = Normalize(name); err != nil {
 		return "", nil // no image of such a name can be imported
 	}
-	from, image, err := r.newest(ctx, name)
-	if err != nil || from == "" {
-		return "", err
+	from, image, unanswered := r.newest(ctx, name)
+	if from == "" {
+		return "", unanswered
 	}
 	for {
 		r.mu.Lock()
@@ -120,7 +120,7 @@ func (r *Remote) fetch(ctx context.Context, name string) (from string, err error
 			delete(r.fetches, name)
 			r.mu.Unlock()
 			close(f.done)
-			if f.err == nil {
+			if f.err == nil && unanswered == nil {
 				r.Unpin(ctx) // the image may replace an earlier one
 			}
 			return from, f.err
@@ -138,7 +138,7 @@ func (r *Remote) fetch(ctx context.Context, name string) (from string, err error
 
 // newest returns the image that was imported last among those that servers publish for a name, and its server. Of two
 // that were imported in the same second it is that of the first server in the order of their names. An empty server
-// means that no server publishes one for this machine. It returns an error only if none does and not all have answered.
+// means that no server publishes one for this machine. The error says which servers have not answered.
 func (r *Remote) newest(ctx context.Context, name string) (from string, image Published, err error) {
 	var errs []error
 	for _, a := range r.ask(ctx, NamesPath+"?name="+url.QueryEscape(name)) {
@@ -149,10 +149,7 @@ func (r *Remote) newest(ctx context.Context, name string) (from string, image Pu
 			}
 		}
 	}
-	if from != "" {
-		return from, image, nil
-	}
-	return "", image, errors.Join(errs...)
+	return from, image, errors.Join(errs...)
 }
 
 func isForThisMachine(platform string) bool {
@@ -262,11 +259,23 @@ func (r *Remote) handler(next images.Handler) images.Handler {
 		}
 		defer func() { <-r.slots }()
 		children, err := next.Handle(ctx, d)
+		if err != nil {
+			r.dropWrong(ctx, d)
+		}
 		if err == nil && images.IsConfigType(d.MediaType) && !r.Store.Imported(ctx, d.Digest.String()) {
 			err = r.Store.labelConfig(ctx, d.Digest, "true")
 		}
 		return children, err
 	})
+}
+
+// dropWrong drops what was received of a blob if that is all of it. It has another digest then, and containerd would
+// take it for the blob at each attempt.
+func (r *Remote) dropWrong(ctx context.Context, d ocispec.Descriptor) {
+	ctx, store, ref := context.WithoutCancel(ctx), r.Store.Client.ContentStore(), remotes.MakeRefKey(ctx, d)
+	if received, err := store.Status(ctx, ref); err == nil && received.Offset >= d.Size {
+		_ = store.Abort(ctx, ref) // if that fails, the next attempt tries again
+	}
 }
 
 // resolver gives containerd an image that a server publishes: the index and the manifest from the server's answer, and

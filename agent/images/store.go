@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package images imports images into the node's image store without a registry: the pause image embedded in coracle,
-// and archives that the operator puts into the images folder.
+// archives that the operator puts into the images folder, and images that a server has imported from its folder.
 //
 // It owns the index of imported archives, and the pins of their images. It never removes an image. The kubelet's
 // garbage collection leaves images alone as long as their archive is there, because they could not be fetched again.
 // When the archive has been gone for a while, the operator does not want them any more, and the collection may take
 // them.
+//
+// Its goroutines: one for each server that is asked for an image, which ends within a second; those of containerd's
+// client while it fetches an image.
 package images
 
 import (

@@ -94,8 +94,8 @@ type Options struct {
 	// the digest of the image's configuration. nil means that there are no such images.
 	Imported func(ctx context.Context, imageRef string) bool
 
-	// FetchImage, when set, is called for an image that a pod wants and the node does not have. It fetches the image if a
-	// server has imported it, and reports whether the node has it now.
+	// FetchImage, when set, is called for an image that a pod wants and the node does not have. It fetches the image if
+	// a server has imported it, and reports whether the node has it now.
 	FetchImage func(ctx context.Context, image string) bool
 
 	// LostRecords, when set, is called with the names of all images that are complete and need their registry once,
