@@ -96,6 +96,9 @@ func runtimeChild(dir string) error {
 	if err := folder.ImportAll(ctx); err != nil {
 		return err
 	}
+	if err := share(dir, server); err != nil {
+		return err
+	}
 	fmt.Println("ready")
 	select {
 	case <-ctx.Done():

@@ -136,7 +136,7 @@ func (g *growing) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		case !errors.Is(err, io.EOF):
 			return 0, err
-		case errors.Is(gone, fs.ErrNotExist):
+		case errors.Is(gone, fs.ErrNotExist) || !g.grows():
 			return 0, io.ErrUnexpectedEOF
 		}
 		timer := time.NewTimer(growthPoll)
@@ -147,6 +147,12 @@ func (g *growing) Read(p []byte) (int, error) {
 			return 0, context.Cause(g.ctx)
 		}
 	}
+}
+
+// grows reports whether the pull goes on, and has not begun anew.
+func (g *growing) grows() bool {
+	info, err := g.data.Stat()
+	return err == nil && info.Size() >= g.offset && time.Since(info.ModTime()) <= growingFor
 }
 
 // Close implements io.Closer.

@@ -4,7 +4,9 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync/atomic"
 
@@ -26,13 +28,16 @@ import (
 type Peers interface {
 	// Fetch fills an empty writer with a blob. After an error the writer is empty.
 	Fetch(ctx context.Context, d digest.Digest, size int64, to content.Writer) error
-	// FromOutside is called for each blob that a registry has sent.
-	FromOutside(size int64)
+	// FromOutside is called for each blob that a registry has sent, with the number of bytes.
+	FromOutside(bytes int64)
 }
 
 // sharing is containerd's content store. A pull that opens a writer for a layer or a configuration finds it filled if
 // another machine of the cluster has the blob: containerd commits a complete writer without asking the registry
 // (remotes.Fetch). Manifests always come from the registry, with the pod's own credentials.
+//
+// An interrupted pull goes on at its registry. What an interrupted pull left that is complete and has another digest is
+// dropped: containerd would try to commit it at each pull.
 type sharing struct {
 	content.Store
 	peers *atomic.Pointer[Peers]
@@ -54,13 +59,14 @@ func (s sharing) Writer(ctx context.Context, opts ...content.WriterOpt) (content
 	if !isShared(o.Ref, o.Desc) {
 		return w, nil
 	}
-	if now, err := w.Status(); err != nil || now.Offset != 0 {
-		return pulled{w, *peers, o.Desc.Size}, nil // an interrupted pull goes on at its registry
+	now, err := w.Status()
+	if err == nil && now.Offset >= o.Desc.Size && w.Digest() != o.Desc.Digest {
+		now.Offset, err = 0, w.Truncate(0)
 	}
-	if (*peers).Fetch(ctx, o.Desc.Digest, o.Desc.Size, w) == nil {
+	if err != nil || now.Offset == 0 && (*peers).Fetch(ctx, o.Desc.Digest, o.Desc.Size, w) == nil {
 		return w, nil
 	}
-	return pulled{w, *peers, o.Desc.Size}, nil
+	return &pulled{Writer: w, peers: *peers}, nil
 }
 
 // isShared reports whether a writer is that of a pull for a layer or a configuration. ref is remotes.MakeRefKey's.
@@ -77,18 +83,52 @@ func isShared(ref string, d ocispec.Descriptor) bool {
 	return false
 }
 
-// pulled is a writer that a registry fills.
+// pulled is a writer that a registry fills, unless it is complete.
 type pulled struct {
 	content.Writer
-	peers Peers
-	size  int64
+	peers    Peers
+	received int64 // since the writer was opened, or truncated
+}
+
+// Write implements content.Writer.
+func (p *pulled) Write(data []byte) (int, error) {
+	n, err := p.Writer.Write(data)
+	p.received += int64(n)
+	return n, err
+}
+
+// ReadFrom implements io.ReaderFrom. Without it containerd would write a MiB at a time, for which the machines that read
+// with the pull would wait too long where the line is thin.
+func (p *pulled) ReadFrom(from io.Reader) (int64, error) {
+	return io.CopyBuffer(struct{ io.Writer }{p}, filled{from}, make([]byte, pullChunk))
+}
+
+// pullChunk is how many bytes of a registry's answer are written at a time.
+const pullChunk = 64 << 10
+
+// filled is a reader that fills the buffer.
+type filled struct{ io.Reader }
+
+// Read implements io.Reader.
+func (f filled) Read(p []byte) (int, error) {
+	n, err := io.ReadFull(f.Reader, p)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF // containerd compares the size
+	}
+	return n, err
+}
+
+// Truncate implements content.Writer.
+func (p *pulled) Truncate(size int64) error {
+	p.received = 0
+	return p.Writer.Truncate(size)
 }
 
 // Commit implements content.Writer.
-func (p pulled) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+func (p *pulled) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	err := p.Writer.Commit(ctx, size, expected, opts...)
-	if err == nil {
-		p.peers.FromOutside(p.size)
+	if err == nil && p.received > 0 {
+		p.peers.FromOutside(p.received)
 	}
 	return err
 }
