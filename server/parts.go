@@ -89,7 +89,7 @@ func (s *Server) wire() error {
 	if !s.o.Cluster.Disabled.Has(clusterconfig.PartContent) {
 		s.Content = content.NewMachine(content.MachineOptions{
 			Node: s.o.Node.Name, Members: s.gossip.Members, Trust: s.gossip.Trust(s.pki), Nodes: s.tunnels,
-			Logger: s.log.With("part", "content"),
+			Rate: s.o.Node.ContentRate, Logger: s.log.With("part", "content"),
 		})
 	}
 	return s.local.Ensure()

@@ -260,6 +260,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
 	background.Go(func(ctx context.Context) { s.gossip.Run(ctx, s.pki, s.roster) })
 	if s.Content != nil {
+		defer serveMetrics(&s.Content.Counters, s.log)()
 		background.Quiet("content", func(ctx context.Context) error { return s.Content.Run(ctx, s.port.Route(content.ALPN)) })
 	}
 	defer s.localFailover.End()

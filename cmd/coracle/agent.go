@@ -133,6 +133,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	if err != nil {
 		return err
 	}
+	p.Admin.SetContent(func() *status.Content { return statusContent(sharing) })
 	ready := make(chan struct{})
 	n := node{
 		content: sharing,
@@ -156,6 +157,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
 	beside.Go(member.run)
 	if sharing != nil {
+		_ = legacyregistry.Registerer().Register(&sharing.Counters) // the kubelet serves them; a process has one node
 		beside.Quiet("content", func(ctx context.Context) error { return sharing.Run(ctx, port.mux.Route(content.ALPN)) })
 	}
 	beside.Go(func(ctx context.Context) { announce(ctx, p, ready, pacer) })

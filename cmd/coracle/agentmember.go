@@ -168,7 +168,7 @@ func (a *agentMember) content() (*content.Machine, error) {
 		return nil, err
 	}
 	return content.NewMachine(content.MachineOptions{
-		Node: a.c.Node.Name, Trust: trust, Logger: a.log.With("part", "content"),
+		Node: a.c.Node.Name, Trust: trust, Rate: a.c.Node.ContentRate, Logger: a.log.With("part", "content"),
 		Members: func() []gossip.Info {
 			if m := a.current.Load(); m != nil {
 				return m.Members()
@@ -288,6 +288,18 @@ func statusMembers(in []gossip.Info) []status.Member {
 		})
 	}
 	return out
+}
+
+// statusContent returns what reports say of the machine's part in sharing images' content; nil where it is disabled.
+func statusContent(m *content.Machine) *status.Content {
+	if m == nil {
+		return nil
+	}
+	count := func(c *content.Count) status.ContentCount {
+		return status.ContentCount{Blobs: c.Blobs.Load(), Bytes: c.Bytes.Load()}
+	}
+	c := &m.Counters
+	return &status.Content{Peers: count(&c.Peers), Outside: count(&c.Outside), Sent: count(&c.Sent), Refused: c.Refused.Load()}
 }
 
 func rotateGossipKey(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error),

@@ -99,6 +99,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	p.Admin.Handle("GET "+status.UsagePath, server.StoreUsageHandler(s))
 	members := func() []status.Member { return statusMembers(s.Gossip().Members()) }
 	p.Admin.SetMembers(members)
+	p.Admin.SetContent(func() *status.Content { return statusContent(s.Content) })
 	p.Admin.SetLevel(func() *status.Level { return s.Levels().Report(members()) })
 	p.Admin.Handle("POST "+status.RaisePath, s.Levels().Handler(members))
 	runNode := func(context.Context) {}

@@ -405,6 +405,18 @@ func TestRuntimesAreOfKnownNames(t *testing.T) {
 	refused(t, "--default-runtime", "podman", "/usr/bin/crun", "")
 }
 
+// TestContentRate: it has no limit by default, and none below which no machine would take anything.
+func TestContentRate(t *testing.T) {
+	for text, want := range map[string]int64{"": 0, "0": 0, "1Mi": 1 << 20, "20M": 20_000_000} {
+		args := []string{"--content-rate=" + text}
+		if text == "" {
+			args = nil
+		}
+		testenv.Equal(t, testenv.Must(load(t, map[string]string{}, nil, board, args...))(t).Node.ContentRate, want, "%q:", text)
+	}
+	refused(t, "--content-rate", "1023Ki", "-1Mi", "1", "fast", "1Mi/s", "999999Ti", "")
+}
+
 // TestIngressProxySettings: they have the defaults that docs name, and bounds that messages name.
 func TestIngressProxySettings(t *testing.T) {
 	for _, c := range []struct {

@@ -46,6 +46,8 @@ type Node struct {
 	RegistriesFile string // registries.yaml; need not exist unless the user named it
 	// DisableDefaultEndpoint keeps registries that have mirrors in that file from being asked themselves.
 	DisableDefaultEndpoint bool
+	// ContentRate limits what other machines get of images from this one, in bytes per second; 0 is no limit.
+	ContentRate int64
 
 	// NodePortAddresses are the CIDRs of local addresses at which node ports are served. None means IPs.
 	NodePortAddresses []string
@@ -109,6 +111,7 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 		RegistriesFile: r.existing("private-registry"),
 
 		DisableDefaultEndpoint: r.boolean("disable-default-registry-endpoint"),
+		ContentRate:            r.rate("content-rate"),
 
 		NodePortAddresses: r.nodePortAddresses("kube-proxy-arg"),
 		NetworkInterface:  r.pattern("network-iface"),

@@ -107,6 +107,21 @@ func (r *reader) memory(name string, atLeast int64) int64 {
 	return bytes
 }
 
+// minRate is the least rate at which machines still get content: one that gets less than 256 KiB/s of a blob asks
+// another machine.
+const minRate = 1 << 20
+
+// rate returns a number of bytes per second; 0 is no limit.
+func (r *reader) rate(name string) int64 {
+	it := r.single(name)
+	q, err := resource.ParseQuantity(it.text)
+	bytes := q.Value()
+	if err != nil || bytes != 0 && bytes < minRate || bytes > maxMemory {
+		r.addProblem(it.src, "%q is neither 0, for no limit, nor a number of bytes per second from 1Mi on; write it like 20Mi", it.text)
+	}
+	return bytes
+}
+
 // maxMemory is more than machines have.
 const maxMemory = 1 << 44
 

@@ -253,6 +253,8 @@ var table = []Setting{
 	{Name: "disable-default-registry-endpoint", Commands: nodeCommands, Group: groupRuntime, Kind: Bool, Default: "false",
 		Help: "Ask only its mirrors for the images of a registry that has mirrors in --private-registry, and never the registry itself: " +
 			"without an outside network each pull would wait for it"},
+	{Name: "content-rate", Commands: nodeCommands, Group: groupRuntime, Holder: "SIZE", Default: "0",
+		Help: "Bytes per second, 1Mi or more, that other machines get at most from this one when they pull images; 0 is no limit"},
 	{Name: "image-credential-provider-bin-dir", Commands: nodeCommands, Group: groupRuntime, Holder: "DIR", Dirs: true,
 		Help: "Folder with the kubelet's credential provider programs"},
 	{Name: "image-credential-provider-config", Commands: nodeCommands, Group: groupRuntime, Holder: "FILE", Files: true,

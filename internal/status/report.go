@@ -35,6 +35,8 @@ type Report struct {
 	// Members are the machines of the cluster as this machine's gossip knows them. There are none before this machine
 	// is a gossip member.
 	Members []Member `json:"members,omitempty"`
+	// Content is nil where machines get no layers of images from one another.
+	Content *Content `json:"content,omitempty"`
 	// FailedShims is how many shims of containers containerd could not load at this start, which ends the containers.
 	FailedShims int `json:"failedShims,omitempty"`
 	// Notes are sentences about features that this cluster's users may expect and that coracle does not have yet, and

@@ -27,6 +27,7 @@ type Server struct {
 	stopping bool
 	members  func() []Member
 	level    func() *Level
+	content  func() *Content
 	failed   int // shims
 }
 
@@ -64,6 +65,13 @@ func (s *Server) SetLevel(level func() *Level) {
 	s.level = level
 }
 
+// SetContent sets the function that returns where images came from for reports.
+func (s *Server) SetContent(content func() *Content) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.content = content
+}
+
 // SetFailedShims sets how many shims containerd could not load.
 func (s *Server) SetFailedShims(failed int) {
 	s.mu.Lock()
@@ -89,6 +97,9 @@ func (s *Server) Report() Report {
 	}
 	if s.level != nil {
 		r.Level = s.level()
+	}
+	if s.content != nil {
+		r.Content = s.content()
 	}
 	return r
 }

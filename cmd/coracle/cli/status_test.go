@@ -71,3 +71,23 @@ func TestStatusNamesRecordsThatWereSetAside(t *testing.T) {
 	testenv.NoError(t, os.Remove(aside))
 	testenv.False(t, strings.Contains(problems(), "set aside"), "after its removal status says: %s", problems())
 }
+
+// TestStatusSaysWhereImagesCameFrom: in text and in JSON, and nothing where machines share no content.
+func TestStatusSaysWhereImagesCameFrom(t *testing.T) {
+	r := &status.Report{Running: true, Content: &status.Content{
+		Peers: status.ContentCount{Blobs: 3, Bytes: 25_300_000}, Outside: status.ContentCount{Blobs: 1, Bytes: 999},
+		Sent: status.ContentCount{Blobs: 12, Bytes: 4_100_000_000}, Refused: 2,
+	}}
+	text := func() string {
+		var b strings.Builder
+		testenv.NoError(t, printStatus(&b, r, time.Now()))
+		return b.String()
+	}
+	const want = "content  from other machines 25.3 MB in 3 blobs, from registries 999 B in 1 blob, sent 4.1 GB in 12 blobs; refused: 2, which"
+	testenv.True(t, strings.Contains(text(), want), "status says: %s", text())
+	encoded := string(testenv.Must(json.Marshal(r))(t))
+	testenv.True(t, strings.Contains(encoded, `"content":{"peers":{"blobs":3,"bytes":25300000},"outside":{"blobs":1,"bytes":999},"sent":{"blobs":12,"bytes":4100000000},"refused":2}`),
+		"status says: %s", encoded)
+	r.Content = nil
+	testenv.False(t, strings.Contains(text(), "content"), "status says without sharing: %s", text())
+}

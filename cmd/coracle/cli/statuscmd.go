@@ -149,6 +149,9 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	if c := r.Cluster; c != nil {
 		fmt.Fprintf(&b, "cluster  %d of %d nodes ready, %d of %d pods well\n", c.NodesReady, c.Nodes, c.PodsReady, c.Pods)
 	}
+	if c := r.Content; c != nil {
+		fmt.Fprintf(&b, "content  %s\n", c.Text())
+	}
 	if s := r.Servers; s != nil {
 		fmt.Fprintf(&b, "servers  %d; may fail: %s\n", len(s.Servers), s.Failures)
 		if len(s.Servers) > 1 {
