@@ -149,7 +149,7 @@ func (g *growing) Read(p []byte) (int, error) {
 	}
 }
 
-// grows reports whether the pull goes on, and has not begun anew.
+// grows reports whether the pull goes on, and has not dropped what was read.
 func (g *growing) grows() bool {
 	info, err := g.data.Stat()
 	return err == nil && info.Size() >= g.offset && time.Since(info.ModTime()) <= growingFor

@@ -97,8 +97,8 @@ func (p *pulled) Write(data []byte) (int, error) {
 	return n, err
 }
 
-// ReadFrom implements io.ReaderFrom. Without it containerd would write a MiB at a time, for which the machines that read
-// with the pull would wait too long where the line is thin.
+// ReadFrom implements io.ReaderFrom. Without it containerd would write a MiB at a time. Where the line is thin, that
+// takes too long for the machines that read with the pull.
 func (p *pulled) ReadFrom(from io.Reader) (int64, error) {
 	return io.CopyBuffer(struct{ io.Writer }{p}, filled{from}, make([]byte, pullChunk))
 }

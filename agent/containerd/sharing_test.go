@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestOnlyLayersAndConfigurationsAreShared: manifests, layers that may not be distributed and anything without a size or
-// a SHA-256 digest come from registries alone.
+// TestOnlyLayersAndConfigurationsAreShared: manifests, layers that may not be distributed, and anything without a size
+// or a SHA-256 digest come from registries alone.
 func TestOnlyLayersAndConfigurationsAreShared(t *testing.T) {
 	d := digest.FromString("blob")
 	for _, c := range []struct {

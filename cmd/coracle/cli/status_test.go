@@ -72,8 +72,8 @@ func TestStatusNamesRecordsThatWereSetAside(t *testing.T) {
 	testenv.False(t, strings.Contains(problems(), "set aside"), "after its removal status says: %s", problems())
 }
 
-// TestStatusSaysWhereImagesCameFrom: in text and in JSON, and nothing where machines share no content.
-func TestStatusSaysWhereImagesCameFrom(t *testing.T) {
+// TestStatusNamesOriginsOfImages: in text and in JSON, and not where machines share no content.
+func TestStatusNamesOriginsOfImages(t *testing.T) {
 	r := &status.Report{Running: true, Content: &status.Content{
 		Peers: status.ContentCount{Blobs: 3, Bytes: 25_300_000}, Outside: status.ContentCount{Blobs: 1, Bytes: 999},
 		Sent: status.ContentCount{Blobs: 12, Bytes: 4_100_000_000}, Refused: 2,
