@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -107,6 +108,9 @@ func (x *Index) Images() (names []string) {
 // fileName matches names of bundles, charts and manifests. They have no slash, and do not begin with a dot.
 var fileName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
 
+// manifestEndings are the endings of the files' names that the manifests' folder takes.
+var manifestEndings = []string{".yaml", ".yml", ".json"}
+
 // parseIndex decodes an index, and checks it completely, apart from its keys.
 func parseIndex(data []byte) (*Index, error) {
 	x := &Index{}
@@ -166,6 +170,16 @@ func (x *Index) check() error {
 		}
 		if name := repeated(names); name != "" {
 			return fmt.Errorf("its index is wrong: it has %s twice", name)
+		}
+	}
+	for _, f := range c.Charts {
+		if filepath.Ext(f.Name) != ".tgz" {
+			return fmt.Errorf("%s is no packed chart: its name has to end with .tgz", f.Name)
+		}
+	}
+	for _, f := range c.Manifests {
+		if !slices.Contains(manifestEndings, filepath.Ext(f.Name)) {
+			return fmt.Errorf("%s is no manifest: its name has to end with %s", f.Name, strings.Join(manifestEndings, ", "))
 		}
 	}
 	if c.SBOM != nil {
