@@ -49,6 +49,8 @@ const (
 	// KubeletFolder has copies of the kubelet's state from before the switch from this version to another one.
 	// SettingsFolder has copies of the configuration file and its drop-ins from before the switch to this version.
 	KubeletFolder, SettingsFolder = "kubelet", "settings"
+	// BundleFolder has what the version's bundle brings besides programs (bundle.Extract).
+	BundleFolder = "bundle"
 	// ProblemsFile has what the version before, which runs again, does not accept of the settings of now.
 	ProblemsFile = "problems"
 )
