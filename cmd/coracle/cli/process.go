@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/wallclock"
 	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/imports"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/version"
@@ -156,6 +157,10 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 // startTrial begins what a version on trial does, or one that runs again after a trial, until the returned function is
 // called. A program that lies in no slot does nothing.
 func (p *Process) startTrial(ctx context.Context) (end func()) {
+	folders := imports.Of(p.Paths, p.role == "agent")
+	if err := folders.Finish(); err != nil {
+		p.Log.Warn("the import of a bundle that was interrupted could not be finished; import the bundle again", "error", err)
+	}
 	v, digest, ok := slots.Own()
 	if !ok {
 		return func() {}
@@ -163,6 +168,11 @@ func (p *Process) startTrial(ctx context.Context) (end func()) {
 	return trial.Process{
 		Versions: v, Digest: digest, Version: version.Get().Coracle, Node: p.node, Observer: observer(p.Paths, p.role),
 		Problems: p.unaccepted,
+		Current: func() {
+			if err := folders.ApplySlot(v); err != nil {
+				p.Log.Warn("what the bundle of this version brings could not be put into its places; the next start tries again", "error", err)
+			}
+		},
 		End: func() {
 			p.EndWithin(endWithin)
 			p.End()

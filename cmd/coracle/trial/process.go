@@ -37,6 +37,9 @@ type Process struct {
 	Observer              Observer
 	// Problems are what the program does not accept of the settings of now, if it runs again with those from before.
 	Problems []string
+	// Current, when set, is called at the start, and when the version was committed: what the current version's slot
+	// brings takes effect.
+	Current func()
 	// End ends the process, so that the starter runs the version before this one.
 	End    func()
 	Logger *slog.Logger
@@ -53,6 +56,9 @@ func (p Process) Start(ctx context.Context) (stop func()) {
 	}
 	if len(p.Problems) == 0 { // else the settings from before are among what would be removed
 		p.prune()
+	}
+	if p.Current != nil {
+		p.Current()
 	}
 	var work func(context.Context)
 	switch {
@@ -124,6 +130,9 @@ func (p Process) runGate(ctx context.Context, s slots.State) {
 		}
 	}
 	p.Logger.Info("this version is committed", "version", p.Version, "previous", slots.Short(s.Current))
+	if p.Current != nil {
+		p.Current()
+	}
 	if replaced, err := slots.ReplaceStarter(os.Getenv(slots.StarterEnv)); err != nil {
 		p.Logger.Warn("the starter of the service stays that of an earlier version", "error", err)
 	} else if replaced {
