@@ -18,11 +18,11 @@ import (
 
 func bundleCommand(a *App) *cobra.Command {
 	return commandGroup(&cobra.Command{
-		Use: "bundle", GroupID: groupUse, Short: "Make, check and sign one file for machines without a network",
+		Use: "bundle", GroupID: groupUse, Short: "Make, check, sign and import one file for machines without a network",
 		Long: `A bundle is one file with coracle for each processor, images, charts and manifests, and with signatures. It is made from
 files alone, without a network. docs/bundle.md says what is in it, how keys are made and replaced, and how to check a bundle
 with minisign(1) before coracle runs.`,
-	}, bundleMakeCommand(a), bundleShowCommand(), bundleVerifyCommand(a), bundleSignCommand(a))
+	}, bundleMakeCommand(a), bundleShowCommand(), bundleVerifyCommand(a), bundleSignCommand(a), bundleImportCommand(a))
 }
 
 func bundleMakeCommand(a *App) *cobra.Command {
@@ -110,7 +110,7 @@ func bundleVerifyCommand(a *App) *cobra.Command {
 are the release keys that this coracle was built with, and the keys in ` + bundle.SiteKeysFile + `. No clock and no network is
 asked. The exit code is 0 only if the bundle is accepted.`,
 	}
-	keys := cmd.Flags().String("trusted-keys", bundle.SiteKeysFile, "File with public keys that are trusted besides the release keys")
+	keys := addTrustedKeys(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
 		trusted, err := bundle.Trust(*keys)

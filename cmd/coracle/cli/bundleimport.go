@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-k8s/coracle/internal/bundle"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/imports"
+)
+
+func bundleImportCommand(a *App) *cobra.Command {
+	cmd := newToolCommand(a, &cobra.Command{
+		Use: "import FILE", Short: "Take the images, charts and manifests of a bundle", Args: bundleArg,
+		Long: `Takes what a bundle brings besides the program: its images, charts and manifests. They take the places of those that the
+bundle of that name had before, so what the newer one lacks is deleted from the cluster. Enough trusted keys have to have
+signed the bundle (coracle bundle verify). Nothing changes unless all of it is whole and there is room.
+
+coracle need not run: it takes the files when it starts. An interrupted import is finished by the next one, or by the next
+start. On an agent, images alone are taken. For the program there is coracle upgrade --here.`,
+	})
+	f := cmd.Flags()
+	downgrade := f.Bool("downgrade", false, "Take a bundle with a lower counter than that of the bundle of its name here")
+	keys := addTrustedKeys(cmd.Command)
+	return cmd.withOutput("text", "json").runs(func(inv *invocation) error {
+		trusted, err := bundle.Trust(*keys)
+		if err != nil {
+			return forRoot(err)
+		}
+		b, done, err := bundle.OpenFile(inv.args[0])
+		if err != nil {
+			return forRoot(err)
+		}
+		defer done()
+		if _, err := b.Verify(trusted); err != nil {
+			return fmt.Errorf("%s is not accepted, and nothing was imported: %w", inv.args[0], err)
+		}
+		ctx, stop := untilInterrupted(inv.Context())
+		defer stop()
+		onAgent := isAgent(inv.tool.Paths)
+		if err := imports.Of(inv.tool.Paths, onAgent).Import(ctx, b, *downgrade); err != nil {
+			return forRoot(err)
+		}
+		return inv.print(b.Index, func(w io.Writer) error { return printText(w, importText(b.Index, inv.tool.Paths, onAgent)) })
+	})
+}
+
+func addTrustedKeys(cmd *cobra.Command) *string {
+	return cmd.Flags().String("trusted-keys", bundle.SiteKeysFile, "File with public keys that are trusted besides the release keys")
+}
+
+// isAgent reports whether a data directory is that of an agent alone.
+func isAgent(p config.Paths) bool { return exists(p.AgentDir) && !exists(p.ServerDir) }
+
+func importText(x *bundle.Index, p config.Paths, onAgent bool) string {
+	var t strings.Builder
+	c := &x.Contents
+	fmt.Fprintf(&t, "The bundle %s, counter %d, is imported.\n", c.Name, c.Counter)
+	row := func(kind, name, where string) { fmt.Fprintf(&t, "%-12s%s%s\n", kind, printableLine(name), where) }
+	for _, name := range x.Images() {
+		row("image", name, "")
+	}
+	not := ""
+	if onAgent {
+		not = " (not taken: this machine is an agent; import the bundle on a server)"
+	}
+	for _, f := range c.Charts {
+		row("chart", f.Name, not)
+	}
+	for _, f := range c.Manifests {
+		row("manifest", f.Name, not)
+	}
+	if c.Program != nil {
+		row("program", c.Program.Version, " (not taken: coracle upgrade --here FILE tries it)")
+	}
+	return t.String()
+}
