@@ -77,6 +77,9 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if o.Content != nil {
+		defer o.shareImported(folder, runtime)()
+	}
 	if o.kubeletPorts, err = kubelet.Ports(o.kubelet(runtime, nil)); err != nil {
 		return err
 	}
@@ -154,6 +157,29 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 		}
 	}
 	return &images.Folder{Dir: o.paths().ImagesDir, IndexFile: o.paths().imageRecord, Store: store, Logger: o.Logger, Board: o.Board}, nil
+}
+
+// shareImported makes the node fetch images that servers have imported, and a server answer for its own. It returns a
+// function that ends the answers.
+func (o *Options) shareImported(folder *images.Folder, runtime *containerd.Server) (end func()) {
+	store := imageStore(*o, runtime)
+	folder.Remote = images.NewRemote(store, o.Content, o.Logger)
+	o.fetchImage = folder.Remote.Fetch
+	if !o.Content.IsServer() {
+		return func() {}
+	}
+	o.Content.SetNames(store.ServeNames)
+	o.ImageNotes(func(ctx context.Context) []string {
+		notes, err := folder.Remote.Differences(ctx, o.Name)
+		if err != nil {
+			o.Logger.Warn("agent: the imported images of the servers could not be compared", "error", err)
+		}
+		return notes
+	})
+	return func() {
+		o.ImageNotes(nil)
+		o.Content.SetNames(nil)
+	}
 }
 
 // imageStore returns the store into which images are imported.
@@ -334,8 +360,8 @@ func (o Options) kubelet(runtime *containerd.Server, report <-chan struct{}) kub
 		ClientCAFile: o.ClientCAFile, NodeName: o.Name, NodeIPs: o.IPs, Kubelet: o.Kubelet,
 		ClusterDNS: o.clusterDNS(), ClusterDomain: o.Cluster.Domain,
 		OwnAddresses: len(o.ExternalIPs) > 0, Imported: imageStore(o, runtime).Imported,
-		LostRecords: o.reportLostRecords,
-		Lists:       runtime.Calls(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(), StateCopies: o.KubeletCopies,
+		LostRecords: o.reportLostRecords, FetchImage: o.fetchImage,
+		Lists: runtime.Calls(), PullAuth: o.pullAuth, Report: report, Returns: !o.isNew(), StateCopies: o.KubeletCopies,
 		Logger: logr.FromSlogHandler(o.Logger.Handler()).WithName("kubelet"),
 		Starts: &o.Shutdown.starts, Mounts: &o.Shutdown.mounts, Made: o.Shutdown.setPods,
 	}

@@ -100,15 +100,20 @@ type Options struct {
 
 	// KubeletCopies is kubelet.Options.StateCopies.
 	KubeletCopies string
+	// ImageNotes is called on a server with a function that returns sentences about images that servers have imported,
+	// and with nil when the node ends. It is required where Content is set.
+	ImageNotes func(notes func(context.Context) []string)
 	// FailedShims, when set, is called with how many shims containerd could not load, unless that is 0.
 	FailedShims func(int)
 
 	// Shutdown, when set, can stop the node's pods when its machine goes down. It is for one run.
 	Shutdown *Shutdown
 
-	refused      *atomic.Bool                              // the API server refuses the node's credentials
-	pullAuth     func(image string) *runtimeapi.AuthConfig // of the file of registries; Run sets it
-	kubeletPorts []uint16                                  // the ports on which the node's kubelet listens; Run finds them out
+	refused  *atomic.Bool                              // the API server refuses the node's credentials
+	pullAuth func(image string) *runtimeapi.AuthConfig // of the file of registries; Run sets it
+	// fetchImage is kubelet.Options.FetchImage. Run sets it.
+	fetchImage   func(ctx context.Context, image string) bool
+	kubeletPorts []uint16 // the ports on which the node's kubelet listens; Run finds them out
 
 	runtimes []runtimes.Runtime // installed beside the embedded runc; Run finds them
 }

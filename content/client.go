@@ -106,6 +106,22 @@ func request(ctx context.Context, c *http.Client, host string, d digest.Digest, 
 	return c.Do(req)
 }
 
+// Get sends a GET request to a server. It returns an error if the other end has no server's certificate.
+func (c *Client) Get(ctx context.Context, server, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+server+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := c.direct.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if !isServer(answer.TLS) {
+		return nil, errors.Join(fmt.Errorf("content: %s has no server's certificate", server), answer.Body.Close())
+	}
+	return answer, nil
+}
+
 // Fetch fills an empty sink with a blob of other machines. After an error the sink is empty. The error matches
 // ErrOutside unless ctx is done or the sink fails.
 func (c *Client) Fetch(ctx context.Context, d digest.Digest, size int64, to Sink) error {

@@ -34,6 +34,7 @@ const (
 	blobsPath = "/v1/blobs/"
 	findPath  = "/v1/find"
 	havePath  = "/v1/have"
+	namesPath = "/v1/names"
 	// partialHeader says that the machine is still receiving the blob itself.
 	partialHeader = "Coracle-Partial"
 )

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -83,6 +85,28 @@ func (m *Machine) ownSource() Source {
 	}
 	return nil
 }
+
+// SetNames sets what answers other machines that ask this server for names of images; nil for nothing.
+func (m *Machine) SetNames(names http.HandlerFunc) {
+	if names == nil {
+		m.server.names.Store(nil)
+		return
+	}
+	m.server.names.Store(&names)
+}
+
+// Servers returns the names of the live servers other than this machine.
+func (m *Machine) Servers() []string {
+	return slices.DeleteFunc(m.servers(), func(name string) bool { return name == m.o.Node })
+}
+
+// Get sends a GET request to a server; see Client.Get.
+func (m *Machine) Get(ctx context.Context, server, path string) (*http.Response, error) {
+	return m.client.Get(ctx, server, path)
+}
+
+// IsServer reports whether this machine is a server.
+func (m *Machine) IsServer() bool { return m.o.Nodes != nil }
 
 // Fetch fills an empty writer from other machines; see Client.Fetch.
 func (m *Machine) Fetch(ctx context.Context, d digest.Digest, size int64, to content.Writer) error {

@@ -62,6 +62,7 @@ type Server struct {
 	relay    *http.Client  // reaches nodes through their connections to this server; nil on an agent
 	o        ServerOptions
 	conns    atomic.Int64
+	names    atomic.Pointer[http.HandlerFunc] // answers for names of images; nil for none
 
 	uploads, partial, relayed chan struct{}
 }
@@ -164,6 +165,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveHave(w, r)
 	case r.Method == http.MethodPost && path == findPath && s.tracker != nil:
 		s.serveFind(w, r)
+	case r.Method == http.MethodGet && path == namesPath && s.tracker != nil:
+		s.serveNames(w, r)
 	default:
 		http.NotFound(w, r)
 	}
@@ -288,6 +291,16 @@ func (s *Server) serveHave(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	_, _ = w.Write(encodeHave(all)) // the other end sees a cut
+}
+
+// serveNames answers with the images that this server has imported. There is no answer without a node, which imports
+// them.
+func (s *Server) serveNames(w http.ResponseWriter, r *http.Request) {
+	if names := s.names.Load(); names != nil {
+		(*names)(w, r)
+		return
+	}
+	http.NotFound(w, r)
 }
 
 func (s *Server) serveFind(w http.ResponseWriter, r *http.Request) {

@@ -142,7 +142,9 @@ func (r *Remote) fetch(ctx context.Context, name string) (from string, err error
 func (r *Remote) newest(ctx context.Context, name string) (from string, image Published, err error) {
 	var errs []error
 	for _, a := range r.ask(ctx, NamesPath+"?name="+url.QueryEscape(name)) {
-		errs = append(errs, a.err)
+		if !errors.Is(a.err, errNoNode) {
+			errs = append(errs, a.err)
+		}
 		for _, p := range a.images {
 			if p.Name == name && isForThisMachine(p.Platform) && (from == "" || p.Imported.After(image.Imported)) {
 				from, image = a.server, p
@@ -181,7 +183,10 @@ func (r *Remote) ask(ctx context.Context, path string) []answer {
 	return answers
 }
 
-// askOne asks one server. A server without a node answers 404: it imports nothing.
+// errNoNode means that a server answers for no images. It has no node, or containerd has not started yet.
+var errNoNode = errors.New("it imports no images")
+
+// askOne asks one server.
 func (r *Remote) askOne(ctx context.Context, server, path string) (images []Published, err error) {
 	response, err := r.Servers.Get(ctx, server, path)
 	if err != nil {
@@ -189,7 +194,7 @@ func (r *Remote) askOne(ctx context.Context, server, path string) (images []Publ
 	}
 	defer response.Body.Close()
 	if response.StatusCode == http.StatusNotFound {
-		return nil, nil
+		return nil, errNoNode
 	}
 	if response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("ask server %s: it answers %s", server, response.Status)

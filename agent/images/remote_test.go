@@ -476,7 +476,7 @@ func TestPinOfAFetchedImage(t *testing.T) {
 	}{
 		"the server still publishes it":       {func(s *machine) cluster { return cluster{"s": s.serve} }, true},
 		"the server publishes nothing":        {func(*machine) cluster { return cluster{"s": publishes(), "t": publishes()} }, false},
-		"the server has no node any more":     {func(*machine) cluster { return cluster{"s": http.NotFound} }, false},
+		"the server has no node any more":     {func(*machine) cluster { return cluster{"s": http.NotFound} }, true},
 		"another server publishes it":         {func(s *machine) cluster { return cluster{"s": publishes(), "t": s.serve} }, true},
 		"the server does not answer":          {func(*machine) cluster { return cluster{"s": nil, "t": publishes()} }, true},
 		"the server is no member for now":     {func(*machine) cluster { return cluster{"t": publishes()} }, true},

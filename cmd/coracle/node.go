@@ -125,7 +125,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 		PodSubnets:      n.podSubnets, Reach: n.reach, Volumes: n.volumes, Shutdown: n.shutdown,
 		Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,
 		Logger: p.Log.Logger, Board: p.Board,
-		FailedShims: p.Admin.SetFailedShims, Content: n.content,
+		FailedShims: p.Admin.SetFailedShims, Content: n.content, ImageNotes: p.Admin.SetImageNotes,
 	}
 	if v, digest, ok := slots.Own(); ok {
 		o.KubeletCopies = v.Slot(digest, slots.KubeletFolder)

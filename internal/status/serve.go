@@ -29,13 +29,15 @@ type Server struct {
 	level    func() *Level
 	content  func() *Content
 	failed   int // shims
+
+	imageNotes func(context.Context) []string
 }
 
 // NewServer makes a server that does not listen yet. fixed has the fields of reports that do not change while the
 // process runs.
 func NewServer(socket string, fixed Report, parts *Board) *Server {
 	s := &Server{fixed: fixed, parts: parts, socket: socket, mux: http.NewServeMux()}
-	s.Handle("GET /v1/status", JSONHandler(func(context.Context) (Report, error) { return s.Report(), nil }))
+	s.Handle("GET /v1/status", JSONHandler(s.reportWithImages))
 	return s
 }
 
@@ -79,6 +81,14 @@ func (s *Server) SetFailedShims(failed int) {
 	s.failed = failed
 }
 
+// SetImageNotes sets the function that returns sentences about images for the notes of each report that a client asks
+// for. It may take a second.
+func (s *Server) SetImageNotes(notes func(context.Context) []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.imageNotes = notes
+}
+
 // SetStopping records that the process is stopping.
 func (s *Server) SetStopping() {
 	s.mu.Lock()
@@ -102,6 +112,18 @@ func (s *Server) Report() Report {
 		r.Content = s.content()
 	}
 	return r
+}
+
+// reportWithImages returns the report with what other servers have to be asked for.
+func (s *Server) reportWithImages(ctx context.Context) (Report, error) {
+	r := s.Report()
+	s.mu.Lock()
+	notes := s.imageNotes
+	s.mu.Unlock()
+	if notes != nil {
+		r.Notes = append(r.Notes, notes(ctx)...)
+	}
+	return r, nil
 }
 
 // JSONHandler answers requests with what answer returns, in JSON, or with its error and the code 503.

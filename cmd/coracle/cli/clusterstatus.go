@@ -33,7 +33,7 @@ func askCluster(ctx context.Context, t *config.Tool, r *status.Report, now time.
 	state, err := readCluster(ctx, t, now)
 	switch {
 	case err == nil:
-		r.Cluster, r.Notes, r.Problems = &state.counts, state.notes, append(r.Problems, state.problems...)
+		r.Cluster, r.Notes, r.Problems = &state.counts, append(r.Notes, state.notes...), append(r.Problems, state.problems...)
 	case !r.Ready.IsZero():
 		r.Problems = append(r.Problems, fmt.Sprintf("the API server does not answer: %v", err))
 	}
