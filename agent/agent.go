@@ -78,7 +78,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	if o.Content != nil {
-		defer o.shareImported(folder, runtime)()
+		defer o.shareImported(ctx, folder, runtime)()
 	}
 	if o.kubeletPorts, err = kubelet.Ports(o.kubelet(runtime, nil)); err != nil {
 		return err
@@ -161,10 +161,15 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 
 // shareImported makes the node fetch images that servers have imported, and a server answer for its own. It returns a
 // function that ends the answers.
-func (o *Options) shareImported(folder *images.Folder, runtime *containerd.Server) (end func()) {
+func (o *Options) shareImported(ctx context.Context, folder *images.Folder, runtime *containerd.Server) (end func()) {
 	store := imageStore(*o, runtime)
 	folder.Remote = images.NewRemote(store, o.Content, o.Logger)
-	o.fetchImage = folder.Remote.Fetch
+	o.fetchImage = func(pod context.Context, image string) bool { // upstream's context does not end with the node
+		pod, cancel := context.WithCancel(pod)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		return folder.Remote.Fetch(pod, image)
+	}
 	if !o.Content.IsServer() {
 		return func() {}
 	}
