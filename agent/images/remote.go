@@ -70,7 +70,7 @@ type Remote struct {
 // fetch is an image that is being fetched.
 type fetch struct {
 	done     chan struct{} // closed when it has ended
-	err      error
+	complete bool
 	canceled bool // the caller that fetched it does not want it any more
 }
 
@@ -83,27 +83,17 @@ func NewRemote(store Containerd, servers Servers, log *slog.Logger) *Remote {
 // now. All layers are unpacked then. An image is fetched once, whatever the number of callers is. An error is logged;
 // what has arrived until then is kept for the next call.
 func (r *Remote) Fetch(ctx context.Context, name string) bool {
-	start := time.Now()
-	from, err := r.fetch(ctx, name)
-	switch {
-	case err != nil && ctx.Err() == nil:
-		r.Logger.Warn("images: an image that is not on this node could not be fetched from the servers; a pod that wants it tries again",
-			"image", name, "error", err)
-	case from != "":
-		r.Logger.Info("images: fetched an image that a server has imported", "image", name, "server", from, "took",
-			time.Since(start).Round(time.Millisecond))
-	}
-	return err == nil && from != ""
-}
-
-// fetch does the work of Fetch, and returns the server that publishes the image. It is empty if there is none.
-func (r *Remote) fetch(ctx context.Context, name string) (from string, err error) {
-	if name, err = Normalize(name); err != nil {
-		return "", nil // no image of such a name can be imported
+	name, err := Normalize(name)
+	if err != nil {
+		return false // no image of such a name can be imported
 	}
 	from, image, unanswered := r.newest(ctx, name)
 	if from == "" {
-		return "", unanswered
+		if unanswered != nil && ctx.Err() == nil {
+			r.Logger.Warn("images: an image is not on this node, and not all servers say whether they have imported it", "image", name,
+				"error", unanswered)
+		}
+		return false
 	}
 	for {
 		r.mu.Lock()
@@ -114,24 +104,24 @@ func (r *Remote) fetch(ctx context.Context, name string) (from string, err error
 		}
 		r.mu.Unlock()
 		if !others {
-			f.err = r.pull(ctx, from, image)
-			f.canceled = f.err != nil && ctx.Err() != nil
+			f.complete = r.pull(ctx, from, image)
+			f.canceled = !f.complete && ctx.Err() != nil
 			r.mu.Lock()
 			delete(r.fetches, name)
 			r.mu.Unlock()
 			close(f.done)
-			if f.err == nil && unanswered == nil {
+			if f.complete && unanswered == nil {
 				r.Unpin(ctx) // the image may replace an earlier one
 			}
-			return from, f.err
+			return f.complete
 		}
 		select {
 		case <-f.done:
 		case <-ctx.Done():
-			return "", context.Cause(ctx)
+			return false
 		}
 		if !f.canceled {
-			return from, f.err
+			return f.complete
 		}
 	}
 }
@@ -205,15 +195,24 @@ func (r *Remote) askOne(ctx context.Context, server, path string) (images []Publ
 	return images, nil
 }
 
-// pull fetches an image that a server publishes, unpacks it, and gives it its name. The names of images are written
-// last, so a pod that finds the name has the whole image.
-func (r *Remote) pull(ctx context.Context, server string, image Published) (err error) {
-	ctx = namespaces.WithNamespace(ctx, r.Store.Namespace)
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("fetch image %s, which server %s has imported: %w", image.Name, server, err)
-		}
-	}()
+// pull fetches an image that a server publishes, and reports whether it is complete.
+func (r *Remote) pull(ctx context.Context, server string, image Published) bool {
+	start := time.Now()
+	err := r.tryPull(namespaces.WithNamespace(ctx, r.Store.Namespace), server, image)
+	switch {
+	case err == nil:
+		r.Logger.Info("images: fetched an image that a server has imported", "image", image.Name, "server", server, "took",
+			time.Since(start).Round(time.Millisecond))
+	case ctx.Err() == nil:
+		r.Logger.Warn("images: an image that a server has imported could not be fetched; a pod that wants it tries again",
+			"image", image.Name, "server", server, "error", err)
+	}
+	return err == nil
+}
+
+// tryPull fetches the image, unpacks it, and gives it its name. The name is written last, so a pod that finds it has
+// the whole image.
+func (r *Remote) tryPull(ctx context.Context, server string, image Published) error {
 	ctx, release, err := r.lease(ctx, image.Name)
 	if err != nil {
 		return err
