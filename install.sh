@@ -14,6 +14,8 @@
 #   INSTALL_CORACLE_EXEC         arguments of coracle, instead of this script's: "server --tls-san example.org"
 #   INSTALL_CORACLE_BINARY       install this file, also one packed by xz; sha256sums.txt has to lie beside it, or:
 #   INSTALL_CORACLE_SHA256       the hash that the file has to have, or "skip"
+#   INSTALL_CORACLE_BUNDLE       install the program of this bundle (docs/bundle.md), and take what else is in it
+#   INSTALL_CORACLE_BUNDLE_KEY   a public key of minisign that is trusted for bundles from now on
 #   INSTALL_CORACLE_BIN_DIR      where to put programs (default /usr/local/bin)
 #   INSTALL_CORACLE_SERVICE      systemd, openrc or none (default: what runs here)
 #   INSTALL_CORACLE_SYMLINK      skip: make no kubectl and ctr links; force: replace what has that name there
@@ -119,10 +121,91 @@ trust_all() {
   trust "${found:-$1}"
 }
 
+# find_bundle makes $binary the program of a bundle for this processor. It lies where put writes. The program's digest is
+# in the index, and the signatures are the index's.
+find_bundle() {
+  [ -f "$INSTALL_CORACLE_BUNDLE" ] || die "INSTALL_CORACLE_BUNDLE names $INSTALL_CORACLE_BUNDLE, which is no file"
+  bundle=$(readlink -f "$INSTALL_CORACLE_BUNDLE")
+  trust "$bundle"
+  index=$(tar -xOf "$bundle" index.json 2>/dev/null) || die "$bundle is no bundle, or is cut off. Nothing was installed"
+  found=$(printf %s "$index" | tr -d ' \n\t' |
+    sed -n "s/.*{\"architecture\":\"$arch\",\"file\":{\"digest\":\"sha256:\([0-9a-f]*\)\",\"size\":[0-9]*},\"packed\":{\"digest\":\"sha256:\([0-9a-f]*\)\".*/\1 \2/p")
+  [ -n "$found" ] || die "$bundle has no program for this machine's processor ($arch). Nothing was installed"
+  check_signatures
+  mkdir -p "$bin_dir"
+  trap 'rm -rf "$bin_dir/coracle.new" "$bin_dir/coracle.keys" "$lock_file"' EXIT
+  tar -xOf "$bundle" "blobs/sha256/${found#* }" | gunzip >"$bin_dir/coracle.new" ||
+    die "the program of $bundle could not be unpacked into $bin_dir; the line above says why. Nothing was installed"
+  [ "$(digest_of "$bin_dir/coracle.new")" = "${found% *}" ] || die "$bundle is damaged: its program is not what its index says. Nothing was installed. Copy it again"
+  chmod 755 "$bin_dir/coracle.new"
+  binary=$bin_dir/coracle.new
+}
+
+# check_signatures checks with minisign, before anything of a bundle runs, that a trusted key has signed it.
+check_signatures() {
+  keys=$(sed -n '/^RW/p' "$etc/trusted-keys" 2>/dev/null) || :
+  keys="$keys ${INSTALL_CORACLE_BUNDLE_KEY:-}"
+  if [ "$keys" = " " ]; then
+    say "no public key is known here, so the signatures of $bundle were not checked: INSTALL_CORACLE_BUNDLE_KEY can give one"
+    return
+  fi
+  if ! command -v minisign >/dev/null; then
+    say "minisign is not installed, so the program of $bundle runs before its signatures are checked, which it does itself"
+    return
+  fi
+  folder=$(mktemp -d)
+  tar -xOf "$bundle" index.json >"$folder/index.json"
+  for name in $(tar -tf "$bundle" | sed -n '/^index\.json\.[0-9A-F]*\.minisig$/p'); do
+    tar -xOf "$bundle" "$name" >"$folder/signature"
+    for key in $keys; do
+      if minisign -qVm "$folder/index.json" -x "$folder/signature" -P "$key" >/dev/null 2>&1; then
+        rm -rf "$folder"
+        return
+      fi
+    done
+  done
+  rm -rf "$folder"
+  die "$bundle is not signed by a key that is trusted here ($etc/trusted-keys, INSTALL_CORACLE_BUNDLE_KEY). Nothing was installed"
+}
+
+# verify_bundle lets the program check all of the bundle, and keeps a key that was given. Without any key, what else is in
+# the bundle is not taken.
+verify_bundle() {
+  cp "$etc/trusted-keys" "$bin_dir/coracle.keys" 2>/dev/null || : >"$bin_dir/coracle.keys"
+  given=${INSTALL_CORACLE_BUNDLE_KEY:-}
+  if [ -n "$given" ] && ! grep -qsF "$given" "$bin_dir/coracle.keys"; then printf '%s\n' "$given" >>"$bin_dir/coracle.keys"; else given=; fi
+  chmod 644 "$bin_dir/coracle.keys"
+  if ! said=$("$binary" bundle verify --trusted-keys "$bin_dir/coracle.keys" "$bundle" 2>&1); then
+    case $said in
+      *"no key is trusted here"*) content= ;;
+      *) die "$said
+Nothing was installed" ;;
+    esac
+  fi
+  if [ -n "$given" ]; then
+    mkdir -p "$etc"
+    put "$bin_dir/coracle.keys" 644 "$etc/trusted-keys" || :
+  fi
+  rm -f "$bin_dir/coracle.keys"
+}
+
+# take_content imports the images, charts and manifests of the bundle.
+take_content() {
+  case ${index:-} in *'"manifests":[{'* | *'"charts":[{'*) ;; *) return 0 ;; esac
+  if [ -z "$content" ]; then
+    say "the images, charts and manifests of $bundle were not taken, because no key is trusted here. Put one into
+$etc/trusted-keys, and: coracle bundle import $bundle"
+    return
+  fi
+  at_place bundle import "$bundle" || die "coracle is installed, but what else is in $bundle was not taken; the lines above say why"
+}
+
 # find_binary sets $binary, building it when this is a clone.
 find_binary() {
   trust "$here"
-  if [ -n "${INSTALL_CORACLE_BINARY:-}" ]; then
+  if [ -n "${INSTALL_CORACLE_BUNDLE:-}" ]; then
+    find_bundle
+  elif [ -n "${INSTALL_CORACLE_BINARY:-}" ]; then
     binary=$INSTALL_CORACLE_BINARY
     [ -f "$binary" ] || die "INSTALL_CORACLE_BINARY names $binary, which is no file"
     trust "$(dirname "$binary")"
@@ -144,6 +227,8 @@ Put the release's file and sha256sums.txt beside it, or set INSTALL_CORACLE_BINA
   case $binary in *.xz) unpack ;; esac
   version=$("$binary" version 2>/dev/null | sed -n 's/^coracle  *//p')
   [ -n "$version" ] || die "$binary does not run on this machine ($(uname -m)): is it the one for $arch, and complete?"
+  content=yes
+  if [ -n "${bundle:-}" ]; then verify_bundle; fi
 }
 
 check_sum() {
@@ -987,6 +1072,7 @@ install_all() {
     prune "$(unreported)"
     exec 9>&-
     say "installed coracle $version in $bin_dir"
+    take_content
   fi
   install_links
   case $service in
@@ -1034,9 +1120,9 @@ is tried with the settings of the one before. Nothing was changed. Run one after
 
 # try_version returns once the version is committed. The program says why it was refused.
 try_version() {
-  case $binary in "$bin_dir/coracle.new") stage "$binary"; binary=$versions/$digest/coracle ;; esac # not written twice
+  case ${bundle:-}$binary in "$bin_dir/coracle.new") stage "$binary"; binary=$versions/$digest/coracle ;; esac # not written twice
   program=$binary # it knows what it needs
-  at_place upgrade --here "$binary" || die "coracle $version was not installed, for the reason above"
+  at_place upgrade --here "${bundle:-$binary}" || die "coracle $version was not installed, for the reason above"
   program=$bin_dir/coracle # it has put its starter in place
 }
 

@@ -46,6 +46,8 @@ type Trusted struct {
 	Release, Site Keys
 	// RequireSite means that signatures by release keys alone are not enough.
 	RequireSite bool
+	// RequireSigned means that this machine takes no program without a bundle.
+	RequireSigned bool
 }
 
 // Trust returns the keys that this build trusts, with those of a file, which need not exist (SiteKeysFile).
@@ -60,25 +62,34 @@ func Trust(file string) (t Trusted, err error) {
 			return t, fmt.Errorf("the release keys that this program was built with cannot be read: %w", err)
 		}
 	}
-	if t.Site, t.RequireSite, err = ReadKeys(file); errors.Is(err, fs.ErrNotExist) {
-		err = nil
+	site, err := readSite(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return t, nil
 	}
-	return t, err
+	site.Release = t.Release
+	return site, err
 }
 
-// ReadKeys reads a file of public keys. Each line has one key, "threshold: N" or "require-site: true". Comments begin
-// with # or, as in the files of minisign, with "untrusted comment:". Without a threshold, one signature is enough.
-func ReadKeys(file string) (k Keys, requireSite bool, err error) {
+// ReadKeys reads a file of public keys (readSite) without its other settings.
+func ReadKeys(file string) (Keys, error) {
+	t, err := readSite(file)
+	return t.Site, err
+}
+
+// readSite reads the file of a machine's trusted keys. Each line has one key, "threshold: N", "require-site: true" or
+// "require-signed: true". Comments begin with # or, as in the files of minisign, with "untrusted comment:". Without a
+// threshold, one signature is enough.
+func readSite(file string) (t Trusted, err error) {
 	info, err := os.Stat(file)
 	if err != nil {
-		return k, false, fmt.Errorf("reading the trusted keys: %w", err)
+		return t, fmt.Errorf("reading the trusted keys: %w", err)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return k, false, fmt.Errorf("%s can be written by others than its owner, so its keys are not trusted: chmod 644 %s", file, file)
+		return t, fmt.Errorf("%s can be written by others than its owner, so its keys are not trusted: chmod 644 %s", file, file)
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return k, false, fmt.Errorf("reading the trusted keys: %w", err)
+		return t, fmt.Errorf("reading the trusted keys: %w", err)
 	}
 	named := NamedKeys{Threshold: 1}
 	n := 0
@@ -92,7 +103,9 @@ func ReadKeys(file string) (k Keys, requireSite bool, err error) {
 		case isSetting && name == "threshold":
 			named.Threshold, err = strconv.Atoi(value)
 		case isSetting && name == "require-site":
-			requireSite, err = strconv.ParseBool(value)
+			t.RequireSite, err = strconv.ParseBool(value)
+		case isSetting && name == "require-signed":
+			t.RequireSigned, err = strconv.ParseBool(value)
 		case isSetting:
 			err = fmt.Errorf("there is no setting %q", name)
 		default:
@@ -100,13 +113,13 @@ func ReadKeys(file string) (k Keys, requireSite bool, err error) {
 			err = new(minisign.PublicKey).UnmarshalText([]byte(line))
 		}
 		if err != nil {
-			return k, false, fmt.Errorf("%s, line %d: %w", file, n, err)
+			return t, fmt.Errorf("%s, line %d: %w", file, n, err)
 		}
 	}
-	if k, err = named.parse(); err != nil {
-		return k, false, fmt.Errorf("%s: %w", file, err)
+	if t.Site, err = named.parse(); err != nil {
+		return t, fmt.Errorf("%s: %w", file, err)
 	}
-	return k, requireSite, nil
+	return t, nil
 }
 
 // parse returns the keys, which are different ones, and a threshold that they can reach.

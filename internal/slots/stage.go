@@ -47,22 +47,59 @@ func (v *Versions) Stage(file, digest string) error {
 	if have, err := Digest(v.ProgramOf(digest)); err == nil && have == digest {
 		return v.syncSlot(digest)
 	}
+	if err := v.makeRoom(); err != nil {
+		return err
+	}
+	in, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("reading the program: %w", err)
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return fmt.Errorf("reading the program: %w", err)
+	}
+	if err := v.checkRoom(info.Size()); err != nil {
+		return err
+	}
+	return v.copySlot(in, digest)
+}
+
+// StageFrom is Stage for a program that is read from elsewhere, and has the given size in bytes. extra is how many bytes
+// the caller adds to the version's folder. It removes other versions only where room lacks for another one beside them:
+// the new version may still be refused before it is tried.
+func (v *Versions) StageFrom(program io.Reader, digest string, size, extra int64) error {
+	if have, err := Digest(v.ProgramOf(digest)); err == nil && have == digest {
+		return v.syncSlot(digest)
+	}
+	if v.checkRoom(size+extra) != nil {
+		if err := v.makeRoom(); err != nil {
+			return err
+		}
+		if err := v.checkRoom(size + extra); err != nil {
+			return err
+		}
+	}
+	return v.copySlot(program, digest)
+}
+
+// makeRoom removes all versions but the current one and that on trial.
+func (v *Versions) makeRoom() error {
 	if err := v.dropPrevious(); err != nil {
 		return err
 	}
-	if err := v.prune(false); err != nil {
-		return err
-	}
-	if err := v.checkRoom(file); err != nil {
-		return err
-	}
+	return v.prune(false)
+}
+
+// copySlot makes the folder of a version from its program.
+func (v *Versions) copySlot(program io.Reader, digest string) error {
 	slot := filepath.Join(v.Dir, digest)
 	if err := mkdir(slot + unfinished); err != nil {
 		return fmt.Errorf("making a folder for the version: %w", err)
 	}
 	err := v.after("mkdir slot.new")
 	if err == nil {
-		err = v.copyProgram(file, filepath.Join(slot+unfinished, Program), digest)
+		err = v.copyProgram(program, filepath.Join(slot+unfinished, Program), digest)
 	}
 	if err == nil {
 		err = atomicfile.SyncDir(slot + unfinished)
@@ -82,17 +119,13 @@ func (v *Versions) Stage(file, digest string) error {
 	return v.syncDir()
 }
 
-// checkRoom returns an error if the file system lacks room for a copy of a program.
-func (v *Versions) checkRoom(file string) error {
-	fi, err := os.Stat(file)
-	if err != nil {
-		return fmt.Errorf("reading the program: %w", err)
-	}
+// checkRoom returns an error if the file system lacks room for a version of this size in bytes.
+func (v *Versions) checkRoom(size int64) error {
 	free, err := v.free(v.Dir)
 	if err != nil {
 		return fmt.Errorf("reading how much room there is in %s: %w", v.Dir, err)
 	}
-	if need := fi.Size() + slack; free < need {
+	if need := size + slack; free < need {
 		return fmt.Errorf("%s has %d MB free, and an upgrade needs %d MB. What runs was not changed: free some space and try again", v.Dir,
 			free>>20, need>>20)
 	}
@@ -100,12 +133,7 @@ func (v *Versions) checkRoom(file string) error {
 }
 
 // copyProgram copies a program, and checks the digest of what it copies.
-func (v *Versions) copyProgram(from, to, digest string) (err error) {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
+func (v *Versions) copyProgram(in io.Reader, to, digest string) (err error) {
 	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
 	if err != nil {
 		return err
@@ -119,7 +147,7 @@ func (v *Versions) copyProgram(from, to, digest string) (err error) {
 		return err
 	}
 	if have := hex.EncodeToString(sum.Sum(nil)); have != digest {
-		return fmt.Errorf("%s has changed while it was copied: its SHA-256 is %s, and was %s", from, have, digest)
+		return fmt.Errorf("the program has changed while it was copied: its SHA-256 is %s, and was %s", have, digest)
 	}
 	if err := out.Chmod(0o755); err != nil { // umask must not decide
 		return err

@@ -44,7 +44,7 @@ Programs have to be builds of the version that this coracle has. The folder of t
 				return usageError{cmd, errors.New("--counter is 1 or more, and larger than that of the bundle before: machines refuse a smaller one")}
 			}
 			if keys != "" {
-				set, _, err := bundle.ReadKeys(keys)
+				set, err := bundle.ReadKeys(keys)
 				if err != nil {
 					return err
 				}

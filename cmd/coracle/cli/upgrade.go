@@ -44,7 +44,7 @@ const (
 )
 
 // upgradeTo tries the version in a file, and follows the trial until it is committed or refused.
-func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
+func (a *App) upgradeTo(inv *invocation, file string, retry bool, flags bundleFlags) error {
 	if !isRoot() {
 		return errors.New("only root may upgrade this machine; use sudo")
 	}
@@ -67,7 +67,7 @@ func (a *App) upgradeTo(inv *invocation, file string, retry bool) error {
 		return err
 	}
 	u := &upgrade{inv: inv, v: v, file: file}
-	if done, err := u.prepare(ctx, retry); done || err != nil {
+	if done, err := u.take(ctx, flags, retry); done || err != nil {
 		return err
 	}
 	if err := u.begin(); err != nil {
@@ -105,41 +105,69 @@ type upgrade struct {
 	config string         // the file with its settings
 }
 
-// prepare does everything that can fail before the switch. done is true when there is nothing to do.
-func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error) {
-	if u.digest, err = slots.Digest(u.file); err != nil {
-		return false, err
-	}
+// take takes the version from a program or a bundle, and prepares its trial. done is true when there is nothing to do.
+func (u *upgrade) take(ctx context.Context, flags bundleFlags, retry bool) (done bool, err error) {
 	if u.state, err = u.v.State(); err != nil {
 		return false, err
 	}
+	if _, err := trial.Accepted(u.v, true); err != nil { // before a version's folder may go
+		return false, err
+	}
+	if isBundle(u.file) {
+		if done, err := u.unpack(ctx, flags, retry); done || err != nil {
+			return done, err
+		}
+		if err := u.prepare(ctx); err != nil {
+			return false, errors.Join(err, u.cleanUp())
+		}
+		return false, nil
+	}
+	if err := u.allowUnsigned(flags); err != nil {
+		return false, err
+	}
+	if u.digest, err = slots.Digest(u.file); err != nil {
+		return false, err
+	}
+	if done, err := u.checkState(u.digest, retry); done || err != nil {
+		return done, err
+	}
+	return false, u.prepare(ctx)
+}
+
+// checkState returns an error if a version cannot be tried now. done is true when there is nothing to do.
+func (u *upgrade) checkState(digest string, retry bool) (done bool, err error) {
 	switch s := u.state; {
 	case s.Trial != "":
 		return false, fmt.Errorf("%s is on trial already: coracle upgrade status shows it, coracle upgrade undo ends it",
 			versionName(u.v, s.Trial))
-	case s.Current == u.digest:
+	case s.Current == digest:
 		u.inv.Printf("%s is the current version: there is nothing to do\n", versionName(u.v, s.Current))
 		return true, nil
-	case s.Refused != nil && s.Refused.Digest == u.digest && !retry:
+	case s.Refused != nil && s.Refused.Digest == digest && !retry:
 		return false, fmt.Errorf("this version was tried and refused: %s. Nothing was changed: see to it, and try it again with --retry",
 			trial.Reason(u.v, *s.Refused))
 	}
+	return false, nil
+}
+
+// prepare does everything that can fail before the switch.
+func (u *upgrade) prepare(ctx context.Context) (err error) {
 	if u.report, err = askStatus(ctx, u.inv.tool); err != nil {
-		return false, fmt.Errorf("an upgrade is compared with what runs before it, and nothing was changed: %w", explainNotRunning(err))
+		return fmt.Errorf("an upgrade is compared with what runs before it, and nothing was changed: %w", explainNotRunning(err))
 	}
 	runs, err := readStarted(u.report.PID)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if err := runs.checkStarted(u.v, u.state.Current); err != nil {
-		return false, err
+		return err
 	}
 	if err := u.checkSettings(ctx, runs); err != nil {
-		return false, err
+		return err
 	}
 	if u.report.Role == "server" {
 		if err := u.saveCluster(ctx); err != nil {
-			return false, err
+			return err
 		}
 	}
 	u.inv.Printf("copying %s to %s\n", u.name, u.v.Dir)
@@ -149,12 +177,12 @@ func (u *upgrade) prepare(ctx context.Context, retry bool) (done bool, err error
 		}
 	}()
 	if err := u.v.Stage(u.file, u.digest); err != nil {
-		return false, err
+		return err
 	}
 	if err := u.writeBaseline(ctx); err != nil {
-		return false, fmt.Errorf("%w. What runs was not changed", err)
+		return fmt.Errorf("%w. What runs was not changed", err)
 	}
-	return false, ctx.Err()
+	return ctx.Err()
 }
 
 // begin switches to the version, at the next start.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -30,7 +31,8 @@ func (e refusedError) Unwrap() error { return e.error }
 func upgradeCommand(a *App) *cobra.Command {
 	cmd := newToolCommand(a, &cobra.Command{
 		Use: "upgrade --here FILE", GroupID: groupUse, Short: "Try another version of coracle, and go back by itself if it does not work",
-		Long: `Tries the version of coracle that is in FILE on this machine. coracle restarts with it, pods keep running, and the new
+		Long: `Tries the version of coracle that is in FILE on this machine: a program, or a bundle with one. Enough keys have to have signed a
+bundle that are trusted here (coracle bundle verify). What else is in it is applied once the version is committed. coracle restarts with it, pods keep running, and the new
 version is on trial: once everything that worked before has worked with it for a minute, it is committed. If it ends three
 times, or is not committed within ten minutes, the version before runs again by itself.
 
@@ -42,7 +44,7 @@ docs/upgrade.md says what is checked, and how to upgrade several machines.`,
 		Args: cobra.MaximumNArgs(1),
 	})
 	here := cmd.Flags().Bool("here", false, "Upgrade this machine alone")
-	retry := addRetry(cmd.Command)
+	retry, flags := addRetry(cmd.Command), addBundleFlags(cmd.Command)
 	out := cmd.runs(func(inv *invocation) error {
 		switch {
 		case len(inv.args) == 0:
@@ -50,7 +52,7 @@ docs/upgrade.md says what is checked, and how to upgrade several machines.`,
 		case !*here:
 			return usageError{inv.Command, errors.New("machines are upgraded one by one: run coracle upgrade --here FILE on each of them")}
 		}
-		return a.upgradeTo(inv, inv.args[0], *retry)
+		return a.upgradeTo(inv, inv.args[0], *retry, *flags)
 	})
 	out.AddCommand(upgradeStatusCommand(a), upgradeUndoCommand(a), upgradeRaiseCommand(a), upgradeSettingsCommand(a), starterCommand(),
 		folderCommand(a))
@@ -91,7 +93,7 @@ use now, or because the cluster's level was raised meanwhile. The exit codes are
 			return fmt.Errorf("%s is damaged, so it cannot be run. Nothing was changed: coracle upgrade --here FILE tries that version from the "+
 				"file of its release", file)
 		}
-		return a.upgradeTo(inv, file, *retry)
+		return a.upgradeTo(inv, file, *retry, bundleFlags{keys: bundle.SiteKeysFile})
 	})
 }
 
@@ -265,6 +267,9 @@ type settingsReport struct {
 	Config string `json:"config,omitempty"`
 	// Problems are the mistakes in the settings, and reasons why this program could not use the data directory.
 	Problems []string `json:"problems"`
+	// ContainerdDB and Shim are those of bundle.Facts; empty and 0 in programs of before there were bundles.
+	ContainerdDB string `json:"containerdDB,omitempty"`
+	Shim         int    `json:"shim,omitempty"`
 }
 
 // upgradeSettingsCommand makes the command by which one version asks another what it says of the present settings.
@@ -289,7 +294,8 @@ func (a *App) settingsReport(args []string) settingsReport {
 	}
 	flags := config.Register(scratch.Flags(), command)
 	addReset(scratch)
-	out := settingsReport{Version: a.versionInfo().Coracle, Problems: []string{}}
+	facts, _ := bundle.FactsOfThis()
+	out := settingsReport{Version: a.versionInfo().Coracle, Problems: []string{}, ContainerdDB: facts.ContainerdDB, Shim: facts.Shim}
 	if err := scratch.ParseFlags(args); err != nil {
 		out.Problems = append(out.Problems, config.ExplainFlagError(err, scratch.Flags()).Error())
 		return out

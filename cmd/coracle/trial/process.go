@@ -83,6 +83,9 @@ func (p Process) prune() {
 	unlock, err := p.Versions.Lock()
 	if err == nil {
 		defer unlock()
+		_, err = Accepted(p.Versions, true)
+	}
+	if err == nil {
 		err = p.Versions.Prune()
 	}
 	if err != nil && !errors.Is(err, slots.ErrBusy) {
