@@ -54,8 +54,8 @@ func (a Accepted) With(x *Index, t Trusted, v Verdict) Accepted {
 	return a
 }
 
-// After returns the keys that are trusted after the bundles that a machine has taken. A program that was built with keys
-// that none of them has replaced knows of a later replacement, so its own keys count.
+// After returns the keys that are trusted after the bundles that a machine has taken. A program that was built with
+// keys that none of them has replaced knows of a later replacement, so its own keys count.
 func (t Trusted) After(a Accepted) (Trusted, error) {
 	if a.Keys == nil || len(t.Release.Public) == 0 {
 		return t, nil

@@ -51,8 +51,8 @@ const (
 	KubeletFolder, SettingsFolder = "kubelet", "settings"
 	// BundleFolder has what the version's bundle brings besides programs (bundle.Extract).
 	BundleFolder = "bundle"
-	// AcceptedFile has which bundles the machine has taken up to that with this version (bundle.Accepted). The one in the
-	// folder of all versions may be behind that of the current version.
+	// AcceptedFile has which bundles the machine has taken up to that with this version (bundle.Accepted). The one in
+	// the folder of all versions may be behind that of the current version.
 	AcceptedFile = "accepted.json"
 	// ProblemsFile has what the version before, which runs again, does not accept of the settings of now.
 	ProblemsFile = "problems"

@@ -65,9 +65,9 @@ func (v *Versions) Stage(file, digest string) error {
 	return v.copySlot(in, digest)
 }
 
-// StageFrom is Stage for a program that is read from elsewhere, and has the given size in bytes. extra is how many bytes
-// the caller adds to the version's folder. It removes other versions only where room lacks for another one beside them:
-// the new version may still be refused before it is tried.
+// StageFrom is Stage for a program that is read from elsewhere, and has the given size in bytes. extra is how many
+// bytes the caller adds to the version's folder. It removes other versions only where room lacks for another one beside
+// them: the new version may still be refused before it is tried.
 func (v *Versions) StageFrom(program io.Reader, digest string, size, extra int64) error {
 	if have, err := Digest(v.ProgramOf(digest)); err == nil && have == digest {
 		return v.syncSlot(digest)

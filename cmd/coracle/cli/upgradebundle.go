@@ -94,13 +94,15 @@ func (u *upgrade) unpack(ctx context.Context, f bundleFlags, retry bool) (done b
 	if err := b.Extract(ctx, content); err != nil {
 		return false, err
 	}
-	// The version may be the current one soon, and then says more than the record, which a loss of power may keep behind.
+	// The version may be the current one soon, and then says more than the record, which a loss of power may keep
+	// behind.
 	return false, errors.Join(next.Write(u.v.Slot(digest, slots.AcceptedFile)), had.Write(filepath.Join(u.v.Dir, slots.AcceptedFile)))
 }
 
-// admit returns the build of a bundle for this machine, which bundles the machine has taken, and which once it has taken
-// this one. The error says why it is not taken.
-func (u *upgrade) admit(ctx context.Context, b *bundle.Bundle, f bundleFlags) (had bundle.Accepted, build *bundle.Build, next bundle.Accepted, err error) {
+// admit returns the build of a bundle for this machine, which bundles the machine has taken, and which once it has
+// taken this one. The error says why it is not taken.
+func (u *upgrade) admit(ctx context.Context, b *bundle.Bundle, f bundleFlags) (had bundle.Accepted, build *bundle.Build,
+	next bundle.Accepted, err error) {
 	if had, err = trial.Accepted(u.v, false); err != nil {
 		return had, nil, next, err
 	}
