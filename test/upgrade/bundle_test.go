@@ -73,6 +73,9 @@ func TestUpgradeFromBundle(t *testing.T) {
 	out := h.must("coracle", "upgrade", "--here", signed)
 	harness.Says(t, out, "is on trial", "is committed")
 	testenv.Equal(t, h.state().Current, nextDigest, "the current version is")
+	harness.Eventually(t, harness.Soon, "the manifest is applied", func() error {
+		return harness.Succeeds(h.Run("coracle", "kubectl", "get", "configmap", "shop"))
+	})
 
 	h.refused("its counter is 6, and that of the newest was 7", "upgrade", "--here",
 		sign(h.bundle("spring", 6, "--program", h.candidate("old"))))
