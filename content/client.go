@@ -11,6 +11,7 @@ import (
 	"hash/fnv"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -29,16 +30,22 @@ const (
 	findTimeout = 3 * time.Second
 	dialTimeout = time.Second
 	headTimeout = 2 * time.Second
-	// A machine has to send wholeLeast bytes in each wholeWindow, or partialLeast in each partialWindow of a blob that
-	// it is still receiving over the cluster's line, which may be thin.
+	// A machine has to send wholeLeast bytes in each wholeWindow of waiting for it: a fifth of what a 10 Mbit/s
+	// Ethernet carries. It has to send partialLeast in each partialWindow of a blob that it is still receiving over the
+	// cluster's line: ten machines that share 2 Mbit/s have 25 KB/s each.
 	wholeWindow, wholeLeast     = 2 * time.Second, 512 << 10
-	partialWindow, partialLeast = 5 * time.Second, 8 << 10
-	// maxExcluded is how many machines a question leaves out.
+	partialWindow, partialLeast = 4 * time.Second, 64 << 10
+	// maxExcluded is how many machines a question leaves out, and a fetch tries.
 	maxExcluded = 64
 	// busyPause is the pause before machines that send as much as they may are asked again.
 	busyPause = 200 * time.Millisecond
-	// barredFor is how long a machine is not asked after it sent something else than the blob.
+	// barredFor is how long a machine is not asked after it sent something else than the blob. brokenFor is the same
+	// for one that failed, or passed on something else while it was receiving it, and for a server that did not answer
+	// a question: it costs one blob of a pull some time, and not each of them.
 	barredFor = 10 * time.Minute
+	brokenFor = time.Minute
+	// indirectFor is how long a machine is asked through a server that could not be connected to.
+	indirectFor = 5 * time.Minute
 	// idleTimeout is how long a connection is kept for the next question.
 	idleTimeout = 30 * time.Second
 )
@@ -48,8 +55,34 @@ type Client struct {
 	o      ClientOptions
 	direct *http.Client
 
-	mu     sync.Mutex
-	barred map[string]time.Time
+	mu sync.Mutex
+	// Machines that are not asked, servers that are asked last, and machines that are asked through a server, until
+	// then.
+	barred, mute, indirect until
+}
+
+// until has times until which something holds for machines.
+type until map[string]time.Time
+
+// names returns those for which it holds now, and forgets the others.
+func (u until) names() (names []string) {
+	for name, end := range u {
+		if time.Now().Before(end) {
+			names = append(names, name)
+		} else {
+			delete(u, name)
+		}
+	}
+	return names
+}
+
+func (u until) has(name string) bool { return time.Now().Before(u[name]) }
+
+// set lets it hold for a time, and no less than before.
+func (u until) set(name string, d time.Duration) {
+	if end := time.Now().Add(d); end.After(u[name]) {
+		u[name] = end
+	}
 }
 
 // ClientOptions configure a Client.
@@ -66,15 +99,20 @@ type ClientOptions struct {
 
 // NewClient returns a Client.
 func NewClient(o ClientOptions) *Client {
-	return &Client{o: o, direct: &http.Client{Transport: transport(o.Dial)}, barred: map[string]time.Time{}}
+	return &Client{o: o, direct: newHTTPClient(o.Dial), barred: until{}, mute: until{}, indirect: until{}}
 }
 
 // Close closes idle connections.
 func (c *Client) Close() { c.direct.CloseIdleConnections() }
 
-// transport returns a transport of connections that are authenticated by dial, which gets the name of the other end's
-// node.
-func transport(dial func(ctx context.Context, node string) (net.Conn, error)) *http.Transport {
+// dialError says that a machine could not be connected to.
+type dialError struct{ error }
+
+func (e dialError) Unwrap() error { return e.error }
+
+// newHTTPClient returns a client of connections that are authenticated by dial, which gets the name of the other end's
+// node. It follows no redirections: each of them would have the time of a request.
+func newHTTPClient(dial func(ctx context.Context, node string) (net.Conn, error)) *http.Client {
 	open := func(ctx context.Context, _, address string) (net.Conn, error) {
 		host, _, err := net.SplitHostPort(address)
 		if err != nil {
@@ -82,11 +120,18 @@ func transport(dial func(ctx context.Context, node string) (net.Conn, error)) *h
 		}
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
-		return dial(ctx, host)
+		c, err := dial(ctx, host)
+		if err != nil {
+			return nil, dialError{err}
+		}
+		return c, nil
 	}
-	return &http.Transport{
-		DialTLSContext: open, ResponseHeaderTimeout: headTimeout, IdleConnTimeout: idleTimeout,
-		MaxIdleConnsPerHost: 2, DisableCompression: true, MaxResponseHeaderBytes: 8 << 10,
+	return &http.Client{
+		Transport: &http.Transport{
+			DialTLSContext: open, ResponseHeaderTimeout: headTimeout, IdleConnTimeout: idleTimeout,
+			MaxIdleConns: 32, MaxIdleConnsPerHost: 2, DisableCompression: true, MaxResponseHeaderBytes: 8 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
@@ -128,7 +173,7 @@ func (c *Client) Fetch(ctx context.Context, d digest.Digest, size int64, to Sink
 	if _, err := parseDigest(d.String()); err != nil {
 		return err
 	}
-	f := &fetch{c: c, digest: d, size: size, to: to, exclude: c.barredNow()}
+	f := &fetch{c: c, digest: d, size: size, to: to, exclude: c.barredNow(), from: map[string]time.Duration{}}
 	err := f.run(ctx)
 	if err != nil {
 		return errors.Join(err, to.Truncate(0))
@@ -146,38 +191,53 @@ type fetch struct {
 
 	offset  int64
 	exclude []string      // machines that are of no use for this blob
-	from    []string      // machines that sent some of what the sink has
 	lost    time.Duration // spent without use
+	// from are the machines that sent some of what the sink has, each with the time for which it is barred if that is
+	// not the blob.
+	from map[string]time.Duration
+	// since is when the sink got its first byte.
+	since time.Time
+	// refused says that the sink had something else once. Then one machine is to send the whole blob.
+	refused bool
 }
 
 func (f *fetch) run(ctx context.Context) error {
-	for f.lost < budget && ctx.Err() == nil {
-		nodes := f.find(ctx)
+	for f.lost < budget && ctx.Err() == nil && len(f.exclude) < maxExcluded {
+		nodes := slices.DeleteFunc(f.find(ctx), func(node string) bool { return node == f.c.o.Node || slices.Contains(f.exclude, node) })
 		if len(nodes) == 0 {
-			return ErrOutside
+			break
 		}
-		busy := 0
+		busy := false
 		for _, node := range nodes {
+			if slices.Contains(f.exclude, node) { // it has sent a part of something else
+				continue
+			}
 			err := f.receive(ctx, node)
-			switch {
-			case err == nil && f.offset == f.size:
+			if err == nil {
 				if f.to.Digest() == f.digest {
 					return nil
 				}
-				if err := f.refuse(); err != nil {
-					return err
-				}
-			case errors.Is(err, errBusy):
-				busy++
-				continue
+				err = f.refuse()
+			}
+			switch {
 			case errors.Is(err, errSink):
 				return err
+			case errors.Is(err, errBusy):
+				busy = true
+			default:
+				f.exclude = append(f.exclude, node)
+				if !errors.Is(err, errAbsent) && ctx.Err() == nil {
+					f.c.bar(node, brokenFor)
+				}
 			}
-			if f.exclude = append(f.exclude, node); f.lost >= budget || ctx.Err() != nil {
+			if f.lost >= budget || ctx.Err() != nil || f.refused && f.offset > 0 {
 				break
 			}
 		}
-		if busy > 0 {
+		if f.refused && f.offset > 0 {
+			break // a second machine failed, too
+		}
+		if busy {
 			f.wait(ctx)
 		}
 	}
@@ -187,17 +247,25 @@ func (f *fetch) run(ctx context.Context) error {
 	return ErrOutside
 }
 
-// refuse drops what the sink has, since it is not the blob, and bars the machines that sent it.
+// refuse drops what the sink has, since it is not the blob, and bars the machines that sent it. The error is errLied if
+// another machine may be tried.
 func (f *fetch) refuse() error {
 	f.c.o.Counters.Refused.Add(1)
-	f.c.o.Logger.Warn("content: a blob of other machines is not what was asked for; it is fetched again, and they are not asked for ten minutes",
-		"digest", f.digest, "from", f.from)
-	f.c.bar(f.from)
-	f.exclude, f.from, f.offset = append(f.exclude, f.from...), nil, 0
+	for name, d := range f.from {
+		f.c.bar(name, d)
+		f.exclude = append(f.exclude, name)
+	}
+	f.c.o.Logger.Warn("content: a blob of other machines is not what was asked for; it is fetched again, and they are not asked for some time",
+		"digest", f.digest, "from", slices.Sorted(maps.Keys(f.from)))
+	if f.lost += time.Since(f.since); f.refused {
+		f.lost = budget
+	}
+	clear(f.from)
+	f.offset, f.refused = 0, true
 	if err := f.to.Truncate(0); err != nil {
 		return fmt.Errorf("%w: %w", errSink, err)
 	}
-	return nil
+	return errLied
 }
 
 // wait waits until machines that were busy may be free. It counts as lost.
@@ -212,9 +280,11 @@ func (f *fetch) wait(ctx context.Context) {
 }
 
 var (
-	errBusy = errors.New("the machine sends as much as it may")
-	errSlow = errors.New("the machine sends too slowly")
-	errSink = errors.New("content: the blob cannot be written")
+	errBusy   = errors.New("the machine sends as much as it may")
+	errSlow   = errors.New("the machine sends too slowly")
+	errAbsent = errors.New("the machine does not have it")
+	errLied   = errors.New("the machine sent something else")
+	errSink   = errors.New("content: the blob cannot be written")
 )
 
 // find asks the servers one after the other, in an order that is the same for all askers: so one server knows all who
@@ -224,24 +294,25 @@ func (f *fetch) find(ctx context.Context) []string {
 	if err != nil {
 		return nil
 	}
-	for _, server := range inOrder(f.c.o.Servers(), f.digest) {
+	for _, server := range f.c.servers(f.digest) {
 		if f.lost >= budget || ctx.Err() != nil {
 			break
 		}
 		start := time.Now()
-		nodes, err := f.c.ask(ctx, server, body)
+		nodes, err := f.c.ask(ctx, server, min(findTimeout, budget-f.lost), body)
+		f.lost += time.Since(start)
 		if err == nil {
 			return nodes
 		}
-		f.lost += time.Since(start)
+		f.c.setMute(server)
 		f.c.o.Logger.Debug("content: a server did not say who has a blob", "server", server, "error", err)
 	}
 	return nil
 }
 
 // ask asks one server who has a blob.
-func (c *Client) ask(ctx context.Context, server string, body []byte) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, findTimeout)
+func (c *Client) ask(ctx context.Context, server string, within time.Duration, body []byte) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+server+findPath, bytes.NewReader(body))
 	if err != nil {
@@ -264,122 +335,108 @@ func (c *Client) ask(ctx context.Context, server string, body []byte) ([]string,
 
 // receive appends to the sink what a machine sends. It returns nil if the sink has the whole blob.
 func (f *fetch) receive(ctx context.Context, node string) error {
+	err := error(dialError{})
+	if !f.c.isIndirect(node) {
+		err = f.receiveFrom(ctx, node, node)
+	}
+	if _, apart := errors.AsType[dialError](err); !apart || f.lost >= budget || ctx.Err() != nil {
+		return err
+	}
+	f.c.setIndirect(node)
+	servers := f.c.servers(f.digest)
+	if len(servers) == 0 {
+		return err
+	}
+	return f.receiveFrom(ctx, node, servers[0])
+}
+
+// receiveFrom requests a machine's blob from it, or from a server that passes it on.
+func (f *fetch) receiveFrom(ctx context.Context, node, host string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	start := time.Now()
-	answer, err := f.open(ctx, node)
-	if err != nil {
-		f.lost += time.Since(start)
+	w := &watch{window: wholeWindow + dialTimeout, least: wholeLeast, budget: budget - f.lost, slow: func() { cancel(errSlow) }}
+	defer func() { f.lost += w.waited }()
+	of := node
+	if host == node {
+		of = ""
+	}
+	var answer *http.Response
+	if err := w.during(func() (err error) {
+		answer, err = request(ctx, f.c.direct, host, f.digest, f.offset, of)
+		return err
+	}); err != nil {
 		return err
 	}
 	defer answer.Body.Close()
 	switch {
+	case !isServer(answer.TLS) && nodeOf(answer.TLS) != host:
+		return fmt.Errorf("content: another machine answers for %s", host)
+	case answer.StatusCode == http.StatusForbidden && host == node:
+		return dialError{errors.New("the machine does not know this one")} // a server may
 	case answer.StatusCode == http.StatusServiceUnavailable:
 		return errBusy
+	case answer.StatusCode == http.StatusNotFound:
+		return errAbsent
 	case answer.StatusCode != http.StatusOK || answer.ContentLength != f.size-f.offset:
 		return fmt.Errorf("content: %s with %d bytes", answer.Status, answer.ContentLength)
 	}
+	bar := barredFor
+	w.window = wholeWindow
 	if answer.Header.Get(partialHeader) != "" {
-		return f.copy(answer.Body, node, partialWindow, partialLeast, cancel)
+		bar, w.window, w.least = brokenFor, partialWindow, partialLeast
 	}
-	return f.copy(answer.Body, node, wholeWindow, wholeLeast, cancel)
-}
-
-// open requests the blob from a machine, through a server if the machine cannot be reached.
-func (f *fetch) open(ctx context.Context, node string) (*http.Response, error) {
-	answer, err := request(ctx, f.c.direct, node, f.digest, f.offset, "")
-	if err == nil && !isServer(answer.TLS) && nodeOf(answer.TLS) != node {
-		answer.Body.Close()
-		return nil, fmt.Errorf("content: another machine answers for %s", node)
+	if f.offset == 0 {
+		f.since = time.Now()
 	}
-	if err == nil || ctx.Err() != nil {
-		return answer, err
-	}
-	servers := inOrder(f.c.o.Servers(), f.digest)
-	if len(servers) == 0 {
-		return nil, err
-	}
-	answer, err2 := request(ctx, f.c.direct, servers[0], f.digest, f.offset, node)
-	if err2 != nil {
-		return nil, errors.Join(err, err2)
-	}
-	return answer, nil
+	return f.copy(answer.Body, w, func() { f.from[node] = max(f.from[node], bar) })
 }
 
 // copy appends a machine's answer to the sink. It ends if a window brings less than it has to.
-func (f *fetch) copy(from io.Reader, node string, window time.Duration, least int64, cancel context.CancelCauseFunc) error {
-	began := time.Now()
-	w := &watch{window: window, least: least, slow: func() { cancel(errSlow) }, since: began}
-	w.start()
-	defer w.stop()
-	f.from = append(f.from, node)
+func (f *fetch) copy(from io.Reader, w *watch, sent func()) error {
 	buffer := make([]byte, chunk)
 	for f.offset < f.size {
-		n, err := from.Read(buffer[:min(int64(len(buffer)), f.size-f.offset)])
+		n := 0
+		err := w.during(func() (err error) {
+			n, err = from.Read(buffer[:min(int64(len(buffer)), f.size-f.offset)])
+			w.received += int64(n)
+			return err
+		})
 		if n > 0 {
-			if _, werr := f.to.Write(buffer[:n]); werr != nil {
-				return fmt.Errorf("%w: %w", errSink, werr)
+			sent()
+			if _, err := f.to.Write(buffer[:n]); err != nil {
+				return fmt.Errorf("%w: %w", errSink, err)
 			}
 			f.offset += int64(n)
-			w.add(int64(n))
 		}
 		if err != nil && f.offset < f.size {
-			f.lost += time.Since(w.stop())
 			return err
 		}
-	}
-	if f.to.Digest() != f.digest {
-		f.lost += time.Since(began)
 	}
 	return nil
 }
 
-// watch ends a transfer that is too slow.
+// watch ends a transfer that is too slow. Only the time counts in which this machine waits for the other one: a slow
+// disk is not its fault.
 type watch struct {
-	window time.Duration
-	least  int64
-	slow   func()
-	timer  *time.Timer
+	window, budget time.Duration
+	least          int64
+	slow           func()
 
-	mu       sync.Mutex
-	received int64     // in the present window
-	since    time.Time // when that began
-	ended    bool
+	received int64         // in the present window
+	waited   time.Duration // the same
 }
 
-func (w *watch) start() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.timer = time.AfterFunc(w.window, w.look)
-}
-
-func (w *watch) add(n int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.received += n
-}
-
-// look is called at the end of each window.
-func (w *watch) look() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case w.ended:
-	case w.received < w.least:
-		w.slow()
-	default:
-		w.received, w.since = 0, time.Now()
-		w.timer.Reset(w.window)
+// during does something that waits for the other machine.
+func (w *watch) during(wait func() error) error {
+	if w.received >= w.least {
+		w.received, w.waited = 0, 0
 	}
-}
-
-// stop ends the watch. It returns since when the transfer was of no use: the beginning of the present window.
-func (w *watch) stop() time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.ended = true
-	w.timer.Stop()
-	return w.since
+	start := time.Now()
+	timer := time.AfterFunc(max(min(w.window, w.budget)-w.waited, 0), w.slow)
+	err := wait()
+	timer.Stop()
+	w.waited += time.Since(start)
+	return err
 }
 
 // inOrder returns the servers in the order in which all machines ask them for a blob (rendezvous hashing).
@@ -402,25 +459,49 @@ func inOrder(servers []string, d digest.Digest) []string {
 	return out
 }
 
+// servers returns the servers in the order in which they are asked about a blob. Those that did not answer are last.
+func (c *Client) servers(d digest.Digest) []string {
+	all := inOrder(c.o.Servers(), d)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	late := func(server string) int {
+		if c.mute.has(server) {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(all, func(a, b string) int { return late(a) - late(b) })
+	return all
+}
+
+func (c *Client) setMute(server string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mute.set(server, brokenFor)
+}
+
+func (c *Client) isIndirect(node string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.indirect.has(node)
+}
+
+func (c *Client) setIndirect(node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.indirect.names() // forgets the others
+	c.indirect.set(node, indirectFor)
+}
+
 // barredNow returns the machines that are not asked at present.
 func (c *Client) barredNow() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out []string
-	for node, since := range c.barred {
-		if time.Since(since) < barredFor {
-			out = append(out, node)
-		} else {
-			delete(c.barred, node)
-		}
-	}
-	return out
+	return c.barred.names()
 }
 
-func (c *Client) bar(nodes []string) {
+func (c *Client) bar(node string, d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, node := range nodes {
-		c.barred[node] = time.Now()
-	}
+	c.barred.set(node, d)
 }

@@ -10,8 +10,9 @@
 // The package owns the protocol, its limits and the servers' record of machines. It never decides what is fetched, and
 // stores nothing: a Source has the content of this machine, and a Sink receives what is fetched.
 //
-// Its goroutines: the port's accept loop; one for each connection of another machine, 256 at most; at a server's
-// question one for each machine whose content is not known yet, 16 at a time; two for each idle connection, for 30 s.
+// Its goroutines: the port's accept loop; one for each connection of another machine, 512 at most; at a question to a
+// server one for each machine whose content is not known, 16 at a time, and one that waits for them, for 2 s; two for
+// each idle connection, for 30 s.
 package content
 
 import (

@@ -114,8 +114,7 @@ func TestHostileMachines(t *testing.T) {
 				start := time.Now()
 				testenv.NoError(t, agents[3].pull(c.t.Context(), d, data))
 				alone := c.line * time.Duration(size/1024)
-				// A window that began in time may end after the budget.
-				testenv.True(t, time.Since(start) <= alone+budget+partialWindow, "the pull took %v, alone it takes %v", time.Since(start), alone)
+				testenv.True(t, time.Since(start) <= alone+budget+10*time.Millisecond, "the pull took %v, alone it takes %v", time.Since(start), alone)
 				testenv.True(t, bytes.Equal(agents[3].store.blobs[d], data), "it has other bytes")
 			})
 		})
@@ -262,11 +261,11 @@ func TestTrackerForgets(t *testing.T) {
 	nodes = map[string]any{"a": 2}
 	testenv.Equal(t, fmt.Sprint(find(), learned), "[a] 2", "it has connected again")
 	nodes = map[string]any{}
-	testenv.Equal(t, fmt.Sprint(find(), len(tr.known)), "[] 0", "it is gone")
-	for i := range 2 * maxAskers {
+	testenv.Equal(t, fmt.Sprint(find(), tr.machines["a"] == nil), "[] true", "it is gone")
+	for i := range 2 * maxAsked {
 		tr.find(t.Context(), "b", digest.FromString(fmt.Sprint(i)), nil)
 	}
-	testenv.True(t, tr.askers <= maxAskers && len(tr.asked) == len(tr.order), "%d questions of %d blobs are kept", tr.askers, len(tr.asked))
+	testenv.Equal(t, len(tr.machines["b"].asked), maxAsked, "questions that are kept are")
 }
 
 // TestTrackerIsSmall: what a server keeps of 200 machines with 200 blobs each is less than a megabyte.

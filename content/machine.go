@@ -61,7 +61,7 @@ func NewMachine(o MachineOptions) *Machine {
 	m := &Machine{o: o}
 	o.Trust.Protocol = ALPN
 	m.o.Trust, m.config = o.Trust, o.Trust.Config()
-	s := ServerOptions{Source: m.ownSource, Counters: &m.Counters, Rate: o.Rate}
+	s := ServerOptions{Source: m.ownSource, Counters: &m.Counters, Refuses: m.refuses, Rate: o.Rate}
 	if o.Nodes != nil {
 		s.Sessions, s.Dial, s.Own = o.Nodes.Sessions, m.dialThrough, o.Node
 	}
@@ -130,6 +130,24 @@ type listener struct {
 }
 
 func (l listener) Addr() net.Addr { return l.addr }
+
+// refuses returns why a machine is not served, or nil. A server has the list of revoked nodes, which may have become
+// longer since the handshake. An agent has none: it serves live members of the gossip, and a revoked node, which has
+// not the gossip's new key, is none. A node that cannot be a member here gets content through a server.
+func (m *Machine) refuses(c *tls.ConnectionState) error {
+	switch {
+	case isServer(c):
+		return nil
+	case nodeOf(c) == "":
+		return errors.New("content: the certificate is neither a server's nor a node's")
+	case m.o.Trust.Refuses != nil:
+		return m.o.Trust.Refuses(c.PeerCertificates[0])
+	case m.o.Nodes != nil:
+		return nil
+	}
+	_, err := m.address(nodeOf(c))
+	return err
+}
 
 // servers returns the names of the live servers.
 func (m *Machine) servers() (names []string) {

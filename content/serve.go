@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,18 +22,22 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/time/rate"
 
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 const (
-	// maxConns is how many connections of other machines are open at a time.
-	maxConns = 256
+	// maxConns is how many connections of other machines are open at a time. With one more, the oldest of the machine
+	// with the most is closed (connlimit); a receiver that loses one goes on with another machine.
+	maxConns = 512
 	// maxUploads is how many whole blobs are sent at a time, maxPartial how many that this machine is still receiving:
 	// these take no more of its network than it receives itself. maxRelayed is how many a server passes on.
 	maxUploads, maxPartial, maxRelayed = 2, 8, 8
 	// chunk is how much is sent between two looks at the rate, and chunkTimeout how long the receiver may take for it.
 	chunk        = 128 << 10
 	chunkTimeout = 5 * time.Second
+	// MinRate is the least useful rate: a client leaves a machine that sends less. A lower limit is raised to it.
+	MinRate = wholeLeast / int64(wholeWindow/time.Second)
 	// maxQuestion limits the body of a question in bytes.
 	maxQuestion = 16 << 10
 	// nodeUser begins the common name of a node's certificate.
@@ -61,10 +67,11 @@ type Server struct {
 	tracker  *tracker      // nil on an agent
 	relay    *http.Client  // reaches nodes through their connections to this server; nil on an agent
 	o        ServerOptions
-	conns    atomic.Int64
 	names    atomic.Pointer[http.HandlerFunc] // answers for names of images; nil for none
 
 	uploads, partial, relayed chan struct{}
+	// sending bounds uploads of both kinds, so that each has a useful part of the rate.
+	sending chan struct{}
 }
 
 // ServerOptions configure a Server.
@@ -72,7 +79,10 @@ type ServerOptions struct {
 	// Source returns this machine's content, or nil while there is none.
 	Source   func() Source
 	Counters *Counters
-	// Rate limits what is sent to all machines together, in bytes per second; 0 is no limit.
+	// Refuses, if set, returns why a machine is not served, or nil. It is called for each request.
+	Refuses func(*tls.ConnectionState) error
+	// Rate limits what is sent to all machines together, in bytes per second; 0 is no limit. There are no more uploads
+	// at a time than get MinRate each.
 	Rate int64
 	// Own, Sessions and Dial are a server's. Own is the name of its own node. Sessions returns the other connected
 	// nodes by name, each with what identifies its present connection. Dial opens an authenticated connection to a
@@ -87,21 +97,37 @@ func NewServer(o ServerOptions) *Server {
 	s := &Server{
 		o: o, source: o.Source, counters: o.Counters,
 		uploads: make(chan struct{}, maxUploads), partial: make(chan struct{}, maxPartial), relayed: make(chan struct{}, maxRelayed),
+		sending: make(chan struct{}, maxUploads+maxPartial+maxRelayed),
 	}
 	if o.Rate > 0 {
-		s.rate = rate.NewLimiter(rate.Limit(o.Rate), max(chunk, int(min(o.Rate, 1<<30))))
+		s.sending = make(chan struct{}, min(max(o.Rate/MinRate, 1), int64(cap(s.sending))))
+		s.rate = rate.NewLimiter(rate.Limit(max(o.Rate, MinRate)), chunk)
 	}
 	if o.Sessions != nil {
-		s.relay = &http.Client{Transport: transport(func(ctx context.Context, host string) (net.Conn, error) { return o.Dial(ctx, host) })}
+		s.relay = newHTTPClient(o.Dial)
 		s.tracker = newTracker(s.sessions, s.learn)
 	}
 	return s
 }
 
-// Run serves the authenticated connections of a listener until ctx is done.
+// Run serves the authenticated connections of a listener until ctx is done. It returns when all of them are closed.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	var open sync.WaitGroup
+	if s.tracker != nil {
+		defer s.tracker.running.Wait() // no request begins any more
+	}
+	defer open.Wait()
 	h := &http.Server{
-		Handler: s, ReadHeaderTimeout: chunkTimeout, IdleTimeout: idleTimeout, ConnState: s.count,
+		Handler: s, ReadHeaderTimeout: chunkTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 8 << 10,
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				open.Add(1)
+			case http.StateClosed:
+				open.Done()
+			}
+		},
+		ErrorLog:    slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // a client cannot fill the log
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 	}
 	stop := context.AfterFunc(ctx, func() { _ = h.Close() })
@@ -109,25 +135,41 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	if s.relay != nil {
 		defer s.relay.CloseIdleConnections()
 	}
-	if err := h.Serve(plainListener{l}); err != nil && !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+	err := h.Serve(&plainListener{Listener: l, open: connlimit.Table{Max: maxConns}})
+	_ = h.Close() // closes what is left, after an error of the listener
+	if err != nil && !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
 		return fmt.Errorf("content: %w", err)
 	}
 	return nil
 }
 
-// plainListener hides from net/http that connections use TLS: it would close those whose ALPN it does not know.
-type plainListener struct{ net.Listener }
+// plainListener hides from net/http that connections use TLS: it would close those whose ALPN it does not know. It
+// bounds the number of connections.
+type plainListener struct {
+	net.Listener
+	open connlimit.Table
+}
 
 // Accept implements net.Listener.
-func (l plainListener) Accept() (net.Conn, error) {
+func (l *plainListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return plainConn{c}, nil
+	done, _ := l.open.Add(c.RemoteAddr(), func() { _ = c.Close() }) // the table is never closed
+	return plainConn{c, done}, nil
 }
 
-type plainConn struct{ net.Conn }
+type plainConn struct {
+	net.Conn
+	done func()
+}
+
+// Close implements net.Conn.
+func (c plainConn) Close() error {
+	c.done()
+	return c.Conn.Close()
+}
 
 // connKey is the key of a request's connection in its context.
 type connKey struct{}
@@ -143,20 +185,14 @@ func peer(r *http.Request) *tls.ConnectionState {
 	return nil
 }
 
-// count closes new connections above maxConns.
-func (s *Server) count(c net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		if s.conns.Add(1) > maxConns {
-			_ = c.Close() // the other end asks another machine
-		}
-	case http.StateClosed, http.StateHijacked:
-		s.conns.Add(-1)
-	}
-}
-
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.o.Refuses != nil {
+		if err := s.o.Refuses(peer(r)); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxQuestion)
 	switch path := r.URL.Path; {
 	case r.Method == http.MethodGet && strings.HasPrefix(path, blobsPath):
@@ -209,13 +245,15 @@ func (s *Server) serveBlob(w http.ResponseWriter, r *http.Request) {
 
 // send sends a blob if one of the places is free.
 func (s *Server) send(w http.ResponseWriter, r *http.Request, from io.Reader, places chan struct{}) {
-	select {
-	case places <- struct{}{}:
-		defer func() { <-places }()
-	default:
-		w.Header().Del("Content-Length")
-		http.Error(w, "this machine sends as much as it may", http.StatusServiceUnavailable)
-		return
+	for _, p := range []chan struct{}{places, s.sending} {
+		select {
+		case p <- struct{}{}:
+			defer func() { <-p }()
+		default:
+			w.Header().Del("Content-Length")
+			http.Error(w, "this machine sends as much as it may", http.StatusServiceUnavailable)
+			return
+		}
 	}
 	sent, err := s.copy(r.Context(), w, from)
 	if err == nil {

@@ -14,20 +14,26 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/singleflight"
 )
 
 const (
 	// maxFound is how many machines an answer names.
 	maxFound = 8
-	// maxHave is how many digests of a machine are known.
-	maxHave = 4096
-	// maxAskers bounds the record of who asked for which blob, over all blobs. The oldest blobs are forgotten.
-	maxAskers = 20_000
-	// learnTimeout limits the wait for the content of machines that is not known yet, and learnAtOnce how many are
-	// asked at a time.
+	// maxHave is how many digests of a machine are known. maxAsked is how many are kept that it has asked for.
+	maxHave  = 4096
+	maxAsked = 1024
+	// learnTimeout limits the wait for the content of machines that is not known, and learnAtOnce how many are asked at
+	// a time.
 	learnTimeout = 2 * time.Second
 	learnAtOnce  = 16
+	// learnedFor is how long that content counts as known when no machine is known to have a blob: an archive may have
+	// been imported since. A machine that did not say what it has is asked again after
+	// unlearnedFor.
+	learnedFor   = 15 * time.Second
+	unlearnedFor = time.Minute
+	// positionFor is how long after its last question a machine keeps its place among the askers. After that it does
+	// not wait for the blob any more: it has lost it since.
+	positionFor = time.Hour
 )
 
 // tracker is a server's record of which machines have which blobs. Machines that asked for a blob count as having it: a
@@ -38,119 +44,193 @@ type tracker struct {
 	// learn requests the content of a machine.
 	learn func(ctx context.Context, node string) ([]uint64, error)
 
-	learning singleflight.Group
+	began   time.Time
+	running sync.WaitGroup // of learnFrom
 
-	mu     sync.Mutex
-	known  map[string]known
-	asked  map[uint64]*askers
-	order  []uint64 // the blobs of asked, the oldest first
-	askers int      // of all blobs
+	mu       sync.Mutex
+	machines map[string]*tracked
+	last     uint32        // the last position that was given
+	learning chan struct{} // closed when the machines that are being asked have answered; nil if none are
 }
 
-// known is what a machine had when it connected.
-type known struct {
-	session any
-	have    []uint64 // sorted
+// tracked is what is known of a machine. With 200 blobs it takes 5 kB.
+type tracked struct {
+	session any           // nil while it is not connected
+	have    []uint64      // sorted
+	stale   time.Duration // since tracker.began, when have no longer counts as known
+	asked   []asked       // the oldest first
 }
 
-// askers are the machines that asked for a blob, in the order of their first question.
-type askers struct{ names []string }
+// asked is a machine's question for a blob.
+type asked struct {
+	blob     uint64
+	position uint32 // in the order of all first questions
+	seconds  uint32 // since tracker.began, of the last question
+}
 
 func newTracker(sessions func() map[string]any, learn func(ctx context.Context, node string) ([]uint64, error)) *tracker {
-	return &tracker{sessions: sessions, learn: learn, known: map[string]known{}, asked: map[uint64]*askers{}}
+	return &tracker{sessions: sessions, learn: learn, machines: map[string]*tracked{}, began: time.Now()}
 }
 
 // find returns machines that have a blob or are receiving it: first those that have all of it. None means that the
 // asker is to fetch it from outside. Of those that asked, only earlier ones are named, so that no two machines wait for
 // each other.
 func (t *tracker) find(ctx context.Context, asker string, d digest.Digest, exclude []string) []string {
-	sessions := t.sessions()
-	t.learnFrom(ctx, sessions)
+	ctx, cancel := context.WithTimeout(ctx, learnTimeout)
+	defer cancel()
 	key := prefix(d)
-	usable := func(name string) bool {
-		_, connected := sessions[name]
-		return connected && name != asker && !slices.Contains(exclude, name)
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var whole, receiving []string
-	for name, k := range t.known {
-		if _, has := slices.BinarySearch(k.have, key); has && usable(name) {
-			whole = append(whole, name)
+	t.follow(t.sessions())
+	position := t.record(asker, key)
+	for {
+		found, known := t.holders(asker, key, position, exclude)
+		unknown := t.unknown(known)
+		if len(found) > 0 || len(unknown) == 0 || ctx.Err() != nil {
+			return found
+		}
+		answered := t.learning
+		if answered == nil {
+			answered = make(chan struct{})
+			t.learning = answered
+			t.running.Go(func() { t.learnFrom(unknown, answered) })
+		}
+		t.mu.Unlock()
+		select {
+		case <-answered:
+		case <-ctx.Done():
+		}
+		t.mu.Lock()
+	}
+}
+
+// follow notes which machines are connected. It forgets the content of the others, and what they asked for after a
+// while: a machine that connects again may still be receiving it.
+func (t *tracker) follow(sessions map[string]any) {
+	for name, s := range sessions {
+		if m := t.machine(name); m.session != s {
+			m.session, m.have, m.stale = s, nil, 0
 		}
 	}
-	for _, name := range t.earlier(key, asker) {
-		if usable(name) && !slices.Contains(whole, name) {
+	for name, m := range t.machines {
+		if _, connected := sessions[name]; connected {
+			continue
+		}
+		m.session, m.have = nil, nil
+		if len(m.asked) == 0 || t.seconds()-m.asked[len(m.asked)-1].seconds > uint32(positionFor.Seconds()) {
+			delete(t.machines, name)
+		}
+	}
+}
+
+func (t *tracker) machine(name string) *tracked {
+	m := t.machines[name]
+	if m == nil {
+		m = &tracked{}
+		t.machines[name] = m
+	}
+	return m
+}
+
+func (t *tracker) seconds() uint32 { return uint32(time.Since(t.began).Seconds()) }
+
+// record records a question, and returns the asker's position.
+func (t *tracker) record(asker string, key uint64) uint32 {
+	m, now := t.machine(asker), t.seconds()
+	if i, had := slices.BinarySearch(m.have, key); had {
+		m.have = slices.Delete(m.have, i, i+1) // it has lost the blob
+	}
+	i := slices.IndexFunc(m.asked, func(a asked) bool { return a.blob == key })
+	if i >= 0 && now-m.asked[i].seconds <= uint32(positionFor.Seconds()) {
+		m.asked[i].seconds = now
+		return m.asked[i].position
+	}
+	if i < 0 && len(m.asked) >= maxAsked {
+		i = 0
+	}
+	if i >= 0 {
+		m.asked = slices.Delete(m.asked, i, i+1)
+	}
+	t.last++
+	m.asked = append(m.asked, asked{key, t.last, now})
+	return t.last
+}
+
+// holders returns up to maxFound machines other than the excluded ones: first those that have the blob, in random
+// order, then those that asked for it earlier. known says that there are such machines, excluded or not.
+func (t *tracker) holders(asker string, key uint64, position uint32, exclude []string) (found []string, known bool) {
+	var whole, receiving []string
+	for name, m := range t.machines {
+		if name == asker || m.session == nil {
+			continue
+		}
+		_, has := slices.BinarySearch(m.have, key)
+		earlier := slices.ContainsFunc(m.asked, func(a asked) bool { return a.blob == key && a.position < position })
+		known = known || has || earlier
+		switch {
+		case slices.Contains(exclude, name):
+		case has:
+			whole = append(whole, name)
+		case earlier:
 			receiving = append(receiving, name)
 		}
 	}
 	for _, names := range [][]string{whole, receiving} {
 		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	}
-	found := append(whole, receiving...)
-	return found[:min(len(found), maxFound)]
+	found = append(whole, receiving...)
+	return found[:min(len(found), maxFound)], known
 }
 
-// earlier returns the machines that asked for a blob before the asker did, which is recorded. The caller holds mu.
-func (t *tracker) earlier(key uint64, asker string) []string {
-	a := t.asked[key]
-	if a == nil {
-		a = &askers{}
-		t.asked[key], t.order = a, append(t.order, key)
+// unknown returns the connected machines whose content is not known, with their sessions. What a machine had some time
+// ago is enough if other machines are known to have the blob.
+func (t *tracker) unknown(blobKnown bool) map[string]any {
+	out, now := map[string]any{}, time.Since(t.began)
+	for name, m := range t.machines {
+		if m.session != nil && now >= m.stale && (m.stale == 0 || !blobKnown) {
+			out[name] = m.session
+		}
 	}
-	if i := slices.Index(a.names, asker); i >= 0 {
-		return a.names[:i]
-	}
-	before := a.names
-	a.names = append(a.names, asker)
-	for t.askers++; t.askers > maxAskers && len(t.order) > 1; t.order = t.order[1:] {
-		t.askers -= len(t.asked[t.order[0]].names)
-		delete(t.asked, t.order[0])
-	}
-	return before
+	return out
 }
 
-// learnFrom requests the content of machines that have connected since it was last requested, and forgets machines
-// that are gone.
-func (t *tracker) learnFrom(ctx context.Context, sessions map[string]any) {
-	var unknown []string
-	t.mu.Lock()
-	for name := range t.known {
-		if _, connected := sessions[name]; !connected {
-			delete(t.known, name)
-		}
-	}
-	for name, s := range sessions {
-		if k, ok := t.known[name]; !ok || k.session != s {
-			unknown = append(unknown, name)
-		}
-	}
-	t.mu.Unlock()
-	if len(unknown) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, learnTimeout)
+// learnFrom requests the content of machines, and closes answered.
+func (t *tracker) learnFrom(sessions map[string]any, answered chan struct{}) {
+	ctx, cancel := context.WithTimeout(context.Background(), learnTimeout)
 	defer cancel()
 	var asking sync.WaitGroup
 	free := make(chan struct{}, learnAtOnce)
-	for _, name := range unknown {
+	for name, session := range sessions {
+		free <- struct{}{}
 		asking.Go(func() {
-			free <- struct{}{}
 			defer func() { <-free }()
-			if ctx.Err() != nil {
-				return // the next question asks it
+			have, err := t.learn(ctx, name)
+			slices.Sort(have)
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if m := t.machines[name]; m != nil && m.session == session {
+				m.learned(have, err, time.Since(t.began))
 			}
-			_, _, _ = t.learning.Do(name, func() (any, error) { // its failure is recorded as no content
-				have, _ := t.learn(ctx, name)
-				slices.Sort(have)
-				t.mu.Lock()
-				defer t.mu.Unlock()
-				t.known[name] = known{sessions[name], have}
-				return nil, nil
-			})
 		})
 	}
 	asking.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.learning = nil
+	close(answered)
+}
+
+// learned replaces the content of a machine, if that could be learned. Questions for what it has are then of no more
+// use.
+func (m *tracked) learned(have []uint64, err error, now time.Duration) {
+	if m.stale = now + unlearnedFor; err != nil {
+		return
+	}
+	m.have, m.stale = have, now+learnedFor
+	m.asked = slices.DeleteFunc(m.asked, func(a asked) bool {
+		_, has := slices.BinarySearch(have, a.blob)
+		return has
+	})
 }
 
 // prefixes returns the first eight bytes of digests, of maxHave at most.
