@@ -87,8 +87,8 @@ func imageGCProblem(n *corev1.Node, pods []corev1.Pod, message, imagesDir string
 		more = fmt.Sprintf(" and %d more", len(unused)-shownImages)
 		unused = unused[:shownImages]
 	}
-	return fmt.Sprintf("%s. No pod uses %s%s. Imported images are kept as long as their archive is in %s on that machine, and for ten minutes "+
-		"after. Remove the archives of those that you do not need, or an image itself: coracle ctr images rm NAME", text,
+	return fmt.Sprintf("%s. No pod uses %s%s. Imported images are kept as long as their archive is in %s on that machine, or on the server "+
+		"from which it has them, and for some time after. Remove the archives of those that you do not need, or an image itself: coracle ctr images rm NAME", text,
 		strings.Join(unused, ", "), more, imagesDir)
 }
 
