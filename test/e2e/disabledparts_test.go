@@ -16,7 +16,7 @@ import (
 )
 
 // disableFlags switch off what is there without being installed.
-var disableFlags = []string{"--disable", "metrics-server,local-storage,helm-controller"}
+var disableFlags = []string{"--disable", "metrics-server,local-storage,helm-controller,content"}
 
 // statusLine fails unless the line of a part in coracle status begins with a state.
 func statusLine(s *harness.Server, part, want string) error {
@@ -36,10 +36,11 @@ func withChart(t *testing.T, s *harness.Server) {
 	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "chart.yaml"), []byte(helmChart("nothing", "chart: nothing-1.0.0.tgz")), 0o644))
 }
 
-// partsRun: a server without such a flag has all three parts, and the status says so.
+// partsRun: a server without such a flag has all four parts, and the status says so.
 func partsRun(t *testing.T, s *harness.Server) {
 	t.Helper()
 	k := s.In(t)
+	testenv.True(t, testenv.Must(s.Status())(t).Content != nil, "the status does not say where images came from")
 	for part, want := range map[string]string{"metrics API": "running.*idle until a client requests metrics", "local storage": "running", "helm charts": "running"} {
 		harness.Eventually(t, soon, part+": "+want, func() error { return statusLine(s, part, want) })
 	}
@@ -52,11 +53,12 @@ func partsRun(t *testing.T, s *harness.Server) {
 	})
 }
 
-// partsDisabled: a server with that flag has none of the three, says so, and does nothing about what is asked of
+// partsDisabled: a server with that flag has none of the four, says so, and does nothing about what is asked of
 // them.
 func partsDisabled(t *testing.T, s *harness.Server) {
 	t.Helper()
 	k := s.In(t)
+	testenv.True(t, testenv.Must(s.Status())(t).Content == nil, "the status says where images came from, and machines share none")
 	for _, part := range []string{"metrics API", "local storage", "helm charts"} {
 		harness.Eventually(t, soon, part+" is disabled", func() error { return statusLine(s, part, "disabled") })
 	}
