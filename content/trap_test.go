@@ -97,6 +97,7 @@ func TestAnswersOfAFalseMachine(t *testing.T) {
 	}
 	for name, answer := range map[string]http.HandlerFunc{
 		"leads to itself, slowly": func(w http.ResponseWriter, r *http.Request) {
+			testenv.Equal(t, r.URL.RawQuery, "", "a redirection is followed:")
 			wait(r, 1900*time.Millisecond)
 			http.Redirect(w, r, r.URL.Path+"?again", http.StatusFound)
 		},
