@@ -26,7 +26,8 @@ build() {
 
 build first/coracle
 if [ -n "${ROOT:-}" ]; then
-  "${GO:-go}" run -tags "${TAGS:-}" ./test/fresh -script "apt-get -qq install -y --no-install-recommends make >/dev/null
+  "${GO:-go}" run -tags "${TAGS:-}" ./test/fresh -script "git checkout --quiet --detach $commit
+apt-get -qq install -y --no-install-recommends make >/dev/null
 packaging/deps.sh build cross console
 make release ARCHS='$archs'
 diff - dist/sha256sums.txt <<'SUMS'
