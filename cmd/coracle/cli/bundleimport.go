@@ -9,45 +9,60 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
 	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/imports"
+	"github.com/coracle-k8s/coracle/internal/slots"
 )
 
 func bundleImportCommand(a *App) *cobra.Command {
 	cmd := newToolCommand(a, &cobra.Command{
-		Use: "import FILE", Short: "Take the images, charts and manifests of a bundle", Args: bundleArg,
+		Use: "import FILE|LABEL", Short: "Take the images, charts and manifests of a bundle", Args: bundleArg,
 		Long: `Takes what a bundle brings besides the program: its images, charts and manifests. They take the places of those that the
 bundle of that name had before, so what the newer one lacks is deleted from the cluster. Enough trusted keys have to have
 signed the bundle (coracle bundle verify). Nothing changes unless all of it is whole and there is room.
 
 coracle need not run: it takes the files when it starts. An interrupted import is finished by the next one, or by the next
-start. On an agent, images alone are taken. For the program there is coracle upgrade --here.`,
+start. On an agent, images alone are taken. For the program there is coracle upgrade --here.
+
+LABEL is that of a stick with bundles, usually CORACLE; coracle status names it. The one with the highest counter is taken, and
+LABEL/FILE names another one. The stick is mounted for this command alone, and read-only.`,
 	})
 	f := cmd.Flags()
 	downgrade := f.Bool("downgrade", false, "Take a bundle with a lower counter than that of the bundle of its name here")
 	keys := addTrustedKeys(cmd.Command)
 	return cmd.withOutput("text", "json").runs(func(inv *invocation) error {
-		trusted, err := bundle.Trust(*keys)
+		trusted, err := trustedHere(inv.tool, *keys)
 		if err != nil {
 			return forRoot(err)
 		}
-		b, done, err := bundle.OpenFile(inv.args[0])
+		b, name, done, err := verifiedBundle(inv.args[0], trusted)
 		if err != nil {
-			return forRoot(err)
+			return fmt.Errorf("nothing was imported: %w", err)
 		}
 		defer done()
-		if _, err := b.Verify(trusted); err != nil {
-			return fmt.Errorf("%s is not accepted, and nothing was imported: %w", inv.args[0], err)
-		}
 		ctx, stop := untilInterrupted(inv.Context())
 		defer stop()
 		onAgent := isAgent(inv.tool.Paths)
 		if err := imports.Of(inv.tool.Paths, onAgent).Import(ctx, b, *downgrade); err != nil {
 			return forRoot(err)
 		}
-		return inv.print(b.Index, func(w io.Writer) error { return printText(w, importText(b.Index, inv.tool.Paths, onAgent)) })
+		return inv.print(b.Index, func(w io.Writer) error { return printText(w, importText(name, b.Index, inv.tool.Paths, onAgent)) })
 	})
+}
+
+// trustedHere returns the keys that this machine trusts after the bundles that it has taken.
+func trustedHere(t *config.Tool, keys string) (bundle.Trusted, error) {
+	trusted, err := bundle.Trust(keys)
+	if err != nil {
+		return trusted, err
+	}
+	had, err := trial.Accepted(slots.Below(t.Paths.DataDir), false)
+	if err != nil {
+		return trusted, err
+	}
+	return trusted.After(had)
 }
 
 func addTrustedKeys(cmd *cobra.Command) *string {
@@ -57,10 +72,10 @@ func addTrustedKeys(cmd *cobra.Command) *string {
 // isAgent reports whether a data directory is that of an agent alone.
 func isAgent(p config.Paths) bool { return exists(p.AgentDir) && !exists(p.ServerDir) }
 
-func importText(x *bundle.Index, p config.Paths, onAgent bool) string {
+func importText(file string, x *bundle.Index, p config.Paths, onAgent bool) string {
 	var t strings.Builder
 	c := &x.Contents
-	fmt.Fprintf(&t, "The bundle %s, counter %d, is imported.\n", c.Name, c.Counter)
+	fmt.Fprintf(&t, "The bundle %s, counter %d, is imported from %s.\n", c.Name, c.Counter, file)
 	row := func(kind, name, where string) { fmt.Fprintf(&t, "%-12s%s%s\n", kind, printableLine(name), where) }
 	for _, name := range x.Images() {
 		row("image", name, "")

@@ -36,7 +36,7 @@ that wait for an address, or a store that nears its quota.`,
 		if err != nil {
 			return err
 		}
-		r.Problems = append(r.Problems, inv.tool.Warnings...)
+		r.Problems, r.Notes = append(r.Problems, inv.tool.Warnings...), append(r.Notes, stickNotes()...)
 		if r.Level != nil && len(r.Level.Restart) > 0 {
 			r.Notes = append(r.Notes, restartText(r.Level))
 		}

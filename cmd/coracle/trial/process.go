@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -84,7 +83,7 @@ func (p Process) prune() {
 	unlock, err := p.Versions.Lock()
 	if err == nil {
 		defer unlock()
-		err = bundle.KeepAccepted(p.Versions, bundle.Accepted{})
+		_, err = Accepted(p.Versions, true)
 	}
 	if err == nil {
 		err = p.Versions.Prune()
