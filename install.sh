@@ -122,18 +122,20 @@ trust_all() {
 }
 
 # find_bundle makes $binary the program of a bundle for this processor. It lies where put writes. The program's digest is
-# in the index, and the signatures are the index's.
+# in the index, and the signatures are the index's. The index is read once: a stick may show something else later.
 find_bundle() {
   [ -f "$INSTALL_CORACLE_BUNDLE" ] || die "INSTALL_CORACLE_BUNDLE names $INSTALL_CORACLE_BUNDLE, which is no file"
   bundle=$(readlink -f "$INSTALL_CORACLE_BUNDLE")
   trust "$bundle"
-  index=$(tar -xOf "$bundle" index.json 2>/dev/null) || die "$bundle is no bundle, or is cut off. Nothing was installed"
-  found=$(printf %s "$index" | tr -d ' \n\t' |
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch" "$bin_dir/coracle.new" "$bin_dir/coracle.keys" "$lock_file"' EXIT
+  tar -xOf "$bundle" index.json >"$scratch/index.json" 2>/dev/null || die "$bundle is no bundle, or is cut off. Nothing was installed"
+  index=$(tr -d ' \n\t' <"$scratch/index.json")
+  found=$(printf %s "$index" |
     sed -n "s/.*{\"architecture\":\"$arch\",\"file\":{\"digest\":\"sha256:\([0-9a-f]*\)\",\"size\":[0-9]*},\"packed\":{\"digest\":\"sha256:\([0-9a-f]*\)\".*/\1 \2/p")
   [ -n "$found" ] || die "$bundle has no program for this machine's processor ($arch). Nothing was installed"
   check_signatures
   mkdir -p "$bin_dir"
-  trap 'rm -rf "$bin_dir/coracle.new" "$bin_dir/coracle.keys" "$lock_file"' EXIT
   tar -xOf "$bundle" "blobs/sha256/${found#* }" | gunzip >"$bin_dir/coracle.new" ||
     die "the program of $bundle could not be unpacked into $bin_dir; the line above says why. Nothing was installed"
   [ "$(digest_of "$bin_dir/coracle.new")" = "${found% *}" ] || die "$bundle is damaged: its program is not what its index says. Nothing was installed. Copy it again"
@@ -141,11 +143,19 @@ find_bundle() {
   binary=$bin_dir/coracle.new
 }
 
-# check_signatures checks with minisign, before anything of a bundle runs, that a trusted key has signed it.
+# knows_bundles says whether the installed program can check bundles. It knows release keys, which a bundle's own
+# program could only vouch for itself with.
+knows_bundles() { "$bin_dir/coracle" bundle verify --help >/dev/null 2>&1; }
+
+# check_signatures lets the installed program or minisign check, before anything of a bundle runs, that enough trusted
+# keys have signed it.
 check_signatures() {
   keys=$(sed -n '/^RW/p' "$etc/trusted-keys" 2>/dev/null) || :
-  keys="$keys ${INSTALL_CORACLE_BUNDLE_KEY:-}"
-  if [ "$keys" = " " ]; then
+  # shellcheck disable=SC2086 # several keys
+  keys=$(printf '%s\n' $keys ${INSTALL_CORACLE_BUNDLE_KEY:-} | sort -u)
+  need=$(sed -n 's/^threshold: *\([0-9][0-9]*\) *$/\1/p' "$etc/trusted-keys" 2>/dev/null) || :
+  if knows_bundles; then return; fi # verify_bundle asks it
+  if [ -z "$keys" ]; then
     say "no public key is known here, so the signatures of $bundle were not checked: INSTALL_CORACLE_BUNDLE_KEY can give one"
     return
   fi
@@ -153,19 +163,19 @@ check_signatures() {
     say "minisign is not installed, so the program of $bundle runs before its signatures are checked, which it does itself"
     return
   fi
-  folder=$(mktemp -d)
-  tar -xOf "$bundle" index.json >"$folder/index.json"
-  for name in $(tar -tf "$bundle" | sed -n '/^index\.json\.[0-9A-F]*\.minisig$/p'); do
-    tar -xOf "$bundle" "$name" >"$folder/signature"
-    for key in $keys; do
-      if minisign -qVm "$folder/index.json" -x "$folder/signature" -P "$key" >/dev/null 2>&1; then
-        rm -rf "$folder"
-        return
+  signed=0
+  signatures=$(tar -tf "$bundle" | sed -n '/^index\.json\.[0-9A-F]*\.minisig$/p')
+  for key in $keys; do
+    for name in $signatures; do
+      tar -xOf "$bundle" "$name" >"$scratch/signature"
+      if minisign -qVm "$scratch/index.json" -x "$scratch/signature" -P "$key" >/dev/null 2>&1; then
+        signed=$((signed + 1))
+        break
       fi
     done
   done
-  rm -rf "$folder"
-  die "$bundle is not signed by a key that is trusted here ($etc/trusted-keys, INSTALL_CORACLE_BUNDLE_KEY). Nothing was installed"
+  [ "$signed" -ge "${need:-1}" ] || die "$bundle is not signed by enough keys that are trusted here ($etc/trusted-keys, INSTALL_CORACLE_BUNDLE_KEY):
+$signed have signed it, and ${need:-1} have to. Nothing was installed"
 }
 
 # verify_bundle lets the program check all of the bundle, and keeps a key that was given. Without any key, what else is in
@@ -175,7 +185,9 @@ verify_bundle() {
   given=${INSTALL_CORACLE_BUNDLE_KEY:-}
   if [ -n "$given" ] && ! grep -qsF "$given" "$bin_dir/coracle.keys"; then printf '%s\n' "$given" >>"$bin_dir/coracle.keys"; else given=; fi
   chmod 644 "$bin_dir/coracle.keys"
-  if ! said=$("$binary" bundle verify --trusted-keys "$bin_dir/coracle.keys" "$bundle" 2>&1); then
+  judge=$binary
+  if knows_bundles; then judge=$bin_dir/coracle; fi
+  if ! said=$("$judge" bundle verify --trusted-keys "$bin_dir/coracle.keys" "$bundle" 2>&1); then
     case $said in
       *"no key is trusted here"*) content= ;;
       *) die "$said
@@ -225,10 +237,10 @@ Put the release's file and sha256sums.txt beside it, or set INSTALL_CORACLE_BINA
     check_sum "$binary"
   fi
   case $binary in *.xz) unpack ;; esac
-  version=$("$binary" version 2>/dev/null | sed -n 's/^coracle  *//p')
-  [ -n "$version" ] || die "$binary does not run on this machine ($(uname -m)): is it the one for $arch, and complete?"
   content=yes
   if [ -n "${bundle:-}" ]; then verify_bundle; fi
+  version=$("$binary" version 2>/dev/null | sed -n 's/^coracle  *//p')
+  [ -n "$version" ] || die "$binary does not run on this machine ($(uname -m)): is it the one for $arch, and complete?"
 }
 
 check_sum() {
@@ -1122,6 +1134,7 @@ is tried with the settings of the one before. Nothing was changed. Run one after
 try_version() {
   case ${bundle:-}$binary in "$bin_dir/coracle.new") stage "$binary"; binary=$versions/$digest/coracle ;; esac # not written twice
   program=$binary # it knows what it needs
+  if [ -n "${bundle:-}" ] && knows_bundles; then program=$bin_dir/coracle; fi # it knows which keys are trusted
   at_place upgrade --here "${bundle:-$binary}" || die "coracle $version was not installed, for the reason above"
   program=$bin_dir/coracle # it has put its starter in place
 }
