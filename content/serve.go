@@ -36,6 +36,8 @@ const (
 	// chunk is how much is sent between two looks at the rate, and chunkTimeout how long the receiver may take for it.
 	chunk        = 128 << 10
 	chunkTimeout = 5 * time.Second
+	// answerTimeout is how long the other end may take for an answer that is no blob.
+	answerTimeout = 30 * time.Second
 	// MinRate is the least useful rate: a client leaves a machine that sends less. A lower limit is raised to it.
 	MinRate = wholeLeast / int64(wholeWindow/time.Second)
 	// maxQuestion limits the body of a question in bytes.
@@ -118,7 +120,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	}
 	defer open.Wait()
 	h := &http.Server{
-		Handler: s, ReadHeaderTimeout: chunkTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 8 << 10,
+		Handler: s, ReadHeaderTimeout: chunkTimeout, WriteTimeout: answerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 8 << 10,
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
@@ -301,6 +303,10 @@ func (s *Server) copy(ctx context.Context, w http.ResponseWriter, from io.Reader
 
 // passOn sends a blob of a node that the asking machine cannot reach.
 func (s *Server) passOn(w http.ResponseWriter, r *http.Request, node string, d digest.Digest, offset int64) {
+	if _, connected := s.o.Sessions()[node]; !connected { // what is no node's name could change the request
+		http.NotFound(w, r)
+		return
+	}
 	answer, err := request(r.Context(), s.relay, node, d, offset, "")
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
