@@ -18,7 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -310,11 +312,15 @@ func (s *Server) newSnapshots() *snapshots.Keeper {
 	})
 }
 
-// snapshotContents reads the files that a joining server would get, too.
+// snapshotContents reads the files that a joining server would get, too, and which bundles this machine has taken.
 func (o *Options) snapshotContents() (snapshots.Contents, error) {
 	files, err := o.folders().Read()
 	if err == nil {
 		files[admission.JoinedFile], err = json.Marshal(&admission.Joined{Settings: o.Cluster, ServerSettings: o.ServerSettings})
 	}
-	return snapshots.Contents{Files: files}, err
+	accepted, acceptedErr := bundle.AcceptedBy(slots.Below(o.DataDir))
+	if acceptedErr != nil { // the cluster's data is worth more
+		o.Logger.Warn("snapshots will not have which bundles this machine has taken", "error", acceptedErr)
+	}
+	return snapshots.Contents{Files: files, Accepted: &accepted}, err
 }

@@ -26,7 +26,8 @@ type fixture struct {
 	file     string // the other program
 	next     string // its digest
 	calls    []string
-	cutAfter int // the call after which the power is lost; -1 for never
+	cutAfter int  // the call after which the power is lost; -1 for never
+	bundled  bool // the other program is read from a bundle
 }
 
 var errCut = errors.New("the power is lost")
@@ -59,13 +60,23 @@ func (f *fixture) program(path, text string) string {
 }
 
 func (f *fixture) upgrade() error {
-	if err := f.Stage(f.file, f.next); err != nil {
+	if err := f.stage(); err != nil {
 		return err
 	}
 	if err := f.Begin(f.next); err != nil {
 		return err
 	}
 	return f.Commit(f.next)
+}
+
+func (f *fixture) stage() error {
+	if !f.bundled {
+		return f.Stage(f.file, f.next)
+	}
+	program, err := os.Open(f.file)
+	testenv.NoError(f.t, err)
+	defer program.Close()
+	return f.StageFrom(program, f.next, 4, 4)
 }
 
 // state is the state with short names.
@@ -105,32 +116,77 @@ func TestVersionThatIsThereIsDurable(t *testing.T) {
 // TestLossOfPowerLeavesOneWholeVersion: after each call of an upgrade, "current" is a whole version, and so is "trial"
 // if it is there. The upgrade can then be done again.
 func TestLossOfPowerLeavesOneWholeVersion(t *testing.T) {
-	whole := newFixture(t)
-	testenv.NoError(t, whole.upgrade())
-	for cut, call := range whole.calls {
-		t.Run(call, func(t *testing.T) {
+	for _, bundled := range []bool{false, true} {
+		whole := newFixture(t)
+		whole.bundled = bundled
+		testenv.NoError(t, whole.upgrade())
+		for cut, call := range whole.calls {
+			t.Run(fmt.Sprintf("bundle %v/%s", bundled, call), func(t *testing.T) { testCut(t, bundled, cut, call) })
+		}
+	}
+}
+
+// testCut loses the power after a call of an upgrade.
+func testCut(t *testing.T, bundled bool, cut int, call string) {
+	f := newFixture(t)
+	f.bundled, f.cutAfter = bundled, cut
+	testenv.ErrorIs(t, f.upgrade(), errCut)
+	s := testenv.Must(f.State())(t)
+	for _, digest := range []string{s.Current, s.Trial} {
+		if digest == "" && s.Current != "" {
+			continue
+		}
+		testenv.Equal(t, testenv.Must(Digest(f.ProgramOf(digest)))(t), digest, "after %q the program is", call)
+	}
+	f.cutAfter = -1
+	switch {
+	case s.Current == f.next:
+	case s.Trial != "":
+		testenv.NoError(t, f.Commit(f.next))
+	default:
+		testenv.NoError(t, f.upgrade())
+	}
+	testenv.NoError(t, f.Prune())
+	testenv.Equal(t, f.state(), "current=NEXT trial= previous=OLD tries=0", "after %q and again:", call)
+}
+
+// TestBundleTakesNoRoomOfOthers: the version before the present one stays while there is room, since the settings are
+// checked after the program was unpacked. Where that is the program of the bundle, it is made durable again.
+func TestBundleTakesNoRoomOfOthers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		free int64
+		want string
+		err  string
+	}{
+		"room for three": {slack + 8, "current=NEXT trial= previous=OLD tries=0", ""},
+		"room for two":   {slack + 7, "current=NEXT trial= previous= tries=0", ""},
+		"room for one":   {slack - 1<<20, "current=NEXT trial= previous=OLD tries=0", "has 255 MB free, and an upgrade needs 256 MB"},
+	} {
+		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
-			f.cutAfter = cut
-			testenv.ErrorIs(t, f.upgrade(), errCut)
-			s := testenv.Must(f.State())(t)
-			for _, digest := range []string{s.Current, s.Trial} {
-				if digest == "" && s.Current != "" {
-					continue
+			testenv.NoError(t, f.upgrade())
+			f.free = func(string) (int64, error) {
+				if _, err := os.Stat(f.ProgramOf(f.old)); err != nil {
+					return tc.free + 4, nil
 				}
-				testenv.Equal(t, testenv.Must(Digest(f.ProgramOf(digest)))(t), digest, "after %q the program is", call)
+				return tc.free, nil
 			}
-			f.cutAfter = -1
-			switch {
-			case s.Current == f.next:
-			case s.Trial != "":
-				testenv.NoError(t, f.Commit(f.next))
-			default:
-				testenv.NoError(t, f.upgrade())
+			third := f.program(filepath.Join(t.TempDir(), "third"), "third")
+			err := f.StageFrom(strings.NewReader("third"), third, 4, 4)
+			if tc.err != "" {
+				testenv.WantError(t, err, tc.err)
+			} else {
+				testenv.NoError(t, err)
+				testenv.Equal(t, testenv.Must(Digest(f.ProgramOf(third)))(t), third, "the program's digest")
 			}
-			testenv.NoError(t, f.Prune())
-			testenv.Equal(t, f.state(), "current=NEXT trial= previous=OLD tries=0", "after %q and again:", call)
+			testenv.Equal(t, f.state(), tc.want, "")
 		})
 	}
+	f := newFixture(t)
+	testenv.NoError(t, f.upgrade())
+	f.calls = nil
+	testenv.NoError(t, f.StageFrom(strings.NewReader("not read"), f.old, 8, 0))
+	testenv.EqualSlices(t, f.calls, []string{"sync slot", "sync versions"}, "calls:")
 }
 
 // TestWayBack: the candidate is gone at once, the reason is kept until the next trial, and a candidate that would
@@ -188,8 +244,11 @@ func TestStagingIsRefused(t *testing.T) {
 	f := newFixture(t)
 	err := f.Stage(f.file, strings.Repeat("0", 64))
 	testenv.WantError(t, err, "has changed while it was copied")
+	testenv.WantError(t, f.StageFrom(strings.NewReader("changed"), f.next, 4, 0), "has changed while it was copied")
+	testenv.NoError(t, f.Prune())
 	f.free = func(string) (int64, error) { return slack, nil }
 	testenv.WantError(t, f.Stage(f.file, f.next), "has 256 MB free, and an upgrade needs")
+	testenv.WantError(t, f.StageFrom(strings.NewReader("next"), f.next, 4, 0), "has 256 MB free, and an upgrade needs")
 	testenv.Equal(t, f.state(), "current=OLD trial= previous= tries=0", "")
 	names := []string{}
 	for _, e := range testenv.Must(os.ReadDir(f.Dir))(t) {

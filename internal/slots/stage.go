@@ -59,7 +59,7 @@ func (v *Versions) Stage(file, digest string) error {
 	if err != nil {
 		return fmt.Errorf("reading the program: %w", err)
 	}
-	if err := v.checkRoom(info.Size()); err != nil {
+	if err := v.checkRoom(info.Size(), 0); err != nil {
 		return err
 	}
 	return v.copySlot(in, digest)
@@ -67,20 +67,50 @@ func (v *Versions) Stage(file, digest string) error {
 
 // StageFrom is Stage for a program that is read from elsewhere, and has the given size in bytes. extra is how many
 // bytes the caller adds to the version's folder. It removes other versions only where room lacks for another one beside
-// them: the new version may still be refused before it is tried.
+// them, and where that gives enough: the new version may still be refused before it is tried.
 func (v *Versions) StageFrom(program io.Reader, digest string, size, extra int64) error {
 	if have, err := Digest(v.ProgramOf(digest)); err == nil && have == digest {
-		return v.syncSlot(digest)
-	}
-	if v.checkRoom(size+extra) != nil {
-		if err := v.makeRoom(); err != nil {
+		if err := v.checkRoom(extra, 0); err != nil {
 			return err
 		}
-		if err := v.checkRoom(size + extra); err != nil {
+		return v.syncSlot(digest)
+	}
+	if v.checkRoom(size+extra, 0) != nil {
+		reclaimed, err := v.reclaimable()
+		if err != nil {
+			return fmt.Errorf("reading how much room other versions take: %w", err)
+		}
+		if err := v.checkRoom(size+extra, reclaimed); err != nil {
+			return err
+		}
+		if err := v.makeRoom(); err != nil {
 			return err
 		}
 	}
 	return v.copySlot(program, digest)
+}
+
+// reclaimable returns how many bytes makeRoom frees. Files that have names elsewhere stay.
+func (v *Versions) reclaimable() (n int64, err error) {
+	s, err := v.State()
+	if err != nil {
+		return 0, err
+	}
+	s.Previous = ""
+	unused, err := v.unused(s, false)
+	for _, name := range unused {
+		err = errors.Join(err, filepath.WalkDir(filepath.Join(v.Dir, name), func(path string, d fs.DirEntry, err error) error {
+			var stat unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(path, &stat)
+			}
+			if err == nil && !d.IsDir() && stat.Nlink == 1 {
+				n += stat.Blocks * 512
+			}
+			return err
+		}))
+	}
+	return n, err
 }
 
 // makeRoom removes all versions but the current one and that on trial.
@@ -119,13 +149,14 @@ func (v *Versions) copySlot(program io.Reader, digest string) error {
 	return v.syncDir()
 }
 
-// checkRoom returns an error if the file system lacks room for a version of this size in bytes.
-func (v *Versions) checkRoom(size int64) error {
+// checkRoom returns an error if the file system lacks room for a version of this size in bytes, also once some others
+// are reclaimed.
+func (v *Versions) checkRoom(size, reclaimed int64) error {
 	free, err := v.free(v.Dir)
 	if err != nil {
 		return fmt.Errorf("reading how much room there is in %s: %w", v.Dir, err)
 	}
-	if need := size + slack; free < need {
+	if free, need := free+reclaimed, size+slack; free < need {
 		return fmt.Errorf("%s has %d MB free, and an upgrade needs %d MB. What runs was not changed: free some space and try again", v.Dir,
 			free>>20, need>>20)
 	}
@@ -204,22 +235,11 @@ func (v *Versions) prune(keepRefused bool) error {
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(v.Dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	unused, err := v.unused(s, keepRefused)
 	if err != nil {
-		return fmt.Errorf("reading the versions of coracle: %w", err)
+		return err
 	}
-	for _, e := range entries {
-		name := e.Name()
-		if !e.IsDir() || !digestForm.MatchString(strings.TrimSuffix(name, unfinished)) {
-			continue
-		}
-		unreported := keepRefused && s.Refused != nil && !s.Refused.Reported && name == s.Refused.Digest
-		if unreported || name == s.Current || name == s.Trial || name == s.Previous {
-			continue
-		}
+	for _, name := range unused {
 		if err := os.RemoveAll(filepath.Join(v.Dir, name)); err != nil {
 			return fmt.Errorf("removing a version that is not used: %w", err)
 		}
@@ -228,4 +248,23 @@ func (v *Versions) prune(keepRefused bool) error {
 		}
 	}
 	return nil
+}
+
+// unused returns the folders of versions that a state does not name.
+func (v *Versions) unused(s State, keepRefused bool) (names []string, err error) {
+	entries, err := os.ReadDir(v.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading the versions of coracle: %w", err)
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if !e.IsDir() || !digestForm.MatchString(strings.TrimSuffix(name, unfinished)) {
+			continue
+		}
+		unreported := keepRefused && s.Refused != nil && !s.Refused.Reported && name == s.Refused.Digest
+		if !unreported && name != s.Current && name != s.Trial && name != s.Previous {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }

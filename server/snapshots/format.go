@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/level"
 )
 
@@ -69,9 +70,12 @@ type Header struct {
 type Contents struct {
 	// Files maps paths below the server's folder to contents.
 	Files map[string][]byte `json:"files"`
+	// Accepted is which bundles the server's machine has taken. It is nil in snapshots of before there were bundles,
+	// and versions of that time ignore it.
+	Accepted *bundle.Accepted `json:"bundles,omitempty"`
 }
 
-// Equal says whether c and d have the same files.
+// Equal says whether c and d have the same files. What else they have may be of another moment than the store.
 func (c Contents) Equal(d Contents) bool {
 	return maps.EqualFunc(c.Files, d.Files, bytes.Equal)
 }

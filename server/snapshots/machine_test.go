@@ -14,6 +14,7 @@ import (
 
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -31,6 +32,8 @@ type machine struct {
 	Files map[string][]byte
 	Token string
 	Key   Key
+
+	Accepted *bundle.Accepted
 }
 
 var required = []string{
@@ -57,7 +60,7 @@ func newMachine(t *testing.T) *machine {
 	m.Key.work = 8 // for speed; TestClusterIsRestoredOnBlankMachine has the real one
 	m.Keeper = NewKeeper(Options{
 		Dir: filepath.Join(dir, "snapshots"), Cluster: cluster, Server: "board1", Version: "v1", Retention: DefaultRetention, BeginBackup: store.BeginBackup,
-		Contents: func() (Contents, error) { return Contents{Files: m.Files}, nil },
+		Contents: func() (Contents, error) { return Contents{Files: m.Files, Accepted: m.Accepted}, nil },
 		Key:      func() (Key, error) { return m.Key, nil },
 		Clock:    m.Clock, Logger: slog.New(slog.DiscardHandler),
 	})

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/level"
+	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/datadir"
@@ -102,11 +104,17 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 	if err != nil {
 		return out, err
 	}
-	if err := t.build(made, path, key); err != nil {
+	contents, err := t.build(made, path, key)
+	if err != nil {
 		return out, errors.Join(restoreError(path, err), storefiles.Abandon(made))
 	}
 	if out.KeptNewer, err = t.keepNewer(made); err != nil {
 		return out, errors.Join(restoreError(path, err), storefiles.Abandon(made))
+	}
+	if contents.Accepted != nil && contents.Accepted.Counter > 0 { // a machine that has taken more keeps that
+		if err := t.keepAccepted(*contents.Accepted); err != nil {
+			return out, errors.Join(restoreError(path, err), storefiles.Abandon(made))
+		}
 	}
 	kept, err := storefiles.Replace(t.ServerDir, made, t.ServerDir+".before-"+now)
 	if err != nil {
@@ -117,6 +125,18 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 		return out, os.RemoveAll(kept)
 	}
 	return out, nil
+}
+
+// keepAccepted adds which bundles the cluster has taken to the record of this machine, where no older one is taken
+// then.
+func (t *Target) keepAccepted(more bundle.Accepted) error {
+	v := slots.Below(t.DataDir)
+	unlock, err := v.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return bundle.KeepAccepted(v, more)
 }
 
 // keepNewer copies Newer from the present folder, if it may (Target.Newer), and authorities' certificates that were
@@ -158,16 +178,21 @@ func onlyLock(dir string) bool {
 }
 
 // build writes a server's folder at made.
-func (t *Target) build(made, path string, key Key) error {
+func (t *Target) build(made, path string, key Key) (contents Contents, err error) {
 	f, size, err := openFile(path)
 	if err != nil {
-		return err
+		return contents, err
 	}
 	defer f.Close()
 	h, contents, state, err := open(f, size, key)
 	if err != nil {
-		return err
+		return contents, err
 	}
+	return contents, t.write(made, h, contents, state)
+}
+
+// write writes a server's folder at made from what a snapshot has.
+func (t *Target) write(made string, h Header, contents Contents, state io.Reader) error {
 	if err := os.Mkdir(made, 0o700); err != nil {
 		return err
 	}

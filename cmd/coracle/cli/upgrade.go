@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/level"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
@@ -110,7 +111,7 @@ func (u *upgrade) take(ctx context.Context, flags bundleFlags, retry bool) (done
 	if u.state, err = u.v.State(); err != nil {
 		return false, err
 	}
-	if _, err := trial.Accepted(u.v, true); err != nil { // before a version's folder may go
+	if err := bundle.KeepAccepted(u.v, bundle.Accepted{}); err != nil { // before a version's folder may go
 		return false, err
 	}
 	if isBundle(u.file) {

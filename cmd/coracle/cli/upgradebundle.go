@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/coracle-k8s/coracle/cmd/coracle/trial"
 	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/slots"
 )
@@ -65,7 +64,7 @@ func (u *upgrade) unpack(ctx context.Context, f bundleFlags, retry bool) (done b
 		return false, fmt.Errorf("%w. Nothing was changed", err)
 	}
 	defer closeFile()
-	had, build, next, err := u.admit(ctx, b, f)
+	build, next, err := u.admit(ctx, b, f)
 	if err != nil {
 		return false, fmt.Errorf("%s is not accepted: %w. Nothing was changed", u.file, err)
 	}
@@ -96,26 +95,26 @@ func (u *upgrade) unpack(ctx context.Context, f bundleFlags, retry bool) (done b
 	}
 	// The version may be the current one soon, and then says more than the record, which a loss of power may keep
 	// behind.
-	return false, errors.Join(next.Write(u.v.Slot(digest, slots.AcceptedFile)), had.Write(filepath.Join(u.v.Dir, slots.AcceptedFile)))
+	return false, next.Write(u.v.Slot(digest, slots.AcceptedFile))
 }
 
-// admit returns the build of a bundle for this machine, which bundles the machine has taken, and which once it has
-// taken this one. The error says why it is not taken.
-func (u *upgrade) admit(ctx context.Context, b *bundle.Bundle, f bundleFlags) (had bundle.Accepted, build *bundle.Build,
-	next bundle.Accepted, err error) {
-	if had, err = trial.Accepted(u.v, false); err != nil {
-		return had, nil, next, err
+// admit returns the build of a bundle for this machine, and which bundles the machine has taken once it has taken this
+// one. The error says why it is not taken.
+func (u *upgrade) admit(ctx context.Context, b *bundle.Bundle, f bundleFlags) (build *bundle.Build, next bundle.Accepted, err error) {
+	had, err := bundle.AcceptedBy(u.v)
+	if err != nil {
+		return nil, next, err
 	}
 	trusted, err := bundle.Trust(f.keys)
 	if err == nil {
 		trusted, err = trusted.After(had)
 	}
 	if err != nil {
-		return had, nil, next, forRoot(err)
+		return nil, next, forRoot(err)
 	}
 	verdict, err := b.Verify(trusted)
 	if err != nil {
-		return had, nil, next, err
+		return nil, next, err
 	}
 	own, err := askSettings(ctx, u.v.ProgramOf(u.state.Current), nil, nil) // this command may be another program's
 	if err == nil {
@@ -123,12 +122,12 @@ func (u *upgrade) admit(ctx context.Context, b *bundle.Bundle, f bundleFlags) (h
 			Counter: had.Counter, Downgrade: f.downgrade})
 	}
 	if err != nil {
-		return had, nil, next, err
+		return nil, next, err
 	}
 	p := b.Index.Contents.Program
 	if !f.oneWay && own.Shim != 0 && (p.ContainerdDB != own.ContainerdDB || p.Shim != own.Shim) {
-		return had, nil, next, fmt.Errorf("it has another form of containerd's records (%s, shims %d) than the version that runs (%s, shims %d), "+
+		return nil, next, fmt.Errorf("it has another form of containerd's records (%s, shims %d) than the version that runs (%s, shims %d), "+
 			"which may lose running pods on a way back. To take it all the same: --one-way", p.ContainerdDB, p.Shim, own.ContainerdDB, own.Shim)
 	}
-	return had, p.Build(runtime.GOARCH), had.With(b.Index, trusted, verdict), nil
+	return p.Build(runtime.GOARCH), had.With(b.Index, trusted, verdict), nil
 }

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -83,7 +84,7 @@ func (p Process) prune() {
 	unlock, err := p.Versions.Lock()
 	if err == nil {
 		defer unlock()
-		_, err = Accepted(p.Versions, true)
+		err = bundle.KeepAccepted(p.Versions, bundle.Accepted{})
 	}
 	if err == nil {
 		err = p.Versions.Prune()
