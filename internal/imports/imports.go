@@ -33,7 +33,7 @@ const (
 	// fresh is the end of the hidden name of what is not complete yet, or not needed any more.
 	fresh  = ".new"
 	record = ".json" // the end of the name of a bundle's record
-	lock   = "lock"
+	lock   = ".lock"
 	// slack is how many bytes have to stay free.
 	slack = 64 << 20
 )
@@ -121,6 +121,9 @@ func (f Folders) check(x *bundle.Index, downgrade bool) error {
 	had, err := f.Imported(c.Name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		if err := f.CheckName(c.Name); err != nil {
+			return err
+		}
 	case err != nil:
 		return fmt.Errorf("reading what was imported before: %w", err)
 	case c.Counter < had.Contents.Counter && !downgrade:
@@ -128,6 +131,28 @@ func (f Folders) check(x *bundle.Index, downgrade bool) error {
 			"--downgrade", c.Counter, c.Name, had.Contents.Counter)
 	}
 	return f.checkRoom(x)
+}
+
+// CheckName returns an error if what has the name of a bundle in the folders was not brought by a bundle: a bundle of
+// that name would take its place.
+func (f Folders) CheckName(name string) error {
+	if strings.HasSuffix(name, record) {
+		return fmt.Errorf("its name %s ends with %s, which records of imports do: give it another name", name, record)
+	}
+	if exists(filepath.Join(f.Bundles, name+record)) || exists(filepath.Join(f.Bundles, name)) {
+		return nil
+	}
+	places := []string{filepath.Join(f.Images, name+".tar")}
+	if f.Manifests != "" {
+		places = append(places, filepath.Join(f.Manifests, name), filepath.Join(f.Charts, name))
+	}
+	for _, path := range places {
+		if exists(path) {
+			return fmt.Errorf("%s was not brought by a bundle, and one of the name %s would replace it: move it, or give the bundle another name",
+				path, name)
+		}
+	}
+	return nil
 }
 
 // checkRoom returns an error if a file system lacks room. Images need it twice: for the archive and in containerd. What

@@ -4,6 +4,7 @@ package imports_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"io/fs"
@@ -132,7 +133,7 @@ func TestNewerBundleReplacesTheOneOfItsName(t *testing.T) {
 	for _, e := range testenv.Must(os.ReadDir(f.Bundles))(t) {
 		left = append(left, e.Name())
 	}
-	testenv.EqualSlices(t, left, []string{"lock", "other.json", "spring.json"}, "records")
+	testenv.EqualSlices(t, left, []string{".lock", "other.json", "spring.json"}, "records")
 }
 
 func TestAgentTakesImagesAlone(t *testing.T) {
@@ -272,4 +273,51 @@ func TestSlotsBringTheirContent(t *testing.T) {
 	apply("a bundle with a chart alone", "charts/programs/x.tgz", archive("b"))
 	commit(t, v, "e", nil)
 	apply("no bundle", "charts/programs/x.tgz", archive("b"))
+}
+
+// TestFilesOfTheOperatorStay: a bundle takes no place of what no bundle has brought, and has no name of the records.
+func TestFilesOfTheOperatorStay(t *testing.T) {
+	for _, own := range []string{"manifests/spring/own.yaml", "charts/spring/own-1.tgz", "images/spring.tar"} {
+		dir := t.TempDir()
+		f := folders(dir)
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, own)), 0o755))
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, own), []byte("own"), 0o644))
+		errorContains(t, f.Import(t.Context(), spring12.open(t), false), "was not brought by a bundle")
+		testenv.Equal(t, read(t, dir, own), "own", own)
+		testenv.EqualSlices(t, placed(t, dir), []string{own}, "files")
+	}
+	dir := t.TempDir()
+	f := folders(dir)
+	for _, name := range []string{"lock", "spring"} {
+		c := spring12
+		c.name = name
+		testenv.NoError(t, f.Import(t.Context(), c.open(t), false))
+	}
+	c := spring12
+	c.name = "spring.json"
+	errorContains(t, f.Import(t.Context(), c.open(t), false), "give it another name")
+}
+
+// TestFailedUpgradeKeepsContentOfThePreviousVersion: a bundle that has the program of the previous version, and cannot
+// be extracted, leaves that version's content whole. Half of it would delete the rest from the cluster after an undo.
+func TestFailedUpgradeKeepsContentOfThePreviousVersion(t *testing.T) {
+	dir := t.TempDir()
+	f, v := folders(dir), slots.Below(dir)
+	a, b := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	commit(t, v, "a", &spring12)
+	testenv.NoError(t, f.ApplySlot(v))
+	before := placed(t, dir)
+	commit(t, v, "b", nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	errorContains(t, imports.ExtractSlot(ctx, spring13.open(t), v, a), "context canceled")
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "bundles/.slot"), []byte(`{"digest":"`+b+`","name":"spring"}`), 0o600))
+	commit(t, v, "a", nil)
+	testenv.NoError(t, f.ApplySlot(v))
+	testenv.EqualSlices(t, placed(t, dir), before, "files after the way back")
+	testenv.NoError(t, imports.ExtractSlot(t.Context(), spring13.open(t), v, a))
+	x := testenv.Must(bundle.ReadIndex(v.Slot(a, slots.BundleFolder+"/index.json")))(t)
+	testenv.Equal(t, x.Contents.Counter, 13, "the counter of the new content")
+	left := testenv.Must(filepath.Glob(v.Slot(a, slots.BundleFolder+".*")))(t)
+	testenv.Equal(t, len(left), 0, "folders are left:")
 }

@@ -3,7 +3,10 @@
 package imports
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,6 +61,26 @@ func (f Folders) ApplySlot(v *slots.Versions) error {
 		return err
 	}
 	return atomicfile.WriteJSON(filepath.Join(f.Bundles, ".slot"), now, 0o600)
+}
+
+// ExtractSlot extracts what a verified bundle brings besides the program into the folder of a version. What was there
+// stays until the new content is whole: the version may be the previous one, and have the content of an earlier bundle.
+func ExtractSlot(ctx context.Context, b *bundle.Bundle, v *slots.Versions, digest string) error {
+	content := v.Slot(digest, slots.BundleFolder)
+	next, old := content+fresh, content+".old"
+	if err := errors.Join(os.RemoveAll(next), os.RemoveAll(old)); err != nil {
+		return err
+	}
+	if err := b.Extract(ctx, next); err != nil {
+		return errors.Join(err, os.RemoveAll(next))
+	}
+	if err := os.Rename(content, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(next, content); err != nil {
+		return err
+	}
+	return errors.Join(atomicfile.SyncDir(filepath.Dir(content)), os.RemoveAll(old))
 }
 
 // applySlot places the content of a slot, and returns what the record has to say then.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/internal/bundle"
+	"github.com/coracle-k8s/coracle/internal/imports"
 	"github.com/coracle-k8s/coracle/internal/slots"
 )
 
@@ -86,16 +87,12 @@ func (u *upgrade) unpack(ctx context.Context, f bundleFlags, retry bool) (done b
 	if err := u.v.StageFrom(program, digest, build.File.Size, b.Index.ExtractSize()); err != nil {
 		return false, err
 	}
-	content := u.v.Slot(digest, slots.BundleFolder)
-	if err := os.RemoveAll(content); err != nil { // of an earlier bundle with this program
-		return false, err
-	}
-	if err := b.Extract(ctx, content); err != nil {
-		return false, err
-	}
 	// The version may be the current one soon, and then says more than the record, which a loss of power may keep
-	// behind.
-	return false, next.Write(u.v.Slot(digest, slots.AcceptedFile))
+	// behind. Its content is never there without that.
+	if err := next.Write(u.v.Slot(digest, slots.AcceptedFile)); err != nil {
+		return false, err
+	}
+	return false, imports.ExtractSlot(ctx, b, u.v, digest)
 }
 
 // admit returns the build of a bundle for this machine, and which bundles the machine has taken once it has taken this
@@ -122,6 +119,10 @@ func (u *upgrade) admit(ctx context.Context, b *bundle.Bundle, f bundleFlags) (b
 			Counter: had.Counter, Downgrade: f.downgrade})
 	}
 	if err != nil {
+		return nil, next, err
+	}
+	paths := u.inv.tool.Paths
+	if err := imports.Of(paths, isAgent(paths)).CheckName(b.Index.Contents.Name); err != nil {
 		return nil, next, err
 	}
 	p := b.Index.Contents.Program
