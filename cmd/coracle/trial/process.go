@@ -134,6 +134,9 @@ func (p Process) runGate(ctx context.Context, s slots.State) {
 		}
 	}
 	p.Logger.Info("this version is committed", "version", p.Version, "previous", slots.Short(s.Current))
+	if _, err := Accepted(p.Versions, true); err != nil { // install.sh may make another version the current one
+		p.Logger.Warn("which bundles this machine has taken could not be recorded; the next start tries again", "error", err)
+	}
 	if p.Current != nil {
 		p.Current()
 	}

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -138,10 +139,13 @@ func TestCandidateCommitsItself(t *testing.T) {
 	m := newMachine(t)
 	m.baseline(withoutServices)
 	m.admin.SetReady(time.Now())
+	testenv.NoError(t, bundle.Accepted{Counter: 7}.Write(m.versions.Slot(newDigest, slots.AcceptedFile)))
 	defer m.start(newDigest)()
 	testenv.Until(t, 10*time.Second, "the commit", func() bool { return m.state().Current == newDigest })
 	testenv.Until(t, 10*time.Second, "the Event", m.eventIs("UpgradeCommitted", "coracle v-2 is committed"))
 	testenv.Equal(t, m.state(), slots.State{Current: newDigest, Previous: oldDigest}, "state:")
+	had := testenv.Must(bundle.ReadAccepted(filepath.Join(m.versions.Dir, slots.AcceptedFile)))(t)
+	testenv.Equal(t, had.Counter, 7, "the counter that is on record once a version is committed")
 }
 
 // TestCandidateSaysWhatFails: what keeps a candidate from being committed outlives its process, and is reported once by
