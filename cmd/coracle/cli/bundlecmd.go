@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/coracle-k8s/coracle/internal/bundle"
+	"github.com/coracle-k8s/coracle/internal/slots"
 )
 
 func bundleCommand(a *App) *cobra.Command {
@@ -114,6 +115,9 @@ asked. The exit code is 0 only if the bundle is accepted.`,
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, args []string) error {
 		trusted, err := bundle.Trust(*keys)
+		if v, _, ok := slots.Own(); ok && err == nil {
+			trusted, err = trustedAfter(trusted, v)
+		}
 		if err != nil {
 			return forRoot(err)
 		}

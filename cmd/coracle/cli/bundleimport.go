@@ -58,11 +58,16 @@ func trustedHere(t *config.Tool, keys string) (bundle.Trusted, error) {
 	if err != nil {
 		return trusted, err
 	}
-	had, err := trial.Accepted(slots.Below(t.Paths.DataDir), false)
+	return trustedAfter(trusted, slots.Below(t.Paths.DataDir))
+}
+
+// trustedAfter returns the keys that are trusted after the bundles that a machine has taken.
+func trustedAfter(t bundle.Trusted, v *slots.Versions) (bundle.Trusted, error) {
+	had, err := trial.Accepted(v, false)
 	if err != nil {
-		return trusted, err
+		return t, err
 	}
-	return trusted.After(had)
+	return t.After(had)
 }
 
 func addTrustedKeys(cmd *cobra.Command) *string {
