@@ -150,10 +150,10 @@ knows_bundles() { "$bin_dir/coracle" bundle verify --help >/dev/null 2>&1; }
 # check_signatures lets the installed program or minisign check, before anything of a bundle runs, that enough trusted
 # keys have signed it.
 check_signatures() {
-  keys=$(sed -n '/^RW/p' "$etc/trusted-keys" 2>/dev/null) || :
+  keys=$(sed -n 's/^[[:space:]]*\(RW[^[:space:]]*\)[[:space:]]*$/\1/p' "$etc/trusted-keys" 2>/dev/null) || :
   # shellcheck disable=SC2086 # several keys
   keys=$(printf '%s\n' $keys ${INSTALL_CORACLE_BUNDLE_KEY:-} | sort -u)
-  need=$(sed -n 's/^threshold: *\([0-9][0-9]*\) *$/\1/p' "$etc/trusted-keys" 2>/dev/null) || :
+  need=$(sed -n 's/^[[:space:]]*threshold:[[:space:]]*\([0-9][0-9]*\)[[:space:]]*$/\1/p' "$etc/trusted-keys" 2>/dev/null | tail -n 1) || :
   if knows_bundles; then return; fi # verify_bundle asks it
   if [ -z "$keys" ]; then
     say "no public key is known here, so the signatures of $bundle were not checked: INSTALL_CORACLE_BUNDLE_KEY can give one"
@@ -183,7 +183,7 @@ $signed have signed it, and ${need:-1} have to. Nothing was installed"
 verify_bundle() {
   cp "$etc/trusted-keys" "$bin_dir/coracle.keys" 2>/dev/null || : >"$bin_dir/coracle.keys"
   given=${INSTALL_CORACLE_BUNDLE_KEY:-}
-  if [ -n "$given" ] && ! grep -qsF "$given" "$bin_dir/coracle.keys"; then printf '%s\n' "$given" >>"$bin_dir/coracle.keys"; else given=; fi
+  if [ -n "$given" ] && ! grep -qsxF "$given" "$bin_dir/coracle.keys"; then printf '%s\n' "$given" >>"$bin_dir/coracle.keys"; else given=; fi
   chmod 644 "$bin_dir/coracle.keys"
   judge=$binary
   if knows_bundles; then judge=$bin_dir/coracle; fi
@@ -364,6 +364,15 @@ unreported() {
   if ! grep -qs '^reported' "$versions/refused"; then cut -d ' ' -f 1 "$versions/refused" 2>/dev/null || :; fi
 }
 
+# keep_counter writes the counter of the bundle beside the program that was staged, if trusted keys have signed it: older
+# bundles are not taken from then on. What an upgrade from a bundle has written there says more.
+keep_counter() {
+  if [ -z "${bundle:-}" ] || [ -z "$content" ] || [ -f "$versions/$digest/accepted.json" ]; then return 0; fi
+  counter=$(printf %s "$index" | sed -n 's/.*"coracle":{"format":[0-9]*,"name":"[^"]*",\("counter":[0-9]*\).*/{\1}/p')
+  [ -n "$counter" ] || return 0
+  echo "$counter" | put_text 644 "$versions/$digest/accepted.json" || true # it was not there
+}
+
 # switch makes $binary the current version without a trial, and the one that was installed before the previous one. That
 # may be a plain file, which an earlier installer put where the link is now. After each step a whole version runs at
 # the next boot: what is installed, until the link "current" or the unit changes.
@@ -384,6 +393,7 @@ switch() {
     *) if [ -x "$installed" ]; then stage "$installed"; before=$digest; fi ;;
   esac
   stage "$binary"
+  keep_counter
   binary=$versions/$digest/coracle
   if ! "$binary" version >/dev/null 2>&1; then
     prune

@@ -14,6 +14,7 @@ import (
 	"aead.dev/minisign"
 
 	"github.com/coracle-k8s/coracle/internal/bundle"
+	"github.com/coracle-k8s/coracle/internal/slots"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -37,11 +38,14 @@ func TestInstallerUnpacksSignedBundlesAlone(t *testing.T) {
 		change         func(data []byte) []byte
 		want           string // "" when it is unpacked
 	}{
-		"two of two":               {trusted: two, signers: []int{0, 1}},
-		"one of two":               {trusted: two, signers: []int{0}, want: "1 have signed it, and 2 have to. Nothing was installed"},
-		"one of two, and a third":  {trusted: two, signers: []int{0, 2}, want: "1 have signed it, and 2 have to"},
-		"the key that is given":    {given: public[2], signers: []int{2}},
-		"another key":              {given: public[2], signers: []int{0}, want: "is not signed by enough keys"},
+		"two of two":              {trusted: two, signers: []int{0, 1}},
+		"one of two":              {trusted: two, signers: []int{0}, want: "1 have signed it, and 2 have to. Nothing was installed"},
+		"one of two, and a third": {trusted: two, signers: []int{0, 2}, want: "1 have signed it, and 2 have to"},
+		"the key that is given":   {given: public[2], signers: []int{2}},
+		"another key":             {given: public[2], signers: []int{0}, want: "is not signed by enough keys"},
+		"a key behind a space":    {trusted: " " + public[1] + "\r\n", signers: []int{0}, want: "is not signed by enough keys"},
+		"spaces": {trusted: " threshold: 2 \n\t" + public[0] + " \n" + public[1] + "\n", signers: []int{0},
+			want: "1 have signed it, and 2 have to"},
 		"not signed":               {given: public[2], want: "is not signed by enough keys"},
 		"a listed key given again": {trusted: two, given: public[0], signers: []int{0}, want: "1 have signed it"},
 		"changed index": {given: public[2], signers: []int{2}, change: func(b []byte) []byte {
@@ -79,6 +83,24 @@ func TestInstallerUnpacksSignedBundlesAlone(t *testing.T) {
 			left := testenv.Must(filepath.Glob(filepath.Join(s.dir, "bin/*")))(t)
 			testenv.Equal(t, len(left), 0, "left behind: %v", left)
 		})
+	}
+}
+
+// TestFirstInstallationRecordsTheCounter: a machine that was installed from a bundle takes no older one afterwards.
+func TestFirstInstallationRecordsTheCounter(t *testing.T) {
+	for _, tc := range []struct {
+		content, before string // before is what an upgrade has written
+		want            int64
+	}{{content: "yes", want: 7}, {want: 0}, {"yes", `{"counter":30}`, 30}} {
+		s := newScript(t)
+		testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "new"), []byte("#!/bin/sh\n"), 0o755))
+		s.must(`mkdir "$versions"
+bin_dir=$etc/bin binary=$etc/new bundle=`+fakeBundle(t)+` content=`+tc.content+`
+index=$(tar -xOf "$bundle" index.json | tr -d ' \n\t')
+if [ -n "$before" ]; then stage "$binary"; echo "$before" >"$versions/$digest/accepted.json"; fi
+switch`, "before="+tc.before)
+		had := testenv.Must(bundle.AcceptedBy(slots.In(filepath.Join(s.dir, "versions"))))(t)
+		testenv.Equal(t, had.Counter, tc.want, "the counter on record")
 	}
 }
 
