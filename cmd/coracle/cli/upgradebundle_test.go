@@ -93,8 +93,7 @@ func (f *upgradeFixture) upgrade(file string) *upgrade {
 	f.t.Helper()
 	cmd := &cobra.Command{}
 	cmd.SetOut(f.out)
-	tool := &config.Tool{Paths: config.Paths{DataDir: f.dir, ServerDir: filepath.Join(f.dir, "server"), AgentDir: filepath.Join(f.dir, "agent"),
-		AdminSocket: filepath.Join(f.dir, "none.sock")}}
+	tool := &config.Tool{Paths: config.NewPaths(f.dir, filepath.Join(f.dir, "run"))}
 	u := &upgrade{inv: &invocation{toolCommand: &toolCommand{Command: cmd, app: testApp()}, tool: tool}, v: f.v, file: file}
 	u.state = testenv.Must(f.v.State())(f.t)
 	return u
