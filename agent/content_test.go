@@ -277,7 +277,7 @@ func TestNodeServesWhatItPulls(t *testing.T) {
 
 	for what, data := range map[string][]byte{"layer": im.layer, "configuration": im.config} {
 		answer := n.served(blob(data))
-		testenv.Equal(t, answer.Header.Get("Coracle-Partial"), "", "the header of a whole "+what)
+		testenv.Equal(t, answer.Header.Get("Coracle-Partial"), "", "the header of a whole %s", what)
 		testenv.True(t, bytes.Equal(testenv.Must(io.ReadAll(answer.Body))(t), data), "the %s is another one", what)
 	}
 	testenv.Equal(t, n.served(blob(im.manifest)).StatusCode, http.StatusNotFound, "the manifest")

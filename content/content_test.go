@@ -303,6 +303,6 @@ func TestRangesAreChecked(t *testing.T) {
 			continue
 		}
 		testenv.NoError(t, err)
-		testenv.Equal(t, got, want, text)
+		testenv.Equal(t, got, want, "%q", text)
 	}
 }

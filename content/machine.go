@@ -174,7 +174,21 @@ func (m *Machine) dial(ctx context.Context, node string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return (&tls.Dialer{Config: m.config}).DialContext(ctx, "tcp", address)
+	c, err := (&tls.Dialer{Config: m.config}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return m.reached(c.(*tls.Conn), node)
+}
+
+// reached returns a connection unless a server answers in the place of another machine: agents of before there was this
+// protocol pass such connections on to one.
+func (m *Machine) reached(c *tls.Conn, node string) (net.Conn, error) {
+	state := c.ConnectionState()
+	if isServer(&state) && !slices.Contains(m.Servers(), node) {
+		return nil, errors.Join(fmt.Errorf("content: a server answers for %s, which has an older version", node), c.Close())
+	}
+	return c, nil
 }
 
 // dialThrough connects to a node through its connection to this server.
@@ -193,5 +207,5 @@ func (m *Machine) dialThrough(ctx context.Context, node string) (net.Conn, error
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, errors.Join(err, raw.Close())
 	}
-	return c, nil
+	return m.reached(c, node)
 }

@@ -348,6 +348,7 @@ func (s *Server) serveNames(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) serveFind(w http.ResponseWriter, r *http.Request) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(chunkTimeout)) // fails for a connection that is closed
 	var q findRequest
 	if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)

@@ -41,6 +41,6 @@ func TestOnlyLayersAndConfigurationsAreShared(t *testing.T) {
 		{"layer-", ocispec.MediaTypeImageLayer, d, -1, false},
 	} {
 		got := isShared(c.ref+c.digest.String(), ocispec.Descriptor{MediaType: c.mediaType, Digest: c.digest, Size: c.size})
-		testenv.Equal(t, got, c.want, c.ref+" "+c.mediaType+" "+c.digest.String())
+		testenv.Equal(t, got, c.want, "%s", c.ref+" "+c.mediaType+" "+c.digest.String())
 	}
 }

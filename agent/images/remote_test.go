@@ -528,7 +528,7 @@ func TestServersThatDifferAreReported(t *testing.T) {
 		got := differences(c.answers)
 		testenv.Equal(t, len(got), min(len(c.want), 1), "%s: sentences", what)
 		for _, part := range c.want {
-			testenv.Contains(t, strings.Join(got, ""), part, what)
+			testenv.Contains(t, strings.Join(got, ""), part, "%s", what)
 		}
 	}
 	server, other := newMachine(t), newMachine(t)

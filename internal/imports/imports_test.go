@@ -187,7 +187,6 @@ func TestDamagedBundleChangesNothing(t *testing.T) {
 	f := folders(dir)
 	testenv.NoError(t, f.Import(t.Context(), spring12.open(t), false))
 	path := filepath.Join(t.TempDir(), "b")
-	b := spring13.open(t)
 	var buf bytes.Buffer
 	// The file is changed after it was opened and verified.
 	o := bundle.Options{Name: "spring", Counter: 13, Out: path, Manifests: []string{filepath.Join(t.TempDir(), "shop.yaml")}}
@@ -247,7 +246,7 @@ func TestSlotsBringTheirContent(t *testing.T) {
 		t.Helper()
 		for range 2 {
 			testenv.NoError(t, f.ApplySlot(v))
-			testenv.EqualSlices(t, placed(t, dir), want, "files after "+what)
+			testenv.EqualSlices(t, placed(t, dir), want, "files after %s", what)
 		}
 	}
 	archive := func(digest string) string { return "images/_slot-" + strings.Repeat(digest, 12) + ".tar" }

@@ -128,7 +128,7 @@ func (r *thinRegistry) send(t *testing.T, method, path, mediaType string, body i
 	req.Header.Set("Content-Type", mediaType)
 	answer := httptest.NewRecorder()
 	r.ServeHTTP(answer, req)
-	testenv.Equal(t, answer.Code, http.StatusCreated, answer.Body.String())
+	testenv.Equal(t, answer.Code, http.StatusCreated, "%s", answer.Body.String())
 }
 
 // TestContentSpreads measures how ten nodes behind a thin line get one image of 100 MB that no node has: when the last

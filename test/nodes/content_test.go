@@ -115,7 +115,7 @@ func (r *countingRegistry) push(repository, tag string) (p pushed) {
 		req.Header.Set("Content-Type", mediaType)
 		answer := httptest.NewRecorder()
 		r.ServeHTTP(answer, req)
-		testenv.Equal(r.t, answer.Code, http.StatusCreated, answer.Body.String())
+		testenv.Equal(r.t, answer.Code, http.StatusCreated, "%s", answer.Body.String())
 	}
 	for _, l := range append(testenv.Must(r.base.Layers())(r.t), fresh...) {
 		send(http.MethodPost, "blobs/uploads/?digest="+testenv.Must(l.Digest())(r.t).String(), "", testenv.Must(l.Compressed())(r.t))
