@@ -39,8 +39,8 @@ func (h *installed) attachStick(folder string) {
 	})
 }
 
-// TestStickBringsImageAndChart takes a running machine without a network to a release of a bundled chart and to a pod of
-// a bundled image, by a stick with one signed file. coracle status names the stick before.
+// TestStickBringsImageAndChart takes a running machine without a network to a release of a bundled chart and to a pod
+// of a bundled image, by a stick with one signed file. coracle status names the stick before.
 func TestStickBringsImageAndChart(t *testing.T) {
 	harness.ByHand(t)
 	h := newInstalled(t, harness.NewMachine(t), "server --node-name board --node-ip 10.77.0.2")
