@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"aead.dev/minisign"
+	"golang.org/x/sys/unix"
 )
 
 // Sign adds the signature of a key to the bundle at path, and returns the key's number. All blobs are read and checked.
@@ -47,7 +48,7 @@ func Sign(ctx context.Context, path string, key minisign.PrivateKey) (id string,
 
 // OpenFile opens the bundle at path. The function done closes it.
 func OpenFile(path string) (b *Bundle, done func(), err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a named pipe would block
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the bundle: %w", err)
 	}

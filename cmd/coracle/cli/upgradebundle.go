@@ -33,6 +33,9 @@ func addBundleFlags(cmd *cobra.Command) *bundleFlags {
 
 // isBundle reports whether a file is a bundle, or is meant to be one: programs are no tar.
 func isBundle(file string) bool {
+	if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() {
+		return err == nil // bundle.OpenFile says what is wrong
+	}
 	f, err := os.Open(file)
 	if err != nil {
 		return false
@@ -51,7 +54,9 @@ func (u *upgrade) allowUnsigned(f bundleFlags) error {
 	}
 	if digest := filepath.Base(filepath.Dir(u.file)); u.file == u.v.ProgramOf(digest) &&
 		(digest == u.state.Previous || digest == u.state.Current || exists(u.v.Slot(digest, slots.AcceptedFile))) {
-		return nil
+		if have, err := slots.Digest(u.file); err == nil && have == digest {
+			return nil
+		}
 	}
 	return fmt.Errorf("%s is a program without a bundle, and this machine requires signatures (require-signed in %s). Nothing was changed: "+
 		"give a signed bundle that has the program; coracle bundle make and coracle bundle sign make one", u.file, f.keys)

@@ -14,6 +14,7 @@ import (
 
 	"aead.dev/minisign"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/bundle"
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -177,6 +178,18 @@ func TestHostileBundlesChangeNothing(t *testing.T) {
 			both(f)
 			return filepath.Join(f.dir, "program")
 		}, "is a program without a bundle, and this machine requires signatures"},
+		"another program in the place of the current one where signatures are required": {func(f *upgradeFixture) string {
+			keys := testenv.Must(os.ReadFile(f.flags.keys))(f.t)
+			testenv.NoError(f.t, os.WriteFile(f.flags.keys, append(keys, "require-signed: true\n"...), 0o644))
+			file := f.v.ProgramOf(testenv.Must(f.v.State())(f.t).Current)
+			testenv.NoError(f.t, os.WriteFile(file, []byte("another program"), 0o755))
+			return file
+		}, "is a program without a bundle, and this machine requires signatures"},
+		"a named pipe": {func(f *upgradeFixture) string {
+			file := filepath.Join(f.dir, "pipe")
+			testenv.NoError(f.t, unix.Mkfifo(file, 0o600))
+			return file
+		}, "it is no regular file"},
 		"keys for all to write": {func(f *upgradeFixture) string {
 			testenv.NoError(f.t, os.Chmod(f.flags.keys, 0o666))
 			return both(f)
