@@ -282,7 +282,7 @@ func TestFilesOfTheOperatorStay(t *testing.T) {
 		testenv.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, own)), 0o755))
 		testenv.NoError(t, os.WriteFile(filepath.Join(dir, own), []byte("own"), 0o644))
 		errorContains(t, f.Import(t.Context(), spring12.open(t), false), "was not brought by a bundle")
-		testenv.Equal(t, read(t, dir, own), "own", own)
+		testenv.Equal(t, read(t, dir, own), "own", "%s", own)
 		testenv.EqualSlices(t, placed(t, dir), []string{own}, "files")
 	}
 	dir := t.TempDir()

@@ -22,7 +22,7 @@ import (
 // have signed it. Where coracle is installed, that decides.
 func TestInstallerUnpacksSignedBundlesAlone(t *testing.T) {
 	if _, err := exec.LookPath("minisign"); err != nil {
-		testenv.Missing(t, "minisign", err.Error())
+		testenv.Missing(t, testenv.Minisign, "%v", err)
 	}
 	var public []string
 	var private []minisign.PrivateKey

@@ -44,7 +44,7 @@ func bundleOnStick(s stick.Stick, file string, trusted bundle.Trusted) (b *bundl
 	if err != nil {
 		return nil, "", nil, forRoot(err)
 	}
-	defer root.Close() // the file that stays open keeps the stick mounted
+	defer func() { _ = root.Close() }() // it was only read; the file that stays open keeps the stick mounted
 	files := []string{file}
 	if file == "" {
 		if files, err = root.Files(".bundle"); err != nil {
