@@ -185,7 +185,7 @@ func (m *Machine) dial(ctx context.Context, node string) (net.Conn, error) {
 // protocol pass such connections on to one.
 func (m *Machine) reached(c *tls.Conn, node string) (net.Conn, error) {
 	state := c.ConnectionState()
-	if isServer(&state) && !slices.Contains(m.Servers(), node) {
+	if isServer(&state) && !slices.Contains(m.servers(), node) {
 		return nil, errors.Join(fmt.Errorf("content: a server answers for %s, which has an older version", node), c.Close())
 	}
 	return c, nil
