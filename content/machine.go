@@ -181,14 +181,22 @@ func (m *Machine) dial(ctx context.Context, node string) (net.Conn, error) {
 	return m.reached(c.(*tls.Conn), node)
 }
 
-// reached returns a connection unless a server answers in the place of another machine: agents of before there was this
-// protocol pass such connections on to one.
+// reached returns a connection to a machine, unless another one answers in its place.
 func (m *Machine) reached(c *tls.Conn, node string) (net.Conn, error) {
 	state := c.ConnectionState()
-	if isServer(&state) && !slices.Contains(m.servers(), node) {
-		return nil, errors.Join(fmt.Errorf("content: a server answers for %s, which has an older version", node), c.Close())
+	if err := m.standsFor(&state, node); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// standsFor returns an error if a server answers for a machine that is none: agents of before there was this protocol
+// pass such connections on to a server.
+func (m *Machine) standsFor(c *tls.ConnectionState, node string) error {
+	if isServer(c) && !slices.Contains(m.servers(), node) {
+		return fmt.Errorf("content: a server answers for %s, which has an older version", node)
+	}
+	return nil
 }
 
 // dialThrough connects to a node through its connection to this server.

@@ -456,6 +456,12 @@ func TestWhoIsRefused(t *testing.T) {
 		members[0].State = gossip.Unresponsive
 		testenv.True(t, agent.refuses(node) != nil, "a node that is no live member is served")
 		testenv.NoError(t, agent.refuses(server))
+		members = append(members, gossip.Info{Name: "server", Role: gossip.RoleServer, State: gossip.Alive})
+		for _, own := range []string{"agent-0", "server"} { // a server asks itself, too
+			m := NewMachine(MachineOptions{Node: own, Members: func() []gossip.Info { return members }})
+			testenv.NoError(t, errors.Join(m.standsFor(server, "server"), m.standsFor(node, "agent-0")))
+			testenv.True(t, m.standsFor(server, "agent-0") != nil, "a server is taken for an agent")
+		}
 		testenv.True(t, agent.refuses(nil) != nil && agent.refuses(&tls.ConnectionState{}) != nil, "a machine without a certificate is served")
 	})
 }
