@@ -456,7 +456,7 @@ func TestWhoIsRefused(t *testing.T) {
 		members[0].State = gossip.Unresponsive
 		testenv.True(t, agent.refuses(node) != nil, "a node that is no live member is served")
 		testenv.NoError(t, agent.refuses(server))
-		members = append(members, gossip.Info{Name: "server", Role: gossip.RoleServer, State: gossip.Alive})
+		members = append(members, gossip.Info{Name: "server", Meta: gossip.Meta{Role: gossip.RoleServer}, State: gossip.Alive})
 		for _, own := range []string{"agent-0", "server"} { // a server asks itself, too
 			m := NewMachine(MachineOptions{Node: own, Members: func() []gossip.Info { return members }})
 			testenv.NoError(t, errors.Join(m.standsFor(server, "server"), m.standsFor(node, "agent-0")))
