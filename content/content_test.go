@@ -163,7 +163,7 @@ func TestLiarIsBarred(t *testing.T) {
 		testenv.Equal(t, asker.counters.Refused.Load(), int64(1), "refused blobs are")
 		testenv.NoError(t, asker.pull(c.t.Context(), digest.FromBytes(second), second))
 		testenv.Equal(t, asked, 1, "a barred machine was asked")
-		time.Sleep(barredFor)
+		time.Sleep(barredFor) // in virtual time
 		third := randomBlob(6, 1<<20)
 		agents[2].store.put(third)
 		testenv.NoError(t, asker.pull(c.t.Context(), digest.FromBytes(third), third))

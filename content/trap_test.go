@@ -218,7 +218,7 @@ func TestUnreachableMachineCostsOneDial(t *testing.T) {
 				agents[1].pullsInside(t, data)
 				continue
 			}
-			time.Sleep(learnedFor)
+			time.Sleep(learnedFor) // in virtual time
 			start = start.Add(learnedFor)
 			agents[1].pullsInside(t, data)
 		}
@@ -233,7 +233,7 @@ func TestContentThatComesLater(t *testing.T) {
 		agents[1].pullsOutside(t, randomBlob(30, 1000)) // the server learns what there is
 		data := randomBlob(31, 1000)
 		agents[0].store.put(data)
-		time.Sleep(learnedFor)
+		time.Sleep(learnedFor) // in virtual time
 		agents[1].pullsInside(t, data)
 	})
 }
@@ -246,7 +246,7 @@ func TestLostContentIsFetchedFromLaterOnes(t *testing.T) {
 		agents[0].pullsOutside(t, data)
 		agents[1].pullsInside(t, data)
 		delete(agents[0].store.blobs, digest.FromBytes(data))
-		time.Sleep(positionFor + time.Second)
+		time.Sleep(positionFor + time.Second) // in virtual time
 		agents[0].pullsInside(t, data)
 	})
 }
@@ -382,7 +382,7 @@ func TestPassedOnLieBarsForAMinute(t *testing.T) {
 		}
 		agents[1].pullsOutside(t, data)
 		testenv.Equal(t, fmt.Sprint(agents[1].client.barredNow()), "[agent-0]", "barred at first")
-		time.Sleep(brokenFor)
+		time.Sleep(brokenFor) // in virtual time
 		testenv.Equal(t, len(agents[1].client.barredNow()), 0, "barred after a minute are")
 	})
 }
